@@ -1,0 +1,275 @@
+"""The command line of vmae-shard. It alone prints and exits; everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vmae_data import __version__
+from vmae_data.errors import StopRequested, VmaeError
+
+__all__ = ["app", "main", "run_app"]
+
+app = typer.Typer(
+    name="vmae-shard",
+    help="Turn videos into WebDataset shards that a VideoMAE training reads fast.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated.")
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"vmae-shard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def build(
+    source: Annotated[str, typer.Argument(help="A folder of class folders, or a listing (`path label` a line).")],
+    dest: Annotated[str | None, typer.Argument(help="Where the shards go; left out: shards/NAME.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file.")] = None,
+    settings: Settings = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test: written into every sample.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE|INDEX", help="Take the classes and their numbers from another data set.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Encodes at a time; left out: one a core.")] = None,
+    max_failures: Annotated[
+        str | None, typer.Option(metavar="N|P%", help="Exit with 1 when more sources than this fail.")
+    ] = None,
+    ffmpeg: Annotated[str | None, typer.Option(help="The ffmpeg to use; left out: the one that was installed.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Resize, thin and pack videos into shards. Run again, it goes on where it was stopped."""
+    from vmae_data.build import build_shards
+    from vmae_data.prepare.plan import BuildSpec
+    from vmae_data.prepare.sources import read_classes
+    from vmae_data.recipes import load_recipe
+    from vmae_data.store import local_path
+
+    spec = load_recipe("vmae_data", recipe, BuildSpec, settings or ())
+    allowed = _allowed_failures(max_failures)
+    for remark in spec.remarks():
+        if not quiet:
+            print(f"remark: {remark}", file=sys.stderr)
+    folder = local_path(dest) if dest else Path("shards") / local_path(source).resolve().stem
+    report = build_shards(
+        source,
+        folder,
+        spec,
+        workers=workers or _cores(),
+        split=split,
+        classes=read_classes(classes) if classes else (),
+        ffmpeg=ffmpeg,
+        style=_style(quiet, as_json),
+    )
+    index = report.index
+    total = index.samples + report.failed
+    if as_json:
+        _print_json(
+            {"dest": str(folder), "samples": index.samples, "shards": len(index.shardlist), "failures": report.reasons}
+        )
+    elif not quiet:
+        size = sum(shard.filesize for shard in index.shardlist) / 1e6
+        print(f"{folder}: {index.samples} of {total} videos in {len(index.shardlist)} shards, {size:.1f} MB")
+        if report.failed:
+            words = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
+            print(f"{report.failed} failed ({words}); listed in {folder / 'failures.jsonl'}")
+    if allowed is not None and report.failed > allowed(total):
+        raise VmaeError(f"{report.failed} of {total} sources failed, more than --max-failures {max_failures} allows")
+
+
+@app.command()
+def verify(
+    dest: Annotated[str, typer.Argument(help="A folder of shards.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Shards checked at a time; left out: one a core.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every sum, key and count, and decode every video. Exit with 1 where anything is wrong."""
+    from vmae_data.check.verify import verify_shards
+    from vmae_data.store import local_path
+
+    report = verify_shards(local_path(dest), workers=workers or _cores(), style=_style(quiet, as_json))
+    for problem in report.problems:
+        if as_json:
+            _print_json({"file": problem.file, "problem": problem.found})
+        else:
+            print(f"{problem.file}: {problem.found}")
+    if report.problems:
+        raise VmaeError(f"{dest}: {len(report.problems)} problems in {report.shards} shards; build what they name again")
+    if not quiet and not as_json:
+        print(f"{dest}: {report.samples} samples in {report.shards} shards, all sums right, every frame decodes")
+
+
+@app.command()
+def inspect(
+    dest: Annotated[str, typer.Argument(help="A folder of shards.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a data set holds."""
+    from vmae_data.check.inspect import inspect_shards, print_table, write_page
+    from vmae_data.store import local_path
+
+    facts = inspect_shards(local_path(dest))
+    if html is not None:
+        write_page(facts, html)
+        print(html)
+    elif as_json:
+        _print_json(facts.as_dict())
+    else:
+        print_table(facts)
+
+
+@app.command()
+def demo(
+    dest: Annotated[Path, typer.Argument(help="Where the videos go: DEST/CLASS/*.mp4.")],
+    videos: Annotated[int, typer.Option(min=1, help="How many videos.")] = 800,
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds give other scenes.")] = 0,
+    broken: Annotated[bool, typer.Option("--broken", help="Add a few damaged files.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Left out: one a core.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a small labelled motion data set: real mp4 files in which only motion tells the class."""
+    from vmae_data.demo import write_demo
+    from vmae_data.progress import meter
+
+    with meter("demo videos", videos, _style(quiet, as_json)) as shown:
+        write_demo(
+            dest,
+            num_videos=videos,
+            seed=seed,
+            broken=broken,
+            on_done=lambda count: shown.advance(count),
+            workers=workers or _cores(),
+        )
+    if as_json:
+        _print_json({"dest": str(dest), "videos": videos})
+    elif not quiet:
+        print(f"{dest}: {videos} videos in 8 classes")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe, resolved.")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the build recipes, or show one with every value."""
+    from vmae_data.prepare.plan import BuildSpec
+
+    show_recipes("vmae_data", name, lambda _name: BuildSpec, settings, as_json)
+
+
+def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[str] | None, as_json: bool) -> None:
+    """What both command lines answer to `recipes [NAME]`."""
+    import msgspec
+
+    from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
+
+    if name is None:
+        for known in list_recipes(package):
+            head = recipe_head(read_recipe(package, known)).splitlines()
+            about = next((line for line in head[1:] if line.strip()), "")
+            print(f"{known:28} {about}") if not as_json else _print_json({"recipe": known, "about": about})
+        return
+    spec = msgspec.to_builtins(load_recipe(package, name, spec_of(name), settings or ()))
+    if as_json:
+        _print_json(spec)
+        return
+    print("\n".join(f"# {line}".rstrip() for line in recipe_head(read_recipe(package, name)).splitlines()))
+    print(_toml(spec), end="")
+
+
+def _toml(values: dict[str, Any]) -> str:
+    import msgspec
+
+    return msgspec.toml.encode({k: v for k, v in values.items() if v is not None}).decode()
+
+
+def _allowed_failures(text: str | None) -> Any:
+    from vmae_data.errors import MisuseError
+
+    if text is None:
+        return None
+    number = text.removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        raise MisuseError(f"--max-failures {text}: expected a number, such as 10, or a share, such as 1%") from None
+    return (lambda total: total * value / 100) if text.endswith("%") else (lambda total: value)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _style(quiet: bool, as_json: bool) -> Any:
+    from vmae_data.progress import ProgressStyle
+
+    return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.encode(value).decode(), flush=True)
+
+
+def run_app(application: typer.Typer, name: str) -> NoReturn:
+    """Run a command; an error is one line and an exit status: 1 failed, 2 misused, 130 or 143 ended by a signal."""
+    from vmae_data.processes import stop_on_signals
+
+    def stop(status: int) -> None:
+        raise StopRequested(status)
+
+    stop_on_signals(stop)
+    status = 0
+    try:
+        application(prog_name=name, standalone_mode=True)
+    except VmaeError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        status = error.exit_status
+    except StopRequested as stopped:
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        status = stopped.exit_status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def main() -> NoReturn:
+    run_app(app, "vmae-shard")

@@ -1,0 +1,130 @@
+"""Row 10. Bytes or a video file, frame numbers → uint8 planes and their times. PyAV, no torch.
+
+An encode is accepted by the build only when this decoder reads it, and training uses no other.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from vmae_data.errors import SampleError
+from vmae_data.format import Packets, Rational
+
+__all__ = ["DecodedVideo", "FramePlanes", "decode_all", "decode_frames", "read_packets"]
+
+U8 = NDArray[np.uint8]
+
+
+class FramePlanes(NamedTuple):
+    """Views of one decoded frame's planes, valid until the next frame is asked for: y (H, W), u and v (H/2, W/2)."""
+
+    number: int
+    y: U8
+    u: U8
+    v: U8
+
+
+class PacketTable(NamedTuple):
+    """What a reader needs to decode a member without a demuxer."""
+
+    codec: str
+    extradata: bytes
+    packets: Packets
+
+
+def decode_frames(data: bytes, wanted: Sequence[int], key: str) -> Iterator[FramePlanes]:
+    """The wanted frames of a shard's mp4, in ascending order.
+
+    `wanted` is strictly ascending. Frames are numbered by their time stamps, which the build made
+    steady from 0. Raises SampleError when one of them doesn't come.
+    """
+    av.logging.set_level(None)
+    position = 0
+    try:
+        with av.open(io.BytesIO(data), format="mp4", metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            # One thread: workers are the parallelism, and frame threads differ in which frames they lose.
+            stream.codec_context.thread_count = 1
+            if stream.time_base is None or not stream.average_rate:
+                raise SampleError(key, "the mp4 states no time base or rate")
+            step = 1 / (stream.average_rate * stream.time_base)
+            if wanted and wanted[0] > 0:
+                container.seek(int(wanted[0] * step), stream=stream, backward=True)
+            for frame in container.decode(stream):
+                number = _number(frame.pts, step)
+                if number < wanted[position]:
+                    continue
+                if number > wanted[position] or frame.format.name != "yuv420p":
+                    break
+                yield FramePlanes(number, *(_plane(frame, i) for i in range(3)))
+                position += 1
+                if position == len(wanted):
+                    return
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise SampleError(key, f"does not decode ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    if position < len(wanted):
+        raise SampleError(key, f"frame {wanted[position]} does not decode ({position} of {len(wanted)} did)")
+
+
+def _number(pts: int | None, step: Fraction) -> int:
+    return -1 if pts is None else round(pts / step)
+
+
+def _plane(frame: av.VideoFrame, i: int) -> U8:
+    plane = frame.planes[i]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+
+
+class DecodedVideo(NamedTuple):
+    """A whole video as planes: y (T, H, W), u and v (T, H/2, W/2)."""
+
+    y_THW: U8
+    u_THW: U8
+    v_THW: U8
+
+
+def decode_all(data: bytes, frames: int, key: str) -> DecodedVideo:
+    """Every frame of a shard's mp4. Raises SampleError when there are fewer than `frames`."""
+    copies = [tuple(plane.copy() for plane in shown[1:]) for shown in decode_frames(data, range(frames), key)]
+    y, u, v = (np.stack(planes) for planes in zip(*copies, strict=True))
+    return DecodedVideo(y, u, v)
+
+
+def read_packets(path: Path, key: str) -> PacketTable:
+    """The packets of an encoded file, after decoding every one of them.
+
+    Raises SampleError unless each packet gives one frame, at steady times from 0, in yuv420p.
+    """
+    av.logging.set_level(None)
+    try:
+        with av.open(str(path), format="mp4") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            table = Packets(
+                time_base=Rational(stream.time_base.numerator, stream.time_base.denominator),
+                positions=tuple(packet.pos for packet in packets),
+                sizes=tuple(packet.size for packet in packets),
+                pts=tuple(packet.pts for packet in packets),
+                dts=tuple(packet.dts for packet in packets),
+                keys=tuple(n for n, packet in enumerate(packets) if packet.is_keyframe),
+            )
+            codec, extradata = stream.codec_context.name, bytes(stream.codec_context.extradata or b"")
+        with av.open(str(path), format="mp4") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            step = 1 / (stream.average_rate * stream.time_base)
+            times = [_number(frame.pts, step) for frame in container.decode(stream)]
+    except (av.FFmpegError, ValueError, IndexError, TypeError) as error:
+        raise SampleError(key, f"the encoded file does not decode ({error})") from error
+    if times != list(range(len(packets))):
+        raise SampleError(key, f"the encoded file has {len(packets)} packets, but {len(times)} frames decode in order")
+    return PacketTable(codec, extradata, table)

@@ -1,0 +1,68 @@
+"""Every error that a user may see. One line each: what was found, what was wanted, what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "DataError",
+    "MisuseError",
+    "RecipeError",
+    "SampleError",
+    "SourceError",
+    "StopRequested",
+    "VmaeError",
+]
+
+
+class VmaeError(Exception):
+    """The root: its text is the one line that the command line prints."""
+
+    exit_status = 1
+
+
+class MisuseError(VmaeError):
+    """The command was called with something that can't work: a wrong path, key or value."""
+
+    exit_status = 2
+
+
+class RecipeError(MisuseError):
+    """A recipe, or a `--set`, that can't be read or doesn't hold together."""
+
+
+class DataError(VmaeError):
+    """Shards, an index or a checkpoint that are not what they should be."""
+
+
+class SourceError(VmaeError):
+    """One source video that gives nothing; it is counted by `reason` and never stops a build.
+
+    Args are positional so that the error survives pickling between processes.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class SampleError(DataError):
+    """One sample of a shard that can't be read; it keeps its place with weight 0."""
+
+    def __init__(self, key: str, detail: str) -> None:
+        super().__init__(key, detail)
+        self.key = key
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"sample {self.key}: {self.detail}"
+
+
+class StopRequested(BaseException):
+    """A signal asked the command to stop; not an Exception, so that no boundary swallows it."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__(exit_status)
+        self.exit_status = exit_status

@@ -1,0 +1,354 @@
+"""The contract between the build and the trainer: names, keys and records of a data set on disk.
+
+DEST/plan.json            what was planned, before any work      (PlanFacts)
+DEST/plan.arrow           which source goes into which shard
+DEST/shard-000000.tar     samples: KEY.mp4, KEY.json, KEY.cls
+DEST/shard-000000.json    its marker, written after the tar       (ShardMarker)
+DEST/samples.arrow        one row a sample: what reading needs
+DEST/failures.jsonl       one line a source that gave nothing     (Failure)
+DEST/index.json           written last: the data set is whole     (Index)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from vmae_data.errors import DataError
+
+__all__ = [
+    "FAILURES",
+    "FORMAT_VERSION",
+    "INDEX",
+    "PLAN",
+    "PLAN_TABLE",
+    "SAMPLES",
+    "Colour",
+    "Extent",
+    "Failure",
+    "Index",
+    "Label",
+    "MemberEntry",
+    "Packets",
+    "PhaseFacts",
+    "PlanFacts",
+    "Rational",
+    "Regular",
+    "SampleEntry",
+    "SampleFacts",
+    "SegmentFacts",
+    "Series",
+    "ShardListing",
+    "ShardMarker",
+    "SourceFacts",
+    "decode_record",
+    "encode_record",
+    "expand_series",
+    "key_of",
+    "marker_name",
+    "member_suffix",
+    "path_from_text",
+    "path_to_text",
+    "series_of",
+    "tar_name",
+]
+
+FORMAT_VERSION = 1
+PLAN, PLAN_TABLE, SAMPLES, FAILURES, INDEX = (
+    "plan.json",
+    "plan.arrow",
+    "samples.arrow",
+    "failures.jsonl",
+    "index.json",
+)
+
+SLUG_LENGTH = 60
+HASH_LENGTH = 16
+
+
+class Rational(Struct, frozen=True, array_like=True):
+    """A rate or a time base, written as [num, den]."""
+
+    num: int
+    den: int
+
+    def __float__(self) -> float:
+        return self.num / self.den
+
+
+class Regular(Struct, frozen=True):
+    """Evenly spaced integers: first, first + step, … (`count` of them)."""
+
+    first: int
+    step: int
+    count: int
+
+
+Series = Regular | tuple[int, ...]
+"""Frame numbers or times: compact where regular, else every number."""
+
+
+Label = int | tuple[int | float, ...]
+"""A class number, several of them, or values for regression."""
+
+
+class Colour(Struct, frozen=True, kw_only=True):
+    """How the planes of an encoded file become RGB."""
+
+    matrix: str  # "bt709" or "bt601"
+    full_range: bool
+    source_matrix: str
+    assumed: bool  # the source was untagged: BT.709 from 720 lines up, else BT.601
+
+
+class SourceFacts(Struct, frozen=True, kw_only=True):
+    """The source file as it was found. `frames` were decoded, not taken from a header."""
+
+    path: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    rotation: int
+    rate: Rational
+    frames: int
+    codec: str
+    pixel_format: str
+
+
+class SegmentFacts(Struct, frozen=True, kw_only=True):
+    """Which part of its source a sample is, in source frames [start, stop)."""
+
+    number: int
+    start: int
+    stop: int
+
+
+class PhaseFacts(Struct, frozen=True, kw_only=True):
+    """One mp4 member: which source frames it holds, and when each of them was shown."""
+
+    frames: int
+    source_frames: Series
+    source_times: Series
+    source_time_base: Rational
+
+
+class SampleFacts(Struct, frozen=True, kw_only=True):
+    """KEY.json: all that is known of a sample."""
+
+    version: int
+    key: str
+    source: SourceFacts
+    segment: SegmentFacts | None
+    phases: tuple[PhaseFacts, ...]
+    width: int
+    height: int
+    rate: Rational
+    profile: str
+    colour: Colour
+    remarks: tuple[str, ...] = ()
+    label: Label | None = None
+    class_name: str | None = None
+    split: str | None = None
+
+
+class Extent(Struct, frozen=True, kw_only=True):
+    """Where a member's data lies in its tar."""
+
+    offset: int
+    size: int
+    sha256: str
+
+
+class Packets(Struct, frozen=True, kw_only=True):
+    """The packets of an mp4 member in decoding order: a reader can decode without a demuxer.
+
+    Positions count from the start of the member's data; times are in `time_base`.
+    """
+
+    time_base: Rational
+    positions: tuple[int, ...]
+    sizes: tuple[int, ...]
+    pts: tuple[int, ...]
+    dts: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+class MemberEntry(Struct, frozen=True, kw_only=True):
+    """One mp4 member of a sample (one a phase)."""
+
+    extent: Extent
+    phase: PhaseFacts
+    codec: str
+    extradata: bytes
+    packets: Packets
+
+
+class SampleEntry(Struct, frozen=True, kw_only=True):
+    """One sample in a marker."""
+
+    key: str
+    label: Label | None
+    facts: Extent
+    members: tuple[MemberEntry, ...]
+
+
+class ShardMarker(Struct, frozen=True, kw_only=True):
+    """shard-NNNNNN.json: written after its tar is whole, so that its being there is the proof."""
+
+    version: int
+    plan: str
+    shard: int
+    tar: str
+    bytes: int
+    sha256: str
+    samples: tuple[SampleEntry, ...]
+    failures: tuple[Failure, ...] = ()
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """A source that gave nothing."""
+
+    key: str
+    path: str
+    reason: str
+    detail: str
+
+
+class PlanFacts(Struct, frozen=True, kw_only=True):
+    """plan.json: all that the bytes depend on. Two plans that are equal give equal shards."""
+
+    version: int
+    listing: str  # digest of relative paths and labels; also the data set's id in every draw
+    sources: int
+    shards: int
+    classes: tuple[str, ...]
+    recipe: dict[str, Any]
+    split: str | None
+    ffmpeg: str
+    ffmpeg_sha256: str
+
+    def digest(self) -> str:
+        """sha256 of the canonical bytes."""
+        return hashlib.sha256(encode_record(self)).hexdigest()
+
+
+class ShardListing(Struct, frozen=True, kw_only=True):
+    """One shard in the index; the first three fields are those of wids-shard-index-v1."""
+
+    url: str
+    nsamples: int
+    filesize: int
+    sha256: str
+    marker_sha256: str
+
+
+class Index(Struct, frozen=True, kw_only=True):
+    """index.json. It is also a `wids-shard-index-v1`, so `wids` opens it as it is."""
+
+    kind: str = msgspec.field(default="wids-shard-index-v1", name="__kind__")
+    wids_version: int = 1
+    version: int
+    id: str
+    samples: int
+    samples_sha256: str
+    classes: tuple[str, ...]
+    may_flip: bool
+    split: str | None
+    short_side: int
+    stride: int
+    phases: int
+    profile: str
+    recipe: dict[str, Any]
+    plan: str
+    failures: dict[str, int]
+    shardlist: tuple[ShardListing, ...]
+
+
+T = TypeVar("T")
+
+
+def encode_record(record: Any) -> bytes:
+    """Canonical JSON: same record, same bytes."""
+    return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
+
+
+def decode_record(data: bytes, kind: type[T], where: str) -> T:
+    """Read one of the records above.
+
+    Raises DataError naming `where` when the bytes are not that record, or are of a newer version.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).version
+        if version > FORMAT_VERSION:
+            raise DataError(
+                f"{where}: format version {version}, this program reads up to {FORMAT_VERSION}; update vmae"
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise DataError(f"{where}: not a {kind.__name__} record ({error}); build the data set again") from error
+
+
+class _Versioned(Struct):
+    version: int = FORMAT_VERSION
+
+
+def path_to_text(path: bytes) -> str:
+    r"""A path as text: bytes that are not UTF-8 become \xNN, a backslash is doubled."""
+    text = path.replace(b"\\", b"\\\\").decode("utf-8", "surrogateescape")
+    return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def path_from_text(text: str) -> bytes:
+    """The inverse of `path_to_text`."""
+
+    def one(match: re.Match[bytes]) -> bytes:
+        found = match.group(0)
+        return b"\\" if found == b"\\\\" else bytes([int(found[2:], 16)])
+
+    return re.sub(rb"\\\\|\\x[0-9a-f]{2}", one, text.encode("utf-8"))
+
+
+def key_of(path: bytes, segment: int | None = None) -> str:
+    """KEY of a source: slug of its stem, a dash, 16 hex digits of its path's sha256 (and -sNNNN)."""
+    suffix = "" if segment is None else f"-s{segment:04d}"
+    stem = PurePosixPath(path.decode("utf-8", "replace")).stem.lower()
+    slug = re.sub(r"[^a-z0-9_-]+", "-", stem)[:SLUG_LENGTH]
+    return f"{slug}-{hashlib.sha256(path).hexdigest()[:HASH_LENGTH]}{suffix}"
+
+
+def tar_name(shard: int) -> str:
+    return f"shard-{shard:06d}.tar"
+
+
+def marker_name(shard: int) -> str:
+    return f"shard-{shard:06d}.json"
+
+
+def member_suffix(phase: int) -> str:
+    """The extension of a phase's member: mp4, p1.mp4, p2.mp4, …"""
+    return "mp4" if phase == 0 else f"p{phase}.mp4"
+
+
+def series_of(numbers: Sequence[int]) -> Series:
+    """The compact form where the numbers are evenly spaced."""
+    values = [int(n) for n in numbers]
+    step = values[1] - values[0] if len(values) > 1 else 1
+    if values and all(b - a == step for a, b in zip(values, values[1:], strict=False)):
+        return Regular(first=values[0], step=step, count=len(values))
+    return tuple(values)
+
+
+def expand_series(series: Series) -> NDArray[np.int64]:
+    """Every number of a series."""
+    if isinstance(series, Regular):
+        return series.first + series.step * np.arange(series.count, dtype=np.int64)
+    return np.asarray(series, dtype=np.int64)

@@ -1,0 +1,192 @@
+"""The one place that runs ffmpeg: no shell, no stdin, its words kept, and it dies with us."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from vmae_data.errors import VmaeError
+from vmae_data.store import hash_file
+
+__all__ = ["Ffmpeg", "FfmpegRun", "ShownFrame", "find_ffmpeg", "run_ffmpeg"]
+
+PR_SET_PDEATHSIG = 1
+# showinfo speaks for every decoded frame, so a silence this long is a hang, not a long video.
+SILENCE_SECONDS = 120.0
+KEPT_WORDS = 40
+
+_SHOWN = re.compile(
+    r"\[Parsed_showinfo_0 @ [^]]*\] \[info\] n: *(\d+) pts: *(-?\d+|NOPTS) pts_time:\S* *duration: *(-?\d+|NOPTS)"
+)
+_TIME_BASE = re.compile(r"\[Parsed_showinfo_0 @ [^]]*\] \[info\] config in time_base: (\d+)/(\d+)")
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
+_COMPLAINT = re.compile(r"\[(error|fatal|panic)\] (.*)")
+
+
+class Ffmpeg(NamedTuple):
+    """An ffmpeg binary; the shards' bytes depend on it."""
+
+    path: str
+    version: str
+    sha256: str
+
+
+class ShownFrame(NamedTuple):
+    """A decoded frame as showinfo saw it, in the filter's time base."""
+
+    pts: int | None
+    duration: int | None
+
+
+class FfmpegRun(NamedTuple):
+    """What one run gave."""
+
+    status: int
+    shown: tuple[ShownFrame, ...]
+    time_base: tuple[int, int]
+    words: tuple[str, ...]  # errors, without addresses and paths
+    stalled: bool
+
+    def reason(self) -> str:
+        """ffmpeg's own last words, one line."""
+        return "; ".join(dict.fromkeys(self.words[-3:])) or f"ffmpeg ended with status {self.status} and no word"
+
+
+@cache
+def find_ffmpeg(named: str | None = None) -> Ffmpeg:
+    """The binary that VMAE_FFMPEG or `named` names, else the one that imageio-ffmpeg brings.
+
+    Raises VmaeError when it doesn't run or has no libx264.
+    """
+    path = named or os.environ.get("VMAE_FFMPEG")
+    if path is None:
+        import imageio_ffmpeg
+
+        try:
+            path = imageio_ffmpeg.get_ffmpeg_exe()
+        except RuntimeError as error:
+            raise VmaeError("no ffmpeg found; pip install imageio-ffmpeg, or set VMAE_FFMPEG to one") from error
+    try:
+        banner = _ask(path, "-version")
+        encoders = _ask(path, "-encoders")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise VmaeError(f"ffmpeg {path}: doesn't run ({error}); set VMAE_FFMPEG to one that does") from error
+    if " libx264 " not in encoders:
+        raise VmaeError(f"ffmpeg {path}: has no libx264 encoder; set VMAE_FFMPEG to one that has")
+    found = re.match(r"ffmpeg version (\S+)", banner)
+    return Ffmpeg(path, found[1] if found else "unknown", hash_file(Path(path).resolve()))
+
+
+def _ask(path: str, question: str) -> str:
+    return subprocess.run(
+        [path, "-nostdin", "-hide_banner", question] if question != "-version" else [path, question],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+        timeout=30,
+        text=True,
+    ).stdout
+
+
+def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
+    """Run ffmpeg to its end, or kill it after a long silence.
+
+    `names` says what a path is called in its words (`/data/a.mp4` → `a.mp4`). Call it from a main
+    thread only: the signal that ends ffmpeg with its parent follows the thread that started it.
+    """
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent went before the call above
+            os._exit(1)
+
+    process = subprocess.Popen(
+        list(arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for us, not for it
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - the worker has one thread
+    )
+    assert process.stderr is not None
+    reader = _Reader(names)
+    try:
+        stalled = not _follow(process.stderr, reader)
+        if stalled:
+            process.kill()
+        status = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        process.stderr.close()
+    return FfmpegRun(status, tuple(reader.shown), reader.time_base, tuple(reader.words), stalled)
+
+
+_LIBC = ctypes.CDLL(None)
+
+
+def _follow(stderr: IO[bytes], reader: _Reader) -> bool:
+    """Read what ffmpeg says until it closes; False when it fell silent."""
+    descriptor = stderr.fileno()
+    rest = b""
+    heard_at = time.monotonic()
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], 5.0)
+        if ready:
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                break
+            heard_at = time.monotonic()
+            *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
+            for line in lines:
+                reader.take(line.decode("utf-8", "replace"))
+        elif time.monotonic() - heard_at > SILENCE_SECONDS:
+            return False
+    if rest:
+        reader.take(rest.decode("utf-8", "replace"))
+    return True
+
+
+class _Reader:
+    """Sorts ffmpeg's lines into shown frames and complaints."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
+        self.shown: list[ShownFrame] = []
+        self.time_base = (0, 1)
+        self.words: deque[str] = deque(maxlen=KEPT_WORDS)
+
+    def take(self, line: str) -> None:
+        if line.startswith("[Parsed_showinfo_0"):
+            found = _SHOWN.match(line)
+            if found:
+                self.shown.append(ShownFrame(_number(found[2]), _number(found[3])))
+            elif base := _TIME_BASE.match(line):
+                self.time_base = (int(base[1]), int(base[2]))
+            return
+        complaint = _COMPLAINT.search(line)
+        if complaint:
+            text = _ADDRESS.sub("", line).replace(f"[{complaint[1]}] ", "")
+            for path, name in self.names.items():
+                text = text.replace(f"file:{path}", name).replace(path, name)
+            self.words.append(text.strip())
+
+
+def _number(text: str) -> int | None:
+    with suppress(ValueError):
+        return int(text)
+    return None

@@ -1,0 +1,180 @@
+"""Row 6. Encoded files in plan order → one reproducible tar, then its marker.
+
+The only file that imports webdataset, and so torch where it is installed: lazily, in the one
+process that packs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from vmae_data.errors import DataError
+from vmae_data.format import (
+    FORMAT_VERSION,
+    Extent,
+    Label,
+    MemberEntry,
+    SampleEntry,
+    ShardMarker,
+    decode_record,
+    encode_record,
+    marker_name,
+    member_suffix,
+    tar_name,
+)
+from vmae_data.prepare.resize import StagedSample, StagedSource, staged_name
+from vmae_data.store import commit_bytes, commit_file, hash_file, read_bytes, temporary_beside
+
+__all__ = ["PackJob", "clean_staging", "pack_shard", "read_marker", "read_staged"]
+
+
+class PackJob(NamedTuple):
+    """One shard to pack: its sources' keys in plan order."""
+
+    dest: Path
+    staging: Path
+    shard: int
+    keys: tuple[str, ...]
+    plan: str
+
+
+def read_staged(staging: Path, key: str) -> StagedSource | None:
+    """What a source gave, or None where it hasn't been worked on.
+
+    Only the record counts, and only while the files that it names are whole in size; the sum is
+    checked when they are packed.
+    """
+    path = staging / staged_name(key)
+    try:
+        staged = msgspec.json.decode(path.read_bytes(), type=StagedSource)
+        sizes = [(staging / m.file).stat().st_size == m.size for s in staged.samples for m in s.members]
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+        return None
+    return staged if all(sizes) else None
+
+
+def pack_shard(job: PackJob) -> ShardMarker:
+    """Write a shard and then its marker; clean the staging of its sources.
+
+    Raises DataError when a staged file is not what its record says.
+    """
+    staged = [_need(job, key) for key in job.keys]
+    samples = [sample for source in staged for sample in source.samples]
+    failures = tuple(source.failure for source in staged if source.failure is not None)
+    final = job.dest / tar_name(job.shard)
+    size, digest, entries = 0, "", ()
+    if samples:
+        temporary = temporary_beside(final)
+        try:
+            _write_tar(temporary, job.staging, samples)
+            size, digest = temporary.stat().st_size, hash_file(temporary)
+            entries = tuple(_entries(temporary, samples))
+            commit_file(temporary, final)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+    marker = ShardMarker(
+        version=FORMAT_VERSION,
+        plan=job.plan,
+        shard=job.shard,
+        tar=final.name if samples else "",
+        bytes=size,
+        sha256=digest,
+        samples=entries,
+        failures=failures,
+    )
+    commit_bytes(job.dest / marker_name(job.shard), encode_record(marker))
+    clean_staging(job.staging, job.keys)
+    return marker
+
+
+def _need(job: PackJob, key: str) -> StagedSource:
+    staged = read_staged(job.staging, key)
+    if staged is None:
+        raise DataError(f"{job.staging / staged_name(key)}: is gone or damaged; run the same build again")
+    return staged
+
+
+def _members(sample: StagedSample, staging: Path) -> Iterator[tuple[str, bytes]]:
+    for phase, member in enumerate(sample.members):
+        data = read_bytes(staging / member.file)
+        if hashlib.sha256(data).hexdigest() != member.sha256:
+            # Taken away, so that the next run encodes it again instead of stopping here for ever.
+            (staging / member.file).unlink()
+            raise DataError(f"{staging / member.file}: changed since it was written; run the same build again")
+        yield member_suffix(phase), data
+    yield "json", encode_record(sample.facts)
+    if sample.facts.label is not None:
+        yield "cls", _label_text(sample.facts.label)
+
+
+def _label_text(label: Label) -> bytes:
+    values = label if isinstance(label, tuple) else (label,)
+    return " ".join(str(value) for value in values).encode("ascii")
+
+
+def _write_tar(path: Path, staging: Path, samples: Sequence[StagedSample]) -> None:
+    from webdataset import TarWriter
+
+    with path.open("wb") as file:
+        # encoder=False: the bytes go in as they are. Fixed time and owner make the tar reproducible.
+        writer: Any = TarWriter(file, mtime=0, user="vmae", group="vmae", encoder=False)
+        for sample in samples:
+            writer.write({"__key__": sample.facts.key, **dict(_members(sample, staging))})
+        writer.close()
+
+
+def _entries(path: Path, samples: Sequence[StagedSample]) -> Iterator[SampleEntry]:
+    """Where the data of each member lies: read back from the tar, since the writer doesn't know while it writes."""
+    with tarfile.open(path) as tar:
+        places = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+    for sample in samples:
+        key = sample.facts.key
+        facts = encode_record(sample.facts)
+        yield SampleEntry(
+            key=key,
+            label=sample.facts.label,
+            facts=_extent(places[f"{key}.json"], hashlib.sha256(facts).hexdigest()),
+            members=tuple(
+                MemberEntry(
+                    extent=_extent(places[f"{key}.{member_suffix(phase)}"], member.sha256),
+                    phase=member.phase,
+                    codec=member.codec,
+                    extradata=member.extradata,
+                    packets=member.packets,
+                )
+                for phase, member in enumerate(sample.members)
+            ),
+        )
+
+
+def _extent(place: tuple[int, int], digest: str) -> Extent:
+    return Extent(offset=place[0], size=place[1], sha256=digest)
+
+
+def clean_staging(staging: Path, keys: Sequence[str]) -> None:
+    """Take away what the sources of a packed shard left; the record first, so that no record points to nothing."""
+    for key in keys:
+        staged = read_staged(staging, key)
+        (staging / staged_name(key)).unlink(missing_ok=True)
+        for sample in staged.samples if staged else ():
+            for member in sample.members:
+                (staging / member.file).unlink(missing_ok=True)
+
+
+def read_marker(dest: Path, shard: int, plan: str) -> ShardMarker | None:
+    """A shard's marker, or None where the shard is not done (or its tar is not there in full)."""
+    path = dest / marker_name(shard)
+    if not path.exists():
+        return None
+    marker = decode_record(read_bytes(path), ShardMarker, str(path))
+    tar = dest / tar_name(shard)
+    whole = not marker.samples or (tar.exists() and tar.stat().st_size == marker.bytes)
+    return marker if whole and marker.plan == plan else None

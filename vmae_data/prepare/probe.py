@@ -1,0 +1,130 @@
+"""Row 3. A source file → VideoInfo, read by PyAV from the container and the first decoded frame."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+
+from vmae_data.errors import SourceError
+from vmae_data.format import Rational
+
+__all__ = ["DEMUXERS", "VideoInfo", "probe_video", "scaled_size"]
+
+# Containers of one file only: a playlist or a concatenation script could name any other file.
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,asf,flv,ogg,mxf,h264,hevc,ivf,nut,dv,gif,rm,wtv"
+)
+_OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+
+# AVColorSpace and AVColorRange as libavutil numbers them.
+_MATRIX_NAMES = {0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc", 10: "bt2020c"}
+_RANGE_FULL = 2
+
+
+class VideoInfo(NamedTuple):
+    """What a source says of itself. Sizes are those shown: after rotation and sample aspect."""
+
+    width: int
+    height: int
+    rotation: int
+    rate: Rational
+    duration: float | None  # seconds that the container declares for the video, None where it doesn't
+    codec: str
+    pixel_format: str
+    matrix: str
+    full_range: bool
+    rgb: bool
+
+
+def probe_video(path: bytes) -> VideoInfo:
+    """Read a source's header and its first frame.
+
+    Raises SourceError: missing, empty, unreadable, no-video, undecodable.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - bytes paths may not be UTF-8
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise SourceError(reason, error.strerror or str(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError("unreadable", "not a regular file")
+    if status.st_size == 0:
+        raise SourceError("empty", "the file has 0 bytes")
+    av.logging.set_level(None)
+    try:
+        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise SourceError("no-video", "the file has no video stream")
+            return _describe(container)
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise SourceError("unreadable", _plain(error)) from error
+
+
+def _describe(container: av.container.InputContainer) -> VideoInfo:
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    frame = next(container.decode(stream), None)
+    if frame is None:
+        raise SourceError("undecodable", "no frame of the video stream decodes")
+    width, height = frame.width, frame.height
+    aspect = stream.sample_aspect_ratio
+    if aspect and aspect > 0:
+        width = max(1, round(width * aspect))
+    # Frame.rotation is counter-clockwise, in multiples of 90 for every camera; others can't be upright anyway.
+    rotation = round(frame.rotation) % 360
+    if rotation in (90, 270):
+        width, height = height, width
+    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+    if not rate or rate <= 0:
+        raise SourceError("undecodable", "the container states no frame rate")
+    rgb = frame.format.is_rgb
+    matrix = _MATRIX_NAMES.get(int(frame.colorspace), "unknown")
+    return VideoInfo(
+        width=width,
+        height=height,
+        rotation=rotation,
+        rate=Rational(rate.numerator, rate.denominator),
+        duration=_declared_duration(container, stream),
+        codec=stream.codec_context.name,
+        pixel_format=frame.format.name,
+        matrix=matrix if not rgb else "rgb",
+        full_range=int(frame.color_range) == _RANGE_FULL or frame.format.name.startswith("yuvj"),
+        rgb=rgb,
+    )
+
+
+def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    """The video stream's (or its DURATION tag), else the container's less any longer audio."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    if container.duration is None:
+        return None
+    whole = container.duration / 1_000_000
+    audio = [float(s.duration * s.time_base) for s in container.streams.audio if s.duration and s.time_base]
+    # An audio stream that lasts as long as the container says nothing of how long the video should last.
+    return None if audio and max(audio) >= whole - 0.001 else whole
+
+
+def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
+    """(width, height) with this short side: even, never larger than the source."""
+    scale = min(Fraction(1), Fraction(short_side, min(info.width, info.height)))
+    return _even(info.width, scale), _even(info.height, scale)
+
+
+def _even(length: int, scale: Fraction) -> int:
+    """The nearest even number, but never above the source's own length."""
+    return max(2, min(2 * round(length * scale / 2), length - length % 2))
+
+
+def _plain(error: Exception) -> str:
+    """The library's words without the path, which differs between machines."""
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).splitlines()[0] if str(text) else type(error).__name__

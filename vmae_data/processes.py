@@ -1,0 +1,184 @@
+"""Processes that live as long as their parent, told what to do over one pipe each.
+
+No shared queue: workers blocked in one outlive a killed parent, and its semaphores leak. A worker
+whose parent is gone is ended by the kernel (PR_SET_PDEATHSIG); a worker that dies is noticed at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, NamedTuple
+
+__all__ = ["Finished", "Pool", "WorkerDied", "die_with_parent", "next_finished", "stop_on_signals"]
+
+PR_SET_PDEATHSIG = 1
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+class WorkerDied(Exception):
+    """The process that had a task ended before it answered."""
+
+
+class Finished(NamedTuple):
+    """A task's end: its tag and what it gave, or the exception that it raised."""
+
+    tag: Any
+    result: Any
+    error: BaseException | None
+
+
+class _Task(NamedTuple):
+    tag: Any
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, whatever ends it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent went before the call above
+        os._exit(1)
+
+
+def _serve(connection: Connection, parent: int) -> None:
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    while True:
+        try:
+            task: _Task | None = connection.recv()
+        except EOFError:
+            return
+        if task is None:
+            return
+        try:
+            answer = Finished(task.tag, task.function(*task.arguments), None)
+        except Exception as error:
+            answer = Finished(task.tag, None, error)
+        connection.send(answer)
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self.connection, child = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid()), daemon=True)
+        self.process.start()
+        child.close()
+        self.task: _Task | None = None
+
+    def give(self, task: _Task) -> None:
+        self.task = task
+        self.connection.send(task)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+class Pool:
+    """A fixed number of worker processes, each started when first needed.
+
+    Use as a context manager; leaving it ends the workers at once. Submit from the main thread only.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._workers: list[_Worker] = []
+        self._waiting: deque[_Task] = deque()
+        self._done: deque[Finished] = deque()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks submitted and not yet taken by `next_finished`."""
+        return len(self._waiting) + len(self._done) + sum(worker.task is not None for worker in self._workers)
+
+    def submit(self, tag: Any, function: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append(_Task(tag, function, arguments))
+        self._feed()
+
+    def _feed(self) -> None:
+        for worker in self._workers:
+            if self._waiting and worker.task is None:
+                self._give(worker)
+        while self._waiting and len(self._workers) < self.size:
+            worker = _Worker()
+            self._workers.append(worker)
+            self._give(worker)
+
+    def _give(self, worker: _Worker) -> None:
+        task = self._waiting.popleft()
+        try:
+            worker.give(task)
+        except (BrokenPipeError, ConnectionResetError):
+            self._bury(worker)
+
+    def _bury(self, worker: _Worker) -> None:
+        worker.process.join()
+        status = worker.process.exitcode
+        if worker.task is not None:
+            error = WorkerDied(f"the worker process ended ({_status_words(status)})")
+            self._done.append(Finished(worker.task.tag, None, error))
+        worker.connection.close()
+        self._workers.remove(worker)
+
+    def _handles(self) -> dict[Any, _Worker]:
+        busy = [worker for worker in self._workers if worker.task is not None]
+        return {worker.connection: worker for worker in busy}
+
+    def _collect(self, worker: _Worker) -> None:
+        try:
+            finished = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._bury(worker)
+        else:
+            worker.task = None
+            self._done.append(finished)
+        self._feed()
+
+
+def _status_words(status: int | None) -> str:
+    return f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+
+
+def next_finished(pools: Sequence[Pool], timeout: float | None = None) -> Finished | None:
+    """The next task that ended in any of the pools; None after `timeout` seconds or where nothing runs."""
+    while True:
+        for pool in pools:
+            if pool._done:
+                return pool._done.popleft()
+        handles = {handle: (pool, worker) for pool in pools for handle, worker in pool._handles().items()}
+        if not handles:
+            return None
+        # A dead worker's pipe is ready too (end of file), so pipes alone show both.
+        ready = wait(list(handles), timeout)
+        if not ready:
+            return None
+        for handle in ready:
+            pool, worker = handles[handle]
+            pool._collect(worker)
+
+
+def stop_on_signals(raised: Callable[[int], None]) -> None:
+    """Call `raised(128 + number)` on SIGTERM and SIGINT (143, 130)."""
+
+    def handler(number: int, _frame: Any) -> None:
+        raised(128 + number)
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,121 @@
+"""Recipes: TOML → the spec class it is given. Data, not code; unknown keys are refused by their path."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from vmae_data.errors import RecipeError
+
+__all__ = ["build_spec", "difference", "list_recipes", "load_recipe", "read_recipe", "recipe_head"]
+
+T = TypeVar("T")
+
+
+def list_recipes(package: str) -> tuple[str, ...]:
+    """Names of the recipes that a package brings, folders included: `demo`, `pretrain/k400`."""
+    return tuple(sorted(_walk(files(package) / "recipes", "")))
+
+
+def _walk(folder: Traversable, prefix: str) -> list[str]:
+    names: list[str] = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            names += _walk(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".toml"):
+            names.append(prefix + entry.name.removesuffix(".toml"))
+    return names
+
+
+def read_recipe(package: str, name: str) -> str:
+    """The text of a recipe: a file where `name` ends in .toml, else one that the package brings.
+
+    Raises RecipeError listing the known names.
+    """
+    if name.endswith(".toml"):
+        try:
+            return Path(name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {name}: can't be read ({error}); name a TOML file or a recipe") from error
+    known = list_recipes(package)
+    if name not in known:
+        raise RecipeError(f"recipe {name!r} is unknown; known: {', '.join(known)}; or name a file ending in .toml")
+    return files(package).joinpath("recipes", f"{name}.toml").read_text("utf-8")
+
+
+def recipe_head(text: str) -> str:
+    """The comment at a recipe's top, without its marks."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    return "\n".join(lines)
+
+
+def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequence[str] = ()) -> T:
+    """A recipe (or the spec's defaults where `name` is None) with `key=value` overrides, checked.
+
+    Raises RecipeError with the path of the key.
+    """
+    values: dict[str, Any] = {}
+    if name is not None:
+        try:
+            values = tomllib.loads(read_recipe(package, name))
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"recipe {name}: not TOML ({error})") from error
+    for override in overrides:
+        _set(values, override)
+    return build_spec(values, spec, f"recipe {name}" if name else "settings")
+
+
+def build_spec(values: dict[str, Any], spec: type[T], where: str) -> T:
+    """Check plain values against a spec. Raises RecipeError with the path of the key."""
+    try:
+        return msgspec.convert(values, type=spec)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(str(error))}") from error
+
+
+def _explain(message: str) -> str:
+    """msgspec says `… - at `$.model.depth``: put the key first, as people wrote it."""
+    unknown = re.fullmatch(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?", message)
+    if unknown:
+        key = ".".join(part for part in (unknown[2], unknown[1]) if part)
+        return f"{key}: no such key; `recipes NAME` shows the keys there are"
+    placed = re.fullmatch(r"(.*?) - at `\$\.?(.*)`", message, re.DOTALL)
+    return f"{placed[2]}: {placed[1]}" if placed and placed[2] else message
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override}: expected key=value, such as --set seed=1")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # an unquoted word, as shells make them
+    for part in parts[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override}: {part} is a value, not a table")
+        values = inner
+    values[parts[-1]] = value
+
+
+def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Where two plain values (records as dicts) differ: `key: old → new`, one line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return lines
+    return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
