@@ -169,7 +169,7 @@ def demo(
             num_videos=videos,
             seed=seed,
             broken=broken,
-            on_done=lambda count: shown.advance(count),
+            on_done=lambda done: shown.advance(done - shown.done),
             workers=workers or _cores(),
         )
     if as_json:

@@ -36,8 +36,11 @@ class Finished(NamedTuple):
 
 class _Task(NamedTuple):
     tag: Any
-    function: Callable[..., Any]
     arguments: tuple[Any, ...]
+
+
+def _apply(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def die_with_parent(parent: int) -> None:
@@ -47,9 +50,10 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _serve(connection: Connection, parent: int) -> None:
+def _serve(connection: Connection, parent: int, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    handler = make(*arguments) if make else _apply
     while True:
         try:
             task: _Task | None = connection.recv()
@@ -58,16 +62,16 @@ def _serve(connection: Connection, parent: int) -> None:
         if task is None:
             return
         try:
-            answer = Finished(task.tag, task.function(*task.arguments), None)
+            answer = Finished(task.tag, handler(*task.arguments), None)
         except Exception as error:
             answer = Finished(task.tag, None, error)
         connection.send(answer)
 
 
 class _Worker:
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
         self.connection, child = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid()), daemon=True)
+        self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid(), make, arguments), daemon=True)
         self.process.start()
         child.close()
         self.task: _Task | None = None
@@ -85,11 +89,14 @@ class _Worker:
 class Pool:
     """A fixed number of worker processes, each started when first needed.
 
-    Use as a context manager; leaving it ends the workers at once. Submit from the main thread only.
+    Each calls `make(*arguments)` once and hands every task to what that gives; without `make` a
+    task is a function and its arguments. Use as a context manager; leaving it ends the workers at
+    once. Submit from the main thread only: a worker ends with the thread that started it.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, make: Callable[..., Any] | None = None, arguments: tuple[Any, ...] = ()) -> None:
         self.size = size
+        self._make, self._arguments = make, arguments
         self._workers: list[_Worker] = []
         self._waiting: deque[_Task] = deque()
         self._done: deque[Finished] = deque()
@@ -108,8 +115,8 @@ class Pool:
         """Tasks submitted and not yet taken by `next_finished`."""
         return len(self._waiting) + len(self._done) + sum(worker.task is not None for worker in self._workers)
 
-    def submit(self, tag: Any, function: Callable[..., Any], *arguments: Any) -> None:
-        self._waiting.append(_Task(tag, function, arguments))
+    def submit(self, tag: Any, *arguments: Any) -> None:
+        self._waiting.append(_Task(tag, arguments))
         self._feed()
 
     def _feed(self) -> None:
@@ -117,7 +124,7 @@ class Pool:
             if self._waiting and worker.task is None:
                 self._give(worker)
         while self._waiting and len(self._workers) < self.size:
-            worker = _Worker()
+            worker = _Worker(self._make, self._arguments)
             self._workers.append(worker)
             self._give(worker)
 

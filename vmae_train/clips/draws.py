@@ -9,17 +9,20 @@ B batch, I draws of one sample.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.draws import Purpose
 
 __all__ = ["ClipDraws", "integer", "permutation", "signed", "splitmix64", "uniform"]
+
+Numbers: TypeAlias = int | np.integer | Sequence[int] | NDArray[Any]
 
 _TOP_BIT = -(2**63)
 
@@ -75,15 +78,15 @@ class ClipDraws(NamedTuple):
         device: torch.device | str,
         *,
         seed: int,
-        epoch: ArrayLike,
-        sample: ArrayLike,
-        visit: ArrayLike = 0,
-        repeat: ArrayLike = 0,
+        epoch: Numbers,
+        sample: Numbers,
+        visit: Numbers = 0,
+        repeat: Numbers = 0,
     ) -> ClipDraws:
         """Draws on a device from numbers or uint64 arrays on the host, broadcast to the shape of `sample`."""
         sample_numbers = np.asarray(sample, dtype=np.uint64)
 
-        def tensor(numbers: ArrayLike) -> Tensor:
+        def tensor(numbers: Numbers) -> Tensor:
             whole = np.broadcast_to(np.asarray(numbers, dtype=np.uint64), sample_numbers.shape)
             return torch.from_numpy(whole.astype(np.uint64).view(np.int64)).to(device, non_blocking=True)
 
@@ -94,7 +97,7 @@ class ClipDraws(NamedTuple):
         epoch_B, sample_B, visit_B, repeat_B = (x.to(device, non_blocking=True) for x in self[1:])
         return ClipDraws(self.seed, epoch_B, sample_B, visit_B, repeat_B)
 
-    def bits(self, purpose: Purpose, i: Int64[Tensor, " I"] | int = 0) -> Int64[Tensor, "B *I"]:
+    def bits(self, purpose: Purpose, i: Int64[Tensor, " I"] | int = 0) -> Int64[Tensor, "B ..."]:
         """64 random bits for each sample: (B,) for one draw `i`, (B, I) for a row of draws."""
         h = splitmix64(self.epoch_B ^ signed(self.seed))
         for x in (self.sample_B, self.visit_B, self.repeat_B):

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+import vmae_data.draws as reference
+from vmae_data.draws import Purpose
+from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.mask import MaskSpec, TubeMask, tube_mask
+
+SLICES, PLACES = 8, 196
+
+
+def _mask(device: torch.device, *, samples: int = 4, ratio: float = 0.9, epoch: int = 0) -> TubeMask:
+    draws = ClipDraws.on(device, seed=7, epoch=epoch, sample=list(range(samples)))
+    return tube_mask(draws, slices=SLICES, places=PLACES, ratio=ratio)
+
+
+def test_tube_mask_hides_the_same_places_in_every_slice(device: torch.device) -> None:
+    masked_BSM = _mask(device).masked_BM.cpu().reshape(4, SLICES, -1)
+    for number in range(SLICES):
+        assert torch.equal(masked_BSM[:, number] - number * PLACES, masked_BSM[:, 0])
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.9, 176), (0.75, 147), (0.95, 186)])
+def test_tube_mask_hides_the_published_number_of_places(ratio: float, hidden: int) -> None:
+    mask = _mask(torch.device("cpu"), ratio=ratio)
+    assert mask.masked_BM.shape == (4, SLICES * hidden)
+    assert mask.visible_BV.shape == (4, SLICES * (PLACES - hidden))
+
+
+def test_every_token_is_either_visible_or_masked_and_both_ascend(device: torch.device) -> None:
+    mask = _mask(device)
+    both = torch.cat((mask.visible_BV, mask.masked_BM), dim=1).cpu()
+    assert torch.equal(both.sort(dim=1).values, torch.arange(SLICES * PLACES).expand(4, -1))
+    for tokens in (mask.visible_BV, mask.masked_BM):
+        assert (tokens.diff(dim=1) > 0).all()
+
+
+def test_masked_places_are_the_first_of_numpys_permutation(device: torch.device) -> None:
+    mask = _mask(device, epoch=3)
+    for sample in range(4):
+        order = reference.permutation(reference.bits(7, 3, sample, 0, 0, Purpose.MASK, np.arange(PLACES)))
+        assert mask.masked_BM[sample, :176].tolist() == sorted(order[:176].tolist())
+
+
+def test_masks_differ_between_samples_and_epochs() -> None:
+    first, second = _mask(torch.device("cpu")), _mask(torch.device("cpu"), epoch=1)
+    assert not torch.equal(first.masked_BM[0], first.masked_BM[1])
+    assert not torch.equal(first.masked_BM, second.masked_BM)
+
+
+def test_every_place_is_hidden_equally_often() -> None:
+    draws = ClipDraws.on("cpu", seed=1, epoch=0, sample=list(range(4000)))
+    hidden = tube_mask(draws, slices=1, places=16, ratio=0.75).masked_BM
+    share = torch.bincount(hidden.flatten(), minlength=16) / 4000
+    assert (share - 0.75).abs().max() < 5 * (0.75 * 0.25 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.001])
+def test_a_ratio_that_hides_nothing_is_refused_with_its_numbers(ratio: float) -> None:
+    draws = ClipDraws.on("cpu", seed=1, epoch=0, sample=[1])
+    with pytest.raises(ValueError, match=rf"mask.ratio = {ratio} hides 0 of 16 places"):
+        tube_mask(draws, slices=1, places=16, ratio=ratio)
+
+
+def test_a_single_place_cannot_be_masked_in_part() -> None:
+    draws = ClipDraws.on("cpu", seed=1, epoch=0, sample=[1])
+    with pytest.raises(ValueError, match="1 places of a slice"):
+        tube_mask(draws, slices=8, places=1, ratio=0.9)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 90.0])
+def test_a_spec_outside_zero_and_one_is_refused_by_name(ratio: float) -> None:
+    with pytest.raises(ValueError, match="mask.ratio"):
+        MaskSpec(ratio=ratio)
+
+
+def test_a_spec_refuses_unknown_keys_and_kinds() -> None:
+    with pytest.raises(msgspec.ValidationError, match="unknown field `rate`"):
+        msgspec.convert({"rate": 0.9}, MaskSpec)
+    with pytest.raises(msgspec.ValidationError, match="kind"):
+        msgspec.convert({"kind": "cube"}, MaskSpec)
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, vmae_train, vmae_train.clips; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_a_model_imports_no_kornia() -> None:
+    code = "import sys; from vmae_train import load_model, TubeMask; assert 'kornia' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

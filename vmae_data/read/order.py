@@ -1,0 +1,69 @@
+"""Row 8. Index, seed, epoch, position → sample numbers. Pure.
+
+Shards are shuffled; their samples, in that sequence, are cut into C equal canonical streams; each
+stream is shuffled within disjoint blocks; a batch takes its B / C samples from each stream, stream
+after stream. So ranks that divide C read whole streams, and no batch depends on who reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmae_data import draws
+from vmae_data.draws import Purpose
+
+__all__ = ["WINDOW_SHARDS", "epoch_batches", "rank_slice", "stream_count"]
+
+MAX_STREAMS = 64
+WINDOW_SHARDS = 16
+
+
+def stream_count(batch: int) -> int:
+    """C, the greatest divisor of the global batch up to 64."""
+    return max(c for c in range(1, min(batch, MAX_STREAMS) + 1) if batch % c == 0)
+
+
+def epoch_batches(shard_sizes: Sequence[int], *, seed: int, epoch: int, batch: int) -> NDArray[np.int64]:
+    """The global batches of an epoch, (steps, batch) sample numbers in the index's order.
+
+    The last N mod B samples of the shuffled sequence sit the epoch out.
+    """
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    total = int(sizes.sum())
+    steps, streams = total // batch, stream_count(batch)
+    if steps == 0:
+        return np.empty((0, batch), dtype=np.int64)
+    sequence = _shuffled_shards(sizes, seed, epoch)[: steps * batch]
+    window = WINDOW_SHARDS * -(-total // len(sizes))
+    shuffled = _shuffle_blocks(sequence.reshape(streams, -1), window, seed, epoch)
+    # (streams, steps · B / C) → (steps, streams, B / C): a batch is stream after stream.
+    by_stream = shuffled.reshape(streams, steps, batch // streams)
+    return np.ascontiguousarray(by_stream.transpose(1, 0, 2)).reshape(steps, batch)
+
+
+def _shuffled_shards(sizes: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Sample numbers, shard after shard in shuffled order; inside a shard plan order."""
+    shards = draws.permutation(draws.bits(seed, epoch, 0, 0, 0, Purpose.SHARDS, np.arange(len(sizes))))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[shards]
+    lengths = sizes[shards]
+    within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + within
+
+
+def _shuffle_blocks(streams_CN: NDArray[np.int64], window: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Permute each stream within blocks of `window` samples."""
+    count, length = streams_CN.shape
+    places = np.arange(count * length, dtype=np.uint64)
+    hashes = draws.bits(seed, epoch, 0, 0, 0, Purpose.WINDOW, places).reshape(count, length)
+    blocks = np.broadcast_to(np.arange(length) // window, (count, length))
+    order = np.lexsort((hashes, blocks), axis=-1)
+    return np.take_along_axis(streams_CN, order, axis=-1)
+
+
+def rank_slice(batch: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+    """A rank's share of a global batch: a whole number of streams where `world` divides C."""
+    share = len(batch) // world
+    return batch[rank * share : (rank + 1) * share]

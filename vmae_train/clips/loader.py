@@ -1,0 +1,245 @@
+"""Row 13. The stream, run in worker processes → Batch on the device, with its position in the data.
+
+B clips of a batch, F decoded frames, V views of a clip, T frames of a view.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from vmae_data.errors import DataError, SampleError
+from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
+from vmae_data.read.shards import Shards
+from vmae_data.read.slots import SharedSlots, SlotLayout
+from vmae_data.read.stream import FilledPlace, Sampler, WantedClip, make_decoder
+from vmae_train.clips.augment import Planes
+from vmae_train.clips.draws import ClipDraws
+
+__all__ = ["Batch", "ClipLoader", "LoaderSpec", "Request", "Unreadable", "padded_size"]
+
+MAX_ASPECT = 2.4
+EMPTY = -1
+UNREADABLE_SHARE, UNREADABLE_COUNT = 0.01, 8
+
+
+class LoaderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How batches are brought; nothing here changes what is in them."""
+
+    workers: int = 1
+    ahead: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.ahead < 1:
+            raise ValueError(
+                f"loader.workers = {self.workers}, loader.ahead = {self.ahead}: expected at least 0 and at least 1"
+            )
+
+
+class Request(NamedTuple):
+    """A batch to bring: sample numbers in order, EMPTY (−1) where a place stays empty."""
+
+    epoch: int
+    step: int
+    samples: tuple[int, ...]
+
+
+class Batch(NamedTuple):
+    """Clips on the device. `index_BVT` picks each view's frames from the decoded ones; None: all, in order.
+
+    A sample that could not be read has weight 0 and black frames; so has an empty place.
+    """
+
+    planes: Planes
+    index_BVT: Int64[Tensor, "B V T"] | None
+    label_B: Int64[Tensor, " B"]
+    weight_B: Float32[Tensor, " B"]
+    valid: int  # samples of weight 1, known without asking the device
+    draws: ClipDraws
+    request: Request
+
+
+class Unreadable:
+    """The ledger of samples that could not be read: counted by key, named at the end, bounded."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.limit = max(UNREADABLE_COUNT, int(UNREADABLE_SHARE * num_samples))
+        self.by_key: dict[str, str] = {}
+
+    def add(self, error: SampleError) -> None:
+        """Raises DataError when more distinct samples are lost than a set may lose."""
+        self.by_key[error.key] = error.detail
+        if len(self.by_key) > self.limit:
+            listed = "; ".join(f"{key}: {detail}" for key, detail in sorted(self.by_key.items()))
+            raise DataError(
+                f"{len(self.by_key)} samples can't be read, more than the {self.limit} that are let pass; "
+                f"verify the shards ({listed})"
+            )
+
+
+def padded_size(shards: Shards) -> tuple[int, int]:
+    """The height and width that every frame of a data set fits into, up to an aspect of 2.4.
+
+    From the index, never from a batch, so that a batch's tensors don't depend on its company.
+    """
+    longest = int(MAX_ASPECT * shards.index.short_side) // 2 * 2
+    height, width = (int(n) for n in shards.size_N2.max(axis=0))
+    return min(height, longest) // 2 * 2, min(width, longest) // 2 * 2
+
+
+class ClipLoader:
+    """Brings the requested batches in their order. Use as a context manager.
+
+    Worker processes decode into shared slots; which worker decodes what changes nothing. `waited`
+    adds up the seconds that the caller stood waiting for a batch.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        sampler: Sampler,
+        requests: Iterable[Request],
+        *,
+        batch: int,
+        frames: int,
+        seed: int,
+        spec: LoaderSpec,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shards, self.spec, self.seed = shards, spec, seed
+        self.device = torch.device(device)
+        self.layout = SlotLayout(batch, frames, *padded_size(shards))
+        self.slots = SharedSlots(spec.ahead + 1, self.layout)
+        self.unreadable = Unreadable(len(shards))
+        self.waited = 0.0
+        self._requests = iter(requests)
+        arguments = (shards.url, shards.digest, sampler, self.slots)
+        self._pool = Pool(spec.workers, make_decoder, arguments)
+        self._here = make_decoder(*arguments) if spec.workers == 0 else None
+        self._free = list(range(self.slots.count))
+        self._coming: deque[_Coming] = deque()
+
+    def __enter__(self) -> ClipLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)
+        self.slots.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._ask()
+        while self._coming:
+            started_at = time.perf_counter()
+            head = self._coming[0]
+            while head.missing:
+                self._take(next_finished((self._pool,)))
+            self._coming.popleft()
+            batch = self._assemble(head)
+            self._free.append(head.slot)
+            self._ask()
+            self.waited += time.perf_counter() - started_at
+            yield batch
+
+    def _ask(self) -> None:
+        """Hand out work while there are free slots."""
+        while self._free and (request := next(self._requests, None)) is not None:
+            coming = _Coming(request, self._free.pop())
+            self._coming.append(coming)
+            wanted = [
+                WantedClip(place, sample, self.seed, request.epoch)
+                for place, sample in enumerate(request.samples)
+                if sample != EMPTY
+            ]
+            # Several pieces a batch, so that the first batch comes from all workers at once.
+            share = max(1, -(-len(wanted) // max(1, self.spec.workers)))
+            for start in range(0, len(wanted), share):
+                self._decode(coming, wanted[start : start + share])
+
+    def _decode(self, coming: _Coming, wanted: Sequence[WantedClip]) -> None:
+        coming.missing += 1
+        if self._here is not None:
+            self._take(Finished(coming.slot, self._here(coming.slot, wanted), None))
+        else:
+            self._pool.submit(coming.slot, coming.slot, wanted)
+
+    def _take(self, finished: Finished | None) -> None:
+        if finished is None:
+            raise DataError("no decode worker is left; start again")
+        if isinstance(finished.error, WorkerDied):
+            raise DataError(f"decoding stopped: {finished.error}; start the same command again")
+        if finished.error is not None:
+            raise finished.error
+        coming = next(coming for coming in self._coming if coming.slot == finished.tag)
+        coming.missing -= 1
+        coming.places += finished.result
+        for place in finished.result:
+            if place.failure is not None:
+                self.unreadable.add(place.failure)
+
+    def _assemble(self, coming: _Coming) -> Batch:
+        samples = np.asarray(coming.request.samples)
+        size_B2 = np.full((len(samples), 2), (self.layout.height, self.layout.width), dtype=np.int64)
+        weight_B = np.zeros(len(samples), dtype=np.float32)
+        for filled in coming.places:
+            size_B2[filled.place] = filled.height, filled.width
+            weight_B[filled.place] = filled.failure is None
+        real = samples != EMPTY
+        known = np.where(real, samples, 0)
+        for place in np.flatnonzero(~real):
+            for plane in self.slots.planes(coming.slot):
+                plane[place] = 0
+        numbers = np.asarray([self.shards.sample_number(int(n)) for n in known], dtype=np.uint64)
+        # One copy to the device: the slot is free again at once, and nothing keeps a view of it.
+        flat = torch.from_numpy(self.slots.flat(coming.slot)).to(self.device, copy=True)
+        y, u, v = self.layout.split(flat)
+
+        def put(values: Any) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+        return Batch(
+            planes=Planes(
+                y_BTHW=y,
+                u_BTHW=u,
+                v_BTHW=v,
+                size_B2=put(size_B2),
+                matrix_B=put(self.shards.is_bt709_N[known].astype(np.int64)),
+                full_range_B=put(self.shards.full_range_N[known]),
+            ),
+            index_BVT=self._index(coming.places, put),
+            label_B=put(np.where(real, self.shards.label_N[known], -1)),
+            weight_B=put(weight_B),
+            valid=int(weight_B.sum()),
+            draws=ClipDraws.on(self.device, seed=self.seed, epoch=coming.request.epoch, sample=numbers),
+            request=coming.request,
+        )
+
+    def _index(self, places: Sequence[FilledPlace], put: Any) -> Tensor | None:
+        """None where every clip is its decoded frames in order, which is the common case in training."""
+        plain = np.arange(self.layout.frames)[None]
+        rows = [(p.place, p.index_VT) for p in places if p.index_VT is not None]
+        if all(np.array_equal(index, plain) for _, index in rows):
+            return None
+        index_BVT = np.zeros((self.layout.clips, *rows[0][1].shape), dtype=np.int64)
+        for place, index in rows:
+            index_BVT[place] = index
+        return torch.as_tensor(put(index_BVT))
+
+
+class _Coming:
+    """A batch on its way."""
+
+    def __init__(self, request: Request, slot: int) -> None:
+        self.request, self.slot = request, slot
+        self.missing = 0
+        self.places: list[FilledPlace] = []

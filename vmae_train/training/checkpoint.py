@@ -1,0 +1,131 @@
+"""A checkpoint is a folder: weights and optimizer as safetensors, the model's geometry, state.json last."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from vmae_data.errors import DataError
+from vmae_data.store import TEMPORARY, commit_bytes, sync_folder
+from vmae_train.model.load import load_weights, newest_checkpoint, save_model
+from vmae_train.model.videomae import VideoModel
+from vmae_train.training.optim import trained_parameters
+
+__all__ = ["Checkpoint", "CheckpointSpec", "RunState", "checkpoint_name", "load_checkpoint", "last_checkpoint", "save_checkpoint"]
+
+STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often a run is saved, and how many of the last are kept."""
+
+    every_steps: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.keep < 1:
+            raise ValueError(f"every_steps = {self.every_steps}, keep = {self.keep}: both must be 1 or more")
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run needs to go on, beside weights and optimizer. Chance has no state."""
+
+    step: int
+    samples: int
+    unreadable: dict[str, str] = {}
+    scaler: dict[str, Any] | None = None
+
+
+class Checkpoint(NamedTuple):
+    path: Path
+    state: RunState
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
+def save_checkpoint(
+    run: Path, model: VideoModel, optimizer: torch.optim.Optimizer, state: RunState, *, keep: int
+) -> Path:
+    """Write RUN/checkpoints/step-… whole, then take away all but the last `keep`."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / checkpoint_name(state.step)
+    if (final / STATE).exists():
+        return final
+    temporary = folder / f"{TEMPORARY}{final.name}"
+    for leftover in (temporary, final):  # `final` without state.json was never a checkpoint
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    save_model(temporary, model)
+    commit_bytes(temporary / OPTIMIZER, save(_optimizer_tensors(model, optimizer)))
+    commit_bytes(temporary / STATE, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
+    temporary.rename(final)
+    sync_folder(folder)
+    for old in _complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"step-*/{STATE}"))
+
+
+def last_checkpoint(run: Path) -> Checkpoint | None:
+    """The last whole checkpoint of a run, or None. Leftovers of a killed save are removed."""
+    for leftover in (run / "checkpoints").glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = newest_checkpoint(run)
+    if folder is None:
+        return None
+    path = folder / STATE
+    try:
+        return Checkpoint(folder, msgspec.json.decode(path.read_bytes(), type=RunState))
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise DataError(f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before") from error
+
+
+def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and moments into a model and its optimizer.
+
+    Raises DataError when a file is damaged or is of another model.
+    """
+    load_weights(checkpoint.path, model)
+    path = checkpoint.path / OPTIMIZER
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before") from error
+    state = optimizer.state_dict()
+    numbers = _numbers(model, optimizer)
+    wanted = {f"{moment}/{name}" for name in numbers for moment in _MOMENTS}
+    if tensors.keys() != wanted:
+        raise DataError(f"{path}: holds other parameters than the model; the run's recipe was another")
+    state["state"] = {
+        number: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS} for name, number in numbers.items()
+    }
+    optimizer.load_state_dict(state)
+
+
+def _numbers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """The optimizer numbers parameters by group; names say which is which."""
+    order = {id(parameter): n for n, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    return {name: order[id(parameter)] for name, parameter in trained_parameters(model)}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in trained_parameters(model):
+        state = optimizer.state[parameter]
+        for moment in _MOMENTS:
+            tensors[f"{moment}/{name}"] = state[moment].detach().cpu().contiguous()
+    return tensors

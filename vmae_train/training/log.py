@@ -1,0 +1,75 @@
+"""What a run says of itself: a JSON line at every logging step, and the table of its start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmae_data.store import commit_bytes
+
+__all__ = ["LogSpec", "RunLog", "print_start", "read_log"]
+
+LOG = "log.jsonl"
+
+
+class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often numbers are fetched from the device and written."""
+
+    every_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps = {self.every_steps}: must be 1 or more")
+
+
+class RunLog:
+    """RUN/log.jsonl. Going on from a step takes back the lines after it, so that no step stands twice."""
+
+    def __init__(self, run: Path, *, step: int) -> None:
+        path = run / LOG
+        kept = [line for line in read_log(run) if line["step"] <= step]
+        if path.exists():
+            commit_bytes(path, b"".join(msgspec.json.encode(line) + b"\n" for line in kept))
+        self._file = path.open("ab")
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(msgspec.json.encode(line) + b"\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Before a checkpoint: what it continues from must be on the disk too."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's log; a line that a kill cut short is left out."""
+    path = run / LOG
+    if not path.exists():
+        return []
+    lines = []
+    for raw in path.read_bytes().split(b"\n"):
+        try:
+            lines.append(msgspec.json.decode(raw, type=dict[str, Any]))
+        except msgspec.DecodeError:
+            continue
+    return lines
+
+
+def print_start(title: str, rows: dict[str, str], *, quiet: bool) -> None:
+    """The resolved values of a run, as a table on stderr."""
+    if quiet:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(file=sys.stderr, highlight=False).print(table)

@@ -1,0 +1,97 @@
+"""Rates and parameter groups.
+
+Every step's rate is a pure function of its number. Rules as published: peak = base · batch / 256,
+warm-up from 0, then a cosine to the lowest rate (VideoMAE utils.py:385-402).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OptimSpec", "Schedule", "build_optimizer", "layer_scale", "trained_parameters"]
+
+
+class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """AdamW and its rates. Base rates count for a batch of 256; warm-up is in epochs or in steps."""
+
+    base_lr: float
+    min_lr: float = 0.0
+    warmup_epochs: float | None = None
+    warmup_steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    clip_grad: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.warmup_epochs is None) == (self.warmup_steps is None):
+            raise ValueError("give optim.warmup_epochs or optim.warmup_steps, one of the two")
+        if self.base_lr <= 0 or not 0 <= self.min_lr <= self.base_lr:
+            raise ValueError(f"base_lr = {self.base_lr}, min_lr = {self.min_lr}: expected 0 <= min_lr <= base_lr > 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay = {self.layer_decay}: expected above 0, at most 1")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"clip_grad = {self.clip_grad}: expected above 0; leave it out for none")
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """The rate of every step: linear from 0 to the peak (both ends in it), then a cosine."""
+
+    peak: float
+    lowest: float
+    warmup: int
+    steps: int
+
+    @classmethod
+    def of(cls, spec: OptimSpec, *, batch: int, steps: int, steps_per_epoch: int) -> Schedule:
+        warmup = spec.warmup_steps if spec.warmup_steps is not None else round((spec.warmup_epochs or 0) * steps_per_epoch)
+        scale = batch / 256
+        return cls(peak=spec.base_lr * scale, lowest=spec.min_lr * scale, warmup=min(warmup, steps), steps=steps)
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * step / max(1, self.warmup - 1)
+        place = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lowest + 0.5 * (self.peak - self.lowest) * (1 + math.cos(math.pi * place))
+
+
+def layer_scale(name: str, depth: int, decay: float) -> float:
+    """decay^(depth + 1 − i): i = 0 for the patch embedding, k + 1 for block k, depth + 1 for the rest.
+
+    VideoMAE optim_factory.py:24-46.
+    """
+    block = re.search(r"\bblocks\.(\d+)\.", name)
+    layer = 0 if "patch_embed." in name else int(block[1]) + 1 if block else depth + 1
+    return float(decay ** (depth + 1 - layer))
+
+
+def _is_decayed(name: str, parameter: Tensor) -> bool:
+    """Weights of two or more axes decay; biases, norms and the mask token don't (optim_factory.py:49-88)."""
+    return parameter.ndim > 1 and not name.endswith(".bias") and name != "mask_token"
+
+
+def build_optimizer(model: nn.Module, spec: OptimSpec, *, depth: int) -> torch.optim.AdamW:
+    """AdamW with one group for each (rate scale, decay); a group's `scale` multiplies the schedule."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained_parameters(model):
+        scale = layer_scale(name, depth, spec.layer_decay)
+        decay = spec.weight_decay if _is_decayed(name, parameter) else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": found, "scale": scale, "weight_decay": decay} for (scale, decay), found in groups.items()],
+        lr=spec.base_lr,
+        betas=spec.betas,
+        eps=spec.eps,
+        fused=True,
+    )
+
+
+def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

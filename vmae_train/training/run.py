@@ -1,0 +1,99 @@
+"""A run's folder: what it was started with, and whether it may go on with what is given now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.read.order import epoch_batches
+from vmae_data.read.shards import Shards
+from vmae_data.recipes import difference
+from vmae_data.store import commit_bytes
+from vmae_train.clips.loader import Request
+
+__all__ = ["RunFacts", "TrainingOrder", "open_run"]
+
+RUN = "run.json"
+# Where and how fast, not what: these may change when a run goes on.
+_MAY_CHANGE = (("loader",), ("log",), ("checkpoint",), ("train", "micro_batch"), ("train", "threads"))
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """run.json: the resolved recipe, the data's digest, and where the weights came from."""
+
+    kind: str
+    recipe: dict[str, Any]
+    data: str
+    data_digest: str
+    validation: str | None = None
+    validation_digest: str | None = None
+    init: str | None = None
+    classes: tuple[str, ...] = ()
+
+
+def open_run(folder: Path, facts: RunFacts) -> None:
+    """Begin a run in a folder, or make sure that the run that is there is this one.
+
+    Raises MisuseError with the difference.
+    """
+    path = folder / RUN
+    if path.exists():
+        try:
+            old = msgspec.json.decode(path.read_bytes(), type=RunFacts)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise DataError(f"{path}: can't be read ({error}); name another --out") from error
+        changed = difference(_fixed(old), _fixed(facts))
+        if changed:
+            raise MisuseError(
+                f"{folder}: was started otherwise ({'; '.join(changed)}); give the old values, or name another --out"
+            )
+    commit_bytes(path, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+
+
+def _fixed(facts: RunFacts) -> dict[str, Any]:
+    """What must stay as it was; the data may have moved, its digest may not have changed."""
+    values: dict[str, Any] = msgspec.to_builtins(facts)
+    for name in ("data", "validation"):
+        values.pop(name)
+    for keys in _MAY_CHANGE:
+        inner = values["recipe"]
+        for key in keys[:-1]:
+            inner = inner.get(key, {})
+        inner.pop(keys[-1], None)
+    return values
+
+
+class TrainingOrder:
+    """The samples of every step of a run. Pure: any step can be asked for at any time."""
+
+    def __init__(self, shards: Shards, *, seed: int, batch: int) -> None:
+        self.shards, self.seed, self.batch = shards, seed, batch
+        self.steps_per_epoch = len(shards) // batch
+        if self.steps_per_epoch == 0:
+            raise MisuseError(
+                f"{shards.url}: {len(shards)} samples are fewer than one batch of {batch}; lower train.batch"
+            )
+        self._epoch = -1
+
+    def samples(self, step: int) -> list[int]:
+        """The global batch of a step, in order."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._batches = epoch_batches(self.shards.shard_sizes, seed=self.seed, epoch=epoch, batch=self.batch)
+        return [int(n) for n in self._batches[place]]
+
+    def requests(self, start: int, stop: int, portions: int) -> Iterator[Request]:
+        """Micro-batch after micro-batch of steps `start` to `stop`."""
+        size = self.batch // portions
+        for step in range(start, stop):
+            samples = self.samples(step)
+            for first in range(0, self.batch, size):
+                yield Request(step // self.steps_per_epoch, step, tuple(samples[first : first + size]))
+
+    def keys(self, step: int) -> list[str]:
+        return [self.shards.key(number) for number in self.samples(step)]
