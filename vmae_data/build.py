@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import VmaeError
-from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, ShardMarker, encode_record, path_to_text
+from vmae_data.format import (
+    FAILURES,
+    INDEX,
+    SAMPLES,
+    Failure,
+    Index,
+    ShardMarker,
+    encode_record,
+    path_to_text,
+)
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.index import write_index
 from vmae_data.prepare.pack import PackJob, pack_shard, read_marker, read_staged

@@ -26,7 +26,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no s
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
 ]
 
 
@@ -53,7 +54,8 @@ def build(
     settings: Settings = None,
     split: Annotated[str | None, typer.Option(help="train, val or test: written into every sample.")] = None,
     classes: Annotated[
-        str | None, typer.Option(metavar="FILE|INDEX", help="Take the classes and their numbers from another data set.")
+        str | None,
+        typer.Option(metavar="FILE|INDEX", help="Take the classes and their numbers from another data set."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Encodes at a time; left out: one a core.")] = None,
     max_failures: Annotated[
@@ -91,7 +93,12 @@ def build(
     total = index.samples + report.failed
     if as_json:
         _print_json(
-            {"dest": str(folder), "samples": index.samples, "shards": len(index.shardlist), "failures": report.reasons}
+            {
+                "dest": str(folder),
+                "samples": index.samples,
+                "shards": len(index.shardlist),
+                "failures": report.reasons,
+            }
         )
     elif not quiet:
         size = sum(shard.filesize for shard in index.shardlist) / 1e6
@@ -122,7 +129,9 @@ def verify(
         else:
             print(f"{problem.file}: {problem.found}")
     if report.problems:
-        raise VmaeError(f"{dest}: {len(report.problems)} problems in {report.shards} shards; build what they name again")
+        raise VmaeError(
+            f"{dest}: {len(report.problems)} problems in {report.shards} shards; build what they name again"
+        )
     if not quiet and not as_json:
         print(f"{dest}: {report.samples} samples in {report.shards} shards, all sums right, every frame decodes")
 

@@ -308,9 +308,7 @@ def render_video(scene: Scene, path: Path, *, faststart: bool = False) -> None:
         reformatter = VideoReformatter()  # one for all frames: setting it up costs more than its work
         for frame in frames_of(scene):
             rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture = reformatter.reformat(
-                rgb, format="yuv420p", dst_colorspace=space, dst_color_range=ColorRange.MPEG
-            )
+            picture = reformatter.reformat(rgb, format="yuv420p", dst_colorspace=space, dst_color_range=ColorRange.MPEG)
             file.mux(video.encode(picture))
         file.mux(video.encode(None))
         if sound is not None and scene.tone is not None:
@@ -348,8 +346,7 @@ def write_demo(
         raise MisuseError(f"demo: {num_videos=}, {workers=}, {stride=}, {seed=}: wanted are {wanted}")
     facts = {"version": VERSION, "seed": seed, "videos": num_videos, "stride": stride, "broken": broken}
     jobs: dict[Path, _Job] = {
-        dest / scene.path: partial(render_video, scene)
-        for scene in plan_scenes(num_videos, seed, stride=stride)
+        dest / scene.path: partial(render_video, scene) for scene in plan_scenes(num_videos, seed, stride=stride)
     }
     if broken:
         jobs |= {dest / name: job for name, job in _broken_ones(num_videos, seed, stride)}
@@ -378,13 +375,9 @@ def _refuse_another(dest: Path, facts: dict[str, Any], planned: Iterable[Path]) 
             return
         found = f"{strange.relative_to(dest)}, unfinished"
     except ValueError as error:
-        raise MisuseError(
-            f"{dest / MARKER}: not JSON ({error}); delete it, or give another folder"
-        ) from error
+        raise MisuseError(f"{dest / MARKER}: not JSON ({error}); delete it, or give another folder") from error
     if found != facts:
-        raise MisuseError(
-            f"{dest} holds another demo ({found}; asked for {facts}): give another folder, or delete it"
-        )
+        raise MisuseError(f"{dest} holds another demo ({found}; asked for {facts}): give another folder, or delete it")
 
 
 def _in_processes(jobs: list[tuple[_Job, Path]], workers: int) -> Iterator[Path]:

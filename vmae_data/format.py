@@ -12,6 +12,7 @@ DEST/index.json           written last: the data set is whole     (Index)
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -342,7 +343,7 @@ def series_of(numbers: Sequence[int]) -> Series:
     """The compact form where the numbers are evenly spaced."""
     values = [int(n) for n in numbers]
     step = values[1] - values[0] if len(values) > 1 else 1
-    if values and all(b - a == step for a, b in zip(values, values[1:], strict=False)):
+    if values and all(b - a == step for a, b in itertools.pairwise(values)):
         return Regular(first=values[0], step=step, count=len(values))
     return tuple(values)
 

@@ -10,7 +10,15 @@ from enum import Enum
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["Meter", "ProgressStyle", "meter"]
 
@@ -73,10 +81,21 @@ class Meter:
         rate = self.rate()
         left = (self.total - self.done) / rate if rate > 0 else 0.0
         if self._style is ProgressStyle.JSON:
-            line = {"progress": self.what, "done": self.done, "total": self.total, "rate": round(rate, 3), "note": self.note}
+            line = {
+                "progress": self.what,
+                "done": self.done,
+                "total": self.total,
+                "rate": round(rate, 3),
+                "note": self.note,
+            }
             print(msgspec.json.encode(line).decode(), file=sys.stderr, flush=True)
         elif self._style is ProgressStyle.AUTO:
-            words = [f"{self.what}: {self.done} of {self.total}", f"{rate:.1f}/s", f"{left:.0f} s left", self.note]
+            words = [
+                f"{self.what}: {self.done} of {self.total}",
+                f"{rate:.1f}/s",
+                f"{left:.0f} s left",
+                self.note,
+            ]
             print(", ".join(word for word in words if word), file=sys.stderr, flush=True)
 
 

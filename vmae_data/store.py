@@ -125,9 +125,7 @@ def lock(folder: Path, what: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
-            raise VmaeError(
-                f"{folder}: another {what} is writing here; wait for it, or name another folder"
-            ) from error
+            raise VmaeError(f"{folder}: another {what} is writing here; wait for it, or name another folder") from error
         # The holder before us removes the name when it ends: a lock on a removed file locks nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):

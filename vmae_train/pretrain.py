@@ -15,18 +15,19 @@ from vmae_data.store import lock
 from vmae_train.clips.augment import Augment, AugmentSpec, planes_of_views
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.clips.mask import MaskSpec, tube_mask
-from vmae_train.clips.views import ClipSpec, ExactStride, kept_step
+from vmae_train.clips.views import ClipSpec
 from vmae_train.model.load import load_model
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.model.vit import ModelSpec
-from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, load_checkpoint
+from vmae_train.training.checkpoint import CheckpointSpec, RunState, resume
 from vmae_train.training.engine import Engine, RunPlace, TrainSpec, choose_device, train
 from vmae_train.training.log import LogSpec, print_start
 from vmae_train.training.optim import OptimSpec, Schedule, build_optimizer
 from vmae_train.training.run import RunFacts, TrainingOrder, open_run
+from vmae_train.training.start import check_frame_sizes, clip_rows, run_rows, training_sampler
 
-__all__ = ["PretrainSpec", "check_frame_sizes", "clip_rows", "pretrain"]
+__all__ = ["PretrainLoss", "PretrainSpec", "pretrain"]
 
 
 class PretrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,12 +55,13 @@ class PretrainLoss:
         geometry = self.model.geometry
         planes = batch.planes
         may_flip_B = torch.full_like(batch.weight_B, self.may_flip, dtype=torch.bool)
-        rgb = self.augment(planes_of_views(planes, batch.index_BVT), self.augment.draw(planes.size_B2, batch.draws, may_flip_B))
+        rgb = self.augment(
+            planes_of_views(planes, batch.index_BVT),
+            self.augment.draw(planes.size_B2, batch.draws, may_flip_B),
+        )
         mask = tube_mask(batch.draws, slices=geometry.slices, places=geometry.places, ratio=self.ratio)
         targets = cube_targets(rgb / 255, mask.masked_BM, geometry)
-        return self.model.loss(
-            self.augment.normalise(rgb), mask, targets_BMD=targets, weight_B=batch.weight_B
-        )
+        return self.model.loss(self.augment.normalise(rgb), mask, targets_BMD=targets, weight_B=batch.weight_B)
 
 
 def pretrain(
@@ -77,7 +79,7 @@ def pretrain(
     """
     shards = Shards.open(data)
     geometry = spec.model.geometry(mean=spec.augment.mean, std=spec.augment.std)
-    sampler = ExactStride(geometry.num_frames, kept_step(spec.clip.stride, shards.index.stride))
+    sampler = training_sampler(spec.clip, geometry.num_frames, shards)
     order = TrainingOrder(shards, seed=spec.seed, batch=spec.train.batch)
     augment_spec = msgspec.structs.replace(spec.augment, size=geometry.image_size)
     check_frame_sizes(shards, augment_spec)
@@ -85,7 +87,16 @@ def pretrain(
     schedule = Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=order.steps_per_epoch)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out, "training"):
-        open_run(out, RunFacts(kind="pretrain", recipe=msgspec.to_builtins(spec), data=data, data_digest=shards.digest, init=init))
+        open_run(
+            out,
+            RunFacts(
+                kind="pretrain",
+                recipe=msgspec.to_builtins(spec),
+                data=data,
+                data_digest=shards.digest,
+                init=init,
+            ),
+        )
         where = choose_device(device)
         if spec.train.threads is not None:
             torch.set_num_threads(spec.train.threads)
@@ -93,10 +104,7 @@ def pretrain(
         model.to(where).train()
         optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
         engine = Engine(model, optimizer, schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
-        state = RunState(step=0, samples=0)
-        if (last := last_checkpoint(out)) is not None:
-            load_checkpoint(last, model, optimizer)
-            state = last.state
+        state = resume(out, model, optimizer)
         rows = {
             **clip_rows(shards, spec.clip, geometry.num_frames),
             **_rows(spec, schedule, order, state.step, where, str(engine.dtype)),
@@ -144,31 +152,6 @@ def first_model(spec: PretrainSpec, init: str | None) -> PretrainModel:
     return model
 
 
-def check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
-    """Raises MisuseError where a plain random crop finds no room in some video."""
-    smallest = int(shards.size_N2.min())
-    if spec.crop == "random" and smallest < (spec.size or 0):
-        raise MisuseError(
-            f"{shards.url}: a video is {smallest} px small, crop = random cuts {spec.size} px without resizing; "
-            "use crop = multiscale, or build larger shards"
-        )
-
-
-def clip_rows(shards: Shards, clip: ClipSpec, num_frames: int) -> dict[str, str]:
-    """What a clip spans, for the table at the start."""
-    rates = sorted(shards.rate_N * shards.index.stride)
-    median = float(rates[len(rates) // 2])
-    seconds = clip.stride * (num_frames - 1) / median
-    short = int((shards.frames_NP[:, 0] < num_frames * (clip.stride // shards.index.stride)).sum())
-    rows = {
-        "data": f"{shards.url}, {len(shards)} samples, shards of stride {shards.index.stride}",
-        "clip": f"{num_frames} frames, stride {clip.stride} source frames; {seconds:.2f} s at {median:.4g} frames/s (median)",
-    }
-    if short:
-        rows["short videos"] = f"{short} are shorter than a clip and repeat their last frame"
-    return rows
-
-
 def _rows(
     spec: PretrainSpec, schedule: Schedule, order: TrainingOrder, done: int, device: torch.device, dtype: str
 ) -> dict[str, str]:
@@ -181,19 +164,4 @@ def _rows(
         "crop": f"{spec.augment.crop} to {geometry.image_size} px, flip "
         f"{'on' if spec.augment.flip and order.shards.index.may_flip else 'off'}",
         **run_rows(spec.train, schedule, order, done, device, dtype),
-    }
-
-
-def run_rows(
-    train_spec: TrainSpec, schedule: Schedule, order: TrainingOrder, done: int, device: torch.device, dtype: str
-) -> dict[str, str]:
-    """Rates, steps and batch as resolved."""
-    return {
-        "batch": f"{train_spec.batch} a step, in {train_spec.portions} micro-batches of "
-        f"{train_spec.batch // train_spec.portions}",
-        "rate": f"peak {schedule.peak:.4g} (base × batch / 256), lowest {schedule.lowest:.4g}, "
-        f"warm-up {schedule.warmup} steps",
-        "steps": f"{schedule.steps} ({schedule.steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch})"
-        + (f", {done} done" if done else ""),
-        "device": f"{device}, {dtype.removeprefix('torch.')}, {torch.get_num_threads()} CPU threads",
     }

@@ -176,10 +176,7 @@ def test_a_view_is_pils_resize_and_crop_within_one_grey_level(
     height, width = frame_size
     frame, size = _noise(4, height, width, 3).numpy(), 32
     # The recipe in words: short side to `size`, the other int(size * long / short); C crops from end to end.
-    if width < height:
-        resized = (size, int(size * height / width))
-    else:
-        resized = (int(size * width / height), size)
+    resized = (size, int(size * height / width)) if width < height else (int(size * width / height), size)
     whole = Image.fromarray(frame).resize(resized, Image.Resampling.BILINEAR)
     boxes = view_boxes(torch.tensor([frame_size]), num_crops=num_crops, size=size)
     assert len(boxes.top_B) == num_crops

@@ -118,7 +118,7 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us, not for it
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - the worker has one thread
+        preexec_fn=die_with_parent,
     )
     assert process.stderr is not None
     reader = _Reader(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,7 +12,15 @@ import msgspec
 import pyarrow as pa
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import FORMAT_VERSION, PLAN, PLAN_TABLE, PlanFacts, decode_record, encode_record, path_to_text
+from vmae_data.format import (
+    FORMAT_VERSION,
+    PLAN,
+    PLAN_TABLE,
+    PlanFacts,
+    decode_record,
+    encode_record,
+    path_to_text,
+)
 from vmae_data.prepare.sources import Listing, SourceVideo
 from vmae_data.recipes import difference
 from vmae_data.store import commit_bytes, read_bytes
@@ -35,7 +44,12 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if self.short_side < 16 or self.short_side % 2:
             raise ValueError(f"short_side = {self.short_side}: expected an even number of 16 or more")
-        for name, low, high in (("stride", 1, 1000), ("crf", 0, 51), ("gop", 1, 600), ("samples_per_shard", 1, 100000)):
+        for name, low, high in (
+            ("stride", 1, 1000),
+            ("crf", 0, 51),
+            ("gop", 1, 600),
+            ("samples_per_shard", 1, 100000),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} = {value}: expected {low} to {high}")
@@ -65,17 +79,13 @@ class Plan(NamedTuple):
         return None if label is None else self.facts.classes[label]
 
 
-def make_plan(
-    listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: str, ffmpeg_sha256: str
-) -> Plan:
+def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: str, ffmpeg_sha256: str) -> Plan:
     """Order the sources by a hash of (seed, key), so that classes mix, and cut them by number.
 
     Raises MisuseError when two paths share a key.
     """
-    ordered = sorted(
-        listing.sources, key=lambda source: hashlib.sha256(f"{spec.seed}/{source.key}".encode()).digest()
-    )
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    ordered = sorted(listing.sources, key=lambda source: hashlib.sha256(f"{spec.seed}/{source.key}".encode()).digest())
+    for a, b in itertools.pairwise(ordered):
         if a.key == b.key:
             raise MisuseError(
                 f"{path_to_text(a.path)} and {path_to_text(b.path)} have the same key {a.key}; rename one of them"

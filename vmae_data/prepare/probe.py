@@ -16,13 +16,22 @@ from vmae_data.format import Rational
 __all__ = ["DEMUXERS", "VideoInfo", "probe_video", "scaled_size"]
 
 # Containers of one file only: a playlist or a concatenation script could name any other file.
-DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,asf,flv,ogg,mxf,h264,hevc,ivf,nut,dv,gif,rm,wtv"
-)
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,asf,flv,ogg,mxf,h264,hevc,ivf,nut,dv,gif,rm,wtv"
 _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 # AVColorSpace and AVColorRange as libavutil numbers them.
-_MATRIX_NAMES = {0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc", 10: "bt2020c"}
+_MATRIX_NAMES = {
+    0: "rgb",
+    1: "bt709",
+    2: "unknown",
+    4: "fcc",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "ycgco",
+    9: "bt2020nc",
+    10: "bt2020c",
+}
 _RANGE_FULL = 2
 
 

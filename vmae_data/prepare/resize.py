@@ -176,7 +176,10 @@ def _url(path: bytes) -> str:
 
 
 def _names(source: bytes, temporary: Path, job: EncodeJob) -> dict[str, str]:
-    return {os.fsdecode(os.path.abspath(source)): path_to_text(job.path), str(temporary.resolve()): "the encoded file"}
+    return {
+        os.fsdecode(os.path.abspath(source)): path_to_text(job.path),
+        str(temporary.resolve()): "the encoded file",
+    }
 
 
 def encode_arguments(
@@ -253,7 +256,8 @@ def _judge(run: FfmpegRun, info: VideoInfo, job: EncodeJob) -> None:
     if not job.spec.keep_truncated and ends_early(seconds, info.duration):
         words = f" ({run.reason()})" if run.words else ""
         raise SourceError(
-            "truncated", f"the last of {len(run.shown)} frames ends at {seconds:.2f} of {info.duration:.2f} s{words}"
+            "truncated",
+            f"the last of {len(run.shown)} frames ends at {seconds:.2f} of {info.duration:.2f} s{words}",
         )
 
 
@@ -308,5 +312,3 @@ def _remarks(run: FfmpegRun, info: VideoInfo) -> tuple[str, ...]:
     if info.duration is None:
         remarks.append("no declared duration: truncation was not tested")
     return tuple(remarks)
-
-

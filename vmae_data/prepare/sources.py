@@ -196,7 +196,10 @@ def _merge(rows: Iterable[_Row], source: str) -> list[_Row]:
 
 
 def _number(folder: bytes, rows: list[_Row], classes: tuple[str, ...], source: str) -> Listing:
-    labels = sorted({row.label for row in rows if row.label is not None}, key=lambda name: name.encode("utf-8", "surrogateescape"))
+    labels = sorted(
+        {row.label for row in rows if row.label is not None},
+        key=lambda name: name.encode("utf-8", "surrogateescape"),
+    )
     if all(re.fullmatch(r"[0-9]{1,9}", label) for label in labels):
         numbers = {label: int(label) for label in labels}
         known = classes or tuple(str(n) for n in range(max(numbers.values(), default=-1) + 1))

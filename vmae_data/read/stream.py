@@ -98,9 +98,7 @@ def _cut(height: int, width: int, planes: SlotPlanes) -> tuple[int, int, int, in
     return top, left, min(height, room_h), min(width, room_w)
 
 
-def _copy(
-    to: NDArray[np.uint8], plane: NDArray[np.uint8], top: int, left: int, height: int, width: int
-) -> None:
+def _copy(to: NDArray[np.uint8], plane: NDArray[np.uint8], top: int, left: int, height: int, width: int) -> None:
     to[:height, :width] = plane[top : top + height, left : left + width]
     # Padding is zero, so that a slot's bytes are the same whatever lay there before.
     to[height:] = 0

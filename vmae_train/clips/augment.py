@@ -161,9 +161,7 @@ class SeparableCrop(GeometricAugmentationBase2D):
         self.size = size
         self.antialias = antialias
 
-    def compute_transformation(
-        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]
-    ) -> Tensor:
+    def compute_transformation(self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]) -> Tensor:
         return self.identity_matrix(input)  # for boxes and key points, which a clip has none of
 
     def apply_transform(

@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 from vmae_data.draws import Draw, Purpose
 from vmae_data.errors import MisuseError
 from vmae_data.read.shards import SampleView
-from vmae_data.read.stream import ClipFrames
+from vmae_data.read.stream import ClipFrames, Sampler
 
-__all__ = ["ClipSpec", "ExactStride", "SpacedViews", "kept_step"]
+__all__ = ["ClipSpec", "ExactStride", "Frozen", "SpacedViews", "kept_step"]
 
 
 class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which frames make a clip: `stride` counts source frames."""
+    """Which frames make a clip: `stride` counts source frames.
+
+    `frozen` repeats one frame, the control that takes all motion away.
+    """
 
     stride: int = 4
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -82,6 +86,18 @@ class SpacedViews:
             starts = [int(k * (spare / (self.num_clips - 1))) for k in range(self.num_clips)]
         places = np.asarray(starts)[:, None] + np.arange(self.num_frames)[None]
         return _frames(thinned[np.minimum(places, len(thinned) - 1)])
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A control: the clip's middle frame, repeated. Whoever answers from it does not answer from motion."""
+
+    sampler: Sampler
+
+    def __call__(self, sample: SampleView, draw: Draw) -> ClipFrames:
+        chosen = self.sampler(sample, draw)
+        middle_VT = np.repeat(chosen.index_VT[:, [chosen.index_VT.shape[1] // 2]], chosen.index_VT.shape[1], axis=1)
+        return _frames(np.asarray(chosen.decode)[middle_VT])
 
 
 def _frames(positions_VT: NDArray[np.int64]) -> ClipFrames:

@@ -146,9 +146,7 @@ def _check_state(path: Path, model: VideoModel, state: dict[str, Tensor]) -> Non
     ):
         if names:
             listed = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise DataError(
-                f"{path}: {what} {len(names)} weights ({listed}); {_DESCRIPTION} is of another model"
-            )
+            raise DataError(f"{path}: {what} {len(names)} weights ({listed}); {_DESCRIPTION} is of another model")
     for name, value in wanted.items():
         found = state[name]
         if found.shape != value.shape or found.dtype != value.dtype:

@@ -166,11 +166,7 @@ def classifier_from_pretrained(
     """
     classifier = Classifier(geometry or pretrained.geometry, classes, seed=seed)
     found = classifier.load_state_dict(
-        {
-            name: value
-            for name, value in pretrained.encoder.state_dict().items()
-            if not name.startswith("norm.")
-        },
+        {name: value for name, value in pretrained.encoder.state_dict().items() if not name.startswith("norm.")},
         strict=False,
     )
     assert not found.unexpected_keys
@@ -207,8 +203,7 @@ class Decoder(nn.Module):
         super().__init__()
         dim, num_heads = geometry.decoder_embed_dim, geometry.decoder_num_heads
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, geometry.mlp_ratio, geometry.decoder_eps)
-            for _ in range(geometry.decoder_depth)
+            Block(dim, num_heads, geometry.mlp_ratio, geometry.decoder_eps) for _ in range(geometry.decoder_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=geometry.decoder_norm_eps)
         self.head = nn.Linear(dim, geometry.cube_dim)

@@ -71,9 +71,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"model.{name} = {value} must be a multiple of model.{divisor} = {by}")
         for name in ("embed_dim", "decoder_embed_dim"):
             if getattr(self, name) % 2:
-                raise ValueError(
-                    f"model.{name} = {getattr(self, name)} must be even: sine and cosine take turns"
-                )
+                raise ValueError(f"model.{name} = {getattr(self, name)} must be even: sine and cosine take turns")
         if self.mlp_ratio <= 0:
             raise ValueError(f"model.mlp_ratio = {self.mlp_ratio} must be above 0")
         if min(self.std) <= 0:
@@ -175,9 +173,7 @@ def position_code(geometry: Geometry, dim: int) -> Float32[Tensor, "N E"]:
     # Each axis gets a third of the channels, an even number; channels left over stay zero.
     third = dim // 3 // 2 * 2
     side = geometry.image_size // geometry.patch_size
-    axes = torch.meshgrid(
-        torch.arange(geometry.slices), torch.arange(side), torch.arange(side), indexing="ij"
-    )
+    axes = torch.meshgrid(torch.arange(geometry.slices), torch.arange(side), torch.arange(side), indexing="ij")
     code = torch.cat([_sinusoid(axis.flatten(), third) for axis in axes], dim=-1)
     return F.pad(code, (0, dim - 3 * third)).float()
 

@@ -18,7 +18,16 @@ from vmae_train.model.load import load_weights, newest_checkpoint, save_model
 from vmae_train.model.videomae import VideoModel
 from vmae_train.training.optim import trained_parameters
 
-__all__ = ["Checkpoint", "CheckpointSpec", "RunState", "checkpoint_name", "load_checkpoint", "last_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointSpec",
+    "RunState",
+    "checkpoint_name",
+    "last_checkpoint",
+    "load_checkpoint",
+    "resume",
+    "save_checkpoint",
+]
 
 STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -91,7 +100,9 @@ def last_checkpoint(run: Path) -> Checkpoint | None:
     try:
         return Checkpoint(folder, msgspec.json.decode(path.read_bytes(), type=RunState))
     except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise DataError(f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before") from error
+        raise DataError(
+            f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before"
+        ) from error
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.optim.Optimizer) -> None:
@@ -104,7 +115,9 @@ def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before") from error
+        raise DataError(
+            f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before"
+        ) from error
     state = optimizer.state_dict()
     numbers = _numbers(model, optimizer)
     wanted = {f"{moment}/{name}" for name in numbers for moment in _MOMENTS}
@@ -114,6 +127,15 @@ def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.
         number: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS} for name, number in numbers.items()
     }
     optimizer.load_state_dict(state)
+
+
+def resume(run: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> RunState:
+    """The state to go on from: that of the last checkpoint, loaded, or the very start."""
+    last = last_checkpoint(run)
+    if last is None:
+        return RunState(step=0, samples=0)
+    load_checkpoint(last, model, optimizer)
+    return last.state
 
 
 def _numbers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

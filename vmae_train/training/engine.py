@@ -192,7 +192,7 @@ def train(
     steps_per_epoch: int,
     keys_of: Callable[[int], Sequence[str]],
     title: str,
-    validate: Callable[[int], None] | None = None,
+    validate: Callable[[int], dict[str, Any]] | None = None,
     validate_every: int | None = None,
 ) -> RunState:
     """Steps `start.step` to `steps`, with checkpoints, log and progress. `keys_of(step)` names a step's samples.
@@ -235,7 +235,7 @@ def train(
             if signals.stop is not None:
                 raise StopRequested(signals.stop)
             if validate is not None and validate_every and done % validate_every == 0 and done != steps:
-                validate(done)
+                log.write({"kind": "validation", "step": done, **validate(done)})
                 clock.restart()
     log.close()
     return state_at(steps)

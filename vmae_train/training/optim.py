@@ -51,7 +51,9 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, spec: OptimSpec, *, batch: int, steps: int, steps_per_epoch: int) -> Schedule:
-        warmup = spec.warmup_steps if spec.warmup_steps is not None else round((spec.warmup_epochs or 0) * steps_per_epoch)
+        warmup = (
+            spec.warmup_steps if spec.warmup_steps is not None else round((spec.warmup_epochs or 0) * steps_per_epoch)
+        )
         scale = batch / 256
         return cls(peak=spec.base_lr * scale, lowest=spec.min_lr * scale, warmup=min(warmup, steps), steps=steps)
 

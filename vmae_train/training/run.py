@@ -15,7 +15,7 @@ from vmae_data.recipes import difference
 from vmae_data.store import commit_bytes
 from vmae_train.clips.loader import Request
 
-__all__ = ["RunFacts", "TrainingOrder", "open_run"]
+__all__ = ["RunFacts", "TrainingOrder", "open_run", "read_facts", "run_of", "run_stride"]
 
 RUN = "run.json"
 # Where and how fast, not what: these may change when a run goes on.
@@ -97,3 +97,24 @@ class TrainingOrder:
 
     def keys(self, step: int) -> list[str]:
         return [self.shards.key(number) for number in self.samples(step)]
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """What a run was started with. Raises DataError where it isn't one."""
+    path = folder / RUN
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunFacts)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise DataError(f"{folder}: is not a run ({error}); name the --out of a training") from error
+
+
+def run_of(checkpoint: str) -> Path | None:
+    """The run that a checkpoint's path belongs to: itself, or the folder above `checkpoints`."""
+    path = Path(checkpoint).resolve()
+    return next((folder for folder in (path, path.parent.parent) if (folder / RUN).exists()), None)
+
+
+def run_stride(checkpoint: str) -> int | None:
+    """The stride in source frames that a checkpoint was trained with, where its run is known."""
+    folder = run_of(checkpoint)
+    return None if folder is None else int(read_facts(folder).recipe["clip"]["stride"])

@@ -1,0 +1,261 @@
+"""The command line of vmae-train. It alone prints and exits; torch is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vmae_data import __version__
+from vmae_data.cli import Debug, Json, Quiet, Settings, run_app, show_recipes
+from vmae_data.errors import MisuseError, VmaeError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="vmae-train",
+    help="Pretrain, finetune and evaluate masked video autoencoders on shards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[str, typer.Option(help="A recipe's name (`vmae-train recipes`), or a TOML file.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU where there is one.")]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CKPT", help="A run (its last checkpoint) or a checkpoint's folder.")
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"vmae-train {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _need_torch() -> None:
+    """One line instead of a traceback where only the data side is installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "kornia", "einops", "safetensors", "jaxtyping") if find_spec(name) is None]
+    if missing:
+        raise VmaeError(f"{', '.join(missing)} not installed; pip install 'vmae[train]'")
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe,
+    data: Annotated[str, typer.Option(metavar="URL", help="A folder of shards or its index.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on from it.")],
+    init: Annotated[str | None, typer.Option(metavar="CKPT", help="Start from these weights.")] = None,
+    settings: Settings = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain on unlabelled shards: predict the hidden cubes of a clip."""
+    _need_torch()
+    from vmae_data.recipes import load_recipe
+    from vmae_train.pretrain import PretrainSpec
+    from vmae_train.pretrain import pretrain as run
+
+    spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
+    state = run(spec, data=data, out=out, init=init, device=device, style=_style(quiet, as_json))
+    _tell(
+        quiet,
+        as_json,
+        {"out": str(out), "step": state.step, "unreadable": state.unreadable},
+        f"{out}: {state.step} steps done",
+    )
+    _tell_unreadable(state.unreadable)
+
+
+@app.command()
+def finetune(
+    recipe: Recipe,
+    data: Annotated[str, typer.Option(metavar="URL", help="Labelled shards to train on.")],
+    val: Annotated[str, typer.Option(metavar="URL", help="Labelled shards to score.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on from it.")],
+    init: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="Start from these weights; left out: from scratch.")
+    ] = None,
+    settings: Settings = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a classifier, the encoder end to end, and score it."""
+    _need_torch()
+    from vmae_data.recipes import load_recipe
+    from vmae_train.finetune import FinetuneSpec
+    from vmae_train.finetune import finetune as run
+
+    spec = load_recipe("vmae_train", recipe, FinetuneSpec, settings or ())
+    report = run(spec, data=data, validation=val, out=out, init=init, device=device, style=_style(quiet, as_json))
+    _tell_scores(report.scores, quiet, as_json)
+    _tell_unreadable({**report.state.unreadable, **report.scores.unreadable})
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[str, typer.Option(metavar="URL", help="Labelled shards.")],
+    views: Annotated[str, typer.Option(metavar="CLIPSxCROPS", help="Clips in time × crops in space.")] = "5x3",
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Source frames between a clip's frames; left out: the run's.")
+    ] = None,
+    frozen: Annotated[bool, typer.Option("--frozen", help="A control: one frame repeated, no motion.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores as JSON.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Videos at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Decode processes.")] = 1,
+    device: Device = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a classifier; each video is decoded once for all its views."""
+    _need_torch()
+    import msgspec
+
+    from vmae_data.read.shards import Shards
+    from vmae_data.store import commit_bytes
+    from vmae_train.clips.loader import LoaderSpec
+    from vmae_train.clips.views import kept_step
+    from vmae_train.evaluation.evaluate import evaluate as run
+    from vmae_train.evaluation.evaluate import parse_views
+    from vmae_train.model.load import load_model
+    from vmae_train.model.videomae import Classifier
+    from vmae_train.training.engine import choose_device
+    from vmae_train.training.run import run_stride
+
+    wanted = parse_views(views)
+    model = load_model(checkpoint)
+    if not isinstance(model, Classifier):
+        raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
+    shards = Shards.open(data)
+    where = choose_device(device)
+    scores = run(
+        model.to(where),
+        shards,
+        views=wanted,
+        step=kept_step(stride or run_stride(checkpoint) or shards.index.stride, shards.index.stride),
+        loader=LoaderSpec(workers=workers),
+        device=where,
+        batch=batch,
+        frozen=frozen,
+        style=_style(quiet, as_json),
+    )
+    if out is not None:
+        commit_bytes(out, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+    _tell_scores(scores, quiet, as_json)
+    _tell_unreadable(scores.unreadable)
+
+
+@app.command()
+def reconstruct(
+    checkpoint: Checkpoint,
+    data: Annotated[str, typer.Option(metavar="URL|VIDEO", help="Shards, or one video file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .png (frames side by side) or a .gif (moving).")],
+    videos: Annotated[int, typer.Option(min=1, help="How many samples.")] = 4,
+    ratio: Annotated[float | None, typer.Option(help="Share of hidden places; left out: the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds hide other places.")] = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw what a pretraining model makes of hidden cubes: original, masked, reconstruction."""
+    _need_torch()
+    from vmae_train.inference.reconstruct import reconstruct_file
+
+    reconstruct_file(checkpoint, data, out, videos=videos, ratio=ratio, seed=seed, device=device)
+    if not quiet:
+        print(out)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A pretraining or finetuning run.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML page.")],
+    against: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Another finetuning beside it; may be repeated.")
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write one page on a run: data, curves, reconstructions, accuracy."""
+    _need_torch()
+    from vmae_train.report import write_report
+
+    write_report(run, out, against=tuple(against or ()))
+    if not quiet:
+        print(out)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe, resolved.")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the training recipes, or show one with every value."""
+    if name is not None:
+        _need_torch()
+    show_recipes("vmae_train", name, _spec_of, settings, as_json)
+
+
+def _spec_of(name: str) -> Any:
+    """A recipe's folder says which command it is for; of a file its own keys do."""
+    from vmae_train.finetune import FinetuneSpec
+    from vmae_train.pretrain import PretrainSpec
+
+    return FinetuneSpec if "finetune" in name else PretrainSpec
+
+
+def _style(quiet: bool, as_json: bool) -> Any:
+    from vmae_data.progress import ProgressStyle
+
+    return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
+
+
+def _tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> None:
+    import msgspec
+
+    if as_json:
+        print(msgspec.json.encode(values).decode())
+    elif not quiet:
+        print(words)
+
+
+def _tell_scores(scores: Any, quiet: bool, as_json: bool) -> None:
+    import msgspec
+
+    top5 = f", top-5 {scores.top5:.2f} %" if scores.top5 is not None else ""
+    control = f" ({scores.control})" if scores.control else ""
+    words = (
+        f"top-1 {scores.top1:.2f} %{top5}, mean of classes {scores.mean_class:.2f} %, "
+        f"{scores.videos} videos, {scores.views} views{control}"
+    )
+    _tell(quiet, as_json, msgspec.to_builtins(scores), words)
+
+
+def _tell_unreadable(unreadable: dict[str, str]) -> None:
+    for key, why in unreadable.items():
+        print(f"left out, unreadable: {key}: {why}", file=sys.stderr)
+
+
+def main() -> NoReturn:
+    run_app(app, "vmae-train")

@@ -1,0 +1,161 @@
+"""Row 19. A classifier and an index → scores. Each video is decoded once for all its views, and counted once.
+
+B videos of a batch, V clips of a video, R crops of a frame, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.progress import ProgressStyle, meter
+from vmae_data.read.shards import Shards
+from vmae_data.read.stream import Sampler
+from vmae_train.clips.augment import Augment, AugmentSpec, planes_of_views, view_boxes
+from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request
+from vmae_train.clips.views import Frozen, SpacedViews
+from vmae_train.evaluation.metrics import Scores, score
+from vmae_train.model.videomae import Classifier
+
+__all__ = ["Views", "check_classes", "evaluate", "parse_views"]
+
+
+class Views(NamedTuple):
+    """How often a video is looked at: clips in time × crops in space."""
+
+    clips: int
+    crops: int
+
+    def __str__(self) -> str:
+        return f"{self.clips}x{self.crops}"
+
+
+def parse_views(text: str) -> Views:
+    """`5x3` → 5 clips, 3 crops. Raises MisuseError."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or not int(found[1]) or not int(found[2]):
+        raise MisuseError(f"--views {text}: expected CLIPSxCROPS, such as 5x3")
+    return Views(int(found[1]), int(found[2]))
+
+
+def check_classes(model: Classifier, shards: Shards) -> None:
+    """Raises MisuseError unless the data's classes are the model's, name by name."""
+    if not shards.classes:
+        raise MisuseError(f"{shards.url}: has no labels; a classifier needs a labelled data set")
+    if shards.classes != model.classes:
+        first = next(
+            (
+                f"class {n} is {b!r} here, {a!r} in the model"
+                for n, (a, b) in enumerate(zip(model.classes, shards.classes, strict=False))
+                if a != b
+            ),
+            f"{len(shards.classes)} classes here, {len(model.classes)} in the model",
+        )
+        raise MisuseError(f"{shards.url}: other classes than the model's ({first}); build it with --classes")
+
+
+def evaluate(
+    model: Classifier,
+    shards: Shards,
+    *,
+    views: Views,
+    step: int,
+    loader: LoaderSpec,
+    device: torch.device,
+    batch: int = 8,
+    frozen: bool = False,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    style: ProgressStyle = ProgressStyle.AUTO,
+) -> Scores:
+    """Softmax of every view, averaged over the views of a video (and over the segments of one source).
+
+    `step` is the clips' stride in kept frames. Videos that can't be read or have no label are left out
+    and named. Raises DataError when nothing is left.
+    """
+    check_classes(model, shards)
+    geometry = model.geometry
+    sampler: Sampler = SpacedViews(geometry.num_frames, step, views.clips)
+    if frozen:
+        sampler = Frozen(sampler)
+    spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
+    augment = Augment(spec).to(device)
+    scores = _SourceScores(shards, len(model.classes))
+    model.eval()
+    frames = min(views.clips * geometry.num_frames, int(shards.frames_NP[:, 0].max()))
+    with (
+        ClipLoader(
+            shards, sampler, _in_order(len(shards), batch),
+            batch=batch, frames=frames, seed=0, spec=loader, device=device,
+        ) as batches,
+        meter("videos evaluated", len(shards), style) as shown,
+        torch.inference_mode(),
+    ):  # fmt: skip
+        for found in batches:
+            clips = view_clips(found, augment, views, geometry.num_frames)
+            with autocast():
+                logits = model(clips)
+            probability_BK = rearrange(logits.float().softmax(dim=-1), "(b n) k -> b n k", b=batch).mean(dim=1)
+            scores.add(found, probability_BK)
+            shown.advance(sum(sample != EMPTY for sample in found.request.samples))
+        unreadable = dict(batches.unreadable.by_key)
+    return scores.result(model.classes, views, unreadable, "one frame repeated" if frozen else None)
+
+
+def _in_order(total: int, batch: int) -> Iterator[Request]:
+    """Every sample once; the last batch is filled up with empty places."""
+    for step, first in enumerate(range(0, total, batch)):
+        samples = range(first, min(first + batch, total))
+        yield Request(0, step, (*samples, *[EMPTY] * (batch - len(samples))))
+
+
+def view_clips(batch: Batch, augment: Augment, views: Views, num_frames: int) -> Tensor:
+    """All views of a batch as clips, (B · R · V, 3, T, S, S), a video's views together."""
+    planes = planes_of_views(batch.planes, batch.index_BVT)
+    if batch.index_BVT is None:
+        assert views.clips == 1
+    boxes = view_boxes(planes.size_B2, num_crops=views.crops, size=augment.spec.size or 0)
+    rgb = augment(planes, boxes)
+    return augment.normalise(rearrange(rgb, "b c (v t) h w -> (b v) c t h w", t=num_frames))
+
+
+class _SourceScores:
+    """Sums of probabilities by source video, kept on the host."""
+
+    def __init__(self, shards: Shards, num_classes: int) -> None:
+        self.shards = shards
+        sources = int(shards.source_N.max()) + 1
+        self.sum_NK = np.zeros((sources, num_classes))
+        self.count_N = np.zeros(sources, dtype=np.int64)
+        self.label_N = np.full(sources, -1, dtype=np.int64)
+
+    def add(self, batch: Batch, probability_BK: Tensor) -> None:
+        values = probability_BK.double().cpu().numpy()
+        for place, (sample, weight) in enumerate(zip(batch.request.samples, batch.weight_B.tolist(), strict=True)):
+            if sample == EMPTY or not weight:
+                continue
+            source = self.shards.source_N[sample]
+            self.sum_NK[source] += values[place]
+            self.count_N[source] += 1
+            self.label_N[source] = self.shards.label_N[sample]
+
+    def result(self, classes: tuple[str, ...], views: Views, unreadable: dict[str, str], control: str | None) -> Scores:
+        known = (self.count_N > 0) & (self.label_N >= 0)
+        if not known.any():
+            raise DataError(f"{self.shards.url}: not one labelled video could be read; verify the shards")
+        probability = self.sum_NK[known] / self.count_N[known, None]
+        return score(
+            probability,
+            self.label_N[known],
+            classes=classes,
+            views=str(views),
+            unreadable=unreadable,
+            control=control,
+        )

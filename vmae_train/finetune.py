@@ -1,0 +1,242 @@
+"""`vmae-train finetune`, read as a table of contents: data, order, clips, encoder and head, step, scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vmae_data.errors import MisuseError
+from vmae_data.progress import ProgressStyle
+from vmae_data.read.shards import Shards
+from vmae_data.store import commit_bytes, lock
+from vmae_train.clips.augment import Augment, AugmentSpec, planes_of_views
+from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
+from vmae_train.clips.views import ClipSpec, kept_step
+from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
+from vmae_train.evaluation.metrics import Scores
+from vmae_train.model.load import load_model
+from vmae_train.model.videomae import Classifier, classifier_from_pretrained
+from vmae_train.model.vit import ModelSpec
+from vmae_train.training.checkpoint import CheckpointSpec, RunState, resume
+from vmae_train.training.engine import Engine, RunPlace, TrainSpec, choose_device, train
+from vmae_train.training.log import LogSpec, print_start
+from vmae_train.training.optim import OptimSpec, Schedule, build_optimizer
+from vmae_train.training.run import RunFacts, TrainingOrder, open_run
+from vmae_train.training.start import check_frame_sizes, clip_rows, run_rows, training_sampler
+
+__all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
+
+EVALUATION = "evaluation.json"
+
+
+class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the validation set is scored: at the end, and every `every_steps` where that is given."""
+
+    views: str = "5x3"
+    every_steps: int | None = None
+    every_views: str = "1x1"
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        for text in (self.views, self.every_views):
+            try:
+                parse_views(text)
+            except MisuseError as error:
+                raise ValueError(str(error)) from error
+        if self.batch < 1 or (self.every_steps is not None and self.every_steps < 1):
+            raise ValueError(f"batch = {self.batch}, every_steps = {self.every_steps}: must be 1 or more")
+
+
+class FinetuneSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A finetuning recipe: the whole encoder is trained."""
+
+    model: ModelSpec
+    optim: OptimSpec
+    train: TrainSpec
+    seed: int = 0
+    clip: ClipSpec = ClipSpec()
+    augment: AugmentSpec = AugmentSpec()
+    loader: LoaderSpec = LoaderSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    log: LogSpec = LogSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+
+
+class FinetuneReport(NamedTuple):
+    state: RunState
+    scores: Scores
+
+
+class FinetuneLoss:
+    """From a batch of planes to the cross entropy; everything on the device."""
+
+    def __init__(self, model: Classifier, augment: Augment, *, may_flip: bool) -> None:
+        self.model, self.augment, self.may_flip = model, augment, may_flip
+
+    def __call__(self, batch: Batch) -> Tensor:
+        planes = planes_of_views(batch.planes, batch.index_BVT)
+        may_flip_B = torch.full_like(batch.weight_B, self.may_flip, dtype=torch.bool)
+        rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, may_flip_B))
+        logits = self.model(self.augment.normalise(rgb))
+        loss_B = F.cross_entropy(logits.float(), batch.label_B.clamp_min(0), reduction="none")
+        return (loss_B * batch.weight_B).sum() / batch.weight_B.sum().clamp_min(1)
+
+
+def finetune(
+    spec: FinetuneSpec,
+    *,
+    data: str,
+    validation: str,
+    out: Path,
+    init: str | None = None,
+    device: str | None = None,
+    style: ProgressStyle = ProgressStyle.AUTO,
+) -> FinetuneReport:
+    """Finetune in the folder `out`, or go on where it was stopped, and score the validation set.
+
+    Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
+    """
+    shards, val_shards = Shards.open(data), Shards.open(validation)
+    geometry = spec.model.geometry(mean=spec.augment.mean, std=spec.augment.std)
+    sampler = training_sampler(spec.clip, geometry.num_frames, shards)
+    val_step = kept_step(spec.clip.stride, val_shards.index.stride)
+    order = TrainingOrder(shards, seed=spec.seed, batch=spec.train.batch)
+    augment_spec = msgspec.structs.replace(spec.augment, size=geometry.image_size)
+    check_frame_sizes(shards, augment_spec)
+    _check_labels(shards)
+    steps = spec.train.total_steps(order.steps_per_epoch)
+    schedule = Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=order.steps_per_epoch)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out, "training"):
+        open_run(
+            out,
+            RunFacts(
+                kind="finetune",
+                recipe=msgspec.to_builtins(spec),
+                data=data,
+                data_digest=shards.digest,
+                validation=validation,
+                validation_digest=val_shards.digest,
+                init=init,
+                classes=shards.classes,
+            ),
+        )
+        where = choose_device(device)
+        if spec.train.threads is not None:
+            torch.set_num_threads(spec.train.threads)
+        model = first_classifier(spec, init, shards.classes).to(where)
+        check_classes(model, val_shards)
+        optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
+        engine = Engine(model, optimizer, schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
+        state = resume(out, model, optimizer)
+        rows = {
+            **clip_rows(shards, spec.clip, geometry.num_frames),
+            "classes": str(len(shards.classes)),
+            "start": init or f"from scratch ({geometry.init or 'trunc'} initialisation): no --init was given",
+            **run_rows(spec.train, schedule, order, state.step, where, str(engine.dtype)),
+        }
+        print_start(f"finetune → {out}", rows, quiet=style is ProgressStyle.QUIET)
+
+        def validate(views: str, shown: ProgressStyle) -> Scores:
+            scores = evaluate(
+                model,
+                val_shards,
+                views=parse_views(views),
+                step=val_step,
+                loader=spec.loader,
+                device=where,
+                batch=spec.evaluate.batch,
+                frozen=spec.clip.frozen,
+                autocast=engine.autocast,
+                style=shown,
+            )
+            model.train()
+            return scores
+
+        def validate_in_between(_step: int) -> dict[str, object]:
+            scores = validate(spec.evaluate.every_views, ProgressStyle.QUIET)
+            return {"top1": scores.top1, "views": scores.views}
+
+        if state.step < steps:
+            model.train()
+            augment = Augment(augment_spec).to(where)
+            with ClipLoader(
+                shards,
+                sampler,
+                order.requests(state.step, steps, spec.train.portions),
+                batch=spec.train.batch // spec.train.portions,
+                frames=geometry.num_frames,
+                seed=spec.seed,
+                spec=spec.loader,
+                device=where,
+            ) as loader:
+                state = train(
+                    engine,
+                    loader,
+                    FinetuneLoss(model, augment, may_flip=shards.index.may_flip),
+                    place=RunPlace(out, spec.checkpoint, spec.log, style),
+                    start=state,
+                    steps=steps,
+                    steps_per_epoch=order.steps_per_epoch,
+                    keys_of=order.keys,
+                    title="finetune steps",
+                    validate=validate_in_between,
+                    validate_every=spec.evaluate.every_steps,
+                )
+        if (scores := _finished_scores(out)) is None:
+            scores = validate(spec.evaluate.views, style)
+            commit_bytes(out / EVALUATION, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+    return FinetuneReport(state, scores)
+
+
+def _finished_scores(out: Path) -> Scores | None:
+    """The scores of a run that was finished before."""
+    try:
+        return msgspec.json.decode((out / EVALUATION).read_bytes(), type=Scores)
+    except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
+        return None
+
+
+def _check_labels(shards: Shards) -> None:
+    if not shards.classes:
+        raise MisuseError(f"{shards.url}: has no labels; finetuning needs class folders or a listing with labels")
+    without = int((shards.label_N < 0).sum())
+    if without:
+        raise MisuseError(
+            f"{shards.url}: {without} of {len(shards)} samples have no label; build it from labelled videos"
+        )
+
+
+def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, ...]) -> Classifier:
+    """A fresh head on a pretrained encoder, another classifier's weights, or all fresh."""
+    geometry = spec.model.geometry(mean=spec.augment.mean, std=spec.augment.std)
+    if init is None:
+        return Classifier(geometry, classes, seed=spec.seed)
+    given = load_model(init)
+    names = (
+        "image_size",
+        "patch_size",
+        "num_frames",
+        "tubelet_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "position",
+    )
+    different = [
+        f"{name} {getattr(given.geometry, name)} (recipe {getattr(geometry, name)})"
+        for name in (*names, "mlp_ratio", "mean", "std")
+        if getattr(given.geometry, name) != getattr(geometry, name)
+    ]
+    if different:
+        raise MisuseError(f"--init {init}: is of another geometry ({', '.join(different)}); change the recipe's model")
+    if isinstance(given, Classifier):
+        if given.classes != classes:
+            raise MisuseError(f"--init {init}: names other classes than the data; start from its pretraining instead")
+        return given
+    return classifier_from_pretrained(given, classes, seed=spec.seed, geometry=geometry)
