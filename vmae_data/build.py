@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ __all__ = ["BuildReport", "build_shards"]
 STAGING = ".staging"
 
 
-class BuildReport(NamedTuple):
+@dataclass(frozen=True)
+class BuildReport:
     """What a build ended with."""
 
     index: Index

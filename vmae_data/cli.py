@@ -282,3 +282,7 @@ def run_app(application: typer.Typer, name: str) -> NoReturn:
 
 def main() -> NoReturn:
     run_app(app, "vmae-shard")
+
+
+if __name__ == "__main__":
+    main()

@@ -49,11 +49,11 @@ def decode_frames(data: bytes, wanted: Sequence[int], key: str) -> Iterator[Fram
     av.logging.set_level(None)
     position = 0
     try:
-        with av.open(io.BytesIO(data), format="mp4", metadata_errors="replace") as container:
+        with av.open(io.BytesIO(data), mode="r", format="mp4", metadata_errors="replace") as container:
             stream = container.streams.video[0]
             # One thread: workers are the parallelism, and frame threads differ in which frames they lose.
             stream.codec_context.thread_count = 1
-            if stream.time_base is None or not stream.average_rate:
+            if not stream.time_base or not stream.average_rate:
                 raise SampleError(key, "the mp4 states no time base or rate")
             step = 1 / (stream.average_rate * stream.time_base)
             if wanted and wanted[0] > 0:
@@ -80,7 +80,16 @@ def _number(pts: int | None, step: Fraction) -> int:
 
 def _plane(frame: av.VideoFrame, i: int) -> U8:
     plane = frame.planes[i]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+    # A plane is a buffer; its lines are padded, so this is a view of the visible part.
+    whole = np.frombuffer(memoryview(plane), np.uint8)
+    return whole.reshape(-1, plane.line_size)[: plane.height, : plane.width]
+
+
+def _known(value: int | None) -> int:
+    """Raises ValueError for a packet without a position or time."""
+    if value is None:
+        raise ValueError("a packet has no position or time")
+    return value
 
 
 class DecodedVideo(NamedTuple):
@@ -105,25 +114,25 @@ def read_packets(path: Path, key: str) -> PacketTable:
     """
     av.logging.set_level(None)
     try:
-        with av.open(str(path), format="mp4") as container:
+        with av.open(str(path), mode="r", format="mp4") as container:
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
             packets = [packet for packet in container.demux(stream) if packet.size]
+            base = stream.time_base or Fraction(1)
             table = Packets(
-                time_base=Rational(stream.time_base.numerator, stream.time_base.denominator),
-                positions=tuple(packet.pos for packet in packets),
+                time_base=Rational(base.numerator, base.denominator),
+                positions=tuple(_known(packet.pos) for packet in packets),
                 sizes=tuple(packet.size for packet in packets),
-                pts=tuple(packet.pts for packet in packets),
-                dts=tuple(packet.dts for packet in packets),
+                pts=tuple(_known(packet.pts) for packet in packets),
+                dts=tuple(_known(packet.dts) for packet in packets),
                 keys=tuple(n for n, packet in enumerate(packets) if packet.is_keyframe),
             )
             codec, extradata = stream.codec_context.name, bytes(stream.codec_context.extradata or b"")
-        with av.open(str(path), format="mp4") as container:
+        with av.open(str(path), mode="r", format="mp4") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            step = 1 / (stream.average_rate * stream.time_base)
+            step = 1 / ((stream.average_rate or Fraction(1)) * base)
             times = [_number(frame.pts, step) for frame in container.decode(stream)]
-    except (av.FFmpegError, ValueError, IndexError, TypeError) as error:
+    except (av.FFmpegError, ValueError, IndexError) as error:
         raise SampleError(key, f"the encoded file does not decode ({error})") from error
     if times != list(range(len(packets))):
         raise SampleError(key, f"the encoded file has {len(packets)} packets, but {len(times)} frames decode in order")

@@ -259,3 +259,7 @@ def _tell_unreadable(unreadable: dict[str, str]) -> None:
 
 def main() -> NoReturn:
     run_app(app, "vmae-train")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from vmae_train.clips.views import ClipSpec, kept_step
 from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.model.load import load_model
-from vmae_train.model.videomae import Classifier, classifier_from_pretrained
+from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
 from vmae_train.model.vit import ModelSpec
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, resume
 from vmae_train.training.engine import Engine, RunPlace, TrainSpec, choose_device, train
@@ -239,4 +239,5 @@ def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, .
         if given.classes != classes:
             raise MisuseError(f"--init {init}: names other classes than the data; start from its pretraining instead")
         return given
+    assert isinstance(given, PretrainModel)
     return classifier_from_pretrained(given, classes, seed=spec.seed, geometry=geometry)

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -29,9 +28,11 @@ KEPT_WORDS = 40
 _SHOWN = re.compile(
     r"\[Parsed_showinfo_0 @ [^]]*\] \[info\] n: *(\d+) pts: *(-?\d+|NOPTS) pts_time:\S* *duration: *(-?\d+|NOPTS)"
 )
-_TIME_BASE = re.compile(r"\[Parsed_showinfo_0 @ [^]]*\] \[info\] config in time_base: (\d+)/(\d+)")
+_TIME_BASE = re.compile(r"config in time_base: (\d+)/(\d+)")
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
-_COMPLAINT = re.compile(r"\[(error|fatal|panic)\] (.*)")
+_COMPLAINT = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[(error|fatal|panic)\] (.*)")
+# What ffmpeg says on top of the reason; told only where there is no other word.
+_CONSEQUENCE = re.compile(r"(\[(in|out)#\d+[^]]*\] )?(Error opening (input|output)|Conversion failed)")
 
 
 class Ffmpeg(NamedTuple):
@@ -55,12 +56,12 @@ class FfmpegRun(NamedTuple):
     status: int
     shown: tuple[ShownFrame, ...]
     time_base: tuple[int, int]
-    words: tuple[str, ...]  # errors, without addresses and paths
+    words: tuple[str, ...]  # complaints without addresses and paths, sorted
     stalled: bool
 
     def reason(self) -> str:
         """ffmpeg's own last words, one line."""
-        return "; ".join(dict.fromkeys(self.words[-3:])) or f"ffmpeg ended with status {self.status} and no word"
+        return "; ".join(self.words[:3]) or f"ffmpeg ended with status {self.status} and no word"
 
 
 @cache
@@ -133,7 +134,7 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
         raise
     finally:
         process.stderr.close()
-    return FfmpegRun(status, tuple(reader.shown), reader.time_base, tuple(reader.words), stalled)
+    return FfmpegRun(status, tuple(reader.shown), reader.time_base, reader.words, stalled)
 
 
 _LIBC = ctypes.CDLL(None)
@@ -162,28 +163,37 @@ def _follow(stderr: IO[bytes], reader: _Reader) -> bool:
 
 
 class _Reader:
-    """Sorts ffmpeg's lines into shown frames and complaints."""
+    """Sorts ffmpeg's lines into shown frames and complaints.
+
+    ffmpeg's threads write at the same time: a complaint may stand inside a line of showinfo, and
+    their order differs from run to run. So both are looked for anywhere in a line, and complaints
+    are kept as the first few of a sorted set: the same source gives the same words.
+    """
 
     def __init__(self, names: dict[str, str]) -> None:
         self.names = names
         self.shown: list[ShownFrame] = []
         self.time_base = (0, 1)
-        self.words: deque[str] = deque(maxlen=KEPT_WORDS)
+        self._words: set[str] = set()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        told = sorted(word for word in self._words if not _CONSEQUENCE.match(word))
+        return tuple(told or sorted(self._words))
 
     def take(self, line: str) -> None:
-        if line.startswith("[Parsed_showinfo_0"):
-            found = _SHOWN.match(line)
-            if found:
+        for found in _SHOWN.finditer(line):
+            if int(found[1]) == len(self.shown):
                 self.shown.append(ShownFrame(_number(found[2]), _number(found[3])))
-            elif base := _TIME_BASE.match(line):
-                self.time_base = (int(base[1]), int(base[2]))
-            return
-        complaint = _COMPLAINT.search(line)
-        if complaint:
-            text = _ADDRESS.sub("", line).replace(f"[{complaint[1]}] ", "")
+        if base := _TIME_BASE.search(line):
+            self.time_base = (int(base[1]), int(base[2]))
+        if complaint := _COMPLAINT.search(line):
+            text = _ADDRESS.sub("", complaint[1]) + complaint[3]
             for path, name in self.names.items():
                 text = text.replace(f"file:{path}", name).replace(path, name)
-            self.words.append(text.strip())
+            self._words.add(text.strip())
+            if len(self._words) > 2 * KEPT_WORDS:
+                self._words = set(sorted(self._words)[:KEPT_WORDS])
 
 
 def _number(text: str) -> int | None:

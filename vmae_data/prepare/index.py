@@ -131,7 +131,7 @@ def samples_table(dest: Path, markers: Sequence[ShardMarker]) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=len(rows))
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _facts(dest: Path, marker: ShardMarker, offset: int, size: int) -> SampleFacts:

@@ -69,7 +69,8 @@ def pack_shard(job: PackJob) -> ShardMarker:
     samples = [sample for source in staged for sample in source.samples]
     failures = tuple(source.failure for source in staged if source.failure is not None)
     final = job.dest / tar_name(job.shard)
-    size, digest, entries = 0, "", ()
+    size, digest = 0, ""
+    entries: tuple[SampleEntry, ...] = ()
     if samples:
         temporary = temporary_beside(final)
         try:

@@ -16,7 +16,10 @@ from vmae_data.format import Rational
 __all__ = ["DEMUXERS", "VideoInfo", "probe_video", "scaled_size"]
 
 # Containers of one file only: a playlist or a concatenation script could name any other file.
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,asf,flv,ogg,mxf,h264,hevc,ivf,nut,dv,gif,rm,wtv"
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,asf,flv,ogg,mxf"
+    ",h264,hevc,ivf,nut,dv,gif,rm,wtv"
+)
 _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 # AVColorSpace and AVColorRange as libavutil numbers them.

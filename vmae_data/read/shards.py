@@ -93,7 +93,7 @@ class Shards:
     @cached_property
     def label_N(self) -> NDArray[np.int64]:
         """Class numbers, −1 where there is none."""
-        return self._table.column("label").fill_null(-1).to_numpy().astype(np.int64)
+        return np.asarray(self._table.column("label").fill_null(-1).to_numpy(), dtype=np.int64)
 
     @cached_property
     def source_N(self) -> NDArray[np.int32]:
@@ -116,7 +116,7 @@ class Shards:
 
     @cached_property
     def full_range_N(self) -> NDArray[np.bool_]:
-        return self._table.column("full_range").to_numpy(zero_copy_only=False)
+        return np.asarray(self._table.column("full_range").to_numpy(), dtype=np.bool_)
 
     @cached_property
     def rate_N(self) -> NDArray[np.float64]:
@@ -193,7 +193,7 @@ class Shards:
 
 
 class _IndexBytes(NamedTuple):
-    index: Index
+    facts: Index
     digest: str
 
 

@@ -77,7 +77,7 @@ class SharedSlots:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # While a process is spawned this hands the descriptor down to it.
-        return _attach, (self.count, self.layout, reduction.DupFd(self._descriptor))  # type: ignore[attr-defined]
+        return _attach, (self.count, self.layout, reduction.DupFd(self._descriptor))
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -104,9 +104,11 @@ class Augment(nn.Module):
 
     def __init__(self, spec: AugmentSpec) -> None:
         super().__init__()
-        self.spec = spec
+        if spec.size is None:
+            raise ValueError("augment.size is not resolved; give the model's image size")
+        self.spec, self.size = spec, spec.size
         self.sequence = AugmentationSequential(
-            SeparableCrop(size=spec.size, antialias=spec.antialias),
+            SeparableCrop(size=self.size, antialias=spec.antialias),
             RandomHorizontalFlip(p=0.5),  # p only says that it is not always: batch_prob decides
             transformation_matrix_mode="skip",
         )
@@ -117,7 +119,7 @@ class Augment(nn.Module):
 
     def draw(self, size_B2: Int64[Tensor, "B 2"], draws: ClipDraws, may_flip_B: Bool[Tensor, " B"]) -> Boxes:
         """A box for each clip, all integers, equal on every device."""
-        size = self.spec.size
+        size = self.size
         if self.spec.crop == "multiscale":
             boxes = _multiscale_boxes(size_B2, draws, size=size)
         elif self.spec.crop == "random":

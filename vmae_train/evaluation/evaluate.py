@@ -121,7 +121,7 @@ def view_clips(batch: Batch, augment: Augment, views: Views, num_frames: int) ->
     planes = planes_of_views(batch.planes, batch.index_BVT)
     if batch.index_BVT is None:
         assert views.clips == 1
-    boxes = view_boxes(planes.size_B2, num_crops=views.crops, size=augment.spec.size or 0)
+    boxes = view_boxes(planes.size_B2, num_crops=views.crops, size=augment.size)
     rgb = augment(planes, boxes)
     return augment.normalise(rearrange(rgb, "b c (v t) h w -> (b v) c t h w", t=num_frames))
 

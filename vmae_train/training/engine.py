@@ -84,7 +84,7 @@ class Engine:
         self.model, self.optimizer, self.schedule, self.spec = model, optimizer, schedule, spec
         self.device, self.clip_grad = device, clip_grad
         self.dtype = _precision(spec.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         # The first step whose loss was not finite, kept on the device so that no step waits for it.
         self.broken_at = torch.full((), math.inf, device=device)
 
@@ -108,7 +108,7 @@ class Engine:
             share = batch.valid / self.spec.batch
             with self.autocast():
                 loss = loss_of(batch) * share
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()
             counted += batch.valid
         if counted == 0:

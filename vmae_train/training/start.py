@@ -39,7 +39,8 @@ def clip_rows(shards: Shards, clip: ClipSpec, num_frames: int) -> dict[str, str]
     short = int((shards.frames_NP[:, 0] < num_frames * (clip.stride // shards.index.stride)).sum())
     rows = {
         "data": f"{shards.url}, {len(shards)} samples, shards of stride {shards.index.stride}",
-        "clip": f"{num_frames} frames, stride {clip.stride} source frames; {seconds:.2f} s at {median:.4g} frames/s (median)",
+        "clip": f"{num_frames} frames, stride {clip.stride} source frames; {seconds:.2f} s at {median:.4g} frames/s (median)"
+        + (", one frame repeated" if clip.frozen else ""),
     }
     if short:
         rows["short videos"] = f"{short} are shorter than a clip and repeat their last frame"

@@ -1,0 +1,47 @@
+"""Small real data, made once a session: demo videos, shards of them, a run of a few steps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmae_data.build import build_shards
+from vmae_data.demo import write_demo
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.progress import ProgressStyle
+from vmae_data.recipes import load_recipe
+
+QUIET = ProgressStyle.QUIET
+WORKERS = 2
+
+
+@pytest.fixture(scope="session")
+def demo_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 motion videos in 8 class folders, and a few broken ones."""
+    folder = tmp_path_factory.mktemp("data") / "demo-videos"
+    write_demo(folder, num_videos=24, seed=5, broken=True, workers=WORKERS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_spec() -> BuildSpec:
+    return load_recipe("vmae_data", "demo", BuildSpec, ["samples_per_shard=8"])
+
+
+@pytest.fixture(scope="session")
+def demo_shards(demo_videos: Path, demo_spec: BuildSpec) -> Path:
+    """Shards of `demo_videos` with recipe demo, 8 sources a shard. Read only: copy before you damage them."""
+    dest = demo_videos.parent / "demo-shards"
+    build_shards(str(demo_videos), dest, demo_spec, workers=WORKERS, style=QUIET)
+    return dest
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """A folder of real videos that the person who runs the tests names."""
+    folder = os.environ.get("VMAE_TEST_VIDEOS")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("VMAE_TEST_VIDEOS names no folder of real videos")
+    return Path(folder)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmae_data.errors import SourceError
+from vmae_data.format import Rational
+from vmae_data.prepare.probe import VideoInfo, probe_video, scaled_size
+
+
+def _info(width: int, height: int) -> VideoInfo:
+    return VideoInfo(width, height, 0, Rational(25, 1), None, "h264", "yuv420p", "bt709", False, False)
+
+
+@given(st.integers(3, 8000), st.integers(3, 8000), st.sampled_from([36, 256, 320]))
+def test_a_scaled_size_is_even_and_never_larger(width: int, height: int, short_side: int) -> None:
+    w, h = scaled_size(_info(width, height), short_side)
+    assert w % 2 == h % 2 == 0
+    assert w <= width
+    assert h <= height
+    if min(width, height) >= short_side:
+        assert min(w, h) == short_side
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [((1280, 720), (456, 256)), ((720, 1280), (256, 456)), ((320, 240), (320, 240)), ((341, 239), (340, 238))],
+)
+def test_the_short_side_is_set_and_the_aspect_kept(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    assert scaled_size(_info(*size), 256) == scaled
+
+
+@pytest.mark.parametrize(("data", "reason"), [(None, "missing"), (b"", "empty"), (b"no video at all", "unreadable")])
+def test_what_is_no_video_has_its_reason(tmp_path: Path, data: bytes | None, reason: str) -> None:
+    path = tmp_path / "x.mp4"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(SourceError) as caught:
+        probe_video(bytes(path))
+    assert caught.value.reason == reason
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_playlist_is_not_followed(tmp_path: Path, demo_videos: Path) -> None:
+    inside = next(demo_videos.glob("*/scene-*.mp4"))
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text(f"#EXTM3U\n#EXTINF:1,\n{inside}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(SourceError) as caught:
+        probe_video(bytes(playlist))
+    assert caught.value.reason == "unreadable"

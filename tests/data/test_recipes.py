@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmae_data.errors import RecipeError
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.recipes import difference, list_recipes, load_recipe, read_recipe, recipe_head
+
+
+@pytest.mark.parametrize("name", list_recipes("vmae_data"))
+def test_every_build_recipe_loads_and_says_what_it_is_for(name: str) -> None:
+    spec = load_recipe("vmae_data", name, BuildSpec)
+    assert spec.stride >= 1
+    assert "vmae-shard build" in recipe_head(read_recipe("vmae_data", name))
+
+
+def test_the_recipes_of_this_version_are_there() -> None:
+    assert {"demo", "k400", "ssv2-pretrain"} <= set(list_recipes("vmae_data"))
+    assert load_recipe("vmae_data", "k400", BuildSpec).stride == 4
+    ssv2 = load_recipe("vmae_data", "ssv2-pretrain", BuildSpec)
+    assert (ssv2.stride, ssv2.may_flip) == (2, False)
+
+
+def test_without_a_recipe_the_defaults_are_those_of_the_contract() -> None:
+    spec = load_recipe("vmae_data", None, BuildSpec)
+    assert (spec.stride, spec.short_side, spec.profile, spec.crf, spec.gop) == (4, 256, "h264", 23, 16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("strid=2", "strid: no such key"),
+        ("stride=two", "stride"),
+        ("stride=0", "stride = 0"),
+        ("short_side=255", "short_side = 255"),
+        ("crf=99", "crf = 99"),
+        ("keep_truncated=1", "keep_truncated"),
+        ("profile=vp9", "profile"),
+        ("stride", "expected key=value"),
+        ("a.b=1", "a: no such key"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_key(setting: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("vmae_data", "demo", BuildSpec, [setting])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("stride = 3\n")
+    assert load_recipe("vmae_data", str(path), BuildSpec).stride == 3
+    path.write_text("stride = = 3\n")
+    with pytest.raises(RecipeError, match="not TOML"):
+        load_recipe("vmae_data", str(path), BuildSpec)
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="known: .*k400"):
+        load_recipe("vmae_data", "k401", BuildSpec)
+
+
+def test_a_difference_names_key_and_both_values() -> None:
+    assert difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 → 3"]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmae_data.errors import MisuseError
+from vmae_data.prepare.sources import find_sources
+
+
+def _listing(tmp_path: Path, text: str | bytes, name: str = "list.txt") -> str:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def _found(url: str, classes: tuple[str, ...] = ()) -> list[tuple[str, int | None]]:
+    return [
+        (source.path.decode("utf-8", "backslashreplace"), source.label) for source in find_sources(url, classes).sources
+    ]
+
+
+def test_the_class_is_the_first_folder_and_names_are_sorted(tmp_path: Path) -> None:
+    for name in ("b/x.mp4", "b/deep/y.MKV", "a/z.webm", "top.avi", "a/notes.txt", ".hidden/h.mp4", "a/._z.webm"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    listing = find_sources(str(tmp_path))
+    assert listing.classes == ("a", "b")
+    assert sorted((s.path, s.label) for s in listing.sources if s.label is not None) == [
+        (b"a/z.webm", 0),
+        (b"b/deep/y.MKV", 1),
+        (b"b/x.mp4", 1),
+    ]
+    assert [s.path for s in listing.sources if s.label is None] == [b"top.avi"]
+
+
+def test_a_loop_of_links_ends(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.mp4").touch()
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert len(find_sources(str(tmp_path)).sources) == 1
+
+
+def test_names_that_are_no_utf8_are_found(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/x\n'\"-.mp4", "w"):
+        pass
+    listing = find_sources(str(tmp_path))
+    assert listing.sources[0].path == b"caf\xe9/x\n'\"-.mp4"
+    assert listing.classes == ("caf\\xe9",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "v/a b.mp4 3\nv/c.mp4 0\n",
+        "v/a b.mp4\t3\nv/c.mp4\t0\n",
+        "v/a b.mp4,3\nv/c.mp4,0\n",
+        "label,path\n3,v/a b.mp4\n0,v/c.mp4\n",
+        "path\tlabel\nv/a b.mp4\t3\nv/c.mp4\t0\n",
+        "\ufefffilename,class\r\nv/a b.mp4,3\r\nv/c.mp4,0\r\n",
+        '{"path": "v/a b.mp4", "label": 3}\n{"path": "v/c.mp4", "label": "0"}\n',
+    ],
+)
+def test_listings_of_every_form_say_the_same(tmp_path: Path, text: str) -> None:
+    assert _found(_listing(tmp_path, text)) == [("v/a b.mp4", 3), ("v/c.mp4", 0)]
+    assert find_sources(_listing(tmp_path, text)).classes == ("0", "1", "2", "3")
+
+
+def test_names_as_labels_are_numbered_by_their_bytes(tmp_path: Path) -> None:
+    assert _found(_listing(tmp_path, "x.mp4,zebra\ny.mp4,Ape\nz.mp4,ape\n")) == [
+        ("x.mp4", 2),
+        ("y.mp4", 0),
+        ("z.mp4", 1),
+    ]
+
+
+def test_a_listing_without_labels_is_read_whole(tmp_path: Path) -> None:
+    assert _found(_listing(tmp_path, "a b.mp4\nc,d.mp4\n")) == [("a b.mp4", None), ("c,d.mp4", None)]
+
+
+def test_given_classes_fix_the_numbers(tmp_path: Path) -> None:
+    url = _listing(tmp_path, "x.mp4,cat\n")
+    assert _found(url, ("ant", "bee", "cat")) == [("x.mp4", 2)]
+    with pytest.raises(MisuseError, match="'cat' is not among"):
+        find_sources(url, ("ant", "bee"))
+
+
+def test_a_path_listed_twice_is_one_sample_but_two_labels_are_an_error(tmp_path: Path) -> None:
+    assert _found(_listing(tmp_path, "x.mp4 1\n./x.mp4 1\n")) == [("x.mp4", 1)]
+    with pytest.raises(MisuseError, match=r"x\.mp4 is listed with two labels"):
+        find_sources(_listing(tmp_path, "x.mp4 1\nx.mp4 2\n"))
+
+
+def test_an_absolute_path_is_known_by_its_relative_one(tmp_path: Path) -> None:
+    assert _found(_listing(tmp_path, f"{tmp_path.resolve()}/v/x.mp4 1\n")) == [("v/x.mp4", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no videos found"),
+        ("one\n", "1 fields"),
+        ("a.mp4,1,2\nb.mp4,1,2\n", "3 fields"),
+        ("{\n", "entry 1"),
+        (b"\0\1", "not text"),
+    ],
+)
+def test_a_wrong_listing_is_one_line_that_names_it(tmp_path: Path, text: str | bytes, says: str) -> None:
+    with pytest.raises(MisuseError) as caught:
+        find_sources(_listing(tmp_path, text))
+    assert says in str(caught.value)
+    assert "list.txt" in str(caught.value)
+
+
+def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="neither a folder"):
+        find_sources(str(tmp_path / "nothing"))
+    (tmp_path / "v.mp4").touch()
+    with pytest.raises(MisuseError, match="a single video"):
+        find_sources(str(tmp_path / "v.mp4"))
+    with pytest.raises(MisuseError, match="local paths only"):
+        find_sources("s3://bucket/videos")

@@ -1,0 +1,1 @@
+"""Looking at shards that are there: what they hold, and whether all of it is right."""

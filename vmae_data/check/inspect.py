@@ -1,0 +1,307 @@
+"""What a data set holds: a table, or a page with pictures.
+
+The sample table answers for every sample; what stands only in KEY.json is read for some of them,
+so that a million samples are as quick to look at as a thousand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vmae_data import page
+from vmae_data.errors import DataError
+from vmae_data.format import FAILURES, Failure, Index, SampleFacts, ShardMarker, decode_record, marker_name
+from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, Table, histogram, printable
+from vmae_data.pictures import spread
+from vmae_data.read.contact import contact_sheet
+from vmae_data.read.shards import Shards
+from vmae_data.store import read_bytes, read_range
+
+__all__ = ["DataFacts", "inspect_shards", "print_table", "write_page"]
+
+LOOKED_AT = 500  # samples whose KEY.json is read for the page
+PICTURED = 24
+FAILURES_SHOWN = 20  # of each reason
+REMARKS_SHOWN = 20
+
+
+class Range(NamedTuple):
+    """Lowest, median and highest of a column."""
+
+    low: float
+    median: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:.4g}"
+        return f"{self.low:.4g} to {self.high:.4g} (median {self.median:.4g})"
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What can be said of a data set without decoding anything."""
+
+    shards: Shards
+    bytes: int
+    kept_frames: int
+    source_hours: float
+    width: Range
+    height: Range
+    kept_rate: Range
+    frames: Range
+    per_class: dict[str, int]
+    unlabelled: int
+
+    @property
+    def index(self) -> Index:
+        return self.shards.index
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        index = self.index
+        return {
+            "folder": str(self.shards.folder),
+            "samples": index.samples,
+            "shards": len(index.shardlist),
+            "bytes": self.bytes,
+            "frames": self.kept_frames,
+            "source_hours": self.source_hours,
+            "width": self.width._asdict(),
+            "height": self.height._asdict(),
+            "kept_rate": self.kept_rate._asdict(),
+            "kept_frames": self.frames._asdict(),
+            "short_side": index.short_side,
+            "stride": index.stride,
+            "profile": index.profile,
+            "split": index.split,
+            "may_flip": index.may_flip,
+            "classes": self.per_class,
+            "unlabelled": self.unlabelled,
+            "failures": index.failures,
+        }
+
+
+def inspect_shards(folder: Path) -> DataFacts:
+    """Open a data set and count. Raises DataError where it is none."""
+    shards = Shards.open(str(folder))
+    counts = Counter(shards.label_N.tolist())
+    return DataFacts(
+        shards=shards,
+        bytes=sum(shard.filesize for shard in shards.index.shardlist),
+        kept_frames=int(shards.frames_NP.sum()),
+        source_hours=float(source_seconds(shards).sum() / 3600),
+        width=_range(shards.size_N2[:, 1]),
+        height=_range(shards.size_N2[:, 0]),
+        kept_rate=_range(shards.rate_N),
+        frames=_range(shards.frames_NP[:, 0]),
+        per_class={name: counts.get(n, 0) for n, name in enumerate(shards.classes)},
+        unlabelled=counts.get(-1, 0),
+    )
+
+
+def _range(values: NDArray[Any]) -> Range:
+    return Range(*(float(f"{value:.6g}") for value in (values.min(), np.median(values), values.max())))
+
+
+def source_seconds(shards: Shards) -> NDArray[np.float64]:
+    """Seconds of each source, each counted once; at its mean rate where that changes."""
+    _, first = np.unique(shards.source_N, return_index=True)
+    source_frames = np.asarray([shards.view(int(n)).source_frames for n in first], dtype=np.float64)
+    return np.asarray(source_frames / (shards.rate_N[first] * shards.index.stride))
+
+
+def print_table(facts: DataFacts) -> None:
+    """The counts, to stdout."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(title=Text(printable(str(facts.shards.folder))), title_justify="left", show_header=False)
+    for row in _rows(facts):
+        table.add_row(Text(row[0]), Text(printable(row[1])))
+    Console(highlight=False).print(table)
+
+
+def _rows(facts: DataFacts) -> Iterator[tuple[str, str]]:
+    index = facts.index
+    yield "samples", f"{index.samples}" + (f", split {index.split}" if index.split else "")
+    if facts.per_class:
+        fewest, most = min(facts.per_class.values()), max(facts.per_class.values())
+        yield "classes", f"{len(facts.per_class)}, {_between(fewest, most)} samples each"
+    if facts.unlabelled:
+        yield "without label", str(facts.unlabelled)
+    yield "shards", f"{len(index.shardlist)}, {size_words(facts.bytes)}"
+    yield "source", time_words(facts.source_hours)
+    yield "kept frames", f"{facts.kept_frames}; a sample {facts.frames}"
+    yield "width", f"{facts.width} px"
+    yield "height", f"{facts.height} px"
+    yield "kept frames a second", str(facts.kept_rate)
+    yield "stride", f"{index.stride} source frames"
+    yield "profile", f"{index.profile}, short side {index.short_side} px"
+    yield "may flip", "yes" if index.may_flip else "no"
+    failures = ", ".join(f"{count} {reason}" for reason, count in index.failures.items())
+    yield "failures", failures or "none"
+
+
+def _between(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def size_words(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def time_words(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.4g} hours"
+    return f"{hours * 60:.3g} minutes" if hours * 60 >= 1 else f"{hours * 3600:.3g} seconds"
+
+
+def write_page(facts: DataFacts, html: Path) -> None:
+    """The page: figures, pictures, distributions, failures, remarks. Raises DataError where a shard is gone."""
+    looked_at = list(_facts_of(facts.shards, spread(facts.shards.label_N, LOOKED_AT)))
+    index = facts.index
+    sections = [
+        Section("At a glance", tuple(_glance(facts))),
+        Section("Videos", tuple(_pictures(facts))),
+        Section("Classes", tuple(_classes(facts))),
+        Section("Distributions", (Charts(tuple(_charts(facts, looked_at))), *_sizes(facts))),
+        Section("Failures", tuple(_failures(facts))),
+        Section("Remarks", tuple(_remarks(looked_at, index.samples))),
+        Section("How it was built", (_recipe(index),)),
+    ]
+    page.write_page(html, facts.shards.folder.resolve().name, sections, f"{index.samples} samples, shards of videos")
+
+
+class _LookedAt(NamedTuple):
+    facts: SampleFacts
+    bytes: int
+
+
+def _facts_of(shards: Shards, numbers: Sequence[int]) -> Iterator[_LookedAt]:
+    """KEY.json of some samples; each marker is read once."""
+    by_shard: dict[int, set[str]] = {}
+    for number in numbers:
+        by_shard.setdefault(shards.place(number).shard, set()).add(shards.key(number))
+    for shard, keys in sorted(by_shard.items()):
+        tar = shards.shard_path(shard)
+        path = tar.with_suffix(".json")
+        marker = decode_record(read_bytes(path), ShardMarker, str(path))
+        try:
+            with tar.open("rb") as file:
+                for entry in marker.samples:
+                    if entry.key in keys:
+                        data = read_range(file.fileno(), entry.facts.offset, entry.facts.size)
+                        size = sum(member.extent.size for member in entry.members)
+                        yield _LookedAt(decode_record(data, SampleFacts, f"{tar.name}: {entry.key}.json"), size)
+        except OSError as error:
+            raise DataError(f"{tar}: can't be read ({error.strerror}); verify the shards") from error
+
+
+def _glance(facts: DataFacts) -> Iterator[Part]:
+    index = facts.index
+    figures = [Fact("samples", f"{index.samples}", f"split {index.split}" if index.split else "")]
+    if facts.per_class:
+        counts = facts.per_class.values()
+        figures.append(Fact("classes", str(len(facts.per_class)), f"{_between(min(counts), max(counts))} samples each"))
+    figures += [
+        Fact("shards", str(len(index.shardlist)), size_words(facts.bytes)),
+        Fact("of source", time_words(facts.source_hours)),
+        Fact("kept frames", f"{facts.kept_frames}", f"every {index.stride}. of the source" if index.stride > 1 else "all"),
+        Fact("failures", str(sum(index.failures.values())), ", ".join(f"{n} {why}" for why, n in index.failures.items())),
+    ]
+    yield Facts(tuple(figures))
+    if facts.unlabelled and facts.per_class:
+        yield Note(f"{facts.unlabelled} samples have no label.", warning=True)
+    empty = [name for name, count in facts.per_class.items() if not count]
+    if empty:
+        yield Note(f"{len(empty)} classes have no sample: {', '.join(empty[:20])}{', …' if len(empty) > 20 else ''}", True)
+
+
+def _pictures(facts: DataFacts) -> Iterator[Part]:
+    numbers = spread(facts.shards.label_N, PICTURED)
+    shown = contact_sheet(facts.shards, numbers)
+    yield Note(f"First, middle and last kept frame of {len(shown.gallery.tiles)} of {len(facts.shards)} samples.")
+    yield shown.gallery
+    for key, why in shown.unreadable.items():
+        yield Note(f"{key} can't be shown: {why}", warning=True)
+
+
+def _classes(facts: DataFacts) -> Iterator[Part]:
+    if facts.per_class:
+        yield Bars(tuple(Bar(name, n, str(n)) for name, n in facts.per_class.items()), f"all {len(facts.per_class)} classes")
+
+
+def _charts(facts: DataFacts, looked_at: Sequence[_LookedAt]) -> Iterator[page.Figure]:
+    shards = facts.shards
+    frames = shards.frames_NP[:, 0]
+    some = "" if len(looked_at) == len(shards) else f"Of {len(looked_at)} samples that were looked at."
+    yield histogram(frames / shards.rate_N, "Duration of a sample", "s")
+    yield histogram(shards.rate_N * shards.index.stride, "Rate of the sources", "frames/s")
+    yield histogram(frames, "Kept frames of a sample")
+    yield histogram(
+        [min(one.facts.source.width, one.facts.source.height) for one in looked_at],
+        "Short side of the sources", "px", some,
+    )  # fmt: skip
+    whole = [one for one in looked_at if one.facts.segment is None and one.facts.source.bytes]
+    yield histogram(
+        [100 * one.bytes / one.facts.source.bytes for one in whole], "Size of the kept video, of its source's", "%", some
+    )
+    yield histogram([one.bytes / 1000 for one in looked_at], "Size of a kept video", "kB", some)
+
+
+def _sizes(facts: DataFacts) -> Iterator[Part]:
+    counts = Counter(map(tuple, facts.shards.size_N2.tolist())).most_common()
+    bars = [Bar(f"{width} × {height}", n, str(n)) for (height, width), n in counts[:12]]
+    if len(counts) > 12:
+        rest = sum(n for _, n in counts[12:])
+        bars.append(Bar(f"{len(counts) - 12} other sizes", rest, str(rest)))
+    yield Note("Frame sizes:")
+    yield Bars(tuple(bars), "frame sizes")
+
+
+def _failures(facts: DataFacts) -> Iterator[Part]:
+    path = facts.shards.folder / FAILURES
+    if not facts.index.failures:
+        yield Note("Every source gave a sample.")
+        return
+    by_reason: dict[str, list[Failure]] = {}
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        try:
+            failure = msgspec.json.decode(line, type=Failure)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            yield Note(f"{FAILURES}, line {number}: can't be read ({error})", warning=True)
+            continue
+        by_reason.setdefault(failure.reason, []).append(failure)
+    for reason, failures in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
+        more = len(failures) - FAILURES_SHOWN
+        yield Note(f"{reason}: {len(failures)} sources" + (f", the first {FAILURES_SHOWN} of them" if more > 0 else ""))
+        yield Table(("source", "what was said"), tuple((f.path, f.detail) for f in failures[:FAILURES_SHOWN]))
+
+
+def _remarks(looked_at: Sequence[_LookedAt], total: int) -> Iterator[Part]:
+    remarked = [one.facts for one in looked_at if one.facts.remarks]
+    assumed = sum(one.facts.colour.assumed for one in looked_at)
+    of = f"{len(looked_at)} samples" + (" that were looked at" if len(looked_at) < total else "")
+    yield Note(f"{len(remarked)} of {of} carry a remark. {assumed} came without colour tags; theirs were assumed.")
+    if remarked:
+        rows = [(facts.source.path, "\n".join(facts.remarks)) for facts in remarked[:REMARKS_SHOWN]]
+        yield Table(("source", "remark"), tuple(rows))
+
+
+def _recipe(index: Index) -> Table:
+    rows = [(name, str(value)) for name, value in sorted(index.recipe.items())]
+    return Table(("key", "value"), (*rows, ("format version", str(index.version)), ("plan", index.plan)))

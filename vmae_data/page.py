@@ -1,0 +1,370 @@
+"""The one HTML page of every report: a single file without scripts, light or dark as the reader's system is.
+
+All text is escaped by the template; paths, class names and ffmpeg's words may hold anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
+from numpy.typing import ArrayLike
+
+from vmae_data.pictures import Picture
+from vmae_data.store import commit_bytes
+
+__all__ = [
+    "Bar",
+    "Bars",
+    "Charts",
+    "Fact",
+    "Facts",
+    "Figure",
+    "Gallery",
+    "Note",
+    "Part",
+    "Section",
+    "Table",
+    "Tile",
+    "histogram",
+    "printable",
+    "write_page",
+]
+
+LONG_LIST = 48  # longer lists are folded away
+FEW_VALUES = 12  # so many different values get a bar each, with the value under it
+BINS = 24
+
+
+class Fact(NamedTuple):
+    """A number worth seeing first."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Key figures, side by side."""
+
+    facts: tuple[Fact, ...]
+    kind: ClassVar[str] = "facts"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence of its own; `warning` where a reader must not miss it."""
+
+    text: str
+    warning: bool = False
+    kind: ClassVar[str] = "note"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text. `numbers`: the columns that hold numbers. `folded`: under this line, closed at first."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: tuple[int, ...] = ()
+    folded: str = ""
+    kind: ClassVar[str] = "table"
+
+
+class Bar(NamedTuple):
+    name: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A named bar a row; long lists are folded under `what`. `top`: the value of a full bar, else the greatest."""
+
+    bars: tuple[Bar, ...]
+    what: str
+    top: float | None = None
+    kind: ClassVar[str] = "bars"
+
+    def share(self, bar: Bar) -> str:
+        top = self.top if self.top is not None else max((bar.value for bar in self.bars), default=0)
+        return f"{100 * bar.value / top:.2f}" if top > 0 else "0"
+
+    @property
+    def folded(self) -> bool:
+        return len(self.bars) > LONG_LIST
+
+
+class Figure(NamedTuple):
+    """A drawing (SVG, made by us) or a picture, and what it shows."""
+
+    image: Picture | Markup
+    title: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Figures in a grid; `wide`: one under the other."""
+
+    figures: tuple[Figure, ...]
+    wide: bool = False
+    kind: ClassVar[str] = "charts"
+
+
+class Tile(NamedTuple):
+    """One video of a gallery."""
+
+    pictures: tuple[Picture, ...]
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Many small pictures."""
+
+    tiles: tuple[Tile, ...]
+    kind: ClassVar[str] = "gallery"
+
+
+Part = Facts | Note | Table | Bars | Charts | Gallery
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    parts: tuple[Part, ...]
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
+    """Write the page so that it is there whole or not at all."""
+    html = _template().render(title=title, subtitle=subtitle, sections=[s for s in sections if s.parts])
+    commit_bytes(path, html.encode("utf-8", "replace") + b"\n")
+
+
+def printable(text: str) -> str:
+    r"""Text that can't steer a terminal or turn the reading direction: control characters become \xNN or \uNNNN."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) > 255 else f"\\x{ord(c):02x}" for c in text)
+
+
+def histogram(values: ArrayLike, title: str, unit: str = "", caption: str = "") -> Figure:
+    """How often each value occurs: a bar a value where there are few, else a bar a range."""
+    data = np.asarray(values, dtype=np.float64)
+    counted = Counter(float(f"{value:.4g}") for value in data.tolist()) if len(data) else Counter()
+    if len(counted) <= FEW_VALUES:
+        bars = [_Column(f"{value:g}", count) for value, count in sorted(counted.items())]
+        ticks = [_Tick(n + 0.5, column.name) for n, column in enumerate(bars)]
+        if len(ticks) > 6:
+            ticks = ticks[:: math.ceil(len(ticks) / 6)]
+    else:
+        counts, edges = np.histogram(data, bins=BINS)
+        bars = [_Column(f"{a:.4g} to {b:.4g}", int(n)) for n, a, b in zip(counts, edges, edges[1:], strict=False)]
+        width = edges[1] - edges[0]
+        ticks = [_Tick((at - edges[0]) / width, f"{at:g}") for at in _round_numbers(edges[0], edges[-1])]
+    return Figure(_columns_svg(bars, ticks, unit), f"{title}, {unit}" if unit else title, caption)
+
+
+class _Column(NamedTuple):
+    name: str
+    count: int
+
+
+class _Tick(NamedTuple):
+    at: float  # in columns
+    name: str
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Four to eight numbers between the two that are easy to read."""
+    raw = (high - low) / 5
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
+    return [round(n * step, 10) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _columns_svg(columns: Sequence[_Column], ticks: Sequence[_Tick], unit: str) -> Markup:
+    width, height, base, top = 320.0, 150.0, 128.0, 16.0
+    most = max((column.count for column in columns), default=1)
+    step = width / max(1, len(columns))
+    inner = min(step - 1.5, 64)
+    parts = [Markup('<svg viewBox="0 0 320 150" class="chart" role="img"><path class="axis" d="M0 128.5H320"/>')]
+    for n, column in enumerate(columns):
+        tall = (base - top) * column.count / most
+        parts.append(
+            Markup('<rect class="bar" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>')
+            .format(n * step + (step - inner) / 2, base - tall, inner, tall, f"{column.name} {unit}: {column.count}")
+        )  # fmt: skip
+    for tick in ticks:
+        x = tick.at * step
+        anchor = "start" if x < 14 else "end" if x > width - 14 else "middle"
+        parts.append(Markup('<text x="{:.2f}" y="{}" text-anchor="{}">{}</text>').format(x, height - 7, anchor, tick.name))
+    tallest = max(range(len(columns)), key=lambda n: columns[n].count, default=0)
+    x = min(max((tallest + 0.5) * step, 14), width - 14)
+    parts.append(Markup('<text x="{:.2f}" y="12" text-anchor="middle" class="soft">{}</text>').format(x, most if columns else 0))
+    return Markup("").join(parts) + Markup("</svg>")
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escape(_lines(str(value))),
+    )
+    environment.globals["is_picture"] = lambda image: isinstance(image, Picture)
+    return environment.from_string(_PAGE, globals={"style": Markup(_STYLE)})  # noqa: S704
+
+
+def _lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1d232b; --soft: #5c6773; --paper: #fcfcfb; --wash: #f0f2f4; --line: #dce0e5;
+  --warn: #8a5200; --warn-wash: #fff4de;
+  --c1: #2563c0; --c2: #c2570a; --c3: #187a4a; --c4: #8240a8; --c5: #b3312c; --c6: #5c6773; }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e3e7ec; --soft: #98a3af; --paper: #14181d; --wash: #1e242b; --line: #303842;
+  --warn: #f0c27a; --warn-wash: #33290f;
+  --c1: #7db0ff; --c2: #ffa45c; --c3: #68d09a; --c4: #cfa6f7; --c5: #ff8d86; --c6: #98a3af; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; }
+main, header, footer { max-width: 72rem; margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem); }
+header { padding-top: 2.6rem; }
+h1 { font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
+header p { color: var(--soft); margin: .5rem 0 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.22rem; margin: 2.9rem 0 .9rem; padding-top: 1.1rem; border-top: 1px solid var(--line); }
+footer { color: var(--soft); font-size: .84rem; padding-top: 3rem; padding-bottom: 2rem; }
+p.note { margin: .7rem 0; max-width: 46rem; overflow-wrap: anywhere; white-space: pre-line; }
+p.warning { background: var(--warn-wash); border-left: 3px solid var(--warn); padding: .6rem .9rem; max-width: none; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin: .9rem 0; }
+.facts div { background: var(--wash); border-radius: .5rem; padding: .7rem .9rem; min-width: 0; }
+.facts dt { color: var(--soft); font-size: .82rem; }
+.facts dd { margin: 0; font-size: 1.3rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
+  overflow-wrap: anywhere; }
+.facts dd.small { color: var(--soft); font-size: .8rem; font-weight: 400; }
+dl { margin: 0; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--line); vertical-align: bottom; }
+td { vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 3.5rem; }
+th, td { padding: .34rem 1.3rem .34rem 0; }
+th.n, td.n { text-align: right; white-space: nowrap; }
+tr:last-child td { border-bottom: 0; }
+details { margin: .8rem 0; }
+summary { cursor: pointer; color: var(--c1); }
+.bars { columns: 21rem; column-gap: 2.4rem; margin: .8rem 0; font-size: .92rem; }
+.bars div { display: grid; grid-template-columns: minmax(0, 11rem) 1fr auto; gap: .7rem; align-items: center;
+  break-inside: avoid; padding: .13rem 0; }
+.bars span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bars i { display: block; height: .62rem; background: var(--wash); border-radius: .2rem; overflow: hidden; }
+.bars b { display: block; height: 100%; background: var(--c1); }
+.bars em { font-style: normal; color: var(--soft); font-variant-numeric: tabular-nums; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1.3rem 2rem; margin: 1rem 0; }
+.charts.wide { grid-template-columns: minmax(0, 1fr); }
+figure { margin: 0; min-width: 0; }
+figure > p { margin: 0 0 .4rem; font-weight: 500; font-size: .95rem; }
+figcaption { color: var(--soft); font-size: .84rem; margin-top: .35rem; max-width: 46rem; overflow-wrap: anywhere; }
+svg { display: block; width: 100%; height: auto; max-width: 60rem; color: var(--ink); }
+svg.chart { max-width: 26rem; } svg text { fill: var(--ink); font-family: inherit; }
+svg.chart text { font-size: 11px; } svg text.soft { fill: var(--soft); }
+.bar { fill: var(--c1); } .axis { stroke: var(--line); fill: none; }
+img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
+.picture { display: block; border-radius: .25rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16.5rem), 1fr)); gap: 1.3rem 1.1rem; margin: 1rem 0; }
+.strip { display: flex; gap: 2px; border-radius: .3rem; overflow: hidden; background: var(--wash); }
+.strip img { flex: 1 1 0; min-width: 0; width: 100%; aspect-ratio: 4/3; object-fit: contain; }
+.gallery figcaption b { display: block; color: var(--ink); font-weight: 500; }
+@media (max-width: 30rem) { .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } th, td { padding-right: .8rem; } }
+@media print { h2 { break-after: avoid; } figure, .facts div { break-inside: avoid; } }
+"""
+
+_PAGE = """
+{%- macro img(picture, class="", alt="") -%}
+<img src="{{ picture.uri }}" width="{{ picture.width }}" height="{{ picture.height }}" alt="{{ alt }}"
+ class="{{ class }}{{ ' tiny' if picture.tiny }}">
+{%- endmacro -%}
+{%- macro table(part) -%}
+<div class="scroll"><table><thead><tr>
+{% for name in part.head %}<th{% if loop.index0 in part.numbers %} class="n"{% endif %}>{{ name }}</th>{% endfor %}
+</tr></thead><tbody>
+{% for row in part.rows %}
+<tr>{% for cell in row %}<td{% if loop.index0 in part.numbers %} class="n"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{%- endmacro -%}
+{%- macro bars(part) -%}
+<div class="bars">
+{% for bar in part.bars %}
+<div><span title="{{ bar.name }}">{{ bar.name }}</span><i><b style="width:{{ part.share(bar) }}%"></b></i><em>{{ bar.text }}</em></div>
+{% endfor %}
+</div>
+{%- endmacro -%}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<header><h1>{{ title }}</h1>{% if subtitle %}<p>{{ subtitle }}</p>{% endif %}</header>
+<main>
+{% for section in sections %}
+<section>
+<h2>{{ section.title }}</h2>
+{% for part in section.parts %}
+{% if part.kind == "facts" %}
+<dl class="facts">
+{% for fact in part.facts %}
+<div><dt>{{ fact.name }}</dt><dd>{{ fact.value }}</dd>{% if fact.note %}<dd class="small">{{ fact.note }}</dd>{% endif %}</div>
+{% endfor %}
+</dl>
+{% elif part.kind == "note" %}
+<p class="note{{ ' warning' if part.warning }}">{{ part.text }}</p>
+{% elif part.kind == "table" %}
+{% if part.folded %}<details><summary>{{ part.folded }}</summary>{{ table(part) }}</details>{% else %}{{ table(part) }}{% endif %}
+{% elif part.kind == "bars" %}
+{% if part.folded %}<details><summary>{{ part.what }}</summary>{{ bars(part) }}</details>{% else %}{{ bars(part) }}{% endif %}
+{% elif part.kind == "charts" %}
+<div class="charts{{ ' wide' if part.wide }}">
+{% for figure in part.figures %}
+<figure>{% if figure.title %}<p>{{ figure.title }}</p>{% endif %}
+{% if is_picture(figure.image) %}{{ img(figure.image, "picture", figure.title) }}{% else %}{{ figure.image }}{% endif %}
+{% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
+{% endfor %}
+</div>
+{% else %}
+<div class="gallery">
+{% for tile in part.tiles %}
+<figure><div class="strip">{% for picture in tile.pictures %}{{ img(picture) }}{% endfor %}</div>
+<figcaption><b>{{ tile.title }}</b>{% for line in tile.lines %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}</figcaption></figure>
+{% endfor %}
+</div>
+{% endif %}
+{% endfor %}
+</section>
+{% endfor %}
+</main>
+<footer>Made by vmae. One file, no scripts; nothing is loaded from elsewhere.</footer>
+</body>
+</html>
+"""

@@ -1,0 +1,53 @@
+"""Some samples of a data set as a gallery: first, middle and last kept frame of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vmae_data.errors import SampleError
+from vmae_data.page import Gallery, Tile
+from vmae_data.pictures import film
+from vmae_data.read.fetch import Fetcher
+from vmae_data.read.shards import Shards
+
+__all__ = ["ContactSheet", "contact_sheet"]
+
+
+class ContactSheet(NamedTuple):
+    """The gallery, and what could not be shown, by key."""
+
+    gallery: Gallery
+    unreadable: dict[str, str]
+
+
+def contact_sheet(shards: Shards, numbers: Sequence[int]) -> ContactSheet:
+    """Pictures of the samples of these numbers. Raises DataError where a shard is gone."""
+    fetcher = Fetcher(shards)
+    tiles, unreadable = [], {}
+    try:
+        for number in numbers:
+            try:
+                tiles.append(_tile(shards, fetcher, number))
+            except SampleError as error:
+                unreadable[error.key] = error.detail
+    finally:
+        fetcher.close()
+    return ContactSheet(Gallery(tuple(tiles)), unreadable)
+
+
+def _tile(shards: Shards, fetcher: Fetcher, number: int) -> Tile:
+    key, label = shards.key(number), int(shards.label_N[number])
+    frames = int(shards.frames_NP[number, 0])
+    height, width = (int(n) for n in shards.size_N2[number])
+    pictures = film(
+        fetcher.fetch(number),
+        sorted({0, frames // 2, frames - 1}),
+        key,
+        is_bt709=bool(shards.is_bt709_N[number]),
+        full_range=bool(shards.full_range_N[number]),
+    )
+    size = f"{width} × {height}, {frames} frames, {frames / float(shards.rate_N[number]):.1f} s"
+    if label < 0 or label >= len(shards.classes):
+        return Tile(pictures, key, (size,))
+    return Tile(pictures, shards.classes[label], (key, size))
