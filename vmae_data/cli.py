@@ -220,10 +220,14 @@ def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[st
     print(_toml(spec), end="")
 
 
-def _toml(values: dict[str, Any]) -> str:
-    import msgspec
+def _toml(values: dict[str, Any], table: str = "") -> str:
+    """Plain values first, then one table after the other; what is None is left out, as in a recipe."""
+    import json
 
-    return msgspec.toml.encode({k: v for k, v in values.items() if v is not None}).decode()
+    lines = [f"[{table}]"] if table else []
+    lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None and not isinstance(v, dict)]
+    inner = [_toml(v, f"{table}.{key}" if table else key) for key, v in values.items() if isinstance(v, dict)]
+    return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
 
 
 def _allowed_failures(text: str | None) -> Any:

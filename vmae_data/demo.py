@@ -49,7 +49,8 @@ RATES = (Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 AUDIO_RATE = 44100
 # What a coder drops depends on the motion: at crf 18 the last frame alone gave the class to a linear probe
 # on its spectrum 18 times in 100, at 8 it was chance (12.5; 960 videos, 2026-11).
-CRF = "8"
+# Without cpu-independent, libx264 gave now and then other bytes for the same frames.
+ENCODER = {"crf": "8", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 
 # Frequencies count in cycles per 64 px. A frame shows 36 to 54 px, so the lowest are slopes.
 PERIOD = 64
@@ -111,6 +112,7 @@ class Scene(NamedTuple):
     class_name: str
     motion: Motion
     octave: float
+    leans: tuple[float, ...]
     discs: tuple[Disc, ...]
     stride: int
     num_frames: int
@@ -143,7 +145,7 @@ class _Column(IntEnum):
     COLOUR = auto()
     AUDIO = auto()
     TONE = auto()
-    DISCS = auto()  # the rest: eight for each disc
+    DISCS = auto()  # the rest: eight for each disc, then one for each octave
 
 
 def plan_scenes(num_videos: int, seed: int, *, stride: int = STRIDE) -> list[Scene]:
@@ -153,7 +155,7 @@ def plan_scenes(num_videos: int, seed: int, *, stride: int = STRIDE) -> list[Sce
 
 def _scenes(numbers: Iterable[int], seed: int, stride: int) -> list[Scene]:
     listed = list(numbers)
-    columns = np.arange(_Column.DISCS + 16)
+    columns = np.arange(_Column.DISCS + 16 + OCTAVES)
     draws = uniform(bits(seed, 0, np.array(listed)[:, None], 0, 0, Purpose.DEMO, columns))
     return [_scene(number, seed, stride, row) for number, row in zip(listed, draws.tolist(), strict=True)]
 
@@ -173,7 +175,8 @@ def _scene(number: int, seed: int, stride: int, row: list[float]) -> Scene:
         class_name=name,
         motion=motion,
         octave=row[_Column.OCTAVE],
-        discs=(_disc(rest[:8]), _disc(rest[8:])),
+        leans=tuple(rest[16:]),
+        discs=(_disc(rest[:8]), _disc(rest[8:16])),
         stride=stride,
         num_frames=_pick(range((FEWEST_KEPT - 1) * stride + 1, MOST_KEPT * stride + 1), row[_Column.FRAMES]),
         width=short if portrait else long,
@@ -247,7 +250,8 @@ def _texture(scene: Scene, tiles: Pixels, kept: float, x: Pixels, y: Pixels) -> 
     # A layer that left at one end comes back at the other, unseen: its tile is OCTAVES finer or coarser then.
     wrapped = now // OCTAVES * OCTAVES
     gains = _gains(LOWEST * 2 ** (now - wrapped))
-    steps = LOWEST * 2 ** (start - wrapped) * (TILE / CYCLES / PERIOD)
+    # Each tile lies turned by a drawn angle: its waves stand on a grid, and only turning classes would turn that.
+    steps = LOWEST * 2 ** (start - wrapped) * (TILE / CYCLES / PERIOD) * np.exp(2j * np.pi * np.array(scene.leans))
     image = np.full((len(y), len(x), 4), 127.5, np.float32)
     for tile, step, gain in zip(tiles, steps.tolist(), gains.tolist(), strict=True):
         if gain < 0.5:  # grey levels: fine octaves that no encoder keeps
@@ -301,7 +305,7 @@ def render_video(scene: Scene, path: Path, *, faststart: bool = False) -> None:
     """Render a scene into an H.264 mp4 at `path`, which must end in .mp4."""
     space, matrix, primaries, transfer = _MATRIX[scene.colour]
     with av.open(str(path), "w", options={"movflags": "+faststart"} if faststart else {}) as file:
-        video = file.add_stream("libx264", rate=scene.rate, options={"crf": CRF, "preset": "veryfast"})
+        video = file.add_stream("libx264", rate=scene.rate, options=ENCODER)
         video.width, video.height, video.pix_fmt = scene.width, scene.height, "yuv420p"
         context = video.codec_context
         context.thread_count = 1  # the pool has a process for each core
@@ -353,9 +357,13 @@ def write_demo(
     }
     if broken:
         jobs |= {dest / name: job for name, job in _broken_ones(num_videos, seed, stride)}
-    _refuse_another(dest, facts, jobs)
-    for folder in sorted({path.parent for path in jobs}):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+        _refuse_another(dest, facts, jobs)
+        for folder in sorted({path.parent for path in jobs}):
+            folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MisuseError(f"{dest}: no folder to write into ({error.strerror}); give another one") from error
     # A rename gives a file its name when it is whole, so the name is proof.
     missing = [(job, path) for path, job in jobs.items() if not path.exists()]
     for count, _ in enumerate(_in_processes(missing, workers), start=len(jobs) - len(missing) + 1):
@@ -370,17 +378,23 @@ _Job = Callable[[Path], None]
 
 def _refuse_another(dest: Path, facts: dict[str, Any], planned: Iterable[Path]) -> None:
     """Refuse a folder that holds another demo: its marker says so, or a file that isn't in our plan."""
+    advice = "give another folder, or delete it"
     try:
         found = json.loads((dest / MARKER).read_bytes())
     except FileNotFoundError:
-        strange = min({*dest.glob("*/scene-*.mp4"), *dest.glob("*/broken-*.mp4")} - {*planned}, default=None)
-        if strange is None:
-            return
-        found = f"{strange.relative_to(dest)}, unfinished"
-    except ValueError as error:
-        raise MisuseError(f"{dest / MARKER}: not JSON ({error}); delete it, or give another folder") from error
+        for path in sorted({*dest.glob("*/scene-*.mp4"), *dest.glob("*/broken-*.mp4")} - {*planned}):
+            asked = f"seed {facts['seed']}, videos {facts['videos']}, broken {facts['broken']}"
+            message = (
+                f"{dest} holds another unfinished demo: {path.relative_to(dest)} isn't in that of {asked}; {advice}"
+            )
+            raise MisuseError(message) from None
+        return
+    except (ValueError, OSError) as error:
+        raise MisuseError(f"{dest / MARKER}: can't be read ({error}); {advice}") from error
     if found != facts:
-        raise MisuseError(f"{dest} holds another demo ({found}; asked for {facts}): give another folder, or delete it")
+        held = found if isinstance(found, dict) else {}
+        words = (f"{key} {held.get(key)}, asked for {value}" for key, value in facts.items() if held.get(key) != value)
+        raise MisuseError(f"{dest} holds another demo ({'; '.join(words)}): {advice}")
 
 
 def _in_processes(jobs: list[tuple[_Job, Path]], workers: int) -> Iterator[Path]:

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     MASK = 7
     INIT = 8
     DEMO = 9
+    WITHIN_SHARD = 10
 
 
 def splitmix64(x: ArrayLike) -> U64:

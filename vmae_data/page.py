@@ -5,18 +5,14 @@ All text is escaped by the template; paths, class names and ffmpeg's words may h
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
-from numpy.typing import ArrayLike
 
 from vmae_data.pictures import Picture
 from vmae_data.store import commit_bytes
@@ -34,14 +30,11 @@ __all__ = [
     "Section",
     "Table",
     "Tile",
-    "histogram",
     "printable",
     "write_page",
 ]
 
 LONG_LIST = 48  # longer lists are folded away
-FEW_VALUES = 12  # so many different values get a bar each, with the value under it
-BINS = 24
 
 
 class Fact(NamedTuple):
@@ -105,11 +98,12 @@ class Bars:
 
 
 class Figure(NamedTuple):
-    """A drawing (SVG, made by us) or a picture, and what it shows."""
+    """A drawing (SVG, made by us) or a picture, and what it shows. `legend`: names in the order of the six colours."""
 
     image: Picture | Markup
     title: str
     caption: str = ""
+    legend: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,63 +151,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) > 255 else f"\\x{ord(c):02x}" for c in text)
-
-
-def histogram(values: ArrayLike, title: str, unit: str = "", caption: str = "") -> Figure:
-    """How often each value occurs: a bar a value where there are few, else a bar a range."""
-    data = np.asarray(values, dtype=np.float64)
-    counted = Counter(float(f"{value:.4g}") for value in data.tolist()) if len(data) else Counter()
-    if len(counted) <= FEW_VALUES:
-        bars = [_Column(f"{value:g}", count) for value, count in sorted(counted.items())]
-        ticks = [_Tick(n + 0.5, column.name) for n, column in enumerate(bars)]
-        if len(ticks) > 6:
-            ticks = ticks[:: math.ceil(len(ticks) / 6)]
-    else:
-        counts, edges = np.histogram(data, bins=BINS)
-        bars = [_Column(f"{a:.4g} to {b:.4g}", int(n)) for n, a, b in zip(counts, edges, edges[1:], strict=False)]
-        width = edges[1] - edges[0]
-        ticks = [_Tick((at - edges[0]) / width, f"{at:g}") for at in _round_numbers(edges[0], edges[-1])]
-    return Figure(_columns_svg(bars, ticks, unit), f"{title}, {unit}" if unit else title, caption)
-
-
-class _Column(NamedTuple):
-    name: str
-    count: int
-
-
-class _Tick(NamedTuple):
-    at: float  # in columns
-    name: str
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Four to eight numbers between the two that are easy to read."""
-    raw = (high - low) / 5
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
-    return [round(n * step, 10) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _columns_svg(columns: Sequence[_Column], ticks: Sequence[_Tick], unit: str) -> Markup:
-    width, height, base, top = 320.0, 150.0, 128.0, 16.0
-    most = max((column.count for column in columns), default=1)
-    step = width / max(1, len(columns))
-    inner = min(step - 1.5, 64)
-    parts = [Markup('<svg viewBox="0 0 320 150" class="chart" role="img"><path class="axis" d="M0 128.5H320"/>')]
-    for n, column in enumerate(columns):
-        tall = (base - top) * column.count / most
-        parts.append(
-            Markup('<rect class="bar" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>')
-            .format(n * step + (step - inner) / 2, base - tall, inner, tall, f"{column.name} {unit}: {column.count}")
-        )  # fmt: skip
-    for tick in ticks:
-        x = tick.at * step
-        anchor = "start" if x < 14 else "end" if x > width - 14 else "middle"
-        parts.append(Markup('<text x="{:.2f}" y="{}" text-anchor="{}">{}</text>').format(x, height - 7, anchor, tick.name))
-    tallest = max(range(len(columns)), key=lambda n: columns[n].count, default=0)
-    x = min(max((tallest + 0.5) * step, 14), width - 14)
-    parts.append(Markup('<text x="{:.2f}" y="12" text-anchor="middle" class="soft">{}</text>').format(x, most if columns else 0))
-    return Markup("").join(parts) + Markup("</svg>")
 
 
 @cache
@@ -270,7 +207,7 @@ tr:last-child td { border-bottom: 0; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; color: var(--c1); }
 .bars { columns: 21rem; column-gap: 2.4rem; margin: .8rem 0; font-size: .92rem; }
-.bars div { display: grid; grid-template-columns: minmax(0, 11rem) 1fr auto; gap: .7rem; align-items: center;
+.bars div { display: grid; grid-template-columns: minmax(0, 12.5rem) 1fr minmax(2.2rem, auto); gap: .7rem; align-items: center;
   break-inside: avoid; padding: .13rem 0; }
 .bars span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .bars i { display: block; height: .62rem; background: var(--wash); border-radius: .2rem; overflow: hidden; }
@@ -282,14 +219,19 @@ figure { margin: 0; min-width: 0; }
 figure > p { margin: 0 0 .4rem; font-weight: 500; font-size: .95rem; }
 figcaption { color: var(--soft); font-size: .84rem; margin-top: .35rem; max-width: 46rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; max-width: 60rem; color: var(--ink); }
-svg.chart { max-width: 26rem; } svg text { fill: var(--ink); font-family: inherit; }
+svg.chart, svg.curves { max-width: 26rem; } svg text { fill: var(--ink); font-family: inherit !important; }
 svg.chart text { font-size: 11px; } svg text.soft { fill: var(--soft); }
 .bar { fill: var(--c1); } .axis { stroke: var(--line); fill: none; }
+ul.legend { list-style: none; margin: 0 0 .3rem; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: .84rem; }
+ul.legend li::before { content: ""; display: inline-block; width: 1.1em; height: .22em; margin: 0 .45em .25em 0; background: currentColor; }
+ul.legend li { overflow-wrap: anywhere; }
+.c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
+.c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); }
 img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
 .picture { display: block; border-radius: .25rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16.5rem), 1fr)); gap: 1.3rem 1.1rem; margin: 1rem 0; }
 .strip { display: flex; gap: 2px; border-radius: .3rem; overflow: hidden; background: var(--wash); }
-.strip img { flex: 1 1 0; min-width: 0; width: 100%; aspect-ratio: 4/3; object-fit: contain; }
+.strip img { flex: 0 0 calc((100% - 4px) / 3); min-width: 0; aspect-ratio: 4/3; object-fit: contain; }
 .gallery figcaption b { display: block; color: var(--ink); font-weight: 500; }
 @media (max-width: 30rem) { .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } th, td { padding-right: .8rem; } }
 @media print { h2 { break-after: avoid; } figure, .facts div { break-inside: avoid; } }
@@ -348,6 +290,7 @@ _PAGE = """
 <div class="charts{{ ' wide' if part.wide }}">
 {% for figure in part.figures %}
 <figure>{% if figure.title %}<p>{{ figure.title }}</p>{% endif %}
+{% if figure.legend %}<ul class="legend">{% for name in figure.legend %}<li class="c{{ loop.index0 % 6 + 1 }}">{{ name }}</li>{% endfor %}</ul>{% endif %}
 {% if is_picture(figure.image) %}{{ img(figure.image, "picture", figure.title) }}{% else %}{{ figure.image }}{% endif %}
 {% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
 {% endfor %}

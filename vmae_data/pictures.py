@@ -21,7 +21,7 @@ __all__ = ["Picture", "Row", "enlarge", "film", "moving_picture", "picture", "pl
 
 U8 = NDArray[np.uint8]
 TINY = 128  # below so many pixels a picture is enlarged without smoothing
-MARGIN, GAP, CAPTION, FONT = 12, 3, 22, 13
+MARGIN, GAP, CAPTION, FONT = 12, 3, 28, 13
 SHEET_PAPER, SHEET_INK = (252, 252, 251), (29, 35, 43)
 
 
@@ -43,9 +43,9 @@ class Picture(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a sheet: tiles of one size (H, W, 3). `title` stands over the row, `label` beside it."""
+    """A row of a sheet: tiles of one size (H, W, 3), or none. `title` stands over the row, `label` beside it."""
 
-    tiles: Sequence[U8]
+    tiles: Sequence[U8] = ()
     label: str = ""
     title: str = ""
 
@@ -60,7 +60,8 @@ def planes_to_rgb(frame: FramePlanes, *, is_bt709: bool, full_range: bool) -> U8
     red, blue = (0.2126, 0.0722) if is_bt709 else (0.299, 0.114)
     v_red, u_blue = 2 * c_scale * (1 - red), 2 * c_scale * (1 - blue)
     green = y - (v_red * red * v + u_blue * blue * u) / (1 - red - blue)
-    return np.rint(np.stack((y + v_red * v, green, y + u_blue * u), axis=-1).clip(0, 255)).astype(np.uint8)
+    rgb = np.stack((y + v_red * v, green, y + u_blue * u), axis=-1)
+    return np.asarray(np.rint(rgb.clip(0, 255)), dtype=np.uint8)
 
 
 def film(
@@ -117,26 +118,31 @@ def sheet(rows: Sequence[Row]) -> U8:
     font = ImageFont.load_default(FONT)
     left = MARGIN + max((round(font.getlength(row.label)) + MARGIN if row.label else 0 for row in rows), default=0)
     width = left + max((_row_width(row.tiles) for row in rows), default=0) + MARGIN
-    height = 2 * MARGIN + sum(row.tiles[0].shape[0] + GAP + (CAPTION if row.title else 0) for row in rows)
+    height = 2 * MARGIN + sum(_row_height(row) for row in rows)
     paper = Image.new("RGB", (width, height), SHEET_PAPER)
     draw = ImageDraw.Draw(paper)
     top = MARGIN
     for row in rows:
+        bottom = top + _row_height(row)
         if row.title:
-            draw.text((MARGIN, top), _fit(row.title, font, width - 2 * MARGIN), font=font, fill=SHEET_INK)
+            title = _fit(row.title, font, width - 2 * MARGIN)
+            draw.text((MARGIN, top + CAPTION - 5), title, font=font, fill=SHEET_INK, anchor="ls")
             top += CAPTION
-        tall = row.tiles[0].shape[0]
-        draw.text((MARGIN, top + tall // 2), row.label, font=font, fill=SHEET_INK, anchor="lm")
+        draw.text((MARGIN, (top + bottom) // 2), row.label, font=font, fill=SHEET_INK, anchor="lm")
         x = left
         for tile in row.tiles:
             paper.paste(Image.fromarray(tile), (x, top))
             x += tile.shape[1] + GAP
-        top += tall + GAP
+        top = bottom
     return np.asarray(paper)
 
 
+def _row_height(row: Row) -> int:
+    return (CAPTION if row.title else 0) + (int(row.tiles[0].shape[0]) + GAP if row.tiles else 0)
+
+
 def _row_width(tiles: Iterable[U8]) -> int:
-    return sum(tile.shape[1] + GAP for tile in tiles) - GAP
+    return sum(int(tile.shape[1]) + GAP for tile in tiles) - GAP
 
 
 def _fit(text: str, font: Any, width: int) -> str:

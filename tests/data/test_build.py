@@ -195,7 +195,11 @@ def test_tar_ffmpeg_and_stock_webdataset_read_the_shards(demo_shards: Path, tmp_
         names = tar.getnames()
         assert all(member.isfile() and member.mtime == 0 and member.uname == "vmae" for member in tar)
     with path.open("rb") as file:  # webdataset leaves a file that it opens itself to the garbage collector
-        samples = list(webdataset.tariterators.group_by_keys(webdataset.tariterators.tar_file_expander([{"stream": file, "url": path.name}])))
+        samples = list(
+            webdataset.tariterators.group_by_keys(
+                webdataset.tariterators.tar_file_expander([{"stream": file, "url": path.name}])
+            )
+        )
     assert [
         name
         for sample in samples

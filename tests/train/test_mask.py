@@ -77,7 +77,7 @@ def test_a_single_place_cannot_be_masked_in_part() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 90.0])
 def test_a_spec_outside_zero_and_one_is_refused_by_name(ratio: float) -> None:
-    with pytest.raises(ValueError, match="mask.ratio"):
+    with pytest.raises(ValueError, match=r"mask\.ratio"):
         MaskSpec(ratio=ratio)
 
 

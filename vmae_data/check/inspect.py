@@ -1,25 +1,23 @@
 """What a data set holds: a table, or a page with pictures.
 
-The sample table answers for every sample; what stands only in KEY.json is read for some of them,
-so that a million samples are as quick to look at as a thousand.
+What stands only in KEY.json is read for some samples, so that a million are as quick to look at as a thousand.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from vmae_data import page
+from vmae_data.check.facts import DataFacts, inspect_shards
+from vmae_data.check.histogram import histogram
 from vmae_data.errors import DataError
-from vmae_data.format import FAILURES, Failure, Index, SampleFacts, ShardMarker, decode_record, marker_name
-from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, Table, histogram, printable
+from vmae_data.format import FAILURES, Failure, Index, SampleFacts, ShardMarker, decode_record
+from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, printable
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
 from vmae_data.read.shards import Shards
@@ -31,92 +29,7 @@ LOOKED_AT = 500  # samples whose KEY.json is read for the page
 PICTURED = 24
 FAILURES_SHOWN = 20  # of each reason
 REMARKS_SHOWN = 20
-
-
-class Range(NamedTuple):
-    """Lowest, median and highest of a column."""
-
-    low: float
-    median: float
-    high: float
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.low:.4g}"
-        return f"{self.low:.4g} to {self.high:.4g} (median {self.median:.4g})"
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What can be said of a data set without decoding anything."""
-
-    shards: Shards
-    bytes: int
-    kept_frames: int
-    source_hours: float
-    width: Range
-    height: Range
-    kept_rate: Range
-    frames: Range
-    per_class: dict[str, int]
-    unlabelled: int
-
-    @property
-    def index(self) -> Index:
-        return self.shards.index
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        index = self.index
-        return {
-            "folder": str(self.shards.folder),
-            "samples": index.samples,
-            "shards": len(index.shardlist),
-            "bytes": self.bytes,
-            "frames": self.kept_frames,
-            "source_hours": self.source_hours,
-            "width": self.width._asdict(),
-            "height": self.height._asdict(),
-            "kept_rate": self.kept_rate._asdict(),
-            "kept_frames": self.frames._asdict(),
-            "short_side": index.short_side,
-            "stride": index.stride,
-            "profile": index.profile,
-            "split": index.split,
-            "may_flip": index.may_flip,
-            "classes": self.per_class,
-            "unlabelled": self.unlabelled,
-            "failures": index.failures,
-        }
-
-
-def inspect_shards(folder: Path) -> DataFacts:
-    """Open a data set and count. Raises DataError where it is none."""
-    shards = Shards.open(str(folder))
-    counts = Counter(shards.label_N.tolist())
-    return DataFacts(
-        shards=shards,
-        bytes=sum(shard.filesize for shard in shards.index.shardlist),
-        kept_frames=int(shards.frames_NP.sum()),
-        source_hours=float(source_seconds(shards).sum() / 3600),
-        width=_range(shards.size_N2[:, 1]),
-        height=_range(shards.size_N2[:, 0]),
-        kept_rate=_range(shards.rate_N),
-        frames=_range(shards.frames_NP[:, 0]),
-        per_class={name: counts.get(n, 0) for n, name in enumerate(shards.classes)},
-        unlabelled=counts.get(-1, 0),
-    )
-
-
-def _range(values: NDArray[Any]) -> Range:
-    return Range(*(float(f"{value:.6g}") for value in (values.min(), np.median(values), values.max())))
-
-
-def source_seconds(shards: Shards) -> NDArray[np.float64]:
-    """Seconds of each source, each counted once; at its mean rate where that changes."""
-    _, first = np.unique(shards.source_N, return_index=True)
-    source_frames = np.asarray([shards.view(int(n)).source_frames for n in first], dtype=np.float64)
-    return np.asarray(source_frames / (shards.rate_N[first] * shards.index.stride))
+SIZES_SHOWN = 12
 
 
 def print_table(facts: DataFacts) -> None:
@@ -166,8 +79,8 @@ def size_words(count: float) -> str:
 
 def time_words(hours: float) -> str:
     if hours >= 1:
-        return f"{hours:.4g} hours"
-    return f"{hours * 60:.3g} minutes" if hours * 60 >= 1 else f"{hours * 3600:.3g} seconds"
+        return f"{hours:.4g} h"
+    return f"{hours * 60:.3g} min" if hours * 60 >= 1 else f"{hours * 3600:.3g} s"
 
 
 def write_page(facts: DataFacts, html: Path) -> None:
@@ -220,15 +133,19 @@ def _glance(facts: DataFacts) -> Iterator[Part]:
     figures += [
         Fact("shards", str(len(index.shardlist)), size_words(facts.bytes)),
         Fact("of source", time_words(facts.source_hours)),
-        Fact("kept frames", f"{facts.kept_frames}", f"every {index.stride}. of the source" if index.stride > 1 else "all"),
-        Fact("failures", str(sum(index.failures.values())), ", ".join(f"{n} {why}" for why, n in index.failures.items())),
+        Fact("kept frames", f"{facts.kept_frames}", f"stride {index.stride}"),
+        Fact(
+            "failures", str(sum(index.failures.values())), ", ".join(f"{n} {why}" for why, n in index.failures.items())
+        ),
     ]
     yield Facts(tuple(figures))
     if facts.unlabelled and facts.per_class:
         yield Note(f"{facts.unlabelled} samples have no label.", warning=True)
     empty = [name for name, count in facts.per_class.items() if not count]
     if empty:
-        yield Note(f"{len(empty)} classes have no sample: {', '.join(empty[:20])}{', …' if len(empty) > 20 else ''}", True)
+        yield Note(
+            f"{len(empty)} classes have no sample: {', '.join(empty[:20])}{', …' if len(empty) > 20 else ''}", True
+        )
 
 
 def _pictures(facts: DataFacts) -> Iterator[Part]:
@@ -242,34 +159,39 @@ def _pictures(facts: DataFacts) -> Iterator[Part]:
 
 def _classes(facts: DataFacts) -> Iterator[Part]:
     if facts.per_class:
-        yield Bars(tuple(Bar(name, n, str(n)) for name, n in facts.per_class.items()), f"all {len(facts.per_class)} classes")
+        yield Bars(
+            tuple(Bar(name, n, str(n)) for name, n in facts.per_class.items()), f"all {len(facts.per_class)} classes"
+        )
 
 
-def _charts(facts: DataFacts, looked_at: Sequence[_LookedAt]) -> Iterator[page.Figure]:
+def _charts(facts: DataFacts, looked_at: Sequence[_LookedAt]) -> Iterator[Figure]:
     shards = facts.shards
     frames = shards.frames_NP[:, 0]
     some = "" if len(looked_at) == len(shards) else f"Of {len(looked_at)} samples that were looked at."
     yield histogram(frames / shards.rate_N, "Duration of a sample", "s")
-    yield histogram(shards.rate_N * shards.index.stride, "Rate of the sources", "frames/s")
+    yield histogram(shards.rate_N * shards.index.stride, "Rate of the sources", "frames/s", ranges=False)
     yield histogram(frames, "Kept frames of a sample")
     yield histogram(
         [min(one.facts.source.width, one.facts.source.height) for one in looked_at],
-        "Short side of the sources", "px", some,
+        "Short side of the sources", "px", some, ranges=False,
     )  # fmt: skip
     whole = [one for one in looked_at if one.facts.segment is None and one.facts.source.bytes]
     yield histogram(
-        [100 * one.bytes / one.facts.source.bytes for one in whole], "Size of the kept video, of its source's", "%", some
+        [100 * one.bytes / one.facts.source.bytes for one in whole],
+        "Size of the kept video, of its source's",
+        "%",
+        some,
     )
     yield histogram([one.bytes / 1000 for one in looked_at], "Size of a kept video", "kB", some)
 
 
 def _sizes(facts: DataFacts) -> Iterator[Part]:
     counts = Counter(map(tuple, facts.shards.size_N2.tolist())).most_common()
-    bars = [Bar(f"{width} × {height}", n, str(n)) for (height, width), n in counts[:12]]
-    if len(counts) > 12:
-        rest = sum(n for _, n in counts[12:])
-        bars.append(Bar(f"{len(counts) - 12} other sizes", rest, str(rest)))
-    yield Note("Frame sizes:")
+    bars = [Bar(f"{width} × {height}", n, str(n)) for (height, width), n in counts[:SIZES_SHOWN]]
+    if len(counts) > SIZES_SHOWN:
+        rest = sum(n for _, n in counts[SIZES_SHOWN:])
+        bars.append(Bar(f"{len(counts) - SIZES_SHOWN} other sizes", rest, str(rest)))
+    yield Note("Frame sizes, width × height:")
     yield Bars(tuple(bars), "frame sizes")
 
 

@@ -158,9 +158,9 @@ def _probe(source: bytes, job: EncodeJob) -> VideoInfo:
     try:
         return probe_video(source)
     except SourceError as error:
-        if error.reason in ("missing", "empty", "no-video"):
+        if error.reason in ("missing", "empty"):
             raise
-        stream = ffmpeg.input(_url(source), **_INPUT).output("-", f="null")
+        stream = ffmpeg.input(_url(source), **_INPUT).output("-", map="0:v:0", f="null")
         run = run_ffmpeg(_compile(stream, job.ffmpeg), _names(source, Path("-"), job))
         if not run.words:
             raise

@@ -47,7 +47,7 @@ def _tile(shards: Shards, fetcher: Fetcher, number: int) -> Tile:
         is_bt709=bool(shards.is_bt709_N[number]),
         full_range=bool(shards.full_range_N[number]),
     )
-    size = f"{width} × {height}, {frames} frames, {frames / float(shards.rate_N[number]):.1f} s"
+    size = f"{width} × {height}, {frames} {'frames' if frames > 1 else 'frame'}, {frames / float(shards.rate_N[number]):.1f} s"
     if label < 0 or label >= len(shards.classes):
         return Tile(pictures, key, (size,))
     return Tile(pictures, shards.classes[label], (key, size))

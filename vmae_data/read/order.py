@@ -1,6 +1,6 @@
 """Row 8. Index, seed, epoch, position → sample numbers. Pure.
 
-Shards are shuffled; their samples, in that sequence, are cut into C equal canonical streams; each
+Shards are shuffled, and the samples of each; that sequence is cut into C equal canonical streams; each
 stream is shuffled within disjoint blocks; a batch takes its B / C samples from each stream, stream
 after stream. So ranks that divide C read whole streams, and no batch depends on who reads it.
 """
@@ -45,12 +45,17 @@ def epoch_batches(shard_sizes: Sequence[int], *, seed: int, epoch: int, batch: i
 
 
 def _shuffled_shards(sizes: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Sample numbers, shard after shard in shuffled order; inside a shard plan order."""
+    """Sample numbers, shard after shard, both levels in shuffled order.
+
+    Inside a shard too: the last N mod B samples sit out, and they must not be the same ones each epoch.
+    """
     shards = draws.permutation(draws.bits(seed, epoch, 0, 0, 0, Purpose.SHARDS, np.arange(len(sizes))))
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[shards]
     lengths = sizes[shards]
     within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + within
+    numbers = np.repeat(starts, lengths) + within
+    hashes = draws.bits(seed, epoch, 0, 0, 0, Purpose.WITHIN_SHARD, numbers)
+    return numbers[np.lexsort((hashes, np.repeat(np.arange(len(sizes)), lengths)))]
 
 
 def _shuffle_blocks(streams_CN: NDArray[np.int64], window: int, seed: int, epoch: int) -> NDArray[np.int64]:

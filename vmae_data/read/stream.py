@@ -88,6 +88,8 @@ class Decoder:
             _copy(planes.y_BFHW[place, row], frame.y, top, left, height, width)
             _copy(planes.u_BFHW[place, row], frame.u, top // 2, left // 2, height // 2, width // 2)
             _copy(planes.v_BFHW[place, row], frame.v, top // 2, left // 2, height // 2, width // 2)
+        for plane in planes:  # a clip that repeats frames decodes fewer than the slot has rows
+            plane[place, len(wanted) :] = 0
         return height, width
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.store import commit_bytes, commit_file, read_bytes, temporary_beside
 from vmae_train.model.videomae import Classifier, PretrainModel, VideoModel
 from vmae_train.model.vit import Geometry
@@ -33,6 +33,10 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     geometry: Geometry
     classes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.kind == "classifier" and not self.classes:
+            raise ValueError("a classifier without classes")
+
 
 class _Version(msgspec.Struct):
     """The one field that every version of model.json has."""
@@ -50,7 +54,10 @@ def save_model(folder: Path, model: VideoModel) -> None:
     )
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     weights = folder / _WEIGHTS
-    safetensors.torch.save_file(state, temporary_beside(weights))
+    try:
+        safetensors.torch.save_file(state, temporary_beside(weights))
+    except SafetensorError as error:
+        raise VmaeError(f"{weights}: can't be written ({error}); check the folder and its room") from error
     commit_file(temporary_beside(weights), weights)
     text = msgspec.json.format(msgspec.json.encode(description), indent=2)
     commit_bytes(folder / _DESCRIPTION, text + b"\n")

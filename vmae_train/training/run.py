@@ -41,6 +41,8 @@ def open_run(folder: Path, facts: RunFacts) -> None:
     Raises MisuseError with the difference.
     """
     path = folder / RUN
+    # As it will be read back: a tuple comes back as a list.
+    facts = msgspec.json.decode(msgspec.json.encode(facts), type=RunFacts)
     if path.exists():
         try:
             old = msgspec.json.decode(path.read_bytes(), type=RunFacts)

@@ -1,0 +1,41 @@
+# make demo   from nothing to a finetuned classifier and a report, on a machine with Python and nothing else
+# make test   all checks and tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo demo-long test check install soak example clean
+
+install: $(INSTALLED)
+
+# The versions of constraints.txt are those that CI runs; torch is pinned exactly there.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python tools/demo.py
+
+demo-long: $(INSTALLED)
+	@$(BIN)/python tools/demo_long.py
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+# Longer than a test may be: many kills, many steps.
+soak: $(INSTALLED)
+	$(BIN)/python tools/soak_kills.py
+
+example: $(INSTALLED)
+	$(BIN)/python tools/make_example.py
+
+clean:
+	rm -rf runs videos shards/demo-*

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command import run_command
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import vmae_data.cli, typer.testing as t; t.CliRunner().invoke(vmae_data.cli.app, ['--help'])",
+        "import vmae_data.cli, typer.testing as t; t.CliRunner().invoke(vmae_data.cli.app, ['build', '--help'])",
+        "import vmae_train.cli, typer.testing as t; t.CliRunner().invoke(vmae_train.cli.app, ['pretrain', '--help'])",
+        "import vmae_data.prepare.resize, vmae_data.prepare.pack, vmae_data.build, vmae_data.demo",
+        "import vmae_data.read.stream, vmae_data.check.verify, vmae_data.check.inspect",
+        "import vmae_train, vmae_train.clips, vmae_train.clips.views",
+        "from vmae_data import Shards",
+    ],
+)
+def test_torch_stays_out(code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_build_in_processes_of_its_own_loads_torch_only_to_pack(demo_videos: Path, tmp_path: Path) -> None:
+    """The encode workers' command line holds no torch: their memory maps say so."""
+    code = (
+        "import sys\n"
+        "from vmae_data.processes import Pool, next_finished\n"
+        "from tests.data.test_cli import loaded_modules\n"
+        "from vmae_data.prepare.resize import encode_source\n"
+        "if __name__ == '__main__':\n"
+        "    with Pool(1) as pool:\n"
+        "        pool.submit(0, loaded_modules)\n"
+        "        print('torch' in next_finished((pool,)).result)\n"
+    )
+    script = tmp_path / "look.py"
+    script.write_text(code)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.stdout.strip() == "False"
+
+
+def loaded_modules() -> list[str]:
+    return list(sys.modules)
+
+
+@pytest.mark.parametrize("program", ["vmae_data", "vmae_train"])
+def test_the_version_is_one_line(program: str) -> None:
+    assert run_command(program, "--version").stdout.strip().split()[-1] == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["build", "NOWHERE"], "neither a folder"),
+        (["build", "VIDEOS", "OUT", "--recipe", "k401"], "known:"),
+        (["build", "VIDEOS", "OUT", "--set", "strid=1"], "strid: no such key"),
+        (["build", "VIDEOS", "OUT", "--classes", "NOWHERE"], "can't be read"),
+        (["build", "s3://bucket/x", "OUT"], "local paths only"),
+    ],
+)
+def test_misuse_is_one_line_with_status_2(words: list[str], says: str, demo_videos: Path, tmp_path: Path) -> None:
+    names = {"NOWHERE": str(tmp_path / "nowhere"), "VIDEOS": str(demo_videos), "OUT": str(tmp_path / "out")}
+    done = run_command(
+        "vmae_data", *[names.get(word, word) for word in words], "--quiet", status=2 if "read" not in says else 1
+    )
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_json_gives_one_object_a_line(demo_videos: Path, tmp_path: Path) -> None:
+    done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--recipe", "demo", "--json")
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["samples"] >= 24
+    for progress in done.stderr.splitlines():
+        if progress.startswith("{"):
+            assert json.loads(progress)["total"] == 30
+
+
+def test_recipes_are_listed_and_shown_resolved() -> None:
+    assert "k400" in run_command("vmae_data", "recipes").stdout
+    shown = run_command("vmae_data", "recipes", "k400", "--set", "crf=20").stdout
+    assert "crf = 20" in shown
+    assert "stride = 4" in shown
+
+
+def test_a_default_destination_is_named_after_the_source(demo_videos: Path, tmp_path: Path) -> None:
+    run_command(
+        "vmae_data",
+        "build",
+        demo_videos,
+        "--recipe",
+        "demo",
+        "--quiet",
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert (tmp_path / "shards" / "demo-videos" / "index.json").exists()
+
+
+def test_a_plain_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
+    assert "Traceback" not in run_command("vmae_data", "build", tmp_path / "no", status=2).stderr
+    assert "Traceback" in run_command("vmae_data", "build", tmp_path / "no", "--debug", status=1).stderr

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vmae_data.demo import (
+    ARM,
+    CLASSES,
+    FASTEST,
+    FEWEST_KEPT,
+    MARKER,
+    MODEL_SHORT_SIDE,
+    RATES,
+    SLOWEST,
+    Motion,
+    Scene,
+    frames_of,
+    plan_scenes,
+    render_video,
+    write_demo,
+)
+from vmae_data.errors import MisuseError
+
+SEED, VIDEOS = 5, 24  # of the fixture `demo_videos`
+NEVER = ["empty", "text", "without-moov"]
+
+
+def _decode(path: Path) -> list[av.VideoFrame]:
+    with av.open(str(path)) as file:
+        return list(file.decode(video=0))
+
+
+def _rendered(scene: Scene) -> list[av.VideoFrame]:
+    return [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames_of(scene)]
+
+
+def _as_model_sees(frames: Sequence[av.VideoFrame], stride: int) -> NDArray[np.float64]:
+    """The kept frames with the short side at the model's: frame × height × width × channel."""
+    width, height = frames[0].width, frames[0].height
+    scale = MODEL_SHORT_SIDE / min(width, height)
+    size = {"width": round(width * scale), "height": round(height * scale)}
+    kept = [frame.reformat(**size, format="rgb24", interpolation="BICUBIC") for frame in frames[::stride]]
+    return np.stack([frame.to_ndarray() for frame in kept]).astype(np.float64)
+
+
+def _flow(frames: NDArray[np.float64]) -> Motion:
+    """Optical flow as Lucas and Kanade measure it: the Motion that explains most of what changes (least squares)."""
+    kernel = np.exp(-0.5 * (np.arange(-4, 5) / 1.5) ** 2)
+    for axis in (1, 2):
+        frames = np.apply_along_axis(np.convolve, axis, frames, kernel / kernel.sum(), "valid")
+    down, across = np.gradient((frames[1:] + frames[:-1]) / 2, axis=(1, 2))
+    height, width = down.shape[1:3]
+    y = ((np.arange(height) - (height - 1) / 2) / ARM)[:, None, None]
+    x = ((np.arange(width) - (width - 1) / 2) / ARM)[:, None]
+    explained = np.stack([across, down, down * x - across * y, across * x + down * y], -1).reshape(-1, 4)
+    found, *_ = np.linalg.lstsq(explained, -np.diff(frames, axis=0).ravel(), rcond=None)
+    return Motion(*found.tolist())
+
+
+def _class_of(motion: Motion) -> str:
+    return max(CLASSES, key=lambda name: float(np.dot(CLASSES[name], motion)))
+
+
+def test_same_seed_gives_the_same_bytes_in_whatever_process(demo_videos: Path, tmp_path: Path) -> None:
+    for scene in plan_scenes(VIDEOS, SEED):
+        render_video(scene, tmp_path / "here.mp4")
+        assert (tmp_path / "here.mp4").read_bytes() == (demo_videos / scene.path).read_bytes()
+
+
+def test_classes_are_the_folders_and_hold_equally_many(demo_videos: Path) -> None:
+    counts = Counter(path.parent.name for path in demo_videos.glob("*/scene-*.mp4"))
+    assert counts == dict.fromkeys(CLASSES, VIDEOS // len(CLASSES))
+    assert {path.name for path in demo_videos.iterdir()} == {*CLASSES, MARKER}
+
+
+def test_more_videos_begin_with_the_same_ones() -> None:
+    assert plan_scenes(100, SEED)[:9] == plan_scenes(9, SEED)
+
+
+def test_files_are_ordinary_h264_of_the_planned_size_rate_and_length(demo_videos: Path) -> None:
+    for scene in plan_scenes(VIDEOS, SEED):
+        with av.open(str(demo_videos / scene.path)) as file:
+            (video,) = file.streams.video
+            assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+            assert (video.width, video.height) == (scene.width, scene.height)
+            assert video.average_rate == scene.rate
+            assert [stream.codec_context.name for stream in file.streams.audio] == ["aac"] * (scene.tone is not None)
+            assert len(list(file.decode(video))) == video.frames == scene.num_frames
+
+
+def test_sizes_rates_and_sound_vary_and_every_video_has_the_frames_of_a_clip() -> None:
+    scenes = plan_scenes(800, SEED)
+    for scene in scenes:
+        short, long = sorted((scene.width, scene.height))
+        assert 48 <= short <= long <= 1.5 * short + 1 <= 145
+        assert scene.width % 2 == scene.height % 2 == 0
+        assert 33 <= scene.num_frames <= 48
+        assert len(range(0, scene.num_frames, scene.stride)) >= FEWEST_KEPT > 16
+    assert {scene.rate for scene in scenes} == {*RATES}
+    assert 0.15 < np.mean([scene.height > scene.width for scene in scenes]) < 0.25
+    assert 0.15 < np.mean([scene.tone is not None for scene in scenes]) < 0.25
+
+
+def test_the_motion_in_a_file_is_the_one_its_folder_names(demo_videos: Path) -> None:
+    for scene in plan_scenes(VIDEOS, SEED):
+        flow = _flow(_as_model_sees(_decode(demo_videos / scene.path), scene.stride))
+        assert _class_of(flow) == scene.class_name
+
+
+def test_speeds_are_in_bounds_and_other_motions_are_weaker() -> None:
+    for scene in plan_scenes(800, SEED):
+        slower = sorted(map(abs, scene.motion))
+        speed = slower.pop()
+        assert SLOWEST <= speed <= FASTEST
+        assert max(slower) <= 0.3 * speed
+        assert _class_of(scene.motion) == scene.class_name
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "stride", "rate"), [(48, 48, 2, 24), (144, 96, 2, 30), (64, 80, 1, 25), (80, 64, 4, 30)]
+)
+def test_speed_counts_at_the_model_whatever_the_size_the_rate_and_the_stride(
+    width: int, height: int, stride: int, rate: int
+) -> None:
+    for scene in plan_scenes(8, SEED, stride=stride):
+        scene = scene._replace(width=width, height=height, rate=Fraction(rate), discs=())
+        flow = _flow(_as_model_sees(_rendered(scene), stride))
+        assert np.abs(np.subtract(flow, scene.motion)).max() < 0.15 * max(map(abs, scene.motion))
+
+
+def test_a_growing_texture_is_as_fine_and_as_bright_at_the_end_as_at_the_start() -> None:
+    ends = []
+    for scene in plan_scenes(320, SEED):
+        if scene.class_name in ("zoom-in", "zoom-out"):
+            # Two frames, a clip's whole way apart.
+            far = Motion(*((FEWEST_KEPT - 1) * value for value in scene.motion))
+            scene = scene._replace(width=48, height=48, num_frames=2, stride=1, motion=far)
+            ends.append((scene.class_name, *frames_of(scene)))
+    for class_name in ("zoom-in", "zoom-out"):
+        first, last = np.array([shown for name, *shown in ends if name == class_name], np.float64).swapaxes(0, 1)
+        for measure in (_detail, np.std, np.mean):
+            assert measure(last) == pytest.approx(measure(first), rel=0.06)
+
+
+def _detail(shown: NDArray[np.float64]) -> float:
+    return float(np.abs(np.diff(shown, axis=2)).mean())
+
+
+def test_another_seed_gives_other_scenes_under_other_names() -> None:
+    ours, others = plan_scenes(VIDEOS, SEED), plan_scenes(VIDEOS, SEED + 1)
+    assert not {scene.path for scene in ours} & {scene.path for scene in others}
+    same_plan = ours[0]._replace(seed=SEED + 1)  # the texture alone is another too
+    assert np.abs(next(frames_of(ours[0])).astype(int) - next(frames_of(same_plan))).mean() > 20
+
+
+def test_a_second_call_writes_nothing_and_a_lost_file_comes_back_alone(demo_videos: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "demo"
+    shutil.copytree(demo_videos, dest)
+    before = _states(dest)
+    done: list[int] = []
+    write_demo(dest, num_videos=VIDEOS, seed=SEED, broken=True, on_done=done.append)
+    assert (_states(dest), done) == (before, [])
+
+    lost = dest / plan_scenes(VIDEOS, SEED)[7].path
+    whole = lost.read_bytes()
+    lost.unlink()
+    (dest / MARKER).unlink()
+    write_demo(dest, num_videos=VIDEOS, seed=SEED, broken=True, on_done=done.append)
+    assert done == [len(before) - 1]
+    assert lost.read_bytes() == whole
+    after = _states(dest)
+    assert {path for path in before if before[path] != after[path]} == {lost, dest / MARKER}
+
+
+def _states(dest: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in dest.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_holds_another_demo_is_refused(demo_videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match=r"another demo \(seed 5, asked for 6\)"):
+        write_demo(demo_videos, num_videos=VIDEOS, seed=SEED + 1, broken=True)
+    with pytest.raises(MisuseError, match="videos 24, asked for 25; broken True, asked for False"):
+        write_demo(demo_videos, num_videos=VIDEOS + 1, seed=SEED)
+    unfinished = tmp_path / plan_scenes(1, SEED)[0].path
+    unfinished.parent.mkdir()
+    unfinished.touch()
+    with pytest.raises(MisuseError, match="unfinished demo: pan-left/scene-5-00000.mp4"):
+        write_demo(tmp_path, num_videos=1, seed=SEED + 1)
+    with pytest.raises(MisuseError, match="no folder to write into"):
+        write_demo(unfinished, num_videos=1, seed=SEED)
+    with pytest.raises(MisuseError, match="num_videos=0"):
+        write_demo(tmp_path / "none", num_videos=0, seed=SEED)
+
+
+def test_broken_files_lie_beside_good_ones_and_are_really_broken(demo_videos: Path) -> None:
+    found = {
+        path.stem.removeprefix("broken-").removesuffix(f"-{SEED}"): path for path in demo_videos.glob("*/broken-*")
+    }
+    assert sorted(found) == sorted([*NEVER, "audio-only", "cut-in-half", "flipped-bytes"])
+    for name in NEVER:
+        with pytest.raises(av.error.InvalidDataError):
+            av.open(str(found[name]))
+    with av.open(str(found["audio-only"])) as file:
+        assert not file.streams.video
+        assert list(file.decode(audio=0))
+    for name in ("cut-in-half", "flipped-bytes"):
+        with av.open(str(found[name])) as file:
+            assert file.streams.video[0].frames >= 33  # what it declares
+            decoded = 0
+            with pytest.raises(av.error.InvalidDataError):
+                for _ in file.decode(video=0):
+                    decoded += 1
+            assert decoded < 33
+
+
+def test_broken_files_are_the_same_on_every_call(demo_videos: Path, tmp_path: Path) -> None:
+    write_demo(tmp_path, num_videos=3, seed=SEED, broken=True, workers=2)
+    again = tmp_path.parent / "again"
+    write_demo(again, num_videos=3, seed=SEED, broken=True, workers=1)
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3 + 6 + 1
+    assert {path.parts[0] for path in files} == {*list(CLASSES)[:3], MARKER}
+    for path in files:
+        assert (tmp_path / path).read_bytes() == (again / path).read_bytes()
+
+
+def test_the_demo_needs_no_torch() -> None:
+    program = "import sys, vmae_data.demo; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

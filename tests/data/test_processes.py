@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from vmae_data.processes import Pool, WorkerDied, next_finished
+
+
+def double(n: int) -> int:
+    return 2 * n
+
+
+def fail(n: int) -> int:
+    raise ValueError(f"no {n}")
+
+
+def die(n: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_adder(base: int):
+    def add(n: int) -> int:
+        return base + n
+
+    return add
+
+
+def _drain(pool: Pool) -> dict[int, object]:
+    found = {}
+    while (finished := next_finished((pool,))) is not None:
+        found[finished.tag] = finished.error or finished.result
+    return found
+
+
+def test_every_task_comes_back_once_under_its_tag() -> None:
+    with Pool(3) as pool:
+        for n in range(20):
+            pool.submit(n, double, n)
+        assert _drain(pool) == {n: 2 * n for n in range(20)}
+        assert pool.unfinished == 0
+
+
+def test_a_handler_is_made_once_in_each_worker() -> None:
+    with Pool(2, make_adder, (100,)) as pool:
+        for n in range(6):
+            pool.submit(n, n)
+        assert _drain(pool) == {n: 100 + n for n in range(6)}
+
+
+def test_an_exception_comes_back_and_the_worker_lives_on() -> None:
+    with Pool(1) as pool:
+        pool.submit(0, fail, 7)
+        pool.submit(1, double, 7)
+        found = _drain(pool)
+    assert str(found[0]) == "no 7"
+    assert found[1] == 14
+
+
+def test_a_worker_that_dies_is_said_and_another_takes_the_rest() -> None:
+    with Pool(1) as pool:
+        pool.submit(0, double, 1)
+        pool.submit(1, die, 1)
+        pool.submit(2, double, 2)
+        found = _drain(pool)
+    assert (found[0], found[2]) == (2, 4)
+    assert isinstance(found[1], WorkerDied)
+    assert "signal 9" in str(found[1])
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from vmae_data.processes import Pool, next_finished\n"
+        "def pid(): return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    with Pool(2) as pool:\n"
+        "        pool.submit(0, time.sleep, 60)\n"
+        "        pool.submit(1, time.sleep, 60)\n"
+        "        print(*[w.process.pid for w in pool._workers], flush=True)\n"
+        "        next_finished((pool,))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    parent.kill()
+    parent.communicate()
+    until = time.monotonic() + 10
+    while any(_alive(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(_alive(pid) for pid in workers)
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from vmae_data import Shards
+from vmae_data.decode import decode_all, decode_frames
+from vmae_data.draws import Draw
+from vmae_data.errors import DataError, SampleError
+from vmae_data.format import INDEX, SAMPLES, Index, tar_name
+from vmae_data.read.fetch import Fetcher
+from vmae_data.read.shards import SampleView
+from vmae_data.read.slots import SharedSlots, SlotLayout
+from vmae_data.read.stream import ClipFrames, Decoder, WantedClip
+
+
+@pytest.fixture
+def damaged(demo_shards: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(demo_shards, tmp_path / "shards"))
+
+
+def test_shards_open_by_folder_or_index_and_know_their_facts(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    assert len(shards) == len(Shards.open(str(demo_shards / INDEX)))
+    assert len(shards.classes) == 8
+    assert not shards.index.may_flip
+    for number, sample in enumerate(shards):
+        view = shards.view(number)
+        assert view.key == sample.facts.key
+        assert view.frames == sample.facts.phases[0].frames
+        assert (sample.facts.height, sample.facts.width) == tuple(shards.size_N2[number])
+        assert shards.label_N[number] == sample.facts.label
+        assert shards.classes[shards.label_N[number]] == sample.facts.class_name
+
+
+def test_only_wanted_frames_come_and_they_are_those_of_a_full_decode(demo_shards: Path) -> None:
+    sample = Shards.open(str(demo_shards)).sample(0)
+    frames = sample.facts.phases[0].frames
+    whole = decode_all(sample.data, frames, sample.facts.key)
+    for wanted in ([0], [frames - 1], [3, 7, 11], list(range(frames)), [15, 16, 17][: frames - 15]):
+        for shown in decode_frames(sample.data, wanted, sample.facts.key):
+            assert np.array_equal(shown.y, whole.y_THW[shown.number])
+            assert np.array_equal(shown.u, whole.u_THW[shown.number])
+            assert np.array_equal(shown.v, whole.v_THW[shown.number])
+
+
+def test_a_frame_that_is_not_there_and_damaged_bytes_are_a_sample_error(demo_shards: Path) -> None:
+    sample = Shards.open(str(demo_shards)).sample(0)
+    frames = sample.facts.phases[0].frames
+    with pytest.raises(SampleError, match=f"frame {frames} does not decode"):
+        list(decode_frames(sample.data, [0, frames], "key"))
+    for data in (b"", sample.data[:100], os.urandom(2000)):
+        with pytest.raises(SampleError) as caught:
+            list(decode_frames(data, [0], "key"))
+        assert "\n" not in str(caught.value)
+
+
+def test_fetched_bytes_are_verified(damaged: Path) -> None:
+    shards = Shards.open(str(damaged))
+    fetcher = Fetcher(shards)
+    assert fetcher.fetch(0) == shards.sample(0).data
+    place = shards.place(0)
+    with (damaged / tar_name(0)).open("r+b") as file:
+        file.seek(place.offset + place.size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(SampleError, match=shards.key(0)):
+        fetcher.fetch(0)
+    with pytest.raises(SampleError, match="sum"):
+        shards.sample(0)
+    fetcher.close()
+
+
+def test_a_shard_that_is_gone_is_a_data_error_that_names_it(damaged: Path) -> None:
+    shards = Shards.open(str(damaged))
+    (damaged / tar_name(0)).unlink()
+    with pytest.raises(DataError, match=r"shard-000000\.tar"):
+        Fetcher(shards).fetch(0)
+
+
+def test_a_set_that_is_not_there_not_finished_or_newer_is_one_line(damaged: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        Shards.open(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no shards"):
+        Shards.open(str(tmp_path / "empty"))
+    index = msgspec.json.decode((damaged / INDEX).read_bytes())
+    (damaged / INDEX).write_bytes(msgspec.json.encode({**index, "version": 2}))
+    with pytest.raises(DataError, match="format version 2.*update"):
+        Shards.open(str(damaged))
+    (damaged / INDEX).unlink()
+    with pytest.raises(DataError, match="not finished"):
+        Shards.open(str(damaged))
+
+
+def test_a_sample_table_of_another_build_is_refused(damaged: Path) -> None:
+    data = bytearray((damaged / SAMPLES).read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / SAMPLES).write_bytes(data)
+    with pytest.raises(DataError, match="sum"):
+        Shards.open(str(damaged))
+
+
+def test_the_index_is_a_wids_index_too(demo_shards: Path) -> None:
+    index = msgspec.json.decode((demo_shards / INDEX).read_bytes())
+    assert index["__kind__"] == "wids-shard-index-v1"
+    assert all({"url", "nsamples"} <= set(shard) for shard in index["shardlist"])
+    assert sum(shard["nsamples"] for shard in index["shardlist"]) == index["samples"]
+    assert msgspec.json.decode((demo_shards / INDEX).read_bytes(), type=Index).samples == index["samples"]
+
+
+class _FirstFour:
+    def __call__(self, sample: SampleView, draw: Draw) -> ClipFrames:
+        return ClipFrames((0, 1, 2, 3), np.arange(4)[None])
+
+
+def test_planes_land_in_their_place_and_padding_is_zero(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    height, width = (int(n) // 2 * 2 + 8 for n in shards.size_N2.max(axis=0))
+    slots = SharedSlots(2, SlotLayout(3, 4, height, width))
+    slots.flat(1)[:] = 255  # what lay there before
+    filled = Decoder(shards.url, shards.digest, _FirstFour(), slots).fill(
+        1, [WantedClip(2, 5, 0, 0), WantedClip(0, 1, 0, 0)]
+    )
+    planes = slots.planes(1)
+    for place in filled:
+        sample = shards.sample(place.sample)
+        whole = decode_all(sample.data, 4, "k")
+        h, w = place.height, place.width
+        assert np.array_equal(planes.y_BFHW[place.place, :, :h, :w], whole.y_THW[:, :h, :w])
+        assert np.array_equal(planes.v_BFHW[place.place, :, : h // 2, : w // 2], whole.v_THW[:, : h // 2, : w // 2])
+        assert not planes.y_BFHW[place.place, :, h:].any()
+        assert not planes.y_BFHW[place.place, :, :, w:].any()
+    assert (planes.y_BFHW[1] == 255).all()  # a place that nobody asked for
+    slots.close()
+
+
+def test_a_bad_sample_is_said_and_leaves_black_frames(damaged: Path) -> None:
+    shards = Shards.open(str(damaged))
+    place = shards.place(2)
+    with (damaged / tar_name(0)).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(bytes(place.size))
+    slots = SharedSlots(1, SlotLayout(1, 4, 64, 64))
+    slots.flat(0)[:] = 255
+    (filled,) = Decoder(shards.url, shards.digest, _FirstFour(), slots).fill(0, [WantedClip(0, 2, 0, 0)])
+    assert filled.failure is not None
+    assert filled.failure.key == shards.key(2)
+    assert not slots.flat(0).any()
+    assert str(pickle.loads(pickle.dumps(filled)).failure) == str(filled.failure)
+    slots.close()

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import safetensors.torch
+import torch
+
+from vmae_data.errors import DataError, MisuseError, VmaeError
+from vmae_train import load_model
+from vmae_train.model.load import newest_checkpoint, save_model
+from vmae_train.model.videomae import Classifier, PretrainModel, VideoModel
+from vmae_train.model.vit import ModelSpec
+
+TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved pretraining model."""
+    path = tmp_path / "model"
+    path.mkdir()
+    save_model(path, PretrainModel(TINY, seed=1))
+    return path
+
+
+def _refusal(path: Path, kind: type[VmaeError] = DataError, **model: object) -> str:
+    """The one line that says why."""
+    with pytest.raises(kind) as caught:
+        load_model(path, **model)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "classifier"])
+def test_a_model_comes_back_bit_for_bit(kind: str, tmp_path: Path, device: torch.device) -> None:
+    saved: VideoModel
+    saved = PretrainModel(TINY, seed=4) if kind == "pretrain" else Classifier(TINY, ("a", "b → c"), seed=4)
+    save_model(tmp_path, saved.to(device))
+    loaded = load_model(tmp_path, device=device)
+    assert type(loaded) is type(saved)
+    assert loaded.geometry == saved.geometry
+    assert loaded.classes == saved.classes
+    assert not loaded.training
+    before, after = saved.state_dict(), loaded.state_dict()
+    assert list(before) == list(after)
+    for name, value in before.items():
+        assert after[name].device.type == device.type
+        assert torch.equal(after[name], value), name
+    for name, value in saved.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), value), name
+
+
+def test_the_file_holds_the_state_dict_and_nothing_else(folder: Path) -> None:
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert set(stored) == set(PretrainModel(TINY, seed=None).state_dict())
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json"}
+
+
+def test_the_same_model_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    save_model(again, load_model(folder))
+    for name in ("model.safetensors", "model.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_run_gives_its_newest_finished_checkpoint(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (5, 10, 20):
+        path = run / "checkpoints" / f"step-{step:09d}"
+        path.mkdir(parents=True)
+        save_model(path, PretrainModel(TINY, seed=step))
+        if step < 20:  # the last one was cut off before its marker
+            (path / "state.json").write_text("{}")
+    assert newest_checkpoint(run) == run / "checkpoints" / "step-000000010"
+    wanted = PretrainModel(TINY, seed=10).state_dict()
+    for name, value in load_model(run).state_dict().items():
+        assert torch.equal(value, wanted[name])
+
+
+def test_loading_touches_no_global_generator(folder: Path) -> None:
+    before = torch.random.get_rng_state()
+    load_model(folder)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_fields_that_agree_with_the_file_are_accepted(folder: Path) -> None:
+    load_model(folder, num_heads=3, decoder_depth=1, position="sinusoid-3d", std=[0.2, 0.3, 0.4])
+
+
+def test_a_field_that_differs_is_refused_with_both_values(folder: Path) -> None:
+    text = _refusal(folder, MisuseError, num_heads=4)
+    assert "model.num_heads is 3, 4 was asked for" in text
+
+
+def test_an_unknown_field_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(MisuseError, match=r"model\.heads is no field"):
+        load_model(folder, heads=3)
+
+
+def test_a_path_that_is_no_model_is_refused_with_what_was_found(tmp_path: Path) -> None:
+    wanted = "wanted a folder with model.json"
+    assert f"found nothing there, {wanted}" in _refusal(tmp_path / "absent")
+    file = tmp_path / "model.pth"
+    file.write_bytes(b"x")
+    assert f"found a file, {wanted}" in _refusal(file)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"found a folder without model.json, {wanted}" in _refusal(empty)
+    (empty / "checkpoints" / "step-000000001").mkdir(parents=True)
+    assert "a run without a finished checkpoint" in _refusal(empty)
+
+
+@pytest.mark.parametrize("size", [0, 4, 200, 50_000])
+def test_truncated_weights_are_refused(folder: Path, size: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match="not readable weights"):
+        load_model(folder)
+
+
+def test_absent_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors" in _refusal(folder)
+
+
+def test_missing_unknown_and_misshapen_weights_are_refused_by_name(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = safetensors.torch.load_file(path)
+    without = {name: value for name, value in whole.items() if name != "mask_token"}
+    safetensors.torch.save_file(without, path)
+    assert "lacks 1 weights (mask_token)" in _refusal(folder)
+    safetensors.torch.save_file({**whole, "pos_embed": torch.zeros(2)}, path)
+    assert "has unknown 1 weights (pos_embed)" in _refusal(folder)
+    safetensors.torch.save_file({**whole, "mask_token": torch.zeros(1, 1, 95)}, path)
+    assert "mask_token is float32 (1, 1, 95), model.json wants float32 (1, 1, 96)" in _refusal(folder)
+    safetensors.torch.save_file({**whole, "mask_token": whole["mask_token"].half()}, path)
+    assert "mask_token is float16" in _refusal(folder)
+
+
+def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    save_model(other, PretrainModel(msgspec.structs.replace(TINY, depth=2)))
+    shutil.copy(other / "model.safetensors", folder / "model.safetensors")
+    assert "model.json is of another model" in _refusal(folder)
+
+
+def test_a_newer_format_is_refused_even_where_its_fields_are_unknown(folder: Path) -> None:
+    _edit(folder, format=2, future=True)
+    assert "format 2, this version reads up to 1" in _refusal(folder)
+
+
+def test_a_broken_description_is_refused(folder: Path) -> None:
+    path = folder / "model.json"
+    for changes in ({"kind": "detector"}, {"geometry": {}}, {"future": True}, {"format": "one"}):
+        before = path.read_text()
+        _edit(folder, **changes)
+        assert "not a model's description" in _refusal(folder)
+        path.write_text(before)
+    geometry = json.loads(path.read_text())["geometry"]
+    _edit(folder, geometry={**geometry, "num_heads": 5})
+    assert "model.num_heads = 5" in _refusal(folder)
+    path.write_text("{")
+    assert "not a model's description" in _refusal(folder)
+
+
+def test_a_classifier_file_without_classes_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, Classifier(TINY, ("a",)))
+    _edit(tmp_path, classes=[])
+    assert "classes" in _refusal(tmp_path)
+
+
+def test_saving_into_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(VmaeError, match="can't be written"):
+        save_model(tmp_path / "absent", PretrainModel(TINY))

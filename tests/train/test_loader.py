@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vmae_data.draws import Draw
+from vmae_data.errors import DataError
+from vmae_data.format import tar_name
+from vmae_data.read.shards import Shards
+from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request, padded_size
+from vmae_train.clips.mask import tube_mask
+from vmae_train.clips.views import ExactStride, SpacedViews
+from vmae_train.training.run import TrainingOrder
+
+SEED, BATCH, RANKS = 3, 8, 4
+
+
+class Seen:
+    """What one micro-batch holds, down to the crops."""
+
+    def __init__(self, batch: Batch, shards: Shards, augment: Augment) -> None:
+        self.keys = [shards.key(n) for n in batch.request.samples]
+        sampler = ExactStride(16, 1)
+        self.frames = [
+            sampler(shards.view(n), Draw(SEED, batch.request.epoch, shards.sample_number(n))).decode
+            for n in batch.request.samples
+        ]
+        boxes = augment.draw(batch.planes.size_B2, batch.draws, torch.ones(len(self.keys), dtype=torch.bool))
+        mask = tube_mask(batch.draws, slices=8, places=16, ratio=0.75)
+        self.tensors = {
+            "y": batch.planes.y_BTHW,
+            "u": batch.planes.u_BTHW,
+            "v": batch.planes.v_BTHW,
+            "size": batch.planes.size_B2,
+            "label": batch.label_B,
+            "masked": mask.masked_BM,
+            **{f"box {name}": value for name, value in boxes._asdict().items()},
+            "crops": augment(batch.planes, boxes),
+        }
+
+
+def _see(shards: Shards, requests: list[Request], workers: int, augment: Augment) -> list[Seen]:
+    spec = LoaderSpec(workers=workers, ahead=2)
+    with ClipLoader(
+        shards, ExactStride(16, 1), requests, batch=BATCH // RANKS, frames=16, seed=SEED, spec=spec
+    ) as loader:
+        return [Seen(batch, shards, augment) for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [(1, 0, 3, 2)])
+def test_one_process_and_four_ranks_see_the_same_global_batches_to_the_bit(
+    demo_shards: Path, workers: tuple[int, ...]
+) -> None:
+    shards = Shards.open(str(demo_shards))
+    augment = Augment(AugmentSpec(size=32, crop="multiscale", flip=True))
+    order = TrainingOrder(shards, seed=SEED, batch=BATCH)
+    steps = 2 * order.steps_per_epoch
+    alone = _see(shards, list(order.requests(0, steps, RANKS)), 1, augment)
+    by_rank = [
+        _see(
+            shards,
+            [r for n, r in enumerate(order.requests(0, steps, RANKS)) if n % RANKS == rank],
+            workers[rank],
+            augment,
+        )
+        for rank in range(RANKS)
+    ]
+    together = [by_rank[rank][step] for step in range(steps) for rank in range(RANKS)]
+    assert len(alone) == len(together) == steps * RANKS
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys == other.keys
+        assert one.frames == other.frames
+        for name, value in one.tensors.items():
+            assert torch.equal(value, other.tensors[name]), name
+
+
+def test_batches_hold_the_order_and_a_new_epoch_brings_another(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    order = TrainingOrder(shards, seed=SEED, batch=BATCH)
+    first = [order.samples(step) for step in range(order.steps_per_epoch)]
+    second = [order.samples(step) for step in range(order.steps_per_epoch, 2 * order.steps_per_epoch)]
+    assert first != second
+    assert len({n for batch in first for n in batch}) == BATCH * order.steps_per_epoch
+    assert order.samples(0) == first[0]  # any step may be asked for at any time
+
+
+def test_an_unreadable_sample_keeps_its_place_with_weight_0(demo_shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
+    shards = Shards.open(str(folder))
+    place = shards.place(1)
+    with (folder / tar_name(0)).open("r+b") as file:
+        file.seek(place.offset + 5000)
+        file.write(b"damaged")
+    with ClipLoader(
+        shards, ExactStride(16, 1), [Request(0, 0, (0, 1, 2))], batch=3, frames=16, seed=0, spec=LoaderSpec()
+    ) as loader:
+        (batch,) = loader
+    assert batch.weight_B.tolist() == [1, 0, 1]
+    assert batch.valid == 2
+    assert not batch.planes.y_BTHW[1].any()
+    assert list(loader.unreadable.by_key) == [shards.key(1)]
+
+
+def test_too_many_unreadable_samples_stop_with_the_list(demo_shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
+    shards = Shards.open(str(folder))
+    for shard in (0, 1):
+        (folder / tar_name(shard)).write_bytes(bytes((folder / tar_name(shard)).stat().st_size))
+    with (
+        ClipLoader(
+            shards,
+            ExactStride(16, 1),
+            [Request(0, 0, tuple(range(12)))],
+            batch=12,
+            frames=16,
+            seed=0,
+            spec=LoaderSpec(workers=2),
+        ) as loader,
+        pytest.raises(DataError, match="9 samples can't be read") as caught,
+    ):
+        list(loader)
+    assert shards.key(0) in str(caught.value)
+
+
+def test_empty_places_and_several_views_come_with_their_index(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    with ClipLoader(
+        shards,
+        SpacedViews(16, 1, 2),
+        [Request(0, 0, (3, EMPTY))],
+        batch=2,
+        frames=24,
+        seed=0,
+        spec=LoaderSpec(workers=0),
+    ) as loader:
+        (batch,) = loader
+    assert batch.weight_B.tolist() == [1, 0]
+    assert batch.index_BVT is not None
+    assert batch.index_BVT.shape == (2, 2, 16)
+    frames = int(shards.frames_NP[3, 0])
+    assert batch.index_BVT[0, 1, -1] == frames - 1
+
+
+def test_padding_follows_the_index_and_a_very_wide_frame_is_cut(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    height, width = padded_size(shards)
+    assert (height, width) == tuple(int(n) for n in shards.size_N2.max(axis=0))
+    shards.size_N2[0] = (36, 400)
+    assert padded_size(shards)[1] == int(2.4 * 36) // 2 * 2
+    assert np.all(shards.size_N2[1:] <= 86)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.command import run_command
+from vmae_data.errors import RecipeError
+from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
+from vmae_train.cli import _spec_of
+from vmae_train.finetune import FinetuneSpec
+from vmae_train.pretrain import PretrainSpec
+
+
+@pytest.mark.parametrize("name", list_recipes("vmae_train"))
+def test_every_training_recipe_loads_and_says_its_command(name: str) -> None:
+    spec = load_recipe("vmae_train", name, _spec_of(name))
+    assert spec.train.batch >= 1
+    assert f"vmae-train {name.split('/')[0]}" in recipe_head(read_recipe("vmae_train", name))
+
+
+def test_the_recipes_of_this_version_are_there() -> None:
+    expected = {
+        "pretrain/demo",
+        "pretrain/demo-long",
+        "pretrain/k400",
+        "pretrain/ssv2",
+        "finetune/demo",
+        "finetune/demo-long",
+    }
+    assert expected <= set(list_recipes("vmae_train"))
+
+
+@pytest.mark.parametrize(("name", "stride", "flip"), [("pretrain/k400", 4, True), ("pretrain/ssv2", 2, False)])
+def test_the_published_pretraining_recipes_have_the_papers_numbers(name: str, stride: int, flip: bool) -> None:
+    spec = load_recipe("vmae_train", name, PretrainSpec)
+    geometry = spec.model.geometry()
+    assert (geometry.embed_dim, geometry.depth, geometry.num_heads) == (768, 12, 12)
+    assert (geometry.decoder_embed_dim, geometry.decoder_depth, geometry.decoder_num_heads) == (384, 4, 6)
+    assert (geometry.num_tokens, geometry.position) == (1568, "sinusoid-1d")
+    assert (spec.train.epochs, spec.train.batch, spec.clip.stride) == (800, 1024, stride)
+    assert (spec.optim.base_lr, spec.optim.min_lr, spec.optim.warmup_epochs) == (1.5e-4, 1e-5, 40)
+    assert (spec.optim.betas, spec.optim.weight_decay, spec.optim.clip_grad) == ((0.9, 0.95), 0.05, None)
+    assert (spec.mask.kind, spec.mask.ratio) == ("tube", 0.9)
+    assert (spec.augment.crop, spec.augment.flip) == ("multiscale", flip)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("model.siz=1", "model.siz: no such key"),
+        ("model.size=XL", "model.size"),
+        ("mask.ratio=2.0", "mask"),
+        ("train.batch=ten", "train.batch"),
+        ("train.epochs=1", "train.epochs or train.steps"),
+        ("train.micro_batch=3", "micro_batch = 3 does not divide batch = 8"),
+        ("optim.betas=[0.9]", "optim.betas"),
+        ("clip.stride=0", "stride = 0"),
+        ("checkpoint.keep=0", "keep = 0"),
+        ("model.num_heads=5", "num_heads = 5"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_path_of_its_key(setting: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [setting])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_recipes_are_listed_without_torch_and_shown_resolved() -> None:
+    assert "pretrain/k400" in run_command("vmae_train", "recipes").stdout
+    shown = run_command("vmae_train", "recipes", "finetune/demo", "--set", "train.steps=7").stdout
+    assert "steps = 7" in shown
+    assert "[optim]" in shown
+    assert load_recipe("vmae_train", "finetune/demo", FinetuneSpec).evaluate.views == "2x3"

@@ -1,0 +1,294 @@
+"""Real runs of a few steps: exact resume after a real kill, signals, refusals, scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.command import command_line, run_command
+from vmae_data.errors import MisuseError
+from vmae_data.format import tar_name
+from vmae_data.progress import ProgressStyle
+from vmae_data.read.shards import Shards
+from vmae_data.recipes import load_recipe
+from vmae_train.clips.loader import LoaderSpec
+from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
+from vmae_train.evaluation.metrics import score
+from vmae_train.model.load import load_model
+from vmae_train.model.videomae import Classifier
+from vmae_train.pretrain import PretrainSpec, pretrain
+from vmae_train.training.log import read_log
+
+STEPS = 24
+SETTINGS = ["--set", f"train.steps={STEPS}", "--set", "checkpoint.every_steps=5", "--set", "log.every_steps=1"]
+# Timings and memory differ from run to run; nothing else may.
+MEASURED = {"clips_per_second", "data_wait", "memory_mb"}
+
+
+def _pretrain_words(shards: Path, out: Path, *more: str) -> list[str | Path]:
+    words: list[str | Path] = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--data", shards, "--out", out]
+    return [*words, *SETTINGS, "--quiet", *more]
+
+
+def _finetune_words(shards: Path, out: Path, *more: str | Path) -> list[str | Path]:
+    words: list[str | Path] = [
+        "vmae_train",
+        "finetune",
+        "--recipe",
+        "finetune/demo",
+        "--data",
+        shards,
+        "--val",
+        shards,
+        "--out",
+        out,
+    ]
+    return [*words, *SETTINGS, "--quiet", *more]
+
+
+def _numbers(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in read_log(run)]
+
+
+def _weights(run: Path) -> dict[str, bytes]:
+    folder = run / "checkpoints" / f"step-{STEPS:09d}"
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors", "state.json")}
+
+
+@pytest.fixture(scope="session")
+def unbroken(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    run_command(*_pretrain_words(demo_shards, out))
+    return out
+
+
+def _kill_when(process: subprocess.Popen[bytes], run: Path, lines: int, number: signal.Signals) -> None:
+    until = time.monotonic() + 120
+    while len(read_log(run)) < lines and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(number)
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_losses_and_weights(
+    demo_shards: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    for lines in (3, 8, 17):  # before the first checkpoint, and between later ones
+        process = subprocess.Popen(command_line(*_pretrain_words(demo_shards, out)))
+        _kill_when(process, out, lines, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    run_command(*_pretrain_words(demo_shards, out))
+    assert _numbers(out) == _numbers(unbroken)
+    assert [line["step"] for line in read_log(out)] == list(range(1, STEPS + 1))
+    assert _weights(out) == _weights(unbroken)
+    assert not list((out / "checkpoints").glob(".tmp-*"))
+
+
+def test_a_finetuning_that_was_killed_ends_the_same_too(demo_shards: Path, unbroken: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_command(*_finetune_words(demo_shards, whole, "--init", unbroken))
+    process = subprocess.Popen(command_line(*_finetune_words(demo_shards, killed, "--init", unbroken)))
+    _kill_when(process, killed, 12, signal.SIGKILL)
+    process.wait()
+    run_command(*_finetune_words(demo_shards, killed, "--init", unbroken))
+    assert _numbers(killed) == _numbers(whole)
+    assert _weights(killed) == _weights(whole)
+    assert (killed / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_saves_first_and_goes_on(
+    demo_shards: Path, unbroken: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(command_line(*_pretrain_words(demo_shards, out, "--set", "checkpoint.every_steps=1000")))
+    _kill_when(process, out, 4, number)
+    assert process.wait() == status
+    (saved,) = (out / "checkpoints").glob("step-*/state.json")
+    assert json.loads(saved.read_text())["step"] >= 4
+    run_command(*_pretrain_words(demo_shards, out))
+    assert _weights(out) == _weights(unbroken)
+
+
+def test_sigusr1_saves_and_goes_on(demo_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "asked"
+    words = _pretrain_words(demo_shards, out, "--set", "checkpoint.every_steps=1000", "--set", "checkpoint.keep=9")
+    process = subprocess.Popen(command_line(*words))
+    _kill_when(process, out, 2, signal.SIGUSR1)
+    assert process.wait() == 0
+    steps = sorted(json.loads(path.read_text())["step"] for path in (out / "checkpoints").glob("step-*/state.json"))
+    assert len(steps) == 2
+    assert steps[-1] == STEPS
+
+
+def test_only_the_last_checkpoints_are_kept(unbroken: Path) -> None:
+    steps = sorted(path.name for path in (unbroken / "checkpoints").iterdir())
+    assert steps == ["step-000000020", "step-000000024"]  # keep = 2 in the recipe
+
+
+def test_a_finished_run_does_nothing_the_second_time(demo_shards: Path, unbroken: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*.safetensors")}
+    run_command(*_pretrain_words(demo_shards, unbroken))
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*.safetensors")} == before
+
+
+def test_a_changed_recipe_is_refused_with_the_difference_and_layout_is_not(demo_shards: Path, unbroken: Path) -> None:
+    done = run_command(*_pretrain_words(demo_shards, unbroken, "--set", "mask.ratio=0.5"), status=2)
+    assert "recipe.mask.ratio: 0.75 → 0.5" in done.stderr
+    assert done.stderr.count("\n") == 1
+    run_command(*_pretrain_words(demo_shards, unbroken, "--set", "loader.workers=2", "--set", "log.every_steps=3"))
+
+
+def test_the_data_may_move_but_not_change(demo_shards: Path, unbroken: Path, demo_videos: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(demo_shards, tmp_path / "moved"))
+    run_command(*_pretrain_words(moved, unbroken))
+    run_command("vmae_data", "build", demo_videos, tmp_path / "other", "--recipe", "demo", "--set", "crf=30", "--quiet")
+    done = run_command(*_pretrain_words(tmp_path / "other", unbroken), status=2)
+    assert "data_digest" in done.stderr
+
+
+def test_accumulated_micro_batches_give_the_whole_batchs_losses(
+    demo_shards: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    run_command(*_pretrain_words(demo_shards, tmp_path / "micro", "--set", "train.micro_batch=2"))
+    whole, micro = _numbers(unbroken), _numbers(tmp_path / "micro")
+    np.testing.assert_allclose([line["loss"] for line in micro], [line["loss"] for line in whole], rtol=2e-5)
+    np.testing.assert_allclose([line["grad_norm"] for line in micro], [line["grad_norm"] for line in whole], rtol=2e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_keys_and_last_good_checkpoint(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    words = _pretrain_words(
+        demo_shards, tmp_path / "wild", "--set", "optim.base_lr=1e30", "--set", "optim.warmup_steps=8"
+    )
+    done = run_command(*words, "--set", "checkpoint.every_steps=1", status=1)
+    assert "the loss is not finite" in done.stderr
+    assert "last good checkpoint is" in done.stderr or "no checkpoint before it" in done.stderr
+    assert "scene-" in done.stderr
+    assert done.stderr.count("\n") == 1
+    for path in (tmp_path / "wild").glob("checkpoints/step-*/model.safetensors"):
+        assert all(torch.isfinite(value).all() for value in load_model(path.parent).state_dict().values())
+
+
+def test_one_batch_can_be_learnt_by_heart(demo_shards: Path, tmp_path: Path) -> None:
+    """Eight videos, cut and masked anew each time, must be told apart by a classifier of the same size."""
+    few = tmp_path / "few"
+    videos = demo_shards.parent / "demo-videos"
+    names = sorted(path.relative_to(videos).as_posix() for path in videos.glob("*/scene-*.mp4"))
+    one_a_class = {name.split("/")[0]: name for name in names}
+    (tmp_path / "list.csv").write_text("".join(f"{videos / name},{label}\n" for label, name in one_a_class.items()))
+    run_command("vmae_data", "build", tmp_path / "list.csv", few, "--recipe", "demo", "--quiet")
+    done = run_command(
+        *[
+            "vmae_train",
+            "finetune",
+            "--recipe",
+            "finetune/demo",
+            "--data",
+            few,
+            "--val",
+            few,
+            "--out",
+            tmp_path / "run",
+        ],
+        *["--set", "train.steps=160", "--set", "optim.warmup_steps=10", "--set", "evaluate.views='1x1'", "--json"],
+    )
+    scores = json.loads(done.stdout.splitlines()[-1])
+    assert scores["top1"] == 100
+    assert read_log(tmp_path / "run")[-1]["loss"] < 0.1
+
+
+def test_an_unreadable_video_is_left_out_of_the_score_and_named(
+    demo_shards: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
+    shards = Shards.open(str(folder))
+    place = shards.place(4)
+    with (folder / tar_name(0)).open("r+b") as file:
+        file.seek(place.offset)
+        file.write(b"0" * 64)
+    run_command(*_finetune_words(demo_shards, tmp_path / "ft"))
+    done = run_command(
+        "vmae_train", "evaluate", tmp_path / "ft", "--data", folder, "--views", "1x1", "--json", "--quiet"
+    )
+    scores = json.loads(done.stdout)
+    assert scores["videos"] == len(shards) - 1
+    assert list(scores["unreadable"]) == [shards.key(4)]
+    assert shards.key(4) in done.stderr
+
+
+def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    geometry = load_recipe("vmae_train", "pretrain/demo", PretrainSpec).model.geometry()
+    model = Classifier(geometry, shards.classes, seed=1)
+    with torch.no_grad():
+        model.head.weight.mul_(1000)
+    found = [
+        evaluate(
+            model, shards, views=parse_views("2x3"), step=1, loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
+            batch=batch, style=ProgressStyle.QUIET,
+        )
+        for batch, workers in ((1, 0), (5, 1), (32, 2))
+    ]  # fmt: skip
+    assert found[0] == found[1] == found[2]
+    assert found[0].videos == len(shards)
+
+
+def test_scores_by_hand() -> None:
+    probability = np.array([[0.6, 0.4, 0], [0.1, 0.2, 0.7], [0.5, 0.5, 0], [0, 1, 0]])
+    scores = score(probability, np.array([0, 1, 1, 1]), classes=("a", "b", "c"), views="1x1", unreadable={})
+    assert scores.top1 == 50  # a tie goes to the lower number
+    assert scores.top5 is None
+    assert scores.per_class == {"a": 100.0, "b": pytest.approx(100 / 3)}
+    assert scores.mean_class == pytest.approx((100 + 100 / 3) / 2)
+    assert scores.confusion == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
+def test_other_classes_than_the_models_are_refused_by_name(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    geometry = load_recipe("vmae_train", "pretrain/demo", PretrainSpec).model.geometry()
+    with pytest.raises(MisuseError, match="class 0 is 'pan-down' here, 'x' in the model"):
+        check_classes(Classifier(geometry, ("x", *shards.classes[1:])), shards)
+    with pytest.raises(MisuseError, match="8 classes here, 7 in the model"):
+        check_classes(Classifier(geometry, shards.classes[:7]), shards)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["train.batch=4096"], "fewer than one batch of 4096"),
+        (["clip.stride=3"], "stride is 3 source frames, the shards keep every 2th"),
+        (["model.image_size=64"], "crop = random cuts 64 px"),
+    ],
+)
+def test_data_that_doesnt_fit_the_recipe_is_refused_at_start(
+    demo_shards: Path, tmp_path: Path, settings: list[str], says: str
+) -> None:
+    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, settings)
+    with pytest.raises(MisuseError, match=says):
+        pretrain(spec, data=str(demo_shards), out=tmp_path / "run", style=ProgressStyle.QUIET)
+
+
+def test_wrong_checkpoints_and_views_are_one_line(demo_shards: Path, unbroken: Path, tmp_path: Path) -> None:
+    evaluate_words = ["vmae_train", "evaluate", unbroken, "--data", demo_shards]
+    assert "finetune it first" in run_command(*evaluate_words, status=2).stderr
+    assert "expected CLIPSxCROPS" in run_command(*evaluate_words, "--views", "5", status=2).stderr
+    done = run_command(*_finetune_words(demo_shards, tmp_path / "a", "--init", tmp_path / "nowhere"), status=1)
+    assert "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = run_command(
+        *_finetune_words(demo_shards, tmp_path / "b", "--init", unbroken, "--set", "model.depth=2"), status=2
+    )
+    assert "depth 4 (recipe 2)" in done.stderr
+    done = run_command(*_pretrain_words(tmp_path / "nowhere", tmp_path / "c"), status=1)
+    assert "no such folder of shards" in done.stderr

@@ -1,0 +1,102 @@
+"""What can be counted of a data set without decoding anything: the sample table answers for every sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmae_data.format import Index
+from vmae_data.read.shards import Shards
+
+__all__ = ["DataFacts", "Range", "inspect_shards"]
+
+
+class Range(NamedTuple):
+    """Lowest, median and highest of a column."""
+
+    low: float
+    median: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:.4g}"
+        return f"{self.low:.4g} to {self.high:.4g} (median {self.median:.4g})"
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What can be said of a data set without decoding anything."""
+
+    shards: Shards
+    bytes: int
+    kept_frames: int
+    source_hours: float
+    width: Range
+    height: Range
+    kept_rate: Range
+    frames: Range
+    per_class: dict[str, int]
+    unlabelled: int
+
+    @property
+    def index(self) -> Index:
+        return self.shards.index
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        index = self.index
+        return {
+            "folder": str(self.shards.folder),
+            "samples": index.samples,
+            "shards": len(index.shardlist),
+            "bytes": self.bytes,
+            "frames": self.kept_frames,
+            "source_hours": self.source_hours,
+            "width": self.width._asdict(),
+            "height": self.height._asdict(),
+            "kept_rate": self.kept_rate._asdict(),
+            "kept_frames": self.frames._asdict(),
+            "short_side": index.short_side,
+            "stride": index.stride,
+            "profile": index.profile,
+            "split": index.split,
+            "may_flip": index.may_flip,
+            "classes": self.per_class,
+            "unlabelled": self.unlabelled,
+            "failures": index.failures,
+        }
+
+
+def inspect_shards(folder: Path) -> DataFacts:
+    """Open a data set and count. Raises DataError where it is none."""
+    shards = Shards.open(str(folder))
+    counts = Counter(shards.label_N.tolist())
+    return DataFacts(
+        shards=shards,
+        bytes=sum(shard.filesize for shard in shards.index.shardlist),
+        kept_frames=int(shards.frames_NP.sum()),
+        source_hours=float(source_seconds(shards).sum() / 3600),
+        width=_range(shards.size_N2[:, 1]),
+        height=_range(shards.size_N2[:, 0]),
+        kept_rate=_range(shards.rate_N),
+        frames=_range(shards.frames_NP[:, 0]),
+        per_class={name: counts.get(n, 0) for n, name in enumerate(shards.classes)},
+        unlabelled=counts.get(-1, 0),
+    )
+
+
+def _range(values: NDArray[Any]) -> Range:
+    return Range(*(float(f"{value:.6g}") for value in (values.min(), np.median(values), values.max())))
+
+
+def source_seconds(shards: Shards) -> NDArray[np.float64]:
+    """Seconds of each source, each counted once; at its mean rate where that changes."""
+    _, first = np.unique(shards.source_N, return_index=True)
+    source_frames = np.asarray([shards.view(int(n)).source_frames for n in first], dtype=np.float64)
+    return np.asarray(source_frames / (shards.rate_N[first] * shards.index.stride))

@@ -1,0 +1,204 @@
+"""One shard against its marker, the index and the sample table: every sum, name, fact and frame.
+
+Nothing is unpacked to disk. What is wrong is listed, and the check goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vmae_data.check.member import REWRITTEN, TableRow, extent_problems, wanted_members, without_name
+from vmae_data.errors import DataError
+from vmae_data.format import (
+    Index,
+    ShardListing,
+    ShardMarker,
+    decode_record,
+    encode_record,
+    marker_name,
+    tar_name,
+)
+from vmae_data.page import printable
+from vmae_data.store import hash_file, read_bytes
+
+__all__ = ["Problem", "ShardReport", "ShardTask", "check_shard"]
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: the file, relative to the data set, and what was found in it."""
+
+    file: str
+    found: str
+
+
+class ShardTask(NamedTuple):
+    """A shard to check. `listing` None: the index does not know it; `rows` None: the table can't be read.
+
+    `about` None: the index can't be read.
+    """
+
+    folder: Path
+    shard: int
+    about: Index | None  # without its list of shards
+    listing: ShardListing | None
+    rows: tuple[TableRow, ...] | None
+    plan: str | None
+
+
+class ShardReport(NamedTuple):
+    """What a shard was found to be. `marker` None where it can't be read."""
+
+    shard: int
+    marker: ShardMarker | None
+    problems: tuple[Problem, ...]
+
+
+def check_shard(task: ShardTask) -> ShardReport:
+    """Everything that can be said of one shard."""
+    problems: list[Problem] = []
+    marker = _check_marker(task, problems)
+    if marker is not None and (marker.samples or task.listing is not None):
+        problems += _check_tar_sum(task, marker)
+        if task.rows is not None:
+            problems += _check_rows(marker, task.rows)
+        problems += _check_members(task, marker)
+    elif marker is None and task.listing is not None:
+        problems += _check_tar_alone(task, task.listing)
+    return ShardReport(task.shard, marker, tuple(problems))
+
+
+def _check_marker(task: ShardTask, problems: list[Problem]) -> ShardMarker | None:
+    name = marker_name(task.shard)
+    try:
+        data = read_bytes(task.folder / name)
+        marker = decode_record(data, ShardMarker, name)
+    except DataError as error:
+        missing = not (task.folder / name).exists()
+        problems.append(Problem(name, "missing" if missing else without_name(error, name)))
+        return None
+    problems += [Problem(name, found) for found in _marker_problems(task, marker, data)]
+    return marker
+
+
+def _marker_problems(task: ShardTask, marker: ShardMarker, data: bytes) -> Iterator[str]:
+    if task.listing is not None and hashlib.sha256(data).hexdigest() != task.listing.marker_sha256:
+        yield "its sum is not the one in index.json"
+    if encode_record(marker) != data:
+        yield REWRITTEN
+    if task.plan is not None and marker.plan != task.plan:
+        yield "belongs to another plan"
+    if marker.shard != task.shard:
+        yield f"says it is shard {marker.shard}"
+    if marker.tar != (tar_name(task.shard) if marker.samples else ""):
+        yield f"names the tar {printable(marker.tar)!r}"
+    for key, count in Counter(entry.key for entry in marker.samples).items():
+        if count > 1:
+            yield f"lists {printable(key)} {count} times"
+    if task.listing is None:
+        if marker.samples and task.about is not None:
+            yield f"has {len(marker.samples)} samples, but index.json does not list the shard"
+    elif task.listing.nsamples != len(marker.samples):
+        yield f"has {len(marker.samples)} samples, index.json says {task.listing.nsamples}"
+
+
+def _check_tar_sum(task: ShardTask, marker: ShardMarker) -> Iterator[Problem]:
+    name = tar_name(task.shard)
+    path = task.folder / name
+    try:
+        size, digest = path.stat().st_size, hash_file(path)
+    except FileNotFoundError:
+        yield Problem(name, "missing")
+        return
+    except (OSError, DataError) as error:
+        yield Problem(name, f"can't be read ({error})")
+        return
+    stated = [("its marker", marker.bytes, marker.sha256)]
+    if task.listing is not None:
+        stated.append(("index.json", task.listing.filesize, task.listing.sha256))
+    for who, bytes_stated, sha256 in stated:
+        if size != bytes_stated:
+            yield Problem(name, f"has {size} bytes, {who} says {bytes_stated}")
+        if digest != sha256:
+            yield Problem(name, f"its sum is not the one in {who}")
+
+
+def _check_tar_alone(task: ShardTask, listing: ShardListing) -> Iterator[Problem]:
+    """A shard whose marker can't be read: the index still knows its size and sum."""
+    path = task.folder / tar_name(task.shard)
+    if not path.exists():
+        yield Problem(path.name, "missing")
+    elif path.stat().st_size != listing.filesize or hash_file(path) != listing.sha256:
+        yield Problem(path.name, "its size or sum is not the one in index.json")
+
+
+def _check_rows(marker: ShardMarker, rows: tuple[TableRow, ...]) -> Iterator[Problem]:
+    """The table's rows of a shard are its marker's samples, in the same order."""
+    keys, known = [entry.key for entry in marker.samples], [row.key for row in rows]
+    if keys != known:
+        odd = sorted(set(keys) ^ set(known))[:3]
+        what = f"such as {', '.join(map(printable, odd))}" if odd else "their order differs"
+        yield Problem("samples.arrow", f"has {len(rows)} rows for {marker.tar} with {len(keys)} samples; {what}")
+        return
+    for entry, row in zip(marker.samples, rows, strict=True):
+        said = (
+            ("label", row.label, entry.label),
+            ("frames", row.frames, tuple(member.phase.frames for member in entry.members)),
+            ("offset", row.offset, tuple(member.extent.offset for member in entry.members)),
+            ("size", row.size, tuple(member.extent.size for member in entry.members)),
+            ("sum", row.sha256, tuple(bytes.fromhex(member.extent.sha256) for member in entry.members)),
+        )
+        for what, found, wanted in said:
+            if found != wanted:
+                yield Problem("samples.arrow", f"{entry.key}: {what} is not the one in {marker_name(marker.shard)}")
+
+
+def _check_members(task: ShardTask, marker: ShardMarker) -> Iterator[Problem]:
+    """The tar's members are exactly the marker's, and each is what it should be."""
+    name = tar_name(task.shard)
+    wanted = wanted_members(marker)
+    rows = {row.key: row for row in task.rows or ()}
+    seen: Counter[str] = Counter()
+    try:
+        with tarfile.open(task.folder / name, "r:") as tar:
+            for found in tar:
+                seen[found.name] += 1
+                member = wanted.get(found.name)
+                if member is None or not _is_plain(found):
+                    yield Problem(name, f"{printable(found.name)}: {_oddity(found)}")
+                elif seen[found.name] == 1:
+                    data = _read(tar, found)
+                    if member.extent is not None:
+                        yield from _named(name, found, extent_problems(member.extent, found, data))
+                    yield from _named(name, found, member.problems(data, rows.get(member.entry.key), task.about))
+    except FileNotFoundError:
+        return  # said already, where its sum was to be taken
+    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+        yield Problem(name, f"is no whole tar ({printable(str(error))})")
+    for member_name in wanted:
+        if (count := seen[member_name]) != 1:
+            yield Problem(name, f"{member_name}: {f'there {count} times' if count else 'missing'}")
+
+
+def _named(name: str, member: tarfile.TarInfo, found: Iterator[str]) -> Iterator[Problem]:
+    return (Problem(name, f"{member.name}: {what}") for what in found)
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def _oddity(member: tarfile.TarInfo) -> str:
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "a name that leads out of the folder"
+    return "not in the marker" if _is_plain(member) else "not a regular file"

@@ -1,0 +1,285 @@
+"""Is everything in a data set what it was when it was built? Every file, sum, count, key and frame is looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+
+from vmae_data.check.member import REWRITTEN, TableRow, shortly, without_name
+from vmae_data.check.shard import Problem, ShardReport, ShardTask, check_shard
+from vmae_data.errors import DataError
+from vmae_data.format import (
+    FAILURES,
+    FORMAT_VERSION,
+    INDEX,
+    PLAN,
+    PLAN_TABLE,
+    SAMPLES,
+    Failure,
+    Index,
+    PlanFacts,
+    ShardMarker,
+    decode_record,
+    encode_record,
+    key_of,
+    marker_name,
+    path_from_text,
+    path_to_text,
+    tar_name,
+)
+from vmae_data.page import printable
+from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
+from vmae_data.progress import ProgressStyle, meter
+from vmae_data.read.shards import Shards
+from vmae_data.store import TEMPORARY, hash_file, read_bytes
+
+__all__ = ["Problem", "VerifyReport", "verify_shards"]
+
+
+class VerifyReport(NamedTuple):
+    """All that is wrong, and how much was looked at."""
+
+    problems: tuple[Problem, ...]
+    shards: int
+    samples: int
+
+
+def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = ProgressStyle.AUTO) -> VerifyReport:
+    """Check a finished data set; a problem never ends the check.
+
+    Raises DataError where the folder is no data set.
+    """
+    _need_data_set(folder)
+    problems: list[Problem] = []
+    plan = _read_record(folder, PLAN, PlanFacts, problems)
+    index = _read_record(folder, INDEX, Index, problems)
+    rows = _read_table(folder, index, problems)
+    tasks = _tasks(folder, plan, index, rows)
+    problems += _foreign_files(folder, {task.shard for task in tasks})
+    reports = _check_shards(tasks, workers, style)
+    markers = [report.marker for report in reports if report.marker is not None]
+    for report in reports:
+        problems += report.problems
+    whole = len(markers) == len(reports)
+    if plan is not None:
+        problems += _plan_problems(folder, plan)
+    if index is not None:
+        problems += _index_problems(index, plan, markers, rows, whole=whole)
+    problems += _failure_problems(folder, markers, index, whole=whole)
+    return VerifyReport(tuple(problems), len(tasks), sum(len(marker.samples) for marker in markers))
+
+
+def _need_data_set(folder: Path) -> None:
+    """What the reader refuses to open for not being there is no data set; damage is ours to list."""
+    if not (folder / INDEX).is_file():
+        Shards.open(str(folder))
+
+
+def _read_record(folder: Path, name: str, kind: type[Any], problems: list[Problem]) -> Any:
+    """A record of the folder, or None and the problem."""
+    if not (folder / name).exists():
+        problems.append(Problem(name, "missing"))
+        return None
+    try:
+        data = read_bytes(folder / name)
+        record = decode_record(data, kind, name)
+    except DataError as error:
+        problems.append(Problem(name, without_name(error, name)))
+        return None
+    if encode_record(record) != data:
+        problems.append(Problem(name, REWRITTEN))
+    return record
+
+
+class _Table(NamedTuple):
+    rows: list[TableRow]
+    shard_N: list[int]
+
+
+def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _Table | None:
+    path = folder / SAMPLES
+    if not path.exists():
+        problems.append(Problem(SAMPLES, "missing"))
+        return None
+    if index is not None and hash_file(path) != index.samples_sha256:
+        problems.append(Problem(SAMPLES, f"its sum is not the one in {INDEX}"))
+    try:
+        with pa.memory_map(str(path)) as file:
+            columns = pa.ipc.open_file(file).read_all().to_pydict()
+        names = [name for name in TableRow._fields if name not in ("frames", "offset", "size", "sha256")]
+        plain = zip(*(columns[name] for name in names), strict=True)
+        listed = zip(*(map(tuple, columns[name]) for name in ("frames", "offset", "size", "sha256")), strict=True)
+        rows = [TableRow(*one, *many) for one, many in zip(plain, listed, strict=True)]
+        return _Table(rows, columns["shard"])
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        problems.append(Problem(SAMPLES, f"can't be read ({printable(str(error))})"))
+        return None
+
+
+def _tasks(folder: Path, plan: PlanFacts | None, index: Index | None, table: _Table | None) -> list[ShardTask]:
+    """A task for every shard that the plan, the index or the folder knows of."""
+    listings = {listing.url: place for place, listing in enumerate(index.shardlist)} if index else {}
+    by_place: dict[int, list[TableRow]] = {}
+    for row, place in zip(table.rows, table.shard_N, strict=True) if table else ():
+        by_place.setdefault(place, []).append(row)
+    # It goes to the workers with every task, so it travels without the list of all shards.
+    about = msgspec.structs.replace(index, shardlist=()) if index else None
+    digest = plan.digest() if plan else index.plan if index else None
+    tasks = []
+    for shard in sorted(_shard_numbers(folder, plan, tuple(listings))):
+        listed = listings.get(tar_name(shard))
+        if index is None or listed is None:
+            tasks.append(ShardTask(folder, shard, about, None, None, digest))
+        else:
+            rows = tuple(by_place.get(listed, ())) if table else None
+            tasks.append(ShardTask(folder, shard, about, index.shardlist[listed], rows, digest))
+    return tasks
+
+
+def _shard_numbers(folder: Path, plan: PlanFacts | None, listed: Sequence[str]) -> set[int]:
+    numbers = set(range(plan.shards)) if plan else set()
+    for name in (*listed, *(path.name for path in folder.glob("shard-*.*"))):
+        stem = name.partition(".")[0].removeprefix("shard-")
+        if stem.isascii() and stem.isdigit() and name in (tar_name(int(stem)), marker_name(int(stem))):
+            numbers.add(int(stem))
+    return numbers
+
+
+def _check_shards(tasks: Sequence[ShardTask], workers: int, style: ProgressStyle) -> list[ShardReport]:
+    """All shards, some at a time, told in their order."""
+    reports: dict[int, ShardReport] = {}
+    with meter("shards verified", len(tasks), style) as shown, Pool(min(workers, max(1, len(tasks)))) as pool:
+        coming = iter(tasks)
+        found = 0
+        while True:
+            while pool.unfinished < 2 * pool.size and (task := next(coming, None)) is not None:
+                pool.submit(task.shard, check_shard, task)
+            finished = next_finished((pool,))
+            if finished is None:
+                return [reports[task.shard] for task in tasks]
+            reports[finished.tag] = _report(finished)
+            found += len(reports[finished.tag].problems)
+            shown.advance(1, f"{found} problems" if found else None)
+
+
+def _report(finished: Finished) -> ShardReport:
+    if isinstance(finished.error, WorkerDied):
+        problem = Problem(tar_name(finished.tag), f"could not be checked: {finished.error}")
+        return ShardReport(finished.tag, None, (problem,))
+    if finished.error is not None:
+        raise finished.error
+    report: ShardReport = finished.result
+    return report
+
+
+def _foreign_files(folder: Path, shards: set[int]) -> Iterator[Problem]:
+    """Everything in the folder that the format does not know."""
+    known = {INDEX, PLAN, PLAN_TABLE, SAMPLES, FAILURES}
+    known |= {name(shard) for shard in shards for name in (tar_name, marker_name)}
+    for entry in sorted(os.scandir(os.fsencode(folder)), key=lambda entry: entry.name):
+        name = printable(path_to_text(entry.name))
+        if name == ".lock":
+            yield Problem(name, "a lock: a build is writing here, or was killed")
+        elif name == ".staging":
+            yield Problem(name, "staging of a build that was not finished; run the build again")
+        elif name.startswith(TEMPORARY):
+            yield Problem(name, "left half written by a process that was killed")
+        elif name not in known:
+            yield Problem(name, "a foreign file, not part of the data set")
+        elif not entry.is_file(follow_symlinks=True):
+            yield Problem(name, "not a regular file")
+
+
+def _plan_problems(folder: Path, plan: PlanFacts) -> Iterator[Problem]:
+    """The plan's table holds what its facts say."""
+    path = folder / PLAN_TABLE
+    if not path.exists():
+        yield Problem(PLAN_TABLE, "missing")
+        return
+    try:
+        with pa.memory_map(str(path)) as file:
+            columns = pa.ipc.open_file(file).read_all().to_pydict()
+        keys, paths, labels, shards = (columns[name] for name in ("key", "path", "label", "shard"))
+        names = [plan.classes[label] if label is not None else "" for label in labels]
+        raw = [path_from_text(path) for path in paths]
+    except (OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError) as error:
+        yield Problem(PLAN_TABLE, f"can't be read ({printable(str(error))})")
+        return
+    if len(keys) != plan.sources:
+        yield Problem(PLAN_TABLE, f"has {len(keys)} sources, {PLAN} says {plan.sources}")
+    if keys != [key_of(path) for path in raw]:
+        yield Problem(PLAN_TABLE, "has keys that are not those of its paths")
+    if sorted(set(shards)) != list(range(plan.shards)) or shards != sorted(shards):
+        yield Problem(PLAN_TABLE, f"does not fill the {plan.shards} shards of {PLAN} in order")
+    if _listing_digest(paths, names) != plan.listing:
+        yield Problem(PLAN_TABLE, f"its paths and labels are not those of {PLAN}")
+
+
+def _listing_digest(paths: Sequence[str], names: Sequence[str]) -> str:
+    """As the plan makes it: of relative paths and class names, sorted."""
+    lines = sorted(f"{path}\t{name}\n".encode() for path, name in zip(paths, names, strict=True))
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def _index_problems(
+    index: Index, plan: PlanFacts | None, markers: Sequence[ShardMarker], table: _Table | None, *, whole: bool
+) -> Iterator[Problem]:
+    """Every field of the index follows from the other files."""
+    said: list[tuple[str, object, object]] = [
+        ("kind", index.kind, "wids-shard-index-v1"),
+        ("wids_version", index.wids_version, 1),
+        ("version", index.version, FORMAT_VERSION),
+        ("samples", index.samples, sum(listing.nsamples for listing in index.shardlist)),
+    ]
+    if table is not None:
+        said.append(("samples (rows of samples.arrow)", index.samples, len(table.rows)))
+    if plan is not None:
+        said += [
+            ("plan", index.plan, plan.digest()),
+            ("id", index.id, plan.listing),
+            ("classes", index.classes, plan.classes),
+            ("split", index.split, plan.split),
+            ("recipe", index.recipe, plan.recipe),
+            *(
+                (name, getattr(index, name), plan.recipe.get(name))
+                for name in ("may_flip", "short_side", "stride", "profile")
+            ),
+        ]
+    if whole:
+        full = [marker for marker in markers if marker.samples]
+        said += [
+            ("samples (of the markers)", index.samples, sum(len(marker.samples) for marker in full)),
+            ("shards", [listing.url for listing in index.shardlist], [tar_name(marker.shard) for marker in full]),
+            ("phases", index.phases, max((len(e.members) for m in full for e in m.samples), default=0)),
+        ]
+    for what, found, wanted in said:
+        if found != wanted:
+            yield Problem(INDEX, f"{what}: {shortly(found)}, the other files say {shortly(wanted)}")
+
+
+def _failure_problems(
+    folder: Path, markers: Sequence[ShardMarker], index: Index | None, *, whole: bool
+) -> Iterator[Problem]:
+    """failures.jsonl is what the markers say, and the index has counted it."""
+    if not (folder / FAILURES).exists():
+        yield Problem(FAILURES, "missing")
+        return
+    data = read_bytes(folder / FAILURES)
+    try:
+        failures = [msgspec.json.decode(line, type=Failure) for line in data.splitlines()]
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        yield Problem(FAILURES, f"can't be read ({printable(str(error))})")
+        return
+    counts = dict(sorted(Counter(failure.reason for failure in failures).items()))
+    if index is not None and counts != index.failures:
+        yield Problem(FAILURES, f"holds {shortly(counts)}, {INDEX} says {shortly(index.failures)}")
+    told = [failure for marker in markers for failure in marker.failures]
+    if whole and data != b"".join(msgspec.json.encode(failure) + b"\n" for failure in told):
+        yield Problem(FAILURES, "is not what the markers say")

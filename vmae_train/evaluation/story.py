@@ -1,0 +1,106 @@
+"""All that a run's folder tells, finished or not: its start, log, last checkpoint, scores and data. Reads only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmae_data.errors import DataError, VmaeError
+from vmae_data.read.shards import Shards
+from vmae_train.evaluation.metrics import Scores
+from vmae_train.model.load import newest_checkpoint
+from vmae_train.training.checkpoint import STATE, RunState
+from vmae_train.training.log import read_log
+from vmae_train.training.run import RunFacts, read_facts, run_of
+
+__all__ = ["RunStory", "pretraining_of", "read_story"]
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class RunStory:
+    """All that a run's folder tells. `shards` None: `why_no_shards` says why."""
+
+    name: str
+    folder: Path
+    facts: RunFacts
+    log: list[dict[str, Any]]
+    checkpoint: Path | None
+    state: RunState
+    scores: Scores | None
+    shards: Shards | None
+    why_no_shards: str
+
+    @property
+    def is_finetuning(self) -> bool:
+        return self.facts.kind == "finetune"
+
+    @property
+    def steps(self) -> int | None:
+        """All steps of the run; None where they hang on a data set that is not there."""
+        train = self.facts.recipe["train"]
+        if train["steps"] is not None:
+            return int(train["steps"])
+        return train["epochs"] * (len(self.shards) // train["batch"]) if self.shards is not None else None
+
+    @property
+    def step(self) -> int:
+        """The last step that the log or a checkpoint knows of."""
+        return max([self.state.step, *(int(line["step"]) for line in self.log)])
+
+    @property
+    def finished(self) -> bool:
+        if self.is_finetuning:
+            return self.scores is not None
+        return self.steps is not None and self.state.step >= self.steps
+
+    @property
+    def origin(self) -> str:
+        """Where its first weights came from, in words."""
+        if self.facts.init is None:
+            return "from scratch" if self.is_finetuning else "from fresh weights"
+        return f"from {self.facts.init}"
+
+
+def read_story(run: Path) -> RunStory:
+    """Gather a run's folder. Raises DataError where it is no run."""
+    facts = read_facts(run)
+    checkpoint = newest_checkpoint(run)
+    state = RunState(step=0, samples=0)
+    if checkpoint is not None:
+        state = _decode(checkpoint / STATE, RunState)
+    scores = _decode(run / EVALUATION, Scores) if (run / EVALUATION).exists() else None
+    shards, why = _open_shards(facts)
+    return RunStory(run.resolve().name, run, facts, read_log(run), checkpoint, state, scores, shards, why)
+
+
+def _decode(path: Path, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise DataError(f"{path}: can't be read ({error}); the run was damaged, or is of another version") from error
+
+
+def _open_shards(facts: RunFacts) -> tuple[Shards | None, str]:
+    try:
+        shards = Shards.open(facts.data)
+    except VmaeError as error:
+        return None, f"The run's data can't be shown: {error}"
+    if shards.digest != facts.data_digest:
+        return None, f"The run's data can't be shown: {facts.data} is another data set now."
+    return shards, ""
+
+
+def pretraining_of(story: RunStory) -> RunStory | None:
+    """The pretraining that a finetuning began from, where its run is still there."""
+    if not story.is_finetuning or story.facts.init is None:
+        return None
+    folder = run_of(story.facts.init)
+    if folder is None:
+        return None
+    found = read_story(folder)
+    return None if found.is_finetuning else found

@@ -1,0 +1,224 @@
+"""Pictures of what a pretraining model makes of hidden cubes: original, masked, reconstruction.
+
+Predictions are normalised cubes, so each is put back with its own mean and spread, taken from the original, as in
+VideoMAE's visualisation (run_videomae_vis.py): brightness and contrast of a hidden cube are given, its pattern is not.
+
+B clips, C colours, T frames, H rows, W columns, N tokens, M masked, D values of a cube, P pixels of a cube.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float32
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vmae_data.draws import sample_number
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.format import INDEX
+from vmae_data.pictures import moving_picture, picture, spread
+from vmae_data.read.shards import Shards
+from vmae_data.store import commit_bytes, local_path
+from vmae_train.clips.augment import Augment, AugmentSpec, planes_of_views
+from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.loader import EMPTY, ClipLoader, LoaderSpec, Request
+from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
+from vmae_train.clips.views import SpacedViews, kept_step
+from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
+from vmae_train.inference.video import read_clip
+from vmae_train.model.load import load_model
+from vmae_train.model.loss import cube_targets
+from vmae_train.model.videomae import PretrainModel
+from vmae_train.model.vit import Geometry
+from vmae_train.training.engine import choose_device
+from vmae_train.training.run import read_facts, run_of, run_stride
+
+__all__ = [
+    "Drawn",
+    "Reconstruction",
+    "load_pretrained",
+    "mask_ratio",
+    "reconstruct_file",
+    "reconstruct_shards",
+]
+
+PUBLISHED_RATIO = 0.9
+BATCH = 4
+
+
+class Drawn(NamedTuple):
+    """Reconstructions, and the samples that could not be read."""
+
+    clips: list[Reconstruction]
+    unreadable: dict[str, str]
+
+
+def reconstruct_file(
+    checkpoint: str, data: str, out: Path, *, videos: int, ratio: float | None, seed: int, device: str | None
+) -> None:
+    """Draw some samples of a data set, or one video file, into a .png (frames side by side) or a .gif (moving).
+
+    Raises MisuseError for a suffix, model, ratio or stride that can't work, DataError for what can't be read.
+    """
+    if out.suffix not in (".png", ".gif"):
+        raise MisuseError(f"--out {out}: expected a name that ends in .png or .gif")
+    model = load_pretrained(checkpoint, device)
+    ratio = mask_ratio(checkpoint, model.geometry, ratio)
+    path = local_path(data)
+    if path.is_file() and path.name != INDEX:
+        drawn = Drawn([_of_video(model, path, run_stride(checkpoint) or 1, ratio, seed)], {})
+    else:
+        shards = Shards.open(data)
+        drawn = reconstruct_shards(model, shards, stride=run_stride(checkpoint), videos=videos, ratio=ratio, seed=seed)
+    if not drawn.clips:
+        listed = "; ".join(f"{key}: {why}" for key, why in drawn.unreadable.items())
+        raise DataError(f"{data}: not one of the chosen samples can be read ({listed}); verify the shards")
+    if out.suffix == ".gif":
+        commit_bytes(out, moving_picture(draw_moving(drawn.clips)).data)
+    else:
+        commit_bytes(out, picture(draw_still(drawn.clips), lossless=True).data)
+
+
+def load_pretrained(checkpoint: str, device: str | None) -> PretrainModel:
+    """A pretraining model on its device. Raises MisuseError where it is a classifier."""
+    model = load_model(checkpoint)
+    if not isinstance(model, PretrainModel):
+        raise MisuseError(
+            f"{checkpoint}: is a classifier, which predicts no cubes; name the pretraining that it began from"
+        )
+    model.to(choose_device(device))
+    return model
+
+
+def mask_ratio(checkpoint: str, geometry: Geometry, given: float | None) -> float:
+    """The share of hidden places: as given, else as trained, else as published.
+
+    Raises MisuseError when it would hide nothing or everything.
+    """
+    ratio = given
+    if ratio is None:
+        run = run_of(checkpoint)
+        recipe = read_facts(run).recipe if run is not None else {}
+        ratio = float(recipe.get("mask", {}).get("ratio", PUBLISHED_RATIO))
+    try:
+        num_masked_places(places=geometry.places, ratio=ratio)
+    except ValueError as error:
+        raise MisuseError(f"--ratio {ratio}: {error}") from error
+    return ratio
+
+
+def reconstruct_shards(
+    model: PretrainModel, shards: Shards, *, stride: int | None, videos: int, ratio: float, seed: int
+) -> Drawn:
+    """The middle clip of some samples, spread over the classes. `stride` in source frames, else the shards' own.
+
+    Raises MisuseError when the shards' stride does not divide it.
+    """
+    geometry, device = model.geometry, model.mean_C.device
+    step = kept_step(stride or shards.index.stride, shards.index.stride)
+    numbers = spread(shards.label_N, videos, seed=seed)
+    spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
+    augment = Augment(spec).to(device)
+    size = min(BATCH, len(numbers))
+    requests = list(_requests(numbers, size))
+    clips = []
+    with ClipLoader(
+        shards,
+        SpacedViews(geometry.num_frames, step, 1),
+        requests,
+        batch=size,
+        frames=min(geometry.num_frames, int(shards.frames_NP[:, 0].max())),
+        seed=seed,
+        spec=LoaderSpec(workers=0, ahead=1),
+        device=device,
+    ) as batches:
+        for batch in batches:
+            planes = planes_of_views(batch.planes, batch.index_BVT)
+            never_B = torch.zeros_like(batch.weight_B, dtype=torch.bool)
+            rgb = augment(planes, augment.draw(planes.size_B2, batch.draws, never_B))
+            titles = [_title(shards, number) for number in batch.request.samples]
+            made = _reconstruct(model, rgb / 255, batch.draws, ratio, titles)
+            clips += [clip for clip, weight in zip(made, batch.weight_B.tolist(), strict=True) if weight]
+        return Drawn(clips, dict(batches.unreadable.by_key))
+
+
+def _requests(numbers: Sequence[int], size: int) -> Iterator[Request]:
+    for step, first in enumerate(range(0, len(numbers), size)):
+        samples = numbers[first : first + size]
+        yield Request(0, step, (*samples, *[EMPTY] * (size - len(samples))))
+
+
+def _title(shards: Shards, number: int) -> str:
+    if number == EMPTY:
+        return ""
+    label = int(shards.label_N[number])
+    key = shards.key(number)
+    return f"{shards.classes[label]}: {key}" if 0 <= label < len(shards.classes) else key
+
+
+def _of_video(model: PretrainModel, path: Path, stride: int, ratio: float, seed: int) -> Reconstruction:
+    """The middle clip of a plain video file."""
+    geometry, device = model.geometry, model.mean_C.device
+    frames = read_clip(path, geometry.num_frames, stride)
+    clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
+    rgb01 = clips * _per_colour(model.std_C) + _per_colour(model.mean_C)
+    draws = ClipDraws.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))
+    return _reconstruct(model, rgb01, draws, ratio, [path.name])[0]
+
+
+@torch.inference_mode()
+def _reconstruct(
+    model: PretrainModel,
+    rgb01_BCTHW: Float32[Tensor, "B 3 T H W"],
+    draws: ClipDraws,
+    ratio: float,
+    titles: Sequence[str],
+) -> list[Reconstruction]:
+    geometry = model.geometry
+    mask = tube_mask(draws, slices=geometry.slices, places=geometry.places, ratio=ratio)
+    clips = (rgb01_BCTHW - _per_colour(model.mean_C)) / _per_colour(model.std_C)
+    predicted_BMD = model(clips, mask).float()
+    error = predicted_BMD - cube_targets(rgb01_BCTHW, mask.masked_BM, geometry)
+    loss_B = error.square().mean(dim=(1, 2))
+    hidden = _with_cubes(rgb01_BCTHW, mask, torch.full_like(predicted_BMD, 0.5), geometry)
+    shown = _with_cubes(rgb01_BCTHW, mask, _put_back(rgb01_BCTHW, mask, predicted_BMD, geometry), geometry)
+    originals, masked, predicted = (_pictures(x) for x in (rgb01_BCTHW, hidden, shown))
+    return [
+        Reconstruction(title, originals[n], masked[n], predicted[n], float(loss_B[n])) for n, title in enumerate(titles)
+    ]
+
+
+def _cubes(rgb01: Tensor, geometry: Geometry) -> Tensor:
+    p0, p1 = geometry.tubelet_size, geometry.patch_size
+    return rearrange(rgb01, "b c (t p0) (h p1) (w p2) -> b (t h w) (p0 p1 p2) c", p0=p0, p1=p1, p2=p1)
+
+
+def _put_back(rgb01: Tensor, mask: TubeMask, predicted_BMD: Tensor, geometry: Geometry) -> Tensor:
+    """Undo `cube_targets` with each cube's own mean and spread."""
+    index = mask.masked_BM[..., None, None].expand(-1, -1, geometry.cube_dim // 3, 3)
+    variance, mean = torch.var_mean(_cubes(rgb01, geometry).gather(1, index), dim=2, unbiased=True, keepdim=True)
+    cubes = rearrange(predicted_BMD, "b m (p c) -> b m p c", c=3)
+    return rearrange(cubes * (variance.sqrt() + 1e-6) + mean, "b m p c -> b m (p c)")
+
+
+def _with_cubes(rgb01: Tensor, mask: TubeMask, cubes_BMD: Tensor, geometry: Geometry) -> Tensor:
+    """The clip with its masked cubes replaced."""
+    p0, p1, side = geometry.tubelet_size, geometry.patch_size, geometry.image_size // geometry.patch_size
+    flat = rearrange(_cubes(rgb01, geometry), "b n p c -> b n (p c)")
+    flat = flat.scatter(1, mask.masked_BM[..., None].expand_as(cubes_BMD), cubes_BMD)
+    return rearrange(flat, "b (t h w) (p0 p1 p2 c) -> b c (t p0) (h p1) (w p2)", p0=p0, p1=p1, p2=p1, h=side, w=side)
+
+
+def _pictures(rgb01_BCTHW: Tensor) -> NDArray[np.uint8]:
+    pixels = (rgb01_BCTHW * 255).round().clamp(0, 255).byte()
+    return np.ascontiguousarray(rearrange(pixels, "b c t h w -> b t h w c").cpu().numpy())
+
+
+def _per_colour(x_C: Tensor) -> Tensor:
+    return rearrange(x_C, "c -> c 1 1 1")

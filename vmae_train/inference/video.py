@@ -1,0 +1,59 @@
+"""Clips of plain video files, which no shard was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from vmae_data.errors import DataError
+from vmae_train.clips.views import stride_positions
+
+__all__ = ["read_clip"]
+
+U8 = NDArray[np.uint8]
+
+
+def read_clip(path: Path, num_frames: int, stride: int) -> U8:
+    """Every `stride`-th frame of the middle, upright, (T, H, W, 3); a short video repeats its tail.
+
+    Decoded twice, first to count: headers lie, and a long video does not fit into memory.
+    """
+    total = sum(1 for _ in _decode(path))
+    if total == 0:
+        raise DataError(f"{path}: no frame decodes; name a video file or a folder of shards")
+    span = (num_frames - 1) * stride + 1
+    positions = stride_positions(total + 1, num_frames, stride, max(0, total - span) // 2)
+    kept: dict[int, U8] = {}
+    wanted = set(positions.tolist())
+    for number, frame in enumerate(_decode(path)):
+        if number in wanted:
+            rgb = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+            kept[number] = np.rot90(rgb, k=_quarter_turns(frame)).copy()
+        if number == positions[-1]:
+            break
+    return np.stack([kept[number] for number in positions.tolist()])
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """PyAV's rotation counts counterclockwise, as NumPy's rot90 does."""
+    return round(frame.rotation / 90) % 4
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    """Every frame that decodes; a damaged packet costs its own frames only."""
+    av.logging.set_level(None)
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: holds no video; name a video file or a folder of shards")
+            for packet in container.demux(container.streams.video[0]):
+                with suppress(av.InvalidDataError):
+                    yield from packet.decode()
+    except (av.FFmpegError, OSError) as error:
+        what = str(error).partition("] ")[2].partition(":")[0] or str(error)
+        raise DataError(f"{path}: does not decode ({what}); name a video file or a folder of shards") from error

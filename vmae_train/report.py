@@ -1,0 +1,319 @@
+"""One page on a run: its data, curves, reconstructions and scores, and other finetunings beside it.
+
+What a page says of two runs is computed from their numbers; it claims no gain that they don't show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmae_data.errors import DataError, MisuseError, VmaeError
+from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
+from vmae_data.pictures import spread
+from vmae_data.read.contact import contact_sheet
+from vmae_data.recipes import difference
+from vmae_train.charts import Curve, confusion_picture, curves, log_curve
+from vmae_train.evaluation.compare import difference_words, standard_error
+from vmae_train.evaluation.story import RunStory, pretraining_of, read_story
+from vmae_train.inference.drawing import page_figures
+from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
+
+__all__ = ["write_report"]
+
+PICTURED, RECONSTRUCTED = 12, 4
+CONFUSIONS = 10  # the most frequent wrong answers
+
+
+def write_report(run: Path, out: Path, *, against: tuple[Path, ...] = ()) -> None:
+    """Write the page on a run, finished or not.
+
+    Raises DataError where a folder is no run, MisuseError where runs of different kinds are to be compared.
+    """
+    story = read_story(run)
+    others = [read_story(other) for other in against]
+    for one in (story, *others) if others else ():
+        if not one.is_finetuning:
+            raise MisuseError(f"{one.folder}: is a pretraining; --against compares finetunings, which have scores")
+    pretraining = pretraining_of(story)
+    sections = [
+        Section("At a glance", tuple(_glance(story))),
+        Section("Beside other runs", tuple(_comparison(story, others))),
+        Section("Accuracy", tuple(_accuracy(story))),
+        Section("Videos", tuple(_videos(story))),
+        Section("Training", tuple(_training(story))),
+        Section("Reconstructions", tuple(_reconstructions(story)) if not story.is_finetuning else ()),
+        *(_pretraining_sections(story, pretraining) if story.is_finetuning else ()),
+        Section("Unreadable samples", tuple(_unreadable(story))),
+        Section("Recipe", tuple(_recipe(story))),
+    ]
+    kind = "Finetuning" if story.is_finetuning else "Pretraining"
+    write_page(out, f"{kind} {story.name}", sections, _subtitle(story))
+
+
+def _subtitle(story: RunStory) -> str:
+    recipe = story.facts.recipe
+    steps = f"step {story.step} of {story.steps}" if story.steps is not None else f"step {story.step}"
+    return f"{recipe['model']['size']} model, {'finished' if story.finished else 'not finished'}, {steps}"
+
+
+def _glance(story: RunStory) -> Iterator[Part]:
+    facts = [Fact("steps", f"{story.step}", f"of {story.steps}" if story.steps is not None else "of an unknown number")]
+    losses = log_curve("", story.log, "loss").value
+    if losses:
+        facts.append(Fact("last loss", f"{losses[-1]:.4g}", f"first logged {losses[0]:.4g}"))
+    if story.scores is not None:
+        scores = story.scores
+        error = standard_error(scores.top1, scores.videos)
+        facts.append(Fact("top-1", f"{scores.top1:.2f} %", f"± {error:.1f}, standard error"))
+        facts.append(Fact("validation videos", str(scores.videos), f"{scores.views} views each"))
+    speeds = log_curve("", story.log, "clips_per_second").value
+    if speeds:
+        facts.append(Fact("clips a second", f"{np.median(speeds):.4g}", "median"))
+    waits = log_curve("", story.log, "data_wait", scale=100).value
+    if waits:
+        facts.append(Fact("waiting for data", f"{np.median(waits):.1f} %", "of the time, median"))
+    yield Facts(tuple(facts))
+    if not story.finished:
+        saved = (
+            f"the last checkpoint is of step {story.state.step}" if story.checkpoint else "no checkpoint was saved yet"
+        )
+        yield Note(f"This run is not finished; {saved}. The page shows what is there.", warning=True)
+    if story.is_finetuning:
+        yield Note(f"It began {story.origin}.")
+
+
+def _comparison(story: RunStory, others: Sequence[RunStory]) -> Iterator[Part]:
+    if not others:
+        return
+    every = _with_names([story, *others])
+    rows = tuple(_score_row(name, one) for name, one in every)
+    yield Table(
+        ("run", "began", "steps", "top-1 %", "± s.e.", "top-5 %", "mean of classes %", "videos", "views"),
+        rows,
+        (2, 3, 4, 5, 6, 7),
+    )
+    for name, other in every[1:]:
+        yield from _difference(every[0][0], story, name, other)
+    loss = curves("Training loss", [log_curve(name, one.log, "loss") for name, one in every])
+    yield Charts(tuple(f for f in (loss, curves("Validation top-1, %", [_top1(*one) for one in every])) if f))
+
+
+def _with_names(stories: Sequence[RunStory]) -> list[tuple[str, RunStory]]:
+    """Runs by the names of their folders, or by their paths where two share a name."""
+    names = [one.name for one in stories]
+    return [
+        (name if names.count(name) == 1 else str(one.folder), one) for name, one in zip(names, stories, strict=True)
+    ]
+
+
+def _score_row(name: str, one: RunStory) -> tuple[str, ...]:
+    scores = one.scores
+    if scores is None:
+        return (name, one.origin, f"{one.step}, not finished", *["–"] * 6)
+    top5 = f"{scores.top5:.2f}" if scores.top5 is not None else "–"
+    error = f"{standard_error(scores.top1, scores.videos):.2f}"
+    return (
+        name, one.origin, str(one.step), f"{scores.top1:.2f}", error, top5, f"{scores.mean_class:.2f}",
+        str(scores.videos), scores.views,
+    )  # fmt: skip
+
+
+def _top1(name: str, one: RunStory) -> Curve:
+    """Scores in between, and the last one, which has more views."""
+    curve = log_curve(name, one.log, "top1", kind="validation")
+    if one.scores is None:
+        return curve
+    return Curve(name, [*curve.step, one.step], [*curve.value, one.scores.top1])
+
+
+def _difference(first: str, story: RunStory, second: str, other: RunStory) -> Iterator[Part]:
+    """What two scores say of each other, and what they can't say."""
+    if story.scores is None or other.scores is None:
+        yield Note(f"{first} and {second} can't be compared: one of them has no score yet.", warning=True)
+        return
+    unlike = _unlike(story, other)
+    if unlike:
+        yield Note(
+            f"{first} and {second} are not scored alike ({'; '.join(unlike)}): their numbers don't compare.", True
+        )
+        return
+    yield Note(difference_words(first, story.scores, second, other.scores))
+    if story.step != other.step or _samples(story) != _samples(other):
+        yield Note(f"They did not have the same budget: {_budget(story)} against {_budget(other)}.", warning=True)
+    changed = difference(story.facts.recipe, other.facts.recipe)
+    changed += difference({"init": story.facts.init}, {"init": other.facts.init})
+    if story.facts.data_digest != other.facts.data_digest:
+        changed.append(f"data: {story.facts.data} → {other.facts.data}")
+    lines = "\n".join(changed) if changed else "nothing that run.json tells of"
+    yield Note(f"What differs between {first} and {second}:\n{lines}")
+
+
+def _unlike(story: RunStory, other: RunStory) -> list[str]:
+    assert story.scores is not None
+    assert other.scores is not None
+    unlike = []
+    if story.facts.validation_digest != other.facts.validation_digest:
+        unlike.append("other validation videos")
+    for name in ("videos", "views", "control"):
+        a, b = getattr(story.scores, name), getattr(other.scores, name)
+        if a != b:
+            unlike.append(f"{name}: {a} and {b}")
+    return unlike
+
+
+def _samples(story: RunStory) -> int:
+    return int(story.step * story.facts.recipe["train"]["batch"])
+
+
+def _budget(story: RunStory) -> str:
+    return f"{story.step} steps of {story.facts.recipe['train']['batch']} clips"
+
+
+def _accuracy(story: RunStory) -> Iterator[Part]:
+    scores = story.scores
+    if scores is None:
+        if story.is_finetuning:
+            yield Note("There is no score yet: the validation set is scored when the last step is done.")
+        return
+    counts = {name: sum(row) for name, row in zip(scores.classes, scores.confusion, strict=True)}
+    filled = [name for name in scores.classes if counts[name]]
+    facts = [
+        Fact("top-1", f"{scores.top1:.2f} %", f"± {standard_error(scores.top1, scores.videos):.1f}, standard error"),
+        Fact("mean of classes", f"{scores.mean_class:.2f} %", f"{len(filled)} classes"),
+        Fact("by chance", f"{100 / len(scores.classes):.4g} %", f"guessing among {len(scores.classes)}"),
+    ]
+    if scores.top5 is not None:
+        facts.insert(1, Fact("top-5", f"{scores.top5:.2f} %"))
+    yield Facts(tuple(facts))
+    if scores.control:
+        yield Note(f"A control: {scores.control}.", warning=True)
+    confusion = np.asarray(scores.confusion, dtype=np.int64)
+    used = np.flatnonzero(confusion.sum(axis=0))
+    if len(used) == 1 and len(filled) > 1:
+        yield Note(f"Every video got the same answer, {scores.classes[used[0]]}: this model tells nothing apart.", True)
+    yield Charts((confusion_picture(confusion, scores.classes),), wide=True)
+    yield Note("Right answers of each class:")
+    bars = tuple(Bar(n, scores.per_class[n], f"{scores.per_class[n]:.1f} % of {counts[n]}") for n in filled)
+    yield Bars(bars, f"all {len(filled)} classes", top=100)
+    wrong = _wrong_answers(confusion, scores.classes)
+    if wrong:
+        yield Note("The most frequent wrong answers:")
+        yield Table(("true class", "answer", "videos"), wrong, (2,))
+
+
+def _wrong_answers(confusion: np.ndarray, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    off = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
+    order = np.argsort(-off, axis=None, kind="stable")[:CONFUSIONS]
+    pairs = [divmod(int(place), len(classes)) for place in order if off.flat[place]]
+    return tuple((classes[true], classes[answer], str(off[true, answer])) for true, answer in pairs)
+
+
+def _videos(story: RunStory) -> Iterator[Part]:
+    if story.shards is None:
+        yield Note(story.why_no_shards, warning=True)
+        return
+    shards = story.shards
+    classes = f" of {len(shards.classes)} classes" if shards.classes else ""
+    yield Note(f"{len(shards)} samples{classes} to train on. First, middle and last kept frame of some of them:")
+    try:
+        shown = contact_sheet(shards, spread(shards.label_N, PICTURED))
+    except DataError as error:
+        yield Note(f"The run's data can't be shown: {error}", warning=True)
+        return
+    yield shown.gallery
+    for key, why in shown.unreadable.items():
+        yield Note(f"{key} can't be shown: {why}", warning=True)
+
+
+def _training(story: RunStory) -> Iterator[Part]:
+    level, caption = None, ""
+    if not story.is_finetuning:
+        level = 1.0
+        caption = "About 1 (dotted) is what filling every hidden cube with its mean gives."
+    drawn = [
+        curves("Loss", [log_curve("loss", story.log, "loss")], caption, level=level),
+        curves("Learning rate", [log_curve("rate", story.log, "lr")]),
+        curves("Norm of the gradient", [log_curve("norm", story.log, "grad_norm")]),
+        curves("Waiting for data, % of the time", [log_curve("wait", story.log, "data_wait", scale=100)]),
+        curves("Clips a second", [log_curve("clips", story.log, "clips_per_second")]),
+        curves("Validation top-1, %", [_top1("top-1", story)]) if story.is_finetuning else None,
+    ]
+    figures: tuple[Figure, ...] = tuple(figure for figure in drawn if figure is not None)
+    if figures:
+        yield Charts(figures)
+    else:
+        yield Note("Nothing was logged yet.")
+
+
+def _reconstructions(story: RunStory) -> Iterator[Part]:
+    if story.checkpoint is None:
+        yield Note("There is no checkpoint yet to draw reconstructions with.")
+        return
+    if story.shards is None:
+        yield Note(story.why_no_shards, warning=True)
+        return
+    place = str(story.checkpoint)
+    try:
+        model = load_pretrained(place, None)
+        ratio = mask_ratio(place, model.geometry, None)
+        drawn = reconstruct_shards(
+            model,
+            story.shards,
+            stride=int(story.facts.recipe["clip"]["stride"]),
+            videos=RECONSTRUCTED,
+            ratio=ratio,
+            seed=0,
+        )
+    except VmaeError as error:
+        yield Note(f"Reconstructions can't be drawn: {error}", warning=True)
+        return
+    if not drawn.clips:
+        yield Note("None of the chosen samples could be read.", warning=True)
+        return
+    yield Note(
+        f"The checkpoint of step {story.state.step}, with {100 * ratio:.4g} % of the places hidden. Each hidden cube is shown "
+        "with the mean and spread of the original, as the published pictures are: its brightness and contrast are "
+        "given, only its pattern is the model's. A model that has learned nothing gives even blocks."
+    )
+    yield from (page_figures(clip) for clip in drawn.clips)
+    for key, why in drawn.unreadable.items():
+        yield Note(f"{key} can't be shown: {why}", warning=True)
+
+
+def _pretraining_sections(story: RunStory, pretraining: RunStory | None) -> Iterator[Section]:
+    if story.facts.init is None:
+        return
+    title = "The pretraining that it began from"
+    if pretraining is None:
+        yield Section(title, (Note(f"{story.facts.init} is not there any more, or is no pretraining run."),))
+        return
+    yield Section(f"{title}: {pretraining.name}", (*_glance(pretraining), *_training(pretraining)))
+    yield Section("Reconstructions of the pretraining", tuple(_reconstructions(pretraining)))
+    yield Section("Recipe of the pretraining", tuple(_recipe(pretraining)))
+
+
+def _unreadable(story: RunStory) -> Iterator[Part]:
+    found = {**story.state.unreadable, **(story.scores.unreadable if story.scores else {})}
+    if found:
+        yield Table(("sample", "why"), tuple(sorted(found.items())))
+    else:
+        yield Note("Every sample that was asked for could be read.")
+
+
+def _recipe(story: RunStory) -> Iterator[Part]:
+    facts = story.facts
+    rows = [("data", facts.data), ("validation", facts.validation or "–"), ("start", story.origin)]
+    rows += [(key, "–" if value is None else str(value)) for key, value in _flat(facts.recipe)]
+    yield Table(("key", "value"), tuple(rows), folded="every value")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
