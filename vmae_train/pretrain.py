@@ -12,7 +12,8 @@ from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import Shards
 from vmae_data.store import lock
-from vmae_train.clips.augment import Augment, AugmentSpec, planes_of_views
+from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.clips.mask import MaskSpec, tube_mask
 from vmae_train.clips.views import ClipSpec

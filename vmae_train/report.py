@@ -15,12 +15,13 @@ from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
-from vmae_data.recipes import difference
+from vmae_data.recipes import build_spec, difference
 from vmae_train.charts import Curve, confusion_picture, curves, log_curve
 from vmae_train.evaluation.compare import difference_words, standard_error
 from vmae_train.evaluation.story import RunStory, pretraining_of, read_story
 from vmae_train.inference.drawing import page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
+from vmae_train.model.vit import ModelSpec
 
 __all__ = ["write_report"]
 
@@ -232,8 +233,8 @@ def _videos(story: RunStory) -> Iterator[Part]:
 def _training(story: RunStory) -> Iterator[Part]:
     level, caption = None, ""
     if not story.is_finetuning:
-        level = 1.0
-        caption = "About 1 (dotted) is what filling every hidden cube with its mean gives."
+        level = _level_of_means(story)
+        caption = f"Dotted, {level:.4g}: what filling every hidden cube with its mean gives, where none is even."
     drawn = [
         curves("Loss", [log_curve("loss", story.log, "loss")], caption, level=level),
         curves("Learning rate", [log_curve("rate", story.log, "lr")]),
@@ -247,6 +248,12 @@ def _training(story: RunStory) -> Iterator[Part]:
         yield Charts(figures)
     else:
         yield Note("Nothing was logged yet.")
+
+
+def _level_of_means(story: RunStory) -> float:
+    """The loss of predicting 0: targets have an unbiased variance of 1, so the mean of n squares is (n - 1) / n."""
+    geometry = build_spec(story.facts.recipe["model"], ModelSpec, "the run's recipe").geometry()
+    return 1 - 1 / (geometry.tubelet_size * geometry.patch_size**2)
 
 
 def _reconstructions(story: RunStory) -> Iterator[Part]:

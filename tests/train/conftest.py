@@ -7,7 +7,13 @@ import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["vmae_train.clips.draws", "vmae_train.clips.mask", "vmae_train.clips.augment", "vmae_train.model"],
+    [
+        "vmae_train.clips.draws",
+        "vmae_train.clips.mask",
+        "vmae_train.clips.augment",
+        "vmae_train.clips.colour",
+        "vmae_train.model",
+    ],
     "beartype.beartype",
 )
 torch.set_num_threads(1)

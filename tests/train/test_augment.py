@@ -12,15 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vmae_train.clips.augment import (
-    Augment,
-    AugmentSpec,
-    Boxes,
-    Planes,
-    SeparableCrop,
-    planes_to_rgb,
-    view_boxes,
-)
+from vmae_train.clips.augment import Augment, AugmentSpec, Boxes, SeparableCrop, view_boxes
+from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.draws import ClipDraws
 
 CPU = torch.device("cpu")

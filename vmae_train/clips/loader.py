@@ -22,7 +22,7 @@ from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_data.read.shards import Shards
 from vmae_data.read.slots import SharedSlots, SlotLayout
 from vmae_data.read.stream import FilledPlace, Sampler, WantedClip, make_decoder
-from vmae_train.clips.augment import Planes
+from vmae_train.clips.colour import Planes
 from vmae_train.clips.draws import ClipDraws
 
 __all__ = ["Batch", "ClipLoader", "LoaderSpec", "Request", "Unreadable", "padded_size"]

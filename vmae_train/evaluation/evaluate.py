@@ -19,7 +19,8 @@ from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.shards import Shards
 from vmae_data.read.stream import Sampler
-from vmae_train.clips.augment import Augment, AugmentSpec, planes_of_views, view_boxes
+from vmae_train.clips.augment import Augment, AugmentSpec, view_boxes
+from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.views import Frozen, SpacedViews
 from vmae_train.evaluation.metrics import Scores, score

@@ -20,7 +20,7 @@ __all__ = ["Reconstruction", "draw_moving", "draw_still", "page_figures"]
 U8 = NDArray[np.uint8]
 STILL_FRAMES = 8
 PAGE_SIDE = 160  # a page is no wider than eight of them
-GAP, GREY = 4, 128  # the grey of hidden cubes goes with a light page and with a dark one
+GAP, GAP_GREY = 4, 60  # darker than hidden cubes; goes with a light page and with a dark one
 
 
 class Reconstruction(NamedTuple):
@@ -66,7 +66,7 @@ def page_figures(clip: Reconstruction) -> Charts:
     three = [_page_size(frames) for _, frames in _three(clip)]
     moving = [_side_by_side([frames[t] for frames in three]) for t in range(len(three[0]))]
     rows = [_side_by_side([*_some(frames)]) for frames in three]
-    still = np.concatenate([part for row in rows for part in (row, np.full_like(row[:GAP], GREY))][:-1])
+    still = np.concatenate([part for row in rows for part in (row, np.full_like(row[:GAP], GAP_GREY))][:-1])
     return Charts(
         (
             Figure(moving_picture(moving), clip.title, f"Loss of the hidden cubes: {clip.loss:.3f}"),
@@ -85,5 +85,5 @@ def _page_size(frames_THWC: U8) -> U8:
 
 
 def _side_by_side(tiles: Sequence[U8]) -> U8:
-    gap = np.full((tiles[0].shape[0], GAP, 3), GREY, dtype=np.uint8)
+    gap = np.full((tiles[0].shape[0], GAP, 3), GAP_GREY, dtype=np.uint8)
     return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)

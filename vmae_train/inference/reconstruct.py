@@ -25,7 +25,8 @@ from vmae_data.format import INDEX
 from vmae_data.pictures import moving_picture, picture, spread
 from vmae_data.read.shards import Shards
 from vmae_data.store import commit_bytes, local_path
-from vmae_train.clips.augment import Augment, AugmentSpec, planes_of_views
+from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.loader import EMPTY, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
