@@ -48,7 +48,7 @@ WIDEST = 1.5
 RATES = (Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 AUDIO_RATE = 44100
 # What a coder drops depends on the motion: at crf 18 the last frame alone gave the class to a linear probe
-# on its spectrum 18 times in 100, at 8 it was chance (12.5; 960 videos, 2026-11).
+# on its spectrum 16 times in 100, at 8 it was chance (12.5; 1600 videos, 2026-11).
 # Without cpu-independent, libx264 gave now and then other bytes for the same frames.
 ENCODER = {"crf": "8", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from vmae_data.page import Figure
+from vmae_data.page import Figure, printable
 from vmae_data.pictures import picture
 
 __all__ = ["Curve", "confusion_picture", "curves", "log_curve"]
@@ -106,6 +106,7 @@ def confusion_picture(confusion_KK: NDArray[np.int64], classes: Sequence[str]) -
 
 def _confusion_svg(confusion_KK: NDArray[np.int64], share_KK: NDArray[np.float64], classes: Sequence[str]) -> Markup:
     cell, left = 34, 168
+    classes = [printable(name) for name in classes]
     side = cell * len(classes)
     parts = [Markup('<svg viewBox="0 0 {} {}" class="confusion" role="img" style="max-width:{}px">').format(
         left + side, side + 20, 1.25 * (left + side)

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.command import run_command
@@ -91,7 +90,9 @@ def test_a_broken_line_of_failures_is_said_and_does_not_stop_the_page(demo_shard
 
 
 def test_one_video_without_a_class_is_enough(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:
-    one = next(path for path in sorted(demo_videos.glob("*/*.mp4")) if "broken" not in path.parts[-2])
+    one = next(
+        path for path in sorted(demo_videos.glob("*/*.mp4")) if "broken" not in str(path.relative_to(demo_videos))
+    )
     (tmp_path / "one").mkdir()
     shutil.copy(one, tmp_path / "one" / "video.mp4")
     build_shards(str(tmp_path / "one"), tmp_path / "shards", demo_spec, workers=1, style=ProgressStyle.QUIET)
@@ -121,10 +122,3 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
 def test_pages_of_the_same_shards_are_equal(demo_shards: Path, tmp_path: Path) -> None:
     first = _page(demo_shards, tmp_path / "a.html")
     assert first == _page(demo_shards, tmp_path / "b.html")
-
-
-def test_a_source_is_counted_once_in_the_hours() -> None:
-    # Numbers only: two segments of one source share its number, its frames and its rate.
-    source_N = np.asarray([0, 0, 1])
-    _, first = np.unique(source_N, return_index=True)
-    assert first.tolist() == [0, 2]

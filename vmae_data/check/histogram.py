@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from vmae_data.page import Figure
+from vmae_data.page import Figure, printable
 
 __all__ = ["histogram"]
 
@@ -63,7 +63,7 @@ def _columns_svg(columns: Sequence[_Column], ticks: Sequence[_Tick], unit: str) 
         tall = (base - top) * column.tall / most
         parts.append(
             Markup('<rect class="bar" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>')
-            .format(n * step + (step - inner) / 2, base - tall, inner, tall, f"{column.name} {unit}: {column.tall}")
+            .format(n * step + (step - inner) / 2, base - tall, inner, tall, printable(f"{column.name} {unit}: {column.tall}"))
         )  # fmt: skip
     for tick in ticks:
         x = tick.at * step

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from vmae_data.check.member import REWRITTEN, TableRow, extent_problems, wanted_members, without_name
 from vmae_data.errors import DataError
 from vmae_data.format import (
+    INDEX,
     Index,
     ShardListing,
     ShardMarker,
@@ -68,7 +69,7 @@ def check_shard(task: ShardTask) -> ShardReport:
             problems += _check_rows(marker, task.rows)
         problems += _check_members(task, marker)
     elif marker is None and task.listing is not None:
-        problems += _check_tar_alone(task, task.listing)
+        problems += _check_tar_sum(task, None)
     return ShardReport(task.shard, marker, tuple(problems))
 
 
@@ -106,34 +107,26 @@ def _marker_problems(task: ShardTask, marker: ShardMarker, data: bytes) -> Itera
         yield f"has {len(marker.samples)} samples, index.json says {task.listing.nsamples}"
 
 
-def _check_tar_sum(task: ShardTask, marker: ShardMarker) -> Iterator[Problem]:
+def _check_tar_sum(task: ShardTask, marker: ShardMarker | None) -> Iterator[Problem]:
+    """Size and sum as its marker and the index say; where the marker can't be read the index still knows them."""
     name = tar_name(task.shard)
     path = task.folder / name
-    try:
-        size, digest = path.stat().st_size, hash_file(path)
-    except FileNotFoundError:
+    if not path.exists():
         yield Problem(name, "missing")
         return
+    try:
+        size, digest = path.stat().st_size, hash_file(path)
     except (OSError, DataError) as error:
-        yield Problem(name, f"can't be read ({error})")
+        yield Problem(name, f"can't be read ({printable(str(error))})")
         return
-    stated = [("its marker", marker.bytes, marker.sha256)]
+    stated = [("its marker", marker.bytes, marker.sha256)] if marker is not None else []
     if task.listing is not None:
-        stated.append(("index.json", task.listing.filesize, task.listing.sha256))
+        stated.append((INDEX, task.listing.filesize, task.listing.sha256))
     for who, bytes_stated, sha256 in stated:
         if size != bytes_stated:
             yield Problem(name, f"has {size} bytes, {who} says {bytes_stated}")
         if digest != sha256:
             yield Problem(name, f"its sum is not the one in {who}")
-
-
-def _check_tar_alone(task: ShardTask, listing: ShardListing) -> Iterator[Problem]:
-    """A shard whose marker can't be read: the index still knows its size and sum."""
-    path = task.folder / tar_name(task.shard)
-    if not path.exists():
-        yield Problem(path.name, "missing")
-    elif path.stat().st_size != listing.filesize or hash_file(path) != listing.sha256:
-        yield Problem(path.name, "its size or sum is not the one in index.json")
 
 
 def _check_rows(marker: ShardMarker, rows: tuple[TableRow, ...]) -> Iterator[Problem]:

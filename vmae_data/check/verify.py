@@ -108,9 +108,9 @@ def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _
     if not path.exists():
         problems.append(Problem(SAMPLES, "missing"))
         return None
-    if index is not None and hash_file(path) != index.samples_sha256:
-        problems.append(Problem(SAMPLES, f"its sum is not the one in {INDEX}"))
     try:
+        if index is not None and hash_file(path) != index.samples_sha256:
+            problems.append(Problem(SAMPLES, f"its sum is not the one in {INDEX}"))
         with pa.memory_map(str(path)) as file:
             columns = pa.ipc.open_file(file).read_all().to_pydict()
         names = [name for name in TableRow._fields if name not in ("frames", "offset", "size", "sha256")]
@@ -118,7 +118,7 @@ def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _
         listed = zip(*(map(tuple, columns[name]) for name in ("frames", "offset", "size", "sha256")), strict=True)
         rows = [TableRow(*one, *many) for one, many in zip(plain, listed, strict=True)]
         return _Table(rows, columns["shard"])
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+    except (DataError, OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         problems.append(Problem(SAMPLES, f"can't be read ({printable(str(error))})"))
         return None
 
@@ -271,10 +271,10 @@ def _failure_problems(
     if not (folder / FAILURES).exists():
         yield Problem(FAILURES, "missing")
         return
-    data = read_bytes(folder / FAILURES)
     try:
+        data = read_bytes(folder / FAILURES)
         failures = [msgspec.json.decode(line, type=Failure) for line in data.splitlines()]
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (DataError, msgspec.DecodeError, msgspec.ValidationError) as error:
         yield Problem(FAILURES, f"can't be read ({printable(str(error))})")
         return
     counts = dict(sorted(Counter(failure.reason for failure in failures).items()))
