@@ -10,9 +10,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vmae_data import __version__
-from vmae_data.errors import StopRequested, VmaeError
+from vmae_data.console import Debug, Json, Quiet, Settings, print_json, progress_style, run_app, show_recipes
+from vmae_data.errors import VmaeError
 
-__all__ = ["app", "main", "run_app"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="vmae-shard",
@@ -21,14 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
-]
 
 
 def _version(value: bool) -> None:
@@ -87,12 +80,12 @@ def build(
         split=split,
         classes=read_classes(classes) if classes else (),
         ffmpeg=ffmpeg,
-        style=_style(quiet, as_json),
+        style=progress_style(quiet, as_json),
     )
     index = report.index
     total = index.samples + report.failed
     if as_json:
-        _print_json(
+        print_json(
             {
                 "dest": str(folder),
                 "samples": index.samples,
@@ -122,10 +115,10 @@ def verify(
     from vmae_data.check.verify import verify_shards
     from vmae_data.store import local_path
 
-    report = verify_shards(local_path(dest), workers=workers or _cores(), style=_style(quiet, as_json))
+    report = verify_shards(local_path(dest), workers=workers or _cores(), style=progress_style(quiet, as_json))
     for problem in report.problems:
         if as_json:
-            _print_json({"file": problem.file, "problem": problem.found})
+            print_json({"file": problem.file, "problem": problem.found})
         else:
             print(f"{problem.file}: {problem.found}")
     if report.problems:
@@ -152,7 +145,7 @@ def inspect(
         write_page(facts, html)
         print(html)
     elif as_json:
-        _print_json(facts.as_dict())
+        print_json(facts.as_dict())
     else:
         print_table(facts)
 
@@ -169,10 +162,11 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Make a small labelled motion data set: real mp4 files in which only motion tells the class."""
-    from vmae_data.demo import write_demo
+    from vmae_data.demo import broken_count, write_demo
     from vmae_data.progress import meter
 
-    with meter("demo videos", videos, _style(quiet, as_json)) as shown:
+    total = videos + (broken_count() if broken else 0)
+    with meter("demo videos", total, progress_style(quiet, as_json)) as shown:
         write_demo(
             dest,
             num_videos=videos,
@@ -182,7 +176,7 @@ def demo(
             workers=workers or _cores(),
         )
     if as_json:
-        _print_json({"dest": str(dest), "videos": videos})
+        print_json({"dest": str(dest), "videos": videos})
     elif not quiet:
         print(f"{dest}: {videos} videos in 8 classes")
 
@@ -200,36 +194,6 @@ def recipes(
     show_recipes("vmae_data", name, lambda _name: BuildSpec, settings, as_json)
 
 
-def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[str] | None, as_json: bool) -> None:
-    """What both command lines answer to `recipes [NAME]`."""
-    import msgspec
-
-    from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
-
-    if name is None:
-        for known in list_recipes(package):
-            head = recipe_head(read_recipe(package, known)).splitlines()
-            about = next((line for line in head[1:] if line.strip()), "")
-            print(f"{known:28} {about}") if not as_json else _print_json({"recipe": known, "about": about})
-        return
-    spec = msgspec.to_builtins(load_recipe(package, name, spec_of(name), settings or ()))
-    if as_json:
-        _print_json(spec)
-        return
-    print("\n".join(f"# {line}".rstrip() for line in recipe_head(read_recipe(package, name)).splitlines()))
-    print(_toml(spec), end="")
-
-
-def _toml(values: dict[str, Any], table: str = "") -> str:
-    """Plain values first, then one table after the other; what is None is left out, as in a recipe."""
-    import json
-
-    lines = [f"[{table}]"] if table else []
-    lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None and not isinstance(v, dict)]
-    inner = [_toml(v, f"{table}.{key}" if table else key) for key, v in values.items() if isinstance(v, dict)]
-    return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
-
-
 def _allowed_failures(text: str | None) -> Any:
     from vmae_data.errors import MisuseError
 
@@ -245,43 +209,6 @@ def _allowed_failures(text: str | None) -> Any:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _style(quiet: bool, as_json: bool) -> Any:
-    from vmae_data.progress import ProgressStyle
-
-    return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
-
-
-def _print_json(value: Any) -> None:
-    import msgspec
-
-    print(msgspec.json.encode(value).decode(), flush=True)
-
-
-def run_app(application: typer.Typer, name: str) -> NoReturn:
-    """Run a command; an error is one line and an exit status: 1 failed, 2 misused, 130 or 143 ended by a signal."""
-    from vmae_data.processes import stop_on_signals
-
-    def stop(status: int) -> None:
-        raise StopRequested(status)
-
-    stop_on_signals(stop)
-    status = 0
-    try:
-        application(prog_name=name, standalone_mode=True)
-    except VmaeError as error:
-        if "--debug" in sys.argv:
-            raise
-        print(f"{name}: {error}", file=sys.stderr)
-        status = error.exit_status
-    except StopRequested as stopped:
-        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
-        status = stopped.exit_status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    sys.exit(status)
 
 
 def main() -> NoReturn:

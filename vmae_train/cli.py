@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vmae_data import __version__
-from vmae_data.cli import Debug, Json, Quiet, Settings, run_app, show_recipes
+from vmae_data.console import Debug, Json, Quiet, Settings, print_json, progress_style, run_app, show_recipes
 from vmae_data.errors import MisuseError, VmaeError
 
 __all__ = ["app", "main"]
@@ -72,7 +72,7 @@ def pretrain(
     from vmae_train.pretrain import pretrain as run
 
     spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
-    state = run(spec, data=data, out=out, init=init, device=device, style=_style(quiet, as_json))
+    state = run(spec, data=data, out=out, init=init, device=device, style=progress_style(quiet, as_json))
     _tell(
         quiet,
         as_json,
@@ -104,7 +104,9 @@ def finetune(
     from vmae_train.finetune import finetune as run
 
     spec = load_recipe("vmae_train", recipe, FinetuneSpec, settings or ())
-    report = run(spec, data=data, validation=val, out=out, init=init, device=device, style=_style(quiet, as_json))
+    report = run(
+        spec, data=data, validation=val, out=out, init=init, device=device, style=progress_style(quiet, as_json)
+    )
     _tell_scores(report.scores, quiet, as_json)
     _tell_unreadable({**report.state.unreadable, **report.scores.unreadable})
 
@@ -156,7 +158,7 @@ def evaluate(
         device=where,
         batch=batch,
         frozen=frozen,
-        style=_style(quiet, as_json),
+        style=progress_style(quiet, as_json),
     )
     if out is not None:
         commit_bytes(out, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
@@ -225,17 +227,9 @@ def _spec_of(name: str) -> Any:
     return FinetuneSpec if "finetune" in name else PretrainSpec
 
 
-def _style(quiet: bool, as_json: bool) -> Any:
-    from vmae_data.progress import ProgressStyle
-
-    return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
-
-
 def _tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> None:
-    import msgspec
-
     if as_json:
-        print(msgspec.json.encode(values).decode())
+        print_json(values)
     elif not quiet:
         print(words)
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vmae_data.demo import (
+from vmae_data.demo import MARKER, render_video, write_demo
+from vmae_data.errors import MisuseError
+from vmae_data.scenes import (
     ARM,
     CLASSES,
     FASTEST,
     FEWEST_KEPT,
-    MARKER,
     MODEL_SHORT_SIDE,
     RATES,
     SLOWEST,
@@ -26,10 +27,7 @@ from vmae_data.demo import (
     Scene,
     frames_of,
     plan_scenes,
-    render_video,
-    write_demo,
 )
-from vmae_data.errors import MisuseError
 
 SEED, VIDEOS = 5, 24  # of the fixture `demo_videos`
 NEVER = ["empty", "text", "without-moov"]

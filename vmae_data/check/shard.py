@@ -70,6 +70,8 @@ def check_shard(task: ShardTask) -> ShardReport:
         problems += _check_members(task, marker)
     elif marker is None and task.listing is not None:
         problems += _check_tar_sum(task, None)
+    elif marker is not None and (task.folder / tar_name(task.shard)).exists():
+        problems.append(Problem(tar_name(task.shard), "a foreign file: its marker has no samples"))
     return ShardReport(task.shard, marker, tuple(problems))
 
 

@@ -32,7 +32,9 @@ _TIME_BASE = re.compile(r"config in time_base: (\d+)/(\d+)")
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _COMPLAINT = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[(error|fatal|panic)\] (.*)")
 # What ffmpeg says on top of the reason; told only where there is no other word.
-_CONSEQUENCE = re.compile(r"(\[(in|out)#\d+[^]]*\] )?(Error opening (input|output)|Error parsing options|Failed to set value|Conversion failed)")
+_CONSEQUENCE = re.compile(
+    r"(\[(in|out)#\d+[^]]*\] )?(Error opening (input|output)|Error parsing options|Failed to set value|Conversion failed)"
+)
 
 
 class Ffmpeg(NamedTuple):

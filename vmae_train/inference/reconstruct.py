@@ -45,6 +45,7 @@ __all__ = [
     "Reconstruction",
     "load_pretrained",
     "mask_ratio",
+    "reconstruct_clips",
     "reconstruct_file",
     "reconstruct_shards",
 ]
@@ -144,7 +145,7 @@ def reconstruct_shards(
             never_B = torch.zeros_like(batch.weight_B, dtype=torch.bool)
             rgb = augment(planes, augment.draw(planes.size_B2, batch.draws, never_B))
             titles = [_title(shards, number) for number in batch.request.samples]
-            made = _reconstruct(model, rgb / 255, batch.draws, ratio, titles)
+            made = reconstruct_clips(model, rgb / 255, batch.draws, ratio, titles)
             clips += [clip for clip, weight in zip(made, batch.weight_B.tolist(), strict=True) if weight]
         return Drawn(clips, dict(batches.unreadable.by_key))
 
@@ -170,17 +171,18 @@ def _of_video(model: PretrainModel, path: Path, stride: int, ratio: float, seed:
     clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
     rgb01 = clips * _per_colour(model.std_C) + _per_colour(model.mean_C)
     draws = ClipDraws.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))
-    return _reconstruct(model, rgb01, draws, ratio, [path.name])[0]
+    return reconstruct_clips(model, rgb01, draws, ratio, [path.name])[0]
 
 
 @torch.inference_mode()
-def _reconstruct(
+def reconstruct_clips(
     model: PretrainModel,
     rgb01_BCTHW: Float32[Tensor, "B 3 T H W"],
     draws: ClipDraws,
     ratio: float,
     titles: Sequence[str],
 ) -> list[Reconstruction]:
+    """Hide cubes of RGB clips (0..1), have them predicted, and put the predictions in their places."""
     geometry = model.geometry
     mask = tube_mask(draws, slices=geometry.slices, places=geometry.places, ratio=ratio)
     clips = (rgb01_BCTHW - _per_colour(model.mean_C)) / _per_colour(model.std_C)

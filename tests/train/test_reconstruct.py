@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from PIL import Image
+
+from tests.command import run_command
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.progress import ProgressStyle
+from vmae_data.read.shards import Shards
+from vmae_data.recipes import load_recipe
+from vmae_train.clips.draws import ClipDraws
+from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
+from vmae_train.inference.reconstruct import (
+    Drawn,
+    load_pretrained,
+    mask_ratio,
+    reconstruct_clips,
+    reconstruct_file,
+    reconstruct_shards,
+)
+from vmae_train.inference.video import read_clip
+from vmae_train.model.loss import cube_targets
+from vmae_train.model.videomae import Classifier, PretrainModel
+from vmae_train.model.vit import Geometry, ModelSpec
+from vmae_train.pretrain import PretrainSpec, pretrain
+
+GREY = 127.5
+
+
+@pytest.fixture(scope="session")
+def tiny_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining of a few steps on `demo_shards`."""
+    out = tmp_path_factory.mktemp("runs") / "tiny-run"
+    words = ["train.steps=4", "optim.warmup_steps=1", "log.every_steps=1", "loader.workers=0"]
+    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, words)
+    pretrain(spec, data=str(demo_shards), out=out, device="cpu", style=ProgressStyle.QUIET)
+    return out
+
+
+@pytest.fixture(scope="session")
+def drawn(tiny_run: Path, demo_shards: Path) -> Drawn:
+    model = load_pretrained(str(tiny_run), "cpu")
+    return reconstruct_shards(model, Shards.open(str(demo_shards)), stride=2, videos=6, ratio=0.75, seed=0)
+
+
+def _write_video(path: Path, frames: int, *, rotation: int = 0) -> None:
+    """Frame n is grey of 8 n + 40, its upper left quarter white."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(10))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames):
+            rgb = np.full((48, 64, 3), 8 * number + 40, np.uint8)
+            rgb[:24, :32] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode())
+    if rotation:
+        _rotate(path, rotation)
+
+
+def _rotate(path: Path, degrees: int) -> None:
+    """Write the display matrix of a quarter turn into the track header, as cameras do."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 4 + 20 + 16
+    assert data[at : at + 4] == (0x10000).to_bytes(4, "big")
+    one, minus = (0x10000).to_bytes(4, "big"), (-0x10000).to_bytes(4, "big", signed=True)
+    zero, unit = bytes(4), (0x40000000).to_bytes(4, "big")
+    turned = {90: (zero, one, zero, minus, zero, zero), 270: (zero, minus, zero, one, zero, zero)}[degrees]
+    data[at : at + 36] = b"".join((*turned, zero, zero, unit))
+    path.write_bytes(bytes(data))
+
+
+def test_visible_cubes_are_the_originals_and_hidden_ones_are_grey(drawn: Drawn) -> None:
+    assert len(drawn.clips) == 6
+    for clip in drawn.clips:
+        grey = np.abs(clip.masked_THWC.astype(float) - GREY).max(axis=(0, 3)) <= 1
+        assert grey.mean() == pytest.approx(0.75)  # the same places in every frame
+        assert np.array_equal(clip.masked_THWC[:, ~grey], clip.original_THWC[:, ~grey])
+        assert np.array_equal(clip.predicted_THWC[:, ~grey], clip.original_THWC[:, ~grey])
+        assert not np.array_equal(clip.predicted_THWC[:, grey], clip.original_THWC[:, grey])
+
+
+class _Oracle(PretrainModel):
+    """Predicts the very targets of a known clip."""
+
+    def answer(self, rgb01: torch.Tensor) -> None:
+        self.rgb01 = rgb01
+
+    def forward(self, clips: torch.Tensor, mask: object) -> torch.Tensor:
+        return cube_targets(self.rgb01, mask.masked_BM, self.geometry)  # type: ignore[attr-defined]
+
+
+def test_perfect_predictions_give_the_original_back() -> None:
+    geometry = ModelSpec(size="tiny", decoder_depth=1).geometry()
+    model = _Oracle(geometry, seed=0)
+    size = geometry.image_size
+    pixels = torch.randint(0, 256, (2, 3, geometry.num_frames, size, size), generator=torch.Generator().manual_seed(1))
+    model.answer(pixels / 255)
+    clips = reconstruct_clips(
+        model, pixels / 255, ClipDraws.on("cpu", seed=0, epoch=0, sample=[3, 5]), 0.75, ["a", "b"]
+    )
+    for clip, original in zip(clips, rearrange(pixels, "b c t h w -> b t h w c").numpy(), strict=True):
+        assert clip.loss == 0
+        assert np.abs(clip.predicted_THWC.astype(int) - original).max() <= 1
+        assert np.array_equal(clip.original_THWC, original)
+
+
+def test_the_same_seed_hides_the_same_places_and_another_hides_others(tiny_run: Path, demo_shards: Path) -> None:
+    model, shards = load_pretrained(str(tiny_run), "cpu"), Shards.open(str(demo_shards))
+
+    def masked(seed: int) -> dict[str, np.ndarray]:
+        drawn = reconstruct_shards(model, shards, stride=2, videos=len(shards), ratio=0.5, seed=seed)
+        return {clip.title: clip.masked_THWC for clip in drawn.clips}
+
+    first, again, other = masked(0), masked(0), masked(1)
+    assert all(np.array_equal(first[title], again[title]) for title in first)
+    assert not any(np.array_equal(first[title], other[title]) for title in first)
+
+
+def test_an_unreadable_sample_is_named_and_left_out(tiny_run: Path, demo_shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
+    shards = Shards.open(str(folder))
+    place = shards.place(0)
+    data = bytearray(shards.shard_path(place.shard).read_bytes())
+    data[place.offset + 100] ^= 1
+    shards.shard_path(place.shard).write_bytes(bytes(data))
+    drawn = reconstruct_shards(
+        load_pretrained(str(tiny_run), "cpu"), shards, stride=2, videos=len(shards), ratio=0.75, seed=0
+    )
+    assert list(drawn.unreadable) == [shards.key(0)]
+    assert len(drawn.clips) == len(shards) - 1
+
+
+def test_the_ratio_is_the_runs_unless_given(tiny_run: Path, tmp_path: Path) -> None:
+    geometry = load_pretrained(str(tiny_run), "cpu").geometry
+    assert mask_ratio(str(tiny_run), geometry, None) == 0.75
+    assert mask_ratio(str(tiny_run), geometry, 0.5) == 0.5
+    checkpoint = next((tiny_run / "checkpoints").iterdir())
+    shutil.copytree(checkpoint, tmp_path / "alone")
+    assert mask_ratio(str(tmp_path / "alone"), geometry, None) == 0.9
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, -1.0, 7.0])
+def test_a_ratio_that_hides_nothing_or_all_is_refused_in_one_line(tiny_run: Path, ratio: float) -> None:
+    geometry = load_pretrained(str(tiny_run), "cpu").geometry
+    with pytest.raises(MisuseError, match="--ratio") as error:
+        mask_ratio(str(tiny_run), geometry, ratio)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_draws_shards_still_and_moving(tiny_run: Path, demo_shards: Path, tmp_path: Path) -> None:
+    words = ["vmae_train", "reconstruct", tiny_run, "--data", demo_shards, "--videos", "3", "--device", "cpu"]
+    for name in ("still.png", "moving.gif"):
+        run_command(*words, "--out", tmp_path / name)
+    with Image.open(tmp_path / "still.png") as still, Image.open(tmp_path / "moving.gif") as moving:
+        assert still.width > 8 * 128
+        assert still.height > 9 * 128
+        assert moving.n_frames == 16
+
+
+def test_a_plain_video_is_drawn_too(tiny_run: Path, tmp_path: Path) -> None:
+    _write_video(tmp_path / "video.mp4", 25)
+    out = tmp_path / "video.png"
+    reconstruct_file(str(tiny_run), str(tmp_path / "video.mp4"), out, videos=1, ratio=None, seed=0, device="cpu")
+    with Image.open(out) as still:
+        assert still.width > 8 * 128
+
+
+@pytest.mark.parametrize("suffix", [".jpg", "", ".mp4"])
+def test_another_suffix_is_refused_before_anything_is_read(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(MisuseError, match=r"\.png or \.gif"):
+        reconstruct_file("nothing", "nowhere", tmp_path / f"out{suffix}", videos=1, ratio=None, seed=0, device="cpu")
+
+
+def test_a_classifier_and_what_is_no_data_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    from vmae_train.model.load import save_model
+
+    (tmp_path / "classifier").mkdir()
+    geometry: Geometry = ModelSpec(size="tiny", decoder_depth=1).geometry()
+    save_model(tmp_path / "classifier", Classifier(geometry, ("a", "b"), seed=0))
+    with pytest.raises(MisuseError, match="classifier"):
+        load_pretrained(str(tmp_path / "classifier"), "cpu")
+    (tmp_path / "text.txt").write_text("no video")
+    out = tmp_path / "out.png"
+    for data in (tmp_path / "text.txt", tmp_path / "nothing", tmp_path):
+        with pytest.raises(DataError):
+            reconstruct_file(str(tiny_run), str(data), out, videos=1, ratio=None, seed=0, device="cpu")
+    assert not out.exists()
+
+
+def test_shards_of_a_stride_that_does_not_divide_the_runs_are_refused(tiny_run: Path, demo_shards: Path) -> None:
+    model = load_pretrained(str(tiny_run), "cpu")
+    with pytest.raises(MisuseError, match="stride"):
+        reconstruct_shards(model, Shards.open(str(demo_shards)), stride=3, videos=1, ratio=0.75, seed=0)
+
+
+def test_a_clip_is_the_middle_of_a_video_at_the_stride(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    _write_video(path, 20)
+    clip = read_clip(path, 4, 3)
+    found = (clip[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
+    assert np.rint(found).tolist() == [5, 8, 11, 14]
+
+
+def test_a_short_video_repeats_its_last_frame_and_a_single_frame_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    _write_video(path, 5)
+    found = (read_clip(path, 8, 2)[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
+    assert np.rint(found).tolist() == [0, 2, 4, 4, 4, 4, 4, 4]
+    _write_video(path, 1)
+    assert read_clip(path, 16, 4).shape == (16, 48, 64, 3)
+
+
+@pytest.mark.parametrize(("rotation", "corner"), [(90, (0, -1)), (270, (-1, 0))])
+def test_a_rotated_video_stands_upright(tmp_path: Path, rotation: int, corner: tuple[int, int]) -> None:
+    path = tmp_path / "video.mp4"
+    _write_video(path, 6, rotation=rotation)
+    frame = read_clip(path, 1, 1)[0]
+    assert frame.shape == (64, 48, 3)
+    corners = {(y, x): int(frame[y * 4, x * 4].mean()) for y in (0, -1) for x in (0, -1)}
+    assert max(corners, key=lambda place: corners[place]) == corner
+
+
+def test_drawings_hold_every_clip() -> None:
+    clip = Reconstruction("title", *(np.full((16, 32, 32, 3), n, np.uint8) for n in (10, 90, 170)), loss=1.0)
+    still = draw_still([clip, clip])
+    for value in (10, 90, 170):
+        assert (still == value).all(axis=-1).sum() >= 2 * 8 * 128 * 128
+    assert len(draw_moving([clip])) == 16

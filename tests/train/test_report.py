@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tests.command import run_command
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.progress import ProgressStyle
+from vmae_data.recipes import load_recipe
+from vmae_train.charts import Curve, confusion_picture, curves, log_curve
+from vmae_train.evaluation.compare import difference_words, standard_error
+from vmae_train.evaluation.metrics import Scores, score
+from vmae_train.finetune import FinetuneSpec, finetune
+from vmae_train.pretrain import PretrainSpec, pretrain
+from vmae_train.report import write_report
+
+FEW_STEPS = ["train.steps=4", "optim.warmup_steps=1", "log.every_steps=1", "loader.workers=0"]
+HOSTILE = "<script>alert(1)</script>$x_1$"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining of a few steps on `demo_shards`."""
+    out = tmp_path_factory.mktemp("runs") / "tiny-run"
+    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, FEW_STEPS)
+    pretrain(spec, data=str(demo_shards), out=out, device="cpu", style=ProgressStyle.QUIET)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_finetune(tiny_run: Path, demo_shards: Path) -> Path:
+    """A finetuning of a few steps that began from `tiny_run`."""
+    return _finetune(tiny_run.parent / "tiny-finetune", demo_shards, str(tiny_run))
+
+
+@pytest.fixture(scope="session")
+def tiny_scratch(tiny_run: Path, demo_shards: Path) -> Path:
+    """The same finetuning from scratch."""
+    return _finetune(tiny_run.parent / "tiny-scratch", demo_shards, None)
+
+
+def _finetune(out: Path, shards: Path, init: str | None) -> Path:
+    words = [*FEW_STEPS, "evaluate.views=1x1", "evaluate.every_steps=2"]
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, words)
+    finetune(
+        spec, data=str(shards), validation=str(shards), out=out, init=init, device="cpu", style=ProgressStyle.QUIET
+    )
+    return out
+
+
+def _page(run: Path, out: Path, *against: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(run, out, against=against)
+    return out.read_text()
+
+
+def _text(page: str) -> str:
+    """What a reader sees, without the drawings."""
+    return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)).split())
+
+
+def _change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def _scores(right: int, videos: int) -> Scores:
+    answer = np.asarray([0] * right + [1] * (videos - right))
+    return score(
+        np.eye(2)[answer], np.zeros(videos, np.int64), classes=("a", "b"), views="1x1", unreadable={}, control=None
+    )
+
+
+def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_run: Path, tmp_path: Path) -> None:
+    page = _page(tiny_run, tmp_path / "page.html")
+    text = _text(page)
+    assert "finished, step 4 of 4" in text
+    assert "not finished" not in text
+    assert page.count("data:image/gif") == 4
+    assert page.count('class="curves"') == 5
+    assert "75 % of the places hidden" in text
+    assert "mask.ratio" in text
+    assert "var(--c1)" in page
+    assert "#0a000" not in page
+
+
+def test_a_finetuning_shows_its_scores_and_the_pretraining_it_began_from(tiny_finetune: Path, tmp_path: Path) -> None:
+    page = _page(tiny_finetune, tmp_path / "page.html")
+    text = _text(page)
+    scores = msgspec.json.decode((tiny_finetune / "evaluation.json").read_bytes(), type=Scores)
+    assert f"{scores.top1:.2f} %" in text
+    assert 'class="confusion"' in page
+    assert "The pretraining that it began from: tiny-run" in text
+    assert page.count("data:image/gif") == 4
+    assert all(name in text for name in scores.classes)
+
+
+def test_two_finetunings_stand_side_by_side_in_neutral_words(
+    tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path
+) -> None:
+    text = _text(_page(tiny_finetune, tmp_path / "page.html", tiny_scratch))
+    assert "from scratch" in text
+    assert "a difference of" in text
+    assert "standard error" in text
+    assert f"init: &#39;{tiny_finetune.parent / 'tiny-run'}&#39; → None" in text
+
+
+def test_the_command_writes_the_page(tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    words = ["vmae_train", "report", tiny_finetune, "--out", out, "--against", tiny_scratch]
+    assert run_command(*words).stdout.strip() == str(out)
+    assert out.exists()
+
+
+def test_equal_scores_are_called_no_difference_and_a_great_one_is_told_with_its_size() -> None:
+    same = difference_words("a", _scores(30, 64), "b", _scores(30, 64))
+    assert "a difference of +0.00 points" in same
+    assert "don't show that either is better" in same
+    great = difference_words("a", _scores(60, 64), "b", _scores(8, 64))
+    assert "a difference of +81.25 points" in great
+    assert "don't show" not in great
+    assert "one run each" in great
+
+
+def test_the_words_are_the_same_whichever_run_is_higher() -> None:
+    up = difference_words("a", _scores(40, 64), "b", _scores(30, 64))
+    down = difference_words("a", _scores(30, 64), "b", _scores(40, 64))
+    numbers = r"[+-]?\d+\.\d+"
+    assert re.sub(numbers, "n", up) == re.sub(numbers, "n", down)
+    assert "+15.6" in up
+    assert "-15.6" in down
+
+
+def test_the_standard_error_is_that_of_a_share_and_never_zero() -> None:
+    assert standard_error(50, 64) == pytest.approx(6.25)
+    assert standard_error(12.5, 160) == pytest.approx(100 * math.sqrt(0.125 * 0.875 / 160))
+    assert 0 < standard_error(0, 64) == pytest.approx(standard_error(100, 64)) < 3
+
+
+def test_runs_that_were_not_scored_alike_are_not_compared(
+    tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_scratch, tmp_path / "other"))
+    _change(other / "run.json", validation_digest="0" * 64)
+    text = _text(_page(tiny_finetune, tmp_path / "page.html", other))
+    assert "are not scored alike" in text
+    assert "a difference of" not in text
+
+
+def test_another_budget_is_said(tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_scratch, tmp_path / "other"))
+    recipe = json.loads((other / "run.json").read_text())["recipe"]
+    recipe["train"]["batch"] = 16
+    _change(other / "run.json", recipe=recipe)
+    text = _text(_page(tiny_finetune, tmp_path / "page.html", other))
+    assert "did not have the same budget" in text
+
+
+def test_a_pretraining_has_no_score_to_compare(tiny_run: Path, tiny_finetune: Path, tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="against"):
+        write_report(tiny_finetune, tmp_path / "page.html", against=(tiny_run,))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_run_that_has_only_begun_has_a_page_that_says_so(tiny_run: Path, tiny_finetune: Path, tmp_path: Path) -> None:
+    for run in (tiny_run, tiny_finetune):
+        begun = tmp_path / run.name
+        begun.mkdir()
+        shutil.copy(run / "run.json", begun)
+        text = _text(_page(begun, tmp_path / "page.html"))
+        assert "not finished" in text
+        assert "no checkpoint was saved yet" in text
+        assert "Nothing was logged yet." in text
+
+
+def test_a_run_stopped_in_the_middle_says_where(tiny_run: Path, tmp_path: Path) -> None:
+    stopped = Path(shutil.copytree(tiny_run, tmp_path / "stopped"))
+    recipe = json.loads((stopped / "run.json").read_text())["recipe"]
+    recipe["train"] |= {"steps": None, "epochs": 10}
+    _change(stopped / "run.json", recipe=recipe)
+    with (stopped / "log.jsonl").open("ab") as log:
+        log.write(b'{"kind":"train","step":5,"lo')
+    text = _text(_page(stopped, tmp_path / "page.html"))
+    assert re.search(r"not finished, step 4 of \d+", text)
+    assert "the last checkpoint is of step 4" in text
+
+
+def test_data_that_is_gone_or_another_is_said_and_the_rest_is_shown(tiny_run: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(tiny_run, tmp_path / "moved"))
+    for change in ({"data": str(tmp_path / "gone")}, {"data_digest": "0" * 64}):
+        shutil.copy(tiny_run / "run.json", moved)
+        _change(moved / "run.json", **change)
+        page = _page(moved, tmp_path / "page.html")
+        assert "can&#39;t be shown" in page
+        assert 'class="curves"' in page
+
+
+def test_unreadable_samples_of_training_and_validation_are_listed(tiny_finetune: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_finetune, tmp_path / "run"))
+    _change(next(run.glob("checkpoints/*/state.json")), unreadable={"key-of-training": "its sum is wrong"})
+    _change(run / "evaluation.json", unreadable={"key-of-validation": "does not decode"})
+    text = _text(_page(run, tmp_path / "page.html"))
+    assert "key-of-training its sum is wrong" in text
+    assert "key-of-validation does not decode" in text
+
+
+def test_hostile_names_of_classes_runs_and_keys_are_only_text(
+    tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path
+) -> None:
+    runs = [
+        Path(shutil.copytree(run, tmp_path / f"{run.name}-{HOSTILE.replace('/', ' ')}"))
+        for run in (tiny_finetune, tiny_scratch)
+    ]
+    scores = json.loads((runs[0] / "evaluation.json").read_text())
+    old = scores["classes"][0]
+    scores["classes"][0] = HOSTILE
+    scores["per_class"][HOSTILE] = scores["per_class"].pop(old)
+    _change(runs[0] / "evaluation.json", **scores)
+    _change(next(runs[0].glob("checkpoints/*/state.json")), unreadable={HOSTILE: HOSTILE})
+    page = _page(runs[0], tmp_path / "page.html", runs[1])
+    assert "<script" not in page
+
+
+def test_a_model_that_always_gives_one_answer_is_named_so(tiny_finetune: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_finetune, tmp_path / "run"))
+    classes = tuple(json.loads((run / "evaluation.json").read_text())["classes"])
+    labels = np.arange(16) % len(classes)
+    constant = score(np.tile(np.eye(len(classes))[2], (16, 1)), labels, classes=classes, views="1x1", unreadable={})
+    (run / "evaluation.json").write_bytes(msgspec.json.encode(constant))
+    assert f"Every video got the same answer, {classes[2]}" in _text(_page(run, tmp_path / "page.html"))
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a run"):
+        write_report(tmp_path, tmp_path / "page.html")
+
+
+def test_writing_a_page_changes_nothing_in_the_run(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "checkpoints" / ".tmp-step-000000009").mkdir()  # a save that another process is in the middle of
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    _page(run, tmp_path / "page.html")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_many_classes_are_drawn_as_one_picture_and_few_with_their_counts() -> None:
+    few = str(confusion_picture(np.asarray([[3, 1], [0, 2]]), ("a", HOSTILE)).image)
+    assert ">3</text>" in few
+    assert "<script" not in few
+    many = confusion_picture(np.eye(400, dtype=np.int64), [str(n) for n in range(400)]).image
+    assert (many.mime, many.width) == ("image/png", 400)
+
+
+def test_a_curve_leaves_out_what_was_not_logged() -> None:
+    lines = [
+        {"kind": "train", "step": 1, "loss": 1.0},
+        {"kind": "train", "step": 2, "loss": None},
+        {"kind": "validation", "step": 2, "loss": 9.0},
+        {"kind": "train", "step": 3},
+        {"kind": "train", "step": 4, "loss": 0.5},
+    ]
+    assert log_curve("loss", lines, "loss") == Curve("loss", [1, 4], [1.0, 0.5])
+
+
+def test_a_drawing_needs_a_line_and_is_the_same_every_time() -> None:
+    assert curves("loss", [Curve("a", [], []), Curve("b", [1], [1])]) is None
+    first, again = (curves("loss", [Curve("a", [1, 2], [1, 3]), Curve("b", [1, 2], [2, 2])], level=1) for _ in range(2))
+    assert first is not None
+    assert first == again
+    assert first.legend == ("a", "b")
+
+
+def test_the_page_is_the_same_every_time(tiny_run: Path, tmp_path: Path) -> None:
+    assert _page(tiny_run, tmp_path / "a.html") == _page(tiny_run, tmp_path / "b.html")
+    assert os.stat(tmp_path / "a.html").st_size < 4_000_000

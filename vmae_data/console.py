@@ -1,0 +1,88 @@
+"""What both command lines share: options, how a command runs and ends, how recipes are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vmae_data.errors import StopRequested, VmaeError
+
+__all__ = ["Debug", "Json", "Quiet", "Settings", "print_json", "progress_style", "run_app", "show_recipes"]
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
+]
+
+
+def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[str] | None, as_json: bool) -> None:
+    """What both command lines answer to `recipes [NAME]`."""
+    import msgspec
+
+    from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
+
+    if name is None:
+        for known in list_recipes(package):
+            head = recipe_head(read_recipe(package, known)).splitlines()
+            about = next((line for line in head[1:] if line.strip()), "")
+            print(f"{known:28} {about}") if not as_json else print_json({"recipe": known, "about": about})
+        return
+    spec = msgspec.to_builtins(load_recipe(package, name, spec_of(name), settings or ()))
+    if as_json:
+        print_json(spec)
+        return
+    print("\n".join(f"# {line}".rstrip() for line in recipe_head(read_recipe(package, name)).splitlines()))
+    print(_toml(spec), end="")
+
+
+def _toml(values: dict[str, Any], table: str = "") -> str:
+    """Plain values first, then one table after the other; what is None is left out, as in a recipe."""
+    import json
+
+    lines = [f"[{table}]"] if table else []
+    lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None and not isinstance(v, dict)]
+    inner = [_toml(v, f"{table}.{key}" if table else key) for key, v in values.items() if isinstance(v, dict)]
+    return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
+
+
+def progress_style(quiet: bool, as_json: bool) -> Any:
+    from vmae_data.progress import ProgressStyle
+
+    return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
+
+
+def print_json(value: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.encode(value).decode(), flush=True)
+
+
+def run_app(application: typer.Typer, name: str) -> NoReturn:
+    """Run a command; an error is one line and an exit status: 1 failed, 2 misused, 130 or 143 ended by a signal."""
+    from vmae_data.processes import stop_on_signals
+
+    def stop(status: int) -> None:
+        raise StopRequested(status)
+
+    stop_on_signals(stop)
+    status = 0
+    try:
+        application(prog_name=name, standalone_mode=True)
+    except VmaeError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        status = error.exit_status
+    except StopRequested as stopped:
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        status = stopped.exit_status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
