@@ -21,7 +21,7 @@ from vmae_data.format import (
 )
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.index import write_index
-from vmae_data.prepare.pack import PackJob, pack_shard, read_marker, read_staged
+from vmae_data.prepare.pack import PackJob, pack_shard, read_marker, read_staged, unpack_shard
 from vmae_data.prepare.plan import BuildSpec, Plan, make_plan, settle_plan
 from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_source, staged_name
 from vmae_data.prepare.sources import SourceVideo, find_sources
@@ -53,10 +53,12 @@ def build_shards(
     split: str | None = None,
     classes: tuple[str, ...] = (),
     ffmpeg: str | None = None,
+    retry_failed: bool = False,
     style: ProgressStyle = ProgressStyle.AUTO,
 ) -> BuildReport:
     """Turn the videos of `source` into shards in `dest`; run again, it goes on where it was stopped.
 
+    Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
     Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
     """
     binary = find_ffmpeg(ffmpeg)
@@ -71,6 +73,8 @@ def build_shards(
         staging = dest / STAGING
         _clean_leftovers(dest, staging)
         walk = _Walk(dest, staging, plan, binary.path)
+        if retry_failed:
+            walk.forget_failures()
         with meter("videos", plan.facts.sources, style, start=walk.already_done()) as shown:
             walk.run(workers, shown)
         index = write_index(dest, plan, walk.markers())
@@ -108,6 +112,19 @@ class _Walk:
         self.bytes = 0
         self.failed = sum(len(marker.failures) for marker in self.done.values())
         self.tried_again: set[str] = set()
+
+    def forget_failures(self) -> None:
+        """Make every source that failed, in a packed shard or in staging, be tried again."""
+        (self.dest / INDEX).unlink(missing_ok=True)
+        for shard, marker in list(self.done.items()):
+            if marker.failures:
+                unpack_shard(self.dest, self.staging, marker)
+                del self.done[shard]
+        for source in self.plan.sources:
+            staged = read_staged(self.staging, source.key)
+            if staged is not None and staged.failure is not None:
+                (self.staging / staged_name(source.key)).unlink()
+        self.failed = 0
 
     def already_done(self) -> int:
         return sum(len(self.plan.shard_sources(shard)) for shard in self.done)

@@ -54,6 +54,7 @@ def build(
     max_failures: Annotated[
         str | None, typer.Option(metavar="N|P%", help="Exit with 1 when more sources than this fail.")
     ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try the sources again that failed.")] = False,
     ffmpeg: Annotated[str | None, typer.Option(help="The ffmpeg to use; left out: the one that was installed.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -80,6 +81,7 @@ def build(
         split=split,
         classes=read_classes(classes) if classes else (),
         ffmpeg=ffmpeg,
+        retry_failed=retry_failed,
         style=progress_style(quiet, as_json),
     )
     index = report.index

@@ -200,9 +200,9 @@ dl { margin: 0; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--line); vertical-align: bottom; }
-td { vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 3.5rem; }
+td { vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 8rem; }
 th, td { padding: .34rem 1.3rem .34rem 0; }
-th.n, td.n { text-align: right; white-space: nowrap; }
+th.n, td.n { text-align: right; white-space: nowrap; min-width: 3.5rem; }
 tr:last-child td { border-bottom: 0; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; color: var(--c1); }

@@ -15,9 +15,10 @@ from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
-from vmae_data.recipes import build_spec, difference
-from vmae_train.charts import Curve, confusion_picture, curves, log_curve
-from vmae_train.evaluation.compare import difference_words, standard_error
+from vmae_data.recipes import build_spec
+from vmae_train.beside import comparison, top1_curve
+from vmae_train.charts import confusion_picture, curves, log_curve
+from vmae_train.evaluation.compare import standard_error
 from vmae_train.evaluation.story import RunStory, pretraining_of, read_story
 from vmae_train.inference.drawing import page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
@@ -42,7 +43,7 @@ def write_report(run: Path, out: Path, *, against: tuple[Path, ...] = ()) -> Non
     pretraining = pretraining_of(story)
     sections = [
         Section("At a glance", tuple(_glance(story))),
-        Section("Beside other runs", tuple(_comparison(story, others))),
+        Section("Beside other runs", tuple(comparison(story, others))),
         Section("Accuracy", tuple(_accuracy(story))),
         Section("Videos", tuple(_videos(story))),
         Section("Training", tuple(_training(story))),
@@ -85,93 +86,6 @@ def _glance(story: RunStory) -> Iterator[Part]:
         yield Note(f"This run is not finished; {saved}. The page shows what is there.", warning=True)
     if story.is_finetuning:
         yield Note(f"It began {story.origin}.")
-
-
-def _comparison(story: RunStory, others: Sequence[RunStory]) -> Iterator[Part]:
-    if not others:
-        return
-    every = _with_names([story, *others])
-    rows = tuple(_score_row(name, one) for name, one in every)
-    yield Table(
-        ("run", "began", "steps", "top-1 %", "± s.e.", "top-5 %", "mean of classes %", "videos", "views"),
-        rows,
-        (2, 3, 4, 5, 6, 7),
-    )
-    for name, other in every[1:]:
-        yield from _difference(every[0][0], story, name, other)
-    loss = curves("Training loss", [log_curve(name, one.log, "loss") for name, one in every])
-    yield Charts(tuple(f for f in (loss, curves("Validation top-1, %", [_top1(*one) for one in every])) if f))
-
-
-def _with_names(stories: Sequence[RunStory]) -> list[tuple[str, RunStory]]:
-    """Runs by the names of their folders, or by their paths where two share a name."""
-    names = [one.name for one in stories]
-    return [
-        (name if names.count(name) == 1 else str(one.folder), one) for name, one in zip(names, stories, strict=True)
-    ]
-
-
-def _score_row(name: str, one: RunStory) -> tuple[str, ...]:
-    scores = one.scores
-    if scores is None:
-        return (name, one.origin, f"{one.step}, not finished", *["–"] * 6)
-    top5 = f"{scores.top5:.2f}" if scores.top5 is not None else "–"
-    error = f"{standard_error(scores.top1, scores.videos):.2f}"
-    return (
-        name, one.origin, str(one.step), f"{scores.top1:.2f}", error, top5, f"{scores.mean_class:.2f}",
-        str(scores.videos), scores.views,
-    )  # fmt: skip
-
-
-def _top1(name: str, one: RunStory) -> Curve:
-    """Scores in between, and the last one, which has more views."""
-    curve = log_curve(name, one.log, "top1", kind="validation")
-    if one.scores is None:
-        return curve
-    return Curve(name, [*curve.step, one.step], [*curve.value, one.scores.top1])
-
-
-def _difference(first: str, story: RunStory, second: str, other: RunStory) -> Iterator[Part]:
-    """What two scores say of each other, and what they can't say."""
-    if story.scores is None or other.scores is None:
-        yield Note(f"{first} and {second} can't be compared: one of them has no score yet.", warning=True)
-        return
-    unlike = _unlike(story, other)
-    if unlike:
-        yield Note(
-            f"{first} and {second} are not scored alike ({'; '.join(unlike)}): their numbers don't compare.", True
-        )
-        return
-    yield Note(difference_words(first, story.scores, second, other.scores))
-    if story.step != other.step or _samples(story) != _samples(other):
-        yield Note(f"They did not have the same budget: {_budget(story)} against {_budget(other)}.", warning=True)
-    changed = difference(story.facts.recipe, other.facts.recipe)
-    changed += difference({"init": story.facts.init}, {"init": other.facts.init})
-    if story.facts.data_digest != other.facts.data_digest:
-        changed.append(f"data: {story.facts.data} → {other.facts.data}")
-    lines = "\n".join(changed) if changed else "nothing that run.json tells of"
-    yield Note(f"What differs between {first} and {second}:\n{lines}")
-
-
-def _unlike(story: RunStory, other: RunStory) -> list[str]:
-    assert story.scores is not None
-    assert other.scores is not None
-    unlike = []
-    if story.facts.validation_digest != other.facts.validation_digest:
-        unlike.append("other validation videos")
-    for name in ("videos", "views", "control"):
-        a, b = getattr(story.scores, name), getattr(other.scores, name)
-        if a != b:
-            unlike.append(f"{name}: {a} and {b}")
-    return unlike
-
-
-def _samples(story: RunStory) -> int:
-    return int(story.step * story.facts.recipe["train"]["batch"])
-
-
-def _budget(story: RunStory) -> str:
-    return f"{story.step} steps of {story.facts.recipe['train']['batch']} clips"
 
 
 def _accuracy(story: RunStory) -> Iterator[Part]:
@@ -241,7 +155,7 @@ def _training(story: RunStory) -> Iterator[Part]:
         curves("Norm of the gradient", [log_curve("norm", story.log, "grad_norm")]),
         curves("Waiting for data, % of the time", [log_curve("wait", story.log, "data_wait", scale=100)]),
         curves("Clips a second", [log_curve("clips", story.log, "clips_per_second")]),
-        curves("Validation top-1, %", [_top1("top-1", story)]) if story.is_finetuning else None,
+        curves("Validation top-1 on the way, %", [top1_curve("top-1", story)]) if story.is_finetuning else None,
     ]
     figures: tuple[Figure, ...] = tuple(figure for figure in drawn if figure is not None)
     if figures:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def test_a_second_run_does_no_work(demo_videos: Path, demo_shards: Path, demo_sp
 
 
 def test_another_plan_is_refused_with_the_difference(demo_videos: Path, demo_shards: Path) -> None:
-    with pytest.raises(MisuseError, match=r"recipe\.crf: 18 → 20"):
+    with pytest.raises(MisuseError, match=r"recipe\.crf: 4 → 20"):
         build_shards(
             str(demo_videos),
             demo_shards,
@@ -225,6 +226,31 @@ def test_nothing_but_the_format_is_left_in_the_folder(demo_shards: Path) -> None
     names = {path.name for path in demo_shards.iterdir()}
     shards = {name for name in names if name.startswith("shard-")}
     assert names - shards == {"plan.json", "plan.arrow", "samples.arrow", "failures.jsonl", "index.json"}
+
+
+def test_mended_sources_come_in_on_request_only_and_change_only_their_shards(
+    demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path
+) -> None:
+    source, broken, whole = tmp_path / "videos", tmp_path / "broken", tmp_path / "whole"
+    shutil.copytree(demo_videos, source)
+    good = next(source.glob("pan-left/scene-*.mp4"))
+    data = good.read_bytes()
+    build_shards(str(source), whole, demo_spec, workers=2, style=QUIET)
+    good.write_bytes(b"")
+    build_shards(str(source), broken, demo_spec, workers=2, style=QUIET)
+    before = {path.name: path.stat().st_mtime_ns for path in broken.glob("shard-*.tar")}
+    good.write_bytes(data)
+    assert build_shards(str(source), broken, demo_spec, workers=2, style=QUIET).encoded == 0
+    failures = len(_failures(broken))
+    report = build_shards(str(source), broken, demo_spec, workers=2, retry_failed=True, style=QUIET)
+    assert report.encoded == failures
+    assert _digests(broken) == _digests(whole)
+    kept = {path.name for path in broken.glob("shard-*.tar") if before.get(path.name) == path.stat().st_mtime_ns}
+    failed_shards = {
+        m.tar for p in broken.glob("shard-*.json") if (m := decode_record(p.read_bytes(), ShardMarker, p.name)).failures
+    }
+    assert kept
+    assert not kept & failed_shards
 
 
 def test_a_data_set_of_only_bad_videos_says_so(tmp_path: Path) -> None:

@@ -210,7 +210,10 @@ def _failures(facts: DataFacts) -> Iterator[Part]:
         by_reason.setdefault(failure.reason, []).append(failure)
     for reason, failures in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
         more = len(failures) - FAILURES_SHOWN
-        yield Note(f"{reason}: {len(failures)} sources" + (f", the first {FAILURES_SHOWN} of them" if more > 0 else ""))
+        yield Note(
+            f"{reason}: {len(failures)} {'sources' if len(failures) > 1 else 'source'}"
+            + (f", the first {FAILURES_SHOWN} of them" if more > 0 else "")
+        )
         yield Table(("source", "what was said"), tuple((f.path, f.detail) for f in failures[:FAILURES_SHOWN]))
 
 

@@ -22,6 +22,7 @@ from vmae_data.format import (
     Label,
     MemberEntry,
     SampleEntry,
+    SampleFacts,
     ShardMarker,
     decode_record,
     encode_record,
@@ -29,10 +30,10 @@ from vmae_data.format import (
     member_suffix,
     tar_name,
 )
-from vmae_data.prepare.resize import StagedSample, StagedSource, staged_name
+from vmae_data.prepare.resize import StagedMember, StagedSample, StagedSource, staged_name
 from vmae_data.store import commit_bytes, commit_file, hash_file, read_bytes, temporary_beside
 
-__all__ = ["PackJob", "clean_staging", "pack_shard", "read_marker", "read_staged"]
+__all__ = ["PackJob", "clean_staging", "pack_shard", "read_marker", "read_staged", "unpack_shard"]
 
 
 class PackJob(NamedTuple):
@@ -168,6 +169,47 @@ def clean_staging(staging: Path, keys: Sequence[str]) -> None:
         for sample in staged.samples if staged else ():
             for member in sample.members:
                 (staging / member.file).unlink(missing_ok=True)
+
+
+def unpack_shard(dest: Path, staging: Path, marker: ShardMarker) -> None:
+    """Put a shard's samples back into staging and take its marker away, so that its failures are tried again.
+
+    Raises DataError when a member is not what the marker says.
+    """
+    path = dest / marker.tar
+    for entry in marker.samples:
+        facts = decode_record(_member_bytes(path, entry.facts), SampleFacts, f"{path}, {entry.key}.json")
+        members = []
+        for phase, member in enumerate(entry.members):
+            file = f"{entry.key}.{member_suffix(phase)}"
+            commit_bytes(staging / file, _member_bytes(path, member.extent))
+            members.append(
+                StagedMember(
+                    file=file,
+                    size=member.extent.size,
+                    sha256=member.extent.sha256,
+                    phase=member.phase,
+                    codec=member.codec,
+                    extradata=member.extradata,
+                    packets=member.packets,
+                )
+            )
+        staged = StagedSource(samples=(StagedSample(facts=facts, members=tuple(members)),))
+        commit_bytes(staging / staged_name(entry.key), encode_record(staged))
+    # Last: until now a kill leaves the shard as it was.
+    (dest / marker_name(marker.shard)).unlink()
+
+
+def _member_bytes(path: Path, extent: Extent) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(extent.offset)
+            data = file.read(extent.size)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); remove its marker to build it again") from error
+    if hashlib.sha256(data).hexdigest() != extent.sha256:
+        raise DataError(f"{path}: a member's sum is wrong; remove the shard's marker to build it again")
+    return data
 
 
 def read_marker(dest: Path, shard: int, plan: str) -> ShardMarker | None:

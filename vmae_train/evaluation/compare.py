@@ -22,7 +22,7 @@ def difference_words(first: str, a: Scores, second: str, b: Scores) -> str:
     gap = a.top1 - b.top1
     error = math.hypot(standard_error(a.top1, a.videos), standard_error(b.top1, b.videos))
     told = (
-        f"{first} answers {a.top1:.2f} % of {a.videos} validation videos rightly, {second} {b.top1:.2f} %: "
+        f"{first} answers {a.top1:.2f} % of {a.videos} validation videos correctly, {second} {b.top1:.2f} %: "
         f"a difference of {gap:+.2f} points. The standard error of one accuracy over {a.videos} videos is about "
         f"{max(standard_error(a.top1, a.videos), standard_error(b.top1, b.videos)):.1f} points, "
         f"of the difference about {error:.1f}. "

@@ -1,0 +1,104 @@
+"""Finetunings side by side: their scores, what differs between them, their curves in one drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vmae_data.page import Charts, Note, Part, Table
+from vmae_data.recipes import difference
+from vmae_train.charts import Curve, curves, log_curve
+from vmae_train.evaluation.compare import difference_words, standard_error
+from vmae_train.evaluation.story import RunStory
+
+__all__ = ["comparison", "top1_curve"]
+
+
+def comparison(story: RunStory, others: Sequence[RunStory]) -> Iterator[Part]:
+    """The parts of a page that set finetunings beside each other; none where there is no other."""
+    if not others:
+        return
+    every = _with_names([story, *others])
+    rows = tuple(_score_row(name, one) for name, one in every)
+    yield Table(
+        ("run", "began", "steps", "top-1 %", "± s.e.", "top-5 %", "mean of classes %", "videos", "views"),
+        rows,
+        (2, 3, 4, 5, 6, 7),
+    )
+    for name, other in every[1:]:
+        yield from _difference(every[0][0], story, name, other)
+    loss = curves("Training loss", [log_curve(name, one.log, "loss") for name, one in every])
+    yield Charts(
+        tuple(f for f in (loss, curves("Validation top-1 on the way, %", [top1_curve(*one) for one in every])) if f)
+    )
+
+
+def _with_names(stories: Sequence[RunStory]) -> list[tuple[str, RunStory]]:
+    """Runs by the names of their folders, or by their paths where two share a name."""
+    names = [one.name for one in stories]
+    return [
+        (name if names.count(name) == 1 else str(one.folder), one) for name, one in zip(names, stories, strict=True)
+    ]
+
+
+def _score_row(name: str, one: RunStory) -> tuple[str, ...]:
+    scores = one.scores
+    if scores is None:
+        return (name, one.origin, f"{one.step}, not finished", *["–"] * 6)
+    top5 = f"{scores.top5:.2f}" if scores.top5 is not None else "–"
+    error = f"{standard_error(scores.top1, scores.videos):.2f}"
+    return (
+        name, one.origin, str(one.step), f"{scores.top1:.2f}", error, top5, f"{scores.mean_class:.2f}",
+        str(scores.videos), scores.views,
+    )  # fmt: skip
+
+
+def _difference(first: str, story: RunStory, second: str, other: RunStory) -> Iterator[Part]:
+    """What two scores say of each other, and what they can't say."""
+    if story.scores is None or other.scores is None:
+        yield Note(f"{first} and {second} can't be compared: one of them has no score yet.", warning=True)
+        return
+    unlike = _unlike(story, other)
+    if unlike:
+        yield Note(
+            f"{first} and {second} are not scored alike ({'; '.join(unlike)}): their numbers don't compare.", True
+        )
+        return
+    yield Note(difference_words(first, story.scores, second, other.scores))
+    if story.step != other.step or _samples(story) != _samples(other):
+        yield Note(f"They did not have the same budget: {_budget(story)} against {_budget(other)}.", warning=True)
+    changed = difference(story.facts.recipe, other.facts.recipe)
+    changed += difference({"init": story.facts.init}, {"init": other.facts.init})
+    if story.facts.data_digest != other.facts.data_digest:
+        changed.append(f"data: {story.facts.data} → {other.facts.data}")
+    lines = "\n".join(changed) if changed else "nothing that run.json tells of"
+    yield Note(f"What differs between {first} and {second}:\n{lines}")
+
+
+def _unlike(story: RunStory, other: RunStory) -> list[str]:
+    assert story.scores is not None
+    assert other.scores is not None
+    unlike = []
+    if story.facts.validation_digest != other.facts.validation_digest:
+        unlike.append("other validation videos")
+    for name in ("videos", "views", "control"):
+        a, b = getattr(story.scores, name), getattr(other.scores, name)
+        if a != b:
+            unlike.append(f"{name}: {a} and {b}")
+    return unlike
+
+
+def _samples(story: RunStory) -> int:
+    return int(story.step * story.facts.recipe["train"]["batch"])
+
+
+def _budget(story: RunStory) -> str:
+    return f"{story.step} steps of {story.facts.recipe['train']['batch']} clips"
+
+
+def top1_curve(name: str, one: RunStory) -> Curve:
+    """The scores in between; the last one too where it has as many views."""
+    curve = log_curve(name, one.log, "top1", kind="validation")
+    views = {line["views"] for line in one.log if line.get("kind") == "validation"}
+    if one.scores is None or views - {one.scores.views}:
+        return curve
+    return Curve(name, [*curve.step, one.step], [*curve.value, one.scores.top1])
