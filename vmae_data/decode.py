@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vmae_data.errors import SampleError
 from vmae_data.format import Packets, Rational
 
-__all__ = ["DecodedVideo", "FramePlanes", "decode_all", "decode_frames", "read_packets"]
+__all__ = ["DecodedVideo", "FramePlanes", "decode_all", "decode_frames", "decode_some", "read_packets"]
 
 U8 = NDArray[np.uint8]
 
@@ -102,7 +102,12 @@ class DecodedVideo(NamedTuple):
 
 def decode_all(data: bytes, frames: int, key: str) -> DecodedVideo:
     """Every frame of a shard's mp4. Raises SampleError when there are fewer than `frames`."""
-    copies = [tuple(plane.copy() for plane in shown[1:]) for shown in decode_frames(data, range(frames), key)]
+    return decode_some(data, range(frames), key)
+
+
+def decode_some(data: bytes, wanted: Sequence[int], key: str) -> DecodedVideo:
+    """The wanted frames (ascending) as planes of their own. Raises SampleError when one doesn't come."""
+    copies = [tuple(plane.copy() for plane in shown[1:]) for shown in decode_frames(data, wanted, key)]
     y, u, v = (np.stack(planes) for planes in zip(*copies, strict=True))
     return DecodedVideo(y, u, v)
 

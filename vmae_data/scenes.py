@@ -39,7 +39,7 @@ RATES = (Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 # begin decides how soon a model learns: masked loss after 1,200 steps of pretraining on clips as rendered .952
 # from 0.2 on, .936 from 0.35, .971 from 0.6 (one run each, 2026-11).
 PERIOD = 64
-OCTAVES = 5
+OCTAVES = 6
 LOWEST = 0.35
 CYCLES = 4  # of a layer's middle frequency over its tile
 TILE = 256  # texels: 64 a cycle, so that the nearest texel is off by 3 % of the contrast at most

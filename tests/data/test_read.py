@@ -15,6 +15,7 @@ from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
 from vmae_data.format import INDEX, SAMPLES, Index, tar_name
 from vmae_data.read.fetch import Fetcher
+from vmae_data.read.order import epoch_batches
 from vmae_data.read.shards import SampleView
 from vmae_data.read.slots import SharedSlots, SlotLayout
 from vmae_data.read.stream import ClipFrames, Decoder, WantedClip
@@ -157,3 +158,15 @@ def test_a_bad_sample_is_said_and_leaves_black_frames(damaged: Path) -> None:
     assert not slots.flat(0).any()
     assert str(pickle.loads(pickle.dumps(filled)).failure) == str(filled.failure)
     slots.close()
+
+
+def test_a_stream_from_python_holds_the_batches_of_a_training(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    batches = list(shards.stream(_FirstFour(), batch=8, seed=3, epoch=1))
+    order = epoch_batches(shards.shard_sizes, seed=3, epoch=1, batch=8)
+    assert [[clip.view.number for clip in batch] for batch in batches] == order.tolist()
+    clip = batches[0][0]
+    assert clip.planes.y_THW.shape == (4, *shards.size_N2[clip.view.number])
+    assert clip.label == shards.label_N[clip.view.number]
+    (later,) = list(shards.stream(_FirstFour(), batch=8, seed=3, epoch=1, start=len(order) - 1))
+    assert np.array_equal(later[0].planes.v_THW, batches[-1][0].planes.v_THW)

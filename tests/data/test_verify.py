@@ -176,6 +176,26 @@ def test_what_is_not_of_the_format_is_named(copied: Path, name: str | bytes, wor
     assert all((file + found).isprintable() for file, found in problems)
 
 
+def test_another_path_in_the_plan_is_found(copied: Path) -> None:
+    data = (copied / PLAN_TABLE).read_bytes()
+    assert b"scene" in data
+    (copied / PLAN_TABLE).write_bytes(data.replace(b"scene", b"seene", 1))
+    assert PLAN_TABLE in _files(_problems(copied))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 2**31), name=st.sampled_from([PLAN_TABLE, SAMPLES]))
+def test_a_damaged_table_never_ends_the_check(copied: Path, place: int, name: str) -> None:
+    # Without a sum to go by, as where the index can't be read: a wrong offset must not lead out of the memory.
+    whole, index = (copied / name).read_bytes(), (copied / INDEX).read_bytes()
+    _flip(copied / name, place)
+    (copied / INDEX).write_bytes(b"{}")
+    found = _files(_problems(copied))
+    (copied / name).write_bytes(whole)
+    (copied / INDEX).write_bytes(index)
+    assert INDEX in found
+
+
 def test_a_foreign_folder_is_named_even_under_a_known_name(copied: Path) -> None:
     (copied / FAILURES).unlink()
     (copied / FAILURES).mkdir()

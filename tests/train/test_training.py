@@ -165,6 +165,15 @@ def test_accumulated_micro_batches_give_the_whole_batchs_losses(
     np.testing.assert_allclose([line["grad_norm"] for line in micro], [line["grad_norm"] for line in whole], rtol=2e-3)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precisions_learn_the_same_within_their_digits(
+    demo_shards: Path, unbroken: Path, tmp_path: Path, precision: str
+) -> None:
+    run_command(*_pretrain_words(demo_shards, tmp_path / precision, "--set", f"train.precision={precision}"))
+    exact, rough = _numbers(unbroken), _numbers(tmp_path / precision)
+    np.testing.assert_allclose([line["loss"] for line in rough], [line["loss"] for line in exact], rtol=0.02)
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_keys_and_last_good_checkpoint(
     demo_shards: Path, tmp_path: Path
 ) -> None:

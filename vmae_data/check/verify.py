@@ -104,6 +104,7 @@ class _Table(NamedTuple):
 
 
 def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _Table | None:
+    """The rows of samples.arrow; None where it is damaged, for what it says then is worth nothing."""
     path = folder / SAMPLES
     if not path.exists():
         problems.append(Problem(SAMPLES, "missing"))
@@ -111,8 +112,8 @@ def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _
     try:
         if index is not None and hash_file(path) != index.samples_sha256:
             problems.append(Problem(SAMPLES, f"its sum is not the one in {INDEX}"))
-        with pa.memory_map(str(path)) as file:
-            columns = pa.ipc.open_file(file).read_all().to_pydict()
+            return None
+        columns = _columns(path)
         names = [name for name in TableRow._fields if name not in ("frames", "offset", "size", "sha256")]
         plain = zip(*(columns[name] for name in names), strict=True)
         listed = zip(*(map(tuple, columns[name]) for name in ("frames", "offset", "size", "sha256")), strict=True)
@@ -121,6 +122,14 @@ def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _
     except (DataError, OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         problems.append(Problem(SAMPLES, f"can't be read ({printable(str(error))})"))
         return None
+
+
+def _columns(path: Path) -> dict[str, list[Any]]:
+    """A table as plain lists. A flipped byte in its offsets would lead out of the memory, so they are validated."""
+    table = pa.ipc.open_file(pa.py_buffer(read_bytes(path))).read_all()
+    table.validate(full=True)
+    columns: dict[str, list[Any]] = table.to_pydict()
+    return columns
 
 
 def _tasks(folder: Path, plan: PlanFacts | None, index: Index | None, table: _Table | None) -> list[ShardTask]:
@@ -204,12 +213,11 @@ def _plan_problems(folder: Path, plan: PlanFacts) -> Iterator[Problem]:
         yield Problem(PLAN_TABLE, "missing")
         return
     try:
-        with pa.memory_map(str(path)) as file:
-            columns = pa.ipc.open_file(file).read_all().to_pydict()
+        columns = _columns(path)
         keys, paths, labels, shards = (columns[name] for name in ("key", "path", "label", "shard"))
         names = [plan.classes[label] if label is not None else "" for label in labels]
         raw = [path_from_text(path) for path in paths]
-    except (OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError) as error:
+    except (DataError, OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError) as error:
         yield Problem(PLAN_TABLE, f"can't be read ({printable(str(error))})")
         return
     if len(keys) != plan.sources:

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 
 from vmae_data.errors import DataError, SampleError
-from vmae_data.read.shards import Shards
+from vmae_data.read.table import Table
 from vmae_data.store import read_range
 
 __all__ = ["Fetcher"]
@@ -19,7 +19,7 @@ TRIES = 2
 class Fetcher:
     """Reads samples of one data set; keeps a bounded number of shards open."""
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Table) -> None:
         self.shards = shards
         self._open: OrderedDict[int, int] = OrderedDict()
 

@@ -1,54 +1,22 @@
-"""A data set on disk, opened: its index, and its sample table mapped into memory."""
+"""The door for people who read shards from Python: a data set's samples, and its stream of clips."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
-from vmae_data import draws
+from vmae_data.decode import DecodedVideo, decode_some
+from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
-from vmae_data.format import (
-    INDEX,
-    SAMPLES,
-    Index,
-    Regular,
-    SampleFacts,
-    Series,
-    ShardMarker,
-    decode_record,
-    marker_name,
-)
-from vmae_data.store import local_path, read_bytes
+from vmae_data.format import SampleFacts, ShardMarker, decode_record, marker_name
+from vmae_data.read.fetch import Fetcher
+from vmae_data.read.order import epoch_batches
+from vmae_data.read.stream import ClipFrames, Sampler
+from vmae_data.read.table import MemberPlace, SampleView, Table
+from vmae_data.store import read_bytes
 
-__all__ = ["MemberPlace", "Sample", "SampleView", "Shards"]
-
-
-class SampleView(NamedTuple):
-    """What a frame sampler may know of a sample: numbers only."""
-
-    number: int
-    key: str
-    frames: int  # kept
-    kept: Series  # source frame of every kept frame
-    source_frames: int
-    rate: float  # of the kept frames, in Hz
-    stride: int
-
-
-class MemberPlace(NamedTuple):
-    """Where an mp4 member lies, and its sum."""
-
-    shard: int
-    offset: int
-    size: int
-    sha256: bytes
+__all__ = ["Clip", "MemberPlace", "Sample", "SampleView", "Shards"]
 
 
 class Sample(NamedTuple):
@@ -58,164 +26,58 @@ class Sample(NamedTuple):
     data: bytes
 
 
-class Shards:
-    """An opened data set. Open it in the process that reads it; it holds no open file but the table's map.
+class Clip(NamedTuple):
+    """One sample of a stream, decoded: the planes of `frames.decode`, in ascending order."""
 
-    Columns are NumPy views of the mapped table, one row a sample; those with a phase axis end in P.
-    """
+    view: SampleView
+    label: int | None
+    frames: ClipFrames
+    planes: DecodedVideo
 
-    def __init__(self, url: str) -> None:
-        path = local_path(url)
-        self.url = url
-        self.folder = path.parent if path.name == INDEX else path
-        self.index, self.digest = _read_index(self.folder, url)
-        self._table = _map_table(self.folder / SAMPLES, self.index)
 
-    @classmethod
-    def open(cls, url: str) -> Shards:
-        """Open a folder of shards or its index.json.
-
-        Raises DataError when it isn't one, isn't finished, or is of a newer format.
-        """
-        return cls(url)
-
-    def __len__(self) -> int:
-        return self.index.samples
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.index.classes
-
-    @cached_property
-    def shard_sizes(self) -> tuple[int, ...]:
-        return tuple(shard.nsamples for shard in self.index.shardlist)
-
-    @cached_property
-    def label_N(self) -> NDArray[np.int64]:
-        """Class numbers, −1 where there is none."""
-        return np.asarray(self._table.column("label").fill_null(-1).to_numpy(), dtype=np.int64)
-
-    @cached_property
-    def source_N(self) -> NDArray[np.int32]:
-        """Samples of one source video share a number."""
-        return self._numbers("source")
-
-    @cached_property
-    def size_N2(self) -> NDArray[np.int32]:
-        """Height and width of the kept frames."""
-        return np.stack([self._numbers("height"), self._numbers("width")], axis=1)
-
-    @cached_property
-    def frames_NP(self) -> NDArray[np.int32]:
-        """How many frames each member holds."""
-        return self._phases("frames")
-
-    @cached_property
-    def is_bt709_N(self) -> NDArray[np.bool_]:
-        return np.asarray([name == "bt709" for name in self._table.column("matrix").to_pylist()])
-
-    @cached_property
-    def full_range_N(self) -> NDArray[np.bool_]:
-        return np.asarray(self._table.column("full_range").to_numpy(), dtype=np.bool_)
-
-    @cached_property
-    def rate_N(self) -> NDArray[np.float64]:
-        """Kept frames a second."""
-        return self._numbers("rate")
-
-    def key(self, number: int) -> str:
-        return str(self._table.column("key")[number].as_py())
-
-    def sample_number(self, number: int) -> int:
-        """The 64 bits that stand for a sample in every draw."""
-        return draws.sample_number(self.index.id, self.key(number))
-
-    def view(self, number: int) -> SampleView:
-        first, step = (int(self._numbers(name)[number]) for name in ("kept_first", "kept_step"))
-        frames = int(self.frames_NP[number, 0])
-        kept: Series = Regular(first=first, step=step, count=frames)
-        if first < 0:
-            kept = tuple(self._table.column("kept_list")[number].as_py())
-        return SampleView(
-            number=number,
-            key=self.key(number),
-            frames=frames,
-            kept=kept,
-            source_frames=int(self._numbers("source_frames")[number]),
-            rate=float(self.rate_N[number]),
-            stride=self.index.stride,
-        )
-
-    def place(self, number: int, phase: int = 0) -> MemberPlace:
-        return MemberPlace(
-            shard=int(self._numbers("shard")[number]),
-            offset=int(self._phases("offset")[number, phase]),
-            size=int(self._phases("size")[number, phase]),
-            sha256=self._table.column("sha256")[number][phase].as_py(),
-        )
-
-    def shard_path(self, shard: int) -> Path:
-        return self.folder / self.index.shardlist[shard].url
+class Shards(Table):
+    """A data set, opened with `Shards.open(url)`: `index`, `classes`, `len()`, `sample(i)`, `stream(…)`."""
 
     def sample(self, number: int) -> Sample:
         """A sample's facts and verified bytes. Raises SampleError when a sum is wrong."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
-        place = self.place(number)
-        path = self.shard_path(place.shard)
+        path = self.shard_path(self.place(number).shard)
         marker_path = self.folder / marker_name(int(path.stem.removeprefix("shard-")))
         marker = decode_record(read_bytes(marker_path), ShardMarker, str(marker_path))
         entry = next(entry for entry in marker.samples if entry.key == self.key(number))
-        with path.open("rb") as file:
-            parts = []
-            for extent in (entry.facts, entry.members[0].extent):
-                file.seek(extent.offset)
-                parts.append(file.read(extent.size))
-                if hashlib.sha256(parts[-1]).hexdigest() != extent.sha256:
-                    raise SampleError(entry.key, f"the sum of its bytes in {path.name} is wrong; verify the shards")
+        parts = []
+        try:
+            with path.open("rb") as file:
+                for extent in (entry.facts, entry.members[0].extent):
+                    file.seek(extent.offset)
+                    parts.append(file.read(extent.size))
+                    if hashlib.sha256(parts[-1]).hexdigest() != extent.sha256:
+                        raise SampleError(entry.key, f"the sum of its bytes in {path.name} is wrong; verify the shards")
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror}); build the shard again") from error
         return Sample(decode_record(parts[0], SampleFacts, entry.key), parts[1])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.sample(number) for number in range(len(self)))
 
-    def _numbers(self, name: str) -> NDArray[Any]:
-        return self._columns.setdefault(name, self._table.column(name).chunk(0).to_numpy())
+    def stream(
+        self, sampler: Sampler, *, batch: int, seed: int = 0, epoch: int = 0, start: int = 0
+    ) -> Iterator[tuple[Clip, ...]]:
+        """The global batches of an epoch from step `start` on, decoded in this process.
 
-    def _phases(self, name: str) -> NDArray[Any]:
-        if name not in self._columns:
-            flat = self._table.column(name).chunk(0).flatten().to_numpy()
-            self._columns[name] = flat.reshape(len(self), -1)
-        return self._columns[name]
+        The same batches as a training's with that seed and batch. Raises SampleError at a sample that can't be read.
+        """
+        fetcher = Fetcher(self)
+        try:
+            for numbers in epoch_batches(self.shard_sizes, seed=seed, epoch=epoch, batch=batch)[start:]:
+                yield tuple(self._clip(int(number), sampler, fetcher, seed, epoch) for number in numbers)
+        finally:
+            fetcher.close()
 
-    @cached_property
-    def _columns(self) -> dict[str, NDArray[Any]]:
-        return {}
-
-
-class _IndexBytes(NamedTuple):
-    facts: Index
-    digest: str
-
-
-def _read_index(folder: Path, url: str) -> _IndexBytes:
-    path = folder / INDEX
-    if not folder.is_dir():
-        raise DataError(f"{url}: no such folder of shards; check the path")
-    if not path.exists():
-        started = (folder / "plan.json").exists()
-        what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
-        raise DataError(f"{url}: has no {INDEX}; {what}")
-    data = read_bytes(path)
-    return _IndexBytes(decode_record(data, Index, str(path)), hashlib.sha256(data).hexdigest())
-
-
-def _map_table(path: Path, index: Index) -> pa.Table:
-    try:
-        mapped = pa.memory_map(str(path))
-        with mapped:
-            digest = hashlib.sha256(mapped.read_buffer()).hexdigest()
-        if digest != index.samples_sha256:
-            raise DataError(f"{path}: its sum is not the one in {INDEX}; build the data set again")
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: can't be read ({error}); build the data set again") from error
+    def _clip(self, number: int, sampler: Sampler, fetcher: Fetcher, seed: int, epoch: int) -> Clip:
+        view = self.view(number)
+        frames = sampler(view, Draw(seed, epoch, self.sample_number(number)))
+        planes = decode_some(fetcher.fetch(number), frames.decode, view.key)
+        label = int(self.label_N[number])
+        return Clip(view, label if label >= 0 else None, frames, planes)

@@ -15,8 +15,8 @@ from vmae_data.decode import decode_frames
 from vmae_data.draws import Draw
 from vmae_data.errors import SampleError
 from vmae_data.read.fetch import Fetcher
-from vmae_data.read.shards import SampleView, Shards
 from vmae_data.read.slots import SharedSlots, SlotPlanes
+from vmae_data.read.table import SampleView, Table
 
 __all__ = ["ClipFrames", "Decoder", "FilledPlace", "Sampler", "WantedClip", "make_decoder"]
 
@@ -55,7 +55,7 @@ class Decoder:
     """Fills places of slots; one a process."""
 
     def __init__(self, url: str, digest: str, sampler: Sampler, slots: SharedSlots) -> None:
-        self.shards = Shards.open(url)
+        self.shards = Table.open(url)
         if self.shards.digest != digest:
             raise SampleError("-", f"{url} changed while it was read; start again")
         self.fetcher = Fetcher(self.shards)

@@ -1,0 +1,189 @@
+"""A data set on disk, opened: its index, and its sample table mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vmae_data import draws
+from vmae_data.errors import DataError
+from vmae_data.format import (
+    INDEX,
+    SAMPLES,
+    Index,
+    Regular,
+    Series,
+    decode_record,
+)
+from vmae_data.store import local_path, read_bytes
+
+__all__ = ["MemberPlace", "SampleView", "Table"]
+
+
+class SampleView(NamedTuple):
+    """What a frame sampler may know of a sample: numbers only."""
+
+    number: int
+    key: str
+    frames: int  # kept
+    kept: Series  # source frame of every kept frame
+    source_frames: int
+    rate: float  # of the kept frames, in Hz
+    stride: int
+
+
+class MemberPlace(NamedTuple):
+    """Where an mp4 member lies, and its sum."""
+
+    shard: int
+    offset: int
+    size: int
+    sha256: bytes
+
+
+class Table:
+    """An opened data set: its index, and a row a sample. Open it in the process that reads it; it holds no open file but the table's map.
+
+    Columns are NumPy views of the mapped table, one row a sample; those with a phase axis end in P.
+    """
+
+    def __init__(self, url: str) -> None:
+        path = local_path(url)
+        self.url = url
+        self.folder = path.parent if path.name == INDEX else path
+        self.index, self.digest = _read_index(self.folder, url)
+        self._table = _map_table(self.folder / SAMPLES, self.index)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open a folder of shards or its index.json.
+
+        Raises DataError when it isn't one, isn't finished, or is of a newer format.
+        """
+        return cls(url)
+
+    def __len__(self) -> int:
+        return self.index.samples
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.index.classes
+
+    @cached_property
+    def shard_sizes(self) -> tuple[int, ...]:
+        return tuple(shard.nsamples for shard in self.index.shardlist)
+
+    @cached_property
+    def label_N(self) -> NDArray[np.int64]:
+        """Class numbers, −1 where there is none."""
+        return np.asarray(self._table.column("label").fill_null(-1).to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def source_N(self) -> NDArray[np.int32]:
+        """Samples of one source video share a number."""
+        return self._numbers("source")
+
+    @cached_property
+    def size_N2(self) -> NDArray[np.int32]:
+        """Height and width of the kept frames."""
+        return np.stack([self._numbers("height"), self._numbers("width")], axis=1)
+
+    @cached_property
+    def frames_NP(self) -> NDArray[np.int32]:
+        """How many frames each member holds."""
+        return self._phases("frames")
+
+    @cached_property
+    def is_bt709_N(self) -> NDArray[np.bool_]:
+        return np.asarray([name == "bt709" for name in self._table.column("matrix").to_pylist()])
+
+    @cached_property
+    def full_range_N(self) -> NDArray[np.bool_]:
+        return np.asarray(self._table.column("full_range").to_numpy(), dtype=np.bool_)
+
+    @cached_property
+    def rate_N(self) -> NDArray[np.float64]:
+        """Kept frames a second."""
+        return self._numbers("rate")
+
+    def key(self, number: int) -> str:
+        return str(self._table.column("key")[number].as_py())
+
+    def sample_number(self, number: int) -> int:
+        """The 64 bits that stand for a sample in every draw."""
+        return draws.sample_number(self.index.id, self.key(number))
+
+    def view(self, number: int) -> SampleView:
+        first, step = (int(self._numbers(name)[number]) for name in ("kept_first", "kept_step"))
+        frames = int(self.frames_NP[number, 0])
+        kept: Series = Regular(first=first, step=step, count=frames)
+        if first < 0:
+            kept = tuple(self._table.column("kept_list")[number].as_py())
+        return SampleView(
+            number=number,
+            key=self.key(number),
+            frames=frames,
+            kept=kept,
+            source_frames=int(self._numbers("source_frames")[number]),
+            rate=float(self.rate_N[number]),
+            stride=self.index.stride,
+        )
+
+    def place(self, number: int, phase: int = 0) -> MemberPlace:
+        return MemberPlace(
+            shard=int(self._numbers("shard")[number]),
+            offset=int(self._phases("offset")[number, phase]),
+            size=int(self._phases("size")[number, phase]),
+            sha256=self._table.column("sha256")[number][phase].as_py(),
+        )
+
+    def shard_path(self, shard: int) -> Path:
+        return self.folder / self.index.shardlist[shard].url
+
+    def _numbers(self, name: str) -> NDArray[Any]:
+        return self._columns.setdefault(name, self._table.column(name).chunk(0).to_numpy())
+
+    def _phases(self, name: str) -> NDArray[Any]:
+        if name not in self._columns:
+            flat = self._table.column(name).chunk(0).flatten().to_numpy()
+            self._columns[name] = flat.reshape(len(self), -1)
+        return self._columns[name]
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+
+class _IndexBytes(NamedTuple):
+    facts: Index
+    digest: str
+
+
+def _read_index(folder: Path, url: str) -> _IndexBytes:
+    path = folder / INDEX
+    if not folder.is_dir():
+        raise DataError(f"{url}: no such folder of shards; check the path")
+    if not path.exists():
+        started = (folder / "plan.json").exists()
+        what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
+        raise DataError(f"{url}: has no {INDEX}; {what}")
+    data = read_bytes(path)
+    return _IndexBytes(decode_record(data, Index, str(path)), hashlib.sha256(data).hexdigest())
+
+
+def _map_table(path: Path, index: Index) -> pa.Table:
+    try:
+        mapped = pa.memory_map(str(path))
+        with mapped:
+            digest = hashlib.sha256(mapped.read_buffer()).hexdigest()
+        if digest != index.samples_sha256:
+            raise DataError(f"{path}: its sum is not the one in {INDEX}; build the data set again")
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: can't be read ({error}); build the data set again") from error
