@@ -97,7 +97,9 @@ def build(
         )
     elif not quiet:
         size = sum(shard.filesize for shard in index.shardlist) / 1e6
-        print(f"{folder}: {index.samples} of {total} videos in {len(index.shardlist)} shards, {size:.1f} MB")
+        print(
+            f"{folder}: {index.samples} of {total} videos in {_counted(len(index.shardlist), 'shard')}, {size:.1f} MB"
+        )
         if report.failed:
             words = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
             print(f"{report.failed} failed ({words}); listed in {folder / 'failures.jsonl'}")
@@ -125,10 +127,12 @@ def verify(
             print(f"{problem.file}: {problem.found}")
     if report.problems:
         raise VmaeError(
-            f"{dest}: {len(report.problems)} problems in {report.shards} shards; build what they name again"
+            f"{dest}: {_counted(len(report.problems), 'problem')} in {_counted(report.shards, 'shard')}; build what they name again"
         )
     if not quiet and not as_json:
-        print(f"{dest}: {report.samples} samples in {report.shards} shards, all sums right, every frame decodes")
+        print(
+            f"{dest}: {_counted(report.samples, 'sample')} in {_counted(report.shards, 'shard')}, all sums right, every frame decodes"
+        )
 
 
 @app.command()
@@ -207,6 +211,10 @@ def _allowed_failures(text: str | None) -> Any:
     except ValueError:
         raise MisuseError(f"--max-failures {text}: expected a number, such as 10, or a share, such as 1%") from None
     return (lambda total: total * value / 100) if text.endswith("%") else (lambda total: value)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _cores() -> int:

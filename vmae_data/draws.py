@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     INIT = 8
     DEMO = 9
     WITHIN_SHARD = 10
+    PICTURES = 11
 
 
 def splitmix64(x: ArrayLike) -> U64:

@@ -270,6 +270,7 @@ class Index(Struct, frozen=True, kw_only=True):
     profile: str
     recipe: dict[str, Any]
     plan: str
+    plan_table_sha256: str
     failures: dict[str, int]
     shardlist: tuple[ShardListing, ...]
 

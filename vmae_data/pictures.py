@@ -158,7 +158,7 @@ def spread(label_N: NDArray[np.int64], count: int, *, seed: int = 0) -> list[int
     Classes take turns in a drawn order too, so that few pictures of many classes are not the first letters.
     """
     total = len(label_N)
-    hashes = bits(seed, 0, np.arange(total), 0, 0, Purpose.SHARDS)
+    hashes = bits(seed, 0, np.arange(total), 0, 0, Purpose.PICTURES)
     order = permutation(hashes)
     labels = label_N[order]
     by_class = np.argsort(labels, kind="stable")

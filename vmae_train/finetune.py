@@ -20,6 +20,7 @@ from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.clips.views import ClipSpec, kept_step
 from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
+from vmae_train.evaluation.story import EVALUATION
 from vmae_train.model.load import load_model
 from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
 from vmae_train.model.vit import ModelSpec
@@ -31,8 +32,6 @@ from vmae_train.training.run import RunFacts, TrainingOrder, open_run
 from vmae_train.training.start import check_frame_sizes, clip_rows, run_rows, training_sampler
 
 __all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
-
-EVALUATION = "evaluation.json"
 
 
 class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -121,6 +121,11 @@ def _check_tar_sum(task: ShardTask, marker: ShardMarker | None) -> Iterator[Prob
     except (OSError, DataError) as error:
         yield Problem(name, f"can't be read ({printable(str(error))})")
         return
+    if marker is not None and task.listing is not None and (size, digest) == (marker.bytes, marker.sha256):
+        # Two of three agree: it is the index that is wrong.
+        if (task.listing.filesize, task.listing.sha256) != (size, digest):
+            yield Problem(INDEX, f"says another size or sum of {name} than the file and its marker")
+        return
     stated = [("its marker", marker.bytes, marker.sha256)] if marker is not None else []
     if task.listing is not None:
         stated.append((INDEX, task.listing.filesize, task.listing.sha256))

@@ -72,6 +72,7 @@ def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = Progress
         problems += _plan_problems(folder, plan)
     if index is not None:
         problems += _index_problems(index, plan, markers, rows, whole=whole)
+        problems += _plan_table_problems(folder, index)
     problems += _failure_problems(folder, markers, index, whole=whole)
     return VerifyReport(tuple(problems), len(tasks), sum(len(marker.samples) for marker in markers))
 
@@ -234,6 +235,12 @@ def _listing_digest(paths: Sequence[str], names: Sequence[str]) -> str:
     """As the plan makes it: of relative paths and class names, sorted."""
     lines = sorted(f"{path}\t{name}\n".encode() for path, name in zip(paths, names, strict=True))
     return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def _plan_table_problems(folder: Path, index: Index) -> Iterator[Problem]:
+    path = folder / PLAN_TABLE
+    if path.is_file() and (digest := hash_file(path)) != index.plan_table_sha256:
+        yield Problem(PLAN_TABLE, f"its sum is {shortly(digest)}, {INDEX} says {shortly(index.plan_table_sha256)}")
 
 
 def _index_problems(

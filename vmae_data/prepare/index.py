@@ -16,6 +16,7 @@ from vmae_data.format import (
     FAILURES,
     FORMAT_VERSION,
     INDEX,
+    PLAN_TABLE,
     SAMPLES,
     Failure,
     Index,
@@ -62,6 +63,7 @@ def write_index(dest: Path, plan: Plan, markers: Sequence[ShardMarker]) -> Index
         profile=plan.spec.profile,
         recipe=plan.facts.recipe,
         plan=plan.facts.digest(),
+        plan_table_sha256=hash_file(dest / PLAN_TABLE),
         failures=dict(sorted(Counter(failure.reason for failure in failures).items())),
         shardlist=tuple(
             ShardListing(

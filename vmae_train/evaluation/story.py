@@ -16,7 +16,7 @@ from vmae_train.training.checkpoint import STATE, RunState
 from vmae_train.training.log import read_log
 from vmae_train.training.run import RunFacts, read_facts, run_of
 
-__all__ = ["RunStory", "pretraining_of", "read_story"]
+__all__ = ["EVALUATION", "RunStory", "pretraining_of", "read_story"]
 
 EVALUATION = "evaluation.json"
 
