@@ -276,7 +276,7 @@ def test_other_classes_than_the_models_are_refused_by_name(demo_shards: Path) ->
     ("settings", "says"),
     [
         (["train.batch=4096"], "fewer than one batch of 4096"),
-        (["clip.stride=3"], "stride is 3 source frames, the shards keep every 2th"),
+        (["clip.stride=3"], "stride is 3 source frames, the shards keep one frame in 2"),
         (["model.image_size=64"], "crop = random cuts 64 px"),
     ],
 )

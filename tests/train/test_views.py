@@ -63,5 +63,5 @@ def test_a_frozen_clip_has_one_frame_only() -> None:
 
 def test_a_stride_that_the_shards_dont_divide_is_refused_with_both_numbers() -> None:
     assert kept_step(4, 2) == 2
-    with pytest.raises(MisuseError, match=r"stride is 2 source frames, the shards keep every 4th"):
+    with pytest.raises(MisuseError, match=r"stride is 2 source frames, the shards keep one frame in 4"):
         kept_step(2, 4)

@@ -37,7 +37,7 @@ def kept_step(stride: int, shard_stride: int) -> int:
     """
     if stride % shard_stride:
         raise MisuseError(
-            f"the recipe's stride is {stride} source frames, the shards keep every {shard_stride}th: "
+            f"the recipe's stride is {stride} source frames, the shards keep one frame in {shard_stride}: "
             f"use a multiple of {shard_stride}, or build shards with a stride that divides {stride}"
         )
     return stride // shard_stride
