@@ -64,10 +64,6 @@ def build_shards(
     binary = find_ffmpeg(ffmpeg)
     listing = find_sources(source, classes)
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VmaeError(f"{dest}: can't be made a folder ({error.strerror}); name another destination") from error
     with lock(dest, "build"):
         settle_plan(dest, plan)
         staging = dest / STAGING

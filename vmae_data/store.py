@@ -114,11 +114,15 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def lock(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder for one process; the kernel lets go when the process dies, whatever kills it.
+    """Hold a folder (made where it isn't there) for one process; the kernel lets go when that dies, whatever kills it.
 
-    Raises VmaeError when another process holds it.
+    Raises VmaeError when another process holds it, or the folder can't be made.
     """
     path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another one") from error
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

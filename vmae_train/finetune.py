@@ -14,22 +14,21 @@ from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import Shards
 from vmae_data.store import commit_bytes, lock
-from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
-from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
-from vmae_train.clips.views import ClipSpec, kept_step
+from vmae_train.clips.loader import Batch
+from vmae_train.clips.views import kept_step
 from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.evaluation.story import EVALUATION
 from vmae_train.model.load import load_model
 from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
-from vmae_train.model.vit import ModelSpec
-from vmae_train.training.checkpoint import CheckpointSpec, RunState, resume
-from vmae_train.training.engine import Engine, RunPlace, TrainSpec, choose_device, train
-from vmae_train.training.log import LogSpec, print_start
-from vmae_train.training.optim import OptimSpec, Schedule, build_optimizer
-from vmae_train.training.run import RunFacts, TrainingOrder, open_run
-from vmae_train.training.start import check_frame_sizes, clip_rows, run_rows, training_sampler
+from vmae_train.training.checkpoint import RunState, resume
+from vmae_train.training.engine import Engine, RunPlace, choose_device, train
+from vmae_train.training.log import print_start
+from vmae_train.training.optim import build_optimizer
+from vmae_train.training.run import RunFacts, open_run
+from vmae_train.training.start import RunSpec, settle
 
 __all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
 
@@ -52,18 +51,9 @@ class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"batch = {self.batch}, every_steps = {self.every_steps}: must be 1 or more")
 
 
-class FinetuneSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A finetuning recipe: the whole encoder is trained."""
 
-    model: ModelSpec
-    optim: OptimSpec
-    train: TrainSpec
-    seed: int = 0
-    clip: ClipSpec = ClipSpec()
-    augment: AugmentSpec = AugmentSpec()
-    loader: LoaderSpec = LoaderSpec()
-    checkpoint: CheckpointSpec = CheckpointSpec()
-    log: LogSpec = LogSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
 
 
@@ -101,17 +91,10 @@ def finetune(
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
-    shards, val_shards = Shards.open(data), Shards.open(validation)
-    geometry = spec.model.geometry(mean=spec.augment.mean, std=spec.augment.std)
-    sampler = training_sampler(spec.clip, geometry.num_frames, shards)
+    settled, val_shards = settle(spec, data), Shards.open(validation)
+    shards, geometry = settled.shards, settled.geometry
     val_step = kept_step(spec.clip.stride, val_shards.index.stride)
-    order = TrainingOrder(shards, seed=spec.seed, batch=spec.train.batch)
-    augment_spec = msgspec.structs.replace(spec.augment, size=geometry.image_size)
-    check_frame_sizes(shards, augment_spec)
     _check_labels(shards)
-    steps = spec.train.total_steps(order.steps_per_epoch)
-    schedule = Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=order.steps_per_epoch)
-    out.mkdir(parents=True, exist_ok=True)
     with lock(out, "training"):
         open_run(
             out,
@@ -126,19 +109,16 @@ def finetune(
                 classes=shards.classes,
             ),
         )
-        where = choose_device(device)
-        if spec.train.threads is not None:
-            torch.set_num_threads(spec.train.threads)
+        where = choose_device(device, threads=spec.train.threads)
         model = first_classifier(spec, init, shards.classes).to(where)
         check_classes(model, val_shards)
         optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
-        engine = Engine(model, optimizer, schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
+        engine = Engine(model, optimizer, settled.schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
         state = resume(out, model, optimizer)
         rows = {
-            **clip_rows(shards, spec.clip, geometry.num_frames),
             "classes": str(len(shards.classes)),
             "start": init or f"from scratch ({geometry.init or 'trunc'} initialisation): no --init was given",
-            **run_rows(spec.train, schedule, order, state.step, where, str(engine.dtype)),
+            **settled.rows(engine, state.step),
         }
         print_start(f"finetune → {out}", rows, quiet=style is ProgressStyle.QUIET)
 
@@ -162,28 +142,17 @@ def finetune(
             scores = validate(spec.evaluate.every_views, ProgressStyle.QUIET)
             return {"top1": scores.top1, "views": scores.views}
 
-        if state.step < steps:
+        if state.step < settled.steps:
             model.train()
-            augment = Augment(augment_spec).to(where)
-            with ClipLoader(
-                shards,
-                sampler,
-                order.requests(state.step, steps, spec.train.portions),
-                batch=spec.train.batch // spec.train.portions,
-                frames=geometry.num_frames,
-                seed=spec.seed,
-                spec=spec.loader,
-                device=where,
-            ) as loader:
+            augment = Augment(settled.augment).to(where)
+            with settled.loader(state.step, where) as loader:
                 state = train(
                     engine,
                     loader,
                     FinetuneLoss(model, augment, may_flip=shards.index.may_flip),
                     place=RunPlace(out, spec.checkpoint, spec.log, style),
                     start=state,
-                    steps=steps,
-                    steps_per_epoch=order.steps_per_epoch,
-                    keys_of=order.keys,
+                    order=settled.order,
                     title="finetune steps",
                     validate=validate_in_between,
                     validate_every=spec.evaluate.every_steps,
@@ -214,7 +183,7 @@ def _check_labels(shards: Shards) -> None:
 
 def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, ...]) -> Classifier:
     """A fresh head on a pretrained encoder, another classifier's weights, or all fresh."""
-    geometry = spec.model.geometry(mean=spec.augment.mean, std=spec.augment.std)
+    geometry = spec.geometry()
     if init is None:
         return Classifier(geometry, classes, seed=spec.seed)
     given = load_model(init)

@@ -81,7 +81,10 @@ def save_checkpoint(
     temporary.rename(final)
     sync_folder(folder)
     for old in _complete(folder)[:-keep]:
-        shutil.rmtree(old)
+        (old / STATE).unlink()  # first: what is half removed must not look whole
+    for unmarked in folder.glob("step-*"):
+        if not (unmarked / STATE).exists():
+            shutil.rmtree(unmarked)
     return final
 
 

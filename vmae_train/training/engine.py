@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +25,7 @@ from vmae_train.model.videomae import VideoModel
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, save_checkpoint
 from vmae_train.training.log import LogSpec, RunLog
 from vmae_train.training.optim import Schedule
+from vmae_train.training.run import TrainingOrder
 
 __all__ = ["Engine", "Loss", "Signals", "TrainSpec", "choose_device", "train"]
 
@@ -62,16 +63,21 @@ Loss = Callable[[Batch], Tensor]
 """A micro-batch → the weighted mean of its samples' losses."""
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """The named device, else the GPU where there is one."""
-    if name is not None:
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise VmaeError(f"device {name!r}: not there ({str(error).splitlines()[0]}); use cpu or cuda") from error
-        return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(name: str | None = None, *, threads: int | None = None) -> torch.device:
+    """The named device, else the GPU where there is one; and how many CPU threads to use.
+
+    Raises VmaeError for a device that isn't there.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise VmaeError(f"device {name!r}: not there ({str(error).splitlines()[0]}); use cpu or cuda") from error
+    return device
 
 
 class Engine:
@@ -188,17 +194,16 @@ def train(
     *,
     place: RunPlace,
     start: RunState,
-    steps: int,
-    steps_per_epoch: int,
-    keys_of: Callable[[int], Sequence[str]],
+    order: TrainingOrder,
     title: str,
     validate: Callable[[int], dict[str, Any]] | None = None,
     validate_every: int | None = None,
 ) -> RunState:
-    """Steps `start.step` to `steps`, with checkpoints, log and progress. `keys_of(step)` names a step's samples.
+    """Steps `start.step` to the schedule's end, with checkpoints, log and progress.
 
     Raises VmaeError at a loss that is not finite, StopRequested on a signal, after saving.
     """
+    steps = engine.schedule.steps
     log = RunLog(place.folder, step=start.step)
     loader.unreadable.by_key.update(start.unreadable)
     batches = iter(loader)
@@ -213,7 +218,7 @@ def train(
         )
 
     def save(step: int) -> None:
-        _refuse_broken(engine, place.folder, keys_of)
+        _refuse_broken(engine, place.folder, order)
         log.sync()
         save_checkpoint(place.folder, engine.model, engine.optimizer, state_at(step), keep=place.checkpoint.keep)
 
@@ -224,8 +229,8 @@ def train(
             numbers = engine.step(step, batches, loss_of)
             done = step + 1
             if done % place.log.every_steps == 0 or done == steps:
-                _refuse_broken(engine, place.folder, keys_of)
-                line = clock.line(done, numbers, step // steps_per_epoch, engine.spec.batch)
+                _refuse_broken(engine, place.folder, order)
+                line = clock.line(done, numbers, step // order.steps_per_epoch, engine.spec.batch)
                 log.write(line)
                 shown.note = _note(line, engine.spec.batch)
             shown.advance()
@@ -241,7 +246,7 @@ def train(
     return state_at(steps)
 
 
-def _refuse_broken(engine: Engine, run: Path, keys_of: Callable[[int], Sequence[str]]) -> None:
+def _refuse_broken(engine: Engine, run: Path, order: TrainingOrder) -> None:
     """Raises VmaeError when a loss was not finite; called before anything that would keep such weights."""
     at = float(engine.broken_at)
     if math.isinf(at):
@@ -249,7 +254,7 @@ def _refuse_broken(engine: Engine, run: Path, keys_of: Callable[[int], Sequence[
     step = int(at)
     last = last_checkpoint(run)
     good = f"the last good checkpoint is {last.path}" if last else "there is no checkpoint before it"
-    keys = ", ".join(keys_of(step))
+    keys = ", ".join(order.keys(step))
     raise VmaeError(
         f"step {step}: the loss is not finite; {good}; lower optim.base_lr or set optim.clip_grad; the batch was {keys}"
     )

@@ -1,27 +1,112 @@
-"""What both trainings look at before the first step, and what they tell of it."""
+"""What both trainings settle before the first step, and what they tell of it."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import msgspec
 import torch
 
 from vmae_data.errors import MisuseError
 from vmae_data.read.shards import Shards
 from vmae_train.clips.augment import AugmentSpec
+from vmae_train.clips.loader import ClipLoader, LoaderSpec
 from vmae_train.clips.views import ClipSpec, ExactStride, Frozen, kept_step
-from vmae_train.training.engine import TrainSpec
-from vmae_train.training.optim import Schedule
+from vmae_train.model.vit import Geometry, ModelSpec
+from vmae_train.training.checkpoint import CheckpointSpec
+from vmae_train.training.engine import Engine, TrainSpec
+from vmae_train.training.log import LogSpec
+from vmae_train.training.optim import OptimSpec, Schedule
 from vmae_train.training.run import TrainingOrder
 
-__all__ = ["check_frame_sizes", "clip_rows", "run_rows", "training_sampler"]
+__all__ = ["RunSpec", "Settled", "settle"]
 
 
-def training_sampler(clip: ClipSpec, num_frames: int, shards: Shards) -> ExactStride | Frozen:
-    """Raises MisuseError when the shards' stride does not divide the recipe's."""
-    sampler = ExactStride(num_frames, kept_step(clip.stride, shards.index.stride))
-    return Frozen(sampler) if clip.frozen else sampler
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tables that pretraining and finetuning recipes share."""
+
+    model: ModelSpec
+    optim: OptimSpec
+    train: TrainSpec
+    seed: int = 0
+    clip: ClipSpec = ClipSpec()
+    augment: AugmentSpec = AugmentSpec()
+    loader: LoaderSpec = LoaderSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    log: LogSpec = LogSpec()
+
+    def geometry(self) -> Geometry:
+        return self.model.geometry(mean=self.augment.mean, std=self.augment.std)
 
 
-def check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
+class Settled(NamedTuple):
+    """A recipe held against its data: all that is fixed before a model is made."""
+
+    spec: RunSpec
+    shards: Shards
+    geometry: Geometry
+    sampler: ExactStride | Frozen
+    augment: AugmentSpec
+    order: TrainingOrder
+    schedule: Schedule
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+    def loader(self, start: int, device: torch.device) -> ClipLoader:
+        """The micro-batches of steps `start` to the end."""
+        spec = self.spec
+        return ClipLoader(
+            self.shards,
+            self.sampler,
+            self.order.requests(start, self.steps, spec.train.portions),
+            batch=spec.train.batch // spec.train.portions,
+            frames=self.geometry.num_frames,
+            seed=spec.seed,
+            spec=spec.loader,
+            device=device,
+        )
+
+    def rows(self, engine: Engine, done: int) -> dict[str, str]:
+        """Clips, rates, steps and batch as resolved, for the table at the start."""
+        train, schedule, order = self.spec.train, self.schedule, self.order
+        return {
+            **_clip_rows(self),
+            "batch": f"{train.batch} a step, in {train.portions} micro-batches of {train.batch // train.portions}",
+            "rate": f"peak {schedule.peak:.4g} (base × batch / 256), lowest {schedule.lowest:.4g}, "
+            f"warm-up {schedule.warmup} steps",
+            "steps": f"{schedule.steps} ({schedule.steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch})"
+            + (f", {done} done" if done else ""),
+            "device": f"{engine.device}, {str(engine.dtype).removeprefix('torch.')}, "
+            f"{torch.get_num_threads()} CPU threads",
+        }
+
+
+def settle(spec: RunSpec, data: str) -> Settled:
+    """Open the data and resolve the recipe against it.
+
+    Raises MisuseError where they don't fit each other, DataError for data that can't be read.
+    """
+    shards = Shards.open(data)
+    geometry = spec.geometry()
+    sampler = ExactStride(geometry.num_frames, kept_step(spec.clip.stride, shards.index.stride))
+    order = TrainingOrder(shards, seed=spec.seed, batch=spec.train.batch)
+    augment = msgspec.structs.replace(spec.augment, size=geometry.image_size)
+    _check_frame_sizes(shards, augment)
+    steps, per_epoch = spec.train.total_steps(order.steps_per_epoch), order.steps_per_epoch
+    return Settled(
+        spec=spec,
+        shards=shards,
+        geometry=geometry,
+        sampler=Frozen(sampler) if spec.clip.frozen else sampler,
+        augment=augment,
+        order=order,
+        schedule=Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=per_epoch),
+    )
+
+
+def _check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
     """Raises MisuseError where a plain random crop finds no room in some video."""
     smallest = int(shards.size_N2.min())
     if spec.crop == "random" and smallest < (spec.size or 0):
@@ -31,37 +116,17 @@ def check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
         )
 
 
-def clip_rows(shards: Shards, clip: ClipSpec, num_frames: int) -> dict[str, str]:
-    """What a clip spans, for the table at the start."""
+def _clip_rows(settled: Settled) -> dict[str, str]:
+    shards, clip, num_frames = settled.shards, settled.spec.clip, settled.geometry.num_frames
     rates = sorted(shards.rate_N * shards.index.stride)
     median = float(rates[len(rates) // 2])
     seconds = clip.stride * (num_frames - 1) / median
     short = int((shards.frames_NP[:, 0] < num_frames * (clip.stride // shards.index.stride)).sum())
     rows = {
         "data": f"{shards.url}, {len(shards)} samples, shards of stride {shards.index.stride}",
-        "clip": f"{num_frames} frames, stride {clip.stride} source frames; {seconds:.2f} s at {median:.4g} frames/s (median)"
-        + (", one frame repeated" if clip.frozen else ""),
+        "clip": f"{num_frames} frames, stride {clip.stride} source frames; "
+        f"{seconds:.2f} s at {median:.4g} frames/s (median)" + (", one frame repeated" if clip.frozen else ""),
     }
     if short:
         rows["short videos"] = f"{short} are shorter than a clip and repeat their last frame"
     return rows
-
-
-def run_rows(
-    train_spec: TrainSpec,
-    schedule: Schedule,
-    order: TrainingOrder,
-    done: int,
-    device: torch.device,
-    dtype: str,
-) -> dict[str, str]:
-    """Rates, steps and batch as resolved."""
-    return {
-        "batch": f"{train_spec.batch} a step, in {train_spec.portions} micro-batches of "
-        f"{train_spec.batch // train_spec.portions}",
-        "rate": f"peak {schedule.peak:.4g} (base × batch / 256), lowest {schedule.lowest:.4g}, "
-        f"warm-up {schedule.warmup} steps",
-        "steps": f"{schedule.steps} ({schedule.steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch})"
-        + (f", {done} done" if done else ""),
-        "device": f"{device}, {dtype.removeprefix('torch.')}, {torch.get_num_threads()} CPU threads",
-    }
