@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.errors import VmaeError
+from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.format import (
     FAILURES,
     INDEX,
@@ -64,6 +65,8 @@ def build_shards(
     binary = find_ffmpeg(ffmpeg)
     listing = find_sources(source, classes)
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
+    if os.path.realpath(os.fsencode(dest)) == listing.folder:
+        raise MisuseError(f"{dest}: is the source itself; name another destination")
     with lock(dest, "build"):
         settle_plan(dest, plan)
         staging = dest / STAGING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -11,7 +12,7 @@ import typer
 
 from vmae_data import __version__
 from vmae_data.console import Debug, Json, Quiet, Settings, print_json, progress_style, run_app, show_recipes
-from vmae_data.errors import VmaeError
+from vmae_data.errors import MisuseError, VmaeError
 
 __all__ = ["app", "main"]
 
@@ -69,10 +70,12 @@ def build(
 
     spec = load_recipe("vmae_data", recipe, BuildSpec, settings or ())
     allowed = _allowed_failures(max_failures)
+    if split is not None and not re.fullmatch(r"(train|val|test)[1-9]?", split):
+        raise MisuseError(f"--split {split}: expected train, val or test, with a number for UCF101 and HMDB51 (train1)")
     for remark in spec.remarks():
         if not quiet:
             print(f"remark: {remark}", file=sys.stderr)
-    folder = local_path(dest) if dest else Path("shards") / local_path(source).resolve().stem
+    folder = local_path(dest) if dest else Path("shards") / _name_of(local_path(source))
     report = build_shards(
         source,
         folder,
@@ -127,7 +130,8 @@ def verify(
             print(f"{problem.file}: {problem.found}")
     if report.problems:
         raise VmaeError(
-            f"{dest}: {_counted(len(report.problems), 'problem')} in {_counted(report.shards, 'shard')}; build what they name again"
+            f"{dest}: {_counted(len(report.problems), 'problem')} in {_counted(report.shards, 'shard')};"
+            " remove shard-NNNNNN.json of what they name and build again"
         )
     if not quiet and not as_json:
         print(
@@ -201,16 +205,21 @@ def recipes(
 
 
 def _allowed_failures(text: str | None) -> Any:
-    from vmae_data.errors import MisuseError
-
     if text is None:
         return None
     number = text.removesuffix("%")
     try:
         value = float(number)
+        if not value >= 0:
+            raise ValueError
     except ValueError:
         raise MisuseError(f"--max-failures {text}: expected a number, such as 10, or a share, such as 1%") from None
     return (lambda total: total * value / 100) if text.endswith("%") else (lambda total: value)
+
+
+def _name_of(source: Path) -> str:
+    """A folder's name as it is, a listing's without its ending."""
+    return source.resolve().name if source.is_dir() else source.stem
 
 
 def _counted(count: int, thing: str) -> str:

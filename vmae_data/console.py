@@ -73,16 +73,31 @@ def run_app(application: typer.Typer, name: str) -> NoReturn:
     stop_on_signals(stop)
     status = 0
     try:
-        application(prog_name=name, standalone_mode=True)
+        status = application(prog_name=name, standalone_mode=False) or 0
     except VmaeError as error:
-        if "--debug" in sys.argv:
-            raise
-        print(f"{name}: {error}", file=sys.stderr)
-        status = error.exit_status
+        status = _tell(name, str(error), error.exit_status)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "check the path, the rights and the room on the disk, and run the same command again"
+        status = _tell(name, f"{where}{error.strerror or error}; {advice}", 1)
     except StopRequested as stopped:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
         status = stopped.exit_status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+    except Exception as error:
+        # The parser's own errors: a missing argument, an unknown option, a value of another type.
+        if not hasattr(error, "format_message"):
+            raise
+        status = _tell(name, f"{error.format_message()} (--help shows what there is)", 2)
     sys.exit(status)
+
+
+def _tell(name: str, words: str, status: int) -> int:
+    """One line on stderr, whatever the path in it holds; the traceback on request."""
+    if "--debug" in sys.argv:
+        raise
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    print(f"{name}: {line}", file=sys.stderr)
+    return status

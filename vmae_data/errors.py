@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = [
     "DataError",
     "MisuseError",
+    "NewerFormatError",
+    "NotThereError",
     "RecipeError",
     "SampleError",
     "SourceError",
@@ -31,6 +33,16 @@ class RecipeError(MisuseError):
 
 class DataError(VmaeError):
     """Shards, an index or a checkpoint that are not what they should be."""
+
+
+class NewerFormatError(DataError):
+    """Written by a newer version of this program."""
+
+
+class NotThereError(DataError, MisuseError):
+    """A path that names nothing: data that is missing, and so a command that can't work."""
+
+    exit_status = 2
 
 
 class SourceError(VmaeError):

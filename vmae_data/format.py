@@ -23,7 +23,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, NewerFormatError
 
 __all__ = [
     "FAILURES",
@@ -291,12 +291,12 @@ def decode_record(data: bytes, kind: type[T], where: str) -> T:
     try:
         version = msgspec.json.decode(data, type=_Versioned).version
         if version > FORMAT_VERSION:
-            raise DataError(
+            raise NewerFormatError(
                 f"{where}: format version {version}, this program reads up to {FORMAT_VERSION}; update vmae"
             )
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise DataError(f"{where}: not a {kind.__name__} record ({error}); build the data set again") from error
+        raise DataError(f"{where}: can't be read as {kind.__name__} ({error}); remove it and build again") from error
 
 
 class _Versioned(Struct):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 __all__ = ["Finished", "Pool", "WorkerDied", "die_with_parent", "next_finished", "stop_on_signals"]
 
 PR_SET_PDEATHSIG = 1
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -52,8 +53,7 @@ def die_with_parent(parent: int) -> None:
 
 def _serve(connection: Connection, parent: int, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    handler = make(*arguments) if make else _apply
+    handler: Callable[..., Any] | None = None
     while True:
         try:
             task: _Task | None = connection.recv()
@@ -62,6 +62,8 @@ def _serve(connection: Connection, parent: int, make: Callable[..., Any] | None,
         if task is None:
             return
         try:
+            if handler is None:
+                handler = make(*arguments) if make else _apply
             answer = Finished(task.tag, handler(*task.arguments), None)
         except Exception as error:
             answer = Finished(task.tag, None, error)
@@ -72,7 +74,13 @@ class _Worker:
     def __init__(self, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
         self.connection, child = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid(), make, arguments), daemon=True)
-        self.process.start()
+        # A signal to the whole group is for the parent to decide on. The mask is handed down to the
+        # child, also while it starts; the parent gets what came meanwhile when it takes the mask off.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child.close()
         self.task: _Task | None = None
 
@@ -120,7 +128,7 @@ class Pool:
         self._feed()
 
     def _feed(self) -> None:
-        for worker in self._workers:
+        for worker in list(self._workers):  # giving may find one dead and bury it
             if self._waiting and worker.task is None:
                 self._give(worker)
         while self._waiting and len(self._workers) < self.size:
@@ -189,3 +197,4 @@ def stop_on_signals(raised: Callable[[int], None]) -> None:
 
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training to save; before and after there is nothing to

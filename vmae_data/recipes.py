@@ -14,7 +14,7 @@ import msgspec
 
 from vmae_data.errors import RecipeError
 
-__all__ = ["build_spec", "difference", "list_recipes", "load_recipe", "read_recipe", "recipe_head"]
+__all__ = ["build_spec", "difference", "list_recipes", "load_recipe", "read_recipe", "recipe_head", "shortened"]
 
 T = TypeVar("T")
 
@@ -109,6 +109,11 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override}: {part} is a value, not a table")
         values = inner
     values[parts[-1]] = value
+
+
+def shortened(text: str) -> str:
+    """Digests in a text cut to their beginnings."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
 
 
 def difference(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vmae_data.errors import DataError, MisuseError, VmaeError
+from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
 
 __all__ = [
     "TEMPORARY",
@@ -48,6 +48,8 @@ def read_bytes(path: Path) -> bytes:
     """The whole of a file. Raises DataError naming it."""
     try:
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotThereError(f"{path}: can't be read ({error.strerror}); check the path") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}); check the path") from error
 

@@ -220,11 +220,22 @@ def recipes(
 
 
 def _spec_of(name: str) -> Any:
-    """A recipe's folder says which command it is for; of a file its own keys do."""
+    """Which command a recipe is for: a table that only one of them has says so, else its name or first line."""
+    import tomllib
+
+    from vmae_data.recipes import read_recipe
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.pretrain import PretrainSpec
 
-    return FinetuneSpec if "finetune" in name else PretrainSpec
+    text = read_recipe("vmae_train", name)
+    try:
+        tables = tomllib.loads(text).keys()
+    except tomllib.TOMLDecodeError:
+        tables = {}.keys()
+    if "mask" in tables:
+        return PretrainSpec
+    first = text.splitlines()[0] if text else ""
+    return FinetuneSpec if "evaluate" in tables or "finetune" in f"{name} {first}" else PretrainSpec
 
 
 def _tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> None:

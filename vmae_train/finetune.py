@@ -27,7 +27,7 @@ from vmae_train.training.checkpoint import RunState, resume
 from vmae_train.training.engine import Engine, RunPlace, choose_device, train
 from vmae_train.training.log import print_start
 from vmae_train.training.optim import build_optimizer
-from vmae_train.training.run import RunFacts, open_run
+from vmae_train.training.run import RunFacts, begin_run, check_run
 from vmae_train.training.start import RunSpec, settle
 
 __all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
@@ -96,24 +96,23 @@ def finetune(
     val_step = kept_step(spec.clip.stride, val_shards.index.stride)
     _check_labels(shards)
     with lock(out, "training"):
-        open_run(
-            out,
-            RunFacts(
-                kind="finetune",
-                recipe=msgspec.to_builtins(spec),
-                data=data,
-                data_digest=shards.digest,
-                validation=validation,
-                validation_digest=val_shards.digest,
-                init=init,
-                classes=shards.classes,
-            ),
+        facts = RunFacts(
+            kind="finetune",
+            recipe=msgspec.to_builtins(spec),
+            data=data,
+            data_digest=shards.digest,
+            validation=validation,
+            validation_digest=val_shards.digest,
+            init=init,
+            classes=shards.classes,
         )
+        check_run(out, facts)
         where = choose_device(device, threads=spec.train.threads)
         model = first_classifier(spec, init, shards.classes).to(where)
         check_classes(model, val_shards)
         optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
         engine = Engine(model, optimizer, settled.schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
+        begin_run(out, facts)  # from here on the folder is this run's
         state = resume(out, model, optimizer)
         rows = {
             "classes": str(len(shards.classes)),

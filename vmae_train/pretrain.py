@@ -22,7 +22,7 @@ from vmae_train.training.checkpoint import RunState, resume
 from vmae_train.training.engine import Engine, RunPlace, choose_device, train
 from vmae_train.training.log import print_start
 from vmae_train.training.optim import build_optimizer
-from vmae_train.training.run import RunFacts, open_run
+from vmae_train.training.run import RunFacts, begin_run, check_run
 from vmae_train.training.start import RunSpec, settle
 
 __all__ = ["PretrainLoss", "PretrainSpec", "pretrain"]
@@ -34,6 +34,7 @@ class PretrainSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     mask: MaskSpec = MaskSpec()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         num_masked_places(places=self.geometry().places, ratio=self.mask.ratio)
 
 
@@ -70,11 +71,13 @@ def pretrain(
     shards, geometry = settled.shards, settled.geometry
     with lock(out, "training"):
         recipe = msgspec.to_builtins(spec)
-        open_run(out, RunFacts(kind="pretrain", recipe=recipe, data=data, data_digest=shards.digest, init=init))
+        facts = RunFacts(kind="pretrain", recipe=recipe, data=data, data_digest=shards.digest, init=init)
+        check_run(out, facts)
         where = choose_device(device, threads=spec.train.threads)
         model = first_model(spec, init).to(where).train()
         optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
         engine = Engine(model, optimizer, settled.schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
+        begin_run(out, facts)  # from here on the folder is this run's
         state = resume(out, model, optimizer)
         masked = num_masked_places(places=geometry.places, ratio=spec.mask.ratio)
         flips = spec.augment.flip and shards.index.may_flip

@@ -291,3 +291,17 @@ def test_failures_stand_in_plan_order_with_their_keys(demo_shards: Path) -> None
     lines = [json.loads(line) for line in (demo_shards / FAILURES).read_text().splitlines()]
     assert [order[line["key"]] for line in lines] == sorted(order[line["key"]] for line in lines)
     assert set(lines[0]) == set(Failure.__struct_fields__)
+
+
+def test_a_damaged_marker_is_made_again(
+    demo_videos: Path, demo_shards: Path, demo_spec: BuildSpec, tmp_path: Path
+) -> None:
+    dest = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
+    (dest / "shard-000001.json").write_bytes((dest / "shard-000001.json").read_bytes()[:100])
+    build_shards(str(demo_videos), dest, demo_spec, workers=2, style=QUIET)
+    assert _digests(dest) == _digests(demo_shards)
+
+
+def test_the_source_is_no_destination(demo_videos: Path, demo_spec: BuildSpec) -> None:
+    with pytest.raises(MisuseError, match="is the source itself"):
+        build_shards(str(demo_videos), demo_videos, demo_spec, workers=1, style=QUIET)

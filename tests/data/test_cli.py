@@ -75,13 +75,16 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--set", "strid=1"], "strid: no such key"),
         (["build", "VIDEOS", "OUT", "--classes", "NOWHERE"], "can't be read"),
         (["build", "s3://bucket/x", "OUT"], "local paths only"),
+        (["build", "VIDEOS", "OUT", "--split", "foo"], "expected train, val or test"),
+        (["build", "VIDEOS", "OUT", "--max-failures=-1"], "expected a number"),
+        (["build"], "Missing argument"),
+        (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
+        (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
     ],
 )
 def test_misuse_is_one_line_with_status_2(words: list[str], says: str, demo_videos: Path, tmp_path: Path) -> None:
     names = {"NOWHERE": str(tmp_path / "nowhere"), "VIDEOS": str(demo_videos), "OUT": str(tmp_path / "out")}
-    done = run_command(
-        "vmae_data", *[names.get(word, word) for word in words], "--quiet", status=2 if "read" not in says else 1
-    )
+    done = run_command("vmae_data", *[names.get(word, word) for word in words], "--quiet", status=2)
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
@@ -120,3 +123,14 @@ def test_a_default_destination_is_named_after_the_source(demo_videos: Path, tmp_
 def test_a_plain_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
     assert "Traceback" not in run_command("vmae_data", "build", tmp_path / "no", status=2).stderr
     assert "Traceback" in run_command("vmae_data", "build", tmp_path / "no", "--debug", status=1).stderr
+
+
+def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_command("vmae_data", "build", demo_videos, tmp_path / "file", "--quiet", status=1)
+    assert f"{tmp_path / 'file'}: can't be made a folder" in done.stderr
+    (tmp_path / "out" / ".lock").mkdir(parents=True)
+    done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
+    assert ".lock" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert run_command("vmae_data", "build", "new\nline", status=2).stderr.count("\n") == 1

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -40,8 +43,8 @@ def _write(
 
 def _encode(path: Path, staging: Path, **spec: object) -> StagedSource:
     job = EncodeJob(
-        key=key_of(path.name.encode()),
-        path=path.name.encode(),
+        key=key_of(os.fsencode(path.name)),
+        path=os.fsencode(path.name),
         folder=bytes(path.parent),
         label=None,
         class_name=None,
@@ -120,7 +123,7 @@ def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["-y.mp4", "a'b\"c.mp4", "new\nline.mp4", "%d.mp4", "http:x.mp4", "a;b|c&d.mp4", "é.mp4"]
+    "name", ["-y.mp4", "a\udcff.mp4", "a'b\"c.mp4", "new\nline.mp4", "%d.mp4", "http:x.mp4", "a;b|c&d.mp4", "é.mp4"]
 )
 def test_no_name_is_taken_for_an_option_or_a_pattern(tmp_path: Path, name: str) -> None:
     _write(tmp_path / "v.mp4", 8)
@@ -179,3 +182,47 @@ def test_real_videos_have_their_right_outcome(real_videos: Path, tmp_path: Path)
         facts = staged.samples[0].facts
         assert (facts.source.frames, facts.width, facts.height) == (frames, width, height), name
         assert facts.phases[0].frames == -(-frames // 4), name
+
+
+def test_a_video_that_begins_late_is_not_called_truncated(tmp_path: Path) -> None:
+    _write(tmp_path / "late.mkv", 20, pts=[50 + n for n in range(20)])  # 0.8 s of pictures, from second 2 on
+    assert _encode(tmp_path / "late.mkv", tmp_path).failure is None
+
+
+def test_a_full_disk_is_not_the_videos_fault(tmp_path: Path) -> None:
+    _write(tmp_path / "v.mp4", 200, width=320, height=240)
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.data.test_resize import _encode\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "_encode(Path(sys.argv[1]), Path(sys.argv[2]), short_side=240, stride=1, crf=1)\n"
+    )
+    (tmp_path / "staging").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "v.mp4"), str(tmp_path / "staging")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert "VmaeError" in done.stderr
+    assert "no room left" in done.stderr
+    assert not list((tmp_path / "staging").iterdir())  # nothing is booked against the video
+
+
+def test_a_pipe_is_no_video_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    failure = _encode(tmp_path / "pipe.mp4", tmp_path).failure
+    assert failure is not None
+    assert failure.reason == "not-a-file"
+
+
+def test_a_picture_that_changes_its_size_is_said_to(tmp_path: Path) -> None:
+    for name, size in (("a.ts", (96, 64)), ("b.ts", (128, 96))):
+        _write(tmp_path / name, 12, width=size[0], height=size[1])
+    (tmp_path / "v.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    failure = _encode(tmp_path / "v.ts", tmp_path).failure
+    assert failure is not None
+    assert (failure.reason, "frame 12" in failure.detail) == ("size-changes", True)

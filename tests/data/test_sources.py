@@ -124,3 +124,29 @@ def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
         find_sources(str(tmp_path / "v.mp4"))
     with pytest.raises(MisuseError, match="local paths only"):
         find_sources("s3://bucket/videos")
+
+
+def test_a_label_that_is_no_utf8_an_empty_one_and_a_huge_one(tmp_path: Path) -> None:
+    assert find_sources(_listing(tmp_path, b"x.mp4,caf\xe9\n")).classes == ("caf\\xe9",)
+    assert _found(_listing(tmp_path, "x.mp4\ta\ny.mp4\t\n")) == [("x.mp4", 0), ("y.mp4", None)]
+    with pytest.raises(MisuseError, match="class numbers end at"):
+        find_sources(_listing(tmp_path, "x.mp4 100000000\n"))
+    with pytest.raises(MisuseError, match="can't be read"):
+        find_sources(_listing(tmp_path, f"x.mp4,{'y' * 200_000}\n"))
+
+
+def test_a_folder_that_can_t_be_read_is_refused_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.mp4").touch()
+    scandir = os.scandir
+
+    def forbidding(path: bytes) -> object:  # root, who runs tests in a container, may read everything
+        if os.fsencode(path).endswith(b"/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    with pytest.raises(MisuseError, match="/a: can't be read"):
+        find_sources(str(tmp_path))

@@ -11,7 +11,7 @@ import torch
 import vmae_data.draws as reference
 from vmae_data.draws import Purpose
 from vmae_train.clips.draws import ClipDraws
-from vmae_train.clips.mask import MaskSpec, TubeMask, tube_mask
+from vmae_train.clips.mask import MaskSpec, TubeMask, num_masked_places, tube_mask
 
 SLICES, PLACES = 8, 196
 
@@ -96,3 +96,9 @@ def test_importing_the_package_imports_no_torch() -> None:
 def test_loading_a_model_imports_no_kornia() -> None:
     code = "import sys; from vmae_train import load_model, TubeMask; assert 'kornia' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_count_of_hidden_places_is_cut_not_rounded() -> None:
+    assert num_masked_places(places=9, ratio=0.75) == 6  # 6.75
+    assert num_masked_places(places=196, ratio=0.96) == 188  # 188.16
+    assert num_masked_places(places=196, ratio=0.85) == 166  # 166.6

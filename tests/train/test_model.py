@@ -388,3 +388,14 @@ def test_preprocess_resizes_the_short_side_and_takes_the_centre() -> None:
 def test_preprocess_refuses_another_number_of_frames() -> None:
     with pytest.raises(ValueError, match="8 frames given; a clip has 16"):
         PretrainModel(TINY).preprocess(torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8))
+
+
+def test_given_targets_take_the_place_of_those_made_from_the_clips() -> None:
+    geometry = ModelSpec(size="tiny", decoder_depth=1).geometry()
+    model = PretrainModel(geometry, seed=0)
+    clips = torch.zeros(2, 3, 16, 32, 32)
+    places = torch.arange(128).expand(2, -1)
+    mask = TubeMask(visible_BV=places[:, :32], masked_BM=places[:, 32:])
+    predictions = model(clips, mask)
+    assert float(model.loss(clips, mask, targets_BMD=predictions.detach())) == 0
+    assert float(model.loss(clips, mask)) > 0

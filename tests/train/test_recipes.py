@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.command import run_command
@@ -56,6 +58,12 @@ def test_the_published_pretraining_recipes_have_the_papers_numbers(name: str, st
         ("clip.stride=0", "stride = 0"),
         ("checkpoint.keep=0", "keep = 0"),
         ("model.num_heads=5", "num_heads = 5"),
+        ("optim.betas=[2.0, 3.0]", "betas = (2.0, 3.0)"),
+        ("optim.weight_decay=-1.0", "weight_decay = -1.0"),
+        ("optim.warmup_steps=-5", "warm-up of -5"),
+        ("seed=-1", "seed = -1"),
+        ("augment.size=64", "augment.size = 64"),
+        ("mask.ratio=0.05", "hides 0 of 16 places"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_path_of_its_key(setting: str, says: str) -> None:
@@ -71,3 +79,10 @@ def test_recipes_are_listed_without_torch_and_shown_resolved() -> None:
     assert "steps = 7" in shown
     assert "[optim]" in shown
     assert load_recipe("vmae_train", "finetune/demo", FinetuneSpec).evaluate.views == "2x3"
+
+
+def test_a_recipe_in_a_file_is_known_by_its_tables_not_by_its_path(tmp_path: Path) -> None:
+    for name, spec in (("finetune/demo", FinetuneSpec), ("pretrain/demo", PretrainSpec)):
+        path = tmp_path / "about-finetune.toml"
+        path.write_text(read_recipe("vmae_train", name))
+        assert _spec_of(str(path)) is spec

@@ -60,6 +60,7 @@ class FfmpegRun(NamedTuple):
     time_base: tuple[int, int]
     words: tuple[str, ...]  # complaints without addresses and paths, sorted
     stalled: bool
+    restarted_at: int | None = None  # the frame where the picture's size changed, and the filters began anew
 
     def reason(self) -> str:
         """ffmpeg's own last words, one line."""
@@ -136,7 +137,7 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
         raise
     finally:
         process.stderr.close()
-    return FfmpegRun(status, tuple(reader.shown), reader.time_base, reader.words, stalled)
+    return FfmpegRun(status, tuple(reader.shown), reader.time_base, reader.words, stalled, reader.restarted_at)
 
 
 _LIBC = ctypes.CDLL(None)
@@ -176,6 +177,7 @@ class _Reader:
         self.names = names
         self.shown: list[ShownFrame] = []
         self.time_base = (0, 1)
+        self.restarted_at: int | None = None
         self._words: set[str] = set()
 
     @property
@@ -185,6 +187,8 @@ class _Reader:
 
     def take(self, line: str) -> None:
         for found in _SHOWN.finditer(line):
+            if int(found[1]) == 0 and self.shown and self.restarted_at is None:
+                self.restarted_at = len(self.shown)
             if int(found[1]) == len(self.shown):
                 self.shown.append(ShownFrame(_number(found[2]), _number(found[3])))
         if base := _TIME_BASE.search(line):
@@ -192,7 +196,7 @@ class _Reader:
         if complaint := _COMPLAINT.search(line):
             text = _ADDRESS.sub("", complaint[1]) + complaint[3]
             for path, name in self.names.items():
-                text = text.replace(f"file:{path}", name).replace(path, name)
+                text = name.join(re.split(f"(?:file:)?{re.escape(path)}", text))
             self._words.add(text.strip())
             if len(self._words) > 2 * KEPT_WORDS:
                 self._words = set(sorted(self._words)[:KEPT_WORDS])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, NewerFormatError
 from vmae_data.format import (
     FORMAT_VERSION,
     Extent,
@@ -217,7 +217,12 @@ def read_marker(dest: Path, shard: int, plan: str) -> ShardMarker | None:
     path = dest / marker_name(shard)
     if not path.exists():
         return None
-    marker = decode_record(read_bytes(path), ShardMarker, str(path))
+    try:
+        marker = decode_record(read_bytes(path), ShardMarker, str(path))
+    except NewerFormatError:
+        raise
+    except DataError:
+        return None  # a damaged marker proves nothing: the shard is made again
     tar = dest / tar_name(shard)
     whole = not marker.samples or (tar.exists() and tar.stat().st_size == marker.bytes)
     return marker if whole and marker.plan == plan else None

@@ -22,7 +22,7 @@ from vmae_data.format import (
     path_to_text,
 )
 from vmae_data.prepare.sources import Listing, SourceVideo
-from vmae_data.recipes import difference
+from vmae_data.recipes import difference, shortened
 from vmae_data.store import commit_bytes, read_bytes
 
 __all__ = ["BuildSpec", "Plan", "make_plan", "settle_plan"]
@@ -129,7 +129,7 @@ def settle_plan(dest: Path, plan: Plan) -> None:
         changed = difference(msgspec.to_builtins(old), msgspec.to_builtins(plan.facts))
         if changed:
             raise MisuseError(
-                f"{dest}: was planned otherwise ({'; '.join(changed)}); give the old settings, or name another folder"
+                f"{dest}: was planned otherwise ({shortened('; '.join(changed))}); give the old settings, or name another folder"
             )
     commit_bytes(dest / PLAN_TABLE, _plan_table(plan))
     if not path.exists():

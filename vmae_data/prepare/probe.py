@@ -46,6 +46,7 @@ class VideoInfo(NamedTuple):
     rotation: int
     rate: Rational
     duration: float | None  # seconds that the container declares for the video, None where it doesn't
+    start: float  # seconds before the first frame
     codec: str
     pixel_format: str
     matrix: str
@@ -56,7 +57,7 @@ class VideoInfo(NamedTuple):
 def probe_video(path: bytes) -> VideoInfo:
     """Read a source's header and its first frame.
 
-    Raises SourceError: missing, empty, unreadable, no-video, undecodable.
+    Raises SourceError: missing, not-a-file, empty, unreadable, no-video, undecodable.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - bytes paths may not be UTF-8
@@ -64,7 +65,7 @@ def probe_video(path: bytes) -> VideoInfo:
         reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise SourceError(reason, error.strerror or str(error)) from error
     if not stat.S_ISREG(status.st_mode):
-        raise SourceError("unreadable", "not a regular file")
+        raise SourceError("not-a-file", "a pipe, socket, device or folder, not a regular file")
     if status.st_size == 0:
         raise SourceError("empty", "the file has 0 bytes")
     av.logging.set_level(None)
@@ -102,6 +103,7 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         rotation=rotation,
         rate=Rational(rate.numerator, rate.denominator),
         duration=_declared_duration(container, stream),
+        start=float((stream.start_time or 0) * (stream.time_base or 0)),
         codec=stream.codec_context.name,
         pixel_format=frame.format.name,
         matrix=matrix if not rgb else "rgb",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import ffmpeg
 import msgspec
 
 from vmae_data.decode import read_packets
-from vmae_data.errors import SampleError, SourceError
+from vmae_data.errors import SampleError, SourceError, VmaeError
 from vmae_data.format import (
     FORMAT_VERSION,
     Colour,
@@ -37,6 +38,7 @@ __all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_
 # libavutil's names of the BT.601 family; anything else that is tagged is converted by its own matrix.
 _UNTAGGED = ("unknown",)
 _HD_LINES = 720
+_FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 class EncodeJob(NamedTuple):
@@ -105,6 +107,8 @@ def _encode(job: EncodeJob) -> StagedSample:
     try:
         arguments = encode_arguments(job, info, source, temporary, width, height)
         run = run_ffmpeg(arguments, _names(source, temporary, job))
+        if run.status < 0 and not run.stalled:  # by another's hand, such as for want of memory: once more
+            run = run_ffmpeg(arguments, _names(source, temporary, job))
         _judge(run, info, job)
         table = read_packets(temporary, job.key)
         commit_file(temporary, final)
@@ -158,16 +162,18 @@ def _probe(source: bytes, job: EncodeJob) -> VideoInfo:
     try:
         return probe_video(source)
     except SourceError as error:
-        if error.reason in ("missing", "empty"):
+        if error.reason in ("missing", "empty", "not-a-file"):
             raise
-        stream = ffmpeg.input(_url(source), **_INPUT).output("-", map="0:v:0", f="null")
-        run = run_ffmpeg(_compile(stream, job.ffmpeg), _names(source, Path("-"), job))
+        stream = ffmpeg.input(_SOURCE, **_INPUT).output("-", map="0:v:0", f="null")
+        run = run_ffmpeg(_compile(stream, job.ffmpeg, {_SOURCE: _url(source)}), _names(source, Path("-"), job))
         if not run.words:
             raise
         raise SourceError(error.reason, run.reason()) from error
 
 
 _INPUT = {"threads": 1, "format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+# Put in place of the paths while ffmpeg-python compiles: it can't encode names that are not UTF-8.
+_SOURCE, _TARGET = "SOURCE-PATH", "TARGET-PATH"
 
 
 def _url(path: bytes) -> str:
@@ -203,8 +209,8 @@ def encode_arguments(
         f"settb={tick}",
         "setpts=N",
     ]
-    stream = ffmpeg.input(_url(source), **_INPUT).output(
-        _url(os.fsencode(target)),
+    stream = ffmpeg.input(_SOURCE, **_INPUT).output(
+        _TARGET,
         **{
             "map": "0:v:0",
             "an": None,
@@ -233,11 +239,11 @@ def encode_arguments(
             "f": "mp4",
         },
     )
-    return _compile(stream, job.ffmpeg)
+    return _compile(stream, job.ffmpeg, {_SOURCE: _url(source), _TARGET: _url(os.fsencode(target))})
 
 
-def _compile(stream: ffmpeg.nodes.OutputStream, program: str) -> list[str]:
-    arguments: list[str] = stream.compile(cmd=program, overwrite_output=True)
+def _compile(stream: ffmpeg.nodes.OutputStream, program: str, paths: dict[str, str]) -> list[str]:
+    arguments: list[str] = [paths.get(word, word) for word in stream.compile(cmd=program, overwrite_output=True)]
     options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
     return [arguments[0], *options, *arguments[1:]]
 
@@ -246,8 +252,15 @@ def _judge(run: FfmpegRun, info: VideoInfo, job: EncodeJob) -> None:
     """Exit status is no test of a source: ffmpeg ends with 0 on damaged files. Count and time are."""
     if run.stalled:
         raise SourceError("stalled", "ffmpeg decoded nothing for two minutes and was ended")
+    if run.status == -signal.SIGXFSZ or any(full in word for word in run.words for full in _FULL_DISK):
+        # The disk's fault, not the video's: nothing is booked, and the same build goes on later.
+        raise VmaeError(f"{job.staging}: no room left on the disk; free some and run the same command again")
     if run.status < 0:
-        raise SourceError("killed", f"ffmpeg was ended by signal {-run.status}")
+        raise SourceError("killed", f"ffmpeg was ended by signal {-run.status}, twice")
+    if run.restarted_at is not None:
+        raise SourceError(
+            "size-changes", f"the picture's size changes at frame {run.restarted_at}; encode it to one size"
+        )
     if not run.shown:
         raise SourceError("undecodable", run.reason())
     if run.status != 0:
@@ -262,12 +275,15 @@ def _judge(run: FfmpegRun, info: VideoInfo, job: EncodeJob) -> None:
 
 
 def _decoded_seconds(run: FfmpegRun, info: VideoInfo) -> float:
-    """From the first frame's start to the last frame's end."""
+    """How long the video lasts: from its first frame, or from time 0 where it begins later.
+
+    Containers count a declared duration from either.
+    """
     times = _times(run)
     tick = run.time_base[0] / run.time_base[1]
     lasting = run.shown[-1].duration
     last = lasting * tick if lasting else 1 / float(info.rate)
-    return (max(times) - min(times)) * tick + last
+    return (max(times) - min(times)) * tick + last + max(0.0, info.start)
 
 
 def _times(run: FfmpegRun) -> list[int]:

@@ -21,6 +21,7 @@ __all__ = ["Listing", "SourceVideo", "find_sources", "read_classes"]
 VIDEO_SUFFIXES = frozenset(
     b".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .wmv .asf .flv .f4v .3gp .3g2 .ts .m2ts .mts .ogv .mxf".split()
 )
+MOST_CLASSES = 1_000_000
 PATH_COLUMNS = ("path", "file", "video", "filename")
 LABEL_COLUMNS = ("label", "class")
 
@@ -96,7 +97,7 @@ def _walk_folder(folder: bytes) -> list[_Row]:
     """
     rows: list[_Row] = []
     seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         status = Path(os.fsdecode(parent)).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -109,6 +110,11 @@ def _walk_folder(folder: bytes) -> list[_Row]:
                 first, slash, _ = path.partition(b"/")
                 rows.append(_Row(path, path_to_text(first) if slash else None))
     return rows
+
+
+def _refuse_folder(error: OSError) -> None:
+    """A folder that can't be read would change which classes there are: never passed over."""
+    raise MisuseError(f"{os.fsdecode(error.filename)}: can't be read ({error.strerror}); give the right to, or move it")
 
 
 def _read_listing(where: Path, folder: bytes) -> list[_Row]:
@@ -155,7 +161,7 @@ def _text_rows(lines: Sequence[bytes], where: Path) -> list[_Row]:
         for number, row in enumerate(fields[1:], 2):
             if len(row) != len(header):
                 raise _wrong_fields(where, number, len(row), len(header))
-            rows.append(_Row(row[path_at], None if label_at is None else os.fsdecode(row[label_at])))
+            rows.append(_Row(row[path_at], None if label_at is None else _label(row[label_at])))
         return rows
     return [_row(line, row, where, number) for number, (line, row) in enumerate(zip(lines, fields, strict=True), 1)]
 
@@ -165,7 +171,12 @@ def _row(line: bytes, fields: list[bytes], where: Path, number: int) -> _Row:
         return _Row(line.strip(), None)  # no label: the last field is the path's end
     if len(fields) != 2:
         raise _wrong_fields(where, number, len(fields), 2)
-    return _Row(fields[0], os.fsdecode(fields[1]))
+    return _Row(fields[0], _label(fields[1]))
+
+
+def _label(field: bytes) -> str | None:
+    """An empty field is no label."""
+    return path_to_text(field) or None
 
 
 def _wrong_fields(where: Path, number: int, found: int, wanted: int) -> MisuseError:
@@ -180,7 +191,10 @@ def _split(line: bytes, separator: bytes) -> list[bytes]:
     if separator == b" ":
         return [part.strip() for part in line.strip().rsplit(b" ", 1)]
     text = line.decode("utf-8", "surrogateescape")
-    row = next(csv.reader(io.StringIO(text), delimiter=separator.decode()))
+    try:
+        row = next(csv.reader(io.StringIO(text), delimiter=separator.decode()))
+    except csv.Error as error:
+        raise MisuseError(f"an entry of the listing can't be read ({error}); it begins {text[:60]!r}") from error
     return [field.strip().encode("utf-8", "surrogateescape") for field in row]
 
 
@@ -202,6 +216,8 @@ def _number(folder: bytes, rows: list[_Row], classes: tuple[str, ...], source: s
     )
     if all(re.fullmatch(r"[0-9]{1,9}", label) for label in labels):
         numbers = {label: int(label) for label in labels}
+        if max(numbers.values(), default=0) >= MOST_CLASSES:
+            raise MisuseError(f"{source}: label {max(numbers.values())}: class numbers end at {MOST_CLASSES - 1}")
         known = classes or tuple(str(n) for n in range(max(numbers.values(), default=-1) + 1))
         beyond = [label for label, n in numbers.items() if n >= len(known)]
     else:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vmae_data import draws
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, NotThereError
 from vmae_data.format import (
     INDEX,
     SAMPLES,
@@ -168,7 +168,7 @@ class _IndexBytes(NamedTuple):
 def _read_index(folder: Path, url: str) -> _IndexBytes:
     path = folder / INDEX
     if not folder.is_dir():
-        raise DataError(f"{url}: no such folder of shards; check the path")
+        raise NotThereError(f"{url}: no such folder of shards; check the path")
     if not path.exists():
         started = (folder / "plan.json").exists()
         what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
@@ -184,6 +184,15 @@ def _map_table(path: Path, index: Index) -> pa.Table:
             digest = hashlib.sha256(mapped.read_buffer()).hexdigest()
         if digest != index.samples_sha256:
             raise DataError(f"{path}: its sum is not the one in {INDEX}; build the data set again")
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: can't be read ({error}); build the data set again") from error
+    listed = sum(shard.nsamples for shard in index.shardlist)
+    if not index.samples == table.num_rows == listed > 0:
+        raise DataError(
+            f"{path.parent / INDEX}: says {index.samples} samples, its shards hold {listed}, {SAMPLES} {table.num_rows}; "
+            "build the data set again"
+        )
+    if min(index.stride, index.short_side, index.phases) < 1:
+        raise DataError(f"{path.parent / INDEX}: stride, short side or phases below 1; build the data set again")
+    return table

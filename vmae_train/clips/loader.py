@@ -25,7 +25,7 @@ from vmae_data.read.stream import FilledPlace, Sampler, WantedClip, make_decoder
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.draws import ClipDraws
 
-__all__ = ["Batch", "ClipLoader", "LoaderSpec", "Request", "Unreadable", "padded_size"]
+__all__ = ["MAX_ASPECT", "Batch", "ClipLoader", "LoaderSpec", "Request", "Unreadable", "padded_size"]
 
 MAX_ASPECT = 2.4
 EMPTY = -1

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vmae_data.errors import DataError, MisuseError, VmaeError
+from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
 from vmae_data.store import commit_bytes, commit_file, read_bytes, temporary_beside
 from vmae_train.model.videomae import Classifier, PretrainModel, VideoModel
 from vmae_train.model.vit import Geometry
@@ -109,7 +109,8 @@ def _model_folder(path: Path) -> Path:
         found = "a run without a finished checkpoint"
     else:
         found = f"a folder without {_DESCRIPTION}"
-    raise DataError(
+    kind = DataError if path.exists() else NotThereError
+    raise kind(
         f"{path}: found {found}, wanted a folder with {_DESCRIPTION} or a run with "
         f"checkpoints/step-*/{_MARKER}; check the path"
     )

@@ -121,6 +121,8 @@ class Engine:
             raise DataError(f"step {number}: not one sample of the batch could be read; verify the shards")
         self.broken_at = torch.where(torch.isfinite(total), self.broken_at, self.broken_at.clamp_max(number))
         norm = self._update(self.spec.batch / counted)
+        if not self.scaler.is_enabled():  # a scaler meets infinite gradients now and then, and skips the step
+            self.broken_at = torch.where(torch.isfinite(norm), self.broken_at, self.broken_at.clamp_max(number))
         return StepNumbers(total * (self.spec.batch / counted), norm, rate)
 
     def _update(self, scale: float) -> Tensor:
@@ -156,7 +158,10 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 
 class Signals:
-    """SIGTERM and SIGINT: save, then end with 143 or 130. SIGUSR1: save and go on. All at the end of a step."""
+    """SIGTERM and SIGINT: save, then end with 143 or 130. SIGUSR1: save and go on.
+
+    All at the end of a step; a second request to stop is obeyed at once.
+    """
 
     def __init__(self) -> None:
         self.save = False
@@ -173,6 +178,8 @@ class Signals:
             signal.signal(number, handler)
 
     def _take(self, number: int, _frame: Any) -> None:
+        if self.stop is not None:
+            raise StopRequested(self.stop)  # asked twice: the end of the step is not in sight
         self.save = True
         if number != signal.SIGUSR1:
             self.stop = 128 + number
@@ -256,7 +263,8 @@ def _refuse_broken(engine: Engine, run: Path, order: TrainingOrder) -> None:
     good = f"the last good checkpoint is {last.path}" if last else "there is no checkpoint before it"
     keys = ", ".join(order.keys(step))
     raise VmaeError(
-        f"step {step}: the loss is not finite; {good}; lower optim.base_lr or set optim.clip_grad; the batch was {keys}"
+        f"step {step}: the loss or its gradient is not finite; {good}; start from it by --init into another --out, "
+        f"with a lower optim.base_lr or optim.clip_grad; the batch was {keys}"
     )
 
 

@@ -49,16 +49,18 @@ class RunLog:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's log; a line that a kill cut short is left out."""
+    """Every whole line of a run's log; one that a kill cut short, or that is not ours, is left out."""
     path = run / LOG
     if not path.exists():
         return []
     lines = []
     for raw in path.read_bytes().split(b"\n"):
         try:
-            lines.append(msgspec.json.decode(raw, type=dict[str, Any]))
+            line = msgspec.json.decode(raw, type=dict[str, Any])
         except msgspec.DecodeError:
             continue
+        if isinstance(line.get("step"), int) and isinstance(line.get("kind"), str):
+            lines.append(line)
     return lines
 
 

@@ -37,6 +37,13 @@ class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"base_lr = {self.base_lr}, min_lr = {self.min_lr}: expected 0 <= min_lr <= base_lr > 0")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay = {self.layer_decay}: expected above 0, at most 1")
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"betas = {self.betas}, eps = {self.eps}, weight_decay = {self.weight_decay}: "
+                "expected betas from 0 to below 1, eps above 0, weight_decay 0 or more"
+            )
+        if (self.warmup_steps or 0) < 0 or (self.warmup_epochs or 0) < 0:
+            raise ValueError(f"warm-up of {self.warmup_steps or self.warmup_epochs}: expected 0 or more")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"clip_grad = {self.clip_grad}: expected above 0; leave it out for none")
 

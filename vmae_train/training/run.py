@@ -11,11 +11,11 @@ import msgspec
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.shards import Shards
-from vmae_data.recipes import difference
+from vmae_data.recipes import difference, shortened
 from vmae_data.store import commit_bytes
 from vmae_train.clips.loader import Request
 
-__all__ = ["RunFacts", "TrainingOrder", "open_run", "read_facts", "run_of", "run_stride"]
+__all__ = ["RunFacts", "TrainingOrder", "begin_run", "check_run", "read_facts", "run_of", "run_stride"]
 
 RUN = "run.json"
 # Where and how fast, not what: these may change when a run goes on.
@@ -35,25 +35,26 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] = ()
 
 
-def open_run(folder: Path, facts: RunFacts) -> None:
-    """Begin a run in a folder, or make sure that the run that is there is this one.
+def check_run(folder: Path, facts: RunFacts) -> None:
+    """Make sure that the run which is there, if any, is this one.
 
     Raises MisuseError with the difference.
     """
-    path = folder / RUN
+    if not (folder / RUN).exists():
+        return
     # As it will be read back: a tuple comes back as a list.
-    facts = msgspec.json.decode(msgspec.json.encode(facts), type=RunFacts)
-    if path.exists():
-        try:
-            old = msgspec.json.decode(path.read_bytes(), type=RunFacts)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise DataError(f"{path}: can't be read ({error}); name another --out") from error
-        changed = difference(_fixed(old), _fixed(facts))
-        if changed:
-            raise MisuseError(
-                f"{folder}: was started otherwise ({'; '.join(changed)}); give the old values, or name another --out"
-            )
-    commit_bytes(path, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+    given = msgspec.json.decode(msgspec.json.encode(facts), type=RunFacts)
+    changed = difference(_fixed(read_facts(folder)), _fixed(given))
+    if changed:
+        raise MisuseError(
+            f"{folder}: was started otherwise ({shortened('; '.join(changed))}); "
+            "give the old values, or name another --out"
+        )
+
+
+def begin_run(folder: Path, facts: RunFacts) -> None:
+    """Write down what the run is made of; only when all of it was found to fit."""
+    commit_bytes(folder / RUN, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
 def _fixed(facts: RunFacts) -> dict[str, Any]:
@@ -105,9 +106,13 @@ def read_facts(folder: Path) -> RunFacts:
     """What a run was started with. Raises DataError where it isn't one."""
     path = folder / RUN
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunFacts)
+        facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
         raise DataError(f"{folder}: is not a run ({error}); name the --out of a training") from error
+    missing = [name for name in ("model", "optim", "train", "clip") if not isinstance(facts.recipe.get(name), dict)]
+    if missing:
+        raise DataError(f"{path}: its recipe lacks {', '.join(missing)}; name the --out of a training")
+    return facts
 
 
 def run_of(checkpoint: str) -> Path | None:
@@ -119,4 +124,4 @@ def run_of(checkpoint: str) -> Path | None:
 def run_stride(checkpoint: str) -> int | None:
     """The stride in source frames that a checkpoint was trained with, where its run is known."""
     folder = run_of(checkpoint)
-    return None if folder is None else int(read_facts(folder).recipe["clip"]["stride"])
+    return None if folder is None else int(read_facts(folder).recipe["clip"].get("stride", 1))

@@ -10,7 +10,7 @@ import torch
 from vmae_data.errors import MisuseError
 from vmae_data.read.shards import Shards
 from vmae_train.clips.augment import AugmentSpec
-from vmae_train.clips.loader import ClipLoader, LoaderSpec
+from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
 from vmae_train.clips.views import ClipSpec, ExactStride, Frozen, kept_step
 from vmae_train.model.vit import Geometry, ModelSpec
 from vmae_train.training.checkpoint import CheckpointSpec
@@ -34,6 +34,12 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     loader: LoaderSpec = LoaderSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log: LogSpec = LogSpec()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed = {self.seed}: expected 0 or a positive number below 2^63")
+        if self.augment.size is not None:
+            raise ValueError(f"augment.size = {self.augment.size}: follows model.image_size; leave it out")
 
     def geometry(self) -> Geometry:
         return self.model.geometry(mean=self.augment.mean, std=self.augment.std)
@@ -73,7 +79,7 @@ class Settled(NamedTuple):
         train, schedule, order = self.spec.train, self.schedule, self.order
         return {
             **_clip_rows(self),
-            "batch": f"{train.batch} a step, in {train.portions} micro-batches of {train.batch // train.portions}",
+            "batch": f"{train.batch} a step, {_portions(train)}",
             "rate": f"peak {schedule.peak:.4g} (base × batch / 256), lowest {schedule.lowest:.4g}, "
             f"warm-up {schedule.warmup} steps",
             "steps": f"{schedule.steps} ({schedule.steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch})"
@@ -81,6 +87,10 @@ class Settled(NamedTuple):
             "device": f"{engine.device}, {str(engine.dtype).removeprefix('torch.')}, "
             f"{torch.get_num_threads()} CPU threads",
         }
+
+
+def _portions(train: TrainSpec) -> str:
+    return f"in {train.portions} micro-batches of {train.micro_batch}" if train.portions > 1 else "at once"
 
 
 def settle(spec: RunSpec, data: str) -> Settled:
@@ -121,12 +131,16 @@ def _clip_rows(settled: Settled) -> dict[str, str]:
     rates = sorted(shards.rate_N * shards.index.stride)
     median = float(rates[len(rates) // 2])
     seconds = clip.stride * (num_frames - 1) / median
+    room = padded_size(shards)
+    cut = int((shards.size_N2 > room).any(axis=1).sum())
     short = int((shards.frames_NP[:, 0] < num_frames * (clip.stride // shards.index.stride)).sum())
     rows = {
         "data": f"{shards.url}, {len(shards)} samples, shards of stride {shards.index.stride}",
         "clip": f"{num_frames} frames, stride {clip.stride} source frames; "
         f"{seconds:.2f} s at {median:.4g} frames/s (median)" + (", one frame repeated" if clip.frozen else ""),
     }
+    if cut:
+        rows["wide videos"] = f"{cut} are wider than {MAX_ASPECT} × the short side and are cut at the centre"
     if short:
         rows["short videos"] = f"{short} are shorter than a clip and repeat their last frame"
     return rows
