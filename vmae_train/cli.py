@@ -182,9 +182,10 @@ def reconstruct(
     _need_torch()
     from vmae_train.inference.reconstruct import reconstruct_file
 
-    reconstruct_file(checkpoint, data, out, videos=videos, ratio=ratio, seed=seed, device=device)
+    unreadable = reconstruct_file(checkpoint, data, out, videos=videos, ratio=ratio, seed=seed, device=device)
     if not quiet:
         print(out)
+    _tell_unreadable(unreadable)
 
 
 @app.command()

@@ -161,7 +161,7 @@ def _training(story: RunStory) -> Iterator[Part]:
     if figures:
         yield Charts(figures)
     else:
-        yield Note("Nothing was logged yet.")
+        yield Note("Too little was logged for a curve yet.")
 
 
 def _level_of_means(story: RunStory) -> float:

@@ -181,7 +181,7 @@ def test_a_run_that_has_only_begun_has_a_page_that_says_so(tiny_run: Path, tiny_
         text = _text(_page(begun, tmp_path / "page.html"))
         assert "not finished" in text
         assert "no checkpoint was saved yet" in text
-        assert "Nothing was logged yet." in text
+        assert "Too little was logged for a curve yet." in text
 
 
 def test_a_run_stopped_in_the_middle_says_where(tiny_run: Path, tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ class Drawn(NamedTuple):
 
 def reconstruct_file(
     checkpoint: str, data: str, out: Path, *, videos: int, ratio: float | None, seed: int, device: str | None
-) -> None:
+) -> dict[str, str]:
     """Draw some samples of a data set, or one video file, into a .png (frames side by side) or a .gif (moving).
+
+    Gives the chosen samples that could not be read, and why.
 
     Raises MisuseError for a suffix, model, ratio or stride that can't work, DataError for what can't be read.
     """
@@ -85,6 +87,7 @@ def reconstruct_file(
         commit_bytes(out, moving_picture(draw_moving(drawn.clips)).data)
     else:
         commit_bytes(out, picture(draw_still(drawn.clips), lossless=True).data)
+    return drawn.unreadable
 
 
 def load_pretrained(checkpoint: str, device: str | None) -> PretrainModel:
