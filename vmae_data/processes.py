@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 __all__ = ["Finished", "Pool", "WorkerDied", "die_with_parent", "next_finished", "stop_on_signals"]
 
 PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing should be
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -46,7 +47,7 @@ def _apply(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def die_with_parent(parent: int) -> None:
     """Ask the kernel to end this process when its parent ends, whatever ends it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent went before the call above
         os._exit(1)
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import select
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from vmae_data.errors import VmaeError
+from vmae_data.processes import die_with_parent
 from vmae_data.store import hash_file
 
 __all__ = ["Ffmpeg", "FfmpegRun", "ShownFrame", "find_ffmpeg", "run_ffmpeg"]
 
-PR_SET_PDEATHSIG = 1
 # showinfo speaks for every decoded frame, so a silence this long is a hang, not a long video.
 SILENCE_SECONDS = 120.0
 KEPT_WORDS = 40
@@ -109,20 +107,13 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
     `names` says what a path is called in its words (`/data/a.mp4` → `a.mp4`). Call it from a main
     thread only: the signal that ends ffmpeg with its parent follows the thread that started it.
     """
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent went before the call above
-            os._exit(1)
-
     process = subprocess.Popen(
         list(arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us, not for it
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
     assert process.stderr is not None
     reader = _Reader(names)
@@ -138,9 +129,6 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
     finally:
         process.stderr.close()
     return FfmpegRun(status, tuple(reader.shown), reader.time_base, reader.words, stalled, reader.restarted_at)
-
-
-_LIBC = ctypes.CDLL(None)
 
 
 def _follow(stderr: IO[bytes], reader: _Reader) -> bool:
