@@ -11,33 +11,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vmae_data import __version__
-from vmae_data.console import Debug, Json, Quiet, Settings, print_json, progress_style, run_app, show_recipes
+from vmae_data.console import Debug, Json, Quiet, Settings, new_app, print_json, progress_style, run_app, show_recipes
 from vmae_data.errors import MisuseError, VmaeError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="vmae-shard",
-    help="Turn videos into WebDataset shards that a VideoMAE training reads fast.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(value: bool) -> None:
-    if value:
-        print(f"vmae-shard {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
+app = new_app("vmae-shard", "Turn videos into WebDataset shards that a VideoMAE training reads fast.", __version__)
 
 
 @app.command()

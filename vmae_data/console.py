@@ -10,7 +10,7 @@ import typer
 
 from vmae_data.errors import StopRequested, VmaeError
 
-__all__ = ["Debug", "Json", "Quiet", "Settings", "print_json", "progress_style", "run_app", "show_recipes"]
+__all__ = ["Debug", "Json", "Quiet", "Settings", "new_app", "print_json", "progress_style", "run_app", "show_recipes"]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -19,6 +19,32 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
 ]
+
+
+def new_app(name: str, about: str, version: str) -> typer.Typer:
+    """A command line with what both of ours have: short help, no tracebacks of its own, --version."""
+    app = typer.Typer(
+        name=name,
+        help=about,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(value: bool) -> None:
+        if value:
+            print(f"{name} {version}")
+            raise typer.Exit
+
+    @app.callback()
+    def root(
+        show: bool = typer.Option(
+            False, "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ) -> None:
+        pass
+
+    return app
 
 
 def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[str] | None, as_json: bool) -> None:

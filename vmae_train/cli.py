@@ -9,39 +9,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vmae_data import __version__
-from vmae_data.console import Debug, Json, Quiet, Settings, print_json, progress_style, run_app, show_recipes
+from vmae_data.console import Debug, Json, Quiet, Settings, new_app, print_json, progress_style, run_app, show_recipes
 from vmae_data.errors import MisuseError, VmaeError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="vmae-train",
-    help="Pretrain, finetune and evaluate masked video autoencoders on shards.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = new_app("vmae-train", "Pretrain, finetune and evaluate masked video autoencoders on shards.", __version__)
 
 Recipe = Annotated[str, typer.Option(help="A recipe's name (`vmae-train recipes`), or a TOML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU where there is one.")]
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CKPT", help="A run (its last checkpoint) or a checkpoint's folder.")
 ]
-
-
-def _version(value: bool) -> None:
-    if value:
-        print(f"vmae-train {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
 
 
 def _need_torch() -> None:
