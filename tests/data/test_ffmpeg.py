@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from vmae_data.prepare.ffmpeg import _Reader, find_ffmpeg
+from vmae_data.prepare.ffmpeg import _Reader, find_ffmpeg, run_ffmpeg, telling
 
 
 def test_ffmpeg_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
@@ -40,17 +40,51 @@ def _ffmpegs(mark: str) -> list[str]:
     return found
 
 
-def test_a_complaint_inside_a_line_of_showinfo_is_heard_and_the_frame_counted() -> None:
+def test_numbers_of_frames_and_complaints_are_told_apart() -> None:
     reader = _Reader({"/data/../etc/x.mp4": "../etc/x.mp4"})
-    reader.take("[Parsed_showinfo_0 @ 0x1] [info] config in time_base: 1/25, frame_rate: 25/1")
-    reader.take(
-        "[Parsed_showinfo_0 @ 0x1] [info] n:   0 pts:      5 pts_time:0.2 duration:      1 duration_time:0.04 fmt:"
-        "yuv420p i:P iskey:1 type:I [h264 @ 0x55d0c0] [error] mmco: unref short failure"
-    )
-    reader.take("[in#0 @ 0x2] [error] file:/data/../etc/x.mp4: bad")
-    assert [frame.pts for frame in reader.shown] == [5]
-    assert reader.time_base == (1, 25)
+    for line in (
+        "[Eval @ 0x1] [error] 0.000000",
+        "[h264 @ 0x55d0c0] [error] mmco: unref short failure",
+        "[Eval @ 0x1] [error] -5.000000",
+        "[Eval @ 0x1] [error] 25.000000",
+        "[in#0 @ 0x2] [error] file:/data/../etc/x.mp4: bad",
+        "[Eval @ 0x1] [error] 1.000000",
+        "[Eval @ 0x1] [error] nan",
+        "[Eval @ 0x1] [error] 25.000000",
+    ):
+        reader.take(line)
+    assert reader.pts == [-5, None]
+    assert reader.ticks == 25
+    assert reader.restarted_at is None
     assert reader.words == ("[h264] mmco: unref short failure", "[in#0] ../etc/x.mp4: bad")
+
+
+def test_a_filter_that_counts_anew_is_noticed() -> None:
+    reader = _Reader({})
+    for number in (0, 1, 0, 1, 0):
+        for value in (number, 10 * number, 90000):
+            reader.take(f"[Eval @ 0x1] [error] {value}.000000")
+    assert len(reader.pts) == 5
+    assert reader.restarted_at == 2
+
+
+def test_every_number_is_told_however_the_threads_interleave() -> None:
+    """Frame rate as time base: number and pts are the same line, which ffmpeg's log would fold into one."""
+    words = [
+        "-nostdin",
+        "-loglevel",
+        "repeat+level+error",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc=size=16x16:rate=25:duration=8",
+    ]
+    end = ["-vf", telling("not(mod(n,4))"), "-f", "null", "-"]
+    run = run_ffmpeg([find_ffmpeg().path, *words, *end], {})
+    assert run.status == 0
+    assert run.pts == tuple(range(200))
+    assert run.ticks == 25
+    assert run.words == ()
 
 
 def test_words_don_t_depend_on_their_order_and_consequences_come_last() -> None:

@@ -12,7 +12,9 @@ from vmae_data.prepare.probe import VideoInfo, probe_video, scaled_size
 
 
 def _info(width: int, height: int) -> VideoInfo:
-    return VideoInfo(width, height, 0, Rational(25, 1), None, 0.0, "h264", "yuv420p", "bt709", False, False)
+    return VideoInfo(
+        width, height, 0, Rational(25, 1), Rational(1, 25), None, 0.0, "h264", "yuv420p", "bt709", False, False
+    )
 
 
 @given(st.integers(3, 8000), st.integers(3, 8000), st.sampled_from([36, 256, 320]))

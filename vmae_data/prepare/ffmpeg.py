@@ -8,7 +8,6 @@ import select
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -17,16 +16,13 @@ from vmae_data.errors import VmaeError
 from vmae_data.processes import die_with_parent
 from vmae_data.store import hash_file
 
-__all__ = ["Ffmpeg", "FfmpegRun", "ShownFrame", "find_ffmpeg", "run_ffmpeg"]
+__all__ = ["Ffmpeg", "FfmpegRun", "find_ffmpeg", "run_ffmpeg", "telling"]
 
-# showinfo speaks for every decoded frame, so a silence this long is a hang, not a long video.
+# Every decoded frame is told of, so a silence this long is a hang, not a long video.
 SILENCE_SECONDS = 120.0
 KEPT_WORDS = 40
 
-_SHOWN = re.compile(
-    r"\[Parsed_showinfo_0 @ [^]]*\] \[info\] n: *(\d+) pts: *(-?\d+|NOPTS) pts_time:\S* *duration: *(-?\d+|NOPTS)"
-)
-_TIME_BASE = re.compile(r"config in time_base: (\d+)/(\d+)")
+_NUMBER = re.compile(r"\[Eval @ [^]]*\] \[error\] (-?\d+\.\d+|-?nan)")
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _COMPLAINT = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[(error|fatal|panic)\] (.*)")
 # What ffmpeg says on top of the reason; told only where there is no other word.
@@ -43,19 +39,12 @@ class Ffmpeg(NamedTuple):
     sha256: str
 
 
-class ShownFrame(NamedTuple):
-    """A decoded frame as showinfo saw it, in the filter's time base."""
-
-    pts: int | None
-    duration: int | None
-
-
 class FfmpegRun(NamedTuple):
     """What one run gave."""
 
     status: int
-    shown: tuple[ShownFrame, ...]
-    time_base: tuple[int, int]
+    pts: tuple[int | None, ...]  # of every decoded frame, None where it has none
+    ticks: float  # of pts in a second, 0 where nothing was decoded
     words: tuple[str, ...]  # complaints without addresses and paths, sorted
     stalled: bool
     restarted_at: int | None = None  # the frame where the picture's size changed, and the filters began anew
@@ -63,6 +52,15 @@ class FfmpegRun(NamedTuple):
     def reason(self) -> str:
         """ffmpeg's own last words, one line."""
         return "; ".join(self.words[:3]) or f"ffmpeg ended with status {self.status} and no word"
+
+
+def telling(select: str) -> str:
+    """A select filter that also tells of every frame that reaches it: its number, pts and ticks in a second.
+
+    It says so at the level of errors, each number by one call of ffmpeg's log. showinfo builds its lines
+    of several, between which other threads write, and then a complaint loses its mark and a frame its number.
+    """
+    return f"select='print(n,16);print(pts,16);print(1/TB,16);{select}'"
 
 
 @cache
@@ -128,7 +126,7 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
         raise
     finally:
         process.stderr.close()
-    return FfmpegRun(status, tuple(reader.shown), reader.time_base, reader.words, stalled, reader.restarted_at)
+    return FfmpegRun(status, tuple(reader.pts), reader.ticks, reader.words, stalled, reader.restarted_at)
 
 
 def _follow(stderr: IO[bytes], reader: _Reader) -> bool:
@@ -154,18 +152,18 @@ def _follow(stderr: IO[bytes], reader: _Reader) -> bool:
 
 
 class _Reader:
-    """Sorts ffmpeg's lines into shown frames and complaints.
+    """Sorts ffmpeg's lines into the numbers of decoded frames and complaints.
 
-    ffmpeg's threads write at the same time: a complaint may stand inside a line of showinfo, and
-    their order differs from run to run. So both are looked for anywhere in a line, and complaints
-    are kept as the first few of a sorted set: the same source gives the same words.
+    ffmpeg's threads write whole lines, but their order differs from run to run. So complaints are kept
+    as the first few of a sorted set: the same source gives the same words.
     """
 
     def __init__(self, names: dict[str, str]) -> None:
         self.names = names
-        self.shown: list[ShownFrame] = []
-        self.time_base = (0, 1)
+        self.pts: list[int | None] = []
+        self.ticks = 0.0
         self.restarted_at: int | None = None
+        self._numbers: list[str] = []  # of the frame that is being told
         self._words: set[str] = set()
 
     @property
@@ -174,14 +172,12 @@ class _Reader:
         return tuple(told or sorted(self._words))
 
     def take(self, line: str) -> None:
-        for found in _SHOWN.finditer(line):
-            if int(found[1]) == 0 and self.shown and self.restarted_at is None:
-                self.restarted_at = len(self.shown)
-            if int(found[1]) == len(self.shown):
-                self.shown.append(ShownFrame(_number(found[2]), _number(found[3])))
-        if base := _TIME_BASE.search(line):
-            self.time_base = (int(base[1]), int(base[2]))
-        if complaint := _COMPLAINT.search(line):
+        if number := _NUMBER.fullmatch(line):
+            self._numbers.append(number[1])
+            if len(self._numbers) == 3:
+                self._take_frame(*self._numbers)
+                self._numbers.clear()
+        elif complaint := _COMPLAINT.search(line):
             text = _ADDRESS.sub("", complaint[1]) + complaint[3]
             for path, name in self.names.items():
                 text = name.join(re.split(f"(?:file:)?{re.escape(path)}", text))
@@ -189,8 +185,9 @@ class _Reader:
             if len(self._words) > 2 * KEPT_WORDS:
                 self._words = set(sorted(self._words)[:KEPT_WORDS])
 
-
-def _number(text: str) -> int | None:
-    with suppress(ValueError):
-        return int(text)
-    return None
+    def _take_frame(self, number: str, pts: str, ticks: str) -> None:
+        # A filter that counts from 0 again was made anew, for frames of another size.
+        if float(number) == 0 and self.pts and self.restarted_at is None:
+            self.restarted_at = len(self.pts)
+        self.pts.append(None if "nan" in pts else int(float(pts)))
+        self.ticks = float(ticks)

@@ -13,7 +13,7 @@ import av
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
 
-__all__ = ["DEMUXERS", "VideoInfo", "probe_video", "scaled_size"]
+__all__ = ["DEMUXERS", "VideoInfo", "packet_seconds", "probe_video", "scaled_size"]
 
 # Containers of one file only: a playlist or a concatenation script could name any other file.
 DEMUXERS = (
@@ -45,6 +45,7 @@ class VideoInfo(NamedTuple):
     height: int
     rotation: int
     rate: Rational
+    time_base: Rational  # seconds of a tick of the time stamps
     duration: float | None  # seconds that the container declares for the video, None where it doesn't
     start: float  # seconds before the first frame
     codec: str
@@ -95,6 +96,9 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     if not rate or rate <= 0:
         raise SourceError("undecodable", "the container states no frame rate")
+    base = stream.time_base
+    if not base:
+        raise SourceError("undecodable", "the container states no time base")
     rgb = frame.format.is_rgb
     matrix = _MATRIX_NAMES.get(int(frame.colorspace), "unknown")
     return VideoInfo(
@@ -102,6 +106,7 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         height=height,
         rotation=rotation,
         rate=Rational(rate.numerator, rate.denominator),
+        time_base=Rational(base.numerator, base.denominator),
         duration=_declared_duration(container, stream),
         start=float((stream.start_time or 0) * (stream.time_base or 0)),
         codec=stream.codec_context.name,
@@ -125,6 +130,19 @@ def _declared_duration(container: av.container.InputContainer, stream: av.VideoS
     audio = [float(s.duration * s.time_base) for s in container.streams.audio if s.duration and s.time_base]
     # An audio stream that lasts as long as the container says nothing of how long the video should last.
     return None if audio and max(audio) >= whole - 0.001 else whole
+
+
+def packet_seconds(path: bytes, pts: int | None) -> float:
+    """How long the container shows the packet with this time stamp; 0 where it doesn't say."""
+    try:
+        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            for packet in container.demux(stream):
+                if packet.pts is not None and packet.pts == pts:
+                    return float((packet.duration or 0) * (stream.time_base or 0))
+    except (av.FFmpegError, ValueError, OSError):
+        pass  # a damaged end: what was decoded stands
+    return 0.0
 
 
 def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 from contextlib import suppress
@@ -20,16 +21,15 @@ from vmae_data.format import (
     Failure,
     Packets,
     PhaseFacts,
-    Rational,
     SampleFacts,
     SourceFacts,
     encode_record,
     path_to_text,
     series_of,
 )
-from vmae_data.prepare.ffmpeg import FfmpegRun, run_ffmpeg
+from vmae_data.prepare.ffmpeg import FfmpegRun, run_ffmpeg, telling
 from vmae_data.prepare.plan import BuildSpec
-from vmae_data.prepare.probe import DEMUXERS, VideoInfo, probe_video, scaled_size
+from vmae_data.prepare.probe import DEMUXERS, VideoInfo, packet_seconds, probe_video, scaled_size
 from vmae_data.prepare.thinning import ends_early, kept_by_stride, kept_rate, select_expression
 from vmae_data.store import commit_bytes, commit_file, hash_file, temporary_beside
 
@@ -109,7 +109,7 @@ def _encode(job: EncodeJob) -> StagedSample:
         run = run_ffmpeg(arguments, _names(source, temporary, job))
         if run.status < 0 and not run.stalled:  # by another's hand, such as for want of memory: once more
             run = run_ffmpeg(arguments, _names(source, temporary, job))
-        _judge(run, info, job)
+        _judge(run, info, source, job)
         table = read_packets(temporary, job.key)
         commit_file(temporary, final)
     except SampleError as error:
@@ -117,22 +117,22 @@ def _encode(job: EncodeJob) -> StagedSample:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-    kept = kept_by_stride(len(run.shown), job.spec.stride)
+    kept = kept_by_stride(len(run.pts), job.spec.stride)
     if len(table.packets.sizes) != kept.count:
         raise SourceError(
             "encode-mismatch", f"{len(table.packets.sizes)} frames were encoded, {kept.count} were to be kept"
         )
-    times = _times(run)
+    times = _times(run, info)
     phase = PhaseFacts(
         frames=kept.count,
         source_frames=kept,
         source_times=series_of(times[:: job.spec.stride]),
-        source_time_base=Rational(*run.time_base),
+        source_time_base=info.time_base,
     )
     facts = SampleFacts(
         version=FORMAT_VERSION,
         key=job.key,
-        source=_source_facts(source, info, job, len(run.shown)),
+        source=_source_facts(source, info, job, len(run.pts)),
         segment=None,
         phases=(phase,),
         width=width,
@@ -201,8 +201,7 @@ def encode_arguments(
     if not info.rgb and _colour(info).assumed:
         scale += f":in_color_matrix={_colour(info).source_matrix}"
     filters = [
-        "showinfo=checksum=0",
-        f"select='{select_expression(job.spec.stride)}'",
+        telling(select_expression(job.spec.stride)),
         f"{scale}:out_color_matrix=bt709:out_range=tv",
         "format=yuv420p",
         "setsar=1",
@@ -244,11 +243,11 @@ def encode_arguments(
 
 def _compile(stream: ffmpeg.nodes.OutputStream, program: str, paths: dict[str, str]) -> list[str]:
     arguments: list[str] = [paths.get(word, word) for word in stream.compile(cmd=program, overwrite_output=True)]
-    options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+    options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", "repeat+level+error"]
     return [arguments[0], *options, *arguments[1:]]
 
 
-def _judge(run: FfmpegRun, info: VideoInfo, job: EncodeJob) -> None:
+def _judge(run: FfmpegRun, info: VideoInfo, source: bytes, job: EncodeJob) -> None:
     """Exit status is no test of a source: ffmpeg ends with 0 on damaged files. Count and time are."""
     if run.stalled:
         raise SourceError("stalled", "ffmpeg decoded nothing for two minutes and was ended")
@@ -261,37 +260,43 @@ def _judge(run: FfmpegRun, info: VideoInfo, job: EncodeJob) -> None:
         raise SourceError(
             "size-changes", f"the picture's size changes at frame {run.restarted_at}; encode it to one size"
         )
-    if not run.shown:
+    if not run.pts:
         raise SourceError("undecodable", run.reason())
     if run.status != 0:
         raise SourceError("ffmpeg-failed", run.reason())
-    seconds = _decoded_seconds(run, info)
+    if not math.isclose(run.ticks * info.time_base.num, info.time_base.den, rel_tol=1e-5):
+        base = f"{info.time_base.num}/{info.time_base.den}"
+        raise SourceError(
+            "encode-mismatch", f"ffmpeg counts {run.ticks:g} ticks a second, PyAV a time base of {base}; encode it anew"
+        )
+    seconds = _decoded_seconds(run, info, 1 / float(info.rate))
+    if not job.spec.keep_truncated and ends_early(seconds, info.duration):
+        # The last frame may be shown for long, as in recordings of a screen; only its packet says so.
+        seconds = _decoded_seconds(run, info, packet_seconds(source, run.pts[-1]))
     if not job.spec.keep_truncated and ends_early(seconds, info.duration):
         words = f" ({run.reason()})" if run.words else ""
         raise SourceError(
             "truncated",
-            f"the last of {len(run.shown)} frames ends at {seconds:.2f} of {info.duration:.2f} s{words}",
+            f"the last of {len(run.pts)} frames ends at {seconds:.2f} of {info.duration:.2f} s{words}",
         )
 
 
-def _decoded_seconds(run: FfmpegRun, info: VideoInfo) -> float:
+def _decoded_seconds(run: FfmpegRun, info: VideoInfo, last: float) -> float:
     """How long the video lasts: from its first frame, or from time 0 where it begins later.
 
     Containers count a declared duration from either.
     """
-    times = _times(run)
-    tick = run.time_base[0] / run.time_base[1]
-    lasting = run.shown[-1].duration
-    last = lasting * tick if lasting else 1 / float(info.rate)
+    times = _times(run, info)
+    tick = info.time_base.num / info.time_base.den
     return (max(times) - min(times)) * tick + last + max(0.0, info.start)
 
 
-def _times(run: FfmpegRun) -> list[int]:
+def _times(run: FfmpegRun, info: VideoInfo) -> list[int]:
     """Time stamps of the decoded frames; a frame without one follows its neighbour."""
+    step = max(1, round(info.time_base.den * info.rate.den / (info.time_base.num * info.rate.num)))
     times: list[int] = []
-    for frame in run.shown:
-        before = times[-1] if times else 0
-        times.append(frame.pts if frame.pts is not None else before + (frame.duration or 1))
+    for pts in run.pts:
+        times.append(pts if pts is not None else (times[-1] if times else 0) + step)
     return times
 
 
