@@ -62,7 +62,7 @@ def decode_frames(data: bytes, wanted: Sequence[int], key: str) -> Iterator[Fram
                 number = _number(frame.pts, step)
                 if number < wanted[position]:
                     continue
-                if number > wanted[position] or frame.format.name != "yuv420p":
+                if number > wanted[position] or frame.format.name not in ("yuv420p", "yuvj420p"):
                     break
                 yield FramePlanes(number, *(_plane(frame, i) for i in range(3)))
                 position += 1

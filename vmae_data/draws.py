@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     DEMO = 9
     WITHIN_SHARD = 10
     PICTURES = 11
+    PHASE = 12
 
 
 def splitmix64(x: ArrayLike) -> U64:

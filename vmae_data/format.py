@@ -265,7 +265,8 @@ class Index(Struct, frozen=True, kw_only=True):
     may_flip: bool
     split: str | None
     short_side: int
-    stride: int
+    stride: int | None  # of source frames, or:
+    rate: Rational | None = None  # kept frames a second
     phases: int
     profile: str
     recipe: dict[str, Any]
@@ -273,6 +274,11 @@ class Index(Struct, frozen=True, kw_only=True):
     plan_table_sha256: str
     failures: dict[str, int]
     shardlist: tuple[ShardListing, ...]
+
+    @property
+    def spacing(self) -> str:
+        """How the kept frames lie, in words."""
+        return f"stride {self.stride}" if self.rate is None else f"{float(self.rate):g} frames a second"
 
 
 T = TypeVar("T")

@@ -114,13 +114,13 @@ def evaluate(
     from vmae_data.read.shards import Shards
     from vmae_data.store import commit_bytes
     from vmae_train.clips.loader import LoaderSpec
-    from vmae_train.clips.views import kept_step
+    from vmae_train.clips.views import ClipSpec, kept_step
     from vmae_train.evaluation.evaluate import evaluate as run
     from vmae_train.evaluation.evaluate import parse_views
     from vmae_train.model.load import load_model
     from vmae_train.model.videomae import Classifier
     from vmae_train.training.engine import choose_device
-    from vmae_train.training.run import run_stride
+    from vmae_train.training.run import run_clip
 
     wanted = parse_views(views)
     model = load_model(checkpoint)
@@ -128,11 +128,12 @@ def evaluate(
         raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
     shards = Shards.open(data)
     where = choose_device(device)
+    clip = ClipSpec(stride=stride) if stride else run_clip(checkpoint) or ClipSpec.of(shards.index)
     scores = run(
         model.to(where),
         shards,
         views=wanted,
-        step=kept_step(stride or run_stride(checkpoint) or shards.index.stride, shards.index.stride),
+        step=kept_step(clip, shards.index),
         loader=LoaderSpec(workers=workers),
         device=where,
         batch=batch,

@@ -93,7 +93,7 @@ def finetune(
     """
     settled, val_shards = settle(spec, data), Shards.open(validation)
     shards, geometry = settled.shards, settled.geometry
-    val_step = kept_step(spec.clip.stride, val_shards.index.stride)
+    val_step = kept_step(spec.clip, val_shards.index)
     _check_labels(shards)
     with lock(out, "training"):
         facts = RunFacts(

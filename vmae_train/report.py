@@ -23,6 +23,7 @@ from vmae_train.evaluation.story import RunStory, pretraining_of, read_story
 from vmae_train.inference.drawing import page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
 from vmae_train.model.vit import ModelSpec
+from vmae_train.training.run import clip_of
 
 __all__ = ["write_report"]
 
@@ -184,7 +185,7 @@ def _reconstructions(story: RunStory) -> Iterator[Part]:
         drawn = reconstruct_shards(
             model,
             story.shards,
-            stride=int(story.facts.recipe["clip"]["stride"]),
+            clip=clip_of(story.facts),
             videos=RECONSTRUCTED,
             ratio=ratio,
             seed=0,

@@ -12,10 +12,12 @@ import pytest
 
 from vmae_data.decode import decode_all
 from vmae_data.format import Regular, expand_series, key_of
+from vmae_data.prepare.command import Output, encode_arguments
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.prepare.probe import probe_video
-from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_arguments, encode_source
+from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_source
+from vmae_data.prepare.thinning import select_by_stride
 
 
 def _write(
@@ -145,10 +147,9 @@ def test_a_file_cut_in_the_middle_is_truncated_unless_that_is_allowed(tmp_path: 
 
 def test_thinning_stands_before_scaling_and_one_thread_runs(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 4)
-    job = EncodeJob("k", b"v.mp4", bytes(tmp_path), None, None, None, BuildSpec(), "ffmpeg", tmp_path)
-    words = encode_arguments(
-        job, probe_video(bytes(tmp_path / "v.mp4")), bytes(tmp_path / "v.mp4"), tmp_path / "o", 32, 32
-    )
+    source = bytes(tmp_path / "v.mp4")
+    output = Output(select_by_stride(4), str(tmp_path / "o.mp4"))
+    words = encode_arguments("ffmpeg", BuildSpec(), probe_video(source), source, [output], tmp_path / "scratch")
     filters = words[words.index("-vf") + 1]
     assert filters.index("select=") < filters.index("scale=")
     assert words.count("-threads") == 2  # decoder and encoder

@@ -17,6 +17,7 @@ from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import Shards
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.views import ClipSpec
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
 from vmae_train.inference.reconstruct import (
     Drawn,
@@ -204,7 +205,7 @@ def test_shards_of_a_stride_that_does_not_divide_the_runs_are_refused(tiny_run: 
 def test_a_clip_is_the_middle_of_a_video_at_the_stride(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     _write_video(path, 20)
-    clip = read_clip(path, 4, 3)
+    clip = read_clip(path, 4, ClipSpec(stride=3))
     found = (clip[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
     assert np.rint(found).tolist() == [5, 8, 11, 14]
 
@@ -212,17 +213,17 @@ def test_a_clip_is_the_middle_of_a_video_at_the_stride(tmp_path: Path) -> None:
 def test_a_short_video_repeats_its_last_frame_and_a_single_frame_is_enough(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     _write_video(path, 5)
-    found = (read_clip(path, 8, 2)[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
+    found = (read_clip(path, 8, ClipSpec(stride=2))[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
     assert np.rint(found).tolist() == [0, 2, 4, 4, 4, 4, 4, 4]
     _write_video(path, 1)
-    assert read_clip(path, 16, 4).shape == (16, 48, 64, 3)
+    assert read_clip(path, 16, ClipSpec()).shape == (16, 48, 64, 3)
 
 
 @pytest.mark.parametrize(("rotation", "corner"), [(90, (0, -1)), (270, (-1, 0))])
 def test_a_rotated_video_stands_upright(tmp_path: Path, rotation: int, corner: tuple[int, int]) -> None:
     path = tmp_path / "video.mp4"
     _write_video(path, 6, rotation=rotation)
-    frame = read_clip(path, 1, 1)[0]
+    frame = read_clip(path, 1, ClipSpec(stride=1))[0]
     assert frame.shape == (64, 48, 3)
     corners = {(y, x): int(frame[y * 4, x * 4].mean()) for y in (0, -1) for x in (0, -1)}
     assert max(corners, key=lambda place: corners[place]) == corner

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,13 +10,13 @@ from hypothesis import strategies as st
 
 from vmae_data.draws import Draw
 from vmae_data.errors import MisuseError
-from vmae_data.format import Regular
-from vmae_data.read.shards import SampleView
-from vmae_train.clips.views import ExactStride, Frozen, SpacedViews, kept_step
+from vmae_data.format import Rational, Regular
+from vmae_data.read.shards import SampleView, Shards
+from vmae_train.clips.views import ClipSpec, ExactStride, Frozen, SpacedViews, kept_step
 
 
 def _view(frames: int) -> SampleView:
-    return SampleView(0, "k", frames, Regular(first=0, step=1, count=frames), frames, 25.0, 1)
+    return SampleView(0, "k", frames, Regular(first=0, step=1, count=frames), frames, 25.0, (frames,))
 
 
 def _published(n: int, num_frames: int, stride: int, offset: int) -> list[int]:
@@ -61,7 +64,28 @@ def test_a_frozen_clip_has_one_frame_only() -> None:
     assert chosen.index_VT.tolist() == [[0] * 16]
 
 
-def test_a_stride_that_the_shards_dont_divide_is_refused_with_both_numbers() -> None:
-    assert kept_step(4, 2) == 2
+def test_a_stride_that_the_shards_dont_divide_is_refused_with_both_numbers(demo_shards: Path) -> None:
+    index = Shards.open(str(demo_shards)).index
+    assert kept_step(ClipSpec(stride=4), index) == 2
+    by_four = msgspec.structs.replace(index, stride=4)
     with pytest.raises(MisuseError, match=r"stride is 2 source frames, the shards keep one frame in 4"):
-        kept_step(2, 4)
+        kept_step(ClipSpec(stride=2), by_four)
+    with pytest.raises(MisuseError, match=r"asks for 6.25 frames a second, the shards keep one frame in 4"):
+        kept_step(ClipSpec(rate=6.25), by_four)
+
+
+def test_shards_of_a_rate_serve_integer_parts_of_it(demo_shards: Path) -> None:
+    index = msgspec.structs.replace(Shards.open(str(demo_shards)).index, stride=None, rate=Rational(25, 2))
+    assert [kept_step(ClipSpec(rate=rate), index) for rate in (12.5, 6.25, 2.5)] == [1, 2, 5]
+    for wrong in (25.0, 10.0):
+        with pytest.raises(MisuseError, match=rf"asks for {wrong:g} frames a second, the shards keep 12.5"):
+            kept_step(ClipSpec(rate=wrong), index)
+    with pytest.raises(MisuseError, match="stride is 4 source frames, the shards keep 12.5 frames a second"):
+        kept_step(ClipSpec(stride=4), index)
+
+
+def test_every_phase_is_drawn_and_its_own_length_counts() -> None:
+    view = _view(20)._replace(phase_frames=(20, 18))
+    chosen = [ExactStride(16, 1)(view, Draw(0, epoch, 1)) for epoch in range(200)]
+    starts = {phase: {one.decode[0] for one in chosen if one.phase == phase} for phase in (0, 1)}
+    assert starts == {0: set(range(5)), 1: set(range(3))}

@@ -64,6 +64,8 @@ class DataFacts:
             "kept_frames": self.frames._asdict(),
             "short_side": index.short_side,
             "stride": index.stride,
+            "rate": None if index.rate is None else float(index.rate),
+            "phases": index.phases,
             "profile": index.profile,
             "split": index.split,
             "may_flip": index.may_flip,
@@ -99,4 +101,4 @@ def source_seconds(shards: Shards) -> NDArray[np.float64]:
     """Seconds of each source, each counted once; at its mean rate where that changes."""
     _, first = np.unique(shards.source_N, return_index=True)
     source_frames = np.asarray([shards.view(int(n)).source_frames for n in first], dtype=np.float64)
-    return np.asarray(source_frames / (shards.rate_N[first] * shards.index.stride))
+    return np.asarray(source_frames / shards.source_rate_N[first])

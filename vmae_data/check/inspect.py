@@ -58,7 +58,7 @@ def _rows(facts: DataFacts) -> Iterator[tuple[str, str]]:
     yield "width", f"{facts.width} px"
     yield "height", f"{facts.height} px"
     yield "kept frames a second", str(facts.kept_rate)
-    yield "stride", f"{index.stride} source frames"
+    yield "thinning", index.spacing + (f", {index.phases} phases" if index.phases > 1 else "")
     yield "profile", f"{index.profile}, short side {index.short_side} px"
     yield "may flip", "yes" if index.may_flip else "no"
     failures = ", ".join(f"{count} {reason}" for reason, count in index.failures.items())
@@ -133,7 +133,7 @@ def _glance(facts: DataFacts) -> Iterator[Part]:
     figures += [
         Fact("shards", str(len(index.shardlist)), size_words(facts.bytes)),
         Fact("of source", time_words(facts.source_hours)),
-        Fact("kept frames", f"{facts.kept_frames}", f"stride {index.stride}"),
+        Fact("kept frames", f"{facts.kept_frames}", index.spacing),
         Fact(
             "failures", str(sum(index.failures.values())), ", ".join(f"{n} {why}" for why, n in index.failures.items())
         ),
@@ -169,7 +169,7 @@ def _charts(facts: DataFacts, looked_at: Sequence[_LookedAt]) -> Iterator[Figure
     frames = shards.frames_NP[:, 0]
     some = "" if len(looked_at) == len(shards) else f"Of {len(looked_at)} samples that were looked at."
     yield histogram(frames / shards.rate_N, "Duration of a sample", "s")
-    yield histogram(shards.rate_N * shards.index.stride, "Rate of the sources", "frames/s", ranges=False)
+    yield histogram(shards.source_rate_N, "Rate of the sources", "frames/s", ranges=False)
     yield histogram(frames, "Kept frames of a sample")
     yield histogram(
         [min(one.facts.source.width, one.facts.source.height) for one in looked_at],

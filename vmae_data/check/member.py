@@ -138,7 +138,9 @@ class _Facts:
             known = dict(enumerate(index.classes))
             yield "class name", facts.class_name, known.get(facts.label) if isinstance(facts.label, int) else None
             yield "split", facts.split, index.split
-            yield "profile", facts.profile, index.profile
+            # A source that `copy` can't take is encoded.
+            copied = index.profile == "copy" and facts.profile == "h264"
+            yield "profile", facts.profile, facts.profile if copied else index.profile
         if row is not None:
             yield "width", facts.width, row.width
             yield "height", facts.height, row.height

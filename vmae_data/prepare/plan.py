@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 import pyarrow as pa
+from msgspec.structs import force_setattr
 
 from vmae_data.errors import MisuseError
 from vmae_data.format import (
@@ -17,6 +19,7 @@ from vmae_data.format import (
     PLAN,
     PLAN_TABLE,
     PlanFacts,
+    Rational,
     decode_record,
     encode_record,
     path_to_text,
@@ -25,16 +28,37 @@ from vmae_data.prepare.sources import Listing, SourceVideo
 from vmae_data.recipes import difference, shortened
 from vmae_data.store import commit_bytes, read_bytes
 
-__all__ = ["BuildSpec", "Plan", "make_plan", "settle_plan"]
+__all__ = ["BuildSpec", "Plan", "Profile", "Thinning", "make_plan", "settle_plan"]
+
+
+Profile = Literal["h264", "mpeg4", "mjpeg", "copy"]
+
+
+class Thinning(NamedTuple):
+    """What a build recipe says of time: every `stride`-th frame, or `rate` frames a second (stride 0 then)."""
+
+    stride: int
+    rate: Rational | None = None
+    phases: int = 1
+    longest_seconds: float | None = None
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether the kept frames follow from a frame's number alone."""
+        return self.rate is None and self.phases == 1 and self.longest_seconds is None
 
 
 class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys of a build recipe: all that decides what the shards hold."""
 
     short_side: int = 256
-    stride: int = 4
-    profile: Literal["h264"] = "h264"
-    crf: int = 23
+    stride: int | None = None  # in source frames; 4 where neither it nor `rate` is given
+    rate: float | None = None  # kept frames a second, for sources of mixed or variable rate
+    phases: int = 1
+    longest_seconds: float | None = None
+    profile: Profile = "h264"
+    crf: int = 23  # of h264
+    qscale: int = 3  # of mpeg4 and mjpeg
     gop: int = 16
     samples_per_shard: int = 500
     seed: int = 0
@@ -44,9 +68,10 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if self.short_side < 16 or self.short_side % 2:
             raise ValueError(f"short_side = {self.short_side}: expected an even number of 16 or more")
+        self._check_time()
         for name, low, high in (
-            ("stride", 1, 1000),
             ("crf", 0, 51),
+            ("qscale", 1, 31),
             ("gop", 1, 600),
             ("samples_per_shard", 1, 100000),
         ):
@@ -55,6 +80,32 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise ValueError(f"{name} = {value}: expected {low} to {high}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed = {self.seed}: expected 0 or a positive number below 2^63")
+
+    def _check_time(self) -> None:
+        if self.stride is not None and self.rate is not None:
+            raise ValueError(f"stride = {self.stride}, rate = {self.rate}: give one of the two")
+        if self.rate is None and self.stride is None:
+            force_setattr(self, "stride", 4)
+        if self.stride is not None and not 1 <= self.stride <= 1000:
+            raise ValueError(f"stride = {self.stride}: expected 1 to 1000")
+        if self.rate is not None and not 0.01 <= self.rate <= 1000:
+            raise ValueError(f"rate = {self.rate}: expected 0.01 to 1000 frames a second")
+        if self.longest_seconds is not None and self.longest_seconds <= 0:
+            raise ValueError(f"longest_seconds = {self.longest_seconds}: expected above 0")
+        most = self.stride or 16
+        if not 1 <= self.phases <= most:
+            raise ValueError(f"phases = {self.phases}: expected 1 to {most}, the stride")
+        if self.profile == "copy" and self.thinning != Thinning(1):
+            raise ValueError(
+                'profile = "copy" keeps a video as it is: give stride = 1, and no rate, phases or longest_seconds'
+            )
+
+    @property
+    def thinning(self) -> Thinning:
+        """What it says of time. A rate is taken as it is written: 6.25 is 25/4."""
+        exact = None if self.rate is None else Fraction(repr(self.rate))
+        rate = None if exact is None else Rational(exact.numerator, exact.denominator)
+        return Thinning(self.stride or 0, rate, self.phases, self.longest_seconds)
 
     def remarks(self) -> list[str]:
         """What a person should know before the build starts."""

@@ -13,7 +13,7 @@ import av
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
 
-__all__ = ["DEMUXERS", "VideoInfo", "packet_seconds", "probe_video", "scaled_size"]
+__all__ = ["DEMUXERS", "VideoInfo", "packet_seconds", "packet_times", "probe_video", "scaled_size"]
 
 # Containers of one file only: a playlist or a concatenation script could name any other file.
 DEMUXERS = (
@@ -53,6 +53,7 @@ class VideoInfo(NamedTuple):
     matrix: str
     full_range: bool
     rgb: bool
+    square: bool  # pixels, before the sample aspect was applied
 
 
 def probe_video(path: bytes) -> VideoInfo:
@@ -114,6 +115,7 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         matrix=matrix if not rgb else "rgb",
         full_range=int(frame.color_range) == _RANGE_FULL or frame.format.name.startswith("yuvj"),
         rgb=rgb,
+        square=not aspect or aspect == 1,
     )
 
 
@@ -143,6 +145,19 @@ def packet_seconds(path: bytes, pts: int | None) -> float:
     except (av.FFmpegError, ValueError, OSError):
         pass  # a damaged end: what was decoded stands
     return 0.0
+
+
+def packet_times(path: bytes) -> tuple[int, ...]:
+    """When the container shows its frames, ascending, in ticks; empty where it doesn't say.
+
+    A guess: frames may not decode. Whoever uses it compares it with what did.
+    """
+    try:
+        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
+            packets = container.demux(container.streams.video[0])
+            return tuple(sorted(p.pts for p in packets if p.size and p.pts is not None and not p.is_discard))
+    except (av.FFmpegError, ValueError, OSError):
+        return ()
 
 
 def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:

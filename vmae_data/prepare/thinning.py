@@ -1,27 +1,110 @@
-"""Row 4. Which source frames are kept. Numbers only."""
+"""Row 4. Which source frames are kept, in which segment and phase. Numbers only."""
 
 from __future__ import annotations
 
-from vmae_data.format import Rational, Regular
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
-__all__ = ["ends_early", "kept_by_stride", "kept_rate", "select_expression"]
+from vmae_data.format import Rational
+from vmae_data.prepare.plan import Thinning
+
+__all__ = ["SegmentCut", "cut_video", "ends_early", "kept_rate", "select_by_stride", "select_frames"]
 
 TRUNCATED_BELOW = 0.9
+_MASK_BITS = 48  # a double holds them exactly
 
 
-def kept_by_stride(frames: int, stride: int) -> Regular:
-    """Every `stride`-th of `frames` source frames, the first included."""
-    return Regular(first=0, step=stride, count=-(-frames // stride))
+class SegmentCut(NamedTuple):
+    """A part of a video, in source frames [start, stop), and the frames that each phase keeps of it."""
+
+    start: int
+    stop: int
+    kept: tuple[tuple[int, ...], ...]
 
 
-def select_expression(stride: int) -> str:
-    """The same, as ffmpeg's select filter says it."""
+def cut_video(times: Sequence[int], base: Rational, rate: Rational, thinning: Thinning) -> tuple[SegmentCut, ...]:
+    """The segments of a video whose frames are shown at `times` (ticks of `base` seconds); `rate` is its nominal one.
+
+    One segment unless it lasts longer than `longest_seconds`; then the fewest that don't, of equal length
+    but for one frame. A phase without a frame in a segment takes the segment's first.
+    """
+    total = len(times)
+    phases = [_phase(times, base, rate, thinning, phase) for phase in range(thinning.phases)]
+    first = phases[0]
+    parts = 1
+    if thinning.longest_seconds is not None:
+        most = max(1, int(thinning.longest_seconds * float(kept_rate(rate, thinning))))
+        parts = -(-len(first) // most)
+    bounds = [0, *(first[len(first) * part // parts] for part in range(1, parts)), total]
+    return tuple(
+        SegmentCut(
+            start, stop, tuple(kept[bisect_left(kept, start) : bisect_left(kept, stop)] or (start,) for kept in phases)
+        )
+        for start, stop in pairwise(bounds)
+    )
+
+
+def _phase(times: Sequence[int], base: Rational, rate: Rational, thinning: Thinning, phase: int) -> tuple[int, ...]:
+    if thinning.rate is None:
+        first = min(phase * thinning.stride // thinning.phases, len(times) - 1)
+        return tuple(range(first, len(times), thinning.stride))
+    return _by_rate(times, base, rate, thinning.rate, Fraction(phase, thinning.phases))
+
+
+def _by_rate(
+    times: Sequence[int], base: Rational, rate: Rational, wanted: Rational, offset: Fraction
+) -> tuple[int, ...]:
+    """The last frame shown by each tick (offset + j) / wanted from the first frame on; no frame twice.
+
+    The last frame is shown for one frame of the nominal rate.
+    """
+    # Whole units of time, `second` of them a second: exact, and fast enough for hours of video.
+    second = math.lcm(base.den, rate.num, wanted.num * offset.denominator)
+    tick = second * wanted.den // wanted.num
+    # Damaged files have stamps that step back: such a frame counts as shown with the one before it.
+    shown = list(accumulate((time * base.num * second // base.den for time in times), max))
+    shown.append(shown[-1] + second * rate.den // rate.num)
+    origin = shown[0] + tick * offset.numerator // offset.denominator
+
+    def tick_within(begins: int, ends: int) -> bool:
+        number = max(0, -((origin - begins) // tick))  # of the first tick at `begins` or later
+        return origin + number * tick < ends
+
+    kept = tuple(number for number, (begins, ends) in enumerate(pairwise(shown)) if tick_within(begins, ends))
+    return kept or (0,)
+
+
+def kept_rate(rate: Rational, thinning: Thinning) -> Rational:
+    """The nominal rate of the kept frames of a source with this nominal rate."""
+    return thinning.rate or Rational(rate.num, rate.den * thinning.stride)
+
+
+def select_by_stride(stride: int) -> str:
+    """Every `stride`-th frame, as an expression of ffmpeg's select filter."""
     return f"not(mod(n,{stride}))"
 
 
-def kept_rate(rate: Rational, stride: int) -> Rational:
-    """The nominal rate of the kept frames."""
-    return Rational(rate.num, rate.den * stride)
+def select_frames(kept: Sequence[int]) -> str:
+    """Just these frames (ascending), as an expression of ffmpeg's select filter.
+
+    A frame's bit in a mask, the masks in a binary tree: some 40 bytes for 48 frames, however they lie.
+    """
+    masks = [0] * (kept[-1] // _MASK_BITS + 1)
+    for number in kept:
+        masks[number // _MASK_BITS] |= 1 << number % _MASK_BITS
+    return _tree(masks, 0)
+
+
+def _tree(masks: Sequence[int], first: int) -> str:
+    if len(masks) == 1:
+        return f"mod(floor({masks[0]}/pow(2,n-{first * _MASK_BITS})),2)" if masks[0] else "0"
+    middle = len(masks) // 2
+    left, right = _tree(masks[:middle], first), _tree(masks[middle:], first + middle)
+    return f"if(lt(n,{(first + middle) * _MASK_BITS}),{left},{right})"
 
 
 def ends_early(decoded_seconds: float, declared_seconds: float | None) -> bool:

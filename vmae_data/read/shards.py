@@ -78,6 +78,6 @@ class Shards(Table):
     def _clip(self, number: int, sampler: Sampler, fetcher: Fetcher, seed: int, epoch: int) -> Clip:
         view = self.view(number)
         frames = sampler(view, Draw(seed, epoch, self.sample_number(number)))
-        planes = decode_some(fetcher.fetch(number), frames.decode, view.key)
+        planes = decode_some(fetcher.fetch(number, frames.phase), frames.decode, view.key)
         label = int(self.label_N[number])
         return Clip(view, label if label >= 0 else None, frames, planes)

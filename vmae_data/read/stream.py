@@ -26,6 +26,7 @@ class ClipFrames(NamedTuple):
 
     decode: tuple[int, ...]
     index_VT: NDArray[np.int64]
+    phase: int = 0
 
 
 Sampler = Callable[[SampleView, Draw], ClipFrames]
@@ -71,7 +72,7 @@ class Decoder:
         draw = Draw(clip.seed, clip.epoch, self.shards.sample_number(clip.sample))
         chosen = self.sampler(view, draw)
         try:
-            data = self.fetcher.fetch(clip.sample)
+            data = self.fetcher.fetch(clip.sample, chosen.phase)
             height, width = self._decode(data, chosen.decode, view, planes, clip.place)
         except SampleError as error:
             for plane in planes:  # a place without a clip must not show the one before

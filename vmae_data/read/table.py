@@ -31,11 +31,11 @@ class SampleView(NamedTuple):
 
     number: int
     key: str
-    frames: int  # kept
+    frames: int  # kept, in the first phase
     kept: Series  # source frame of every kept frame
     source_frames: int
     rate: float  # of the kept frames, in Hz
-    stride: int
+    phase_frames: tuple[int, ...]  # kept in each phase
 
 
 class MemberPlace(NamedTuple):
@@ -112,6 +112,13 @@ class Table:
         """Kept frames a second."""
         return self._numbers("rate")
 
+    @cached_property
+    def source_rate_N(self) -> NDArray[np.float64]:
+        """Frames a second of the sources, as their containers say."""
+        if "source_rate" not in self._table.column_names:  # written before there was such a column
+            return np.asarray(self.rate_N * (self.index.stride or 1))
+        return self._numbers("source_rate")
+
     def key(self, number: int) -> str:
         return str(self._table.column("key")[number].as_py())
 
@@ -132,7 +139,7 @@ class Table:
             kept=kept,
             source_frames=int(self._numbers("source_frames")[number]),
             rate=float(self.rate_N[number]),
-            stride=self.index.stride,
+            phase_frames=tuple(int(n) for n in self.frames_NP[number]),
         )
 
     def place(self, number: int, phase: int = 0) -> MemberPlace:
@@ -193,6 +200,7 @@ def _map_table(path: Path, index: Index) -> pa.Table:
             f"{path.parent / INDEX}: says {index.samples} samples, its shards hold {listed}, {SAMPLES} {table.num_rows}; "
             "build the data set again"
         )
-    if min(index.stride, index.short_side, index.phases) < 1:
-        raise DataError(f"{path.parent / INDEX}: stride, short side or phases below 1; build the data set again")
+    spaced = index.stride if index.rate is None else min(index.rate.num, index.rate.den)
+    if spaced is None or min(spaced, index.short_side, index.phases) < 1:
+        raise DataError(f"{path.parent / INDEX}: stride, rate, short side or phases below 1; build the data set again")
     return table

@@ -30,7 +30,7 @@ from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.loader import EMPTY, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
-from vmae_train.clips.views import SpacedViews, kept_step
+from vmae_train.clips.views import ClipSpec, SpacedViews, kept_step
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
 from vmae_train.inference.video import read_clip
 from vmae_train.model.load import load_model
@@ -38,7 +38,7 @@ from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.model.vit import Geometry
 from vmae_train.training.engine import choose_device
-from vmae_train.training.run import read_facts, run_of, run_stride
+from vmae_train.training.run import read_facts, run_clip, run_of
 
 __all__ = [
     "Drawn",
@@ -76,10 +76,10 @@ def reconstruct_file(
     ratio = mask_ratio(checkpoint, model.geometry, ratio)
     path = local_path(data)
     if path.is_file() and path.name != INDEX:
-        drawn = Drawn([_of_video(model, path, run_stride(checkpoint) or 1, ratio, seed)], {})
+        drawn = Drawn([_of_video(model, path, run_clip(checkpoint) or ClipSpec(stride=1), ratio, seed)], {})
     else:
         shards = Shards.open(data)
-        drawn = reconstruct_shards(model, shards, stride=run_stride(checkpoint), videos=videos, ratio=ratio, seed=seed)
+        drawn = reconstruct_shards(model, shards, clip=run_clip(checkpoint), videos=videos, ratio=ratio, seed=seed)
     if not drawn.clips:
         listed = "; ".join(f"{key}: {why}" for key, why in drawn.unreadable.items())
         raise DataError(f"{data}: not one of the chosen samples can be read ({listed}); verify the shards")
@@ -119,14 +119,14 @@ def mask_ratio(checkpoint: str, geometry: Geometry, given: float | None) -> floa
 
 
 def reconstruct_shards(
-    model: PretrainModel, shards: Shards, *, stride: int | None, videos: int, ratio: float, seed: int
+    model: PretrainModel, shards: Shards, *, clip: ClipSpec | None, videos: int, ratio: float, seed: int
 ) -> Drawn:
-    """The middle clip of some samples, spread over the classes. `stride` in source frames, else the shards' own.
+    """The middle clip of some samples, spread over the classes. Without `clip`, of neighbouring kept frames.
 
-    Raises MisuseError when the shards' stride does not divide it.
+    Raises MisuseError when the shards don't hold such clips.
     """
     geometry, device = model.geometry, model.mean_C.device
-    step = kept_step(stride or shards.index.stride, shards.index.stride)
+    step = kept_step(clip or ClipSpec.of(shards.index), shards.index)
     numbers = spread(shards.label_N, videos, seed=seed)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
     augment = Augment(spec).to(device)
@@ -167,10 +167,10 @@ def _title(shards: Shards, number: int) -> str:
     return f"{shards.classes[label]}: {key}" if 0 <= label < len(shards.classes) else key
 
 
-def _of_video(model: PretrainModel, path: Path, stride: int, ratio: float, seed: int) -> Reconstruction:
+def _of_video(model: PretrainModel, path: Path, clip: ClipSpec, ratio: float, seed: int) -> Reconstruction:
     """The middle clip of a plain video file."""
     geometry, device = model.geometry, model.mean_C.device
-    frames = read_clip(path, geometry.num_frames, stride)
+    frames = read_clip(path, geometry.num_frames, clip)
     clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
     rgb01 = clips * _per_colour(model.std_C) + _per_colour(model.mean_C)
     draws = ClipDraws.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))

@@ -11,21 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae_data.errors import DataError
-from vmae_train.clips.views import stride_positions
+from vmae_train.clips.views import ClipSpec, stride_positions
 
 __all__ = ["read_clip"]
 
 U8 = NDArray[np.uint8]
 
 
-def read_clip(path: Path, num_frames: int, stride: int) -> U8:
-    """Every `stride`-th frame of the middle, upright, (T, H, W, 3); a short video repeats its tail.
+def read_clip(path: Path, num_frames: int, clip: ClipSpec) -> U8:
+    """A clip of the middle, upright, (T, H, W, 3); a short video repeats its tail.
 
     Decoded twice, first to count: headers lie, and a long video does not fit into memory.
     """
     total = sum(1 for _ in _decode(path))
     if total == 0:
         raise DataError(f"{path}: no frame decodes; name a video file or a folder of shards")
+    stride = clip.stride or max(1, round(_rate(path) / (clip.rate or 1)))
     span = (num_frames - 1) * stride + 1
     positions = stride_positions(total + 1, num_frames, stride, max(0, total - span) // 2)
     kept: dict[int, U8] = {}
@@ -37,6 +38,12 @@ def read_clip(path: Path, num_frames: int, stride: int) -> U8:
         if number == positions[-1]:
             break
     return np.stack([kept[number] for number in positions.tolist()])
+
+
+def _rate(path: Path) -> float:
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        return float(stream.average_rate or stream.guessed_rate or 1)
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

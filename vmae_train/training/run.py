@@ -11,11 +11,12 @@ import msgspec
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.shards import Shards
-from vmae_data.recipes import difference, shortened
+from vmae_data.recipes import build_spec, difference, shortened
 from vmae_data.store import commit_bytes
 from vmae_train.clips.loader import Request
+from vmae_train.clips.views import ClipSpec
 
-__all__ = ["RunFacts", "TrainingOrder", "begin_run", "check_run", "read_facts", "run_of", "run_stride"]
+__all__ = ["RunFacts", "TrainingOrder", "begin_run", "check_run", "clip_of", "read_facts", "run_clip", "run_of"]
 
 RUN = "run.json"
 # Where and how fast, not what: these may change when a run goes on.
@@ -121,7 +122,12 @@ def run_of(checkpoint: str) -> Path | None:
     return next((folder for folder in (path, path.parent.parent) if (folder / RUN).exists()), None)
 
 
-def run_stride(checkpoint: str) -> int | None:
-    """The stride in source frames that a checkpoint was trained with, where its run is known."""
+def run_clip(checkpoint: str) -> ClipSpec | None:
+    """The clips that a checkpoint was trained on, where its run is known."""
     folder = run_of(checkpoint)
-    return None if folder is None else int(read_facts(folder).recipe["clip"].get("stride", 1))
+    return None if folder is None else clip_of(read_facts(folder))
+
+
+def clip_of(facts: RunFacts) -> ClipSpec:
+    """The clips of a run's recipe."""
+    return build_spec(facts.recipe["clip"], ClipSpec, "the run's recipe, clip")

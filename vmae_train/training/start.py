@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import torch
 
 from vmae_data.errors import MisuseError
@@ -100,7 +101,7 @@ def settle(spec: RunSpec, data: str) -> Settled:
     """
     shards = Shards.open(data)
     geometry = spec.geometry()
-    sampler = ExactStride(geometry.num_frames, kept_step(spec.clip.stride, shards.index.stride))
+    sampler = ExactStride(geometry.num_frames, kept_step(spec.clip, shards.index))
     order = TrainingOrder(shards, seed=spec.seed, batch=spec.train.batch)
     augment = msgspec.structs.replace(spec.augment, size=geometry.image_size)
     _check_frame_sizes(shards, augment)
@@ -126,18 +127,22 @@ def _check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
         )
 
 
+def _spacing(clip: ClipSpec) -> str:
+    return f"stride {clip.stride} source frames" if clip.rate is None else f"{clip.rate:g} frames a second"
+
+
 def _clip_rows(settled: Settled) -> dict[str, str]:
     shards, clip, num_frames = settled.shards, settled.spec.clip, settled.geometry.num_frames
-    rates = sorted(shards.rate_N * shards.index.stride)
-    median = float(rates[len(rates) // 2])
-    seconds = clip.stride * (num_frames - 1) / median
+    step = kept_step(clip, shards.index)
+    kept_rate = float(np.median(shards.rate_N))
+    seconds = step * (num_frames - 1) / kept_rate
     room = padded_size(shards)
     cut = int((shards.size_N2 > room).any(axis=1).sum())
-    short = int((shards.frames_NP[:, 0] < num_frames * (clip.stride // shards.index.stride)).sum())
+    short = int((shards.frames_NP[:, 0] < num_frames * step).sum())
     rows = {
-        "data": f"{shards.url}, {len(shards)} samples, shards of stride {shards.index.stride}",
-        "clip": f"{num_frames} frames, stride {clip.stride} source frames; "
-        f"{seconds:.2f} s at {median:.4g} frames/s (median)" + (", one frame repeated" if clip.frozen else ""),
+        "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
+        "clip": f"{num_frames} frames, {_spacing(clip)}; "
+        f"{seconds:.2f} s at {kept_rate:.4g} kept frames/s (median)" + (", one frame repeated" if clip.frozen else ""),
     }
     if cut:
         rows["wide videos"] = f"{cut} are wider than {MAX_ASPECT} × the short side and are cut at the centre"

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.data.test_resize import _encode, _write
+from vmae_data.decode import decode_some
+from vmae_data.format import expand_series
+
+
+@pytest.mark.parametrize(("profile", "codec"), [("h264", "h264"), ("mpeg4", "mpeg4"), ("mjpeg", "mjpeg")])
+def test_every_profile_keeps_the_same_frames_and_says_its_colours(tmp_path: Path, profile: str, codec: str) -> None:
+    _write(tmp_path / "v.mp4", 40, rate=Fraction(30000, 1001))
+    (sample,) = _encode(tmp_path / "v.mp4", tmp_path, profile=profile, qscale=2, crf=2).samples
+    member = sample.members[0]
+    assert (member.codec, sample.facts.profile) == (codec, profile)
+    assert expand_series(member.phase.source_frames).tolist() == list(range(0, 40, 4))
+    video = decode_some((tmp_path / member.file).read_bytes(), [0, 3, 9], "v")
+    levels = video.y_THW.mean(axis=(1, 2))
+    colour = sample.facts.colour
+    if colour.full_range:  # the source's 20 + 4 n is limited range
+        levels = levels * 219 / 255 + 16
+    assert (colour.matrix, colour.full_range) == (("bt601", True) if profile == "mjpeg" else ("bt709", False))
+    np.testing.assert_allclose(levels, [20, 20 + 4 * 12, 20 + 4 * 36], atol=2.5)
+
+
+def test_mpeg4_and_mjpeg_are_as_steady_and_the_same_every_time(tmp_path: Path) -> None:
+    _write(tmp_path / "v.mp4", 40)
+    for profile in ("mpeg4", "mjpeg"):
+        first = _encode(tmp_path / "v.mp4", tmp_path, profile=profile)
+        assert _encode(tmp_path / "v.mp4", tmp_path, profile=profile) == first
+        (sample,) = first.samples
+        with av.open(str(tmp_path / sample.members[0].file)) as container:
+            assert container.streams.video[0].average_rate == Fraction(25, 4)
+    assert len(sample.members[0].packets.keys) == 10  # every frame of mjpeg is a key frame
+
+
+def test_a_rate_that_mpeg4_cannot_count_is_written_as_one_it_can(tmp_path: Path) -> None:
+    _write(tmp_path / "v.mp4", 20, rate=Fraction(90000, 3003))
+    (sample,) = _encode(tmp_path / "v.mp4", tmp_path, profile="mpeg4", stride=1).samples
+    assert sample.facts.phases[0].frames == 20
+
+
+def test_copy_takes_the_packets_as_they_are(tmp_path: Path) -> None:
+    _write(tmp_path / "v.mkv", 30)
+    (sample,) = _encode(tmp_path / "v.mkv", tmp_path, profile="copy", stride=1, short_side=64).samples
+    assert (sample.facts.profile, sample.facts.width, sample.facts.height) == ("copy", 96, 64)
+    assert (sample.facts.colour.matrix, sample.facts.colour.assumed) == ("bt601", True)
+    with av.open(str(tmp_path / "v.mkv")) as container:
+        wanted = [frame.to_ndarray() for frame in container.decode(video=0)]
+    with av.open(str(tmp_path / sample.members[0].file)) as container:
+        found = [frame.to_ndarray() for frame in container.decode(video=0)]
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("why", ["too large", "uneven times"])
+def test_copy_encodes_what_it_cannot_take(tmp_path: Path, why: str) -> None:
+    uneven = [0, 1, 2, 3, 10, 11, 12, 13] if why == "uneven times" else None
+    _write(tmp_path / "v.mkv", 8, pts=uneven)
+    short_side = 32 if why == "too large" else 64
+    (sample,) = _encode(tmp_path / "v.mkv", tmp_path, profile="copy", stride=1, short_side=short_side).samples
+    assert sample.facts.profile == "h264"
+    assert sample.facts.phases[0].frames == 8

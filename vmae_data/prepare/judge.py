@@ -1,0 +1,82 @@
+"""Row 5. What a run of ffmpeg decoded, held against what the source declares: a verdict on the source."""
+
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+
+from vmae_data.errors import SourceError, VmaeError
+from vmae_data.prepare.ffmpeg import FfmpegRun
+from vmae_data.prepare.plan import Thinning
+from vmae_data.prepare.probe import VideoInfo, packet_seconds
+from vmae_data.prepare.thinning import ends_early
+
+__all__ = ["frame_times", "judge_run", "remarks_on"]
+
+_FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def judge_run(run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated: bool, staging: Path) -> None:
+    """Exit status is no test of a source: ffmpeg ends with 0 on damaged files. Count and time are."""
+    if run.stalled:
+        raise SourceError("stalled", "ffmpeg decoded nothing for two minutes and was ended")
+    if run.status == -signal.SIGXFSZ or any(full in word for word in run.words for full in _FULL_DISK):
+        # The disk's fault, not the video's: nothing is booked, and the same build goes on later.
+        raise VmaeError(f"{staging}: no room left on the disk; free some and run the same command again")
+    if run.status < 0:
+        raise SourceError("killed", f"ffmpeg was ended by signal {-run.status}, twice")
+    if run.restarted_at is not None:
+        raise SourceError(
+            "size-changes", f"the picture's size changes at frame {run.restarted_at}; encode it to one size"
+        )
+    if not run.pts:
+        raise SourceError("undecodable", run.reason())
+    if run.status != 0:
+        raise SourceError("ffmpeg-failed", run.reason())
+    if not math.isclose(run.ticks * info.time_base.num, info.time_base.den, rel_tol=1e-5):
+        base = f"{info.time_base.num}/{info.time_base.den}"
+        raise SourceError(
+            "encode-mismatch", f"ffmpeg counts {run.ticks:g} ticks a second, PyAV a time base of {base}; encode it anew"
+        )
+    seconds = _decoded_seconds(run, info, 1 / float(info.rate))
+    if not keep_truncated and ends_early(seconds, info.duration):
+        # The last frame may be shown for long, as in recordings of a screen; only its packet says so.
+        seconds = _decoded_seconds(run, info, packet_seconds(source, run.pts[-1]))
+    if not keep_truncated and ends_early(seconds, info.duration):
+        words = f" ({run.reason()})" if run.words else ""
+        raise SourceError(
+            "truncated",
+            f"the last of {len(run.pts)} frames ends at {seconds:.2f} of {info.duration:.2f} s{words}",
+        )
+
+
+def _decoded_seconds(run: FfmpegRun, info: VideoInfo, last: float) -> float:
+    """How long the video lasts: from its first frame, or from time 0 where it begins later.
+
+    Containers count a declared duration from either.
+    """
+    times = frame_times(run, info)
+    tick = info.time_base.num / info.time_base.den
+    return (max(times) - min(times)) * tick + last + max(0.0, info.start)
+
+
+def frame_times(run: FfmpegRun, info: VideoInfo) -> list[int]:
+    """Time stamps of the decoded frames; a frame without one follows its neighbour."""
+    step = max(1, round(info.time_base.den * info.rate.den / (info.time_base.num * info.rate.num)))
+    times: list[int] = []
+    for pts in run.pts:
+        times.append(pts if pts is not None else (times[-1] if times else 0) + step)
+    return times
+
+
+def remarks_on(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> tuple[str, ...]:
+    """What a person should know of a source that was made all the same."""
+    remarks = []
+    if run.words:
+        remarks.append(f"ffmpeg complained: {run.reason()}")
+    if info.duration is None:
+        remarks.append("no declared duration: truncation was not tested")
+    if thinning.rate is not None and float(info.rate) < float(thinning.rate):
+        remarks.append(f"shows {float(info.rate):g} frames a second, fewer than the {float(thinning.rate):g} asked for")
+    return tuple(remarks)
