@@ -70,6 +70,9 @@ def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = Progress
     whole = len(markers) == len(reports)
     if plan is not None:
         problems += _plan_problems(folder, plan)
+        made_by = {marker.plan for marker in markers} | ({index.plan} if index is not None else set())
+        if len(made_by) == 1 and made_by != {plan.digest()}:
+            problems.append(Problem(PLAN, "is not the plan that the shards and the index were made by"))
     if index is not None:
         problems += _index_problems(index, plan, markers, rows, whole=whole)
         problems += _plan_table_problems(folder, index)
