@@ -19,7 +19,7 @@ from vmae_data.prepare.probe import DEMUXERS, VideoInfo, scaled_size
 from vmae_data.prepare.profiles import coded_rate, colour_of, encoder_options, source_colour
 from vmae_data.prepare.thinning import kept_rate
 
-__all__ = ["Output", "copy_arguments", "encode_arguments", "read_arguments"]
+__all__ = ["Output", "copy_arguments", "encode_arguments", "picture_filters", "read_arguments"]
 
 _INPUT = {"threads": 1, "format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 # Put in place of the paths while ffmpeg-python compiles: it can't encode names that are not UTF-8.
@@ -47,7 +47,7 @@ def encode_arguments(
     for number, output in enumerate(outputs):
         select = telling(output.select) if number == 0 else f"select='{output.select}'"
         options = _encode_options(spec, info, output.splits) | _filter_option(
-            f"{select},{_picture_filters(spec, info)}", scratch.with_name(f"{scratch.name}.{number}")
+            f"{select},{picture_filters(spec, info)}", scratch.with_name(f"{scratch.name}.{number}")
         )
         paths[f"{_TARGET}-{number}"] = f"file:{output.target}"
         streams.append(ffmpeg.input(_SOURCE, **_INPUT).output(f"{_TARGET}-{number}", **options))
@@ -86,7 +86,8 @@ def _tick(spec: BuildSpec, info: VideoInfo) -> str:
     return f"{rate.den}/{rate.num}"
 
 
-def _picture_filters(spec: BuildSpec, info: VideoInfo) -> str:
+def picture_filters(spec: BuildSpec, info: VideoInfo) -> str:
+    """From a source's frames to those that are encoded: size, colours, square pixels, one tick a frame."""
     width, height = scaled_size(info, spec.short_side)
     scale = f"scale={width}:{height}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
     found, wanted = source_colour(info), colour_of(spec.profile, info)

@@ -1,0 +1,159 @@
+"""What a build costs: CPU seconds against a bare ffmpeg that does the same, and against the usual way.
+
+    python tools/bench_build.py VIDEOS            # ratios on 720p sources made of the folder's videos
+    python tools/bench_build.py VIDEOS --hours 2  # peak memory on one long 1080p file
+    python tools/bench_build.py --listing 1000000 # planning and resuming a long listing
+
+The usual way scales every frame with x264's defaults, then thins by encoding again. All with one thread,
+one after another in one run; CPU seconds are user and system of the whole tree of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from vmae_data.format import FORMAT_VERSION, ShardMarker, encode_record, marker_name
+from vmae_data.prepare.command import Output, encode_arguments
+from vmae_data.prepare.ffmpeg import find_ffmpeg
+from vmae_data.prepare.plan import BuildSpec, make_plan, settle_plan
+from vmae_data.prepare.probe import probe_video
+from vmae_data.prepare.sources import find_sources
+from vmae_data.prepare.thinning import select_by_stride
+
+SPEC = BuildSpec()
+COPIES = 6  # of each source, so that starting Python counts as little as in a real build
+SECONDS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("videos", type=Path, nargs="?", help="a folder of videos")
+    parser.add_argument("--hours", type=float, help="peak memory on a 1080p file that long")
+    parser.add_argument("--listing", type=int, help="plan and resume a listing of so many files")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if given.listing:
+            print(bench_listing(given.listing, Path(folder)))
+        elif given.hours:
+            print(bench_memory(given.videos, given.hours, Path(folder)))
+        else:
+            print(bench_cpu(given.videos, Path(folder)))
+
+
+def _ffmpeg(*words: str | Path) -> None:
+    subprocess.run([find_ffmpeg().path, "-v", "error", "-nostdin", "-y", *map(str, words)], check=True)
+
+
+def _source(video: Path, target: Path, lines: int) -> bool:
+    """Ten seconds of a video at this size, as a camera would write it; False where it can't be read."""
+    looped = ("-stream_loop", "-1", "-i", video, "-t", str(SECONDS), "-an", "-r", "25")
+    try:
+        _ffmpeg(*looped, "-vf", f"scale=-2:{lines},setsar=1", "-preset", "veryfast", "-crf", "20", target)
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+def _sources(videos: Path, folder: Path, lines: int) -> list[Path]:
+    folder.mkdir()
+    made = [folder / f"{path.stem}.mp4" for path in sorted(videos.iterdir()) if path.stat().st_size > 200_000]
+    kept = [target for target in made if _source(next(videos.glob(f"{target.stem}.*")), target, lines)]
+    if not kept:
+        sys.exit(f"{videos}: no video of more than 200 kB can be read")
+    return kept
+
+
+def _cpu(words: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(words, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def bench_cpu(videos: Path, folder: Path) -> str:
+    sources = _sources(videos, folder / "sources", 720)
+    for path in sources:
+        for number in range(COPIES - 1):
+            os.link(path, path.with_name(f"{path.stem}-{number}.mp4"))
+    build = [sys.executable, "-m", "vmae_data", "build", str(folder / "sources"), str(folder / "shards")]
+    ours = _cpu([*build, "--workers", "1", "--quiet"])
+    bare = usual = 0.0
+    for path in sorted((folder / "sources").iterdir()):
+        bare += _cpu(_bare(path, folder / "bare.mp4"))
+        usual += _usual(path, folder)
+    count = COPIES * len(sources)
+    rows = [("vmae-shard build", ours), ("bare ffmpeg, the same graph", bare), ("the usual way", usual)]
+    lines = [f"{count} videos of {SECONDS} s, 720 lines, 25 frames a second; stride 4, short side 256", ""]
+    lines += ["| way | CPU s a video | build needs |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {seconds / count:.3f} | {ours / seconds:.2f} × |" for name, seconds in rows]
+    return "\n".join(lines)
+
+
+def _bare(path: Path, target: Path) -> list[str]:
+    """The build's own command without what it tells of frames."""
+    output = Output(select_by_stride(SPEC.stride or 1), str(target))
+    info = probe_video(os.fsencode(path))
+    words = encode_arguments(find_ffmpeg().path, SPEC, info, os.fsencode(path), [output], target)
+    return [word.replace("print(n,16);print(pts,16);print(1/TB,16);", "") for word in words]
+
+
+def _usual(path: Path, folder: Path) -> float:
+    ffmpeg, scaled, thinned = find_ffmpeg().path, str(folder / "scaled.mp4"), str(folder / "thinned.mp4")
+    common = ["-nostdin", "-y", "-threads", "1"]
+    threads = ["-threads", "1", "-filter_threads", "1", "-an"]
+    first = [ffmpeg, *common, "-i", str(path), *threads, "-vf", "scale=-2:256", scaled]
+    thin = ["-vf", "select='not(mod(n,4))',setpts=N/FRAME_RATE/TB", thinned]
+    return _cpu(first) + _cpu([ffmpeg, *common, "-i", scaled, *threads, *thin])
+
+
+def bench_memory(videos: Path, hours: float, folder: Path) -> str:
+    (source,) = _sources(videos, folder / "short", 1080)[:1]
+    (folder / "long").mkdir()
+    _ffmpeg("-stream_loop", int(hours * 3600 / SECONDS) - 1, "-i", source, "-c", "copy", folder / "long" / "long.mp4")
+    build = [sys.executable, "-m", "vmae_data", "build", str(folder / "long"), str(folder / "shards")]
+    began = time.monotonic()
+    _cpu([*build, "--workers", "1", "--quiet", "--set", "longest_seconds=60"])
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    took = time.monotonic() - began
+    return f"{hours:g} h of 1080p: the largest process of the build took {peak:.0f} MiB; {took:.0f} s with one worker"
+
+
+def bench_listing(count: int, folder: Path) -> str:
+    """In this process: what a build does before its first encode, and again when half of the shards are there."""
+    listing = folder / "listing.csv"
+    with listing.open("w") as file:
+        file.writelines(f"class {n % 400}/video-{n:07d}.mp4,class {n % 400}\n" for n in range(count))
+    began = time.monotonic()
+    plan = _plan(listing, folder / "shards")
+    planned = time.monotonic() - began
+    for shard in range(plan.facts.shards // 2):
+        marker = ShardMarker(
+            version=FORMAT_VERSION, plan=plan.facts.digest(), shard=shard, tar="", bytes=0, sha256="", samples=()
+        )
+        (folder / "shards" / marker_name(shard)).write_bytes(encode_record(marker))
+    began = time.monotonic()
+    _plan(listing, folder / "shards")
+    resumed = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (
+        f"{count} listed files: planned in {planned:.1f} s, taken up again in {resumed:.1f} s, at most {peak:.0f} MiB"
+    )
+
+
+def _plan(listing: Path, dest: Path):  # type: ignore[no-untyped-def]
+    found = find_sources(str(listing))
+    plan = make_plan(found, SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
+    dest.mkdir(exist_ok=True)
+    settle_plan(dest, plan)
+    return plan
+
+
+if __name__ == "__main__":
+    main()
