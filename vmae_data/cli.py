@@ -54,9 +54,9 @@ def build(
 ) -> None:
     """Resize, thin and pack videos into shards. Run again, it goes on where it was stopped."""
     from vmae_data.build import build_shards
+    from vmae_data.prepare.classes import read_classes
     from vmae_data.prepare.estimate import estimate_build, estimate_lines
     from vmae_data.prepare.plan import BuildSpec
-    from vmae_data.prepare.sources import read_classes
     from vmae_data.recipes import load_recipe
     from vmae_data.store import local_path
 

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from vmae_data.errors import MisuseError
 from vmae_data.format import path_to_text
+from vmae_data.prepare.classes import class_index, label_numbers
 from vmae_data.prepare.listing import (
     KNOWN_FORMATS,
     Columns,
@@ -25,11 +24,12 @@ from vmae_data.prepare.listing import (
     named_rows,
     plain_rows,
     read_listing,
+    shown,
 )
 from vmae_data.prepare.tree import VideoTree, is_video
 from vmae_data.store import read_bytes
 
-__all__ = ["Annotated", "class_index", "label_numbers", "read_annotations"]
+__all__ = ["Annotated", "read_annotations"]
 
 KINETICS = ("youtube_id", "time_start", "time_end")
 UCF_LIST = re.compile(r"(train|test)list0*([1-9])\.txt")
@@ -66,7 +66,14 @@ def read_annotations(where: Path, tree: VideoTree, split: str | None, columns: C
     if isinstance(content, Lines):
         if ucf := UCF_LIST.fullmatch(where.name):
             return _ucf(where, content.lines, tree, ucf[1] + ucf[2], split)
-        return Annotated([_listed(row, tree, by_stem=by_stem) for row in _list_rows(content.lines, where)])
+        rows = [_listed(row, tree, by_stem=by_stem) for row in _list_rows(content.lines, where)]
+        if (
+            rows
+            and not any(is_video(row.path) for row in rows)
+            and not Path(os.fsdecode(os.path.join(tree.folder, rows[0].path))).exists()
+        ):
+            raise MisuseError(f"{where}: its first line, {shown(content.lines[0])}, names no video; {KNOWN_FORMATS}")
+        return Annotated(rows)
     if content.text and all(content.name(name) for name in KINETICS):
         return _of_split(_placed(_kinetics(content, where), tree, b".mp4"), split, where)
     if columns.path is None and (content.name("template") or set(content.columns) == {"id"}):
@@ -145,7 +152,7 @@ class _Entry(NamedTuple):
 
 
 def _placed(entries: Iterable[_Entry], tree: VideoTree, suffix: bytes) -> list[Row]:
-    """Each entry where its file lies; a missing one where it would lie: with the others of its label, or at the top."""
+    """Each entry where its file lies; a missing one where it would lie: in the one folder of its label, or of all."""
     placed = [
         (entry, next((path for stem in entry.stems if (path := tree.find(stem)) is not None), None))
         for entry in entries
@@ -154,11 +161,14 @@ def _placed(entries: Iterable[_Entry], tree: VideoTree, suffix: bytes) -> list[R
     for entry, path in placed:
         if path is not None:
             homes.setdefault(entry.label, set()).add(os.path.dirname(path))
+    everywhere = set().union(*homes.values())
+    suffixes = {os.path.splitext(path)[1] for _, path in placed if path is not None}
+    name_end = suffixes.pop() if len(suffixes) == 1 else suffix
     rows = []
     for entry, path in placed:
         if path is None:
-            known = homes.get(entry.label, set())
-            path = os.path.join(*(known if len(known) == 1 else (b"",)), entry.stems[0] + suffix)
+            home = homes.get(entry.label, everywhere)
+            path = os.path.join(*(home if len(home) == 1 else (b"",)), entry.stems[0] + name_end)
         rows.append(Row(path, entry.label, entry.split))
     return rows
 
@@ -199,31 +209,6 @@ def _labels_beside(where: Path) -> tuple[str, ...]:
     if len(found) > 1:
         raise MisuseError(f"{where}: {found[0].name} and {found[1].name} lie beside it; say which with --classes FILE")
     return label_numbers(found[0]) if found else ()
-
-
-def label_numbers(path: Path) -> tuple[str, ...]:
-    """Classes in the order of their numbers, from JSON of names and numbers: {"Bending something": "0", …}.
-
-    Raises MisuseError unless the numbers are 0, 1, 2, …
-    """
-    try:
-        numbers = msgspec.json.decode(read_bytes(path), type=dict[str, int], strict=False)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise MisuseError(f'{path}: is not JSON of names and numbers, {{"name": "0", …}} ({error})') from error
-    if sorted(numbers.values()) != list(range(len(numbers))):
-        raise MisuseError(f"{path}: its {len(numbers)} class numbers are not 0 to {len(numbers) - 1}, each once")
-    return tuple(sorted(numbers, key=numbers.__getitem__))
-
-
-def class_index(lines: Sequence[str]) -> tuple[str, ...] | None:
-    """Classes from UCF101's classInd.txt, `1 ApplyEyeMakeup` a line; None where the lines are not that."""
-    fields = [line.split(maxsplit=1) for line in lines if line.strip()]
-    counted = [str(n) for n in range(1, len(fields) + 1)]
-    return tuple(field[1].strip() for field in fields) if fields and _numbers(fields) == counted else None
-
-
-def _numbers(fields: Sequence[list[str]]) -> list[str]:
-    return [field[0] if len(field) == 2 else "" for field in fields]
 
 
 def _ucf(where: Path, lines: Sequence[bytes], tree: VideoTree, found: str, split: str | None) -> Annotated:

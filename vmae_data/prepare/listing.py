@@ -158,7 +158,7 @@ def _text_records(lines: Sequence[bytes], where: Path, columns: Columns) -> Reco
                 column.append(field)
         return Records(dict(zip(names, cells, strict=True)), len(lines) - 1, text=True)
     if columns.path and lines:
-        raise MisuseError(f"{where}: has no column {columns.path!r}; its first line is {_shown(lines[0])}")
+        raise MisuseError(f"{where}: has no column {columns.path!r}; its first line is {shown(lines[0])}")
     return None
 
 
@@ -245,7 +245,7 @@ def plain_rows(lines: Sequence[bytes], where: Path) -> list[Row]:
     rows = [_row(line, _split(line, separator), where, number) for number, line in enumerate(lines, 1)]
     if len(rows) > 1 and not is_video(rows[0].path) and all(is_video(row.path) for row in rows[1:]):
         raise MisuseError(
-            f"{where}: its first line, {_shown(lines[0])}, names no video, and every other does: a header? "
+            f"{where}: its first line, {shown(lines[0])}, names no video, and every other does: a header? "
             "Say which column holds the paths with --set columns.path=NAME"
         )
     return rows
@@ -262,11 +262,12 @@ def _row(line: bytes, fields: list[bytes], where: Path, number: int) -> Row:
 def _wrong_fields(where: Path, number: int, found: int, wanted: int, line: bytes) -> MisuseError:
     known = f" ({KNOWN_FORMATS})" if number == 1 else ""
     return MisuseError(
-        f"{where}: entry {number} has {found} fields, expected {wanted}; it begins {_shown(line)}; mend the listing{known}"
+        f"{where}: entry {number} has {found} fields, expected {wanted}; it begins {shown(line)}; mend the listing{known}"
     )
 
 
-def _shown(line: bytes) -> str:
+def shown(line: bytes) -> str:
+    """The beginning of a line, in an error."""
     return repr(path_to_text(line[:SHOWN]))
 
 

@@ -6,19 +6,16 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from vmae_data.errors import MisuseError
-from vmae_data.format import Index, Label, decode_record, key_of, path_to_text
-from vmae_data.prepare.annotations import Annotated, class_index, label_numbers, read_annotations
+from vmae_data.format import Label, key_of, path_to_text
+from vmae_data.prepare.annotations import Annotated, read_annotations
 from vmae_data.prepare.listing import Columns, Row
 from vmae_data.prepare.tree import VideoTree, is_video, suffixes_text, walk_videos
-from vmae_data.store import local_path, read_bytes
+from vmae_data.store import local_path
 
-__all__ = ["Listing", "SourceVideo", "find_sources", "read_classes"]
+__all__ = ["Listing", "SourceVideo", "find_sources"]
 
 MOST_CLASSES = 1_000_000
 CLASS_NUMBER = re.compile(r"([0-9]{1,9})(\.0*)?")  # 3.0 is what a table makes of 3 in a column with gaps
@@ -89,33 +86,6 @@ def find_sources(
         SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, numbered.labels, strict=True)
     )
     return Listing(folder, sources, numbered.classes, unlisted)
-
-
-def read_classes(url: str) -> tuple[str, ...]:
-    """The classes of another data set (its folder or index.json), SSv2's labels, UCF101's classInd.txt, or one name a line.
-
-    Raises MisuseError when there are none.
-    """
-    path = local_path(url)
-    if path.is_dir():
-        path = path / "index.json"
-    if path.suffix == ".json":
-        names = _classes_of_json(path)
-    else:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-        names = class_index(lines) or tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise MisuseError(f"{url}: has no classes; name an index with labels, or a file of one class a line")
-    return names
-
-
-def _classes_of_json(path: Path) -> tuple[str, ...]:
-    data = read_bytes(path)
-    try:
-        is_index = "shardlist" in msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
-        is_index = False
-    return decode_record(data, Index, str(path)).classes if is_index else label_numbers(path)
 
 
 def _class_folders(folder: bytes) -> list[Row]:
