@@ -106,8 +106,9 @@ def _decode_object(line: bytes, where: Path, number: int) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
+        known = f" ({KNOWN_FORMATS})" if number == 1 else ""
         raise MisuseError(
-            f'{where}: entry {number} is not {{"path": …, "label": …}} ({error}); mend the listing'
+            f'{where}: entry {number} is not {{"path": …, "label": …}} ({error}); mend the listing{known}'
         ) from error
 
 
