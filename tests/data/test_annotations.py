@@ -220,6 +220,7 @@ def test_hmdb51_flags_choose_and_what_is_in_neither_split_is_not_unlisted(tmp_pa
         "shoot_ball/same.avi": "shoot_ball",
         "shoot_ball/gone.avi": "shoot_ball",  # not the one of another class
     }
+    assert listing.classes == ("brush_hair", "shoot_ball", "wave")
     assert listing.unlisted == (b"wave/gone.avi",)
     assert set(_labels(_find(videos, lists, "test2"))) == {"brush_hair/#20_Rhythm_(2).avi"}
     for split in (None, "train3", "train"):

@@ -271,7 +271,8 @@ def _hmdb(where: Path, files: Sequence[Path], tree: VideoTree, split: str | None
                 rows.append(row)
             else:
                 others.add(row.path)
-    return Annotated(rows, others=frozenset(others))
+    # Of all lists, so that a class without a video in this split keeps the numbers where they are.
+    return Annotated(rows, tuple(sorted({found[1] for found in named.values()})), frozenset(others))
 
 
 def _list_rows(lines: Sequence[bytes], where: Path) -> list[Row]:
