@@ -14,18 +14,20 @@ from vmae_data.format import (
     FAILURES,
     INDEX,
     SAMPLES,
+    UNLISTED,
     Failure,
     Index,
     ShardMarker,
     encode_record,
+    path_to_line,
     path_to_text,
 )
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.index import write_index
 from vmae_data.prepare.pack import PackJob, pack_shard, read_marker, read_staged, unpack_shard
 from vmae_data.prepare.plan import BuildSpec, Plan, make_plan, settle_plan
-from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_source, staged_name
-from vmae_data.prepare.sources import SourceVideo, find_sources
+from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_job, encode_source, staged_name
+from vmae_data.prepare.sources import find_sources
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_data.progress import Meter, ProgressStyle, meter
 from vmae_data.store import TEMPORARY, commit_bytes, lock
@@ -43,6 +45,7 @@ class BuildReport:
     encoded: int  # in this run
     failed: int  # in all
     reasons: dict[str, int]
+    unlisted: int  # videos of the source that its annotations don't name
 
 
 def build_shards(
@@ -51,6 +54,7 @@ def build_shards(
     spec: BuildSpec,
     *,
     workers: int,
+    annotations: str | None = None,
     split: str | None = None,
     classes: tuple[str, ...] = (),
     ffmpeg: str | None = None,
@@ -59,16 +63,18 @@ def build_shards(
 ) -> BuildReport:
     """Turn the videos of `source` into shards in `dest`; run again, it goes on where it was stopped.
 
+    `annotations` say which videos of a folder are meant, and what they show; `split` which of their rows.
     Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
     Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
     """
     binary = find_ffmpeg(ffmpeg)
-    listing = find_sources(source, classes)
+    listing = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     if os.path.realpath(os.fsencode(dest)) == listing.folder:
         raise MisuseError(f"{dest}: is the source itself; name another destination")
     with lock(dest, "build"):
         settle_plan(dest, plan)
+        _name_unlisted(dest / UNLISTED, listing.unlisted)
         staging = dest / STAGING
         _clean_leftovers(dest, staging)
         walk = _Walk(dest, staging, plan, binary.path)
@@ -79,7 +85,15 @@ def build_shards(
         index = write_index(dest, plan, walk.markers())
         with suppress(OSError):
             staging.rmdir()
-    return BuildReport(index, walk.encoded, sum(index.failures.values()), index.failures)
+    return BuildReport(index, walk.encoded, sum(index.failures.values()), index.failures, len(listing.unlisted))
+
+
+def _name_unlisted(path: Path, unlisted: tuple[bytes, ...]) -> None:
+    """A video that no annotation names is left out: a person should be able to see which."""
+    if unlisted:
+        commit_bytes(path, "".join(f"{path_to_line(name)}\n" for name in unlisted).encode())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _clean_leftovers(dest: Path, staging: Path) -> None:
@@ -163,20 +177,7 @@ class _Walk:
             if not todo:
                 self._pack(shard, packer)
             for source in todo:
-                yield _Encode(shard, self._job(source))
-
-    def _job(self, source: SourceVideo) -> EncodeJob:
-        return EncodeJob(
-            key=source.key,
-            path=source.path,
-            folder=self.plan.folder,
-            label=source.label,
-            class_name=self.plan.class_name(source.label),
-            split=self.plan.facts.split,
-            spec=self.plan.spec,
-            ffmpeg=self.ffmpeg,
-            staging=self.staging,
-        )
+                yield _Encode(shard, encode_job(self.plan, source, ffmpeg=self.ffmpeg, staging=self.staging))
 
     def _encoded(self, finished: Finished, encoders: Pool, packer: Pool, shown: Meter) -> None:
         task: _Encode = finished.tag

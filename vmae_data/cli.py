@@ -21,15 +21,27 @@ app = new_app("vmae-shard", "Turn videos into WebDataset shards that a VideoMAE 
 
 @app.command()
 def build(
-    source: Annotated[str, typer.Argument(help="A folder of class folders, or a listing (`path label` a line).")],
+    source: Annotated[str, typer.Argument(help="A folder of videos, or a listing (`path label` a line).")],
     dest: Annotated[str | None, typer.Argument(help="Where the shards go; left out: shards/NAME.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file.")] = None,
     settings: Settings = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test: written into every sample.")] = None,
+    annotations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|FOLDER", help="What the folder's videos show: a data set's own files, or a listing."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, val or test (train1 for UCF101, HMDB51): chooses among the annotations."),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(metavar="FILE|INDEX", help="Take the classes and their numbers from another data set."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Encode a sample, say what the build would take, write nothing.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Encodes at a time; left out: one a core.")] = None,
     max_failures: Annotated[
         str | None, typer.Option(metavar="N|P%", help="Exit with 1 when more sources than this fail.")
@@ -42,8 +54,9 @@ def build(
 ) -> None:
     """Resize, thin and pack videos into shards. Run again, it goes on where it was stopped."""
     from vmae_data.build import build_shards
+    from vmae_data.prepare.classes import read_classes
+    from vmae_data.prepare.estimate import estimate_build, estimate_lines
     from vmae_data.prepare.plan import BuildSpec
-    from vmae_data.prepare.sources import read_classes
     from vmae_data.recipes import load_recipe
     from vmae_data.store import local_path
 
@@ -55,13 +68,28 @@ def build(
         if not quiet:
             print(f"remark: {remark}", file=sys.stderr)
     folder = local_path(dest) if dest else Path("shards") / _name_of(local_path(source))
+    known = read_classes(classes) if classes else ()
+    if dry_run:
+        estimate = estimate_build(
+            source,
+            spec,
+            workers=workers or _cores(),
+            annotations=annotations,
+            split=split,
+            classes=known,
+            ffmpeg=ffmpeg,
+            style=progress_style(quiet, as_json),
+        )
+        print_json(estimate) if as_json else print("\n".join(estimate_lines(estimate)))
+        return
     report = build_shards(
         source,
         folder,
         spec,
         workers=workers or _cores(),
+        annotations=annotations,
         split=split,
-        classes=read_classes(classes) if classes else (),
+        classes=known,
         ffmpeg=ffmpeg,
         retry_failed=retry_failed,
         style=progress_style(quiet, as_json),
@@ -75,6 +103,7 @@ def build(
                 "samples": index.samples,
                 "shards": len(index.shardlist),
                 "failures": report.reasons,
+                "unlisted": report.unlisted,
             }
         )
     elif not quiet:
@@ -85,6 +114,9 @@ def build(
         if report.failed:
             words = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
             print(f"{report.failed} failed ({words}); listed in {folder / 'failures.jsonl'}")
+        if report.unlisted:
+            videos = _counted(report.unlisted, "video")
+            print(f"{videos} of {source} not in {annotations}; named in {folder / 'unlisted.txt'}")
     if allowed is not None and report.failed > allowed(total):
         raise VmaeError(f"{report.failed} of {total} sources failed, more than --max-failures {max_failures} allows")
 

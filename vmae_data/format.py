@@ -6,6 +6,7 @@ DEST/shard-000000.tar     samples: KEY.mp4, KEY.json, KEY.cls
 DEST/shard-000000.json    its marker, written after the tar       (ShardMarker)
 DEST/samples.arrow        one row a sample: what reading needs
 DEST/failures.jsonl       one line a source that gave nothing     (Failure)
+DEST/unlisted.txt         videos that the annotations don't name, where there are any
 DEST/index.json           written last: the data set is whole     (Index)
 """
 
@@ -32,6 +33,7 @@ __all__ = [
     "PLAN",
     "PLAN_TABLE",
     "SAMPLES",
+    "UNLISTED",
     "Colour",
     "Extent",
     "Failure",
@@ -57,17 +59,19 @@ __all__ = [
     "marker_name",
     "member_suffix",
     "path_from_text",
+    "path_to_line",
     "path_to_text",
     "series_of",
     "tar_name",
 ]
 
 FORMAT_VERSION = 1
-PLAN, PLAN_TABLE, SAMPLES, FAILURES, INDEX = (
+PLAN, PLAN_TABLE, SAMPLES, FAILURES, UNLISTED, INDEX = (
     "plan.json",
     "plan.arrow",
     "samples.arrow",
     "failures.jsonl",
+    "unlisted.txt",
     "index.json",
 )
 
@@ -313,6 +317,11 @@ def path_to_text(path: bytes) -> str:
     r"""A path as text: bytes that are not UTF-8 become \xNN, a backslash is doubled."""
     text = path.replace(b"\\", b"\\\\").decode("utf-8", "surrogateescape")
     return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def path_to_line(path: bytes) -> str:
+    """The same where a path a line is written: a line's end inside a path is \\x0a, which `path_from_text` reads too."""
+    return path_to_text(path).replace("\n", "\\x0a").replace("\r", "\\x0d")
 
 
 def path_from_text(text: str) -> bytes:

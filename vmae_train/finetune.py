@@ -18,7 +18,7 @@ from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
 from vmae_train.clips.views import kept_step
-from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
+from vmae_train.evaluation.evaluate import check_classes, check_one_class, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.evaluation.story import EVALUATION
 from vmae_train.model.load import load_model
@@ -171,6 +171,7 @@ def _finished_scores(out: Path) -> Scores | None:
 
 
 def _check_labels(shards: Shards) -> None:
+    check_one_class(shards)
     if not shards.classes:
         raise MisuseError(f"{shards.url}: has no labels; finetuning needs class folders or a listing with labels")
     without = int((shards.label_N < 0).sum())

@@ -12,12 +12,17 @@ from vmae_data.recipes import difference, list_recipes, load_recipe, read_recipe
 @pytest.mark.parametrize("name", list_recipes("vmae_data"))
 def test_every_build_recipe_loads_and_says_what_it_is_for(name: str) -> None:
     spec = load_recipe("vmae_data", name, BuildSpec)
-    assert spec.stride >= 1
+    assert spec.stride or spec.rate
     assert "vmae-shard build" in recipe_head(read_recipe("vmae_data", name))
 
 
 def test_the_recipes_of_this_version_are_there() -> None:
-    assert {"demo", "k400", "ssv2-pretrain"} <= set(list_recipes("vmae_data"))
+    names = {"demo", "k400", "k400-parity", "ssv2-pretrain", "ssv2-finetune", "ucf101", "hmdb51"}
+    assert names <= set(list_recipes("vmae_data"))
+    parity = load_recipe("vmae_data", "k400-parity", BuildSpec)
+    assert (parity.stride, parity.short_side) == (1, 320)
+    finetune = load_recipe("vmae_data", "ssv2-finetune", BuildSpec)
+    assert (finetune.stride, finetune.may_flip) == (1, False)
     assert load_recipe("vmae_data", "k400", BuildSpec).stride == 4
     ssv2 = load_recipe("vmae_data", "ssv2-pretrain", BuildSpec)
     assert (ssv2.stride, ssv2.may_flip) == (2, False)
@@ -40,6 +45,8 @@ def test_without_a_recipe_the_defaults_are_those_of_the_contract() -> None:
         ("profile=vp9", "profile"),
         ("stride", "expected key=value"),
         ("a.b=1", "a: no such key"),
+        ("columns.paths=x", "columns.paths: no such key"),
+        ("columns=x", "columns"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_key(setting: str, says: str) -> None:

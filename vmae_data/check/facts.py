@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +77,6 @@ class DataFacts:
 def inspect_shards(folder: Path) -> DataFacts:
     """Open a data set and count. Raises DataError where it is none."""
     shards = Shards.open(str(folder))
-    counts = Counter(shards.label_N.tolist())
     return DataFacts(
         shards=shards,
         bytes=sum(shard.filesize for shard in shards.index.shardlist),
@@ -88,8 +86,8 @@ def inspect_shards(folder: Path) -> DataFacts:
         height=_range(shards.size_N2[:, 0]),
         kept_rate=_range(shards.rate_N),
         frames=_range(shards.frames_NP[:, 0]),
-        per_class={name: counts.get(n, 0) for n, name in enumerate(shards.classes)},
-        unlabelled=counts.get(-1, 0),
+        per_class=dict(zip(shards.classes, shards.class_count_K.tolist(), strict=True)),
+        unlabelled=shards.unlabelled,
     )
 
 

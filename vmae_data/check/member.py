@@ -13,6 +13,7 @@ from vmae_data.errors import DataError, SampleError
 from vmae_data.format import (
     Extent,
     Index,
+    Label,
     MemberEntry,
     SampleEntry,
     SampleFacts,
@@ -32,7 +33,7 @@ class TableRow(NamedTuple):
     """What samples.arrow says of a sample; columns with a phase axis as tuples."""
 
     key: str
-    label: int | None
+    label: Label | None
     width: int
     height: int
     source_frames: int

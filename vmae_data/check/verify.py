@@ -22,6 +22,7 @@ from vmae_data.format import (
     PLAN,
     PLAN_TABLE,
     SAMPLES,
+    UNLISTED,
     Failure,
     Index,
     PlanFacts,
@@ -34,6 +35,7 @@ from vmae_data.format import (
     path_to_text,
     tar_name,
 )
+from vmae_data.labels import label_words, table_labels
 from vmae_data.page import printable
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressStyle, meter
@@ -118,6 +120,7 @@ def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _
             problems.append(Problem(SAMPLES, f"its sum is not the one in {INDEX}"))
             return None
         columns = _columns(path)
+        columns["label"] = table_labels(columns)
         names = [name for name in TableRow._fields if name not in ("frames", "offset", "size", "sha256")]
         plain = zip(*(columns[name] for name in names), strict=True)
         listed = zip(*(map(tuple, columns[name]) for name in ("frames", "offset", "size", "sha256")), strict=True)
@@ -194,7 +197,7 @@ def _report(finished: Finished) -> ShardReport:
 
 def _foreign_files(folder: Path, shards: set[int]) -> Iterator[Problem]:
     """Everything in the folder that the format does not know."""
-    known = {INDEX, PLAN, PLAN_TABLE, SAMPLES, FAILURES}
+    known = {INDEX, PLAN, PLAN_TABLE, SAMPLES, FAILURES, UNLISTED}
     known |= {name(shard) for shard in shards for name in (tar_name, marker_name)}
     for entry in sorted(os.scandir(os.fsencode(folder)), key=lambda entry: entry.name):
         name = printable(path_to_text(entry.name))
@@ -218,8 +221,8 @@ def _plan_problems(folder: Path, plan: PlanFacts) -> Iterator[Problem]:
         return
     try:
         columns = _columns(path)
-        keys, paths, labels, shards = (columns[name] for name in ("key", "path", "label", "shard"))
-        names = [plan.classes[label] if label is not None else "" for label in labels]
+        keys, paths, shards = (columns[name] for name in ("key", "path", "shard"))
+        names = [label_words(label, plan.classes) for label in table_labels(columns)]
         raw = [path_from_text(path) for path in paths]
     except (DataError, OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError) as error:
         yield Problem(PLAN_TABLE, f"can't be read ({printable(str(error))})")

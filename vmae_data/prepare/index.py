@@ -29,6 +29,7 @@ from vmae_data.format import (
     expand_series,
     marker_name,
 )
+from vmae_data.labels import label_columns
 from vmae_data.prepare.plan import Plan
 from vmae_data.store import commit_bytes, hash_file
 
@@ -115,7 +116,7 @@ def samples_table(dest: Path, markers: Sequence[ShardMarker]) -> bytes:
             "key": pa.array([entry.key for _, entry, _ in rows], pa.string()),
             "source": pa.array(_source_numbers([facts.source.path for *_, facts in rows]), pa.int32()),
             "shard": pa.array([number for number, *_ in rows], pa.int32()),
-            "label": pa.array([entry.label for _, entry, _ in rows], pa.int32()),
+            **label_columns([entry.label for _, entry, _ in rows]),
             "width": pa.array([facts.width for *_, facts in rows], pa.int32()),
             "height": pa.array([facts.height for *_, facts in rows], pa.int32()),
             "source_frames": pa.array([facts.source.frames for *_, facts in rows], pa.int32()),

@@ -18,12 +18,15 @@ from vmae_data.format import (
     FORMAT_VERSION,
     PLAN,
     PLAN_TABLE,
+    Label,
     PlanFacts,
     Rational,
     decode_record,
     encode_record,
     path_to_text,
 )
+from vmae_data.labels import label_columns, label_words
+from vmae_data.prepare.listing import Columns
 from vmae_data.prepare.sources import Listing, SourceVideo
 from vmae_data.recipes import difference, shortened
 from vmae_data.store import commit_bytes, read_bytes
@@ -64,6 +67,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     seed: int = 0
     keep_truncated: bool = False
     may_flip: bool = True
+    columns: Columns | None = None  # of a listing; None: the names that are known
 
     def __post_init__(self) -> None:
         if self.short_side < 16 or self.short_side % 2:
@@ -126,8 +130,9 @@ class Plan(NamedTuple):
         size = self.spec.samples_per_shard
         return self.sources[shard * size : (shard + 1) * size]
 
-    def class_name(self, label: int | None) -> str | None:
-        return None if label is None else self.facts.classes[label]
+    def class_name(self, label: Label | None) -> str | None:
+        """The name of one class; several stand in the facts as numbers only."""
+        return self.facts.classes[label] if isinstance(label, int) else None
 
 
 def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: str, ffmpeg_sha256: str) -> Plan:
@@ -147,7 +152,8 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
         sources=len(ordered),
         shards=-(-len(ordered) // spec.samples_per_shard),
         classes=listing.classes,
-        recipe=msgspec.to_builtins(spec),
+        # What the columns gave stands in the listing's digest.
+        recipe={key: value for key, value in msgspec.to_builtins(spec).items() if key != "columns"},
         split=split,
         ffmpeg=ffmpeg,
         ffmpeg_sha256=ffmpeg_sha256,
@@ -165,7 +171,7 @@ def _listing_digest(listing: Listing) -> str:
 
 def _listing_lines(listing: Listing) -> Iterator[bytes]:
     for source in listing.sources:
-        label = "" if source.label is None else listing.classes[source.label]
+        label = label_words(source.label, listing.classes)
         yield f"{path_to_text(source.path)}\t{label}\n".encode("utf-8", "surrogateescape")
 
 
@@ -193,7 +199,7 @@ def _plan_table(plan: Plan) -> bytes:
         {
             "key": pa.array([source.key for source in plan.sources], pa.string()),
             "path": pa.array([path_to_text(source.path) for source in plan.sources], pa.string()),
-            "label": pa.array([source.label for source in plan.sources], pa.int32()),
+            **label_columns([source.label for source in plan.sources]),
             "shard": pa.array([n // size for n in range(len(plan.sources))], pa.int32()),
         }
     )

@@ -16,6 +16,7 @@ from vmae_data.errors import SampleError, SourceError
 from vmae_data.format import (
     FORMAT_VERSION,
     Failure,
+    Label,
     Packets,
     PhaseFacts,
     Rational,
@@ -31,13 +32,14 @@ from vmae_data.format import (
 from vmae_data.prepare.command import Output, copy_arguments, encode_arguments, read_arguments
 from vmae_data.prepare.ffmpeg import FfmpegRun, run_ffmpeg
 from vmae_data.prepare.judge import frame_times, judge_run, remarks_on
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.prepare.plan import BuildSpec, Plan
 from vmae_data.prepare.probe import VideoInfo, packet_times, probe_video, scaled_size
 from vmae_data.prepare.profiles import colour_of, copies
+from vmae_data.prepare.sources import SourceVideo
 from vmae_data.prepare.thinning import SegmentCut, cut_video, kept_rate, select_by_stride, select_frames
 from vmae_data.store import commit_bytes, commit_file, hash_file, temporary_beside
 
-__all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_source", "staged_name"]
+__all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_job", "encode_source", "staged_name"]
 
 
 class EncodeJob(NamedTuple):
@@ -46,12 +48,27 @@ class EncodeJob(NamedTuple):
     key: str
     path: bytes
     folder: bytes
-    label: int | None
+    label: Label | None
     class_name: str | None
     split: str | None
     spec: BuildSpec
     ffmpeg: str
     staging: Path
+
+
+def encode_job(plan: Plan, source: SourceVideo, *, ffmpeg: str, staging: Path) -> EncodeJob:
+    """The job of one of the plan's sources."""
+    return EncodeJob(
+        key=source.key,
+        path=source.path,
+        folder=plan.folder,
+        label=source.label,
+        class_name=plan.class_name(source.label),
+        split=plan.facts.split,
+        spec=plan.spec,
+        ffmpeg=ffmpeg,
+        staging=staging,
+    )
 
 
 class StagedMember(msgspec.Struct, frozen=True, kw_only=True):

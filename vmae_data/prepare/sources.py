@@ -1,236 +1,193 @@
-"""Row 1. A folder of class folders, or a listing → SourceVideo(key, path, label)."""
+"""Row 1. A folder of class folders, a listing, or a data set's annotations → SourceVideo(key, path, label)."""
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from vmae_data.errors import MisuseError
-from vmae_data.format import Index, decode_record, key_of, path_to_text
-from vmae_data.store import local_path, read_bytes
+from vmae_data.format import Label, key_of, path_to_text
+from vmae_data.prepare.annotations import Annotated, read_annotations
+from vmae_data.prepare.listing import Columns, Row
+from vmae_data.prepare.tree import VideoTree, is_video, suffixes_text, walk_videos
+from vmae_data.store import local_path
 
-__all__ = ["Listing", "SourceVideo", "find_sources", "read_classes"]
+__all__ = ["Listing", "SourceVideo", "find_sources"]
 
-VIDEO_SUFFIXES = frozenset(
-    b".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .wmv .asf .flv .f4v .3gp .3g2 .ts .m2ts .mts .ogv .mxf".split()
-)
 MOST_CLASSES = 1_000_000
-PATH_COLUMNS = ("path", "file", "video", "filename")
-LABEL_COLUMNS = ("label", "class")
+CLASS_NUMBER = re.compile(r"([0-9]{1,9})(\.0*)?")  # 3.0 is what a table makes of 3 in a column with gaps
+WHOLE_NUMBER = re.compile(r"[-+]?[0-9]+")
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class SourceVideo(NamedTuple):
-    """One source: its key, its path relative to the listing, and its label's number if it has one."""
+    """One source: its key, its path relative to the listing, and its label, if it has one."""
 
     key: str
     path: bytes
-    label: int | None
+    label: Label | None
 
 
 class Listing(NamedTuple):
-    """All sources of a data set, and the folder that their paths start from."""
+    """All sources of a data set, and the folder that their paths start from.
+
+    `unlisted` are the videos of the folder that its annotations don't name, sorted.
+    """
 
     folder: bytes
     sources: tuple[SourceVideo, ...]
     classes: tuple[str, ...]
+    unlisted: tuple[bytes, ...] = ()
 
 
-class _Row(NamedTuple):
-    path: bytes
-    label: str | None
+def find_sources(
+    source: str,
+    classes: tuple[str, ...] = (),
+    *,
+    annotations: str | None = None,
+    split: str | None = None,
+    columns: Columns | None = None,
+) -> Listing:
+    """Read a folder, a folder and its annotations, or a listing.
 
-
-def find_sources(source: str, classes: tuple[str, ...] = ()) -> Listing:
-    """Read a folder or a listing.
-
-    `classes` fixes the numbers of the classes; left out, integers are kept and names sorted.
-    Raises MisuseError for a path that is neither, contradictory labels, or nothing found.
+    `classes` fixes the numbers of the classes; left out, they are those of a file beside the annotations, else
+    integers are kept and names sorted. `split` chooses among the annotations' rows.
+    Raises MisuseError for a path that is neither, a format that is not known, contradictory labels, or nothing found.
     """
     where = local_path(source)
+    columns = columns or Columns()
+    unlisted: tuple[bytes, ...] = ()
     if where.is_dir():
         folder = os.fsencode(where.resolve())
-        rows = _walk_folder(folder)
+        tree = VideoTree(folder)
+        if annotations is None:
+            found = Annotated(_class_folders(folder))
+        else:
+            found = read_annotations(local_path(annotations), tree, split, columns, by_stem=True)
+            unlisted = tuple(sorted(tree.paths - {row.path for row in found.rows} - found.others))
     elif where.is_file():
-        if where.suffix.lower().encode() in VIDEO_SUFFIXES:
+        if annotations is not None:
+            raise MisuseError(f"{source}: is a file; --annotations goes with the folder of the videos")
+        if is_video(os.fsencode(where.name)):
             raise MisuseError(f"{source}: is a single video; name its folder, or a listing of videos")
         folder = os.fsencode(where.resolve().parent)
-        rows = _read_listing(where, folder)
+        found = read_annotations(where, VideoTree(folder), split, columns, by_stem=False)
     else:
         raise MisuseError(f"{source}: neither a folder of videos nor a listing; check the path")
-    if not rows:
-        raise MisuseError(f"{source}: no videos found (looked for {_suffixes()}); check the path")
-    return _number(folder, _merge(rows, source), classes, source)
-
-
-def read_classes(url: str) -> tuple[str, ...]:
-    """The classes of another data set (its folder or index.json), or one name a line of a text file.
-
-    Raises MisuseError when there are none.
-    """
-    path = local_path(url)
-    if path.is_dir():
-        path = path / "index.json"
-    if path.suffix == ".json":
-        names = decode_record(read_bytes(path), Index, str(path)).classes
-    else:
-        names = tuple(line.strip() for line in read_bytes(path).decode("utf-8").splitlines() if line.strip())
-    if not names:
-        raise MisuseError(f"{url}: has no classes; name an index with labels, or a file of one class a line")
-    return names
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(suffix.decode() for suffix in VIDEO_SUFFIXES))
-
-
-def _walk_folder(folder: bytes) -> list[_Row]:
-    """Every video below a folder; its class is the first folder of its path.
-
-    Linked folders are followed, each real folder once: a loop of links ends.
-    """
-    rows: list[_Row] = []
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        status = Path(os.fsdecode(parent)).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(b"."))
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(b"."):
-                path = os.path.relpath(os.path.join(parent, name), folder)
-                first, slash, _ = path.partition(b"/")
-                rows.append(_Row(path, path_to_text(first) if slash else None))
-    return rows
-
-
-def _refuse_folder(error: OSError) -> None:
-    """A folder that can't be read would change which classes there are: never passed over."""
-    raise MisuseError(f"{os.fsdecode(error.filename)}: can't be read ({error.strerror}); give the right to, or move it")
-
-
-def _read_listing(where: Path, folder: bytes) -> list[_Row]:
-    data = read_bytes(where)
-    if b"\0" in data:
-        raise MisuseError(f"{where}: is not text; expected a listing with one `path label` a line")
-    lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
-    json_lines = bool(lines) and lines[0].lstrip().startswith(b"{")
-    rows = _json_rows(lines, where) if json_lines else _text_rows(lines, where)
-    return [row._replace(path=_relative(row.path, folder)) for row in rows]
-
-
-def _relative(path: bytes, folder: bytes) -> bytes:
-    return os.path.relpath(path, folder) if os.path.isabs(path) else os.path.normpath(path)
-
-
-class _JsonRow(msgspec.Struct):
-    path: str
-    label: str | int | None = None
-
-
-def _json_rows(lines: Sequence[bytes], where: Path) -> list[_Row]:
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = msgspec.json.decode(line, type=_JsonRow)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise MisuseError(
-                f'{where}: entry {number} is not {{"path": …, "label": …}} ({error}); mend the listing'
-            ) from error
-        rows.append(_Row(os.fsencode(row.path), None if row.label is None else str(row.label)))
-    return rows
-
-
-def _text_rows(lines: Sequence[bytes], where: Path) -> list[_Row]:
-    """The separator is chosen once: tab, else comma, where every line has one; else the last space."""
-    separator = next((s for s in (b"\t", b",") if all(s in line for line in lines)), b" ")
-    fields = [_split(line, separator) for line in lines]
-    header = [os.fsdecode(name).strip().lower() for name in _split_header(lines[0], separator)] if lines else []
-    if any(name in PATH_COLUMNS for name in header):
-        path_at = next(header.index(name) for name in PATH_COLUMNS if name in header)
-        label_at = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
-        rows = []
-        for number, row in enumerate(fields[1:], 2):
-            if len(row) != len(header):
-                raise _wrong_fields(where, number, len(row), len(header))
-            rows.append(_Row(row[path_at], None if label_at is None else _label(row[label_at])))
-        return rows
-    return [_row(line, row, where, number) for number, (line, row) in enumerate(zip(lines, fields, strict=True), 1)]
-
-
-def _row(line: bytes, fields: list[bytes], where: Path, number: int) -> _Row:
-    if os.path.splitext(fields[-1])[1].lower() in VIDEO_SUFFIXES:
-        return _Row(line.strip(), None)  # no label: the last field is the path's end
-    if len(fields) != 2:
-        raise _wrong_fields(where, number, len(fields), 2)
-    return _Row(fields[0], _label(fields[1]))
-
-
-def _label(field: bytes) -> str | None:
-    """An empty field is no label."""
-    return path_to_text(field) or None
-
-
-def _wrong_fields(where: Path, number: int, found: int, wanted: int) -> MisuseError:
-    return MisuseError(f"{where}: entry {number} has {found} fields, expected {wanted}; mend the listing")
-
-
-def _split_header(line: bytes, separator: bytes) -> list[bytes]:
-    return line.split() if separator == b" " else _split(line, separator)
-
-
-def _split(line: bytes, separator: bytes) -> list[bytes]:
-    if separator == b" ":
-        return [part.strip() for part in line.strip().rsplit(b" ", 1)]
-    text = line.decode("utf-8", "surrogateescape")
-    try:
-        row = next(csv.reader(io.StringIO(text), delimiter=separator.decode()))
-    except csv.Error as error:
-        raise MisuseError(f"an entry of the listing can't be read ({error}); it begins {text[:60]!r}") from error
-    return [field.strip().encode("utf-8", "surrogateescape") for field in row]
-
-
-def _merge(rows: Iterable[_Row], source: str) -> list[_Row]:
-    """A path listed twice is one sample; with two labels it is an error."""
-    found: dict[bytes, str | None] = {}
-    for path, label in rows:
-        if found.setdefault(path, label) != label:
-            raise MisuseError(
-                f"{source}: {path_to_text(path)} is listed with two labels, {found[path]!r} and {label!r}; keep one"
-            )
-    return [_Row(path, label) for path, label in found.items()]
-
-
-def _number(folder: bytes, rows: list[_Row], classes: tuple[str, ...], source: str) -> Listing:
-    labels = sorted(
-        {row.label for row in rows if row.label is not None},
-        key=lambda name: name.encode("utf-8", "surrogateescape"),
+    if not found.rows:
+        raise MisuseError(f"{annotations or source}: no videos found (looked for {suffixes_text()}); check the path")
+    rows = _merge(found.rows, annotations or source)
+    by_folder = where.is_dir() and annotations is None
+    numbered = _number(rows, classes or found.classes, annotations or source, values=not by_folder)
+    sources = tuple(
+        SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, numbered.labels, strict=True)
     )
-    if all(re.fullmatch(r"[0-9]{1,9}", label) for label in labels):
-        numbers = {label: int(label) for label in labels}
-        if max(numbers.values(), default=0) >= MOST_CLASSES:
-            raise MisuseError(f"{source}: label {max(numbers.values())}: class numbers end at {MOST_CLASSES - 1}")
-        known = classes or tuple(str(n) for n in range(max(numbers.values(), default=-1) + 1))
-        beyond = [label for label, n in numbers.items() if n >= len(known)]
+    return Listing(folder, sources, numbered.classes, unlisted)
+
+
+def _class_folders(folder: bytes) -> list[Row]:
+    """Every video below a folder; its class is the first folder of its path."""
+    rows = []
+    for path in walk_videos(folder):
+        first, slash, _ = path.partition(b"/")
+        rows.append(Row(path, path_to_text(first) if slash else None))
+    return rows
+
+
+def _merge(rows: Sequence[Row], source: str) -> list[Row]:
+    """A path listed twice is one sample; with two labels it is an error."""
+    found: dict[bytes, Row] = {}
+    for row in rows:
+        before = found.setdefault(row.path, row)
+        if before.label != row.label:
+            raise MisuseError(
+                f"{source}: {path_to_text(row.path)} is listed with two labels, {before.label!r} and {row.label!r}; "
+                'keep one, or give both in one row as a list, ["a", "b"]'
+            )
+    return list(found.values())
+
+
+class _Numbered(NamedTuple):
+    """A label for every row, and the classes that they number."""
+
+    labels: list[Label | None]
+    classes: tuple[str, ...]
+
+
+def _number(rows: Sequence[Row], classes: tuple[str, ...], source: str, *, values: bool) -> _Numbered:
+    """Labels as numbers. All decimal integers: kept; all numbers, not all integers: `values`; else names.
+
+    Where one row has several classes, each row has a tuple of them, ascending, each once.
+    """
+    names = sorted({name for row in rows for name in _each(row)}, key=lambda n: n.encode("utf-8", "surrogateescape"))
+    if values and _are_values(names, source):
+        return _values(rows, classes, source)
+    found = {name: int(match[1]) for name in names if (match := CLASS_NUMBER.fullmatch(name))}
+    if len(found) == len(names):
+        highest = max(found.values(), default=-1)
+        if highest >= MOST_CLASSES:
+            raise MisuseError(f"{source}: label {highest}: class numbers end at {MOST_CLASSES - 1}")
+        known = classes or tuple(str(n) for n in range(highest + 1))
+        numbers = {name: n for name, n in found.items() if n < len(known)}
     else:
-        known = classes or tuple(labels)
-        places = {name: n for n, name in enumerate(known)}
-        beyond = [label for label in labels if label not in places]
-        numbers = {label: places[label] for label in labels if label in places}
-    if beyond:
+        known = classes or tuple(names)
+        numbers = {name: n for n, name in enumerate(known)}
+    beyond = next((name for name in names if name not in numbers), None)
+    if beyond is not None:
         raise MisuseError(
-            f"{source}: class {beyond[0]!r} is not among the {len(known)} given classes "
+            f"{source}: class {beyond!r} is not among the {len(known)} given classes "
             f"({', '.join(known[:5])}…); mend the labels or --classes"
         )
-    sources = tuple(
-        SourceVideo(key_of(row.path), row.path, None if row.label is None else numbers[row.label]) for row in rows
-    )
-    return Listing(folder, sources, known if labels else classes)
+    several = any(isinstance(row.label, tuple) for row in rows)
+    return _Numbered([_class_label(row, numbers, several=several) for row in rows], known if names else classes)
+
+
+def _class_label(row: Row, numbers: dict[str, int], *, several: bool) -> Label | None:
+    if row.label is None:
+        return None
+    label = sorted({numbers[name] for name in _each(row)})
+    return tuple(label) if several else label[0]
+
+
+def _are_values(names: Sequence[str], source: str) -> bool:
+    """Whether these labels are values for regression. Raises MisuseError for a negative class number."""
+    if not names or not all(map(NUMBER.fullmatch, names)) or all(map(CLASS_NUMBER.fullmatch, names)):
+        return False
+    if not all(map(WHOLE_NUMBER.fullmatch, names)):
+        return True
+    negative = next((name for name in names if name.startswith("-")), None)
+    if negative is not None:
+        raise MisuseError(
+            f"{source}: label {negative}: class numbers start at 0; leave the field empty where a video has no label"
+        )
+    return False
+
+
+def _each(row: Row) -> tuple[str, ...]:
+    """The labels of a row, one by one."""
+    return row.label if isinstance(row.label, tuple) else () if row.label is None else (row.label,)
+
+
+def _values(rows: Sequence[Row], classes: tuple[str, ...], source: str) -> _Numbered:
+    """Values for regression: the same number of them for every video that has any."""
+    if classes:
+        raise MisuseError(f"{source}: its labels are values, not classes; leave --classes out, or mend the labels")
+    labels: list[Label | None] = [
+        None if row.label is None else tuple(float(value) for value in _each(row)) for row in rows
+    ]
+    lengths = {len(label): row for row, label in zip(rows, labels, strict=True) if isinstance(label, tuple)}
+    if len(lengths) > 1:
+        (a, first), (b, second) = list(lengths.items())[:2]
+        raise MisuseError(
+            f"{source}: {path_to_text(first.path)} has {a} values, {path_to_text(second.path)} has {b}; "
+            "give every video the same number"
+        )
+    for row, label in zip(rows, labels, strict=True):
+        if isinstance(label, tuple) and not all(map(math.isfinite, label)):
+            raise MisuseError(
+                f"{source}: {path_to_text(row.path)} has a value that is too large; expected finite numbers"
+            )
+    return _Numbered(labels, ())

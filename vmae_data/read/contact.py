@@ -37,7 +37,7 @@ def contact_sheet(shards: Shards, numbers: Sequence[int]) -> ContactSheet:
 
 
 def _tile(shards: Shards, fetcher: Fetcher, number: int) -> Tile:
-    key, label = shards.key(number), int(shards.label_N[number])
+    key = shards.key(number)
     frames = int(shards.frames_NP[number, 0])
     height, width = (int(n) for n in shards.size_N2[number])
     pictures = film(
@@ -48,6 +48,12 @@ def _tile(shards: Shards, fetcher: Fetcher, number: int) -> Tile:
         full_range=bool(shards.full_range_N[number]),
     )
     size = f"{width} × {height}, {frames} {'frames' if frames > 1 else 'frame'}, {frames / float(shards.rate_N[number]):.1f} s"
-    if label < 0 or label >= len(shards.classes):
-        return Tile(pictures, key, (size,))
-    return Tile(pictures, shards.classes[label], (key, size))
+    shown = _label_text(shards, number)
+    return Tile(pictures, shown, (key, size)) if shown else Tile(pictures, key, (size,))
+
+
+def _label_text(shards: Shards, number: int) -> str:
+    label = shards.label(number)
+    known = dict(enumerate(shards.classes))
+    values = label if isinstance(label, tuple) else () if label is None else (label,)
+    return ", ".join(f"{one:.4g}" if isinstance(one, float) else known.get(one, str(one)) for one in values)

@@ -9,14 +9,14 @@ from typing import NamedTuple
 from vmae_data.decode import DecodedVideo, decode_some
 from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
-from vmae_data.format import SampleFacts, ShardMarker, decode_record, marker_name
+from vmae_data.format import Label, SampleFacts, ShardMarker, decode_record, marker_name
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.stream import ClipFrames, Sampler
-from vmae_data.read.table import MemberPlace, SampleView, Table
+from vmae_data.read.table import LabelKind, MemberPlace, SampleView, Table
 from vmae_data.store import read_bytes
 
-__all__ = ["Clip", "MemberPlace", "Sample", "SampleView", "Shards"]
+__all__ = ["Clip", "LabelKind", "MemberPlace", "Sample", "SampleView", "Shards"]
 
 
 class Sample(NamedTuple):
@@ -30,7 +30,7 @@ class Clip(NamedTuple):
     """One sample of a stream, decoded: the planes of `frames.decode`, in ascending order."""
 
     view: SampleView
-    label: int | None
+    label: Label | None
     frames: ClipFrames
     planes: DecodedVideo
 
@@ -79,5 +79,4 @@ class Shards(Table):
         view = self.view(number)
         frames = sampler(view, Draw(seed, epoch, self.sample_number(number)))
         planes = decode_some(fetcher.fetch(number, frames.phase), frames.decode, view.key)
-        label = int(self.label_N[number])
-        return Clip(view, label if label >= 0 else None, frames, planes)
+        return Clip(view, self.label(number), frames, planes)

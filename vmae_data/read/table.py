@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,13 +18,22 @@ from vmae_data.format import (
     INDEX,
     SAMPLES,
     Index,
+    Label,
     Regular,
     Series,
     decode_record,
 )
 from vmae_data.store import local_path, read_bytes
 
-__all__ = ["MemberPlace", "SampleView", "Table"]
+__all__ = ["LabelKind", "MemberPlace", "SampleView", "Table"]
+
+
+class LabelKind(Enum):
+    """One class a sample, several classes, or values for regression."""
+
+    CLASS = "class"
+    CLASSES = "classes"
+    VALUES = "values"
 
 
 class SampleView(NamedTuple):
@@ -81,8 +91,37 @@ class Table:
 
     @cached_property
     def label_N(self) -> NDArray[np.int64]:
-        """Class numbers, −1 where there is none."""
+        """Class numbers, −1 where there is none, and where a label is several classes or values."""
         return np.asarray(self._table.column("label").fill_null(-1).to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def label_kind(self) -> LabelKind:
+        """What the labels of this data set are."""
+        if "labels" not in self._table.column_names:
+            return LabelKind.CLASS
+        values = pa.types.is_floating(self._table.schema.field("labels").type.value_type)
+        return LabelKind.VALUES if values else LabelKind.CLASSES
+
+    def label(self, number: int) -> Label | None:
+        """A class number, several of them (ascending), values for regression, or None."""
+        if self.label_kind is not LabelKind.CLASS:
+            several = self._table.column("labels")[number].as_py()
+            return None if several is None else tuple(several)
+        label = int(self.label_N[number])
+        return label if label >= 0 else None
+
+    @cached_property
+    def class_count_K(self) -> NDArray[np.int64]:
+        """How many samples each class has; a sample of several classes counts for each."""
+        label_N = self.label_N[self.label_N >= 0]
+        if self.label_kind is LabelKind.CLASSES:
+            label_N = np.asarray(self._table.column("labels").chunk(0).flatten().to_numpy(), dtype=np.int64)
+        return np.bincount(label_N, minlength=len(self.classes))
+
+    @cached_property
+    def unlabelled(self) -> int:
+        """How many samples have no label."""
+        return int(self._table.column("label" if self.label_kind is LabelKind.CLASS else "labels").null_count)
 
     @cached_property
     def source_N(self) -> NDArray[np.int32]:

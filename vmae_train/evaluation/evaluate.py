@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle, meter
-from vmae_data.read.shards import Shards
+from vmae_data.read.shards import LabelKind, Shards
 from vmae_data.read.stream import Sampler
 from vmae_train.clips.augment import Augment, AugmentSpec, view_boxes
 from vmae_train.clips.colour import planes_of_views
@@ -26,7 +26,7 @@ from vmae_train.clips.views import Frozen, SpacedViews
 from vmae_train.evaluation.metrics import Scores, score
 from vmae_train.model.videomae import Classifier
 
-__all__ = ["Views", "check_classes", "evaluate", "parse_views"]
+__all__ = ["Views", "check_classes", "check_one_class", "evaluate", "parse_views"]
 
 
 class Views(NamedTuple):
@@ -47,8 +47,16 @@ def parse_views(text: str) -> Views:
     return Views(int(found[1]), int(found[2]))
 
 
+def check_one_class(shards: Shards) -> None:
+    """Raises MisuseError where a video has several classes, or values for regression."""
+    if shards.label_kind is not LabelKind.CLASS:
+        what = "several classes a video" if shards.label_kind is LabelKind.CLASSES else "values for regression"
+        raise MisuseError(f"{shards.url}: its labels are {what}; this version learns and scores one class a video")
+
+
 def check_classes(model: Classifier, shards: Shards) -> None:
     """Raises MisuseError unless the data's classes are the model's, name by name."""
+    check_one_class(shards)
     if not shards.classes:
         raise MisuseError(f"{shards.url}: has no labels; a classifier needs a labelled data set")
     if shards.classes != model.classes:

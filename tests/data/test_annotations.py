@@ -1,0 +1,396 @@
+"""Annotation files in the shapes in which the data sets are distributed, beside (empty) video files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vmae_data.errors import MisuseError
+from vmae_data.prepare.classes import read_classes
+from vmae_data.prepare.listing import Columns
+from vmae_data.prepare.sources import Listing, find_sources
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    return tmp_path / "videos"
+
+
+def _touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def _write(path: Path, text: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def _find(videos: Path, annotations: str | Path, split: str | None = None, **columns: object) -> Listing:
+    return find_sources(str(videos), annotations=str(annotations), split=split, columns=Columns(**columns))  # type: ignore[arg-type]
+
+
+def _labels(listing: Listing) -> dict[str, object]:
+    """Path → the class's name, or what the label is."""
+    return {s.path.decode(): listing.classes[s.label] if isinstance(s.label, int) else s.label for s in listing.sources}
+
+
+KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", [b"", BOM])
+@pytest.mark.parametrize(
+    ("header", "rest"), [(KINETICS_HEADER, ""), (KINETICS_HEADER + ",is_cc", ",0")], ids=["k600", "k400"]
+)
+def test_kinetics_files_are_found_flat_in_class_folders_and_by_their_id(
+    tmp_path: Path, videos: Path, end: str, bom: bytes, header: str, rest: str
+) -> None:
+    _touch(
+        videos, "-aB_9xYz012_000003_000013.mp4", "train/tasting beer/0b_cD-eF456_000100_000110.mkv", "x/AAAAAAAAAAA.mp4"
+    )
+    rows = [
+        f"abseiling,-aB_9xYz012,3,13,train{rest}",
+        f'"tasting beer",0b_cD-eF456,100,110,train{rest}',
+        f'"shooting goal, soccer",AAAAAAAAAAA,0,10,train{rest}',
+    ]
+    path = _write(tmp_path / "train.csv", bom + end.join([header, *rows, ""]).encode())
+    listing = _find(videos, path, "train")
+    assert _labels(listing) == {
+        "-aB_9xYz012_000003_000013.mp4": "abseiling",
+        "train/tasting beer/0b_cD-eF456_000100_000110.mkv": "tasting beer",
+        "x/AAAAAAAAAAA.mp4": "shooting goal, soccer",
+    }
+    assert listing.classes == ("abseiling", "shooting goal, soccer", "tasting beer")
+    assert listing.unlisted == ()
+
+
+def test_kinetics_split_column_chooses_rows_and_the_rest_is_not_unlisted(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "aaaaaaaaaaa_000000_000010.mp4", "bbbbbbbbbbb_000000_000010.mp4", "stray.mp4")
+    text = f"{KINETICS_HEADER}\na,aaaaaaaaaaa,0,10,train\nb,bbbbbbbbbbb,0,10,validate\n"
+    path = _write(tmp_path / "all.csv", text)
+    assert _labels(_find(videos, path, "val")) == {"bbbbbbbbbbb_000000_000010.mp4": "b"}
+    assert _find(videos, path, "train").unlisted == (b"stray.mp4",)
+    assert len(_find(videos, path).sources) == 2
+    with pytest.raises(MisuseError, match=r"no rows of --split test; its splits: train, val"):
+        _find(videos, path, "test")
+
+
+def test_kinetics_test_list_without_labels(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "aaaaaaaaaaa_000000_000010.mp4")
+    path = _write(tmp_path / "test.csv", "youtube_id,time_start,time_end,split\naaaaaaaaaaa,0,10,test\n")
+    assert _labels(_find(videos, path, "test")) == {"aaaaaaaaaaa_000000_000010.mp4": None}
+
+
+def test_a_missing_kinetics_file_is_expected_where_its_class_lies(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "train/a/aaaaaaaaaaa_000000_000010.mp4")
+    rows = "a,aaaaaaaaaaa,0,10,train\na,gone1gone1g,7,17,train\nb,gone2gone2g,8,18,train\n"
+    listing = _find(videos, _write(tmp_path / "t.csv", f"{KINETICS_HEADER}\n{rows}"))
+    assert set(_labels(listing)) == {
+        "train/a/aaaaaaaaaaa_000000_000010.mp4",
+        "train/a/gone1gone1g_000007_000017.mp4",
+        "train/a/gone2gone2g_000008_000018.mp4",
+    }
+    _touch(videos, "train/c/ccccccccccc_000000_000010.mp4")
+    rows += "c,ccccccccccc,0,10,train\n"
+    listing = _find(videos, _write(tmp_path / "t.csv", f"{KINETICS_HEADER}\n{rows}"))
+    assert {"train/a/gone1gone1g_000007_000017.mp4", "gone2gone2g_000008_000018.mp4"} < set(_labels(listing))
+
+
+def test_two_files_of_one_stem_are_named_not_chosen_from(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a/aaaaaaaaaaa_000000_000010.mp4", "b/aaaaaaaaaaa_000000_000010.webm")
+    path = _write(tmp_path / "t.csv", f"{KINETICS_HEADER}\na,aaaaaaaaaaa,0,10,train\n")
+    with pytest.raises(MisuseError, match=r"a/aaaaaaaaaaa_000000_000010\.mp4 and b/aaaaaaaaaaa_000000_000010\.webm"):
+        _find(videos, path)
+
+
+def test_a_wrong_kinetics_time_is_named(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "x.mp4")
+    with pytest.raises(MisuseError, match="entry 3 has .*'ten'"):
+        _find(videos, _write(tmp_path / "t.csv", f"{KINETICS_HEADER}\na,b,0,10,train\na,c,0,ten,train\n"))
+
+
+def _ssv2(folder: Path) -> None:
+    def item(number: str, template: str) -> dict[str, object]:
+        return {
+            "id": number,
+            "label": template.replace("[something]", "cup"),
+            "template": template,
+            "placeholders": ["cup"],
+        }
+
+    train = [item("78687", "Holding [something] next to [something]"), item("42326", "Bending [something]")]
+    _write(folder / "something-something-v2-train.json", json.dumps(train))
+    _write(folder / "something-something-v2-validation.json", json.dumps([item("74225", "Bending [something]")]))
+    _write(folder / "something-something-v2-test.json", json.dumps([{"id": "1420"}]))
+    names = {"Holding something next to something": "0", "Bending something": "1"}
+    _write(folder / "something-something-v2-labels.json", json.dumps(names))
+
+
+def test_ssv2_numbers_come_from_the_labels_file_beside(tmp_path: Path, videos: Path) -> None:
+    _ssv2(tmp_path / "labels")
+    _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm")
+    listing = _find(videos, tmp_path / "labels" / "something-something-v2-train.json", "train")
+    assert {s.path: s.label for s in listing.sources} == {b"78687.webm": 0, b"42326.webm": 1}
+    assert listing.classes == ("Holding something next to something", "Bending something")
+    assert _labels(_find(videos, tmp_path / "labels", "val")) == {"74225.webm": "Bending something"}
+    assert _labels(_find(videos, tmp_path / "labels", "test")) == {"1420.webm": None}
+    with pytest.raises(MisuseError, match="splits here: test, train, val"):
+        _find(videos, tmp_path / "labels")
+
+
+def test_ssv2_names_are_sorted_without_a_labels_file_and_given_classes_go_first(tmp_path: Path, videos: Path) -> None:
+    _ssv2(tmp_path / "l")
+    labels = tmp_path / "l" / "something-something-v2-labels.json"
+    given = read_classes(str(labels))
+    assert given == ("Holding something next to something", "Bending something")
+    labels.unlink()
+    _touch(videos, "78687.mp4")
+    path = tmp_path / "l" / "something-something-v2-train.json"
+    assert _find(videos, path).classes == ("Bending something", "Holding something next to something")
+    listing = find_sources(str(videos), given, annotations=str(path))
+    assert {s.path: s.label for s in listing.sources} == {b"78687.mp4": 0, b"42326.mp4": 1}
+
+
+def test_numbers_of_a_labels_file_must_be_without_gaps(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="2 class numbers are not 0 to 1"):
+        read_classes(_write(tmp_path / "labels.json", '{"a": "0", "b": "2"}'))
+    with pytest.raises(MisuseError, match="is not JSON of names and numbers"):
+        read_classes(_write(tmp_path / "labels.json", "[1]"))
+
+
+def _ucf(folder: Path) -> None:
+    _write(folder / "classInd.txt", "1 ApplyEyeMakeup\r\n2 YoYo\r\n\r\n")
+    _write(
+        folder / "trainlist01.txt",
+        "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\r\nYoYo/v_YoYo_g08_c01.avi 2\r\n",
+    )
+    _write(folder / "testlist01.txt", "YoYo/v_YoYo_g01_c01.avi\r\n")
+    _write(folder / "trainlist02.txt", "YoYo/v_YoYo_g01_c01.avi 2\n")
+
+
+@pytest.mark.parametrize("layout", ["{0}/{1}.avi", "{1}.avi", "UCF-101/{0}/{1}.avi", "{0}/{1}.mp4"])
+def test_ucf101_is_read_in_every_layout(tmp_path: Path, videos: Path, layout: str) -> None:
+    _ucf(tmp_path / "lists")
+    names = [("ApplyEyeMakeup", "v_ApplyEyeMakeup_g08_c01"), ("YoYo", "v_YoYo_g08_c01"), ("YoYo", "v_YoYo_g01_c01")]
+    paths = [layout.format(*name) for name in names]
+    _touch(videos, *paths, "Juggling/stray.avi")
+    listing = _find(videos, tmp_path / "lists", "train1")
+    assert _labels(listing) == {paths[0]: "ApplyEyeMakeup", paths[1]: "YoYo"}
+    assert listing.classes == ("ApplyEyeMakeup", "YoYo")
+    assert listing.unlisted == (b"Juggling/stray.avi",)  # the test list names the third
+    assert _labels(_find(videos, tmp_path / "lists" / "testlist01.txt", "test1")) == {paths[2]: "YoYo"}
+
+
+def test_ucf101_asks_for_the_split_and_compares_with_its_index(tmp_path: Path, videos: Path) -> None:
+    _ucf(tmp_path)
+    _touch(videos, "x.avi")
+    for split in (None, "train3", "val"):
+        with pytest.raises(MisuseError, match="splits here: test1, train1, train2"):
+            _find(videos, tmp_path, split)
+    with pytest.raises(MisuseError, match="is the list of train1"):
+        _find(videos, tmp_path / "trainlist01.txt", "test1")
+    _write(tmp_path / "classInd.txt", "1 YoYo\n2 ApplyEyeMakeup\n")
+    with pytest.raises(MisuseError, match=r"entry 1: .* is not what classInd\.txt says"):
+        _find(videos, tmp_path, "train1")
+    assert read_classes(str(tmp_path / "classInd.txt")) == ("YoYo", "ApplyEyeMakeup")
+
+
+def test_hmdb51_flags_choose_and_what_is_in_neither_split_is_not_unlisted(tmp_path: Path, videos: Path) -> None:
+    lists = tmp_path / "testTrainMulti_7030_splits"
+    _write(lists / "brush_hair_test_split1.txt", "#20_Rhythm_(2).avi 1 \nApril_09_brush_hair.avi 2 \nb.avi 0 \n")
+    _write(lists / "brush_hair_test_split2.txt", "#20_Rhythm_(2).avi 2 \n")
+    _write(lists / "shoot_ball_test_split1.txt", "same.avi 1 \r\ngone.avi 1 \r\n")
+    _write(lists / "wave_test_split1.txt", "same.avi 2 \r\n")
+    _touch(videos, "brush_hair/#20_Rhythm_(2).avi", "brush_hair/April_09_brush_hair.avi", "brush_hair/b.avi")
+    _touch(videos, "shoot_ball/same.avi", "wave/same.avi", "wave/gone.avi")
+    listing = _find(videos, lists, "train1")
+    assert _labels(listing) == {
+        "brush_hair/#20_Rhythm_(2).avi": "brush_hair",
+        "shoot_ball/same.avi": "shoot_ball",
+        "shoot_ball/gone.avi": "shoot_ball",  # not the one of another class
+    }
+    assert listing.classes == ("brush_hair", "shoot_ball", "wave")
+    assert listing.unlisted == (b"wave/gone.avi",)
+    assert set(_labels(_find(videos, lists, "test2"))) == {"brush_hair/#20_Rhythm_(2).avi"}
+    for split in (None, "train3", "train"):
+        with pytest.raises(MisuseError, match="one of test1, test2, train1, train2"):
+            _find(videos, lists, split)
+    with pytest.raises(MisuseError, match="name its folder"):
+        _find(videos, lists / "wave_test_split1.txt", "test1")
+
+
+@pytest.mark.parametrize("text", ["a b/x y.mp4 7\nz.mp4 0\n", "a b/x y.mp4 0 -1 7\nz.mp4 0 -1 0\n"])
+def test_videomae_lists_of_both_versions_with_spaces_in_paths(tmp_path: Path, videos: Path, text: str) -> None:
+    _touch(videos, "a b/x y.mp4", "z.mp4", "more.mp4")
+    listing = _find(videos, _write(tmp_path / "train.csv", text))
+    assert {s.path: s.label for s in listing.sources} == {b"a b/x y.mp4": 7, b"z.mp4": 0}
+    assert listing.unlisted == (b"more.mp4",)
+
+
+def test_absolute_paths_by_a_link_are_those_of_the_folder(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a/x.mp4")
+    (tmp_path / "link").symlink_to(videos)
+    listing = _find(videos, _write(tmp_path / "train.csv", f"{tmp_path}/link/a/x.mp4 1\n"))
+    assert [s.path for s in listing.sources] == [b"a/x.mp4"]
+    assert not listing.unlisted
+
+
+@pytest.mark.parametrize("text", ["frames/abc 250 7\n", "frames/abc 0 250 7\n", "frames/a b 250 7\n"])
+def test_lists_of_frame_folders_are_refused_by_name(tmp_path: Path, videos: Path, text: str) -> None:
+    _touch(videos, "x.mp4")
+    with pytest.raises(MisuseError, match=r"frames/a.* with 250 frames is a folder of pictures"):
+        _find(videos, _write(tmp_path / "train.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("what is this\n", "first line, 'what is this', names no video; known are Kinetics CSV"),
+        ("clip_id,speed,angle\n1,2,3\n", r"3 fields.*'clip_id,speed,angle'.*known are Kinetics CSV.*columns\.path"),
+        ("clip,name\na.mp4,cat\n", r"'clip,name', names no video.*--set columns\.path"),
+        ('[{"clip": "a.mp4"}]', r"no column of paths \(its columns: clip\)"),
+        ("[1, 2]", "not a JSON array of objects.*known are"),
+        ('{"path": 5}\n', "entry 1 has 5 for a path"),
+        ('{"path": "a.mp4", "label": true}\n', "entry 1 has True for a label"),
+        ('{"path": "a.mp4", "label": ["b", null]}\n', "entry 1 has None for a label"),
+        ("path,path\na,b\n", "names a column twice"),
+        ("path,label\na.mp4,b\nc.mp4\n", "entry 3 has 1 fields, expected 2"),
+        ("a.mp4 0 -1 3\nb.mp4 4\n", "entry 2 is .*as the first"),
+        ("a.mp4,1\nb.mp4,-1\n", "label -1: class numbers start at 0"),
+        (b"PAR1 and no more", "can't be read as Parquet"),
+    ],
+)
+def test_what_is_not_known_is_told_with_its_first_line(
+    tmp_path: Path, videos: Path, text: str | bytes, says: str
+) -> None:
+    _touch(videos, "a.mp4")
+    with pytest.raises(MisuseError, match=says) as caught:
+        _find(videos, _write(tmp_path / "list.txt", text))
+    assert "list.txt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_annotations_is_told(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a.mp4")
+    _touch(tmp_path / "lists", "readme.txt")
+    with pytest.raises(MisuseError, match="holds no annotations that are known"):
+        _find(videos, tmp_path / "lists", "train")
+    with pytest.raises(MisuseError, match="goes with the folder"):
+        _find(Path(_write(tmp_path / "l.txt", "a.mp4 1\n")), tmp_path / "lists")
+
+
+def _tables(folder: Path, rows: Sequence[tuple[str, object]], path: str, label: str) -> list[str]:
+    """The same rows as CSV, TSV, JSON lines, a JSON array and Parquet."""
+    cells = [(p, json.dumps(v) if isinstance(v, list) else "" if v is None else str(v)) for p, v in rows]
+    quoted = "\n".join('{},"{}"'.format(p, v.replace('"', '""')) for p, v in cells)
+    objects = [{path: p, label: v} for p, v in rows]
+    table = pa.table({path: [p for p, _ in rows], label: [v for _, v in rows], "video_bytes": [b"\0" * 9] * len(rows)})
+    pq.write_table(table, folder / "t.parquet")
+    return [
+        _write(folder / "t.csv", f"{path},{label}\r\n{quoted}\r\n"),
+        _write(folder / "t.tsv", f"{path}\t{label}\n" + "\n".join(f"{p}\t{v}" for p, v in cells)),
+        _write(folder / "t.jsonl", "\n".join(json.dumps(one) for one in objects)),
+        _write(folder / "t.json", BOM + json.dumps(objects).encode()),
+        str(folder / "t.parquet"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (["b b", "a", None], ("a", "b b"), [1, 0, None]),
+        ([2, 0, None], ("0", "1", "2"), [2, 0, None]),
+        ([["b b", "a"], ["a"], None], ("a", "b b"), [(0, 1), (0,), None]),
+        ([[2, 0, 2], [], None], ("0", "1", "2"), [(0, 2), (), None]),
+        ([0.5, -3.0, None], (), [(0.5,), (-3.0,), None]),
+        ([[0.5, 1.0], [2.0, -1.5], None], (), [(0.5, 1.0), (2.0, -1.5), None]),
+    ],
+    ids=["names", "numbers", "several names", "several numbers", "a value", "values"],
+)
+def test_every_kind_of_label_reads_the_same_from_every_table(
+    tmp_path: Path, videos: Path, labels: list[object], classes: tuple[str, ...], numbers: list[object]
+) -> None:
+    names = ["x y.mp4", "b.mp4", "c.mp4"]
+    _touch(videos, *names)
+    for url in _tables(tmp_path, list(zip(names, labels, strict=True)), "Clip", "Shows"):
+        listing = _find(videos, url, path="clip", label="shows")
+        assert listing.classes == classes, url
+        assert [s.label for s in listing.sources] == numbers, url
+
+
+def test_a_column_with_gaps_that_became_floats_still_numbers_classes(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a.mp4", "b.mp4", "c.mp4")
+    listing = _find(videos, _write(tmp_path / "t.csv", "path,label\na.mp4,3.0\nb.mp4,0.0\nc.mp4,\n"))
+    assert [s.label for s in listing.sources] == [3, 0, None]
+
+
+def test_several_columns_make_one_label(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a.mp4", "b.mp4", "c.mp4")
+    path = _write(tmp_path / "t.csv", "path,valence,arousal\na.mp4,0.5,1\nb.mp4,-1,0\nc.mp4,,\n")
+    assert [s.label for s in _find(videos, path, label=("valence", "arousal")).sources] == [(0.5, 1.0), (-1, 0), None]
+    with pytest.raises(MisuseError, match="entry 3 has b'' for a label"):
+        _find(
+            videos,
+            _write(tmp_path / "t.csv", "path,valence,arousal\na.mp4,0.5,1\nb.mp4,-1,\n"),
+            label=("valence", "arousal"),
+        )
+
+
+def test_a_named_column_must_be_there(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a.mp4")
+    path = _write(tmp_path / "t.csv", "clip,what\na.mp4,b\n")
+    assert _labels(_find(videos, path, path="clip")) == {"a.mp4": None}
+    with pytest.raises(MisuseError, match=r"columns\.label = wat: no such column; its columns: clip, what"):
+        _find(videos, path, path="clip", label="wat")
+    with pytest.raises(MisuseError, match="has no column 'clips'; its first line is 'clip,what'"):
+        _find(videos, path, path="clips")
+
+
+def test_names_without_suffix_are_looked_for_below_the_folder(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "deep/0001.mkv")
+    path = _write(tmp_path / "t.csv", "video_id,label\n0001,cat\n0002,dog\n")
+    listing = _find(videos, path, path="video_id")
+    assert _labels(listing) == {"deep/0001.mkv": "cat", "0002": "dog"}
+    assert not listing.unlisted
+
+
+def test_contradicting_rows_hint_at_a_list_and_values_must_be_alike(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a.mp4", "b.mp4")
+    with pytest.raises(MisuseError, match=r'two labels, .*as a list, \["a", "b"\]'):
+        _find(videos, _write(tmp_path / "t.csv", "path,label\na.mp4,cat\na.mp4,dog\n"))
+    with pytest.raises(MisuseError, match=r"a\.mp4 has 2 values, b\.mp4 has 1"):
+        _find(videos, _write(tmp_path / "t.jsonl", '{"path":"a.mp4","label":[1.5,2]}\n{"path":"b.mp4","label":0.1}\n'))
+    with pytest.raises(MisuseError, match="values, not classes; leave --classes out"):
+        find_sources(str(videos), ("x",), annotations=_write(tmp_path / "t.csv", "path,label\na.mp4,0.5\n"))
+
+
+def test_given_classes_number_several_labels(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a.mp4")
+    path = _write(tmp_path / "t.jsonl", '{"path": "a.mp4", "label": ["run", "jump"]}\n')
+    assert find_sources(str(videos), ("jump", "sit", "run"), annotations=path).sources[0].label == (0, 2)
+    with pytest.raises(MisuseError, match="class 'jump' is not among the 1 given"):
+        find_sources(str(videos), ("run",), annotations=path)
+
+
+def test_class_folders_named_by_numbers_with_points_stay_names(videos: Path) -> None:
+    _touch(videos, "0.5/a.mp4", "1.5/b.mp4")
+    assert find_sources(str(videos)).classes == ("0.5", "1.5")
+
+
+def test_a_data_sets_own_list_is_read_as_the_source_too(tmp_path: Path) -> None:
+    _touch(tmp_path, "a b.mp4", "v/aaaaaaaaaaa_000000_000010.mp4")
+    listing = find_sources(_write(tmp_path / "list.txt", "a b.mp4 0 -1 2\n"))
+    assert [(s.path, s.label) for s in listing.sources] == [(b"a b.mp4", 2)]
+    listing = find_sources(_write(tmp_path / "k.csv", f"{KINETICS_HEADER}\nx,aaaaaaaaaaa,0,10,train\n"))
+    assert _labels(listing) == {"v/aaaaaaaaaaa_000000_000010.mp4": "x"}

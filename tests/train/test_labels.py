@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.command import run_command
+from vmae_data.build import build_shards
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.progress import ProgressStyle
+
+
+@pytest.mark.parametrize(("label", "says"), [(["a", "b"], "several classes a video"), ([0.5], "values for regression")])
+def test_finetuning_refuses_labels_that_it_can_t_learn(
+    demo_videos: Path, demo_shards: Path, demo_spec: BuildSpec, tmp_path: Path, label: object, says: str
+) -> None:
+    name = next(str(p.relative_to(demo_videos)) for p in sorted(demo_videos.glob("*/*.mp4")) if "broken" not in p.name)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": name, "label": label}))
+    build_shards(
+        str(demo_videos),
+        tmp_path / "odd",
+        demo_spec,
+        workers=1,
+        annotations=str(tmp_path / "list.jsonl"),
+        style=ProgressStyle.QUIET,
+    )
+    words: list[str | Path] = [
+        "vmae_train",
+        "finetune",
+        "--recipe",
+        "finetune/demo",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+    ]
+    words += ["--set", "train.batch=1", "--set", "train.micro_batch=1"]
+    for data, val in ((tmp_path / "odd", demo_shards), (demo_shards, tmp_path / "odd")):
+        done = run_command(*words, "--data", data, "--val", val, status=2)
+        assert f"{tmp_path / 'odd'}: its labels are {says}" in done.stderr
+        assert done.stderr.count("\n") == 1
