@@ -22,7 +22,7 @@ from vmae_data.format import (
     path_to_line,
     path_to_text,
 )
-from vmae_data.prepare.ffmpeg import find_ffmpeg
+from vmae_data.prepare.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.prepare.index import write_index
 from vmae_data.prepare.pack import PackJob, pack_shard, read_marker, read_staged, unpack_shard
 from vmae_data.prepare.plan import BuildSpec, Plan, make_plan, settle_plan
@@ -67,6 +67,7 @@ def build_shards(
     Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
     Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
     """
+    ffmpeg_python()  # before any work: another package of that name may hide it
     binary = find_ffmpeg(ffmpeg)
     listing = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)

@@ -11,7 +11,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vmae_data import __version__
-from vmae_data.console import Debug, Json, Quiet, Settings, new_app, print_json, progress_style, run_app, show_recipes
+from vmae_data.console import (
+    Debug,
+    Json,
+    Quiet,
+    Settings,
+    new_app,
+    print_json,
+    progress_style,
+    run_app,
+    show_checks,
+    show_recipes,
+)
 from vmae_data.errors import MisuseError, VmaeError
 
 __all__ = ["app", "main"]
@@ -213,6 +224,20 @@ def recipes(
     from vmae_data.prepare.plan import BuildSpec
 
     show_recipes("vmae_data", name, lambda _name: BuildSpec, settings, as_json)
+
+
+@app.command()
+def doctor(
+    dest: Annotated[str | None, typer.Argument(help="Also try this destination; it is not made.")] = None,
+    ffmpeg: Annotated[str | None, typer.Option(help="The ffmpeg to try; left out: the one that was installed.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what works here: ffmpeg, codecs, packages, disks. Exit with 1 when a build can't work."""
+    from vmae_data.check.doctor import examine
+    from vmae_data.store import local_path
+
+    show_checks(list(examine(local_path(dest) if dest else None, ffmpeg)), as_json)
 
 
 def _allowed_failures(text: str | None) -> Any:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Sequence
+from enum import Enum
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
 from vmae_data.errors import StopRequested, VmaeError
 
-__all__ = ["Debug", "Json", "Quiet", "Settings", "new_app", "print_json", "progress_style", "run_app", "show_recipes"]
+__all__ = [
+    "Check",
+    "Debug",
+    "Json",
+    "Quiet",
+    "Settings",
+    "State",
+    "new_app",
+    "print_json",
+    "progress_style",
+    "run_app",
+    "show_checks",
+    "show_recipes",
+]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -19,6 +34,23 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
 ]
+
+
+class State(Enum):
+    """How one of a doctor's checks ended."""
+
+    OK = "ok"
+    WARNING = "warning"  # the work can be done, but a person should know
+    MISSING = "missing"  # the work can't be done
+
+
+class Check(NamedTuple):
+    """One line of a doctor's table."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
 
 
 def new_app(name: str, about: str, version: str) -> typer.Typer:
@@ -65,6 +97,43 @@ def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[st
         return
     print("\n".join(f"# {line}".rstrip() for line in recipe_head(read_recipe(package, name)).splitlines()))
     print(_toml(spec), end="")
+
+
+def show_checks(checks: Sequence[Check], as_json: bool) -> None:
+    """A doctor's table on stdout: name, state, what was found, and what to do.
+
+    Raises VmaeError, after the table, where something is missing.
+    """
+    if as_json:
+        for check in checks:
+            print_json({**check._asdict(), "state": check.state.value})
+    else:
+        _print_checks(checks)
+    missing = [check.name for check in checks if check.state is State.MISSING]
+    if missing:
+        raise VmaeError(f"{', '.join(missing)}: not as needed; the table says what to do")
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {State.OK: "green", State.WARNING: "yellow", State.MISSING: "bold red"}
+    table = Table(show_lines=False)
+    for head in ("what", "state", "found, and what to do"):
+        # A cut-off path or sum is of no use: long words are folded.
+        table.add_column(head, overflow="fold", no_wrap=head == "state")
+    for check in checks:
+        found = Text(_one_line(check.found))
+        if check.advice:
+            found.append(f"\n→ {_one_line(check.advice)}", style="" if check.state is State.OK else "bold")
+        table.add_row(Text(check.name), Text(check.state.value, style=colours[check.state]), found)
+    Console(highlight=False).print(table)
+
+
+def _one_line(words: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 def _toml(values: dict[str, Any], table: str = "") -> str:
@@ -124,6 +193,5 @@ def _tell(name: str, words: str, status: int) -> int:
     """One line on stderr, whatever the path in it holds; the traceback on request."""
     if "--debug" in sys.argv:
         raise
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
-    print(f"{name}: {line}", file=sys.stderr)
+    print(f"{name}: {_one_line(words)}", file=sys.stderr)
     return status

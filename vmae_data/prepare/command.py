@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ffmpeg
-
 from vmae_data.format import Rational
-from vmae_data.prepare.ffmpeg import telling
+from vmae_data.prepare.ffmpeg import ffmpeg_python, telling
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.prepare.probe import DEMUXERS, VideoInfo, scaled_size
 from vmae_data.prepare.profiles import coded_rate, colour_of, encoder_options, source_colour
@@ -50,7 +48,7 @@ def encode_arguments(
             f"{select},{picture_filters(spec, info)}", scratch.with_name(f"{scratch.name}.{number}")
         )
         paths[f"{_TARGET}-{number}"] = f"file:{output.target}"
-        streams.append(ffmpeg.input(_SOURCE, **_INPUT).output(f"{_TARGET}-{number}", **options))
+        streams.append(ffmpeg_python().input(_SOURCE, **_INPUT).output(f"{_TARGET}-{number}", **options))
     return _compile(streams, program, paths)
 
 
@@ -113,24 +111,28 @@ def _filter_option(filters: str, file: Path) -> dict[str, Any]:
 def copy_arguments(program: str, info: VideoInfo, source: bytes, target: str) -> list[str]:
     """Take the packets as they are, from time 0 on, each a frame long; decode beside it, to tell what decodes."""
     step = Rational(info.rate.den * info.time_base.den, info.rate.num * info.time_base.num)
-    copied = ffmpeg.input(_SOURCE, **_INPUT).output(
-        f"{_TARGET}-0",
-        **{
-            "map": "0:v:0",
-            **_MP4,
-            "c:v": "copy",
-            "bsf:v": f"setts=pts=PTS-STARTPTS:dts=DTS-STARTPTS:duration={step.num // step.den}",
-            "movflags": "+faststart",
-            "f": "mp4",
-        },
+    copied = (
+        ffmpeg_python()
+        .input(_SOURCE, **_INPUT)
+        .output(
+            f"{_TARGET}-0",
+            **{
+                "map": "0:v:0",
+                **_MP4,
+                "c:v": "copy",
+                "bsf:v": f"setts=pts=PTS-STARTPTS:dts=DTS-STARTPTS:duration={step.num // step.den}",
+                "movflags": "+faststart",
+                "f": "mp4",
+            },
+        )
     )
-    decoded = ffmpeg.input(_SOURCE, **_INPUT).output("-", map="0:v:0", vf=telling("0"), f="null")
+    decoded = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:v:0", vf=telling("0"), f="null")
     return _compile([copied, decoded], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
 
 
 def read_arguments(program: str, source: bytes) -> list[str]:
     """Decode to nowhere: for ffmpeg's own words on a file."""
-    stream = ffmpeg.input(_SOURCE, **_INPUT).output("-", map="0:v:0", f="null")
+    stream = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:v:0", f="null")
     return _compile([stream], program, {_SOURCE: _url(source)})
 
 
@@ -140,7 +142,7 @@ def _url(path: bytes) -> str:
 
 
 def _compile(streams: Sequence[Any], program: str, paths: dict[str, str]) -> list[str]:
-    stream = streams[0] if len(streams) == 1 else ffmpeg.merge_outputs(*streams)
+    stream = streams[0] if len(streams) == 1 else ffmpeg_python().merge_outputs(*streams)
     arguments: list[str] = [paths.get(word, word) for word in stream.compile(cmd=program, overwrite_output=True)]
     options = ["-nostdin", "-hide_banner", "-nostats", "-loglevel", "repeat+level+error"]
     return [arguments[0], *options, *arguments[1:]]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vmae_data.errors import VmaeError
 from vmae_data.processes import die_with_parent
 from vmae_data.store import hash_file
 
-__all__ = ["Ffmpeg", "FfmpegRun", "find_ffmpeg", "run_ffmpeg", "telling"]
+__all__ = ["Ffmpeg", "FfmpegRun", "encoders_of", "ffmpeg_python", "find_ffmpeg", "owners_of", "run_ffmpeg", "telling"]
 
 # Every decoded frame is told of, so a silence this long is a hang, not a long video.
 SILENCE_SECONDS = 120.0
@@ -64,28 +65,66 @@ def telling(select: str) -> str:
 
 
 @cache
+def ffmpeg_python() -> Any:
+    """The module `ffmpeg` of ffmpeg-python, which builds the argument lists.
+
+    Several packages bring a module of that name, and the one that was installed last wins. Raises VmaeError
+    where it is another's, or not there.
+    """
+    advice = "python -m pip install --force-reinstall --no-deps ffmpeg-python"
+    try:
+        import ffmpeg
+
+        built = ffmpeg.input("a", threads=1).output("b", f="null").compile(cmd="c", overwrite_output=True)
+    except Exception as error:  # whatever a mixture of several packages raises
+        others = [owner for owner in owners_of("ffmpeg") if owner != "ffmpeg-python"]
+        if others:
+            raise VmaeError(
+                f"the Python module ffmpeg comes from {' and '.join(others)}, which hides ffmpeg-python;"
+                f" python -m pip uninstall {' '.join(others)}, then {advice}"
+            ) from error
+        raise VmaeError(f"the Python module ffmpeg doesn't work ({type(error).__name__}: {error}); {advice}") from error
+    if built != ["c", "-threads", "1", "-i", "a", "-f", "null", "b", "-y"]:
+        raise VmaeError(f"{ffmpeg.__file__}: is not ffmpeg-python, it gives other arguments; {advice}")
+    return ffmpeg
+
+
+def owners_of(module: str) -> list[str]:
+    """The installed distributions that bring a top-level module, sorted."""
+    from importlib.metadata import packages_distributions
+
+    return sorted(set(packages_distributions().get(module, ())))
+
+
+@cache
 def find_ffmpeg(named: str | None = None) -> Ffmpeg:
-    """The binary that VMAE_FFMPEG or `named` names, else the one that imageio-ffmpeg brings.
+    """The binary that `named` or VMAE_FFMPEG names, else the one that imageio-ffmpeg brings.
 
     Raises VmaeError when it doesn't run or has no libx264.
     """
-    path = named or os.environ.get("VMAE_FFMPEG")
+    path = named or os.environ.get("VMAE_FFMPEG") or None
     if path is None:
-        import imageio_ffmpeg
-
         try:
+            import imageio_ffmpeg
+
             path = imageio_ffmpeg.get_ffmpeg_exe()
-        except RuntimeError as error:
+        except (ImportError, RuntimeError) as error:
             raise VmaeError("no ffmpeg found; pip install imageio-ffmpeg, or set VMAE_FFMPEG to one") from error
+    path = shutil.which(path) or path
     try:
         banner = _ask(path, "-version")
-        encoders = _ask(path, "-encoders")
+        encoders = encoders_of(path)
     except (OSError, subprocess.SubprocessError) as error:
         raise VmaeError(f"ffmpeg {path}: doesn't run ({error}); set VMAE_FFMPEG to one that does") from error
-    if " libx264 " not in encoders:
+    if "libx264" not in encoders:
         raise VmaeError(f"ffmpeg {path}: has no libx264 encoder; set VMAE_FFMPEG to one that has")
     found = re.match(r"ffmpeg version (\S+)", banner)
     return Ffmpeg(path, found[1] if found else "unknown", hash_file(Path(path).resolve()))
+
+
+def encoders_of(path: str) -> frozenset[str]:
+    """The names of a binary's encoders. Raises OSError or SubprocessError when it doesn't run."""
+    return frozenset(re.findall(r"^ [VAS][.A-Z]{5} (\S+)", _ask(path, "-encoders"), re.MULTILINE))
 
 
 def _ask(path: str, question: str) -> str:
@@ -96,6 +135,7 @@ def _ask(path: str, question: str) -> str:
         check=True,
         timeout=30,
         text=True,
+        errors="replace",
     ).stdout
 
 

