@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class BuildReport:
 
     index: Index
     encoded: int  # in this run
+    read_bytes: int  # of sources that gave samples in this run
+    seconds: float  # of this run
     failed: int  # in all
     reasons: dict[str, int]
     unlisted: int  # videos of the source that its annotations don't name
@@ -67,6 +70,7 @@ def build_shards(
     Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
     Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
     """
+    started_at = time.monotonic()
     ffmpeg_python()  # before any work: another package of that name may hide it
     binary = find_ffmpeg(ffmpeg)
     listing = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
@@ -86,7 +90,15 @@ def build_shards(
         index = write_index(dest, plan, walk.markers())
         with suppress(OSError):
             staging.rmdir()
-    return BuildReport(index, walk.encoded, sum(index.failures.values()), index.failures, len(listing.unlisted))
+    return BuildReport(
+        index=index,
+        encoded=walk.encoded,
+        read_bytes=walk.bytes,
+        seconds=time.monotonic() - started_at,
+        failed=sum(index.failures.values()),
+        reasons=index.failures,
+        unlisted=len(listing.unlisted),
+    )
 
 
 def _name_unlisted(path: Path, unlisted: tuple[bytes, ...]) -> None:

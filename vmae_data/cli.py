@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -24,6 +24,9 @@ from vmae_data.console import (
     show_recipes,
 )
 from vmae_data.errors import MisuseError, VmaeError
+
+if TYPE_CHECKING:
+    from vmae_data.build import BuildReport
 
 __all__ = ["app", "main"]
 
@@ -105,29 +108,14 @@ def build(
         retry_failed=retry_failed,
         style=progress_style(quiet, as_json),
     )
-    index = report.index
-    total = index.samples + report.failed
+    total = report.index.samples + report.failed
     if as_json:
-        print_json(
-            {
-                "dest": str(folder),
-                "samples": index.samples,
-                "shards": len(index.shardlist),
-                "failures": report.reasons,
-                "unlisted": report.unlisted,
-            }
-        )
+        print_json({"dest": str(folder), **_build_facts(report)})
     elif not quiet:
-        size = sum(shard.filesize for shard in index.shardlist) / 1e6
-        print(
-            f"{folder}: {index.samples} of {total} videos in {_counted(len(index.shardlist), 'shard')}, {size:.1f} MB"
-        )
-        if report.failed:
-            words = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
-            print(f"{report.failed} failed ({words}); listed in {folder / 'failures.jsonl'}")
         if report.unlisted:
             videos = _counted(report.unlisted, "video")
             print(f"{videos} of {source} not in {annotations}; named in {folder / 'unlisted.txt'}")
+        _show_build(folder, report)
     if allowed is not None and report.failed > allowed(total):
         raise VmaeError(f"{report.failed} of {total} sources failed, more than --max-failures {max_failures} allows")
 
@@ -238,6 +226,45 @@ def doctor(
     from vmae_data.store import local_path
 
     show_checks(list(examine(local_path(dest) if dest else None, ffmpeg)), as_json)
+
+
+def _build_facts(report: BuildReport) -> dict[str, Any]:
+    index = report.index
+    return {
+        "samples": index.samples,
+        "shards": len(index.shardlist),
+        "bytes": sum(shard.filesize for shard in index.shardlist),
+        "source_bytes": index.source_bytes,
+        "failures": report.reasons,
+        "unlisted": report.unlisted,
+        "encoded": report.encoded,
+        "read_bytes": report.read_bytes,
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _show_build(folder: Path, report: BuildReport) -> None:
+    """The data set and this run as a table; the last line says how many sources failed."""
+    from vmae_data.console import show_facts, size_words, time_words
+
+    index, size = report.index, sum(shard.filesize for shard in report.index.shardlist)
+    whole = index.source_bytes or 0
+    rows = [
+        ("samples", f"{index.samples}" + (f" in {len(index.classes)} classes" if index.classes else "")),
+        ("shards", f"{len(index.shardlist)}, {size_words(size)}"),
+        ("sources", f"{size_words(whole)}; the shards are {100 * size / max(1, whole):.3g} % of it"),
+        *((f"failed: {reason}", str(count)) for reason, count in report.reasons.items()),
+        ("time", time_words(report.seconds)),
+    ]
+    if report.encoded:
+        per_second = 1 / max(report.seconds, 1e-9)
+        rows.append(("videos", f"{report.encoded} in this run, {report.encoded * per_second:.1f}/s"))
+        rows.append(("read", f"{report.read_bytes * per_second / 1e6:.1f} MB/s of sources"))
+    else:
+        rows.append(("videos", "all were done before this run"))
+    show_facts(str(folder), rows)
+    failed = f"{report.failed} failed, listed in {folder / 'failures.jsonl'}" if report.failed else "none failed"
+    print(f"{folder}: {index.samples} of {index.samples + report.failed} videos; {failed}")
 
 
 def _allowed_failures(text: str | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -24,7 +24,10 @@ __all__ = [
     "progress_style",
     "run_app",
     "show_checks",
+    "show_facts",
     "show_recipes",
+    "size_words",
+    "time_words",
 ]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
@@ -97,6 +100,34 @@ def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[st
         return
     print("\n".join(f"# {line}".rstrip() for line in recipe_head(read_recipe(package, name)).splitlines()))
     print(_toml(spec), end="")
+
+
+def show_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """A table of names and values on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(_one_line(title)), title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(Text(name), Text(_one_line(value)))
+    Console(highlight=False).print(table)
+
+
+def size_words(count: float) -> str:
+    """A number of bytes as a person says it: 2.734 MB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB" if count >= 1000 else f"{count:.4g} GB"
+
+
+def time_words(seconds: float) -> str:
+    """A length of time as a person says it: 2.12 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 3600:.4g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
 
 
 def show_checks(checks: Sequence[Check], as_json: bool) -> None:

@@ -277,6 +277,7 @@ class Index(Struct, frozen=True, kw_only=True):
     plan: str
     plan_table_sha256: str
     failures: dict[str, int]
+    source_bytes: int | None = None  # of the sources that gave samples, each counted once
     shardlist: tuple[ShardListing, ...]
 
     @property

@@ -18,6 +18,7 @@ from vmae_data.pictures import Picture
 from vmae_data.store import commit_bytes
 
 __all__ = [
+    "LONG_LIST",
     "Bar",
     "Bars",
     "Charts",
@@ -190,7 +191,7 @@ h2 { font-size: 1.22rem; margin: 2.9rem 0 .9rem; padding-top: 1.1rem; border-top
 footer { color: var(--soft); font-size: .84rem; padding-top: 3rem; padding-bottom: 2rem; }
 p.note { margin: .7rem 0; max-width: 46rem; overflow-wrap: anywhere; white-space: pre-line; }
 p.warning { background: var(--warn-wash); border-left: 3px solid var(--warn); padding: .6rem .9rem; max-width: none; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin: .9rem 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .7rem; margin: .9rem 0; }
 .facts div { background: var(--wash); border-radius: .5rem; padding: .7rem .9rem; min-width: 0; }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: 0; font-size: 1.3rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
@@ -202,6 +203,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th { text-align: left; color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--line); vertical-align: bottom; }
 td { vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 8rem; }
 th, td { padding: .34rem 1.3rem .34rem 0; }
+td:first-child:not(.n) { min-width: min(12rem, 40vw); }
 th.n, td.n { text-align: right; white-space: nowrap; min-width: 3.5rem; }
 tr:last-child td { border-bottom: 0; }
 details { margin: .8rem 0; }
@@ -209,7 +211,7 @@ summary { cursor: pointer; color: var(--c1); }
 .bars { columns: 21rem; column-gap: 2.4rem; margin: .8rem 0; font-size: .92rem; }
 .bars div { display: grid; grid-template-columns: minmax(0, 12.5rem) 1fr minmax(2.2rem, auto); gap: .7rem; align-items: center;
   break-inside: avoid; padding: .13rem 0; }
-.bars span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bars span { overflow: hidden; overflow-wrap: anywhere; line-height: 1.3; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; }
 .bars i { display: block; height: .62rem; background: var(--wash); border-radius: .2rem; overflow: hidden; }
 .bars b { display: block; height: 100%; background: var(--c1); }
 .bars em { font-style: normal; color: var(--soft); font-variant-numeric: tabular-nums; }
@@ -243,7 +245,7 @@ _PAGE = """
  class="{{ class }}{{ ' tiny' if picture.tiny }}">
 {%- endmacro -%}
 {%- macro table(part) -%}
-<div class="scroll"><table><thead><tr>
+<div class="scroll" tabindex="0"><table><thead><tr>
 {% for name in part.head %}<th{% if loop.index0 in part.numbers %} class="n"{% endif %}>{{ name }}</th>{% endfor %}
 </tr></thead><tbody>
 {% for row in part.rows %}

@@ -47,6 +47,7 @@ class Meter:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}/s"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -55,7 +56,7 @@ class Meter:
                 refresh_per_second=5,
             )
             self._bar.start()
-            self._task = self._bar.add_task(what, total=total, completed=start, note="")
+            self._task = self._bar.add_task(what, total=total, completed=start, note="", rate="–")
 
     def rate(self) -> float:
         """Units a second since the start, not counting what was done before."""
@@ -66,7 +67,7 @@ class Meter:
         if note is not None:
             self.note = note
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, note=self.note)
+            self._bar.update(self._task, completed=self.done, note=self.note, rate=f"{self.rate():.1f}")
         elif time.monotonic() - self._spoke_at >= PLAIN_SECONDS:
             self._speak()
 
@@ -86,6 +87,7 @@ class Meter:
                 "done": self.done,
                 "total": self.total,
                 "rate": round(rate, 3),
+                "left_seconds": round(left, 1) if rate > 0 else None,
                 "note": self.note,
             }
             print(msgspec.json.encode(line).decode(), file=sys.stderr, flush=True)

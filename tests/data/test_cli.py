@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_json_gives_one_object_a_line(demo_videos: Path, tmp_path: Path) -> None
     for progress in done.stderr.splitlines():
         if progress.startswith("{"):
             assert json.loads(progress)["total"] == 30
+
+
+def test_a_build_ends_with_a_table_and_its_failures_in_the_last_line(demo_videos: Path, tmp_path: Path) -> None:
+    """Its JSON tells the same: sizes against the sources, what this run did, and how long it took."""
+    words = ("vmae_data", "build", demo_videos, tmp_path / "out", "--recipe", "demo")
+    first = run_command(*words)
+    told = json.loads(run_command(*words, "--json").stdout)
+    failed = sum(told["failures"].values())
+    assert failed
+    assert first.stdout.splitlines()[-1].startswith(
+        f"{tmp_path / 'out'}: {told['samples']} of {told['samples'] + failed} videos; {failed} failed, listed in"
+    )
+    for reason, count in told["failures"].items():
+        assert re.search(rf"failed: {reason} *│ {count} ", first.stdout), reason
+    assert f"{100 * told['bytes'] / told['source_bytes']:.3g} %" in first.stdout
+    assert re.search(r"30 in this run, [\d.]+/s", first.stdout)
+    assert re.search(r"[\d.]+ MB/s", first.stdout)
+    assert told["encoded"] == 0  # the second run had nothing to do
+    assert told["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
+    assert re.search(r"videos: 30 of 30, [\d.]+/s, 0 s left, [\d.]+ MB/s, \d+ failed", first.stderr)
 
 
 def test_recipes_are_listed_and_shown_resolved() -> None:

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
+import subprocess
+from html import unescape
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.command import run_command
 from vmae_data.build import build_shards
 from vmae_data.check.inspect import inspect_shards, print_table, write_page
 from vmae_data.errors import DataError
-from vmae_data.format import FAILURES, INDEX, Failure, Index, decode_record, encode_record
+from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, decode_record, encode_record
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import Shards
 
 HOSTILE = "<script>alert(1)</script>"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def _page(folder: Path, html: Path) -> str:
@@ -122,3 +131,130 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
 def test_pages_of_the_same_shards_are_equal(demo_shards: Path, tmp_path: Path) -> None:
     first = _page(demo_shards, tmp_path / "a.html")
     assert first == _page(demo_shards, tmp_path / "b.html")
+
+
+def test_the_size_is_told_against_the_sources_that_gave_samples(demo_shards: Path, demo_videos: Path) -> None:
+    facts = inspect_shards(demo_shards)
+    failed = {json.loads(line)["path"] for line in (demo_shards / FAILURES).read_text().splitlines()}
+    wanted = sum(
+        path.stat().st_size for path in demo_videos.rglob("*.mp4") if str(path.relative_to(demo_videos)) not in failed
+    )
+    assert facts.index.source_bytes == facts.as_dict()["source_bytes"] == wanted
+    assert (
+        f"{100 * facts.bytes / wanted:.3g} % of the sources" in run_command("vmae_data", "inspect", demo_shards).stdout
+    )
+
+
+def _with_many_classes(shards: Path, dest: Path, num_classes: int) -> Path:
+    """A data set of so many classes: class n has n samples, all of them copies of one."""
+    shutil.copytree(shards, dest)
+    table = pa.ipc.open_file(str(shards / SAMPLES)).read_all().slice(0, 1)
+    label = np.repeat(np.arange(num_classes, dtype=np.int32), np.arange(num_classes))
+    rows = table.take(pa.array(np.zeros(len(label), np.int32)))
+    for name, values in (
+        ("label", pa.array(label)),
+        ("source", pa.array(np.arange(len(label), dtype=np.int32))),
+        ("key", pa.array([f"{table.column('key')[0].as_py()}-s{n:04d}" for n in range(len(label))])),
+    ):
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.schema.field(name), values)
+    with pa.ipc.new_file(str(dest / SAMPLES), rows.schema) as writer:
+        writer.write_table(rows.combine_chunks(), max_chunksize=len(label))
+    index = decode_record((dest / INDEX).read_bytes(), Index, INDEX)
+    first, *others = index.shardlist
+    shardlist = (
+        msgspec.structs.replace(first, nsamples=len(label)),
+        *(msgspec.structs.replace(other, nsamples=0) for other in others),
+    )
+    changed = msgspec.structs.replace(
+        index,
+        samples=len(label),
+        samples_sha256=hashlib.sha256((dest / SAMPLES).read_bytes()).hexdigest(),
+        classes=tuple(f"Pushing something so that it falls off the table {n:03d}" for n in range(num_classes)),
+        shardlist=shardlist,
+    )
+    (dest / INDEX).write_bytes(encode_record(changed))
+    return dest
+
+
+def test_of_many_classes_the_ends_are_shown_and_the_rest_is_folded_in_order(demo_shards: Path, tmp_path: Path) -> None:
+    text = _page(_with_many_classes(demo_shards, tmp_path / "many", 100), tmp_path / "page.html")
+    shown, _, folded = text[text.index("<h2>Classes</h2>") : text.index("<h2>Distributions</h2>")].partition(
+        "<details>"
+    )
+    bars = re.compile(r'<span title="Pushing [^"]* (\d+)">.*?</span>.*?<em>(\d+)</em>')
+    assert [int(name) for name, _ in bars.findall(shown)] == [*range(99, 87, -1), *range(11, -1, -1)]
+    assert bars.findall(folded) == [(f"{n:03d}", str(n)) for n in range(99, -1, -1)]
+    assert "1 class has no sample" in text
+
+
+def test_failures_past_the_first_of_a_reason_are_counted(demo_shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(demo_shards, folder)
+    failures = [Failure(key="k", path=f"video-{n}.mp4", reason="truncated", detail="short") for n in range(57)]
+    (folder / FAILURES).write_text("".join(json.dumps(vars_of(failure)) + "\n" for failure in failures))
+    text = _page(folder, tmp_path / "page.html")
+    assert "truncated: 57 sources" in text
+    assert sum(failure.path in text for failure in failures) == 20
+    assert "37 more" in text
+
+
+class _Seen(NamedTuple):
+    """What a browser made of a page."""
+
+    text: str
+    console: list[str]
+    requests: list[str]
+
+
+def _browse(html: Path, folder: Path) -> _Seen:
+    """Open a page in headless Chromium, which is kept from the network by its own switches."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"no browser on PATH ({', '.join(BROWSERS)})")
+    log = folder / f"{html.stem}.net.json"
+    switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    done = subprocess.run(
+        [
+            browser,
+            *switches,
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--log-net-log={log}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            html.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    # What the browser asks for itself has no origin; what a page asks for has one ("null" for a file).
+    requests = [
+        event["params"]["url"]
+        for event in json.loads(log.read_text())["events"]
+        if event.get("params", {}).get("initiator", "not an origin") != "not an origin"
+    ]
+    return _Seen(done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line], requests)
+
+
+def test_a_browser_shows_the_page_without_a_word_or_a_request(demo_shards: Path, tmp_path: Path) -> None:
+    facts = inspect_shards(demo_shards)
+    write_page(facts, tmp_path / "page.html")
+    seen = _browse(tmp_path / "page.html", tmp_path)
+    assert seen.console == []
+    assert seen.requests == []
+    words = [unescape(word.strip()) for word in re.findall(r">([^<>]+)<", seen.text)]
+    for wanted in (str(len(facts.shards)), str(facts.kept_frames), *facts.index.classes, *facts.index.failures):
+        assert any(wanted in word for word in words), wanted
+    assert seen.text.count("<img ") == sum(min(3, int(n)) for n in facts.shards.frames_NP[:24, 0])
+
+
+def test_a_page_that_complains_and_asks_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text('<!doctype html><img src="http://127.0.0.1:9/x.png"><script>console.error("no")</script>')
+    seen = _browse(page, tmp_path)
+    assert len(seen.console) == 1
+    assert set(seen.requests) == {"http://127.0.0.1:9/x.png"}

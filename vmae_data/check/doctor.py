@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from vmae_data.check.machine import (
     core_quota,
@@ -23,7 +22,7 @@ from vmae_data.check.machine import (
     memory_bytes,
     shared_memory_bytes,
 )
-from vmae_data.console import Check, State
+from vmae_data.console import Check, State, size_words
 from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.prepare.ffmpeg import Ffmpeg, encoders_of, ffmpeg_python, find_ffmpeg, owners_of
 from vmae_data.store import local_path
@@ -234,7 +233,7 @@ def _cores() -> Check:
 
 def _memory() -> Check:
     granted, usable = memory_bytes(), cores()
-    found = f"{_size(granted)}, {_size(granted / usable)} a core"
+    found = f"{size_words(granted)}, {size_words(granted / usable)} a core"
     if granted < MEMORY_A_CORE * usable:
         workers = max(1, int(granted / MEMORY_A_CORE))
         return Check("memory", State.WARNING, found, f"--workers {workers}: an encode takes 200 MB and more")
@@ -244,7 +243,9 @@ def _memory() -> Check:
 def _shared_memory() -> Check:
     """Told because people look for it first: containers grant 64 MB, which breaks other loaders."""
     return Check(
-        "shared memory", State.OK, f"{_size(shared_memory_bytes())}; not used, batches lie in memory without a name"
+        "shared memory",
+        State.OK,
+        f"{size_words(shared_memory_bytes())}; not used, batches lie in memory without a name",
     )
 
 
@@ -267,7 +268,7 @@ def _temporary_folder() -> Check:
 
 def _folder(name: str, folder: Path, worst: State, prefix: str) -> Check:
     facts = look_at_folder(folder)
-    found = f"{prefix}{folder}: {facts.kind}, {_size(facts.free_bytes)} free"
+    found = f"{prefix}{folder}: {facts.kind}, {size_words(facts.free_bytes)} free"
     if facts.problem:
         return Check(name, worst, f"{found}; {facts.problem}", "name another folder, or mend its rights or its mount")
     found += "; write, sync, rename and flock work"
@@ -300,12 +301,3 @@ def _is_read(scheme: str) -> bool:
     except MisuseError:
         return False
     return True
-
-
-def _size(count: float) -> str:
-    value: Any = count
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.1f} GB"

@@ -55,6 +55,7 @@ class DataFacts:
             "samples": index.samples,
             "shards": len(index.shardlist),
             "bytes": self.bytes,
+            "source_bytes": index.source_bytes,
             "frames": self.kept_frames,
             "source_hours": self.source_hours,
             "width": self.width._asdict(),

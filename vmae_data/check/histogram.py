@@ -25,7 +25,7 @@ def histogram(values: ArrayLike, title: str, unit: str = "", caption: str = "", 
     counted = Counter(float(f"{value:.4g}") for value in data.tolist())
     if len(counted) <= (1 if ranges else FEW_VALUES):
         columns = [_Column(f"{value:g}", count) for value, count in sorted(counted.items())]
-        every = math.ceil(len(columns) / 6) or 1
+        every = math.ceil(len(columns) / 8) or 1
         ticks = [_Tick(n + 0.5, columns[n].name) for n in range(0, len(columns), every)]
     else:
         counts, edges = np.histogram(data, bins=min(BINS, max(6, len(data) // 2)))

@@ -15,9 +15,10 @@ import msgspec
 from vmae_data import page
 from vmae_data.check.facts import DataFacts, inspect_shards
 from vmae_data.check.histogram import histogram
+from vmae_data.console import show_facts, size_words, time_words
 from vmae_data.errors import DataError
 from vmae_data.format import FAILURES, Failure, Index, SampleFacts, ShardMarker, decode_record
-from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, printable
+from vmae_data.page import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
 from vmae_data.read.shards import Shards
@@ -30,18 +31,12 @@ PICTURED = 24
 FAILURES_SHOWN = 20  # of each reason
 REMARKS_SHOWN = 20
 SIZES_SHOWN = 12
+CLASSES_SHOWN = 12  # at either end, where there are too many to look at
 
 
 def print_table(facts: DataFacts) -> None:
     """The counts, to stdout."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    table = RichTable(title=Text(printable(str(facts.shards.folder))), title_justify="left", show_header=False)
-    for row in _rows(facts):
-        table.add_row(Text(row[0]), Text(printable(row[1])))
-    Console(highlight=False).print(table)
+    show_facts(str(facts.shards.folder), _rows(facts))
 
 
 def _rows(facts: DataFacts) -> Iterator[tuple[str, str]]:
@@ -53,7 +48,9 @@ def _rows(facts: DataFacts) -> Iterator[tuple[str, str]]:
     if facts.unlabelled:
         yield "without label", str(facts.unlabelled)
     yield "shards", f"{len(index.shardlist)}, {size_words(facts.bytes)}"
-    yield "source", time_words(facts.source_hours)
+    if facts.index.source_bytes:
+        yield "size", _share(facts)
+    yield "source", time_words(3600 * facts.source_hours)
     yield "kept frames", f"{facts.kept_frames}; a sample {facts.frames}"
     yield "width", f"{facts.width} px"
     yield "height", f"{facts.height} px"
@@ -69,18 +66,15 @@ def _between(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def size_words(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
-        count /= 1000
-    raise AssertionError
+def _size_fact(facts: DataFacts) -> Iterator[Fact]:
+    if facts.index.source_bytes:
+        percent, _, whole = _share(facts).partition(" of ")
+        yield Fact("size", percent, f"of {whole}")
 
 
-def time_words(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:.4g} h"
-    return f"{hours * 60:.3g} min" if hours * 60 >= 1 else f"{hours * 3600:.3g} s"
+def _share(facts: DataFacts) -> str:
+    whole = facts.index.source_bytes or 0
+    return f"{100 * facts.bytes / whole:.3g} % of the sources' {size_words(whole)}"
 
 
 def write_page(facts: DataFacts, html: Path) -> None:
@@ -132,7 +126,8 @@ def _glance(facts: DataFacts) -> Iterator[Part]:
         figures.append(Fact("classes", str(len(facts.per_class)), f"{_between(min(counts), max(counts))} samples each"))
     figures += [
         Fact("shards", str(len(index.shardlist)), size_words(facts.bytes)),
-        Fact("of source", time_words(facts.source_hours)),
+        *_size_fact(facts),
+        Fact("of source", time_words(3600 * facts.source_hours)),
         Fact("kept frames", f"{facts.kept_frames}", index.spacing),
         Fact(
             "failures", str(sum(index.failures.values())), ", ".join(f"{n} {why}" for why, n in index.failures.items())
@@ -143,25 +138,37 @@ def _glance(facts: DataFacts) -> Iterator[Part]:
         yield Note(f"{facts.unlabelled} samples have no label.", warning=True)
     empty = [name for name, count in facts.per_class.items() if not count]
     if empty:
-        yield Note(
-            f"{len(empty)} classes have no sample: {', '.join(empty[:20])}{', …' if len(empty) > 20 else ''}", True
-        )
+        classes = f"{len(empty)} classes have" if len(empty) > 1 else "1 class has"
+        yield Note(f"{classes} no sample: {', '.join(empty[:20])}{', …' if len(empty) > 20 else ''}", True)
 
 
 def _pictures(facts: DataFacts) -> Iterator[Part]:
     numbers = spread(facts.shards.label_N, PICTURED)
     shown = contact_sheet(facts.shards, numbers)
-    yield Note(f"First, middle and last kept frame of {len(shown.gallery.tiles)} of {len(facts.shards)} samples.")
+    drawn = "" if len(numbers) == len(facts.shards) else ", drawn by a fixed seed, classes in turn"
+    yield Note(
+        f"First, middle and last kept frame of {len(shown.gallery.tiles)} of {len(facts.shards)} samples{drawn}."
+    )
     yield shown.gallery
     for key, why in shown.unreadable.items():
         yield Note(f"{key} can't be shown: {why}", warning=True)
 
 
 def _classes(facts: DataFacts) -> Iterator[Part]:
-    if facts.per_class:
-        yield Bars(
-            tuple(Bar(name, n, str(n)) for name, n in facts.per_class.items()), f"all {len(facts.per_class)} classes"
-        )
+    """Greatest first; of many classes the two ends, how many samples classes have, and the rest folded away."""
+    ordered = sorted(facts.per_class.items(), key=lambda item: (-item[1], item[0]))
+    bars = tuple(Bar(name, n, str(n)) for name, n in ordered)
+    if len(bars) <= LONG_LIST:
+        if bars:
+            yield Bars(bars, "classes")
+        return
+    top = max(1, ordered[0][1])
+    yield Note(f"The {CLASSES_SHOWN} greatest of {len(bars)} classes:")
+    yield Bars(bars[:CLASSES_SHOWN], "the greatest", top)
+    yield Note(f"The {CLASSES_SHOWN} smallest:")
+    yield Bars(bars[-CLASSES_SHOWN:], "the smallest", top)
+    yield Charts((histogram([n for _, n in ordered], "Samples of a class, and how many classes have so many"),))
+    yield Bars(bars, f"all {len(bars)} classes", top)
 
 
 def _charts(facts: DataFacts, looked_at: Sequence[_LookedAt]) -> Iterator[Figure]:
@@ -210,11 +217,10 @@ def _failures(facts: DataFacts) -> Iterator[Part]:
         by_reason.setdefault(failure.reason, []).append(failure)
     for reason, failures in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
         more = len(failures) - FAILURES_SHOWN
-        yield Note(
-            f"{reason}: {len(failures)} {'sources' if len(failures) > 1 else 'source'}"
-            + (f", the first {FAILURES_SHOWN} of them" if more > 0 else "")
-        )
+        yield Note(f"{reason}: {len(failures)} {'sources' if len(failures) > 1 else 'source'}")
         yield Table(("source", "what was said"), tuple((f.path, f.detail) for f in failures[:FAILURES_SHOWN]))
+        if more > 0:
+            yield Note(f"… and {more} more; {FAILURES} names them all.")
 
 
 def _remarks(looked_at: Sequence[_LookedAt], total: int) -> Iterator[Part]:

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from vmae_data.format import (
     Failure,
     Index,
     Regular,
+    SampleEntry,
     SampleFacts,
     ShardListing,
     ShardMarker,
@@ -48,7 +50,8 @@ def write_index(dest: Path, plan: Plan, markers: Sequence[ShardMarker]) -> Index
         raise VmaeError(
             f"{dest}: none of {plan.facts.sources} videos could be made ({_reasons(failures)}); see {dest / FAILURES}"
         )
-    table = samples_table(dest, full)
+    rows = _rows(dest, full)
+    table = samples_table(rows)
     commit_bytes(dest / SAMPLES, table)
     index = Index(
         version=FORMAT_VERSION,
@@ -67,6 +70,7 @@ def write_index(dest: Path, plan: Plan, markers: Sequence[ShardMarker]) -> Index
         plan=plan.facts.digest(),
         plan_table_sha256=hash_file(dest / PLAN_TABLE),
         failures=dict(sorted(Counter(failure.reason for failure in failures).items())),
+        source_bytes=sum({row.facts.source.path: row.facts.source.bytes for row in rows}.values()),
         shardlist=tuple(
             ShardListing(
                 url=marker.tar,
@@ -87,16 +91,27 @@ def _reasons(failures: Sequence[Failure]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts)
 
 
-def samples_table(dest: Path, markers: Sequence[ShardMarker]) -> bytes:
+class _Row(NamedTuple):
+    """A sample, and the shard's place in the index."""
+
+    shard: int
+    entry: SampleEntry
+    facts: SampleFacts
+
+
+def _rows(dest: Path, markers: Sequence[ShardMarker]) -> list[_Row]:
+    return [
+        _Row(number, entry, _facts(dest, marker, entry.facts.offset, entry.facts.size))
+        for number, marker in enumerate(markers)
+        for entry in marker.samples
+    ]
+
+
+def samples_table(rows: Sequence[_Row]) -> bytes:
     """One row a sample, in shard order; columns of lists have one value a phase.
 
     Written as one record batch, so that a reader maps every column without a copy.
     """
-    rows = [
-        (number, entry, _facts(dest, marker, entry.facts.offset, entry.facts.size))
-        for number, marker in enumerate(markers)
-        for entry in marker.samples
-    ]
     phases = max(len(entry.members) for _, entry, _ in rows)
 
     def each(kind: pa.DataType, values: list[list[object]]) -> pa.Array:
