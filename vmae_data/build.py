@@ -23,6 +23,7 @@ from vmae_data.format import (
     path_to_line,
     path_to_text,
 )
+from vmae_data.prepare.exclude import exclude_sources
 from vmae_data.prepare.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.prepare.index import write_index
 from vmae_data.prepare.pack import PackJob, pack_shard, read_marker, read_staged, unpack_shard
@@ -49,6 +50,8 @@ class BuildReport:
     failed: int  # in all
     reasons: dict[str, int]
     unlisted: int  # videos of the source that its annotations don't name
+    left_out: int = 0  # sources that `exclude` named
+    unmatched: int = 0  # paths that it named and that are no sources here
 
 
 def build_shards(
@@ -60,6 +63,7 @@ def build_shards(
     annotations: str | None = None,
     split: str | None = None,
     classes: tuple[str, ...] = (),
+    exclude: str | None = None,
     ffmpeg: str | None = None,
     retry_failed: bool = False,
     style: ProgressStyle = ProgressStyle.AUTO,
@@ -73,7 +77,9 @@ def build_shards(
     started_at = time.monotonic()
     ffmpeg_python()  # before any work: another package of that name may hide it
     binary = find_ffmpeg(ffmpeg)
-    listing = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
+    found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
+    remaining = exclude_sources(found, exclude)
+    listing = remaining.listing
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     if os.path.realpath(os.fsencode(dest)) == listing.folder:
         raise MisuseError(f"{dest}: is the source itself; name another destination")
@@ -98,6 +104,8 @@ def build_shards(
         failed=sum(index.failures.values()),
         reasons=index.failures,
         unlisted=len(listing.unlisted),
+        left_out=remaining.left_out,
+        unmatched=remaining.unmatched,
     )
 
 

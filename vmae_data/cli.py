@@ -53,6 +53,9 @@ def build(
         str | None,
         typer.Option(metavar="FILE|INDEX", help="Take the classes and their numbers from another data set."),
     ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Leave out what audit --out marked, or the paths of a text file.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Encode a sample, say what the build would take, write nothing.")
     ] = False,
@@ -91,6 +94,7 @@ def build(
             annotations=annotations,
             split=split,
             classes=known,
+            exclude=exclude,
             ffmpeg=ffmpeg,
             style=progress_style(quiet, as_json),
         )
@@ -104,6 +108,7 @@ def build(
         annotations=annotations,
         split=split,
         classes=known,
+        exclude=exclude,
         ffmpeg=ffmpeg,
         retry_failed=retry_failed,
         style=progress_style(quiet, as_json),
@@ -115,6 +120,8 @@ def build(
         if report.unlisted:
             videos = _counted(report.unlisted, "video")
             print(f"{videos} of {source} not in {annotations}; named in {folder / 'unlisted.txt'}")
+        if report.unmatched:
+            print(f"{_counted(report.unmatched, 'path')} of {exclude} no source of {source}")
         _show_build(folder, report)
     if allowed is not None and report.failed > allowed(total):
         raise VmaeError(f"{report.failed} of {total} sources failed, more than --max-failures {max_failures} allows")
@@ -168,6 +175,51 @@ def inspect(
         print_json(facts.as_dict())
     else:
         print_table(facts)
+
+
+@app.command()
+def audit(
+    dest: Annotated[
+        list[str], typer.Argument(help="Folders of shards. Of two copies the one named later is excluded.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a row a sample: FILE.parquet or FILE.csv.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that shows the worst.")] = None,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Find mirrored copies too.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a threshold; docs/audit.md lists them."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Left out: one a core.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find static, black, frozen, blurred videos, duplicates, and leaks between data sets."""
+    from vmae_data.check.audit import AuditSpec, audit_shards, check_table_name, print_counts, write_table
+    from vmae_data.check.audit_page import write_audit_page
+    from vmae_data.recipes import load_recipe
+    from vmae_data.store import local_path
+
+    flip = ["duplicates.mirrored=true"] if mirrored else []
+    spec = load_recipe("vmae_data", None, AuditSpec, [*(settings or ()), *flip])
+    if out is not None:
+        check_table_name(out)
+    folders = [str(local_path(one)) for one in dest]
+    audited = audit_shards(folders, spec, workers=workers or _cores(), style=progress_style(quiet, as_json))
+    if out is not None:
+        write_table(audited.judged.rows, out)
+    if html is not None:
+        write_audit_page(audited.data_sets, audited.judged, spec, html)
+    if as_json:
+        for row in audited.judged.rows:
+            print_json(row._asdict())
+    elif not quiet:
+        print_counts(audited.judged)
+        for path in (out, html):
+            if path is not None:
+                print(path)
 
 
 @app.command()
@@ -237,6 +289,8 @@ def _build_facts(report: BuildReport) -> dict[str, Any]:
         "source_bytes": index.source_bytes,
         "failures": report.reasons,
         "unlisted": report.unlisted,
+        "left_out": report.left_out,
+        "unmatched": report.unmatched,
         "encoded": report.encoded,
         "read_bytes": report.read_bytes,
         "seconds": round(report.seconds, 3),
@@ -264,7 +318,8 @@ def _show_build(folder: Path, report: BuildReport) -> None:
         rows.append(("videos", "all were done before this run"))
     show_facts(str(folder), rows)
     failed = f"{report.failed} failed, listed in {folder / 'failures.jsonl'}" if report.failed else "none failed"
-    print(f"{folder}: {index.samples} of {index.samples + report.failed} videos; {failed}")
+    left_out = f", {report.left_out} left out" if report.left_out else ""
+    print(f"{folder}: {index.samples} of {index.samples + report.failed} videos; {failed}{left_out}")
 
 
 def _allowed_failures(text: str | None) -> Any:

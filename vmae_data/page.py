@@ -27,6 +27,8 @@ __all__ = [
     "Figure",
     "Gallery",
     "Note",
+    "Pair",
+    "Pairs",
     "Part",
     "Section",
     "Table",
@@ -132,7 +134,23 @@ class Gallery:
     kind: ClassVar[str] = "gallery"
 
 
-Part = Facts | Note | Table | Bars | Charts | Gallery
+class Pair(NamedTuple):
+    """Two videos to be compared, and what is said of both."""
+
+    left: Tile
+    right: Tile
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Videos side by side."""
+
+    pairs: tuple[Pair, ...]
+    kind: ClassVar[str] = "pairs"
+
+
+Part = Facts | Note | Table | Bars | Charts | Gallery | Pairs
 
 
 @dataclass(frozen=True)
@@ -234,7 +252,11 @@ img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16.5rem), 1fr)); gap: 1.3rem 1.1rem; margin: 1rem 0; }
 .strip { display: flex; gap: 2px; border-radius: .3rem; overflow: hidden; background: var(--wash); }
 .strip img { flex: 0 0 calc((100% - 4px) / 3); min-width: 0; aspect-ratio: 4/3; object-fit: contain; }
-.gallery figcaption b { display: block; color: var(--ink); font-weight: 500; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.1rem; margin: 1rem 0; }
+.pairs > div { background: var(--wash); border-radius: .5rem; padding: .8rem; min-width: 0; }
+.pairs p { margin: .5rem 0 0; color: var(--soft); font-size: .84rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .9rem; } .pair .strip { background: none; }
+.gallery figcaption b, .pair figcaption b { display: block; color: var(--ink); font-weight: 500; }
 @media (max-width: 30rem) { .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } th, td { padding-right: .8rem; } }
 @media print { h2 { break-after: avoid; } figure, .facts div { break-inside: avoid; } }
 """
@@ -252,6 +274,10 @@ _PAGE = """
 <tr>{% for cell in row %}<td{% if loop.index0 in part.numbers %} class="n"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
+{%- endmacro -%}
+{%- macro tile(one) -%}
+<figure><div class="strip">{% for picture in one.pictures %}{{ img(picture) }}{% endfor %}</div>
+<figcaption><b>{{ one.title }}</b>{% for line in one.lines %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}</figcaption></figure>
 {%- endmacro -%}
 {%- macro bars(part) -%}
 <div class="bars">
@@ -297,11 +323,16 @@ _PAGE = """
 {% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
 {% endfor %}
 </div>
+{% elif part.kind == "pairs" %}
+<div class="pairs">
+{% for pair in part.pairs %}
+<div><div class="pair">{{ tile(pair.left) }}{{ tile(pair.right) }}</div>{% if pair.line %}<p>{{ pair.line }}</p>{% endif %}</div>
+{% endfor %}
+</div>
 {% else %}
 <div class="gallery">
-{% for tile in part.tiles %}
-<figure><div class="strip">{% for picture in tile.pictures %}{{ img(picture) }}{% endfor %}</div>
-<figcaption><b>{{ tile.title }}</b>{% for line in tile.lines %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}</figcaption></figure>
+{% for one in part.tiles %}
+{{ tile(one) }}
 {% endfor %}
 </div>
 {% endif %}

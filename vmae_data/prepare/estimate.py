@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from vmae_data.format import encode_record
+from vmae_data.prepare.exclude import exclude_sources
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.plan import BuildSpec, Plan, make_plan
 from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_job, encode_source
@@ -92,6 +93,7 @@ def estimate_build(
     annotations: str | None = None,
     split: str | None = None,
     classes: tuple[str, ...] = (),
+    exclude: str | None = None,
     ffmpeg: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
 ) -> Estimate:
@@ -100,7 +102,8 @@ def estimate_build(
     Raises MisuseError as the build would.
     """
     binary = find_ffmpeg(ffmpeg)
-    listing = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
+    found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
+    listing = exclude_sources(found, exclude).listing
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     there = list(_there(plan))
     chosen = choose_sample(there, max(SAMPLE_VIDEOS, workers))

@@ -31,7 +31,7 @@ from vmae_data.prepare.sources import Listing, SourceVideo
 from vmae_data.recipes import difference, shortened
 from vmae_data.store import commit_bytes, read_bytes
 
-__all__ = ["BuildSpec", "Plan", "Profile", "Thinning", "make_plan", "settle_plan"]
+__all__ = ["BuildSpec", "Plan", "Profile", "Thinning", "listing_digest", "make_plan", "settle_plan"]
 
 
 Profile = Literal["h264", "mpeg4", "mjpeg", "copy"]
@@ -148,7 +148,7 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
             )
     facts = PlanFacts(
         version=FORMAT_VERSION,
-        listing=_listing_digest(listing),
+        listing=listing_digest(listing),
         sources=len(ordered),
         shards=-(-len(ordered) // spec.samples_per_shard),
         classes=listing.classes,
@@ -161,7 +161,7 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
     return Plan(facts, listing.folder, tuple(ordered), spec)
 
 
-def _listing_digest(listing: Listing) -> str:
+def listing_digest(listing: Listing) -> str:
     """Of relative paths and labels only: a source that moved is the same data set."""
     digest = hashlib.sha256()
     for line in sorted(_listing_lines(listing)):

@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.command import run_command
+from vmae_data.build import BuildReport, build_shards
+from vmae_data.check.audit import Audited, AuditSpec, audit_shards, write_table
+from vmae_data.check.duplicates import DuplicateSpec, find_duplicates
+from vmae_data.check.hashes import MIRROR, Fingerprint, fingerprint
+from vmae_data.check.judge import Row
+from vmae_data.check.measures import GRID, grey_levels, measure, sharpness_of, shrink
+from vmae_data.errors import MisuseError
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.progress import ProgressStyle
+from vmae_data.read.shards import Shards
+
+U8 = NDArray[np.uint8]
+HEIGHT, WIDTH, RATE, FRAMES = 96, 128, 24, 72
+SPEC = BuildSpec(short_side=96, stride=2, samples_per_shard=6, crf=23)
+QUIET = ProgressStyle.QUIET
+
+
+def _texture(seed: int) -> NDArray[np.float32]:
+    """A picture larger than a frame, with detail at every scale, so that what is seen of it is one of a kind."""
+    draw = np.random.default_rng(seed)
+    whole = np.zeros((2 * HEIGHT, 2 * WIDTH), dtype=np.float32)
+    for cells in (3, 6, 12, 48):
+        layer = Image.fromarray(draw.uniform(-1, 1, (cells, cells)).astype(np.float32))
+        whole += np.asarray(layer.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC)) * 40 / cells**0.3
+    return whole + 128
+
+
+def _moving(seed: int, start: int = 0, stop: int = FRAMES) -> Iterator[U8]:
+    """A window that wanders over the texture."""
+    texture = _texture(seed)
+    for n in range(start, stop):
+        y, x = round(48 + 40 * np.sin(n / 17 + seed)), round(64 + 50 * np.cos(n / 23))
+        yield texture[y : y + HEIGHT, x : x + WIDTH].clip(0, 255).astype(np.uint8)
+
+
+def _blurred(seed: int) -> Iterator[U8]:
+    for frame in _moving(seed):
+        small = Image.fromarray(frame).resize((WIDTH // 12, HEIGHT // 12), Image.Resampling.BOX)
+        yield np.asarray(small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+
+
+def _half_frozen(seed: int) -> Iterator[U8]:
+    frames = list(_moving(seed))
+    half = len(frames) // 2
+    return iter(frames[:half] + [frames[half]] * half)
+
+
+def _with_cuts(seed: int) -> Iterator[U8]:
+    third = FRAMES // 3
+    for n in range(3):
+        yield from _moving(seed + 100 * n, n * third, (n + 1) * third)
+
+
+def _write(path: Path, frames: Iterator[U8], *, crf: int = 18, scale: float = 1.0, mirrored: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=RATE, options={"crf": str(crf), "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = round(WIDTH * scale), round(HEIGHT * scale), "yuv420p"
+        for grey in frames:
+            image = Image.fromarray(grey[:, ::-1] if mirrored else grey)
+            if scale != 1:
+                image = image.resize((stream.width, stream.height), Image.Resampling.BICUBIC)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(image.convert("RGB")), format="rgb24")))
+        file.mux(stream.encode(None))
+
+
+class Planted(NamedTuple):
+    videos: Path
+    train: Path
+    val: Path
+    audited: Audited
+
+    def row(self, name: str, data_set: str = "train") -> Row:
+        folder = str(self.train if data_set == "train" else self.val)
+        return next(row for row in self.audited.judged.rows if row.path == name and row.data_set == folder)
+
+
+CASES: dict[str, Callable[[], Iterator[U8]]] = {
+    "static": lambda: iter([next(_moving(20))] * FRAMES),
+    "black": lambda: iter([np.zeros((HEIGHT, WIDTH), dtype=np.uint8)] * FRAMES),
+    "half-frozen": lambda: _half_frozen(21),
+    "cuts": lambda: _with_cuts(22),
+    "blurred": lambda: _blurred(23),
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Distinct moving videos, odd ones, and copies within a data set and across two; the second has another stride."""
+    folder = tmp_path_factory.mktemp("audit")
+    train, val = folder / "videos-train", folder / "videos-val"
+    for seed in range(6):
+        _write(train / f"moving-{seed}.mp4", _moving(seed))
+    for name, frames in CASES.items():
+        _write(train / f"{name}.mp4", frames())
+    _write(train / "zz-crf35.mp4", _moving(0), crf=35)
+    _write(train / "zz-half.mp4", _moving(1), scale=0.5)
+    (train / "zz-bytes.mp4").write_bytes((train / "moving-4.mp4").read_bytes())
+    _write(val / "own.mp4", _moving(30))
+    _write(val / "start.mp4", _moving(2, FRAMES // 10))
+    _write(val / "end.mp4", _moving(3, 0, FRAMES - FRAMES // 10))
+    _write(val / "mirrored.mp4", _moving(5), mirrored=True)
+    build_shards(str(train), folder / "train", SPEC, workers=2, style=QUIET)
+    build_shards(str(val), folder / "val", BuildSpec(short_side=96, stride=4), workers=2, style=QUIET)
+    audited = _audit(folder / "train", folder / "val", mirrored=True)
+    return Planted(train, folder / "train", folder / "val", audited)
+
+
+def _audit(*folders: Path, workers: int = 2, mirrored: bool = False) -> Audited:
+    spec = AuditSpec(duplicates=DuplicateSpec(mirrored=mirrored))
+    return audit_shards([str(folder) for folder in folders], spec, workers=workers, style=QUIET)
+
+
+def _key(planted: Planted, name: str) -> str:
+    return planted.row(name).key
+
+
+@pytest.mark.parametrize(
+    ("copy", "original"),
+    [("zz-crf35.mp4", "moving-0.mp4"), ("zz-half.mp4", "moving-1.mp4"), ("zz-bytes.mp4", "moving-4.mp4")],
+)
+def test_a_copy_in_the_same_data_set_is_a_duplicate_and_excluded(planted: Planted, copy: str, original: str) -> None:
+    row = planted.row(copy)
+    assert row.duplicate_of == _key(planted, original)
+    assert row.leak_of is None
+    assert row.exclude and row.has("duplicate")
+    assert not planted.row(original).exclude
+
+
+@pytest.mark.parametrize(
+    ("copy", "original"),
+    [("start.mp4", "moving-2.mp4"), ("end.mp4", "moving-3.mp4"), ("mirrored.mp4", "moving-5.mp4")],
+)
+def test_a_trimmed_or_mirrored_copy_with_another_stride_is_a_leak(planted: Planted, copy: str, original: str) -> None:
+    row = planted.row(copy, "val")
+    assert row.leak_of == f"{planted.train}:{_key(planted, original)}"
+    assert row.duplicate_of is None
+    assert row.exclude and row.has("leak")
+    assert row.mirrored is (copy == "mirrored.mp4")
+
+
+def test_nothing_else_is_called_a_copy(planted: Planted) -> None:
+    copies = {row.path for row in planted.audited.judged.rows if row.duplicate_of or row.leak_of}
+    assert copies == {"zz-crf35.mp4", "zz-half.mp4", "zz-bytes.mp4", "start.mp4", "end.mp4", "mirrored.mp4"}
+
+
+def test_mirrored_copies_are_looked_for_only_when_asked(planted: Planted) -> None:
+    rows = _audit(planted.train, planted.val).judged.rows
+    assert not next(row for row in rows if row.path == "mirrored.mp4").flags
+
+
+def test_the_data_set_that_is_named_first_keeps_its_copy(planted: Planted) -> None:
+    rows = _audit(planted.val, planted.train).judged.rows
+    assert {row.path for row in rows if row.leak_of} == {"moving-2.mp4", "moving-3.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "exclude"),
+    [
+        ("static", "static,frozen", True),
+        ("black", "static,black,frozen", True),
+        ("half-frozen", "frozen", False),
+        ("blurred", "blurred", False),
+        ("cuts", "many-cuts", False),
+        *((f"moving-{seed}", "", False) for seed in range(6)),
+    ],
+)
+def test_each_planted_oddity_is_flagged_and_no_ordinary_video_is(
+    planted: Planted, name: str, flags: str, exclude: bool
+) -> None:
+    row = planted.row(f"{name}.mp4")
+    assert row.flags == flags, row
+    assert row.exclude is exclude
+
+
+def test_the_measures_are_what_was_planted(planted: Planted) -> None:
+    assert planted.row("black.mp4").black == 1
+    assert planted.row("half-frozen.mp4").frozen == pytest.approx(0.5, abs=0.06)
+    assert planted.row("cuts.mp4").cuts == 2
+    assert planted.row("static.mp4").motion == pytest.approx(0, abs=0.2)
+    for row in planted.audited.judged.rows:
+        if row.path.startswith("moving"):
+            assert row.seconds == pytest.approx(FRAMES / RATE, abs=0.05)
+            assert (row.black, row.frozen, row.cuts) == (0, 0, 0)
+
+
+def test_the_number_of_workers_changes_nothing(planted: Planted) -> None:
+    assert _audit(planted.train, planted.val, workers=1, mirrored=True).judged == planted.audited.judged
+
+
+def test_measures_hardly_depend_on_size_stride_and_coding() -> None:
+    def measured(scale: int, stride: int) -> Any:
+        frames = list(_moving(1))[::stride]
+        big = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames]
+        levels = grey_levels(full_range=True)
+        return measure(np.arange(len(big)) * stride / RATE, np.stack([shrink(frame, levels) for frame in big]), [])
+
+    one, two, four = measured(1, 1), measured(3, 1), measured(1, 3)
+    assert two.motion == pytest.approx(one.motion, rel=0.02)
+    assert four.motion == pytest.approx(one.motion, rel=0.1)
+    assert (one.cuts, four.cuts, one.black, one.frozen) == (0, 0, 0, 0)
+
+
+def test_limited_range_is_stretched_to_grey_levels() -> None:
+    levels = grey_levels(full_range=False)
+    assert (levels[16], levels[235], levels[0], levels[255]) == (0, 255, 0, 255)
+
+
+def test_a_flash_is_no_cut_and_a_pan_is_none() -> None:
+    grey = np.stack([frame[:GRID, :GRID] for frame in _moving(3)])
+    flash = grey.copy()
+    flash[30] = 255
+    assert measure(np.arange(FRAMES) / RATE, flash, []).cuts == 0
+    cut = np.concatenate([grey[:30], grey[30:, ::-1] ^ 255])
+    assert measure(np.arange(FRAMES) / RATE, cut, []).cuts == 1
+
+
+def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
+    levels = grey_levels(full_range=True)
+    frame = next(_moving(4))
+    sharp, blurred = sharpness_of(frame, levels), sharpness_of(next(_blurred(4)), levels)
+    faint = sharpness_of((frame // 2 + 60).astype(np.uint8), levels)
+    assert sharp is not None and blurred is not None and faint is not None
+    assert sharp > 2 * blurred
+    assert faint == pytest.approx(sharp, abs=0.05)
+    assert sharpness_of(np.full((HEIGHT, WIDTH), 90, dtype=np.uint8), levels) is None
+
+
+def test_a_mirrored_frame_has_the_hash_with_the_mirror_bits_flipped() -> None:
+    grey = np.stack([frame[:GRID, :GRID] for frame in _moving(6)])
+    times = np.arange(FRAMES) / RATE
+    one, other = fingerprint(times, grey), fingerprint(times, grey[:, :, ::-1])
+    assert (np.bitwise_count(one.look_T ^ MIRROR ^ other.look_T) <= 1).all()  # a rounding may turn a bit near 0
+
+
+def test_flat_frames_have_no_hash() -> None:
+    flat = np.full((24, GRID, GRID), 128, dtype=np.uint8)
+    assert not len(fingerprint(np.arange(24) / RATE, flat).time_T)
+
+
+def _random_print(draw: np.random.Generator, frames: int = 24) -> Fingerprint:
+    bits = draw.integers(0, 2**63, (2, frames), dtype=np.uint64)
+    return Fingerprint(np.arange(frames, dtype=np.float32) / 8, bits[0], bits[1], np.ones(frames, dtype=np.bool_))
+
+
+def _noisy(one: Fingerprint, draw: np.random.Generator, flips: int) -> Fingerprint:
+    noise = [sum(1 << int(bit) for bit in draw.choice(64, flips, replace=False)) for _ in range(2 * len(one.time_T))]
+    noise_2T = np.asarray(noise, dtype=np.uint64).reshape(2, -1)
+    return one._replace(look_T=one.look_T ^ noise_2T[0], move_T=one.move_T ^ noise_2T[1])
+
+
+def test_noisy_copies_are_found_among_thousands_and_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    prints = [_random_print(draw) for _ in range(2000)]
+    copies = [_noisy(prints[number], draw, flips=6) for number in range(0, 2000, 20)]
+    digests = [bytes([0]) + n.to_bytes(4, "big") for n in range(2100)]
+    found = find_duplicates([*prints, *copies], digests, range(2100), DuplicateSpec())
+    assert found.keeper == {2000 + n: 20 * n for n in range(100)}
+    assert found.nominated < 300  # of two million pairs
+
+
+def test_a_frame_that_all_videos_share_floods_nothing_and_makes_no_copies() -> None:
+    draw = np.random.default_rng(1)
+    title = draw.integers(0, 2**63, 4, dtype=np.uint64)
+    prints = []
+    for _ in range(3000):
+        one = _random_print(draw)
+        one.look_T[:4], one.move_T[:4] = title, title
+        prints.append(one)
+    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(3000)], range(3000), DuplicateSpec())
+    assert not found.keeper
+    assert found.nominated < 3000 * 4 * 64 * 4
+
+
+def test_many_copies_of_one_video_are_all_copies_of_the_first() -> None:
+    draw = np.random.default_rng(2)
+    first = _random_print(draw)
+    prints = [first, *(_noisy(first, draw, flips=2) for _ in range(400))]
+    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(401)], range(401), DuplicateSpec())
+    assert found.keeper == dict.fromkeys(range(1, 401), 0)
+
+
+def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
+    draw = np.random.default_rng(3)
+    one = _random_print(draw)
+    same = find_duplicates([one, one], [b"a", b"a"], ["video", "video"], DuplicateSpec())
+    other = find_duplicates([one, one], [b"a", b"b"], ["video", "other"], DuplicateSpec())
+    assert not same.keeper
+    assert other.keeper == {1: 0}
+
+
+def test_a_sample_that_cant_be_read_is_a_row_that_says_so(planted: Planted, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(planted.train, tmp_path / "train"))
+    shards = Shards.open(str(folder))
+    place = shards.place(0)
+    data = bytearray(shards.shard_path(place.shard).read_bytes())
+    data[place.offset + place.size // 2] ^= 1
+    shards.shard_path(place.shard).write_bytes(bytes(data))
+    rows = _audit(folder).judged.rows
+    bad = [row for row in rows if row.error is not None]
+    assert [row.key for row in bad] == [shards.key(0)]
+    assert bad[0].flags == "unreadable" and bad[0].motion is None and not bad[0].exclude
+    assert len(rows) == len(shards)
+
+
+@pytest.mark.parametrize("name", ["audit.parquet", "audit.csv"])
+def test_a_build_leaves_out_what_the_table_excludes(planted: Planted, tmp_path: Path, name: str) -> None:
+    table = tmp_path / name
+    write_table(planted.audited.judged.rows, table)
+    report = _build(planted.videos, tmp_path / "clean", table)
+    assert (report.left_out, report.unmatched) == (5, 0)
+    kept = {sample.facts.source.path for sample in Shards.open(str(tmp_path / "clean"))}
+    wanted = {row.path for row in planted.audited.judged.rows if row.data_set == str(planted.train) and not row.exclude}
+    assert kept == wanted
+    assert report.index.id != Shards.open(str(planted.train)).index.id
+    again = _audit(tmp_path / "clean").judged.counts()
+    assert again["duplicate"] == again["static"] == again["black"] == 0
+
+
+def test_both_tables_hold_the_same_rows(planted: Planted, tmp_path: Path) -> None:
+    write_table(planted.audited.judged.rows, tmp_path / "a.csv")
+    write_table(planted.audited.judged.rows, tmp_path / "a.parquet")
+    parquet = pyarrow.parquet.read_table(tmp_path / "a.parquet")
+    assert [tuple(row.values()) for row in parquet.to_pylist()] == list(planted.audited.judged.rows)
+    csv = pyarrow.csv.read_csv(tmp_path / "a.csv")
+    for column in ("path", "exclude", "motion", "frozen", "cuts"):
+        assert csv.column(column).to_pylist() == parquet.column(column).to_pylist()
+
+
+def _build(videos: Path, dest: Path, exclude: Path) -> BuildReport:
+    return build_shards(str(videos), dest, SPEC, workers=2, exclude=str(exclude), style=QUIET)
+
+
+def test_a_text_file_of_paths_is_left_out_and_unknown_ones_are_counted(planted: Planted, tmp_path: Path) -> None:
+    listed = tmp_path / "bad.txt"
+    listed.write_text(f"./moving-0.mp4\n\n{planted.videos / 'moving-1.mp4'}\r\nnowhere.mp4\nmoving-0.mp4\n")
+    done = run_command(
+        "vmae_data", "build", planted.videos, tmp_path / "left", "--exclude", listed, "--set", "short_side=96",
+        "--set", "stride=8",
+    )  # fmt: skip
+    assert f"1 path of {listed} no source of {planted.videos}" in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1].endswith("12 of 12 videos; none failed, 2 left out")
+    assert len(Shards.open(str(tmp_path / "left"))) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"video\0", "is not text"),
+        ("a.csv", b"path,keep\na.mp4,true\n", "no column 'exclude'"),
+        ("a.csv", b"path,exclude\na.mp4,perhaps\n", "can't be read as csv"),
+        ("a.parquet", b"PAR1", "can't be read as parquet"),
+        (
+            "a.csv",
+            b"data_set,listing,path,exclude\nx,1,a.mp4,true\ny,2,a.mp4,false\n",
+            "none was built from this listing",
+        ),
+    ],
+)
+def test_a_file_that_cant_say_what_to_leave_out_is_refused(
+    planted: Planted, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MisuseError, match=words):
+        _build(planted.videos, tmp_path / "dest", tmp_path / name)
+
+
+def test_leaving_out_everything_is_refused(planted: Planted, tmp_path: Path) -> None:
+    (tmp_path / "all.txt").write_text("\n".join(path.name for path in planted.videos.iterdir()))
+    with pytest.raises(MisuseError, match="nothing is left"):
+        _build(planted.videos, tmp_path / "dest", tmp_path / "all.txt")
+
+
+def test_a_source_stays_while_one_of_its_rows_stays(planted: Planted, tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("path,exclude\nmoving-0.mp4,true\nmoving-0.mp4,false\nmoving-1.mp4,true\nmoving-1.mp4,true\n")
+    assert _build(planted.videos, tmp_path / "dest", table).left_out == 1
+
+
+def test_the_command_writes_table_page_and_lines(planted: Planted, tmp_path: Path) -> None:
+    html = tmp_path / "audit.html"
+    done = run_command(
+        "vmae_data", "audit", planted.train, planted.val, "--mirrored", "--json", "--html", html,
+        "--out", tmp_path / "audit.parquet",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Row(**line) for line in lines] == list(planted.audited.judged.rows)
+    text = html.read_text()
+    assert text.index("Leaks across data sets") < text.index("Duplicates within") < text.index("Static: nothing moves")
+    assert all(name in text for name in ("zz-crf35.mp4", "mirrored.mp4", "half-frozen.mp4"))
+    assert "The same bytes." in text
+    assert pyarrow.parquet.read_table(tmp_path / "audit.parquet").num_rows == len(lines)
+
+
+def test_the_table_of_counts_is_the_answer_without_options(planted: Planted) -> None:
+    shown = run_command("vmae_data", "audit", planted.train).stdout
+    assert "to exclude" in shown and "duplicate" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "audit.xlsx"], "expected a name that ends in .parquet or .csv"),
+        (["--set", "blak=0.5"], "no such key"),
+        (["--set", "duplicates.overlap=7"], "expected 0.1 to 1"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_the_work(planted: Planted, arguments: list[str], words: str) -> None:
+    done = run_command("vmae_data", "audit", planted.train, *arguments, status=2)
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_data_set_named_twice_is_refused(planted: Planted) -> None:
+    with pytest.raises(MisuseError, match="named twice"):
+        _audit(planted.train, planted.val / ".." / "train")
+
+
+def test_thresholds_are_checked() -> None:
+    with pytest.raises(ValueError, match="black = -1"):
+        AuditSpec(black=-1)
