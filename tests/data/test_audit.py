@@ -28,7 +28,7 @@ from vmae_data.read.shards import Shards
 
 U8 = NDArray[np.uint8]
 HEIGHT, WIDTH, RATE, FRAMES = 96, 128, 24, 72
-SPEC = BuildSpec(short_side=96, stride=2, samples_per_shard=6, crf=23)
+SPEC = BuildSpec(short_side=192, stride=2, samples_per_shard=6, crf=23)
 QUIET = ProgressStyle.QUIET
 
 
@@ -36,7 +36,7 @@ def _texture(seed: int) -> NDArray[np.float32]:
     """A picture larger than a frame, with detail at every scale, so that what is seen of it is one of a kind."""
     draw = np.random.default_rng(seed)
     whole = np.zeros((2 * HEIGHT, 2 * WIDTH), dtype=np.float32)
-    for cells in (3, 6, 12, 48):
+    for cells in (3, 6, 12, 48, 128):
         layer = Image.fromarray(draw.uniform(-1, 1, (cells, cells)).astype(np.float32))
         whole += np.asarray(layer.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC)) * 40 / cells**0.3
     return whole + 128
@@ -109,7 +109,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     for seed in range(6):
         _write(train / f"moving-{seed}.mp4", _moving(seed))
     for name, frames in CASES.items():
-        _write(train / f"{name}.mp4", frames())
+        _write(train / f"{name}.mp4", frames(), scale=2.0 if name == "blurred" else 1.0)
     _write(train / "zz-crf35.mp4", _moving(0), crf=35)
     _write(train / "zz-half.mp4", _moving(1), scale=0.5)
     (train / "zz-bytes.mp4").write_bytes((train / "moving-4.mp4").read_bytes())
@@ -202,7 +202,9 @@ def test_the_measures_are_what_was_planted(planted: Planted) -> None:
 
 
 def test_the_number_of_workers_changes_nothing(planted: Planted) -> None:
-    assert _audit(planted.train, planted.val, workers=1, mirrored=True).judged == planted.audited.judged
+    one, two = _audit(planted.train, planted.val, workers=1, mirrored=True).judged, planted.audited.judged
+    assert one.rows == two.rows
+    assert one.duplicates == two.duplicates
 
 
 def test_measures_hardly_depend_on_size_stride_and_coding() -> None:
@@ -280,21 +282,21 @@ def test_a_frame_that_all_videos_share_floods_nothing_and_makes_no_copies() -> N
     draw = np.random.default_rng(1)
     title = draw.integers(0, 2**63, 4, dtype=np.uint64)
     prints = []
-    for _ in range(3000):
+    for _ in range(500):
         one = _random_print(draw)
         one.look_T[:4], one.move_T[:4] = title, title
         prints.append(one)
-    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(3000)], range(3000), DuplicateSpec())
+    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(500)], range(500), DuplicateSpec())
     assert not found.keeper
-    assert found.nominated < 3000 * 4 * 64 * 4
+    assert found.nominated < 500 * 4 * 4 * 32
 
 
 def test_many_copies_of_one_video_are_all_copies_of_the_first() -> None:
     draw = np.random.default_rng(2)
     first = _random_print(draw)
-    prints = [first, *(_noisy(first, draw, flips=2) for _ in range(400))]
-    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(401)], range(401), DuplicateSpec())
-    assert found.keeper == dict.fromkeys(range(1, 401), 0)
+    prints = [first, *(_noisy(first, draw, flips=2) for _ in range(200))]
+    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(201)], range(201), DuplicateSpec())
+    assert found.keeper == dict.fromkeys(range(1, 201), 0)
 
 
 def test_parts_of_one_video_are_no_copies_of_each_other() -> None:

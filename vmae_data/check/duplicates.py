@@ -20,7 +20,7 @@ from vmae_data.check.hashes import MIRROR, Fingerprint, distance
 __all__ = ["DuplicateSpec", "Duplicates", "Match", "align", "find_duplicates"]
 
 TURNS = (0, 16, 32, 48)
-WINDOW = 64
+WINDOW = 32
 ROWS = 64  # frames of the shorter sample that are looked up in the other
 OFFSETS = 48  # the most voted for are tried
 OFFSET_SECONDS = 0.125
@@ -28,7 +28,7 @@ REACH_SECONDS = 0.25  # a frame meets its like within this: kept frames are up t
 NEAR_BITS = 10  # frames that differ in at most so many bits nominate a pair, and an offset
 FEWEST = 3  # frames that must overlap; of less only equal bytes are duplicates
 TOLD = 0.25  # of them must say what moves, else nothing does
-KEEPERS = 256  # of one group: more videos that hang together without being duplicates are a title or a test card
+KEEPERS = 256  # of one group, that a sample is compared with: bounds what a chain of half copies costs
 
 
 class DuplicateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,10 +86,12 @@ def find_duplicates(
     `digests`: sums of the bytes; equal ones are duplicates whatever they show. `sources`: samples with an equal one are
     parts of one video, and never duplicates of each other.
     """
-    pairs = sorted({*_nominated(prints, sources, spec), *_equal_bytes(digests, sources)})
+    nominated = sorted({*_nominated(prints, sources, spec), *_equal_bytes(digests, sources)})
+    # Only pairs that stand hang samples together: a title that thousands share makes no group of thousands.
+    stand = [pair for pair in nominated if _compare(*pair, prints, digests, sources, spec) is not None]
     keeper: dict[int, int] = {}
     match: dict[int, Match] = {}
-    for group in _groups(pairs):
+    for group in _groups(stand):
         kept: list[int] = []
         for sample in group:
             found = [
@@ -101,7 +103,7 @@ def find_duplicates(
                 keeper[sample], match[sample] = min(found, key=lambda one: (one.match.distance, one.keeper))
             else:
                 kept.append(sample)
-    return Duplicates(keeper, match, len(pairs))
+    return Duplicates(keeper, match, len(nominated))
 
 
 class _Entries(NamedTuple):
