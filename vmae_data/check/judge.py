@@ -24,7 +24,7 @@ class AuditSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     near_static: float = 0.5  # grey levels a quarter of a second, on average
     black: float = 0.8  # of the frames
     frozen: float = 0.25  # of the time
-    blurred: float = 0.28  # sharpness below it
+    blurred: float = 0.14  # sharpness below it
     cuts: float = 0.5  # a second, and at least two
     duplicates: DuplicateSpec = DuplicateSpec()
     exclude: tuple[Flag, ...] = ("leak", "duplicate", "static", "black")
