@@ -19,7 +19,7 @@ from tests.command import run_command
         "import vmae_data.cli, typer.testing as t; t.CliRunner().invoke(vmae_data.cli.app, ['build', '--help'])",
         "import vmae_train.cli, typer.testing as t; t.CliRunner().invoke(vmae_train.cli.app, ['pretrain', '--help'])",
         "import vmae_data.prepare.resize, vmae_data.prepare.pack, vmae_data.build, vmae_data.demo",
-        "import vmae_data.read.stream, vmae_data.check.verify, vmae_data.check.inspect",
+        "import vmae_data.read.stream, vmae_data.check.verify, vmae_data.check.inspect, vmae_data.check.audit_page",
         "import vmae_train, vmae_train.clips, vmae_train.clips.views",
         "from vmae_data import Shards",
     ],

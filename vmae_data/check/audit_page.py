@@ -145,7 +145,7 @@ def _worst(judged: Judged, flag: Flag, pictures: _Pictures) -> Iterator[Part]:
     found.sort(key=lambda n: (_SEVERITY[flag](judged.rows[n]), n))
     shown = found[:WORST_SHOWN]
     more = f", the worst {len(shown)} of them" if len(found) > len(shown) else ""
-    yield Note(f"{len(found)} samples{more}.")
+    yield Note(f"{len(found)} {'sample' if len(found) == 1 else 'samples'}{more}.")
     tiles = []
     for number in shown:
         one, row = judged.samples[number], judged.rows[number]

@@ -136,7 +136,8 @@ def _nominated(
     for turn in TURNS:
         turned = (entries.hash_E << np.uint64(turn)) | (entries.hash_E >> np.uint64((64 - turn) % 64))
         order = np.lexsort((entries.mirrored_E, entries.owner_E, turned))
-        hash_E, owner_E, mirrored_E = _Entries(*(column[order] for column in entries))
+        hash_E, owner_E = entries.hash_E[order], entries.owner_E[order]
+        mirrored_E = entries.mirrored_E[order]
         for step in range(1, min(WINDOW, len(order) - 1) + 1):
             near = np.flatnonzero(distance(hash_E[step:], hash_E[:-step]) <= NEAR_BITS)
             one, other = owner_E[near], owner_E[near + step]
