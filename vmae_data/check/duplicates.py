@@ -34,14 +34,14 @@ KEEPERS = 256  # of one group, that a sample is compared with: bounds what a cha
 class DuplicateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When two samples are near duplicates. Distances are mean bits of 64; unrelated frames differ by about 32.
 
-    Measured (docs/audit.md): planted copies up to 12.4 bits in looks and 12.2 in motion; distinct videos from 17.6 in motion, and
-    that only before one fixed camera.
+    Measured (docs/audit.md): planted copies up to 14 bits in motion (11 in real videos), distinct videos from 15 on, and those only
+    before one fixed camera; elsewhere the looks of distinct videos differ by 23 bits or more.
     """
 
     look_bits: float = 14.0
     still_bits: float = 6.0  # the same, where hardly anything moves: looks alone decide
-    motion_bits: float = 15.0
-    overlap: float = 0.5  # share of the shorter sample's frames that must overlap
+    motion_bits: float = 14.5
+    overlap: float = 0.65  # share of the shorter sample's frames that must overlap
     mirrored: bool = False
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ SIDE = 32
 BITS = 64
 HASHES_A_SECOND = 8.0
 FLAT_LEVELS = 6.0  # frames with less contrast (standard deviation) have no hash: black, fog, plain colour
+AROUND_SECONDS = 1.5
 MOVING_LEVELS = 3.0  # what moves is told only where it stands out so much from the mean picture
 _FREQUENCIES = sorted((u + v, u, v) for u in range(SIDE) for v in range(SIDE))[1 : BITS + 1]
 _LINES, _COLUMNS = ([f[axis] for f in _FREQUENCIES] for axis in (1, 2))
@@ -31,7 +32,7 @@ class Fingerprint(NamedTuple):
 
     time_T: NDArray[np.float32]  # s, in the source
     look_T: U64
-    move_T: U64  # of the frame less the sample's mean picture: what moves, without the background
+    move_T: U64  # of the frame less the mean picture of the seconds around it: what moves, without the background
     moves_T: NDArray[np.bool_]  # whether that says anything
 
 
@@ -55,7 +56,7 @@ def fingerprint(time_T: NDArray[np.float64], grey_THW: NDArray[np.uint8]) -> Fin
     """Hashes of a sample's small grey frames, at the times (in s) at which they are shown in the source."""
     some = _thinned(time_T)
     small = grey_THW[some].reshape(len(some), SIDE, GRID // SIDE, SIDE, GRID // SIDE).mean((2, 4), dtype=np.float32)
-    rest = small - small.mean(axis=0)
+    rest = small - _around(time_T[some], small)
     contrasty = small.std(axis=(1, 2)) >= FLAT_LEVELS
     return Fingerprint(
         time_T=time_T[some][contrasty].astype(np.float32),
@@ -63,6 +64,16 @@ def fingerprint(time_T: NDArray[np.float64], grey_THW: NDArray[np.uint8]) -> Fin
         move_T=_hash(rest)[contrasty],
         moves_T=(rest.std(axis=(1, 2)) >= MOVING_LEVELS)[contrasty],
     )
+
+
+def _around(time_T: NDArray[np.float64], small_THW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean picture around each frame. Of the whole sample it would be another one in every part that is cut from it."""
+    sums = np.concatenate(
+        (np.zeros_like(small_THW[:1], dtype=np.float64), np.cumsum(small_THW, axis=0, dtype=np.float64))
+    )
+    first = np.searchsorted(time_T, time_T - AROUND_SECONDS - 1e-6)
+    after = np.searchsorted(time_T, time_T + AROUND_SECONDS + 1e-6)
+    return np.asarray((sums[after] - sums[first]) / (after - first)[:, None, None], dtype=np.float32)
 
 
 def _thinned(time_T: NDArray[np.float64]) -> NDArray[np.int64]:
