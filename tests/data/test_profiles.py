@@ -9,7 +9,8 @@ import pytest
 
 from tests.data.test_resize import _encode, _write
 from vmae_data.decode import decode_some
-from vmae_data.format import expand_series
+from vmae_data.format import Rational, expand_series
+from vmae_data.prepare.probe import probe_video
 
 
 @pytest.mark.parametrize(("profile", "codec"), [("h264", "h264"), ("mpeg4", "mpeg4"), ("mjpeg", "mjpeg")])
@@ -43,6 +44,24 @@ def test_a_rate_that_mpeg4_cannot_count_is_written_as_one_it_can(tmp_path: Path)
     _write(tmp_path / "v.mp4", 20, rate=Fraction(90000, 3003))
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, profile="mpeg4", stride=1).samples
     assert sample.facts.phases[0].frames == 20
+
+
+def test_a_rate_of_huge_numbers_is_written_as_a_near_one(tmp_path: Path) -> None:
+    """25 frames in 10.600053 s, in ticks of a microsecond, as an irregular recording has them."""
+    _write(tmp_path / "v.mp4", 25)
+    with av.open(str(tmp_path / "v.mp4")) as given, av.open(str(tmp_path / "odd.mp4"), "w") as odd:
+        stream = odd.add_stream_from_template(given.streams.video[0])
+        stream.time_base = Fraction(1, 1_000_000)
+        for number, packet in enumerate(p for p in given.demux(video=0) if p.size):
+            packet.stream, packet.time_base = stream, Fraction(1, 1_000_000)
+            packet.pts = packet.dts = 424_002 * number
+            packet.duration = 424_002 if number < 24 else 424_005
+            odd.mux(packet)
+    assert probe_video(bytes(tmp_path / "odd.mp4")).rate == Rational(25_000_000, 10_600_053)
+    for profile in ("h264", "mpeg4"):
+        staged = _encode(tmp_path / "odd.mp4", tmp_path, profile=profile, stride=4)
+        assert staged.failure is None
+        assert staged.samples[0].facts.phases[0].frames == 7
 
 
 def test_copy_takes_the_packets_as_they_are(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 from vmae_data.format import Colour, Rational
@@ -15,13 +17,18 @@ _HD_LINES = 720
 _BT601 = ("bt470bg", "smpte170m")
 # MPEG-4 part 2 counts time in 16 bits.
 _MPEG4_MOST_TICKS = 65535
+# ffmpeg's muxer takes no packet that lasts 2^31 of its ticks.
+_MP4_MOST_TICKS = 1_000_000
 
 
 def coded_rate(profile: Profile, rate: Rational) -> Rational:
     """The rate at which an encoded file counts: the kept frames' own, or one that its codec can write."""
-    if profile == "mpeg4" and rate.num > _MPEG4_MOST_TICKS:
-        return Rational(round(1000 * float(rate)), 1000)
-    return rate
+    most = _MPEG4_MOST_TICKS if profile == "mpeg4" else _MP4_MOST_TICKS
+    if rate.num <= most:
+        return rate
+    # Irregular videos have mean rates such as 25000000/10600053; when their frames are shown stands in the facts.
+    near = Fraction(rate.num, rate.den).limit_denominator(max(1, most // math.ceil(float(rate))))
+    return Rational(near.numerator, near.denominator)
 
 
 def encoder_options(profile: Profile, *, crf: int, qscale: int, gop: int) -> dict[str, Any]:
