@@ -2,7 +2,7 @@
 
 Under an hour on two cores once the shards are there. Everything from scratch runs while the
 pretraining does, on the other core. Ends with a table; a second call only prints it.
-`python tools/demo_long.py 80` takes 80 labels, and the same pretraining.
+`python tools/demo_long.py 80 400` takes 80 labels and 400 steps, and the same pretraining.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from demo import RUNS, finish, make_shards, run, start
 
 LABELS = 200
 SEEDS = (0, 1, 2)
-STEPS, MORE_STEPS = 600, 1800
+STEPS, MORE = 600, 3
 
 
 class Trial(NamedTuple):
@@ -26,25 +26,25 @@ class Trial(NamedTuple):
 
     name: str
     labels: int
+    steps: int
     seed: int
     pretrained: bool
-    steps: int = STEPS
     frozen: bool = False
 
     @property
     def folder(self) -> Path:
-        return RUNS / f"demo-long-{self.labels}-{self.name}-{self.seed}"
+        return RUNS / f"demo-long-{self.labels}-{self.steps}-{self.name}-{self.seed}"
 
 
-def main(labels: int) -> None:
+def main(labels: int, steps: int) -> None:
     train = make_shards("demo-long-train", videos=4000, seed=10)
     val = make_shards("demo-long-val", videos=800, seed=11, classes_of="demo-long-train")
     few = make_shards(f"demo-long-{labels}", videos=labels, seed=12, classes_of="demo-long-train")
     pretrained = RUNS / "demo-long-pretrain"
-    scratch = [Trial("scratch", labels, seed, False) for seed in SEEDS]
-    more = [Trial("scratch-more", labels, 0, False, MORE_STEPS)]
-    helped = [Trial("pretrained", labels, seed, True) for seed in SEEDS]
-    one_frame = [Trial("pretrained-frozen", labels, 0, True, frozen=True)]
+    scratch = [Trial("scratch", labels, steps, seed, False) for seed in SEEDS]
+    more = [Trial("scratch-more", labels, MORE * steps, 0, False)]
+    helped = [Trial("pretrained", labels, steps, seed, True) for seed in SEEDS]
+    one_frame = [Trial("pretrained-frozen", labels, steps, 0, True, frozen=True)]
 
     def begin(trial: Trial) -> subprocess.Popen[bytes]:
         words = ["finetune", "--recipe", "finetune/demo-long", "--data", str(few), "--val", str(val), "--quiet"]
@@ -60,11 +60,11 @@ def main(labels: int) -> None:
     finish([pretraining])
     for pair in (helped[:2], helped[2:] + one_frame):
         finish([begin(trial) for trial in pair])
-    control = RUNS / f"demo-long-{labels}-one-frame.json"
+    control = RUNS / f"demo-long-{labels}-{steps}-one-frame.json"
     if not control.exists():
         words = ("--data", val, "--views", "2x3", "--frozen", "--quiet", "--out", control)
         run("vmae-train", "evaluate", helped[0].folder, *words)
-    report = RUNS / f"demo-long-{labels}-report.html"
+    report = RUNS / f"demo-long-{labels}-{steps}-report.html"
     others = [word for trial in scratch + more for word in ("--against", trial.folder)]
     run("vmae-train", "report", helped[0].folder, *others, "--out", report, "--quiet")
     print(
@@ -77,26 +77,34 @@ def main(labels: int) -> None:
         "pretrained, trained and tested on one frame repeated": one_frame,
     }
     print(table(labels, groups))
-    print(f"| pretrained, tested on one frame repeated | {STEPS} | {_top1(control):.1f} | |")
+    print(f"| pretrained, tested on one frame repeated | {steps} | {_top1(control):.1f} | | |")
     print(report.resolve())
 
 
 def table(labels: int, groups: dict[str, list[Trial]]) -> str:
     """What came out, as it came out."""
     lines = [
-        f"| start, {labels} labels | steps | top-1 %, 800 videos, chance 12.5 | train loss at the end |",
-        "| --- | --- | --- | --- |",
+        f"| start, {labels} labels | steps | top-1 %, 800 videos, chance 12.5 | plateau left at step | train loss at the end |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, trials in groups.items():
         scores = [_top1(trial.folder / "evaluation.json") for trial in trials]
         loss = statistics.mean(statistics.mean(_losses(trial.folder)[-5:]) for trial in trials)
-        lines.append(f"| {name} | {trials[0].steps} | {_spread(scores)} | {loss:.4f} |")
+        left = ", ".join(_plateau_left(trial.folder) for trial in trials)
+        lines.append(f"| {name} | {trials[0].steps} | {_spread(scores)} | {left} | {loss:.4f} |")
     return "\n".join(lines)
 
 
 def _losses(folder: Path) -> list[float]:
     lines = [msgspec.json.decode(line) for line in (folder / "log.jsonl").read_bytes().splitlines()]
     return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def _plateau_left(folder: Path) -> str:
+    """The first step at which the mean training loss of the last 100 steps is below 1 (chance: 2.08)."""
+    losses = _losses(folder)
+    means = [statistics.mean(losses[n - 5 : n]) for n in range(5, len(losses) + 1)]
+    return next((str(20 * (n + 5)) for n, mean in enumerate(means) if mean < 1), "never")
 
 
 def _top1(path: Path) -> float:
@@ -112,6 +120,7 @@ def _spread(scores: list[float]) -> str:
 
 if __name__ == "__main__":
     try:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else LABELS)
+        given = [int(word) for word in sys.argv[1:]]
+        main(*given, *(LABELS, STEPS)[len(given) :])
     except KeyboardInterrupt:
         sys.exit(130)
