@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -26,9 +27,20 @@ from vmae_data.console import (
 from vmae_data.errors import MisuseError, VmaeError
 
 if TYPE_CHECKING:
-    from vmae_data.build import BuildReport
+    from vmae_data.merge import BuildReport
+    from vmae_data.prepare.plan import Part
 
 __all__ = ["app", "main"]
+
+MaxFailures = Annotated[
+    str | None, typer.Option("--max-failures", metavar="N|P%", help="Exit with 1 when more sources than this fail.")
+]
+
+
+class Executor(Enum):
+    LOCAL = "local"
+    RAY = "ray"
+
 
 app = new_app("vmae-shard", "Turn videos into WebDataset shards that a VideoMAE training reads fast.", __version__)
 
@@ -59,10 +71,20 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Encode a sample, say what the build would take, write nothing.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Encodes at a time; left out: one a core.")] = None,
-    max_failures: Annotated[
-        str | None, typer.Option(metavar="N|P%", help="Exit with 1 when more sources than this fail.")
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Encodes at a time; left out: one a core (on Ray 4 a task).")
     ] = None,
+    executor: Annotated[
+        Executor, typer.Option(help="Who encodes: this machine, or a Ray cluster (pip install 'vmae[ray]').")
+    ] = Executor.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The Ray cluster; left out: the one found here, else one is started."),
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Make every N-th shard from the I-th on (from 0); then merge.")
+    ] = None,
+    max_failures: MaxFailures = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try the sources again that failed.")] = False,
     ffmpeg: Annotated[str | None, typer.Option(help="The ffmpeg to use; left out: the one that was installed.")] = None,
     quiet: Quiet = False,
@@ -71,6 +93,8 @@ def build(
 ) -> None:
     """Resize, thin and pack videos into shards. Run again, it goes on where it was stopped."""
     from vmae_data.build import build_shards
+    from vmae_data.format import FAILURES, UNLISTED
+    from vmae_data.merge import part_failures_name
     from vmae_data.prepare.classes import read_classes
     from vmae_data.prepare.estimate import estimate_build, estimate_lines
     from vmae_data.prepare.plan import BuildSpec
@@ -84,8 +108,11 @@ def build(
     for remark in spec.remarks():
         if not quiet:
             print(f"remark: {remark}", file=sys.stderr)
+    if address is not None and executor is Executor.LOCAL:
+        raise MisuseError(f"--address {address}: is for --executor ray only")
     folder = local_path(dest) if dest else Path("shards") / _name_of(local_path(source))
     known = read_classes(classes) if classes else ()
+    chosen = _part(part)
     if dry_run:
         estimate = estimate_build(
             source,
@@ -104,7 +131,10 @@ def build(
         source,
         folder,
         spec,
-        workers=workers or _cores(),
+        workers=workers,
+        executor=executor.value,
+        address=address,
+        part=chosen,
         annotations=annotations,
         split=split,
         classes=known,
@@ -113,18 +143,39 @@ def build(
         retry_failed=retry_failed,
         style=progress_style(quiet, as_json),
     )
-    total = report.index.samples + report.failed
-    if as_json:
-        print_json({"dest": str(folder), **_build_facts(report)})
-    elif not quiet:
+    if not quiet and not as_json:
+        if chosen is not None:
+            print(f"part {part} is done; when all are: vmae-shard merge {folder}")
         if report.unlisted:
             videos = _counted(report.unlisted, "video")
-            print(f"{videos} of {source} not in {annotations}; named in {folder / 'unlisted.txt'}")
+            print(f"{videos} of {source} not in {annotations}; named in {folder / UNLISTED}")
         if report.unmatched:
             print(f"{_counted(report.unmatched, 'path')} of {exclude} no source of {source}")
-        _show_build(folder, report)
-    if allowed is not None and report.failed > allowed(total):
-        raise VmaeError(f"{report.failed} of {total} sources failed, more than --max-failures {max_failures} allows")
+    listed = part_failures_name(chosen) if chosen else FAILURES
+    if not (folder / listed).exists():  # of a part that is run again after the merge
+        listed = FAILURES
+    _tell_build(report, folder, folder / listed, quiet=quiet, as_json=as_json)
+    _judge_failures(report, max_failures, allowed)
+
+
+@app.command()
+def merge(
+    dest: Annotated[str, typer.Argument(help="Where the parts were built.")],
+    max_failures: MaxFailures = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the index of a build that was made in parts (`build --part I/N`)."""
+    from vmae_data.format import FAILURES
+    from vmae_data.merge import merge_parts
+    from vmae_data.store import local_path
+
+    allowed = _allowed_failures(max_failures)
+    folder = local_path(dest)
+    report = merge_parts(folder)
+    _tell_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
+    _judge_failures(report, max_failures, allowed)
 
 
 @app.command()
@@ -280,13 +331,19 @@ def doctor(
     show_checks(list(examine(local_path(dest) if dest else None, ffmpeg)), as_json)
 
 
+def _tell_build(report: BuildReport, folder: Path, failures: Path, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"dest": str(folder), **_build_facts(report)})
+    elif not quiet:
+        _show_build(folder, report, failures)
+
+
 def _build_facts(report: BuildReport) -> dict[str, Any]:
-    index = report.index
     return {
-        "samples": index.samples,
-        "shards": len(index.shardlist),
-        "bytes": sum(shard.filesize for shard in index.shardlist),
-        "source_bytes": index.source_bytes,
+        "samples": report.made.samples,
+        "shards": report.made.shards,
+        "bytes": report.made.bytes,
+        "source_bytes": report.index.source_bytes if report.index else None,
         "failures": report.reasons,
         "unlisted": report.unlisted,
         "left_out": report.left_out,
@@ -297,19 +354,18 @@ def _build_facts(report: BuildReport) -> dict[str, Any]:
     }
 
 
-def _show_build(folder: Path, report: BuildReport) -> None:
+def _show_build(folder: Path, report: BuildReport, failures: Path) -> None:
     """The data set and this run as a table; the last line says how many sources failed."""
     from vmae_data.console import show_facts, size_words, time_words
 
-    index, size = report.index, sum(shard.filesize for shard in report.index.shardlist)
-    whole = index.source_bytes or 0
-    rows = [
-        ("samples", f"{index.samples}" + (f" in {len(index.classes)} classes" if index.classes else "")),
-        ("shards", f"{len(index.shardlist)}, {size_words(size)}"),
-        ("sources", f"{size_words(whole)}; the shards are {100 * size / max(1, whole):.3g} % of it"),
-        *((f"failed: {reason}", str(count)) for reason, count in report.reasons.items()),
-        ("time", time_words(report.seconds)),
-    ]
+    made, index = report.made, report.index
+    classes = f" in {len(index.classes)} classes" if index and index.classes else ""
+    whole = index.source_bytes if index else None
+    rows = [("samples", f"{made.samples}{classes}"), ("shards", f"{made.shards}, {size_words(made.bytes)}")]
+    if whole:
+        rows.append(("sources", f"{size_words(whole)}; the shards are {100 * made.bytes / whole:.3g} % of it"))
+    rows += [(f"failed: {reason}", str(count)) for reason, count in report.reasons.items()]
+    rows.append(("time", time_words(report.seconds)))
     if report.encoded:
         per_second = 1 / max(report.seconds, 1e-9)
         rows.append(("videos", f"{report.encoded} in this run, {report.encoded * per_second:.1f}/s"))
@@ -317,9 +373,26 @@ def _show_build(folder: Path, report: BuildReport) -> None:
     else:
         rows.append(("videos", "all were done before this run"))
     show_facts(str(folder), rows)
-    failed = f"{report.failed} failed, listed in {folder / 'failures.jsonl'}" if report.failed else "none failed"
+    failed = f"{report.failed} failed, listed in {failures}" if report.failed else "none failed"
     left_out = f", {report.left_out} left out" if report.left_out else ""
-    print(f"{folder}: {index.samples} of {index.samples + report.failed} videos; {failed}{left_out}")
+    print(f"{folder}: {made.sources - report.failed} of {made.sources} videos; {failed}{left_out}")
+
+
+def _judge_failures(report: BuildReport, max_failures: str | None, allowed: Any) -> None:
+    total = report.made.sources
+    if allowed is not None and report.failed > allowed(total):
+        raise VmaeError(f"{report.failed} of {total} sources failed, more than --max-failures {max_failures} allows")
+
+
+def _part(text: str | None) -> Part | None:
+    from vmae_data.prepare.plan import Part
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise MisuseError(f"--part {text}: expected I/N with I from 0 to N-1, such as 0/3")
+    return Part(int(found[1]), int(found[2]))
 
 
 def _allowed_failures(text: str | None) -> Any:

@@ -58,9 +58,13 @@ class Meter:
             self._bar.start()
             self._task = self._bar.add_task(what, total=total, completed=start, note="", rate="–")
 
+    def seconds(self) -> float:
+        """Time since the start; never 0."""
+        return max(1e-9, time.monotonic() - self._started_at)
+
     def rate(self) -> float:
         """Units a second since the start, not counting what was done before."""
-        return (self.done - self.start) / max(1e-9, time.monotonic() - self._started_at)
+        return (self.done - self.start) / self.seconds()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         self.done += count

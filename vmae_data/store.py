@@ -9,6 +9,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,16 +21,24 @@ __all__ = [
     "TEMPORARY",
     "commit_bytes",
     "commit_file",
+    "create_bytes",
     "hash_file",
     "local_path",
     "lock",
+    "lock_part",
+    "part_name",
     "read_bytes",
     "read_range",
     "sync_folder",
     "temporary_beside",
+    "writer_name",
 ]
 
 TEMPORARY = ".tmp-"
+LOCK = ".lock"
+SHARED_TRIES = 20
+# What a file system answers that can't make a second name of a file.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 def local_path(url: str) -> Path:
@@ -59,14 +69,45 @@ def read_range(descriptor: int, offset: int, size: int) -> bytes:
     return os.pread(descriptor, size, offset)
 
 
-def temporary_beside(path: Path) -> Path:
-    """The temporary name of a file: in the same folder, so that the rename is atomic."""
-    return path.with_name(f"{TEMPORARY}{path.name}")
+def temporary_beside(path: Path, writer: str = "") -> Path:
+    """The temporary name of a file: in the same folder, so that the rename is atomic.
+
+    Processes that may write the same file at the same time each give their `writer_name`. One that holds
+    a lock gives none: what a killed run left half written is then written over.
+    """
+    return path.with_name(f"{TEMPORARY}{path.name}.{writer}" if writer else f"{TEMPORARY}{path.name}")
 
 
-def commit_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = temporary_beside(path)
+def writer_name() -> str:
+    """What tells this process from all others that see the same folder, on whatever machine."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Write a file unless it is there; True where this call made it. Of several at the same time one does."""
+    temporary = temporary_beside(path, writer_name())
+    try:
+        temporary.write_bytes(data)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        path.hardlink_to(temporary)
+        sync_folder(path.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LINKS and not path.exists():
+            commit_file(temporary, path)
+            return True
+        raise _write_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return True
+
+
+def commit_bytes(path: Path, data: bytes, writer: str = "") -> None:
+    """Write a file so that it is there whole or not at all; `writer` as in `temporary_beside`."""
+    temporary = temporary_beside(path, writer)
     try:
         temporary.write_bytes(data)
         commit_file(temporary, path)
@@ -118,28 +159,72 @@ def hash_file(path: Path) -> str:
 def lock(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder (made where it isn't there) for one process; the kernel lets go when that dies, whatever kills it.
 
-    Raises VmaeError when another process holds it, or the folder can't be made.
+    Raises VmaeError when another process holds it or a part of it, or the folder can't be made.
     """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another one") from error
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise VmaeError(f"{folder}: another {what} is writing here; wait for it, or name another folder") from error
-        # The holder before us removes the name when it ends: a lock on a removed file locks nothing.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-        os.close(descriptor)
+    with _held(folder / LOCK, f"another {what} is writing here"):
+        yield
+
+
+@contextmanager
+def lock_part(folder: Path, what: str, number: int, count: int) -> Iterator[None]:
+    """Hold part `number` of `count` of a folder: other parts may be held, the whole and the same part may not.
+
+    Raises VmaeError when the whole or this part is held, or parts by another count, which would overlap.
+    """
+    own = folder / part_name(LOCK, number, count)
+    whole = _held(folder / LOCK, f"another {what} is writing here, not in parts", shared=True)
+    with whole, _held(own, f"another {what} of part {number}/{count} is writing here"):
+        # Ours is held before we look at others: of two that begin together at least one sees the other.
+        for path in folder.glob(f"{LOCK}-part-*"):
+            if not path.name.endswith(f"-of-{count}"):
+                with _held(path, f"another {what} with other parts than {number}/{count} is writing here"):
+                    pass
+        yield
+
+
+def part_name(stem: str, number: int, count: int) -> str:
+    """What a part calls a file of its own: `.lock-part-0-of-3`."""
+    return f"{stem}-part-{number}-of-{count}"
+
+
+@contextmanager
+def _held(path: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
+    descriptor = _open_locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, refusal)
     try:
         yield
     finally:
         with suppress(OSError):
+            if shared:  # the last one out takes the name away
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, kind: int, refusal: str) -> int:
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another one") from error
+    # Whoever shares a lock holds it alone for a moment when it ends, to take the name away: no reason to refuse.
+    tries = SHARED_TRIES if kind == fcntl.LOCK_SH else 1
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise VmaeError(
+                    f"{path}: can't be locked ({error.strerror}); mount this file system with locks (Lustre: -o flock)"
+                ) from error
+            tries -= 1
+            if not tries:
+                raise VmaeError(f"{folder}: {refusal}; wait for it, or name another folder") from error
+            time.sleep(0.05)
+            continue
+        # The holder before us removes the name when it ends: a lock on a removed file locks nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
         os.close(descriptor)

@@ -253,6 +253,19 @@ def test_mended_sources_come_in_on_request_only_and_change_only_their_shards(
     assert not kept & failed_shards
 
 
+def test_segments_of_good_sources_are_not_encoded_again_for_a_failed_one(demo_videos: Path, tmp_path: Path) -> None:
+    source = tmp_path / "videos"
+    shutil.copytree(demo_videos / "pan-left", source / "pan-left")
+    (source / "pan-left" / "bad.mp4").write_bytes(b"no video")
+    spec = BuildSpec(short_side=36, stride=2, longest_seconds=0.5)
+    first = build_shards(str(source), tmp_path / "x", spec, workers=2, style=QUIET)
+    assert first.made.samples > first.made.sources, "no video was cut"
+    before = _digests(tmp_path / "x")
+    again = build_shards(str(source), tmp_path / "x", spec, workers=2, retry_failed=True, style=QUIET)
+    assert again.encoded == first.failed
+    assert _digests(tmp_path / "x") == before
+
+
 def test_a_data_set_of_only_bad_videos_says_so(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "a.mp4").write_bytes(b"not a video")

@@ -131,7 +131,7 @@ def test_missing_videos_are_failures_and_unlisted_ones_are_named(
     dest = tmp_path / "out"
     words = ["vmae_data", "build", videos, dest, "--annotations", lists, "--split", "train1", "--recipe", "demo"]
     done = run_command(*words)
-    assert f"1 failed (1 missing); listed in {dest / FAILURES}" in done.stdout
+    assert f"1 of 2 videos; 1 failed, listed in {dest / FAILURES}" in done.stdout
     assert f"2 videos of {videos} not in {lists}; named in {dest / UNLISTED}" in done.stdout
     (failure,) = [json.loads(line) for line in (dest / FAILURES).read_text().splitlines()]
     assert (failure["path"], failure["reason"]) == ("Bowling/v_Bowling_g08_c01.avi", "missing")

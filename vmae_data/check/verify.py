@@ -40,7 +40,7 @@ from vmae_data.page import printable
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.shards import Shards
-from vmae_data.store import TEMPORARY, hash_file, read_bytes
+from vmae_data.store import LOCK, TEMPORARY, hash_file, read_bytes
 
 __all__ = ["Problem", "VerifyReport", "verify_shards"]
 
@@ -201,10 +201,12 @@ def _foreign_files(folder: Path, shards: set[int]) -> Iterator[Problem]:
     known |= {name(shard) for shard in shards for name in (tar_name, marker_name)}
     for entry in sorted(os.scandir(os.fsencode(folder)), key=lambda entry: entry.name):
         name = printable(path_to_text(entry.name))
-        if name == ".lock":
+        if name == LOCK or name.startswith(f"{LOCK}-part-"):
             yield Problem(name, "a lock: a build is writing here, or was killed")
         elif name == ".staging":
             yield Problem(name, "staging of a build that was not finished; run the build again")
+        elif name.startswith("failures-part-"):
+            yield Problem(name, "failures of a part; merge the parts again")
         elif name.startswith(TEMPORARY):
             yield Problem(name, "left half written by a process that was killed")
         elif name not in known:

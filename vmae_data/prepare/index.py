@@ -21,6 +21,7 @@ from vmae_data.format import (
     SAMPLES,
     Failure,
     Index,
+    PlanFacts,
     Regular,
     SampleEntry,
     SampleFacts,
@@ -32,42 +33,43 @@ from vmae_data.format import (
     marker_name,
 )
 from vmae_data.labels import label_columns
-from vmae_data.prepare.plan import Plan
+from vmae_data.prepare.plan import spec_of
 from vmae_data.store import commit_bytes, hash_file
 
-__all__ = ["write_index"]
+__all__ = ["failure_lines", "write_index"]
 
 
-def write_index(dest: Path, plan: Plan, markers: Sequence[ShardMarker]) -> Index:
+def write_index(dest: Path, plan: PlanFacts, markers: Sequence[ShardMarker]) -> Index:
     """Gather what every shard holds. The index is the last file: with it the data set is whole.
 
     Raises VmaeError when not a single video could be made.
     """
+    spec = spec_of(plan)
     failures = [failure for marker in markers for failure in marker.failures]
-    commit_bytes(dest / FAILURES, b"".join(msgspec.json.encode(failure) + b"\n" for failure in failures))
+    commit_bytes(dest / FAILURES, failure_lines(failures))
     full = [marker for marker in markers if marker.samples]
     if not full:
         raise VmaeError(
-            f"{dest}: none of {plan.facts.sources} videos could be made ({_reasons(failures)}); see {dest / FAILURES}"
+            f"{dest}: none of {plan.sources} videos could be made ({_reasons(failures)}); see {dest / FAILURES}"
         )
     rows = _rows(dest, full)
     table = samples_table(rows)
     commit_bytes(dest / SAMPLES, table)
     index = Index(
         version=FORMAT_VERSION,
-        id=plan.facts.listing,
+        id=plan.listing,
         samples=sum(len(marker.samples) for marker in full),
         samples_sha256=hashlib.sha256(table).hexdigest(),
-        classes=plan.facts.classes,
-        may_flip=plan.spec.may_flip,
-        split=plan.facts.split,
-        short_side=plan.spec.short_side,
-        stride=plan.spec.stride,
-        rate=plan.spec.thinning.rate,
-        phases=plan.spec.phases,
-        profile=plan.spec.profile,
-        recipe=plan.facts.recipe,
-        plan=plan.facts.digest(),
+        classes=plan.classes,
+        may_flip=spec.may_flip,
+        split=plan.split,
+        short_side=spec.short_side,
+        stride=spec.stride,
+        rate=spec.thinning.rate,
+        phases=spec.phases,
+        profile=spec.profile,
+        recipe=plan.recipe,
+        plan=plan.digest(),
         plan_table_sha256=hash_file(dest / PLAN_TABLE),
         failures=dict(sorted(Counter(failure.reason for failure in failures).items())),
         source_bytes=sum({row.facts.source.path: row.facts.source.bytes for row in rows}.values()),
@@ -84,6 +86,10 @@ def write_index(dest: Path, plan: Plan, markers: Sequence[ShardMarker]) -> Index
     )
     commit_bytes(dest / INDEX, encode_record(index))
     return index
+
+
+def failure_lines(failures: Sequence[Failure]) -> bytes:
+    return b"".join(msgspec.json.encode(failure) + b"\n" for failure in failures)
 
 
 def _reasons(failures: Sequence[Failure]) -> str:

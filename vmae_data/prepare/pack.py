@@ -26,14 +26,16 @@ from vmae_data.format import (
     ShardMarker,
     decode_record,
     encode_record,
+    key_of,
     marker_name,
     member_suffix,
+    path_from_text,
     tar_name,
 )
 from vmae_data.prepare.resize import StagedMember, StagedSample, StagedSource, staged_name
 from vmae_data.store import commit_bytes, commit_file, hash_file, read_bytes, temporary_beside
 
-__all__ = ["PackJob", "clean_staging", "pack_shard", "read_marker", "read_staged", "unpack_shard"]
+__all__ = ["PackJob", "adopt_staged", "clean_staging", "pack_shard", "read_marker", "read_staged", "unpack_shard"]
 
 
 class PackJob(NamedTuple):
@@ -44,6 +46,7 @@ class PackJob(NamedTuple):
     shard: int
     keys: tuple[str, ...]
     plan: str
+    writer: str = ""  # as in store.temporary_beside
 
 
 def read_staged(staging: Path, key: str) -> StagedSource | None:
@@ -61,6 +64,21 @@ def read_staged(staging: Path, key: str) -> StagedSource | None:
     return staged if all(sizes) else None
 
 
+def adopt_staged(shared: Path, staging: Path, key: str) -> StagedSource | None:
+    """Take over into another staging what a source gave in an earlier run, or None where there is nothing whole."""
+    staged = read_staged(shared, key)
+    if staged is None:
+        return None
+    for sample in staged.samples:
+        for member in sample.members:
+            data = read_bytes(shared / member.file)
+            if hashlib.sha256(data).hexdigest() != member.sha256:
+                return None
+            commit_bytes(staging / member.file, data)
+    commit_bytes(staging / staged_name(key), encode_record(staged))
+    return staged
+
+
 def pack_shard(job: PackJob) -> ShardMarker:
     """Write a shard and then its marker; clean the staging of its sources.
 
@@ -73,7 +91,7 @@ def pack_shard(job: PackJob) -> ShardMarker:
     size, digest = 0, ""
     entries: tuple[SampleEntry, ...] = ()
     if samples:
-        temporary = temporary_beside(final)
+        temporary = temporary_beside(final, job.writer)
         try:
             _write_tar(temporary, job.staging, samples)
             size, digest = temporary.stat().st_size, hash_file(temporary)
@@ -92,7 +110,7 @@ def pack_shard(job: PackJob) -> ShardMarker:
         samples=entries,
         failures=failures,
     )
-    commit_bytes(job.dest / marker_name(job.shard), encode_record(marker))
+    commit_bytes(job.dest / marker_name(job.shard), encode_record(marker), job.writer)
     clean_staging(job.staging, job.keys)
     return marker
 
@@ -177,6 +195,7 @@ def unpack_shard(dest: Path, staging: Path, marker: ShardMarker) -> None:
     Raises DataError when a member is not what the marker says.
     """
     path = dest / marker.tar
+    sources: dict[str, list[StagedSample]] = {}  # segments of one source are one record
     for entry in marker.samples:
         facts = decode_record(_member_bytes(path, entry.facts), SampleFacts, f"{path}, {entry.key}.json")
         members = []
@@ -194,8 +213,10 @@ def unpack_shard(dest: Path, staging: Path, marker: ShardMarker) -> None:
                     packets=member.packets,
                 )
             )
-        staged = StagedSource(samples=(StagedSample(facts=facts, members=tuple(members)),))
-        commit_bytes(staging / staged_name(entry.key), encode_record(staged))
+        key = key_of(path_from_text(facts.source.path))
+        sources.setdefault(key, []).append(StagedSample(facts=facts, members=tuple(members)))
+    for key, samples in sources.items():
+        commit_bytes(staging / staged_name(key), encode_record(StagedSource(samples=tuple(samples))))
     # Last: until now a kill leaves the shard as it was.
     (dest / marker_name(marker.shard)).unlink()
 

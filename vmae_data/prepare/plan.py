@@ -13,7 +13,7 @@ import msgspec
 import pyarrow as pa
 from msgspec.structs import force_setattr
 
-from vmae_data.errors import MisuseError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import (
     FORMAT_VERSION,
     PLAN,
@@ -29,9 +29,21 @@ from vmae_data.labels import label_columns, label_words
 from vmae_data.prepare.listing import Columns
 from vmae_data.prepare.sources import Listing, SourceVideo
 from vmae_data.recipes import difference, shortened
-from vmae_data.store import commit_bytes, read_bytes
+from vmae_data.store import commit_bytes, create_bytes, read_bytes, writer_name
 
-__all__ = ["BuildSpec", "Plan", "Profile", "Thinning", "listing_digest", "make_plan", "settle_plan"]
+__all__ = [
+    "WHOLE",
+    "BuildSpec",
+    "Part",
+    "Plan",
+    "Profile",
+    "Thinning",
+    "listing_digest",
+    "make_plan",
+    "read_plan",
+    "settle_plan",
+    "spec_of",
+]
 
 
 Profile = Literal["h264", "mpeg4", "mjpeg", "copy"]
@@ -118,6 +130,19 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return []
 
 
+class Part(NamedTuple):
+    """Every `of`-th shard, from shard `number` on: what one job of several makes."""
+
+    number: int
+    of: int
+
+    def shards(self, total: int) -> range:
+        return range(self.number, total, self.of)
+
+
+WHOLE = Part(0, 1)
+
+
 class Plan(NamedTuple):
     """The whole assignment: sources in plan order, cut by number into shards."""
 
@@ -178,19 +203,32 @@ def _listing_lines(listing: Listing) -> Iterator[bytes]:
 def settle_plan(dest: Path, plan: Plan) -> None:
     """Write the plan, or make sure that the one which is there says the same.
 
+    Of parts that begin at the same time the first one's plan holds.
     Raises MisuseError with the difference: one destination holds one plan.
     """
-    path = dest / PLAN
-    if path.exists():
-        old = decode_record(read_bytes(path), PlanFacts, str(path))
+    if not create_bytes(dest / PLAN, encode_record(plan.facts)):
+        old = read_plan(dest)
         changed = difference(msgspec.to_builtins(old), msgspec.to_builtins(plan.facts))
         if changed:
             raise MisuseError(
                 f"{dest}: was planned otherwise ({shortened('; '.join(changed))}); give the old settings, or name another folder"
             )
-    commit_bytes(dest / PLAN_TABLE, _plan_table(plan))
-    if not path.exists():
-        commit_bytes(path, encode_record(plan.facts))
+    commit_bytes(dest / PLAN_TABLE, _plan_table(plan), writer_name())
+
+
+def read_plan(dest: Path) -> PlanFacts:
+    """The plan of a destination. Raises DataError where there is none."""
+    return decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
+
+
+def spec_of(plan: PlanFacts) -> BuildSpec:
+    """The recipe of a plan. Raises DataError where another version of this program wrote it."""
+    try:
+        return msgspec.convert(plan.recipe, BuildSpec)
+    except msgspec.ValidationError as error:
+        raise DataError(
+            f"{PLAN}: its recipe is not one of this version ({error}); use the version that built it"
+        ) from error
 
 
 def _plan_table(plan: Plan) -> bytes:

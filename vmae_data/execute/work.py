@@ -1,0 +1,97 @@
+"""What is to be done, whoever does it: the shards that a run still has to make, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vmae_data.format import INDEX, ShardMarker
+from vmae_data.prepare.pack import PackJob, read_marker, read_staged, unpack_shard
+from vmae_data.prepare.plan import WHOLE, Part, Plan
+from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_job, staged_name
+
+__all__ = ["STAGING", "Progress", "ShardDone", "ShardWork", "SourceDone", "Work"]
+
+STAGING = ".staging"
+
+
+class ShardWork(NamedTuple):
+    """One shard to make: encode each of its sources that is not staged, then pack them."""
+
+    encodes: tuple[EncodeJob, ...]
+    pack: PackJob
+
+
+class SourceDone(NamedTuple):
+    """A source is staged, by this run or an earlier one."""
+
+    encoded: bool  # by this run
+    bytes: int  # of the source file, 0 where it failed
+    failed: bool
+
+    @staticmethod
+    def of(staged: StagedSource, *, encoded: bool) -> SourceDone:
+        size = staged.samples[0].facts.source.bytes if staged.samples else 0  # segments are of one file
+        return SourceDone(encoded, size, staged.failure is not None)
+
+
+class ShardDone(NamedTuple):
+    """A shard's tar and marker are committed."""
+
+    shard: int
+    marker: ShardMarker
+
+
+Progress = SourceDone | ShardDone
+"""What an executor gives: one SourceDone for every source of a shard, then its ShardDone."""
+
+
+class Work:
+    """The shards of a run (all, or those of a part) and the markers of those that are done."""
+
+    def __init__(self, dest: Path, plan: Plan, ffmpeg: str, part: Part = WHOLE) -> None:
+        self.dest, self.staging, self.plan, self.ffmpeg = dest, dest / STAGING, plan, ffmpeg
+        self.digest = plan.facts.digest()
+        self.shards = part.shards(plan.facts.shards)
+        self.done = {n: m for n in self.shards if (m := read_marker(dest, n, self.digest)) is not None}
+
+    @property
+    def finished(self) -> bool:
+        return len(self.done) == len(self.shards)
+
+    def num_sources(self) -> int:
+        return sum(len(self.plan.shard_sources(shard)) for shard in self.shards)
+
+    def num_done(self) -> int:
+        return sum(len(self.plan.shard_sources(shard)) for shard in self.done)
+
+    def markers(self) -> list[ShardMarker]:
+        return [self.done[shard] for shard in self.shards]
+
+    def forget_failures(self) -> None:
+        """Make every source that failed, in a packed shard or in staging, be tried again."""
+        failed = {shard: marker for shard, marker in self.done.items() if marker.failures}
+        if failed:
+            (self.dest / INDEX).unlink(missing_ok=True)
+            self.staging.mkdir(exist_ok=True)
+        for shard, marker in failed.items():
+            unpack_shard(self.dest, self.staging, marker)
+            del self.done[shard]
+        for shard in self.shards:
+            for source in self.plan.shard_sources(shard):
+                staged = read_staged(self.staging, source.key)
+                if staged is not None and staged.failure is not None:
+                    (self.staging / staged_name(source.key)).unlink()
+
+    def to_do(self) -> Iterator[ShardWork]:
+        """Every shard that is not done, in order; made one by one, for a data set has many sources."""
+        for shard in self.shards:
+            if shard not in self.done:
+                sources = self.plan.shard_sources(shard)
+                keys = tuple(source.key for source in sources)
+                pack = PackJob(dest=self.dest, staging=self.staging, shard=shard, keys=keys, plan=self.digest)
+                encodes = tuple(
+                    encode_job(self.plan, source, ffmpeg=self.ffmpeg, staging=self.staging) for source in sources
+                )
+                yield ShardWork(encodes, pack)

@@ -1,0 +1,154 @@
+"""`vmae-shard merge`, and how every build ends: all markers are there, so the index is written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmae_data.errors import DataError
+from vmae_data.execute.work import STAGING
+from vmae_data.format import UNLISTED, Index, PlanFacts, ShardMarker
+from vmae_data.prepare.index import failure_lines, write_index
+from vmae_data.prepare.pack import read_marker
+from vmae_data.prepare.plan import Part, read_plan
+from vmae_data.store import LOCK, TEMPORARY, commit_bytes, lock, part_name
+
+__all__ = [
+    "BuildReport",
+    "Made",
+    "clean_half_written",
+    "finish",
+    "made_of",
+    "merge_parts",
+    "part_failures_name",
+    "write_part_failures",
+]
+
+PART_FAILURES = "failures"
+NAMED = 8  # shards or parts that a message names
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the shards of a run hold, whoever made them."""
+
+    sources: int
+    samples: int
+    shards: int  # with samples
+    bytes: int
+    failures: dict[str, int]  # by reason
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build, a part of one, or a merge ended with."""
+
+    made: Made
+    index: Index | None  # None after a part
+    encoded: int  # in this run
+    read_bytes: int  # of sources that gave samples in this run
+    seconds: float  # of this run
+    unlisted: int  # videos of the source that its annotations don't name
+    left_out: int = 0  # sources that `exclude` named
+    unmatched: int = 0  # paths that it named and that are no sources here
+
+    @property
+    def failed(self) -> int:
+        return sum(self.made.failures.values())
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        return self.made.failures
+
+
+def merge_parts(dest: Path) -> BuildReport:
+    """Write the index of a build that was made in parts.
+
+    Raises DataError naming the shards that are missing and the parts that make them, VmaeError while a
+    part is being built.
+    """
+    started_at = time.monotonic()
+    read_plan(dest)  # no destination of a build should become a folder by being locked
+    with lock(dest, "build"):
+        plan = read_plan(dest)
+        found = [read_marker(dest, shard, plan.digest()) for shard in range(plan.shards)]
+        markers = [marker for marker in found if marker is not None]
+        if len(markers) < plan.shards:
+            raise DataError(_missing_words(dest, [shard for shard, marker in enumerate(found) if marker is None]))
+        index = finish(dest, plan, markers)
+        unlisted = (dest / UNLISTED).read_bytes().count(b"\n") if (dest / UNLISTED).exists() else 0
+    return BuildReport(
+        made=made_of(plan.sources, markers),
+        index=index,
+        encoded=0,
+        read_bytes=0,
+        seconds=time.monotonic() - started_at,
+        unlisted=unlisted,
+    )
+
+
+def _missing_words(dest: Path, missing: Sequence[int]) -> str:
+    words = f"{dest}: {len(missing)} shard{'' if len(missing) == 1 else 's'} not built yet ({_some(missing)}); "
+    counts = {_parts_of(path) for stem in (LOCK, PART_FAILURES) for path in dest.glob(f"{stem}-part-*")} - {None}
+    if len(counts) != 1:
+        return words + "run the parts that make them (shard modulo N), or the whole build"
+    count = counts.pop() or 1
+    parts = sorted({shard % count for shard in missing})
+    return words + f"run --part {_some([f'{number}/{count}' for number in parts])}, then merge again"
+
+
+def _some(things: Sequence[object]) -> str:
+    return ", ".join([str(thing) for thing in things[:NAMED]] + ["…"] * (len(things) > NAMED))
+
+
+def _parts_of(path: Path) -> int | None:
+    """How many parts the name of a part's own file speaks of."""
+    found = re.search(r"-part-\d+-of-(\d+)", path.name)
+    return int(found[1]) if found else None
+
+
+def finish(dest: Path, plan: PlanFacts, markers: Sequence[ShardMarker]) -> Index:
+    """Every shard is there: write the index, and take away whatever helped to make them."""
+    clean_half_written(dest)
+    shutil.rmtree(dest / STAGING, ignore_errors=True)
+    for stem in (LOCK, PART_FAILURES):
+        for path in dest.glob(f"{stem}-part-*"):
+            path.unlink()
+    return write_index(dest, plan, markers)
+
+
+def clean_half_written(dest: Path) -> None:
+    """What killed processes left half written. Only for who holds the whole folder: nobody else is writing then."""
+    for folder in (dest, dest / STAGING):
+        for path in folder.glob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
+
+
+def write_part_failures(dest: Path, part: Part, markers: Sequence[ShardMarker]) -> None:
+    """What a person wants to see of a part before all are merged; those of another division say nothing any more."""
+    for path in dest.glob(f"{PART_FAILURES}-part-*"):
+        if _parts_of(path) != part.of:
+            path.unlink(missing_ok=True)
+    failures = [failure for marker in markers for failure in marker.failures]
+    commit_bytes(dest / part_failures_name(part), failure_lines(failures))
+
+
+def part_failures_name(part: Part) -> str:
+    return f"{part_name(PART_FAILURES, *part)}.jsonl"
+
+
+def made_of(sources: int, markers: Sequence[ShardMarker]) -> Made:
+    full = [marker for marker in markers if marker.samples]
+    reasons = Counter(failure.reason for marker in markers for failure in marker.failures)
+    return Made(
+        sources=sources,
+        samples=sum(len(marker.samples) for marker in full),
+        shards=len(full),
+        bytes=sum(marker.bytes for marker in full),
+        failures=dict(sorted(reasons.items())),
+    )
