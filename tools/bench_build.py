@@ -17,12 +17,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
-from vmae_data.format import FORMAT_VERSION, ShardMarker, encode_record, marker_name
+from vmae_data.execute.work import Work
+from vmae_data.format import (
+    FORMAT_VERSION,
+    Extent,
+    MemberEntry,
+    Packets,
+    PhaseFacts,
+    Rational,
+    Regular,
+    SampleEntry,
+    ShardMarker,
+    encode_record,
+    marker_name,
+    tar_name,
+)
 from vmae_data.prepare.command import Output, encode_arguments
 from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.plan import BuildSpec, make_plan, settle_plan
+from vmae_data.prepare.plan import BuildSpec, make_plan, read_plan, settle_plan
 from vmae_data.prepare.probe import probe_video
 from vmae_data.prepare.sources import find_sources
 from vmae_data.prepare.thinning import select_by_stride
@@ -126,33 +143,65 @@ def bench_memory(videos: Path, hours: float, folder: Path) -> str:
 
 
 def bench_listing(count: int, folder: Path) -> str:
-    """In this process: what a build does before its first encode, and again when half of the shards are there."""
-    listing = folder / "listing.csv"
+    """What a build does before its first encode, and again when half of the shards are done: each in a fresh process."""
+    listing, dest = folder / "listing.csv", folder / "shards"
     with listing.open("w") as file:
         file.writelines(f"class {n % 400}/video-{n:07d}.mp4,class {n % 400}\n" for n in range(count))
-    began = time.monotonic()
-    plan = _plan(listing, folder / "shards")
-    planned = time.monotonic() - began
-    for shard in range(plan.facts.shards // 2):
-        marker = ShardMarker(
-            version=FORMAT_VERSION, plan=plan.facts.digest(), shard=shard, tar="", bytes=0, sha256="", samples=()
-        )
-        (folder / "shards" / marker_name(shard)).write_bytes(encode_record(marker))
-    began = time.monotonic()
-    _plan(listing, folder / "shards")
-    resumed = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return (
-        f"{count} listed files: planned in {planned:.1f} s, taken up again in {resumed:.1f} s, at most {peak:.0f} MiB"
-    )
+    dest.mkdir()
+    planned = _in_a_process(listing, dest)
+    _finish_half(dest)
+    resumed = _in_a_process(listing, dest)
+    words = "planned in {:.1f} s with at most {:.0f} MiB; half done, taken up again in {:.1f} s with at most {:.0f} MiB"
+    return f"{count} listed files: " + words.format(*planned, *resumed)
 
 
-def _plan(listing: Path, dest: Path):  # type: ignore[no-untyped-def]
-    found = find_sources(str(listing))
-    plan = make_plan(found, SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
-    dest.mkdir(exist_ok=True)
+class _Begun(NamedTuple):
+    seconds: float
+    mebibytes: float
+
+
+def _in_a_process(listing: Path, dest: Path) -> _Begun:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_begin, listing, dest).result()
+
+
+def _begin(listing: Path, dest: Path) -> _Begun:
+    began = time.monotonic()
+    plan = make_plan(find_sources(str(listing)), SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
     settle_plan(dest, plan)
-    return plan
+    next(Work(dest, plan, "ffmpeg").to_do())
+    return _Begun(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _finish_half(dest: Path) -> None:
+    """Markers of the size that 500 videos of 10 s have, for every second shard; their tars as holes of that length."""
+    plan = read_plan(dest)
+    frames = 63
+    packets = Packets(
+        time_base=Rational(1, 12800),
+        positions=tuple(range(48, 48 + 6000 * frames, 6000)),
+        sizes=(6000,) * frames,
+        pts=tuple(range(0, 2048 * frames, 2048)),
+        dts=tuple(range(-4096, 2048 * frames - 4096, 2048)),
+        keys=tuple(range(0, frames, 16)),
+    )
+    kept = Regular(first=0, step=4, count=frames)
+    phase = PhaseFacts(frames=frames, source_frames=kept, source_times=kept, source_time_base=Rational(1, 12800))
+    extent = Extent(offset=0, size=6000, sha256="0" * 64)
+    member = MemberEntry(extent=extent, phase=phase, codec="h264", extradata=bytes(40), packets=packets)
+    samples = tuple(
+        SampleEntry(key=f"video-{n:07d}-0123456789abcdef", label=n % 400, facts=extent, members=(member,))
+        for n in range(SPEC.samples_per_shard)
+    )
+    for shard in range(0, plan.shards, 2):
+        tar = dest / tar_name(shard)
+        with tar.open("wb") as file:
+            file.truncate(1000)
+        marker = ShardMarker(
+            version=FORMAT_VERSION, plan=plan.digest(), shard=shard, tar=tar.name, bytes=1000, sha256="0" * 64,
+            samples=samples,
+        )  # fmt: skip
+        (dest / marker_name(shard)).write_bytes(encode_record(marker))
 
 
 if __name__ == "__main__":

@@ -78,11 +78,11 @@ def build_shards(
             encoded = _carry_out(work, _execute(work, executor, workers, address, ffmpeg), shown)
         index = None
         if part is None:
-            index = finish(dest, plan.facts, work.markers())
+            index = finish(dest, plan.facts, work.heads())
         elif not (dest / INDEX).exists():  # merged already: a part that is run again adds nothing
-            write_part_failures(dest, part, work.markers())
+            write_part_failures(dest, part, work.heads())
     return BuildReport(
-        made=made_of(work.num_sources(), work.markers()),
+        made=made_of(work.num_sources(), work.heads()),
         index=index,
         encoded=encoded.sources,
         read_bytes=encoded.bytes,
@@ -123,11 +123,11 @@ class _Encoded(NamedTuple):
 def _carry_out(work: Work, progress: Generator[Progress, None, None], shown: Meter) -> _Encoded:
     """Follow an executor to its end."""
     encoded, size = 0, 0
-    failed = sum(len(marker.failures) for marker in work.done.values())
+    failed = sum(len(head.failures) for head in work.done.values())
     with closing(progress):
         for done in progress:
             if isinstance(done, ShardDone):
-                work.done[done.shard] = done.marker
+                work.done[done.shard] = done.head
                 continue
             if done.encoded:
                 encoded += 1

@@ -49,6 +49,7 @@ __all__ = [
     "SampleFacts",
     "SegmentFacts",
     "Series",
+    "ShardHead",
     "ShardListing",
     "ShardMarker",
     "SourceFacts",
@@ -217,6 +218,31 @@ class ShardMarker(Struct, frozen=True, kw_only=True):
     sha256: str
     samples: tuple[SampleEntry, ...]
     failures: tuple[Failure, ...] = ()
+
+
+class ShardHead(Struct, frozen=True, kw_only=True):
+    """What is kept in mind of a done shard while others are made: its marker without the samples' entries.
+
+    With a packet table for every sample the markers of a large data set come to gigabytes.
+    """
+
+    shard: int
+    tar: str
+    bytes: int
+    sha256: str
+    num_samples: int
+    failures: tuple[Failure, ...]
+
+    @classmethod
+    def of(cls, marker: ShardMarker) -> ShardHead:
+        return cls(
+            shard=marker.shard,
+            tar=marker.tar,
+            bytes=marker.bytes,
+            sha256=marker.sha256,
+            num_samples=len(marker.samples),
+            failures=marker.failures,
+        )
 
 
 class Failure(Struct, frozen=True, kw_only=True):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from vmae_data.errors import DataError
 from vmae_data.execute.work import STAGING
-from vmae_data.format import UNLISTED, Index, PlanFacts, ShardMarker
+from vmae_data.format import UNLISTED, Index, PlanFacts, ShardHead
 from vmae_data.prepare.index import failure_lines, write_index
-from vmae_data.prepare.pack import read_marker
+from vmae_data.prepare.pack import read_head
 from vmae_data.prepare.plan import Part, read_plan
 from vmae_data.store import LOCK, TEMPORARY, commit_bytes, lock, part_name
 
@@ -76,14 +76,14 @@ def merge_parts(dest: Path) -> BuildReport:
     read_plan(dest)  # no destination of a build should become a folder by being locked
     with lock(dest, "build"):
         plan = read_plan(dest)
-        found = [read_marker(dest, shard, plan.digest()) for shard in range(plan.shards)]
-        markers = [marker for marker in found if marker is not None]
-        if len(markers) < plan.shards:
-            raise DataError(_missing_words(dest, [shard for shard, marker in enumerate(found) if marker is None]))
-        index = finish(dest, plan, markers)
+        found = [read_head(dest, shard, plan.digest()) for shard in range(plan.shards)]
+        heads = [head for head in found if head is not None]
+        if len(heads) < plan.shards:
+            raise DataError(_missing_words(dest, [shard for shard, head in enumerate(found) if head is None]))
+        index = finish(dest, plan, heads)
         unlisted = (dest / UNLISTED).read_bytes().count(b"\n") if (dest / UNLISTED).exists() else 0
     return BuildReport(
-        made=made_of(plan.sources, markers),
+        made=made_of(plan.sources, heads),
         index=index,
         encoded=0,
         read_bytes=0,
@@ -112,14 +112,14 @@ def _parts_of(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def finish(dest: Path, plan: PlanFacts, markers: Sequence[ShardMarker]) -> Index:
+def finish(dest: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
     """Every shard is there: write the index, and take away whatever helped to make them."""
     clean_half_written(dest)
     shutil.rmtree(dest / STAGING, ignore_errors=True)
     for stem in (LOCK, PART_FAILURES):
         for path in dest.glob(f"{stem}-part-*"):
             path.unlink()
-    return write_index(dest, plan, markers)
+    return write_index(dest, plan, heads)
 
 
 def clean_half_written(dest: Path) -> None:
@@ -129,12 +129,12 @@ def clean_half_written(dest: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_part_failures(dest: Path, part: Part, markers: Sequence[ShardMarker]) -> None:
+def write_part_failures(dest: Path, part: Part, heads: Sequence[ShardHead]) -> None:
     """What a person wants to see of a part before all are merged; those of another division say nothing any more."""
     for path in dest.glob(f"{PART_FAILURES}-part-*"):
         if _parts_of(path) != part.of:
             path.unlink(missing_ok=True)
-    failures = [failure for marker in markers for failure in marker.failures]
+    failures = [failure for head in heads for failure in head.failures]
     commit_bytes(dest / part_failures_name(part), failure_lines(failures))
 
 
@@ -142,13 +142,13 @@ def part_failures_name(part: Part) -> str:
     return f"{part_name(PART_FAILURES, *part)}.jsonl"
 
 
-def made_of(sources: int, markers: Sequence[ShardMarker]) -> Made:
-    full = [marker for marker in markers if marker.samples]
-    reasons = Counter(failure.reason for marker in markers for failure in marker.failures)
+def made_of(sources: int, heads: Sequence[ShardHead]) -> Made:
+    full = [head for head in heads if head.num_samples]
+    reasons = Counter(failure.reason for head in heads for failure in head.failures)
     return Made(
         sources=sources,
-        samples=sum(len(marker.samples) for marker in full),
+        samples=sum(head.num_samples for head in full),
         shards=len(full),
-        bytes=sum(marker.bytes for marker in full),
+        bytes=sum(head.bytes for head in full),
         failures=dict(sorted(reasons.items())),
     )

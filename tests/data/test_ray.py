@@ -192,7 +192,7 @@ def test_a_task_leaves_its_shard_and_takes_away_what_killed_ones_left(
     assert isinstance(shard, ShardDone)
     assert not left.exists()
     assert not list(work.pack.dest.glob(".tmp-*"))
-    tar = work.pack.dest / shard.marker.tar
+    tar = work.pack.dest / shard.head.tar
     assert tar.read_bytes() == (demo_shards / tar.name).read_bytes()
 
 

@@ -226,9 +226,9 @@ def make_shard(work: ShardWork, same: Same, workers: int) -> Iterator[Progress]:
             ended = encoders.next(timeout=POLL_SECONDS)
             if isinstance(ended, Encoded):
                 yield SourceDone.of(ended.staged, encoded=True)
-        marker = pack_shard(work.pack._replace(staging=staging, writer=writer_name()))
+        head = pack_shard(work.pack._replace(staging=staging, writer=writer_name()))
         clean_staging(shared, keys)
-    yield ShardDone(work.pack.shard, marker)
+    yield ShardDone(work.pack.shard, head)
 
 
 def _ffmpeg_of_node(same: Same) -> str:

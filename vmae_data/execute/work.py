@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.format import INDEX, ShardMarker
-from vmae_data.prepare.pack import PackJob, read_marker, read_staged, unpack_shard
+from vmae_data.format import INDEX, ShardHead
+from vmae_data.prepare.pack import PackJob, read_head, read_staged, unpack_shard
 from vmae_data.prepare.plan import WHOLE, Part, Plan
 from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_job, staged_name
 
@@ -40,7 +40,7 @@ class ShardDone(NamedTuple):
     """A shard's tar and marker are committed."""
 
     shard: int
-    marker: ShardMarker
+    head: ShardHead
 
 
 Progress = SourceDone | ShardDone
@@ -48,13 +48,13 @@ Progress = SourceDone | ShardDone
 
 
 class Work:
-    """The shards of a run (all, or those of a part) and the markers of those that are done."""
+    """The shards of a run (all, or those of a part) and what is known of those that are done."""
 
     def __init__(self, dest: Path, plan: Plan, ffmpeg: str, part: Part = WHOLE) -> None:
         self.dest, self.staging, self.plan, self.ffmpeg = dest, dest / STAGING, plan, ffmpeg
         self.digest = plan.facts.digest()
         self.shards = part.shards(plan.facts.shards)
-        self.done = {n: m for n in self.shards if (m := read_marker(dest, n, self.digest)) is not None}
+        self.done = {n: m for n in self.shards if (m := read_head(dest, n, self.digest)) is not None}
 
     @property
     def finished(self) -> bool:
@@ -66,17 +66,17 @@ class Work:
     def num_done(self) -> int:
         return sum(len(self.plan.shard_sources(shard)) for shard in self.done)
 
-    def markers(self) -> list[ShardMarker]:
+    def heads(self) -> list[ShardHead]:
         return [self.done[shard] for shard in self.shards]
 
     def forget_failures(self) -> None:
         """Make every source that failed, in a packed shard or in staging, be tried again."""
-        failed = {shard: marker for shard, marker in self.done.items() if marker.failures}
+        failed = [shard for shard, head in self.done.items() if head.failures]
         if failed:
             (self.dest / INDEX).unlink(missing_ok=True)
             self.staging.mkdir(exist_ok=True)
-        for shard, marker in failed.items():
-            unpack_shard(self.dest, self.staging, marker)
+        for shard in failed:
+            unpack_shard(self.dest, self.staging, shard)
             del self.done[shard]
         for shard in self.shards:
             for source in self.plan.shard_sources(shard):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from vmae_data.errors import VmaeError
@@ -21,10 +20,12 @@ from vmae_data.format import (
     SAMPLES,
     Failure,
     Index,
+    Label,
     PlanFacts,
     Regular,
     SampleEntry,
     SampleFacts,
+    ShardHead,
     ShardListing,
     ShardMarker,
     decode_record,
@@ -33,33 +34,33 @@ from vmae_data.format import (
     marker_name,
 )
 from vmae_data.labels import label_columns
+from vmae_data.prepare.pack import read_marker
 from vmae_data.prepare.plan import spec_of
 from vmae_data.store import commit_bytes, hash_file
 
 __all__ = ["failure_lines", "write_index"]
 
 
-def write_index(dest: Path, plan: PlanFacts, markers: Sequence[ShardMarker]) -> Index:
+def write_index(dest: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
     """Gather what every shard holds. The index is the last file: with it the data set is whole.
 
     Raises VmaeError when not a single video could be made.
     """
     spec = spec_of(plan)
-    failures = [failure for marker in markers for failure in marker.failures]
+    failures = [failure for head in heads for failure in head.failures]
     commit_bytes(dest / FAILURES, failure_lines(failures))
-    full = [marker for marker in markers if marker.samples]
+    full = [head for head in heads if head.num_samples]
     if not full:
         raise VmaeError(
             f"{dest}: none of {plan.sources} videos could be made ({_reasons(failures)}); see {dest / FAILURES}"
         )
-    rows = _rows(dest, full)
-    table = samples_table(rows)
-    commit_bytes(dest / SAMPLES, table)
+    gathered = _gather(dest, full)
+    commit_bytes(dest / SAMPLES, gathered.table)
     index = Index(
         version=FORMAT_VERSION,
         id=plan.listing,
-        samples=sum(len(marker.samples) for marker in full),
-        samples_sha256=hashlib.sha256(table).hexdigest(),
+        samples=sum(head.num_samples for head in full),
+        samples_sha256=hashlib.sha256(gathered.table).hexdigest(),
         classes=plan.classes,
         may_flip=spec.may_flip,
         split=plan.split,
@@ -72,16 +73,16 @@ def write_index(dest: Path, plan: PlanFacts, markers: Sequence[ShardMarker]) -> 
         plan=plan.digest(),
         plan_table_sha256=hash_file(dest / PLAN_TABLE),
         failures=dict(sorted(Counter(failure.reason for failure in failures).items())),
-        source_bytes=sum({row.facts.source.path: row.facts.source.bytes for row in rows}.values()),
+        source_bytes=gathered.source_bytes,
         shardlist=tuple(
             ShardListing(
-                url=marker.tar,
-                nsamples=len(marker.samples),
-                filesize=marker.bytes,
-                sha256=marker.sha256,
-                marker_sha256=hash_file(dest / marker_name(marker.shard)),
+                url=head.tar,
+                nsamples=head.num_samples,
+                filesize=head.bytes,
+                sha256=head.sha256,
+                marker_sha256=digest,
             )
-            for marker in full
+            for head, digest in zip(full, gathered.marker_sums, strict=True)
         ),
     )
     commit_bytes(dest / INDEX, encode_record(index))
@@ -97,76 +98,85 @@ def _reasons(failures: Sequence[Failure]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts)
 
 
-class _Row(NamedTuple):
-    """A sample, and the shard's place in the index."""
+class _Gathered(NamedTuple):
+    """What the shards hold, gathered one by one."""
 
-    shard: int
-    entry: SampleEntry
-    facts: SampleFacts
-
-
-def _rows(dest: Path, markers: Sequence[ShardMarker]) -> list[_Row]:
-    return [
-        _Row(number, entry, _facts(dest, marker, entry.facts.offset, entry.facts.size))
-        for number, marker in enumerate(markers)
-        for entry in marker.samples
-    ]
+    table: bytes  # samples.arrow
+    source_bytes: int
+    marker_sums: list[str]
 
 
-def samples_table(rows: Sequence[_Row]) -> bytes:
-    """One row a sample, in shard order; columns of lists have one value a phase.
+def _gather(dest: Path, heads: Sequence[ShardHead]) -> _Gathered:
+    """One row a sample, in shard order.
 
-    Written as one record batch, so that a reader maps every column without a copy.
+    The table is written as one record batch, so that a reader maps every column without a copy.
     """
-    phases = max(len(entry.members) for _, entry, _ in rows)
+    labels: list[Label | None] = []
+    parts, sums, sources, source_bytes = [], [], 0, 0
+    for number, head in enumerate(heads):
+        marker = read_marker(dest, head.shard)
+        sums.append(hash_file(dest / marker_name(head.shard)))
+        facts = _read_facts(dest / marker.tar, marker)
+        paths = _numbers_of([one.source.path for one in facts])
+        source_bytes += sum({one.source.path: one.source.bytes for one in facts}.values())
+        parts.append(_rows(number, sources, paths, marker.samples, facts))
+        labels += [entry.label for entry in marker.samples]
+        sources += max(paths) + 1
+    table = pa.concat_tables(parts)
+    place = table.column_names.index("shard") + 1
+    for name, column in reversed(label_columns(labels).items()):
+        table = table.add_column(place, name, column)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=len(labels))
+    return _Gathered(bytes(sink.getvalue().to_pybytes()), source_bytes, sums)
+
+
+def _read_facts(tar: Path, marker: ShardMarker) -> list[SampleFacts]:
+    with tar.open("rb") as file:
+        found = []
+        for entry in marker.samples:
+            file.seek(entry.facts.offset)
+            found.append(decode_record(file.read(entry.facts.size), SampleFacts, marker.tar))
+    return found
+
+
+def _rows(
+    shard: int, sources: int, source: Sequence[int], entries: Sequence[SampleEntry], facts: Sequence[SampleFacts]
+) -> pa.Table:
+    """The rows of a shard, without labels; columns of lists have one value a phase. `sources` were before."""
+    phases = max(len(entry.members) for entry in entries)
 
     def each(kind: pa.DataType, values: list[list[object]]) -> pa.Array:
         return pa.array(values, pa.list_(kind, phases))
 
-    regular = [
-        phase.source_frames if isinstance(phase.source_frames, Regular) else None
-        for _, entry, _ in rows
-        for phase in (entry.members[0].phase,)
-    ]
-    irregular = [
-        None if kept else expand_series(entry.members[0].phase.source_frames)
-        for kept, (_, entry, _) in zip(regular, rows, strict=True)
-    ]
-    table = pa.table(
+    kept = [entry.members[0].phase.source_frames for entry in entries]
+    regular = [series if isinstance(series, Regular) else None for series in kept]
+    irregular = [None if isinstance(series, Regular) else expand_series(series) for series in kept]
+    return pa.table(
         {
-            "key": pa.array([entry.key for _, entry, _ in rows], pa.string()),
-            "source": pa.array(_source_numbers([facts.source.path for *_, facts in rows]), pa.int32()),
-            "shard": pa.array([number for number, *_ in rows], pa.int32()),
-            **label_columns([entry.label for _, entry, _ in rows]),
-            "width": pa.array([facts.width for *_, facts in rows], pa.int32()),
-            "height": pa.array([facts.height for *_, facts in rows], pa.int32()),
-            "source_frames": pa.array([facts.source.frames for *_, facts in rows], pa.int32()),
-            "rate": pa.array([float(facts.rate) for *_, facts in rows], pa.float64()),
-            "source_rate": pa.array([float(facts.source.rate) for *_, facts in rows], pa.float64()),
-            "matrix": pa.array([facts.colour.matrix for *_, facts in rows], pa.string()),
-            "full_range": pa.array([facts.colour.full_range for *_, facts in rows], pa.bool_()),
-            "kept_first": pa.array([kept.first if kept else -1 for kept in regular], pa.int32()),
-            "kept_step": pa.array([kept.step if kept else 0 for kept in regular], pa.int32()),
+            "key": pa.array([entry.key for entry in entries], pa.string()),
+            "source": pa.array([sources + number for number in source], pa.int32()),
+            "shard": pa.array([shard] * len(entries), pa.int32()),
+            "width": pa.array([one.width for one in facts], pa.int32()),
+            "height": pa.array([one.height for one in facts], pa.int32()),
+            "source_frames": pa.array([one.source.frames for one in facts], pa.int32()),
+            "rate": pa.array([float(one.rate) for one in facts], pa.float64()),
+            "source_rate": pa.array([float(one.source.rate) for one in facts], pa.float64()),
+            "matrix": pa.array([one.colour.matrix for one in facts], pa.string()),
+            "full_range": pa.array([one.colour.full_range for one in facts], pa.bool_()),
+            "kept_first": pa.array([series.first if series else -1 for series in regular], pa.int32()),
+            "kept_step": pa.array([series.step if series else 0 for series in regular], pa.int32()),
             "kept_list": pa.array(irregular, pa.list_(pa.int32())),
-            "frames": each(pa.int32(), [[m.phase.frames for m in e.members] for _, e, _ in rows]),
-            "offset": each(pa.int64(), [[m.extent.offset for m in e.members] for _, e, _ in rows]),
-            "size": each(pa.int64(), [[m.extent.size for m in e.members] for _, e, _ in rows]),
-            "sha256": each(pa.binary(32), [[bytes.fromhex(m.extent.sha256) for m in e.members] for _, e, _ in rows]),
+            "frames": each(pa.int32(), [[m.phase.frames for m in e.members] for e in entries]),
+            "offset": each(pa.int64(), [[m.extent.offset for m in e.members] for e in entries]),
+            "size": each(pa.int64(), [[m.extent.size for m in e.members] for e in entries]),
+            "sha256": each(pa.binary(32), [[bytes.fromhex(m.extent.sha256) for m in e.members] for e in entries]),
         }
-    ).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=len(rows))
-    return bytes(sink.getvalue().to_pybytes())
+    )
 
 
-def _facts(dest: Path, marker: ShardMarker, offset: int, size: int) -> SampleFacts:
-    with (dest / marker.tar).open("rb") as file:
-        file.seek(offset)
-        return decode_record(file.read(size), SampleFacts, marker.tar)
-
-
-def _source_numbers(paths: list[str]) -> np.ndarray:
-    """Samples of one source share a number, in order of first appearance."""
+def _numbers_of(paths: Sequence[str]) -> list[int]:
+    """Samples of one source, which all lie in one shard, share a number, in order of first appearance."""
     numbers: dict[str, int] = {}
-    return np.asarray([numbers.setdefault(path, len(numbers)) for path in paths], dtype=np.int32)
+    return [numbers.setdefault(path, len(numbers)) for path in paths]

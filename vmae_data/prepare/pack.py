@@ -19,10 +19,12 @@ from vmae_data.errors import DataError, NewerFormatError
 from vmae_data.format import (
     FORMAT_VERSION,
     Extent,
+    Failure,
     Label,
     MemberEntry,
     SampleEntry,
     SampleFacts,
+    ShardHead,
     ShardMarker,
     decode_record,
     encode_record,
@@ -35,7 +37,16 @@ from vmae_data.format import (
 from vmae_data.prepare.resize import StagedMember, StagedSample, StagedSource, staged_name
 from vmae_data.store import commit_bytes, commit_file, hash_file, read_bytes, temporary_beside
 
-__all__ = ["PackJob", "adopt_staged", "clean_staging", "pack_shard", "read_marker", "read_staged", "unpack_shard"]
+__all__ = [
+    "PackJob",
+    "adopt_staged",
+    "clean_staging",
+    "pack_shard",
+    "read_head",
+    "read_marker",
+    "read_staged",
+    "unpack_shard",
+]
 
 
 class PackJob(NamedTuple):
@@ -79,7 +90,7 @@ def adopt_staged(shared: Path, staging: Path, key: str) -> StagedSource | None:
     return staged
 
 
-def pack_shard(job: PackJob) -> ShardMarker:
+def pack_shard(job: PackJob) -> ShardHead:
     """Write a shard and then its marker; clean the staging of its sources.
 
     Raises DataError when a staged file is not what its record says.
@@ -112,7 +123,7 @@ def pack_shard(job: PackJob) -> ShardMarker:
     )
     commit_bytes(job.dest / marker_name(job.shard), encode_record(marker), job.writer)
     clean_staging(job.staging, job.keys)
-    return marker
+    return ShardHead.of(marker)
 
 
 def _need(job: PackJob, key: str) -> StagedSource:
@@ -189,11 +200,12 @@ def clean_staging(staging: Path, keys: Sequence[str]) -> None:
                 (staging / member.file).unlink(missing_ok=True)
 
 
-def unpack_shard(dest: Path, staging: Path, marker: ShardMarker) -> None:
+def unpack_shard(dest: Path, staging: Path, shard: int) -> None:
     """Put a shard's samples back into staging and take its marker away, so that its failures are tried again.
 
     Raises DataError when a member is not what the marker says.
     """
+    marker = read_marker(dest, shard)
     path = dest / marker.tar
     sources: dict[str, list[StagedSample]] = {}  # segments of one source are one record
     for entry in marker.samples:
@@ -218,7 +230,7 @@ def unpack_shard(dest: Path, staging: Path, marker: ShardMarker) -> None:
     for key, samples in sources.items():
         commit_bytes(staging / staged_name(key), encode_record(StagedSource(samples=tuple(samples))))
     # Last: until now a kill leaves the shard as it was.
-    (dest / marker_name(marker.shard)).unlink()
+    (dest / marker_name(shard)).unlink()
 
 
 def _member_bytes(path: Path, extent: Extent) -> bytes:
@@ -233,17 +245,47 @@ def _member_bytes(path: Path, extent: Extent) -> bytes:
     return data
 
 
-def read_marker(dest: Path, shard: int, plan: str) -> ShardMarker | None:
-    """A shard's marker, or None where the shard is not done (or its tar is not there in full)."""
+def read_marker(dest: Path, shard: int) -> ShardMarker:
+    """A shard's marker. Raises DataError when it is damaged."""
+    path = dest / marker_name(shard)
+    return decode_record(read_bytes(path), ShardMarker, str(path))
+
+
+class _Skipped(msgspec.Struct):
+    """A sample's entry that is passed over, seven times faster than it is read."""
+
+
+class _MarkerFile(msgspec.Struct, kw_only=True):
+    """A marker without the entries of its samples."""
+
+    plan: str
+    tar: str
+    bytes: int
+    sha256: str
+    samples: tuple[_Skipped, ...]
+    failures: tuple[Failure, ...] = ()
+
+
+def read_head(dest: Path, shard: int, plan: str) -> ShardHead | None:
+    """What is known of a shard, or None where it is not done (or its tar is not there in full)."""
     path = dest / marker_name(shard)
     if not path.exists():
         return None
     try:
-        marker = decode_record(read_bytes(path), ShardMarker, str(path))
+        marker = decode_record(read_bytes(path), _MarkerFile, str(path))
     except NewerFormatError:
         raise
     except DataError:
         return None  # a damaged marker proves nothing: the shard is made again
     tar = dest / tar_name(shard)
     whole = not marker.samples or (tar.exists() and tar.stat().st_size == marker.bytes)
-    return marker if whole and marker.plan == plan else None
+    if not whole or marker.plan != plan:
+        return None
+    return ShardHead(
+        shard=shard,
+        tar=marker.tar,
+        bytes=marker.bytes,
+        sha256=marker.sha256,
+        num_samples=len(marker.samples),
+        failures=marker.failures,
+    )
