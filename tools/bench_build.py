@@ -2,6 +2,7 @@
 
     python tools/bench_build.py VIDEOS            # ratios on 720p sources made of the folder's videos
     python tools/bench_build.py VIDEOS --hours 2  # peak memory on one long 1080p file
+    python tools/bench_build.py VIDEOS --skip     # what ffmpeg's skip_frame saves, and which frames it loses
     python tools/bench_build.py --listing 1000000 # planning and resuming a long listing
 
 The usual way scales every frame with x264's defaults, then thins by encoding again. All with one thread,
@@ -54,11 +55,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", type=Path, nargs="?", help="a folder of videos")
     parser.add_argument("--hours", type=float, help="peak memory on a 1080p file that long")
+    parser.add_argument("--skip", action="store_true", help="decoding with ffmpeg's skip_frame")
     parser.add_argument("--listing", type=int, help="plan and resume a listing of so many files")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.listing:
             print(bench_listing(given.listing, Path(folder)))
+        elif given.skip:
+            print(bench_skip(given.videos, Path(folder)))
         elif given.hours:
             print(bench_memory(given.videos, given.hours, Path(folder)))
         else:
@@ -141,6 +145,39 @@ def bench_memory(videos: Path, hours: float, folder: Path) -> str:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     took = time.monotonic() - began
     return f"{hours:g} h of 1080p: the largest process of the build took {peak:.0f} MiB; {took:.0f} s with one worker"
+
+
+def bench_skip(videos: Path, folder: Path) -> str:
+    """Decoding alone, of all frames and of those that skip_frame leaves, and how many of the wanted ones are among these."""
+    lines = ["| skip_frame | CPU s a video | frames decoded | of every 4th frame |", "| --- | --- | --- | --- |"]
+    sources = _sources(videos, folder / "sources", 720)
+    for mode in ("default", "noref", "bidir", "nokey"):
+        seconds, decoded, wanted, total = 0.0, 0, 0, 0
+        for path in sources:
+            words = [
+                find_ffmpeg().path,
+                "-nostdin",
+                "-v",
+                "error",
+                "-threads",
+                "1",
+                "-skip_frame",
+                mode,
+                "-i",
+                str(path),
+            ]
+            seconds += _cpu([*words, "-an", "-f", "null", "-"])
+            shown = subprocess.run(
+                [*words, "-an", "-fps_mode", "passthrough", "-f", "framecrc", "-"], check=True, capture_output=True
+            )
+            stamps = [line.split(b",")[2] for line in shown.stdout.splitlines() if not line.startswith(b"#")]
+            numbers = {int(stamp) for stamp in stamps}  # sources have 25 frames a second, which is the muxer's tick
+            decoded, total = decoded + len(numbers), total + SECONDS * 25
+            wanted += len([n for n in numbers if n % 4 == 0])
+        lines.append(
+            f"| {mode} | {seconds / len(sources):.3f} | {decoded} of {total} | {wanted} of {-(-SECONDS * 25 // 4) * len(sources)} |"
+        )
+    return "\n".join(lines)
 
 
 def bench_listing(count: int, folder: Path) -> str:
