@@ -31,7 +31,7 @@ from vmae_data.format import (
 )
 from vmae_data.prepare.command import Output, copy_arguments, encode_arguments, read_arguments
 from vmae_data.prepare.ffmpeg import FfmpegRun, run_ffmpeg
-from vmae_data.prepare.judge import frame_times, judge_run, remarks_on
+from vmae_data.prepare.judge import frame_times, judge_run, judge_size, remarks_on
 from vmae_data.prepare.plan import BuildSpec, Plan
 from vmae_data.prepare.probe import VideoInfo, packet_times, probe_video, scaled_size
 from vmae_data.prepare.profiles import colour_of, copies
@@ -272,9 +272,10 @@ def _probe(source: bytes, job: EncodeJob) -> VideoInfo:
     try:
         return probe_video(source)
     except SourceError as error:
-        if error.reason in ("missing", "empty", "not-a-file"):
+        if error.reason not in ("unreadable", "undecodable"):
             raise
         run = run_ffmpeg(read_arguments(job.ffmpeg, source), _names(source, job))
+        judge_size(run)
         if not run.words:
             raise
         raise SourceError(error.reason, run.reason()) from error
