@@ -45,7 +45,8 @@ _COMPLAINT = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[(error|fatal|panic
 _CONSEQUENCE = re.compile(
     r"(\[[^]]*\] )*(Error opening (input|output)|Error parsing options|Failed to set value|Conversion failed"
     r"|Nothing was written into output|Cannot determine format of input|Task finished with error|Terminating thread"
-    r"|Error submitting packet to decoder|Error sending frames to consumers|Could not open encoder before EOF)"
+    r"|Error submitting packet to decoder|Error sending frames to consumers|Could not open encoder before EOF"
+    r"|error reading header)"
 )
 
 

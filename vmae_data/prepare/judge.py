@@ -6,7 +6,10 @@ import math
 import re
 import signal
 from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from vmae_data.errors import SourceError, VmaeError
 from vmae_data.prepare.ffmpeg import FfmpegRun, silence_seconds
@@ -67,20 +70,47 @@ def judge_size(run: FfmpegRun) -> None:
 
 
 def _judge_losses(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
-    """A file may be damaged in its middle and whole at its end: then frames are missing where the container has some.
+    """A file may be damaged in its middle and whole at its end: then ffmpeg complained, and frames are missing."""
+    shown = sorted(frame_times(run, info))
+    packets = packet_times(source)
+    lost = _lost_packets(packets, shown, info) if packets else 0
+    if lost > DAMAGED_ABOVE * len(packets):
+        raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode ({run.reason()})")
+    tick = info.time_base.num / info.time_base.den
+    holes, span = _time_in_holes(shown) * tick, (shown[-1] - shown[0]) * tick
+    if holes > DAMAGED_ABOVE * span:
+        raise SourceError("damaged", f"no frames for {holes:.2f} of {span:.2f} s ({run.reason()})")
+
+
+def _lost_packets(packets: Sequence[int], shown: Sequence[int], info: VideoInfo) -> int:
+    """How many packets no frame was decoded of.
 
     Told by time, not by count: a frame's two fields may be two packets, and some packets are never shown.
     """
-    packets, shown = packet_times(source), sorted(frame_times(run, info))
     near = 0.75 * info.rate.den * info.time_base.den / (info.rate.num * info.time_base.num)
 
-    def is_lost(time: int) -> bool:
-        after = bisect_left(shown, time)
-        return all(abs(time - neighbour) > near for neighbour in shown[max(0, after - 1) : after + 1])
+    def lost_if(shift: int) -> int:
+        """The same where ffmpeg counts from `shift` on."""
 
-    lost = sum(map(is_lost, packets))
-    if lost > DAMAGED_ABOVE * len(packets):
-        raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode ({run.reason()})")
+        def is_lost(time: int) -> bool:
+            after = bisect_left(shown, time)
+            return all(abs(time - neighbour) > near for neighbour in shown[max(0, after - 1) : after + 1])
+
+        return sum(is_lost(time - shift) for time in packets)
+
+    # ffmpeg counts from the container's start, which PyAV doesn't; and either end may be what is lost.
+    return min(map(lost_if, {0, packets[0] - shown[0], packets[-1] - shown[-1]}))
+
+
+def _time_in_holes(shown: Sequence[int]) -> int:
+    """Ticks that are missing in a video that is steady but for a few holes: there a demuxer lost the packets too.
+
+    0 for a video of variable rate, which has long steps of its own.
+    """
+    steps = [after - before for before, after in pairwise(shown)]
+    usual = median(steps) if steps else 0
+    holes = [step - usual for step in steps if step > 1.5 * usual]
+    return int(sum(holes)) if len(holes) <= max(2, len(steps) // 4) else 0
 
 
 def _decoded_seconds(run: FfmpegRun, info: VideoInfo, last: float) -> float:

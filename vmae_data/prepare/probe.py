@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -20,6 +21,7 @@ __all__ = [
     "DEMUXERS",
     "MOST_PIXELS",
     "VideoInfo",
+    "cut_box",
     "packet_seconds",
     "packet_times",
     "probe_video",
@@ -57,6 +59,11 @@ _MATRIX_NAMES = {
     10: "bt2020c",
 }
 _RANGE_FULL = 2
+_BOX_HEADER = 8
+_BOX = struct.Struct(">I4s")
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+# What libavformat says of these is when the last packet comes that it found; of a cut file too.
+_NOTHING_DECLARED = frozenset(("mpegts", "mpeg", "ogg"))
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # of AVColorTransferCharacteristic
 
 
@@ -96,9 +103,11 @@ def probe_video(path: bytes) -> VideoInfo:
     av.logging.set_level(None)
     try:
         with _open(path) as container:
-            return _describe(container)
+            info = _describe(container)
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
         raise SourceError("unreadable", _plain(error)) from error
+    cut = cut_box(path)
+    return info._replace(remarks=(*info.remarks, cut)) if cut else info
 
 
 @contextmanager
@@ -124,6 +133,8 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 def _describe(container: av.container.InputContainer) -> VideoInfo:
     stream = _video_stream(container)
+    if stream.codec_context is None:
+        raise SourceError("undecodable", "the video stream's codec is not known")
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
     frame = next(container.decode(stream), None)
@@ -152,7 +163,7 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         full_range=int(frame.color_range) == _RANGE_FULL or frame.format.name.startswith("yuvj"),
         rgb=rgb,
         square=not stream.sample_aspect_ratio or stream.sample_aspect_ratio == 1,
-        remarks=tuple(_remarks(frame)),
+        remarks=tuple(_remarks(container, frame)),
     )
 
 
@@ -176,8 +187,10 @@ def _shown_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int
     return width, height
 
 
-def _remarks(frame: av.VideoFrame) -> Iterator[str]:
-    """What is lost on the way to 8 bits of upright BT.709."""
+def _remarks(container: av.container.InputContainer, frame: av.VideoFrame) -> Iterator[str]:
+    """What is lost on the way to 8 bits of upright BT.709, and what can't be known."""
+    if container.format.name in _NOTHING_DECLARED:
+        yield "no declared duration, only the time of the last packet: a cut may not show"
     transfer = _HDR_TRANSFERS.get(int(frame.color_trc))
     if transfer:
         yield f"HDR ({transfer}): brightness is kept as it is coded, not mapped to SDR"
@@ -191,6 +204,9 @@ def _remarks(frame: av.VideoFrame) -> Iterator[str]:
 
 def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
     """The video stream's (or its DURATION tag), else the container's less any longer audio."""
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        # libavformat's duration is that of the chunks that are there; the header's count of frames is what was meant.
+        return float(stream.frames / stream.average_rate)
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
@@ -202,6 +218,26 @@ def _declared_duration(container: av.container.InputContainer, stream: av.VideoS
     audio = [float(s.duration * s.time_base) for s in container.streams.audio if s.duration and s.time_base]
     # An audio stream that lasts as long as the container says nothing of how long the video should last.
     return None if audio and max(audio) >= whole - 0.001 else whole
+
+
+def cut_box(path: bytes) -> str:
+    """In what box of the mp4 family a file ends, in words: a download that broke off. Empty where it doesn't."""
+    with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
+        end = os.fstat(file.fileno()).st_size
+        start = 0
+        while start + _BOX_HEADER <= end:
+            file.seek(start)
+            size, kind = _BOX.unpack(file.read(_BOX_HEADER))
+            if start == 0 and kind not in _FIRST_BOXES:
+                return ""
+            if size == 1:  # 64 bits of it follow
+                size = int.from_bytes(file.read(8), "big")
+            if size < _BOX_HEADER:  # 0 is up to the end; others are no box
+                return ""
+            if start + size > end:
+                return f"the file ends inside its box {kind.decode('ascii', 'replace')}, {end - start} of {size} bytes"
+            start += size
+    return ""
 
 
 def packet_seconds(path: bytes, pts: int | None) -> float:
