@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools.damages.boxes import bent, boundaries, find_box
+from tools.damages.boxes import bent, boundaries
 from tools.damages.clips import FRAMES, Bench
 from tools.damages.records import Damage, Outcome, failed, made
 
@@ -32,7 +31,12 @@ _DECLARE_NOTHING = ("cut.ts", "cut.mpg", "cut.ogv")
 
 
 def changed(
-    group: str, name: str, clip: tuple[str, str], change: Callable[[bytes], bytes], *expected: Outcome, fast: bool = False
+    group: str,
+    name: str,
+    clip: tuple[str, str],
+    change: Callable[[bytes], bytes],
+    *expected: Outcome,
+    fast: bool = False,
 ) -> Damage:
     """A clip's bytes, changed."""
 
@@ -52,7 +56,19 @@ def _share(percent: float) -> Callable[[bytes], bytes]:
 
 # The boxes of the files above in their order, by where they lie. `*` ends a header that holds the boxes after it.
 _TRACK = "moov/trak*, moov/trak/tkhd, moov/trak/edts*, moov/trak/edts/elst, moov/trak/mdia*, moov/trak/mdia/mdhd, moov/trak/mdia/hdlr"
-_TABLES = "* /vmhd /dinf* /dinf/dref /stbl* /stbl/stsd /stbl/stts /stbl/stss /stbl/ctts /stbl/stsc /stbl/stsz".split()
+_TABLES = [
+    "*",
+    "/vmhd",
+    "/dinf*",
+    "/dinf/dref",
+    "/stbl*",
+    "/stbl/stsd",
+    "/stbl/stts",
+    "/stbl/stss",
+    "/stbl/ctts",
+    "/stbl/stsc",
+    "/stbl/stsz",
+]
 _INSIDE_MOOV = ("moov*", "moov/mvhd", *_TRACK.split(", "), *(f"moov/trak/mdia/minf{box}" for box in _TABLES))
 _AFTER_TABLES = ("moov/trak/mdia/minf/stbl/stco", "moov/udta*")
 _FRAGMENT = "moof*, moof/mfhd, moof/traf*, moof/traf/tfhd, moof/traf/tfdt, moof/traf/trun"
@@ -140,8 +156,15 @@ def _flips() -> Iterator[Damage]:
     hangs, every frame that is counted decodes, and nine tenths are there or the file is a failure."""
     nearly = range(22, FRAMES + 1)
     whole = made(frames=nearly, right=False)
-    noted = tuple(made(word, frames=nearly, right=False) for word in ("ffmpeg complained", "no declared", "ends inside"))
-    bad = tuple(map(failed, ("unreadable", "undecodable", "truncated", "damaged", "no-video", "encode-mismatch", "ffmpeg-failed")))
+    noted = tuple(
+        made(word, frames=nearly, right=False) for word in ("ffmpeg complained", "no declared", "ends inside")
+    )
+    bad = tuple(
+        map(
+            failed,
+            ("unreadable", "undecodable", "truncated", "damaged", "no-video", "encode-mismatch", "ffmpeg-failed"),
+        )
+    )
     for clip in (_LAST, _FRAGMENTS, *_OTHERS):
         # Ogg drops the whole page, a third of this clip, and says so.
         pages = (made("CRC mismatch", frames=_ANY, right=False),) if clip[0] == "cut.ogv" else ()
@@ -166,11 +189,46 @@ def _holes() -> Iterator[Damage]:
     lost = (failed("damaged"), failed("truncated"))
     for clip in (_LAST, *_OTHERS):
         suffix = clip[0].rpartition(".")[2]
-        yield changed("Bytes lost in the middle", f"{suffix}, 5 %", clip, _zeroed(48, 53), made("", frames=_ANY, right=False), made("ffmpeg complained", frames=_ANY, right=False), made("no declared", frames=_ANY, right=False), *lost)
-        yield changed("Bytes lost in the middle", f"{suffix}, 60 %", clip, _zeroed(20, 80), *lost, failed("undecodable"), fast=suffix == "mp4")
+        yield changed(
+            "Bytes lost in the middle",
+            f"{suffix}, 5 %",
+            clip,
+            _zeroed(48, 53),
+            made("", frames=_ANY, right=False),
+            made("ffmpeg complained", frames=_ANY, right=False),
+            made("no declared", frames=_ANY, right=False),
+            *lost,
+        )
+        yield changed(
+            "Bytes lost in the middle",
+            f"{suffix}, 60 %",
+            clip,
+            _zeroed(20, 80),
+            *lost,
+            failed("undecodable"),
+            fast=suffix == "mp4",
+        )
 
 
-_RESIZED = "ftyp free mdat moov mvhd trak tkhd mdia mdhd hdlr minf stbl stsd stts stsc stsz stco".split()
+_RESIZED = [
+    "ftyp",
+    "free",
+    "mdat",
+    "moov",
+    "mvhd",
+    "trak",
+    "tkhd",
+    "mdia",
+    "mdhd",
+    "hdlr",
+    "minf",
+    "stbl",
+    "stsd",
+    "stts",
+    "stsc",
+    "stsz",
+    "stco",
+]
 
 
 def _sizes() -> Iterator[Damage]:

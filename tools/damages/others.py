@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -29,7 +30,13 @@ def written(name: str, data: bytes, *expected: Outcome, suffix: str = ".mp4", fa
 
 
 def by_ffmpeg(
-    group: str, name: str, words: str, *expected: Outcome, clip: str = "whole.mp4", suffix: str = ".mp4", fast: bool = False
+    group: str,
+    name: str,
+    words: str,
+    *expected: Outcome,
+    clip: str = "whole.mp4",
+    suffix: str = ".mp4",
+    fast: bool = False,
 ) -> Damage:
     """What ffmpeg makes of a whole clip (CLIP in its words) with these options."""
 
@@ -94,22 +101,50 @@ OTHERS: tuple[Damage, ...] = (
 
 _S = "Streams"
 STREAMS: tuple[Damage, ...] = (
-    by_ffmpeg(_S, "audio longer than the video", "-i CLIP -f lavfi -i sine=duration=5 -c:v copy -c:a aac", made(), fast=True),
+    by_ffmpeg(
+        _S, "audio longer than the video", "-i CLIP -f lavfi -i sine=duration=5 -c:v copy -c:a aac", made(), fast=True
+    ),
     by_ffmpeg(_S, "audio shorter than the video", "-i CLIP -f lavfi -i sine=duration=0.2 -c:v copy -c:a aac", made()),
-    by_ffmpeg(_S, "audio before the video", "-i CLIP -f lavfi -i sine=duration=1 -map 1:a -map 0:v -c:v copy -c:a aac", made()),
+    by_ffmpeg(
+        _S, "audio before the video", "-i CLIP -f lavfi -i sine=duration=1 -map 1:a -map 0:v -c:v copy -c:a aac", made()
+    ),
     by_ffmpeg(
         _S,
-        "a cover picture before the video",
-        "-i CLIP -map 0:v -map 0:v -c:v:0 mjpeg -pix_fmt:v:0 yuvj420p -frames:v:0 1 -disposition:v:0 attached_pic -c:v:1 copy",
+        "a cover picture beside the video",
+        "-i CLIP -t 0.04 -i CLIP -map 1:v -map 0:v -c:v:0 mjpeg -pix_fmt:v:0 yuvj420p -disposition:v:0 attached_pic -c:v:1 copy",
         made(),
         fast=True,
     ),
-    by_ffmpeg(_S, "two videos: the first one", "-i CLIP -map 0:v -map 0:v -c:v:0 copy -c:v:1 mpeg4 -s:v:1 32x32", made(size=(48, 32))),
-    by_ffmpeg(_S, "encrypted (CENC)", f"-i CLIP -c copy -encryption_scheme cenc-aes-ctr -encryption_key {'0' * 32} -encryption_kid {'1' * 32}", failed("undecodable"), failed("unreadable"), failed("damaged"), fast=True),
+    by_ffmpeg(
+        _S,
+        "two videos: the first one",
+        "-i CLIP -map 0:v -map 0:v -c:v:0 copy -c:v:1 mpeg4 -s:v:1 32x32",
+        made(size=(48, 32)),
+    ),
+    by_ffmpeg(
+        _S,
+        "encrypted (CENC)",
+        f"-i CLIP -c copy -encryption_scheme cenc-aes-ctr -encryption_key {'0' * 32} -encryption_kid {'1' * 32}",
+        failed("undecodable"),
+        failed("unreadable"),
+        failed("damaged"),
+        fast=True,
+    ),
     by_ffmpeg(_S, "begins 1 s late", "-itsoffset 1 -i CLIP -c copy", made(), suffix=".mkv"),
-    by_ffmpeg(_S, "an edit list that begins in the middle", "-ss 0.5 -i CLIP -c copy", made(frames=range(10, 15)), fast=True),
+    by_ffmpeg(
+        _S, "an edit list that begins in the middle", "-ss 0.5 -i CLIP -c copy", made(frames=range(10, 15)), fast=True
+    ),
     by_ffmpeg(_S, "cut to 0.4 s without decoding", "-i CLIP -t 0.4 -c copy", made(frames=range(9, 14))),
-    by_ffmpeg(_S, "no key frame at its start", "-i CLIP -c copy -bsf:v noise=drop=lt(n\\,3) -copyinkf", made("ffmpeg complained", frames=range(22, 26), right=False), made("", frames=range(17, 26), right=False), failed("truncated"), failed("damaged"), suffix=".mkv"),
+    by_ffmpeg(
+        _S,
+        "no key frame at its start",
+        "-i CLIP -c copy -bsf:v noise=drop=lt(n\\,3) -copyinkf",
+        made("ffmpeg complained", frames=range(22, 26), right=False),
+        made("", frames=range(17, 26), right=False),
+        failed("truncated"),
+        failed("damaged"),
+        suffix=".mkv",
+    ),
 )
 
 
@@ -128,12 +163,8 @@ def _link_to_whole(bench: Bench, path: Path) -> None:
 
 def _socket(_bench: Bench, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
-        here = os.getcwd()
-        os.chdir(path.parent)  # a socket's address is short
-        try:
+        with contextlib.chdir(path.parent):  # a socket's address is short
             server.bind(path.name)
-        finally:
-            os.chdir(here)
 
 
 LINKS: tuple[Damage, ...] = (
@@ -141,7 +172,12 @@ LINKS: tuple[Damage, ...] = (
     placed("a socket", _socket, failed("not-a-file")),
     placed("a link to a video", _link_to_whole, made(), fast=True),
     placed("a link to nothing", _link_to("nowhere.mp4"), failed("missing"), fast=True),
-    placed("a link to itself", lambda _bench, path: path.symlink_to(path.name), failed("unreadable", "symbolic links"), fast=True),
+    placed(
+        "a link to itself",
+        lambda _bench, path: path.symlink_to(path.name),
+        failed("unreadable", "symbolic links"),
+        fast=True,
+    ),
     placed("a link to /dev/zero", _link_to("/dev/zero"), failed("not-a-file"), fast=True),
     placed("a link to /dev/stdin", _link_to("/dev/stdin"), failed("not-a-file")),
 )

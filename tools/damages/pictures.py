@@ -140,7 +140,14 @@ _COPY_OF = (
 _DECLARE_NOTHING = (".ts", ".m2ts", ".mpg", ".ogv")
 CONTAINERS: tuple[Damage, ...] = (
     *(
-        encoded(_C, name, options, made("no declared" if suffix in _DECLARE_NOTHING else ""), suffix=suffix, fast=name in ("VP9", "H.264 in TS", "MPEG-4 part 2 in AVI"))
+        encoded(
+            _C,
+            name,
+            options,
+            made("no declared" if suffix in _DECLARE_NOTHING else ""),
+            suffix=suffix,
+            fast=name in ("VP9", "H.264 in TS", "MPEG-4 part 2 in AVI"),
+        )
         for name, options, suffix in _COPY_OF
     ),
     encoded(_C, "raw H.264 named .mp4", "-f h264", made("no declared duration"), fast=True),
@@ -154,7 +161,12 @@ CONTAINERS: tuple[Damage, ...] = (
     encoded(_C, "WebM named .mp4 (wrong extension)", "-c:v libvpx -b:v 1M -f webm", made(), fast=True),
     encoded(_C, "AVI named .mov (wrong extension)", "-c:v mpeg4 -q:v 2 -f avi", made(), suffix=".mov"),
     encoded(_C, "TS named .avi (wrong extension)", "-f mpegts", made("no declared"), suffix=".avi"),
-    encoded(_C, "animated GIF named .mp4", "-c:v gif -pix_fmt pal8 -f gif -vf format=rgb24,format=pal8", made("has transparency")),
+    encoded(
+        _C,
+        "animated GIF named .mp4",
+        "-c:v gif -pix_fmt pal8 -f gif -vf format=rgb24,format=pal8",
+        made("has transparency"),
+    ),
 )
 
 _T = "Time"
@@ -182,7 +194,13 @@ TIMES: tuple[Damage, ...] = (
     ),
     encoded(_T, "starts at 10 h", "-output_ts_offset 36000", made("no declared"), suffix=".ts"),
     encoded(_T, "starts at 10 h, Matroska", "-output_ts_offset 36000", made(), suffix=".mkv"),
-    encoded(_T, "time stamps that wrap (33 bits)", "-output_ts_offset 95443.2 -muxdelay 0", made("no declared"), suffix=".ts"),
+    encoded(
+        _T,
+        "time stamps that wrap (33 bits)",
+        "-output_ts_offset 95443.2 -muxdelay 0",
+        made("no declared"),
+        suffix=".ts",
+    ),
     encoded(_T, "1000 frames a second", "-r 1000", made(), source="-r 1000", suffix=".mkv"),
     encoded(_T, "a frame in 10 s", "-r 1/10", made(), source="-r 1/10"),
     encoded(_T, "30000/1001 frames a second", "", made(), source="-r 30000/1001"),
