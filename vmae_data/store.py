@@ -99,7 +99,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
         if error.errno in _NO_LINKS and not path.exists():
             commit_file(temporary, path)
             return True
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -162,9 +162,8 @@ def _link_to_whole(bench: Bench, path: Path) -> None:
 
 
 def _socket(_bench: Bench, path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        with contextlib.chdir(path.parent):  # a socket's address is short
-            server.bind(path.name)
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):  # a socket's address is short
+        server.bind(path.name)
 
 
 LINKS: tuple[Damage, ...] = (
