@@ -31,8 +31,8 @@ __all__ = [
     "read_range",
     "sync_folder",
     "temporary_beside",
-    "writer_name",
     "write_error",
+    "writer_name",
 ]
 
 TEMPORARY = ".tmp-"
