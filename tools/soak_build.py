@@ -20,7 +20,8 @@ from pathlib import Path
 from tools.damages.clips import Bench
 from tools.damages.judge import judge_all, make_all
 from tools.damages.table import DAMAGES, docs_page
-from tools.faults import FAULTS, Result, Site, command, left_over, run
+from tools.faults.site import Result, Site, command, left_over, run
+from tools.faults.table import FAULTS
 from vmae_data.demo import write_demo
 
 _DOCS = Path(__file__).parents[1] / "docs" / "damages.md"
@@ -107,7 +108,7 @@ def faults(folder: Path, kills: int, seed: int) -> Iterator[Result]:
     yield _within("the undisturbed build", f"status {ended.status}, {seconds:.1f} s", "status 0", ended.status == 0)
     site = Site(folder, videos, whole, seconds, kills, seed)
     for fault in FAULTS:
-        yield from fault(site)
+        yield from fault.run(site)
 
 
 if __name__ == "__main__":

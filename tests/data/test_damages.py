@@ -16,7 +16,8 @@ from tools.damages.clips import Bench
 from tools.damages.judge import Finding, judge_all, make_all
 from tools.damages.records import Damage
 from tools.damages.table import DAMAGES, FAST, docs_page
-from tools.faults import Site, at_limit, left_over
+from tools.faults.disks import at_limit
+from tools.faults.site import Site, left_over
 from vmae_data.build import build_shards
 from vmae_data.format import key_of
 from vmae_data.prepare.ffmpeg import find_ffmpeg

@@ -144,7 +144,7 @@ CONTAINERS: tuple[Damage, ...] = (
             _C,
             name,
             options,
-            made("no declared" if suffix in _DECLARE_NOTHING else ""),
+            made("no declared duration" if suffix in _DECLARE_NOTHING else ""),
             suffix=suffix,
             fast=name in ("VP9", "H.264 in TS", "MPEG-4 part 2 in AVI"),
         )
@@ -160,7 +160,7 @@ CONTAINERS: tuple[Damage, ...] = (
     ),
     encoded(_C, "WebM named .mp4 (wrong extension)", "-c:v libvpx -b:v 1M -f webm", made(), fast=True),
     encoded(_C, "AVI named .mov (wrong extension)", "-c:v mpeg4 -q:v 2 -f avi", made(), suffix=".mov"),
-    encoded(_C, "TS named .avi (wrong extension)", "-f mpegts", made("no declared"), suffix=".avi"),
+    encoded(_C, "TS named .avi (wrong extension)", "-f mpegts", made("no declared duration"), suffix=".avi"),
     encoded(
         _C,
         "animated GIF named .mp4",
@@ -192,13 +192,13 @@ TIMES: tuple[Damage, ...] = (
         made(),
         suffix=".mkv",
     ),
-    encoded(_T, "starts at 10 h", "-output_ts_offset 36000", made("no declared"), suffix=".ts"),
+    encoded(_T, "starts at 10 h", "-output_ts_offset 36000", made("no declared duration"), suffix=".ts"),
     encoded(_T, "starts at 10 h, Matroska", "-output_ts_offset 36000", made(), suffix=".mkv"),
     encoded(
         _T,
         "time stamps that wrap (33 bits)",
         "-output_ts_offset 95443.2 -muxdelay 0",
-        made("no declared"),
+        made("no declared duration"),
         suffix=".ts",
     ),
     encoded(_T, "1000 frames a second", "-r 1000", made(), source="-r 1000", suffix=".mkv"),

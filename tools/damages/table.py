@@ -10,6 +10,7 @@ from tools.damages.cuts import CUTS, FLIPS, SIZES
 from tools.damages.others import LINKS, NAMES, OTHERS, STREAMS
 from tools.damages.pictures import CONTAINERS, PICTURES, TIMES
 from tools.damages.records import Damage
+from tools.faults.table import FAULTS
 
 __all__ = ["DAMAGES", "FAST", "docs_page"]
 
@@ -42,6 +43,9 @@ def _sections() -> Iterator[str]:
         for outcome, same in groupby(damages, key=_outcome):
             yield f"| {_names([damage.name for damage in same])} | {outcome} |"
         yield ""
+    yield "## Faults of the machine\n\n| while a build runs | what comes |\n| --- | --- |"
+    yield from (f"| {fault.name} | {fault.outcome} |" for fault in FAULTS)
+    yield ""
 
 
 def _outcome(damage: Damage) -> str:
