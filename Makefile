@@ -30,8 +30,9 @@ check: $(INSTALLED)
 test: check
 	$(BIN)/pytest
 
-# Longer than a test may be: many kills, many steps.
+# Longer than a test may be: hundreds of damaged sources, many kills, full disks, many steps.
 soak: $(INSTALLED)
+	$(BIN)/python -m tools.soak_build
 	$(BIN)/python tools/soak_kills.py
 
 example: $(INSTALLED)

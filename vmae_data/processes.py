@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,16 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NamedTuple
 
-__all__ = ["Finished", "Pool", "WorkerDied", "die_with_parent", "next_finished", "stop_on_signals"]
+__all__ = [
+    "Finished",
+    "Pool",
+    "WorkerDied",
+    "die_with_parent",
+    "limit_memory",
+    "memory_used",
+    "next_finished",
+    "stop_on_signals",
+]
 
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing should be
@@ -50,6 +60,24 @@ def die_with_parent(parent: int) -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent went before the call above
         os._exit(1)
+
+
+def memory_used() -> int:
+    """Bytes of this process that count against `limit_memory`."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - fewer steps: asked for every source
+        return int(file.read().split()[5]) * resource.getpagesize()
+
+
+def limit_memory(most: int) -> int:
+    """Let this process, and those that it starts, hold at most so many bytes of data; gives the limit before.
+
+    No limit is -1 (RLIM_INFINITY). One that was set from outside is never raised above its hard limit.
+    """
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        most = hard if most == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    return before
 
 
 def _serve(connection: Connection, parent: int, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "read_range",
     "sync_folder",
     "temporary_beside",
+    "write_error",
     "writer_name",
 ]
 
@@ -98,7 +99,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
         if error.errno in _NO_LINKS and not path.exists():
             commit_file(temporary, path)
             return True
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -114,7 +115,7 @@ def commit_bytes(path: Path, data: bytes, writer: str = "") -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
 def commit_file(temporary: Path, path: Path) -> None:
@@ -128,7 +129,7 @@ def commit_file(temporary: Path, path: Path) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -140,7 +141,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(path: Path, error: OSError) -> VmaeError:
+def write_error(path: Path, error: OSError) -> VmaeError:
+    """What to tell of a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return VmaeError(f"{path}: no room left on the disk; free some and run the same command again")
     return VmaeError(f"{path}: can't be written ({error.strerror}); check the folder and its rights")

@@ -13,7 +13,7 @@ from vmae_data.prepare.probe import VideoInfo, probe_video, scaled_size
 
 def _info(width: int, height: int) -> VideoInfo:
     return VideoInfo(
-        width, height, 0, Rational(25, 1), Rational(1, 25), None, 0.0, "h264", "yuv420p", "bt709", False, False
+        width, height, 0, Rational(25, 1), Rational(1, 25), None, 0.0, "h264", "yuv420p", "bt709", False, False, True
     )
 
 

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from vmae_data.format import Rational
 from vmae_data.prepare.ffmpeg import ffmpeg_python, telling
 from vmae_data.prepare.plan import BuildSpec
-from vmae_data.prepare.probe import DEMUXERS, VideoInfo, scaled_size
+from vmae_data.prepare.probe import DEMUXERS, MOST_PIXELS, VideoInfo, scaled_size
 from vmae_data.prepare.profiles import coded_rate, colour_of, encoder_options, source_colour
 from vmae_data.prepare.thinning import kept_rate
 
 __all__ = ["Output", "copy_arguments", "encode_arguments", "picture_filters", "read_arguments"]
 
-_INPUT = {"threads": 1, "format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+_INPUT = {"threads": 1, "max_pixels": MOST_PIXELS, "format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 # Put in place of the paths while ffmpeg-python compiles: it can't encode names that are not UTF-8.
 _SOURCE, _TARGET = "SOURCE-PATH", "TARGET-PATH"
 _MP4 = {"an": None, "sn": None, "dn": None, "map_metadata": -1, "map_chapters": -1, "fflags": "+bitexact"}
@@ -55,7 +55,7 @@ def encode_arguments(
 def _encode_options(spec: BuildSpec, info: VideoInfo, splits: tuple[int, ...]) -> dict[str, Any]:
     colour = colour_of(spec.profile, info)
     options = {
-        "map": "0:v:0",
+        "map": "0:V:0",
         **_MP4,
         "filter_threads": 1,
         "fps_mode": "passthrough",
@@ -117,7 +117,7 @@ def copy_arguments(program: str, info: VideoInfo, source: bytes, target: str) ->
         .output(
             f"{_TARGET}-0",
             **{
-                "map": "0:v:0",
+                "map": "0:V:0",
                 **_MP4,
                 "c:v": "copy",
                 "bsf:v": f"setts=pts=PTS-STARTPTS:dts=DTS-STARTPTS:duration={step.num // step.den}",
@@ -126,13 +126,13 @@ def copy_arguments(program: str, info: VideoInfo, source: bytes, target: str) ->
             },
         )
     )
-    decoded = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:v:0", vf=telling("0"), f="null")
+    decoded = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:V:0", vf=telling("0"), f="null")
     return _compile([copied, decoded], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
 
 
 def read_arguments(program: str, source: bytes) -> list[str]:
     """Decode to nowhere: for ffmpeg's own words on a file."""
-    stream = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:v:0", f="null")
+    stream = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:V:0", f="null")
     return _compile([stream], program, {_SOURCE: _url(source)})
 
 

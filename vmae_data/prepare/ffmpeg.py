@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vmae_data.errors import VmaeError
-from vmae_data.processes import die_with_parent
+from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.processes import die_with_parent, limit_memory
 from vmae_data.store import hash_file
 
-__all__ = ["Ffmpeg", "FfmpegRun", "encoders_of", "ffmpeg_python", "find_ffmpeg", "owners_of", "run_ffmpeg", "telling"]
+__all__ = [
+    "Ffmpeg",
+    "FfmpegRun",
+    "encoders_of",
+    "ffmpeg_python",
+    "find_ffmpeg",
+    "owners_of",
+    "run_ffmpeg",
+    "silence_seconds",
+    "telling",
+]
 
 # Every decoded frame is told of, so a silence this long is a hang, not a long video.
 SILENCE_SECONDS = 120.0
 KEPT_WORDS = 40
+# A header's claims are believed, and memory is taken for them. 8K in 10 bits, with 16 frames to refer to, takes 2 GB.
+MOST_BYTES = 4 << 30
 
 _NUMBER = re.compile(r"\[Eval @ [^]]*\] \[error\] (-?\d+\.\d+|-?nan)")
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _COMPLAINT = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[(error|fatal|panic)\] (.*)")
 # What ffmpeg says on top of the reason; told only where there is no other word.
 _CONSEQUENCE = re.compile(
-    r"(\[(in|out)#\d+[^]]*\] )?(Error opening (input|output)|Error parsing options|Failed to set value|Conversion failed)"
+    r"(\[[^]]*\] )*(Error opening (input|output)|Error parsing options|Failed to set value|Conversion failed"
+    r"|Nothing was written into output|Cannot determine format of input|Task finished with error|Terminating thread"
+    r"|Error submitting packet to decoder|Error sending frames to consumers|Could not open encoder before EOF"
+    r"|error reading header)"
 )
 
 
@@ -102,6 +120,7 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
 
     Raises VmaeError when it doesn't run or has no libx264.
     """
+    silence_seconds()  # before any work: it may be set to what is no number
     path = named or os.environ.get("VMAE_FFMPEG") or None
     if path is None:
         try:
@@ -139,6 +158,21 @@ def _ask(path: str, question: str) -> str:
     ).stdout
 
 
+def silence_seconds() -> float:
+    """How long ffmpeg may say nothing before it is ended: VMAE_SILENCE_SECONDS, else two minutes.
+
+    Raises MisuseError for what is no number above 0.
+    """
+    text = os.environ.get("VMAE_SILENCE_SECONDS") or str(SILENCE_SECONDS)
+    try:
+        seconds = float(text)
+        if not 0 < seconds < math.inf:
+            raise ValueError
+    except ValueError:
+        raise MisuseError(f"VMAE_SILENCE_SECONDS = {text}: expected seconds above 0, such as 120") from None
+    return seconds
+
+
 def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
     """Run ffmpeg to its end, or kill it after a long silence.
 
@@ -151,17 +185,17 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us, not for it
-        preexec_fn=partial(die_with_parent, os.getpid()),
+        preexec_fn=partial(_start, os.getpid()),
     )
     assert process.stderr is not None
     reader = _Reader(names)
     try:
         stalled = not _follow(process.stderr, reader)
         if stalled:
-            process.kill()
+            _kill(process)
         status = process.wait()
     except BaseException:
-        process.kill()
+        _kill(process)
         process.wait()
         raise
     finally:
@@ -169,13 +203,25 @@ def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
     return FfmpegRun(status, tuple(reader.pts), reader.ticks, reader.words, stalled, reader.restarted_at)
 
 
+def _start(parent: int) -> None:
+    """In the child, before ffmpeg itself."""
+    die_with_parent(parent)
+    limit_memory(MOST_BYTES)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it started: the binary that a person names may be a script around ffmpeg."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _follow(stderr: IO[bytes], reader: _Reader) -> bool:
     """Read what ffmpeg says until it closes; False when it fell silent."""
-    descriptor = stderr.fileno()
+    descriptor, silence = stderr.fileno(), silence_seconds()
     rest = b""
     heard_at = time.monotonic()
     while True:
-        ready, _, _ = select.select([descriptor], [], [], 5.0)
+        ready, _, _ = select.select([descriptor], [], [], min(5.0, silence / 4))
         if ready:
             data = os.read(descriptor, 1 << 16)
             if not data:
@@ -184,7 +230,7 @@ def _follow(stderr: IO[bytes], reader: _Reader) -> bool:
             *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
             for line in lines:
                 reader.take(line.decode("utf-8", "replace"))
-        elif time.monotonic() - heard_at > SILENCE_SECONDS:
+        elif time.monotonic() - heard_at > silence:
             return False
     if rest:
         reader.take(rest.decode("utf-8", "replace"))

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from vmae_data.errors import SourceError, VmaeError
-from vmae_data.prepare.ffmpeg import FfmpegRun
+from vmae_data.prepare.ffmpeg import FfmpegRun, silence_seconds
 from vmae_data.prepare.plan import Thinning
-from vmae_data.prepare.probe import VideoInfo, packet_seconds
+from vmae_data.prepare.probe import MOST_PIXELS, VideoInfo, packet_seconds, packet_times
 from vmae_data.prepare.thinning import ends_early
 
-__all__ = ["frame_times", "judge_run", "remarks_on"]
+__all__ = ["frame_times", "judge_run", "judge_size", "remarks_on"]
 
+DAMAGED_ABOVE = 0.1  # of the frames, lost anywhere
+_CLAIMED_SIZE = re.compile(r"Picture size (\d+)x(\d+) (?:exceeds specified max pixel count|is invalid)")
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 def judge_run(run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated: bool, staging: Path) -> None:
     """Exit status is no test of a source: ffmpeg ends with 0 on damaged files. Count and time are."""
     if run.stalled:
-        raise SourceError("stalled", "ffmpeg decoded nothing for two minutes and was ended")
+        raise SourceError("stalled", f"ffmpeg decoded nothing for {silence_seconds():g} s and was ended")
     if run.status == -signal.SIGXFSZ or any(full in word for word in run.words for full in _FULL_DISK):
         # The disk's fault, not the video's: nothing is booked, and the same build goes on later.
         raise VmaeError(f"{staging}: no room left on the disk; free some and run the same command again")
@@ -31,6 +38,7 @@ def judge_run(run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated:
             "size-changes", f"the picture's size changes at frame {run.restarted_at}; encode it to one size"
         )
     if not run.pts:
+        judge_size(run)
         raise SourceError("undecodable", run.reason())
     if run.status != 0:
         raise SourceError("ffmpeg-failed", run.reason())
@@ -49,6 +57,60 @@ def judge_run(run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated:
             "truncated",
             f"the last of {len(run.pts)} frames ends at {seconds:.2f} of {info.duration:.2f} s{words}",
         )
+    if run.words and not keep_truncated:
+        _judge_losses(run, info, source)
+
+
+def judge_size(run: FfmpegRun) -> None:
+    """Where nothing was decoded: a frame of more than MOST_PIXELS is refused, as it may be nothing but a claim."""
+    for word in run.words:
+        found = _CLAIMED_SIZE.search(word)
+        if found and int(found[1]) * int(found[2]) > MOST_PIXELS:
+            raise SourceError("too-large", f"{found[1]} × {found[2]} pixels; {MOST_PIXELS} are the most (8192 × 8192)")
+
+
+def _judge_losses(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
+    """A file may be damaged in its middle and whole at its end: then ffmpeg complained, and frames are missing."""
+    shown = sorted(frame_times(run, info))
+    packets = packet_times(source)
+    lost = _lost_packets(packets, shown, info) if packets else 0
+    if lost > DAMAGED_ABOVE * len(packets):
+        raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode ({run.reason()})")
+    tick = info.time_base.num / info.time_base.den
+    holes, span = _time_in_holes(shown) * tick, (shown[-1] - shown[0]) * tick
+    if holes > DAMAGED_ABOVE * span:
+        raise SourceError("damaged", f"no frames for {holes:.2f} of {span:.2f} s ({run.reason()})")
+
+
+def _lost_packets(packets: Sequence[int], shown: Sequence[int], info: VideoInfo) -> int:
+    """How many packets no frame was decoded of.
+
+    Told by time, not by count: a frame's two fields may be two packets, and some packets are never shown.
+    """
+    near = 0.75 * info.rate.den * info.time_base.den / (info.rate.num * info.time_base.num)
+
+    def lost_if(shift: int) -> int:
+        """The same where ffmpeg counts from `shift` on."""
+
+        def is_lost(time: int) -> bool:
+            after = bisect_left(shown, time)
+            return all(abs(time - neighbour) > near for neighbour in shown[max(0, after - 1) : after + 1])
+
+        return sum(is_lost(time - shift) for time in packets)
+
+    # ffmpeg counts from the container's start, which PyAV doesn't; and either end may be what is lost.
+    return min(map(lost_if, {0, packets[0] - shown[0], packets[-1] - shown[-1]}))
+
+
+def _time_in_holes(shown: Sequence[int]) -> int:
+    """Ticks that are missing in a video that is steady but for a few holes: there a demuxer lost the packets too.
+
+    0 for a video of variable rate, which has long steps of its own.
+    """
+    steps = [after - before for before, after in pairwise(shown)]
+    usual = median(steps) if steps else 0
+    holes = [step - usual for step in steps if step > 1.5 * usual]
+    return int(sum(holes)) if len(holes) <= max(2, len(steps) // 4) else 0
 
 
 def _decoded_seconds(run: FfmpegRun, info: VideoInfo, last: float) -> float:
@@ -72,7 +134,7 @@ def frame_times(run: FfmpegRun, info: VideoInfo) -> list[int]:
 
 def remarks_on(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> tuple[str, ...]:
     """What a person should know of a source that was made all the same."""
-    remarks = []
+    remarks = list(info.remarks)
     if run.words:
         remarks.append(f"ffmpeg complained: {run.reason()}")
     if info.duration is None:

@@ -35,7 +35,7 @@ from vmae_data.format import (
     tar_name,
 )
 from vmae_data.prepare.resize import StagedMember, StagedSample, StagedSource, staged_name
-from vmae_data.store import commit_bytes, commit_file, hash_file, read_bytes, temporary_beside
+from vmae_data.store import commit_bytes, commit_file, hash_file, read_bytes, temporary_beside, write_error
 
 __all__ = [
     "PackJob",
@@ -104,7 +104,10 @@ def pack_shard(job: PackJob) -> ShardHead:
     if samples:
         temporary = temporary_beside(final, job.writer)
         try:
-            _write_tar(temporary, job.staging, samples)
+            try:
+                _write_tar(temporary, job.staging, samples)
+            except OSError as error:
+                raise write_error(final, error) from error
             size, digest = temporary.stat().st_size, hash_file(temporary)
             entries = tuple(_entries(temporary, samples))
             commit_file(temporary, final)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -12,8 +15,18 @@ import av
 
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
+from vmae_data.processes import limit_memory, memory_used
 
-__all__ = ["DEMUXERS", "VideoInfo", "packet_seconds", "packet_times", "probe_video", "scaled_size"]
+__all__ = [
+    "DEMUXERS",
+    "MOST_PIXELS",
+    "VideoInfo",
+    "cut_box",
+    "packet_seconds",
+    "packet_times",
+    "probe_video",
+    "scaled_size",
+]
 
 # Containers of one file only: a playlist or a concatenation script could name any other file.
 DEMUXERS = (
@@ -21,6 +34,16 @@ DEMUXERS = (
     ",h264,hevc,ivf,nut,dv,gif,rm,wtv"
 )
 _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+
+# A header of a few bytes may claim any size, and a decoder believes it: this is what it may claim at most. Twice the
+# frame of the highest level of H.264, HEVC and AV1 (8K); such a frame of 8 bits in 4:2:0 takes 100 MB.
+MOST_PIXELS = 8192 * 8192
+# The longest side that x264 encodes; a side of the picture as it is shown may be stretched by any sample aspect.
+MOST_SIDE = 16384
+# A patch of the model. A smaller picture would be all padding, and making its size even would squeeze it.
+LEAST_SIDE = 16
+# What a header's claims may make a library allocate: the largest frame a decoder's 16 reference frames and more.
+_MOST_BYTES = 4 << 30
 
 # AVColorSpace and AVColorRange as libavutil numbers them.
 _MATRIX_NAMES = {
@@ -36,6 +59,12 @@ _MATRIX_NAMES = {
     10: "bt2020c",
 }
 _RANGE_FULL = 2
+_BOX_HEADER = 8
+_BOX = struct.Struct(">I4s")
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+# What libavformat says of these is when the last packet comes that it found; of a cut file too.
+_NOTHING_DECLARED = frozenset(("mpegts", "mpeg", "ogg"))
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # of AVColorTransferCharacteristic
 
 
 class VideoInfo(NamedTuple):
@@ -54,12 +83,13 @@ class VideoInfo(NamedTuple):
     full_range: bool
     rgb: bool
     square: bool  # pixels, before the sample aspect was applied
+    remarks: tuple[str, ...] = ()  # what a person should know of its pictures
 
 
 def probe_video(path: bytes) -> VideoInfo:
     """Read a source's header and its first frame.
 
-    Raises SourceError: missing, not-a-file, empty, unreadable, no-video, undecodable.
+    Raises SourceError: missing, not-a-file, empty, unreadable, no-video, undecodable, too-small, too-large.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - bytes paths may not be UTF-8
@@ -72,28 +102,45 @@ def probe_video(path: bytes) -> VideoInfo:
         raise SourceError("empty", "the file has 0 bytes")
     av.logging.set_level(None)
     try:
-        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise SourceError("no-video", "the file has no video stream")
-            return _describe(container)
-    except (av.FFmpegError, ValueError, OSError) as error:
+        with _open(path) as container:
+            info = _describe(container)
+    except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
         raise SourceError("unreadable", _plain(error)) from error
+    cut = cut_box(path)
+    return info._replace(remarks=(*info.remarks, cut)) if cut else info
+
+
+@contextmanager
+def _open(path: bytes) -> Iterator[av.container.InputContainer]:
+    """A container, in an address space that grows by no more than `_MOST_BYTES`: a library then fails, not the machine."""
+    before = limit_memory(memory_used() + _MOST_BYTES)
+    try:
+        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
+            yield container
+    finally:
+        limit_memory(before)
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first one that moves: a song's cover is a stream too. ffmpeg's name for it is 0:V:0."""
+    streams = container.streams.video
+    moving = [stream for stream in streams if not stream.disposition & av.stream.Disposition.attached_pic]
+    if not moving:
+        found = "a cover picture, but no video stream" if streams else "no video stream"
+        raise SourceError("no-video", f"the file has {found}")
+    return moving[0]
 
 
 def _describe(container: av.container.InputContainer) -> VideoInfo:
-    stream = container.streams.video[0]
+    stream = _video_stream(container)
+    if stream.codec_context is None:
+        raise SourceError("undecodable", "the video stream's codec is not known")
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
     frame = next(container.decode(stream), None)
     if frame is None:
         raise SourceError("undecodable", "no frame of the video stream decodes")
-    width, height = frame.width, frame.height
-    aspect = stream.sample_aspect_ratio
-    if aspect and aspect > 0:
-        width = max(1, round(width * aspect))
-    # Frame.rotation is counter-clockwise, in multiples of 90 for every camera; others can't be upright anyway.
-    rotation = round(frame.rotation) % 360
-    if rotation in (90, 270):
-        width, height = height, width
+    width, height = _shown_size(frame, stream.sample_aspect_ratio)
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     if not rate or rate <= 0:
         raise SourceError("undecodable", "the container states no frame rate")
@@ -105,7 +152,7 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
     return VideoInfo(
         width=width,
         height=height,
-        rotation=rotation,
+        rotation=_rotation(frame),
         rate=Rational(rate.numerator, rate.denominator),
         time_base=Rational(base.numerator, base.denominator),
         duration=_declared_duration(container, stream),
@@ -115,12 +162,51 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         matrix=matrix if not rgb else "rgb",
         full_range=int(frame.color_range) == _RANGE_FULL or frame.format.name.startswith("yuvj"),
         rgb=rgb,
-        square=not aspect or aspect == 1,
+        square=not stream.sample_aspect_ratio or stream.sample_aspect_ratio == 1,
+        remarks=tuple(_remarks(container, frame)),
     )
+
+
+def _rotation(frame: av.VideoFrame) -> int:
+    """Degrees counter-clockwise, 0 to 359."""
+    return round(frame.rotation) % 360
+
+
+def _shown_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+    """Width and height after sample aspect and rotation."""
+    width, height = frame.width, frame.height
+    if aspect and aspect > 0:
+        width = max(1, round(width * aspect))
+    if _rotation(frame) in (90, 270):
+        width, height = height, width
+    if min(width, height) < LEAST_SIDE:
+        raise SourceError("too-small", f"{width} × {height} pixels; a side of {LEAST_SIDE} is the least")
+    if max(width, height) > MOST_SIDE:
+        stretched = f", stretched from {frame.width} × {frame.height}" if aspect and aspect != 1 else ""
+        raise SourceError("too-large", f"{width} × {height} pixels{stretched}; a side of {MOST_SIDE} is the most")
+    return width, height
+
+
+def _remarks(container: av.container.InputContainer, frame: av.VideoFrame) -> Iterator[str]:
+    """What is lost on the way to 8 bits of upright BT.709, and what can't be known."""
+    if container.format.name in _NOTHING_DECLARED:
+        yield "no declared duration, only the time of the last packet: a cut may not show"
+    transfer = _HDR_TRANSFERS.get(int(frame.color_trc))
+    if transfer:
+        yield f"HDR ({transfer}): brightness is kept as it is coded, not mapped to SDR"
+    if frame.interlaced_frame:
+        yield "interlaced: scaled as it is, its fields are not taken apart"
+    if any(component.is_alpha for component in frame.format.components):
+        yield "has transparency: left out, so what lies behind shows"
+    if _rotation(frame) % 90:
+        yield f"rotated by {_rotation(frame)} degrees: its corners are cut"
 
 
 def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
     """The video stream's (or its DURATION tag), else the container's less any longer audio."""
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        # libavformat's duration is that of the chunks that are there; the header's count of frames is what was meant.
+        return float(stream.frames / stream.average_rate)
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
@@ -134,15 +220,35 @@ def _declared_duration(container: av.container.InputContainer, stream: av.VideoS
     return None if audio and max(audio) >= whole - 0.001 else whole
 
 
+def cut_box(path: bytes) -> str:
+    """In what box of the mp4 family a file ends, in words: a download that broke off. Empty where it doesn't."""
+    with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
+        end = os.fstat(file.fileno()).st_size
+        start = 0
+        while start + _BOX_HEADER <= end:
+            file.seek(start)
+            size, kind = _BOX.unpack(file.read(_BOX_HEADER))
+            if start == 0 and kind not in _FIRST_BOXES:
+                return ""
+            if size == 1:  # 64 bits of it follow
+                size = int.from_bytes(file.read(8), "big")
+            if size < _BOX_HEADER:  # 0 is up to the end; others are no box
+                return ""
+            if start + size > end:
+                return f"the file ends inside its box {kind.decode('ascii', 'replace')}, {end - start} of {size} bytes"
+            start += size
+    return ""
+
+
 def packet_seconds(path: bytes, pts: int | None) -> float:
     """How long the container shows the packet with this time stamp; 0 where it doesn't say."""
     try:
-        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
+        with _open(path) as container:
+            stream = _video_stream(container)
             for packet in container.demux(stream):
                 if packet.pts is not None and packet.pts == pts:
                     return float((packet.duration or 0) * (stream.time_base or 0))
-    except (av.FFmpegError, ValueError, OSError):
+    except (av.FFmpegError, ValueError, OSError, MemoryError):
         pass  # a damaged end: what was decoded stands
     return 0.0
 
@@ -153,10 +259,10 @@ def packet_times(path: bytes) -> tuple[int, ...]:
     A guess: frames may not decode. Whoever uses it compares it with what did.
     """
     try:
-        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
-            packets = container.demux(container.streams.video[0])
+        with _open(path) as container:
+            packets = container.demux(_video_stream(container))
             return tuple(sorted(p.pts for p in packets if p.size and p.pts is not None and not p.is_discard))
-    except (av.FFmpegError, ValueError, OSError):
+    except (av.FFmpegError, ValueError, OSError, MemoryError):
         return ()
 
 

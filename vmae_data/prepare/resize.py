@@ -31,9 +31,9 @@ from vmae_data.format import (
 )
 from vmae_data.prepare.command import Output, copy_arguments, encode_arguments, read_arguments
 from vmae_data.prepare.ffmpeg import FfmpegRun, run_ffmpeg
-from vmae_data.prepare.judge import frame_times, judge_run, remarks_on
+from vmae_data.prepare.judge import frame_times, judge_run, judge_size, remarks_on
 from vmae_data.prepare.plan import BuildSpec, Plan
-from vmae_data.prepare.probe import VideoInfo, packet_times, probe_video, scaled_size
+from vmae_data.prepare.probe import VideoInfo, cut_box, packet_times, probe_video, scaled_size
 from vmae_data.prepare.profiles import colour_of, copies
 from vmae_data.prepare.sources import SourceVideo
 from vmae_data.prepare.thinning import SegmentCut, cut_video, kept_rate, select_by_stride, select_frames
@@ -272,12 +272,15 @@ def _probe(source: bytes, job: EncodeJob) -> VideoInfo:
     try:
         return probe_video(source)
     except SourceError as error:
-        if error.reason in ("missing", "empty", "not-a-file"):
+        if error.reason not in ("unreadable", "undecodable", "no-video"):
             raise
         run = run_ffmpeg(read_arguments(job.ffmpeg, source), _names(source, job))
-        if not run.words:
-            raise
-        raise SourceError(error.reason, run.reason()) from error
+        judge_size(run)
+        words = run.reason() if run.words and error.reason != "no-video" else error.detail
+        with suppress(OSError):
+            if cut := cut_box(source):
+                raise SourceError("truncated", f"{cut} ({words})") from error
+        raise SourceError(error.reason, words) from error
 
 
 def _names(source: bytes, job: EncodeJob) -> dict[str, str]:

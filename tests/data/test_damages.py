@@ -1,0 +1,126 @@
+"""The fast part of `make soak`: every kind of damage, a hang and a full disk. The whole is tools/soak_build.py."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command import run_command
+from tools.damages.clips import Bench
+from tools.damages.judge import Finding, judge_all, make_all
+from tools.damages.records import Damage
+from tools.damages.table import DAMAGES, FAST, docs_page
+from tools.faults.disks import at_limit
+from tools.faults.site import Site, left_over
+from vmae_data.build import build_shards
+from vmae_data.format import key_of
+from vmae_data.prepare.ffmpeg import find_ffmpeg
+from vmae_data.prepare.judge import _time_in_holes
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.prepare.probe import cut_box
+from vmae_data.prepare.resize import EncodeJob, encode_source
+from vmae_data.progress import ProgressStyle
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Finding]]:
+    """What one build made of the fast subset, by name."""
+    folder = tmp_path_factory.mktemp("damages")
+    make_all(FAST, Bench(folder / "bench"), folder / "videos")
+    spec = BuildSpec(short_side=32, stride=2, crf=18, samples_per_shard=20)
+    build_shards(str(folder / "videos"), folder / "shards", spec, workers=2, style=ProgressStyle.QUIET)
+    yield {_title(finding.damage): finding for finding in judge_all(FAST, folder / "shards")}
+
+
+def _title(damage: Damage) -> str:
+    return f"{damage.group}: {damage.name}"
+
+
+@pytest.mark.parametrize("damage", FAST, ids=_title)
+def test_a_damage_has_its_stated_outcome(findings: dict[str, Finding], damage: Damage) -> None:
+    finding = findings[_title(damage)]
+    assert finding.as_expected, finding.found
+
+
+def test_every_damage_is_told_in_the_docs_and_none_twice() -> None:
+    page = Path(__file__).parents[2] / "docs" / "damages.md"
+    assert page.read_text() == docs_page(), "run python -m tools.soak_build --write-docs"
+    assert [title for title, count in Counter(map(_title, DAMAGES)).items() if count > 1] == []
+    assert len(DAMAGES) > 300
+
+
+@pytest.mark.parametrize("exec_word", ["exec ", ""])
+def test_an_ffmpeg_that_says_nothing_is_ended_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exec_word: str
+) -> None:
+    wrapper = tmp_path / "ffmpeg"
+    wrapper.write_text(f'#!/bin/sh\n{exec_word}sleep 600\n{shlex.quote(find_ffmpeg().path)} "$@"\n')
+    wrapper.chmod(0o755)
+    Bench(tmp_path).clip("a.mp4")
+    monkeypatch.setenv("VMAE_SILENCE_SECONDS", "0.5")
+    monkeypatch.setenv("VMAE_SOAK_MARK", f"{os.getpid()}-mark")
+    job = EncodeJob(
+        key=key_of(b"a.mp4"),
+        path=b"a.mp4",
+        folder=bytes(tmp_path),
+        label=None,
+        class_name=None,
+        split=None,
+        spec=BuildSpec(short_side=32),
+        ffmpeg=str(wrapper),
+        staging=tmp_path,
+    )
+    failure = encode_source(job).failure
+    assert failure is not None
+    assert (failure.reason, failure.detail) == ("stalled", "ffmpeg decoded nothing for 0.5 s and was ended")
+    assert not left_over()
+
+
+def test_a_silence_that_is_no_number_is_refused_before_any_work(tmp_path: Path, demo_videos: Path) -> None:
+    around = {**os.environ, "VMAE_SILENCE_SECONDS": "soon"}
+    done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=2, env=around)
+    assert "VMAE_SILENCE_SECONDS = soon: expected seconds above 0" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_while_a_tar_is_written_is_named_and_the_build_goes_on(
+    tmp_path: Path, demo_videos: Path, demo_shards: Path
+) -> None:
+    largest = max(path.stat().st_size for path in demo_shards.glob("*.tar"))
+    result = at_limit(Site(tmp_path, demo_videos, demo_shards, seconds=0, kills=0, seed=0), largest // 3)
+    assert result.as_expected, result.found
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", ""),
+        (b"no mp4 at all", ""),
+        (struct.pack(">I4s", 16, b"ftyp") + bytes(8), ""),
+        (struct.pack(">I4s", 16, b"ftyp") + bytes(7), "the file ends inside its box ftyp, 15 of 16 bytes"),
+        (struct.pack(">I4sI4s", 8, b"ftyp", 0, b"mdat") + bytes(7), ""),
+        (struct.pack(">I4sI4sQ", 8, b"ftyp", 1, b"mdat", 99), "the file ends inside its box mdat, 16 of 99 bytes"),
+    ],
+)
+def test_the_box_that_a_files_end_cuts_is_named(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "x.mp4").write_bytes(data)
+    assert cut_box(bytes(tmp_path / "x.mp4")) == words
+
+
+@pytest.mark.parametrize(
+    ("shown", "missing"),
+    [
+        ([0], 0),
+        (list(range(0, 250, 10)), 0),
+        ([*range(0, 100, 10), *range(190, 250, 10)], 90),
+        ([0, 10, 40, 50, 90, 100, 160, 170, 250, 260], 0),  # a variable rate has long steps of its own
+    ],
+)
+def test_time_is_missing_only_from_a_steady_video(shown: list[int], missing: int) -> None:
+    assert _time_in_holes(shown) == missing

@@ -1,0 +1,166 @@
+"""Full disks, files and folders without permission, folders that link in a loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tools.faults.site import (
+    NO_ROOM,
+    Result,
+    Site,
+    after,
+    command,
+    run,
+)
+from vmae_data.format import INDEX
+
+__all__ = ["at_limit", "file_sizes", "link_loop", "no_permission", "no_space", "small_disk"]
+
+_NOBODY = 65534
+
+
+def file_sizes(site: Site) -> Iterator[Result]:
+    """RLIMIT_FSIZE: a write fails in the middle of a file, in our processes and in ffmpeg."""
+    largest = max(path.stat().st_size for path in site.whole.iterdir())
+    for limit in (500, 2500, 5000, largest // 3, largest - 1):
+        yield at_limit(site, limit)
+
+
+def at_limit(site: Site, limit: int) -> Result:
+    """A build that may write no file of more bytes than this."""
+    launcher = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
+    launcher += "os.execv(sys.argv[2], sys.argv[2:])"
+    dest = site.dest(f"limit-{limit}")
+    ended = run([sys.executable, "-c", launcher, str(limit), *command(site.videos, dest)])
+    expected = f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
+    return after(site, dest, f"files of at most {limit} bytes", expected, ended, 1, NO_ROOM)
+
+
+_NO_SPACE = """\
+import errno, os
+_replace = os.replace
+def replace(old, new, **more):
+    if os.environ["VMAE_SOAK_FULL"] in os.fspath(new):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), new)
+    return _replace(old, new, **more)
+os.replace = replace
+"""
+
+
+def no_space(site: Site) -> Iterator[Result]:
+    """ENOSPC where a file is given its name, for each kind of file."""
+    folder = site.dest("patch")
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_NO_SPACE)
+    names = ["plan.arrow", "plan.json", ".staged.json", ".mp4", "shard-000001.tar", "shard-000001.json"]
+    for name in (*names, "failures.jsonl", "samples.arrow", "index.json"):
+        dest = site.dest("full")
+        path = os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
+        ended = run(command(site.videos, dest), PYTHONPATH=path, VMAE_SOAK_FULL=name)
+        expected = f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
+        yield after(site, dest, f"no space left for {name}", expected, ended, 1, NO_ROOM)
+
+
+def small_disk(site: Site) -> Iterator[Result]:
+    """A real file system that fills up, and is then made larger."""
+    total = sum(path.stat().st_size for path in site.whole.iterdir())
+    for share in (0.02, 0.3, 0.7, 1.0):
+        name, expected = f"a disk of {share:.0%} of the shards", f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
+        disk = site.dest("disk")
+        disk.mkdir()
+        size = max(8192, int(total * share)) // 4096 * 4096
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True, check=False
+        )
+        if mounted.returncode:
+            yield Result(name, "skipped: mounting is not allowed here", expected, True)
+            return
+        try:
+            ended = run(command(site.videos, disk / "dest"))
+            subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
+            yield after(site, disk / "dest", name, expected, ended, 1, NO_ROOM)
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
+
+_AS_ANOTHER = [
+    ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"],
+    # Where another user can't reach the interpreter: root, but bound by files' modes as everybody is.
+    ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"],
+]
+_START_ANOTHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import vmae_data'], check=True)"
+
+
+def _switch() -> list[str] | None:
+    """What starts a command as somebody who may not read every file; None where nothing does."""
+    if os.geteuid() != 0:
+        return []
+    for words in _AS_ANOTHER:
+        with contextlib.suppress(OSError):
+            if (
+                subprocess.run(
+                    [*words, sys.executable, "-c", _START_ANOTHER], capture_output=True, check=False
+                ).returncode
+                == 0
+            ):
+                return words
+    return None
+
+
+def no_permission(site: Site) -> Iterator[Result]:
+    """Files and folders without permission, for a user who is not almighty."""
+    switch = _switch()
+    if switch is None:
+        yield Result("no permission", "skipped: can't be run as another user here", "", True)
+        return
+    folder = site.dest("rights")
+    videos, closed = folder / "videos", folder / "closed"
+    (videos / "a").mkdir(parents=True)
+    for path in (site.folder, folder.parent, folder):
+        path.chmod(0o755)
+    good = sorted(site.videos.glob("*/scene-*.mp4"))[:2]
+    for path in good:
+        shutil.copy(path, videos / "a")
+    (videos / "a" / good[0].name).chmod(0)
+    (folder / "out").mkdir()
+    if switch is _AS_ANOTHER[0]:
+        os.chown(folder / "out", _NOBODY, _NOBODY)
+    failures = folder / "out" / "failures.jsonl"
+    ended = run([*switch, *command(videos, folder / "out")])
+    lines = failures.read_text() if failures.exists() else ""
+    right = ended.status == 0 and lines.count("\n") == 1 and '"unreadable"' in lines and "Permission denied" in lines
+    expected = "failure unreadable “Permission denied”, the other one made"
+    yield Result("a file without permission", expected if right else f"{ended} {lines}", expected, right)
+    (videos / "b").mkdir(mode=0)
+    ended = run([*switch, *command(videos, folder / "out")])
+    right = ended.status == 2 and "videos/b: can't be read (Permission denied)" in ended.words
+    expected = "status 2, names the folder"
+    yield Result("a folder without permission", expected if right else str(ended), expected, right)
+    (videos / "b").rmdir()
+    closed.mkdir(mode=0o555)
+    for name in (closed, closed / "new"):
+        ended = run([*switch, *command(videos, name)])
+        right = ended.status == 1 and "closed" in ended.words and "Permission denied" in ended.words
+        right = right and "\n" not in ended.words
+        expected = "status 1, one line that names the folder"
+        title = "a destination" if name == closed else "a destination's folder"
+        yield Result(f"{title} without permission", expected if right else str(ended), expected, right)
+
+
+def link_loop(site: Site) -> Iterator[Result]:
+    """Folders that link to each other: every video once."""
+    folder = site.dest("loop")
+    (folder / "videos" / "a").mkdir(parents=True)
+    shutil.copy(sorted(site.videos.glob("*/scene-*.mp4"))[0], folder / "videos" / "a")
+    (folder / "videos" / "a" / "up").symlink_to("..")
+    (folder / "videos" / "b").symlink_to("a")
+    ended = run([*command(folder / "videos", folder / "out"), "--json"])
+    samples = json.loads((folder / "out" / INDEX).read_text())["samples"] if ended.status == 0 else ended.words
+    expected = "the video once"
+    yield Result("folders that link in a loop", expected if samples == 1 else f"{samples}", expected, samples == 1)

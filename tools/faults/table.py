@@ -1,0 +1,51 @@
+"""Every fault, and what a build must make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tools.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
+from tools.faults.processes import hang, kills, retries_killed, signals, two_builds
+from tools.faults.site import Result, Site
+
+__all__ = ["FAULTS", "Fault"]
+
+
+class Fault(NamedTuple):
+    """A way to disturb a build; `told` are its name and outcome, for people."""
+
+    run: Callable[[Site], Iterator[Result]]
+    name: str
+    outcome: str
+
+
+_GOES_ON = "the next build goes on to the bytes of an undisturbed one"
+FAULTS = (
+    Fault(
+        two_builds,
+        "two builds into one destination at once",
+        "one is refused with status 1, the other is not disturbed",
+    ),
+    Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_GOES_ON}"),
+    Fault(hang, "an ffmpeg that hangs", "it is ended, failure `stalled`; `--retry-failed` alone brings its source in"),
+    Fault(retries_killed, "kill -9 during `--retry-failed`, of whole videos and of segments", _GOES_ON),
+    Fault(
+        file_sizes,
+        "a limit on the size of a file (RLIMIT_FSIZE), in the middle of each kind",
+        f"status 1, “no room left on the disk”; {_GOES_ON}",
+    ),
+    Fault(no_space, "no space left (ENOSPC) when a file is given its name, for each kind", f"the same; {_GOES_ON}"),
+    Fault(small_disk, "a file system of a few kB that fills up", f"the same; {_GOES_ON}"),
+    Fault(
+        no_permission,
+        "no permission for a file; for a folder; for the destination",
+        "failure `unreadable`; status 2; status 1, each names it",
+    ),
+    Fault(link_loop, "folders that link to each other in a loop", "every video once"),
+    Fault(
+        kills,
+        "kill -9 at 100 random moments",
+        f"nothing finished is lost, no process is left, nothing partial is called whole; {_GOES_ON}",
+    ),
+)

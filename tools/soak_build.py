@@ -1,0 +1,115 @@
+"""`make soak`: a build of hundreds of damaged sources, and a build that is killed, starved and hung, against what each must give.
+
+    python -m tools.soak_build [--kills 100] [--seed 0] [--only damages|faults] [--write-docs]
+
+A line for each case that differs (each case with --verbose), a summary, and exit status 1 on any difference.
+--write-docs writes docs/damages.md from the table and builds nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.damages.clips import Bench
+from tools.damages.judge import judge_all, make_all
+from tools.damages.table import DAMAGES, docs_page
+from tools.faults.site import Result, Site, command, left_over, run
+from tools.faults.table import FAULTS
+from vmae_data.demo import write_demo
+
+_DOCS = Path(__file__).parents[1] / "docs" / "damages.md"
+# The largest real frame of the table, 8K, takes some 600 MB with x264's; a header's claim must not take more.
+_MOST_MEMORY = 2 << 30
+_MOST_SECONDS = 900
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("damages", "faults"))
+    parser.add_argument("--write-docs", action="store_true")
+    given = parser.parse_args()
+    if given.write_docs:
+        _DOCS.write_text(docs_page())
+        print(_DOCS)
+        return
+    differing = 0
+    with tempfile.TemporaryDirectory() as name:
+        parts = {"damages": lambda: damages(Path(name)), "faults": lambda: faults(Path(name), given.kills, given.seed)}
+        for part, results in parts.items():
+            if given.only not in (None, part):
+                continue
+            total = wrong = 0
+            for result in results():
+                total += 1
+                wrong += not result.as_expected
+                show(result)
+            print(f"{part}: {total - wrong} of {total} as expected", flush=True)
+            differing += wrong
+    print("soak: all as expected" if not differing else f"soak: {differing} DIFFER")
+    sys.exit(1 if differing else 0)
+
+
+def show(result: Result) -> None:
+    mark = "ok    " if result.as_expected else "DIFFER"
+    found = result.found if len(result.found) < 300 or not result.as_expected else f"{result.found[:300]}…"
+    print(
+        f"{mark} {result.name}: {found}" + ("" if result.as_expected else f" — expected: {result.expected}"), flush=True
+    )
+
+
+def damages(folder: Path) -> Iterator[Result]:
+    """Every damage of the table in one build; again with one worker, for the same bytes."""
+    videos, dest = folder / "damages", folder / "shards"
+    print(f"making {len(DAMAGES)} sources …", flush=True)
+    make_all(DAMAGES, Bench(folder / "bench"), videos)
+    settings = [word for text in ("stride=2", "crf=18", "short_side=32") for word in ("--set", text)]
+    print("building …", flush=True)
+    started_at = time.monotonic()
+    ended = run([*command(videos, dest, "--set", "samples_per_shard=40"), *settings])
+    seconds = time.monotonic() - started_at
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+    yield _within("the build ends", f"status {ended.status} {ended.words}", "status 0 ", ended.status == 0)
+    if ended.status == 0:
+        for finding in judge_all(DAMAGES, dest):
+            told = "; or ".join(outcome.told() for outcome in finding.damage.expected)
+            yield Result(f"{finding.damage.group}: {finding.damage.name}", finding.found, told, finding.as_expected)
+    yield _within("largest process", f"{memory >> 20} MB", f"at most {_MOST_MEMORY >> 20} MB", memory < _MOST_MEMORY)
+    yield _within("time", f"{seconds:.0f} s", f"at most {_MOST_SECONDS} s", seconds < _MOST_SECONDS)
+    left = left_over()
+    yield _within("processes left over", str(left), "none", not left)
+    verified = subprocess.run(
+        [sys.executable, "-m", "vmae_data.cli", "verify", str(dest)], capture_output=True, text=True, check=False
+    )
+    yield _within(
+        "verify", verified.stdout.strip()[-200:], "all sums right, every frame decodes", verified.returncode == 0
+    )
+
+
+def _within(name: str, found: str, expected: str, right: bool) -> Result:
+    return Result(name, found, expected, right)
+
+
+def faults(folder: Path, kills: int, seed: int) -> Iterator[Result]:
+    """A small build of good and broken demo videos, disturbed in every way."""
+    videos, whole = folder / "videos", folder / "whole"
+    write_demo(videos, num_videos=24, seed=5, broken=True, workers=2)
+    started_at = time.monotonic()
+    ended = run(command(videos, whole))
+    seconds = time.monotonic() - started_at
+    yield _within("the undisturbed build", f"status {ended.status}, {seconds:.1f} s", "status 0", ended.status == 0)
+    site = Site(folder, videos, whole, seconds, kills, seed)
+    for fault in FAULTS:
+        yield from fault.run(site)
+
+
+if __name__ == "__main__":
+    main()
