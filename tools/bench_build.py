@@ -123,7 +123,7 @@ def _bare(path: Path, target: Path) -> list[str]:
     output = Output(select_by_stride(SPEC.stride or 1), str(target))
     info = probe_video(os.fsencode(path))
     words = encode_arguments(find_ffmpeg().path, SPEC, info, os.fsencode(path), [output], target)
-    return [word.replace("print(n,16);print(pts,16);print(1/TB,16);", "") for word in words]
+    return [word.replace("if(eq(n,0),print(1/TB,8));print(pts,16);", "") for word in words]
 
 
 def _usual(path: Path, folder: Path) -> float:

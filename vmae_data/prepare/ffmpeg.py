@@ -38,7 +38,7 @@ KEPT_WORDS = 40
 # A header's claims are believed, and memory is taken for them. 8K in 10 bits, with 16 frames to refer to, takes 2 GB.
 MOST_BYTES = 4 << 30
 
-_NUMBER = re.compile(r"\[Eval @ [^]]*\] \[error\] (-?\d+\.\d+|-?nan)")
+_NUMBER = re.compile(r"\[Eval @ [^]]*\] \[(error|fatal)\] (-?\d+\.\d+|-?nan)")
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _COMPLAINT = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[(error|fatal|panic)\] (.*)")
 # What ffmpeg says on top of the reason; told only where there is no other word.
@@ -74,12 +74,13 @@ class FfmpegRun(NamedTuple):
 
 
 def telling(select: str) -> str:
-    """A select filter that also tells of every frame that reaches it: its number, pts and ticks in a second.
+    """A select filter that also tells of every frame that reaches it, and of itself when it begins to count.
 
-    It says so at the level of errors, each number by one call of ffmpeg's log. showinfo builds its lines
+    A frame's pts is said at the level of errors (16), the ticks of a second, before frame 0, at that of fatal
+    ones (8): each number by one call of ffmpeg's log. showinfo builds its lines
     of several, between which other threads write, and then a complaint loses its mark and a frame its number.
     """
-    return f"select='print(n,16);print(pts,16);print(1/TB,16);{select}'"
+    return f"select='if(eq(n,0),print(1/TB,8));print(pts,16);{select}'"
 
 
 @cache
@@ -249,7 +250,6 @@ class _Reader:
         self.pts: list[int | None] = []
         self.ticks = 0.0
         self.restarted_at: int | None = None
-        self._numbers: list[str] = []  # of the frame that is being told
         self._words: set[str] = set()
 
     @property
@@ -259,10 +259,7 @@ class _Reader:
 
     def take(self, line: str) -> None:
         if number := _NUMBER.fullmatch(line):
-            self._numbers.append(number[1])
-            if len(self._numbers) == 3:
-                self._take_frame(*self._numbers)
-                self._numbers.clear()
+            self._take_number(number[1], number[2])
         elif complaint := _COMPLAINT.search(line):
             text = _ADDRESS.sub("", complaint[1]) + complaint[3]
             for path, name in self.names.items():
@@ -271,9 +268,11 @@ class _Reader:
             if len(self._words) > 2 * KEPT_WORDS:
                 self._words = set(sorted(self._words)[:KEPT_WORDS])
 
-    def _take_frame(self, number: str, pts: str, ticks: str) -> None:
-        # A filter that counts from 0 again was made anew, for frames of another size.
-        if float(number) == 0 and self.pts and self.restarted_at is None:
-            self.restarted_at = len(self.pts)
-        self.pts.append(None if "nan" in pts else int(float(pts)))
-        self.ticks = float(ticks)
+    def _take_number(self, level: str, number: str) -> None:
+        if level == "fatal":
+            # A filter that begins again was made anew, for frames of another size.
+            if self.pts and self.restarted_at is None:
+                self.restarted_at = len(self.pts)
+            self.ticks = float(number)
+        else:
+            self.pts.append(None if "nan" in number else int(float(number)))
