@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -17,6 +17,15 @@ from vmae_data.errors import RecipeError
 __all__ = ["build_spec", "difference", "list_recipes", "load_recipe", "read_recipe", "recipe_head", "shortened"]
 
 T = TypeVar("T")
+
+_ALTERNATIVES = {
+    "stride": "rate",
+    "rate": "stride",
+    "epochs": "steps",
+    "steps": "epochs",
+    "warmup_epochs": "warmup_steps",
+    "warmup_steps": "warmup_epochs",
+}
 
 
 def list_recipes(package: str) -> tuple[str, ...]:
@@ -71,8 +80,9 @@ def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequen
             values = tomllib.loads(read_recipe(package, name))
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {name}: not TOML ({error})") from error
+    given = {override.partition("=")[0].strip() for override in overrides}
     for override in overrides:
-        _set(values, override)
+        _set(values, override, given)
     return build_spec(values, spec, f"recipe {name}" if name else "settings")
 
 
@@ -94,7 +104,8 @@ def _explain(message: str) -> str:
     return f"{placed[2]}: {placed[1]}" if placed and placed[2] else message
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def _set(values: dict[str, Any], override: str, given: Collection[str]) -> None:
+    """Put `key=value` in its place. It takes the place of the recipe's other way to say the same, too."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -109,6 +120,9 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override}: {part} is a value, not a table")
         values = inner
     values[parts[-1]] = value
+    other = _ALTERNATIVES.get(parts[-1])
+    if other and ".".join((*parts[:-1], other)) not in given:
+        values.pop(other, None)
 
 
 def shortened(text: str) -> str:

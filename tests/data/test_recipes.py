@@ -72,3 +72,10 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
 
 def test_a_difference_names_key_and_both_values() -> None:
     assert difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 → 3"]
+
+
+def test_a_setting_takes_the_place_of_the_recipes_other_way_to_say_it() -> None:
+    own = load_recipe("vmae_data", "own", BuildSpec, ["stride=2"])
+    assert (own.stride, own.rate) == (2, None)
+    k400 = load_recipe("vmae_data", "k400", BuildSpec, ["rate=12.5"])
+    assert (k400.stride, k400.rate) == (None, 12.5)
