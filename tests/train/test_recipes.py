@@ -52,7 +52,6 @@ def test_the_published_pretraining_recipes_have_the_papers_numbers(name: str, st
         ("model.size=XL", "model.size"),
         ("mask.ratio=2.0", "mask"),
         ("train.batch=ten", "train.batch"),
-        ("train.epochs=1", "train.epochs or train.steps"),
         ("train.micro_batch=3", "micro_batch = 3 does not divide batch = 8"),
         ("optim.betas=[0.9]", "optim.betas"),
         ("clip.stride=0", "stride = 0"),
@@ -86,3 +85,10 @@ def test_a_recipe_in_a_file_is_known_by_its_tables_not_by_its_path(tmp_path: Pat
         path = tmp_path / "about-finetune.toml"
         path.write_text(read_recipe("vmae_train", name))
         assert _spec_of(str(path)) is spec
+
+
+def test_epochs_take_the_place_of_a_recipes_steps_but_both_settings_contradict_each_other() -> None:
+    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["train.epochs=1"])
+    assert (spec.train.epochs, spec.train.steps) == (1, None)
+    with pytest.raises(RecipeError, match=r"train\.epochs or train\.steps"):
+        load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["train.epochs=1", "train.steps=5"])
