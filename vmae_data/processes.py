@@ -12,7 +12,8 @@ import os
 import resource
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,8 +23,8 @@ __all__ = [
     "Pool",
     "WorkerDied",
     "die_with_parent",
+    "growing_by_at_most",
     "limit_memory",
-    "memory_used",
     "next_finished",
     "stop_on_signals",
 ]
@@ -62,22 +63,23 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def memory_used() -> int:
-    """Bytes of this process that count against `limit_memory`."""
+def limit_memory(most: int) -> None:
+    """Let this process, and those that it starts, hold at most so many bytes of data, or fewer where that is set already."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+
+
+@contextmanager
+def growing_by_at_most(more: int) -> Iterator[None]:
+    """Let this process take at most so many bytes of data more than it has."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
     with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - fewer steps: asked for every source
-        return int(file.read().split()[5]) * resource.getpagesize()
-
-
-def limit_memory(most: int) -> int:
-    """Let this process, and those that it starts, hold at most so many bytes of data; gives the limit before.
-
-    No limit is -1 (RLIM_INFINITY). One that was set from outside is never raised above its hard limit.
-    """
-    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        most = hard if most == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-    return before
+        used = int(file.read().split()[5]) * resource.getpagesize()
+    limit_memory(used + more)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _serve(connection: Connection, parent: int, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:

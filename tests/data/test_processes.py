@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from vmae_data.processes import Pool, WorkerDied, next_finished
+import pytest
+
+from vmae_data.processes import Pool, WorkerDied, growing_by_at_most, next_finished
 
 
 def double(n: int) -> int:
@@ -100,3 +103,15 @@ def _alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+def test_memory_is_limited_for_a_while_and_a_lower_limit_from_outside_stands() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with growing_by_at_most(64 << 20):
+        with pytest.raises(MemoryError):
+            bytearray(256 << 20)
+        low, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        with growing_by_at_most(1 << 40):
+            assert resource.getrlimit(resource.RLIMIT_DATA) == (low, hard)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == (soft, hard)
+    bytearray(256 << 20)

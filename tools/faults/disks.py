@@ -44,12 +44,13 @@ def at_limit(site: Site, limit: int) -> Result:
 
 _NO_SPACE = """\
 import errno, os
-_replace = os.replace
-def replace(old, new, **more):
-    if os.environ["VMAE_SOAK_FULL"] in os.fspath(new):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), new)
-    return _replace(old, new, **more)
-os.replace = replace
+def refusing(call):
+    def refuse(old, new, *more, **named):
+        if os.environ["VMAE_SOAK_FULL"] in os.fspath(new):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), new)
+        return call(old, new, *more, **named)
+    return refuse
+os.replace, os.link = refusing(os.replace), refusing(os.link)
 """
 
 

@@ -15,7 +15,7 @@ import av
 
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
-from vmae_data.processes import limit_memory, memory_used
+from vmae_data.processes import growing_by_at_most
 
 __all__ = [
     "DEMUXERS",
@@ -112,13 +112,12 @@ def probe_video(path: bytes) -> VideoInfo:
 
 @contextmanager
 def _open(path: bytes) -> Iterator[av.container.InputContainer]:
-    """A container, in an address space that grows by no more than `_MOST_BYTES`: a library then fails, not the machine."""
-    before = limit_memory(memory_used() + _MOST_BYTES)
-    try:
-        with av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container:
-            yield container
-    finally:
-        limit_memory(before)
+    """A container; what its header claims may not take all of the machine's memory."""
+    with (
+        growing_by_at_most(_MOST_BYTES),
+        av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container,
+    ):
+        yield container
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
