@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.decode import decode_some, read_packets
+from vmae_data.decode import decode_all, decode_some, read_packets
 from vmae_data.prepare.command import Output, encode_arguments, picture_filters
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.plan import BuildSpec
@@ -166,12 +166,19 @@ def _quality(setting: Setting, info: VideoInfo, path: Path, target: Path) -> tup
         ],
         check=True,
     )
-    pixels = "yuvj420p" if setting.spec.profile == "mjpeg" else "yuv420p"  # as encoded: nothing is converted
-    raw = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{width}x{height}", "-i", str(original)]
-    plain = f"settb=1/25,setpts=N,format={pixels}"
-    graph = f"[0:v]{plain},split[a][b];[1:v]{plain},split[c][d];[c][a]ssim[s];[d][b]psnr[p]"
+    decoded = target.with_suffix(".decoded.yuv")
+    with decoded.open("wb") as file:
+        # By training's own decoder. ffmpeg pairs the frames of two mp4 by their times, and missed some of h264's.
+        frames = len(read_packets(target, path.name).packets.sizes)
+        for planes in zip(*decode_all(target.read_bytes(), frames, path.name), strict=True):
+            file.writelines(plane.tobytes() for plane in planes)
+    assert decoded.stat().st_size == original.stat().st_size
+    # As encoded: nothing is converted.
+    pixels = "yuvj420p" if setting.spec.profile == "mjpeg" else "yuv420p"
+    raw = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{width}x{height}", "-i"]
+    graph = "[0:v]split[a][b];[1:v]split[c][d];[c][a]ssim[s];[d][b]psnr[p]"
     said = subprocess.run(
-        [program, "-hide_banner", *raw, "-i", str(target), "-lavfi", graph, "-map", "[s]", "-map", "[p]", "-f", "null", "-"],
+        [program, "-hide_banner", *raw, str(original), *raw, str(decoded), "-lavfi", graph, "-map", "[s]", "-map", "[p]", "-f", "null", "-"],
         check=True, capture_output=True, text=True,
     ).stderr  # fmt: skip
     ssim, psnr = re.search(r"All:([\d.]+)", said), re.search(r"PSNR y:([\d.]+|inf)", said)
