@@ -216,6 +216,7 @@ def draw(results: list[Measured], path: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
     marks = {"h264": "o", "mpeg4": "s", "mjpeg": "^"}
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
@@ -225,13 +226,21 @@ def draw(results: list[Measured], path: Path) -> None:
     ):
         for row in results:
             profile = row.setting.spec.profile
+            if axis is axes[0] and row.setting.spec.gop != BuildSpec().gop:
+                continue  # the distance of key frames changes no picture
             colour = {"h264": "C0" if row.setting.tune else "C3", "mpeg4": "C1", "mjpeg": "C2"}[profile]
             axis.scatter(row.kilobytes, value(row), marker=marks[profile], color=colour)
             short = row.setting.name.replace("h264 ", "").replace("qscale", "q")
             axis.annotate(short, (row.kilobytes, value(row)), fontsize=7, xytext=(4, 3), textcoords="offset points")
         axis.set(xscale="log", xlabel="kB for a second of source, every 4th frame, short side 256", ylabel=what)
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(FixedLocator([8, 10, 15, 20, 30, 40, 60, 80]))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_locator(NullLocator())
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_locator(FixedLocator([0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05]))
+    axes[0].yaxis.set_major_formatter(ScalarFormatter())
+    axes[0].yaxis.set_minor_locator(NullLocator())
     figure.suptitle("Codec profiles: h264 (blue; red without tune fastdecode), mpeg4 (orange), mjpeg (green)")
     figure.savefig(path, dpi=110)
 
