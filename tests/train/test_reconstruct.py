@@ -49,7 +49,9 @@ def tiny_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def drawn(tiny_run: Path, demo_shards: Path) -> Drawn:
     model = load_pretrained(str(tiny_run), "cpu")
-    return reconstruct_shards(model, Shards.open(str(demo_shards)), stride=2, videos=6, ratio=0.75, seed=0)
+    return reconstruct_shards(
+        model, Shards.open(str(demo_shards)), clip=ClipSpec(stride=2), videos=6, ratio=0.75, seed=0
+    )
 
 
 def _write_video(path: Path, frames: int, *, rotation: int = 0) -> None:
@@ -117,7 +119,7 @@ def test_the_same_seed_hides_the_same_places_and_another_hides_others(tiny_run: 
     model, shards = load_pretrained(str(tiny_run), "cpu"), Shards.open(str(demo_shards))
 
     def masked(seed: int) -> dict[str, np.ndarray]:
-        drawn = reconstruct_shards(model, shards, stride=2, videos=len(shards), ratio=0.5, seed=seed)
+        drawn = reconstruct_shards(model, shards, clip=ClipSpec(stride=2), videos=len(shards), ratio=0.5, seed=seed)
         return {clip.title: clip.masked_THWC for clip in drawn.clips}
 
     first, again, other = masked(0), masked(0), masked(1)
@@ -133,7 +135,7 @@ def test_an_unreadable_sample_is_named_and_left_out(tiny_run: Path, demo_shards:
     data[place.offset + 100] ^= 1
     shards.shard_path(place.shard).write_bytes(bytes(data))
     drawn = reconstruct_shards(
-        load_pretrained(str(tiny_run), "cpu"), shards, stride=2, videos=len(shards), ratio=0.75, seed=0
+        load_pretrained(str(tiny_run), "cpu"), shards, clip=ClipSpec(stride=2), videos=len(shards), ratio=0.75, seed=0
     )
     assert list(drawn.unreadable) == [shards.key(0)]
     assert len(drawn.clips) == len(shards) - 1
@@ -199,7 +201,7 @@ def test_a_classifier_and_what_is_no_data_are_refused(tiny_run: Path, tmp_path: 
 def test_shards_of_a_stride_that_does_not_divide_the_runs_are_refused(tiny_run: Path, demo_shards: Path) -> None:
     model = load_pretrained(str(tiny_run), "cpu")
     with pytest.raises(MisuseError, match="stride"):
-        reconstruct_shards(model, Shards.open(str(demo_shards)), stride=3, videos=1, ratio=0.75, seed=0)
+        reconstruct_shards(model, Shards.open(str(demo_shards)), clip=ClipSpec(stride=3), videos=1, ratio=0.75, seed=0)
 
 
 def test_a_clip_is_the_middle_of_a_video_at_the_stride(tmp_path: Path) -> None:
