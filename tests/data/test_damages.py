@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import struct
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.command import run_command
@@ -19,9 +22,11 @@ from tools.damages.table import DAMAGES, FAST, docs_page
 from tools.faults.disks import at_limit
 from tools.faults.site import Site, left_over
 from vmae_data.build import build_shards
+from vmae_data.errors import DataError
 from vmae_data.format import key_of
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.judge import _time_in_holes
+from vmae_data.prepare.pack import _write_tar
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.prepare.probe import cut_box
 from vmae_data.prepare.resize import EncodeJob, encode_source
@@ -65,18 +70,7 @@ def test_an_ffmpeg_that_says_nothing_is_ended_with_what_it_started(
     Bench(tmp_path).clip("a.mp4")
     monkeypatch.setenv("VMAE_SILENCE_SECONDS", "0.5")
     monkeypatch.setenv("VMAE_SOAK_MARK", f"{os.getpid()}-mark")
-    job = EncodeJob(
-        key=key_of(b"a.mp4"),
-        path=b"a.mp4",
-        folder=bytes(tmp_path),
-        label=None,
-        class_name=None,
-        split=None,
-        spec=BuildSpec(short_side=32),
-        ffmpeg=str(wrapper),
-        staging=tmp_path,
-    )
-    failure = encode_source(job).failure
+    failure = encode_source(_job(tmp_path, str(wrapper))).failure
     assert failure is not None
     assert (failure.reason, failure.detail) == ("stalled", "ffmpeg decoded nothing for 0.5 s and was ended")
     assert not left_over()
@@ -95,6 +89,34 @@ def test_a_disk_that_fills_up_while_a_tar_is_written_is_named_and_the_build_goes
     largest = max(path.stat().st_size for path in demo_shards.glob("*.tar"))
     result = at_limit(Site(tmp_path, demo_videos, demo_shards, seconds=0, kills=0, seed=0), largest // 3)
     assert result.as_expected, result.found
+
+
+def test_a_tar_that_breaks_off_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tarfile writes once more when it is forgotten: what Python tells of that would stand among our own words."""
+    Bench(tmp_path).clip("a.mp4")
+    (sample,) = encode_source(_job(tmp_path, find_ffmpeg().path)).samples
+    (gone,) = sample.members
+    missing = msgspec.structs.replace(sample, members=(msgspec.structs.replace(gone, file="gone.mp4"),))
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with pytest.raises(DataError, match=r"gone\.mp4: can't be read"):
+        _write_tar(tmp_path / "x.tar", tmp_path, [sample, missing])
+    gc.collect()
+    assert told == []
+
+
+def _job(folder: Path, ffmpeg: str) -> EncodeJob:
+    return EncodeJob(
+        key=key_of(b"a.mp4"),
+        path=b"a.mp4",
+        folder=bytes(folder),
+        label=None,
+        class_name=None,
+        split=None,
+        spec=BuildSpec(short_side=32),
+        ffmpeg=ffmpeg,
+        staging=folder,
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
@@ -158,11 +158,27 @@ def _write_tar(path: Path, staging: Path, samples: Sequence[StagedSample]) -> No
     from webdataset import TarWriter
 
     with path.open("wb") as file:
+        sink = _Sink(file)
         # encoder=False: the bytes go in as they are. Fixed time and owner make the tar reproducible.
-        writer: Any = TarWriter(file, mtime=0, user="vmae", group="vmae", encoder=False)
-        for sample in samples:
-            writer.write({"__key__": sample.facts.key, **dict(_members(sample, staging))})
-        writer.close()
+        writer: Any = TarWriter(sink, mtime=0, user="vmae", group="vmae", encoder=False)
+        try:
+            for sample in samples:
+                writer.write({"__key__": sample.facts.key, **dict(_members(sample, staging))})
+            writer.close()
+        finally:
+            sink.file = None
+
+
+class _Sink:
+    """Where a tar is written to. What comes after its end is dropped: a tarfile that failed tries once more to
+    write when it is forgotten, fails again, and Python tells of that on the terminal.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file: IO[bytes] | None = file
+
+    def write(self, data: bytes) -> int:
+        return len(data) if self.file is None else self.file.write(data)
 
 
 def _entries(path: Path, samples: Sequence[StagedSample]) -> Iterator[SampleEntry]:
