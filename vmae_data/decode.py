@@ -51,6 +51,8 @@ def decode_frames(data: bytes, wanted: Sequence[int], key: str) -> Iterator[Fram
     try:
         with av.open(io.BytesIO(data), mode="r", format="mp4", metadata_errors="replace") as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise SampleError(key, "its codec has no decoder; the mp4 is damaged")
             # One thread: workers are the parallelism, and frame threads differ in which frames they lose.
             stream.codec_context.thread_count = 1
             if not stream.time_base or not stream.average_rate:

@@ -309,3 +309,12 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         verify_shards(tmp_path, workers=1)
     with pytest.raises(DataError, match="no such folder"):
         verify_shards(tmp_path / "nothing", workers=1)
+
+
+def test_a_codec_that_nobody_knows_is_a_problem_of_its_sample(copied: Path) -> None:
+    """The four letters of the codec in the sample description: then the library gives no decoder at all."""
+    tar = copied / tar_name(0)
+    data = tar.read_bytes()
+    place = data.index(b"avc1", data.index(b"stsd"))
+    tar.write_bytes(data[:place] + b"zzzz" + data[place + 4 :])
+    assert any("no decoder" in problem.found for problem in _problems(copied) if problem.file == tar.name)
