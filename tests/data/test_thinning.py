@@ -147,6 +147,14 @@ def test_a_long_video_is_cut_into_segments_of_steady_times(tmp_path: Path, phase
     assert not list((tmp_path / "100%d").glob(".tmp-*"))
 
 
+def test_a_video_of_hours_has_hundreds_of_segments(tmp_path: Path) -> None:
+    _write(tmp_path / "v.mp4", 400)
+    samples = _encode(tmp_path / "v.mp4", tmp_path, stride=1, longest_seconds=0.08).samples
+    assert [sample.facts.phases[0].frames for sample in samples] == [2] * 200
+    segments = [sample.facts.segment for sample in samples if sample.facts.segment]
+    assert [(segment.start, segment.stop) for segment in segments] == [(n, n + 2) for n in range(0, 400, 2)]
+
+
 def test_frames_that_do_not_decode_change_the_cut_not_the_rule(tmp_path: Path) -> None:
     """Packets promise more than decodes: the kept frames follow what was decoded."""
     _write(tmp_path / "v.mp4", 60, width=192, height=128)

@@ -15,7 +15,7 @@ from vmae_data.prepare.ffmpeg import ffmpeg_python, telling
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.prepare.probe import DEMUXERS, MOST_PIXELS, VideoInfo, scaled_size
 from vmae_data.prepare.profiles import coded_rate, colour_of, encoder_options, source_colour
-from vmae_data.prepare.thinning import kept_rate
+from vmae_data.prepare.thinning import kept_rate, select_frames
 
 __all__ = ["Output", "copy_arguments", "encode_arguments", "picture_filters", "read_arguments"]
 
@@ -68,7 +68,7 @@ def _encode_options(spec: BuildSpec, info: VideoInfo, splits: tuple[int, ...]) -
     if not splits:
         return options | {"movflags": "+faststart", "f": "mp4"}
     return options | {
-        "force_key_frames": "expr:" + "+".join(f"eq(n,{split})" for split in splits),
+        "force_key_frames": f"expr:{select_frames(splits)}",
         "f": "segment",
         "segment_format": "mp4",
         "segment_format_options": "movflags=+faststart",

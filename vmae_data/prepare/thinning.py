@@ -91,7 +91,8 @@ def select_by_stride(stride: int) -> str:
 def select_frames(kept: Sequence[int]) -> str:
     """Just these frames (ascending), as an expression of ffmpeg's select filter.
 
-    A frame's bit in a mask, the masks in a binary tree: some 40 bytes for 48 frames, however they lie.
+    A frame's bit in a mask, the masks in a binary tree: some 40 bytes for 48 frames, however they lie. A plain
+    sum of eq(n,…) is refused from 100 terms on: ffmpeg counts each as a level deeper.
     """
     masks = [0] * (kept[-1] // _MASK_BITS + 1)
     for number in kept:
@@ -104,7 +105,7 @@ def _tree(masks: Sequence[int], first: int) -> str:
         return f"mod(floor({masks[0]}/pow(2,n-{first * _MASK_BITS})),2)" if masks[0] else "0"
     middle = len(masks) // 2
     left, right = _tree(masks[:middle], first), _tree(masks[middle:], first + middle)
-    return f"if(lt(n,{(first + middle) * _MASK_BITS}),{left},{right})"
+    return f"if(lt(n,{(first + middle) * _MASK_BITS}),{left},{right})" if (left, right) != ("0", "0") else "0"
 
 
 def ends_early(decoded_seconds: float, declared_seconds: float | None) -> bool:
