@@ -8,9 +8,11 @@ __all__ = [
     "NewerFormatError",
     "NotThereError",
     "RecipeError",
+    "ReplacedError",
     "SampleError",
     "SourceError",
     "StopRequested",
+    "StoreError",
     "VmaeError",
 ]
 
@@ -43,6 +45,14 @@ class NotThereError(DataError, MisuseError):
     """A path that names nothing: data that is missing, and so a command that can't work."""
 
     exit_status = 2
+
+
+class ReplacedError(DataError):
+    """An object that is not the one any more which was opened."""
+
+
+class StoreError(VmaeError):
+    """A store that does not answer, or not rightly, for longer than is waited for: the work stops, and can go on later."""
 
 
 class SourceError(VmaeError):

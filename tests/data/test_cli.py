@@ -75,7 +75,7 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--recipe", "k401"], "known:"),
         (["build", "VIDEOS", "OUT", "--set", "strid=1"], "strid: no such key"),
         (["build", "VIDEOS", "OUT", "--classes", "NOWHERE"], "can't be read"),
-        (["build", "s3://bucket/x", "OUT"], "local paths only"),
+        (["build", "s3://bucket/x", "OUT"], "path of this machine"),
         (["build", "VIDEOS", "OUT", "--split", "foo"], "expected train, val or test"),
         (["build", "VIDEOS", "OUT", "--max-failures=-1"], "expected a number"),
         (["build"], "Missing argument"),

@@ -16,7 +16,7 @@ from vmae_data.page import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.shards import Shards
-from vmae_data.store import commit_bytes
+from vmae_data.store import Place, commit_bytes
 
 __all__ = ["AuditSpec", "Audited", "audit_shards", "check_table_name", "print_counts", "write_table"]
 
@@ -46,7 +46,7 @@ def audit_shards(
 
 
 def _refuse_twice(shards: Sequence[Shards]) -> None:
-    seen: dict[Path, str] = {}
+    seen: dict[Place, str] = {}
     for one in shards:
         before = seen.setdefault(one.folder.resolve(), one.url)
         if before is not one.url:

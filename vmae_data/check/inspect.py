@@ -16,7 +16,6 @@ from vmae_data import page
 from vmae_data.check.facts import DataFacts, inspect_shards
 from vmae_data.check.histogram import histogram
 from vmae_data.console import show_facts, size_words, time_words
-from vmae_data.errors import DataError
 from vmae_data.format import FAILURES, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.page import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table
 from vmae_data.pictures import spread
@@ -107,15 +106,11 @@ def _facts_of(shards: Shards, numbers: Sequence[int]) -> Iterator[_LookedAt]:
         tar = shards.shard_path(shard)
         path = tar.with_suffix(".json")
         marker = decode_record(read_bytes(path), ShardMarker, str(path))
-        try:
-            with tar.open("rb") as file:
-                for entry in marker.samples:
-                    if entry.key in keys:
-                        data = read_range(file.fileno(), entry.facts.offset, entry.facts.size)
-                        size = sum(member.extent.size for member in entry.members)
-                        yield _LookedAt(decode_record(data, SampleFacts, f"{tar.name}: {entry.key}.json"), size)
-        except OSError as error:
-            raise DataError(f"{tar}: can't be read ({error.strerror}); verify the shards") from error
+        for entry in marker.samples:
+            if entry.key in keys:
+                data = read_range(tar, entry.facts.offset, entry.facts.size)
+                size = sum(member.extent.size for member in entry.members)
+                yield _LookedAt(decode_record(data, SampleFacts, f"{tar.name}: {entry.key}.json"), size)
 
 
 def _glance(facts: DataFacts) -> Iterator[Part]:

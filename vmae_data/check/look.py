@@ -108,11 +108,7 @@ class Look:
 
 def _read_facts(shards: Shards, number: int, entry: SampleEntry) -> SampleFacts:
     path = shards.shard_path(shards.place(number).shard)
-    try:
-        with path.open("rb") as file:
-            data = read_range(file.fileno(), entry.facts.offset, entry.facts.size)
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); verify the shards") from error
+    data = read_range(path, entry.facts.offset, entry.facts.size)
     if hashlib.sha256(data).hexdigest() != entry.facts.sha256:
         raise DataError(f"{path}: the sum of {entry.key}.json is wrong; verify the shards")
     return decode_record(data, SampleFacts, f"{path.name}: {entry.key}.json")

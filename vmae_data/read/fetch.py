@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from pathlib import Path
 
 from vmae_data.errors import DataError, SampleError
-from vmae_data.read.table import Table
+from vmae_data.read.table import MemberPlace, Table
 from vmae_data.store import read_range
 
 __all__ = ["Fetcher"]
@@ -30,13 +31,7 @@ class Fetcher:
         """
         place = self.shards.place(number, phase)
         for _ in range(TRIES):
-            try:
-                data = read_range(self._descriptor(place.shard), place.offset, place.size)
-            except OSError as error:
-                raise DataError(
-                    f"{self.shards.shard_path(place.shard)}: can't be read ({error.strerror}); "
-                    "check the disk, or build the shard again"
-                ) from error
+            data = self._read(place)
             if len(data) == place.size and hashlib.sha256(data).digest() == place.sha256:
                 return data
         raise SampleError(
@@ -44,13 +39,24 @@ class Fetcher:
             f"{len(data)} of {place.size} bytes in {self.shards.shard_path(place.shard).name}, and the sum is wrong",
         )
 
+    def _read(self, place: MemberPlace) -> bytes:
+        path = self.shards.shard_path(place.shard)
+        if not isinstance(path, Path):
+            return read_range(path, place.offset, place.size)
+        try:
+            return os.pread(self._descriptor(place.shard), place.size, place.offset)
+        except OSError as error:
+            raise DataError(
+                f"{path}: can't be read ({error.strerror}); check the disk, or build the shard again"
+            ) from error
+
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         if len(self._open) >= OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = os.open(self.shards.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        self._open[shard] = os.open(str(self.shards.shard_path(shard)), os.O_RDONLY | os.O_CLOEXEC)
         return self._open[shard]
 
     def close(self) -> None:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from vmae_data.decode import DecodedVideo, decode_some
 from vmae_data.draws import Draw
-from vmae_data.errors import DataError, SampleError
+from vmae_data.errors import SampleError
 from vmae_data.format import Label, SampleFacts, ShardMarker, decode_record, marker_name
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.stream import ClipFrames, Sampler
 from vmae_data.read.table import LabelKind, MemberPlace, SampleView, Table
-from vmae_data.store import read_bytes
+from vmae_data.store import read_bytes, read_range
 
 __all__ = ["Clip", "LabelKind", "MemberPlace", "Sample", "SampleView", "Shards"]
 
@@ -47,15 +47,10 @@ class Shards(Table):
         marker = decode_record(read_bytes(marker_path), ShardMarker, str(marker_path))
         entry = next(entry for entry in marker.samples if entry.key == self.key(number))
         parts = []
-        try:
-            with path.open("rb") as file:
-                for extent in (entry.facts, entry.members[0].extent):
-                    file.seek(extent.offset)
-                    parts.append(file.read(extent.size))
-                    if hashlib.sha256(parts[-1]).hexdigest() != extent.sha256:
-                        raise SampleError(entry.key, f"the sum of its bytes in {path.name} is wrong; verify the shards")
-        except OSError as error:
-            raise DataError(f"{path}: can't be read ({error.strerror}); build the shard again") from error
+        for extent in (entry.facts, entry.members[0].extent):
+            parts.append(read_range(path, extent.offset, extent.size))
+            if hashlib.sha256(parts[-1]).hexdigest() != extent.sha256:
+                raise SampleError(entry.key, f"the sum of its bytes in {path.name} is wrong; verify the shards")
         return Sample(decode_record(parts[0], SampleFacts, entry.key), parts[1])
 
     def __iter__(self) -> Iterator[Sample]:

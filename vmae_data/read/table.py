@@ -23,7 +23,7 @@ from vmae_data.format import (
     Series,
     decode_record,
 )
-from vmae_data.store import local_path, read_bytes
+from vmae_data.store import Place, copy_here, exists, is_folder, node_folder, place_of, read_bytes
 
 __all__ = ["LabelKind", "MemberPlace", "SampleView", "Table"]
 
@@ -64,9 +64,9 @@ class Table:
     """
 
     def __init__(self, url: str) -> None:
-        path = local_path(url)
+        place = place_of(url)
         self.url = url
-        self.folder = path.parent if path.name == INDEX else path
+        self.folder: Place = place.parent if place.name == INDEX else place
         self.index, self.digest = _read_index(self.folder, url)
         self._table = _map_table(self.folder / SAMPLES, self.index)
 
@@ -189,7 +189,7 @@ class Table:
             sha256=self._table.column("sha256")[number][phase].as_py(),
         )
 
-    def shard_path(self, shard: int) -> Path:
+    def shard_path(self, shard: int) -> Place:
         return self.folder / self.index.shardlist[shard].url
 
     def _numbers(self, name: str) -> NDArray[Any]:
@@ -211,19 +211,21 @@ class _IndexBytes(NamedTuple):
     digest: str
 
 
-def _read_index(folder: Path, url: str) -> _IndexBytes:
+def _read_index(folder: Place, url: str) -> _IndexBytes:
     path = folder / INDEX
-    if not folder.is_dir():
-        raise NotThereError(f"{url}: no such folder of shards; check the path")
-    if not path.exists():
-        started = (folder / "plan.json").exists()
+    try:
+        data = read_bytes(path)
+    except NotThereError:
+        if not is_folder(folder):
+            raise NotThereError(f"{url}: no such folder of shards; check the path") from None
+        started = exists(folder / "plan.json")
         what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
-        raise DataError(f"{url}: has no {INDEX}; {what}")
-    data = read_bytes(path)
+        raise DataError(f"{url}: has no {INDEX}; {what}") from None
     return _IndexBytes(decode_record(data, Index, str(path)), hashlib.sha256(data).hexdigest())
 
 
-def _map_table(path: Path, index: Index) -> pa.Table:
+def _map_table(place: Place, index: Index) -> pa.Table:
+    path = place if isinstance(place, Path) else _copied_table(place, index.samples_sha256)
     try:
         mapped = pa.memory_map(str(path))
         with mapped:
@@ -236,10 +238,18 @@ def _map_table(path: Path, index: Index) -> pa.Table:
     listed = sum(shard.nsamples for shard in index.shardlist)
     if not index.samples == table.num_rows == listed > 0:
         raise DataError(
-            f"{path.parent / INDEX}: says {index.samples} samples, its shards hold {listed}, {SAMPLES} {table.num_rows}; "
+            f"{place.parent / INDEX}: says {index.samples} samples, its shards hold {listed}, {SAMPLES} {table.num_rows}; "
             "build the data set again"
         )
     spaced = index.stride if index.rate is None else min(index.rate.num, index.rate.den)
     if spaced is None or min(spaced, index.short_side, index.phases) < 1:
-        raise DataError(f"{path.parent / INDEX}: stride, rate, short side or phases below 1; build the data set again")
+        raise DataError(f"{place.parent / INDEX}: stride, rate, short side or phases below 1; build the data set again")
     return table
+
+
+def _copied_table(place: Place, digest: str) -> Path:
+    """A table from elsewhere, copied once for all processes of this machine."""
+    path = node_folder("tables") / f"{digest}.arrow"
+    if not path.exists():
+        copy_here(place, path)
+    return path

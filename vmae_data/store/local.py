@@ -1,4 +1,4 @@
-"""Where data sets and runs lie: read, range, list, commit. Local paths for now; a URL stays the only name.
+"""Files of this machine: read, range, commit, lock.
 
 What was committed is whole: written beside, synced, renamed, and the folder synced.
 """
@@ -9,26 +9,29 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
+from vmae_data.errors import DataError, NotThereError, VmaeError
 
 __all__ = [
+    "LOCK",
     "TEMPORARY",
     "commit_bytes",
     "commit_file",
+    "copy_file",
     "create_bytes",
     "hash_file",
-    "local_path",
     "lock",
     "lock_part",
+    "node_folder",
     "part_name",
     "read_bytes",
-    "read_range",
+    "read_part",
     "sync_folder",
     "temporary_beside",
     "write_error",
@@ -42,19 +45,6 @@ SHARED_TRIES = 20
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
-def local_path(url: str) -> Path:
-    """The path that a URL names.
-
-    Raises MisuseError for a scheme that this version does not read.
-    """
-    if url.startswith("file://"):
-        return Path(url.removeprefix("file://"))
-    scheme, found, _ = url.partition("://")
-    if found and scheme.isalnum():
-        raise MisuseError(f"{url}: this version reads local paths only; copy the data to a local folder")
-    return Path(url)
-
-
 def read_bytes(path: Path) -> bytes:
     """The whole of a file. Raises DataError naming it."""
     try:
@@ -65,9 +55,36 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: can't be read ({error.strerror}); check the path") from error
 
 
-def read_range(descriptor: int, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; fewer only where the file ends (the caller checks the sum)."""
-    return os.pread(descriptor, size, offset)
+def read_part(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; fewer only where the file ends. Raises DataError naming it."""
+    try:
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), size, offset)
+    except FileNotFoundError as error:
+        raise NotThereError(f"{path}: can't be read ({error.strerror}); check the path") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); check the path") from error
+
+
+def node_folder(name: str) -> Path:
+    """A folder that all processes of this machine share, for copies that can be fetched again."""
+    home = os.environ.get("VMAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vmae"
+    folder = Path(home).expanduser() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another by VMAE_CACHE") from error
+    return folder
+
+
+def copy_file(path: Path, to: Path) -> None:
+    """The bytes of a file into another. Raises NotThereError, and OSError for what is written."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise NotThereError(f"{path}: can't be read ({error.strerror}); check the path") from error
+    with file, to.open("wb") as target:
+        shutil.copyfileobj(file, target, 1 << 20)
 
 
 def temporary_beside(path: Path, writer: str = "") -> Path:

@@ -1,0 +1,61 @@
+"""Where data sets and runs lie: a URL or a path is a place; read, range, list, commit, lock."""
+
+from vmae_data.store.files import (
+    commit_bytes,
+    commit_file,
+    copy_here,
+    create_bytes,
+    exists,
+    file_size,
+    hash_file,
+    is_folder,
+    list_names,
+    read_bytes,
+    read_range,
+    remove,
+)
+from vmae_data.store.local import (
+    LOCK,
+    TEMPORARY,
+    lock,
+    lock_part,
+    node_folder,
+    part_name,
+    sync_folder,
+    temporary_beside,
+    write_error,
+    writer_name,
+)
+from vmae_data.store.options import set_options, shown_options
+from vmae_data.store.place import Place, RemotePlace, local_path, place_of
+
+__all__ = [
+    "LOCK",
+    "TEMPORARY",
+    "Place",
+    "RemotePlace",
+    "commit_bytes",
+    "commit_file",
+    "copy_here",
+    "create_bytes",
+    "exists",
+    "file_size",
+    "hash_file",
+    "is_folder",
+    "list_names",
+    "local_path",
+    "lock",
+    "lock_part",
+    "node_folder",
+    "part_name",
+    "place_of",
+    "read_bytes",
+    "read_range",
+    "remove",
+    "set_options",
+    "shown_options",
+    "sync_folder",
+    "temporary_beside",
+    "write_error",
+    "writer_name",
+]

@@ -1,0 +1,155 @@
+"""How a store is reached: `--storage-option`, the usual environment variables, and AWS profiles.
+
+Options stand in the environment, so that every process we start has them, and no pickle, log or record does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from configparser import ConfigParser, Error
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vmae_data.errors import MisuseError, VmaeError
+
+__all__ = ["Access", "access_of", "set_options", "shown_options"]
+
+VARIABLE = "VMAE_STORAGE_OPTIONS"
+GIVE_UP_SECONDS = 300.0  # after which a store that does not answer ends the work
+REQUEST_SECONDS = 30.0
+CONNECT_SECONDS = 5.0
+_OURS = ("give_up", "timeout", "connect_timeout", "retries")
+_CLIENT = ("allow_http", "allow_invalid_certificates", "proxy_url", "root_certificate", "user_agent")
+_HEADER = "header."
+# What a name has to hold to be a secret: its value is never shown.
+_SECRET = ("secret", "token", "password", "key", "sas", "signature", "credential", "authorization", "header.")
+
+
+class Access(NamedTuple):
+    """How the store of one root is opened."""
+
+    config: dict[str, Any]  # of the store itself, for obstore
+    client: dict[str, Any]  # of its HTTP client
+    give_up: float  # seconds
+
+
+def set_options(options: Sequence[str]) -> None:
+    """Take `key=value` texts for this process and all that it starts. Raises MisuseError."""
+    values = dict(_options())
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise MisuseError("--storage-option: expected KEY=VALUE, such as endpoint=http://host:9000")
+        values[key.strip().lower()] = value
+    if options:
+        os.environ[VARIABLE] = json.dumps(values)
+
+
+def shown_options() -> dict[str, str]:
+    """The options as they may be shown: secrets are left out."""
+    return {key: "…" if any(word in key for word in _SECRET) else value for key, value in _options().items()}
+
+
+def access_of(scheme: str) -> Access:
+    """What options, environment and profile say of a kind of store (`s3`, `gs`, `az`, `http`, `https`).
+
+    Raises MisuseError for values that can't be read, VmaeError where a profile needs more than is installed.
+    """
+    options = dict(_options())
+    client: dict[str, Any] = {"timeout": REQUEST_SECONDS, "connect_timeout": CONNECT_SECONDS}
+    give_up = GIVE_UP_SECONDS
+    config: dict[str, Any] = _profile(options) if scheme == "s3" else {}
+    headers: dict[str, str] = {}
+    for key, value in options.items():
+        if key == "give_up":
+            give_up = _seconds(key, value)
+        elif key in ("timeout", "connect_timeout"):
+            client[key] = _seconds(key, value)
+        elif key.startswith(_HEADER):
+            headers[key.removeprefix(_HEADER)] = value
+        elif key in _CLIENT:
+            client[key] = value.lower() in ("1", "true", "yes") if key.startswith("allow") else value
+        elif key != "profile":
+            config[key] = value
+    if headers:
+        client["default_headers"] = headers
+    for key in ("timeout", "connect_timeout"):
+        client[key] = timedelta(seconds=client[key])
+    if scheme == "http" or _endpoint(scheme, config).startswith("http://"):
+        client.setdefault("allow_http", True)
+    return Access(config, client, give_up)
+
+
+def _options() -> Mapping[str, str]:
+    try:
+        found = json.loads(os.environ.get(VARIABLE, "{}"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise MisuseError(f"{VARIABLE}: is not a JSON object of texts; leave it unset, and give --storage-option")
+    return found
+
+
+def _seconds(key: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise MisuseError(f"--storage-option {key}={value}: expected seconds, such as 60")
+    return seconds
+
+
+def _endpoint(scheme: str, config: Mapping[str, Any]) -> str:
+    names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "az": ("AZURE_STORAGE_ENDPOINT",)}
+    given = [str(value) for key, value in config.items() if key.endswith(("endpoint", "endpoint_url"))]
+    return next((value for value in [*given, *(os.environ.get(n, "") for n in names.get(scheme, ()))] if value), "")
+
+
+def _profile(options: Mapping[str, str]) -> dict[str, Any]:
+    """What the AWS profile says, where one is named, or where neither options nor environment hold a key."""
+    named = options.get("profile") or os.environ.get("AWS_PROFILE")
+    keyed = any("access_key_id" in key for key in options) or "AWS_ACCESS_KEY_ID" in os.environ
+    if keyed and not named:
+        return {}
+    name = named or "default"
+    found = _read_profile(name)
+    if found is None:
+        if named:
+            raise MisuseError(
+                f"AWS profile {name!r}: is in neither ~/.aws/config nor ~/.aws/credentials; check AWS_PROFILE"
+            )
+        return {}
+    wanted = {
+        "aws_access_key_id": "access_key_id",
+        "aws_secret_access_key": "secret_access_key",
+        "aws_session_token": "session_token",
+        "region": "region",
+        "endpoint_url": "endpoint",
+    }
+    values = {wanted[key]: value for key, value in found.items() if key in wanted}
+    by_other_means = sorted(key for key in found if key.startswith(("sso_", "role_arn", "credential_process")))
+    if named and "access_key_id" not in values and by_other_means:
+        raise VmaeError(
+            f"AWS profile {name!r}: gets its keys by {by_other_means[0]}, which is not read here; "
+            f"run `eval $(aws configure export-credentials --profile {name} --format env)` first"
+        )
+    return values
+
+
+def _read_profile(name: str) -> dict[str, str] | None:
+    config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+    credentials = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
+    found: dict[str, str] | None = None
+    for path, section in ((config, name if name == "default" else f"profile {name}"), (credentials, name)):
+        parser = ConfigParser(interpolation=None, default_section="\0")
+        try:
+            parser.read(path, encoding="utf-8")
+        except (Error, UnicodeDecodeError) as error:  # the words of the error may hold the lines, and so the keys
+            raise MisuseError(f"{path}: is not a file of AWS profiles; mend it, or unset AWS_PROFILE") from error
+        if parser.has_section(section):
+            found = {**(found or {}), **parser[section]}
+    return found

@@ -1,0 +1,115 @@
+"""What a URL names: a path of this machine, or a place in a bucket or on a web server."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmae_data.errors import MisuseError
+
+__all__ = ["Place", "RemotePlace", "local_path", "place_of"]
+
+# How a store may be called → how it is called here.
+_SCHEMES = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "az",
+    "azure": "az",
+    "http": "http",
+    "https": "https",
+}
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePlace:
+    """An object, or a folder of objects: `root` (`s3://bucket`, `http://host:port`) and the path below it.
+
+    Joins and names as `pathlib` has them; its text is its URL. It holds no credentials and no open connection.
+    """
+
+    root: str
+    path: str
+
+    @property
+    def scheme(self) -> str:
+        return self.root.partition("://")[0]
+
+    @property
+    def container(self) -> str:
+        """The bucket, container or host."""
+        return self.root.partition("://")[2]
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return self.name.rpartition(".")[0] or self.name
+
+    @property
+    def suffix(self) -> str:
+        return self.name[len(self.stem) :]
+
+    @property
+    def parent(self) -> RemotePlace:
+        return RemotePlace(self.root, self.path.rpartition("/")[0])
+
+    def with_name(self, name: str) -> RemotePlace:
+        return self.parent / name
+
+    def with_suffix(self, suffix: str) -> RemotePlace:
+        return self.with_name(f"{self.stem}{suffix}")
+
+    def resolve(self) -> RemotePlace:
+        return self
+
+    def __truediv__(self, name: str) -> RemotePlace:
+        return RemotePlace(self.root, f"{self.path}/{name}" if self.path else name)
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.path}" if self.path else self.root
+
+
+Place = Path | RemotePlace
+
+
+def place_of(url: str | Path) -> Place:
+    """The place that a URL or a path names.
+
+    Raises MisuseError for a scheme that is not known, and for a URL with a password or a query in it: these would
+    be written into logs and indexes.
+    """
+    found = _URL.fullmatch(str(url))
+    if found is None:
+        return Path(url)
+    scheme, rest = found[1].lower(), found[2]
+    if scheme == "file":
+        return Path(rest)
+    if scheme not in _SCHEMES:
+        raise MisuseError(f"{scheme}://: not a kind of store that is known; use a path, {_known()}")
+    container, _, path = rest.partition("/")
+    if "@" in container or (scheme.startswith("http") and ("?" in path or "?" in container)):
+        shown = f"{scheme}://{container.rpartition('@')[2].partition('?')[0]}/…"
+        raise MisuseError(f"{shown}: a URL with a password or a query in it; give these by --storage-option")
+    if not container:
+        raise MisuseError(
+            f"{url}: names no {'host' if scheme.startswith('http') else 'bucket'}; write {scheme}://NAME/…"
+        )
+    return RemotePlace(f"{_SCHEMES[scheme]}://{container}", "/".join(part for part in path.split("/") if part))
+
+
+def local_path(url: str | Path) -> Path:
+    """The path that a URL names. Raises MisuseError where it is not of this machine."""
+    place = place_of(url)
+    if isinstance(place, RemotePlace):
+        raise MisuseError(f"{place}: has to be a path of this machine; copy it to a local folder")
+    return place
+
+
+def _known() -> str:
+    return ", ".join(f"{scheme}://" for scheme in dict.fromkeys(_SCHEMES.values()))
