@@ -19,9 +19,10 @@ __all__ = ["Access", "access_of", "set_options", "shown_options"]
 
 VARIABLE = "VMAE_STORAGE_OPTIONS"
 GIVE_UP_SECONDS = 300.0  # after which a store that does not answer ends the work
-REQUEST_SECONDS = 30.0
-CONNECT_SECONDS = 5.0
-_OURS = ("give_up", "timeout", "connect_timeout", "retries")
+WHOLE_SECONDS = 3600.0  # of a request; a slow but steady one may last
+SILENCE_SECONDS = 20.0  # within a request
+CONNECT_SECONDS = 10.0
+_TIMES = ("timeout", "read_timeout", "connect_timeout")
 _CLIENT = ("allow_http", "allow_invalid_certificates", "proxy_url", "root_certificate", "user_agent")
 _HEADER = "header."
 # What a name has to hold to be a secret: its value is never shown.
@@ -59,14 +60,14 @@ def access_of(scheme: str) -> Access:
     Raises MisuseError for values that can't be read, VmaeError where a profile needs more than is installed.
     """
     options = dict(_options())
-    client: dict[str, Any] = {"timeout": REQUEST_SECONDS, "connect_timeout": CONNECT_SECONDS}
+    client: dict[str, Any] = dict(zip(_TIMES, (WHOLE_SECONDS, SILENCE_SECONDS, CONNECT_SECONDS), strict=True))
     give_up = GIVE_UP_SECONDS
     config: dict[str, Any] = _profile(options) if scheme == "s3" else {}
     headers: dict[str, str] = {}
     for key, value in options.items():
         if key == "give_up":
             give_up = _seconds(key, value)
-        elif key in ("timeout", "connect_timeout"):
+        elif key in _TIMES:
             client[key] = _seconds(key, value)
         elif key.startswith(_HEADER):
             headers[key.removeprefix(_HEADER)] = value
@@ -76,8 +77,16 @@ def access_of(scheme: str) -> Access:
             config[key] = value
     if headers:
         client["default_headers"] = headers
-    for key in ("timeout", "connect_timeout"):
+    for key in _TIMES:
         client[key] = timedelta(seconds=client[key])
+    if scheme == "az":  # where it stands in the environment alone, the client does not say so when it is copied
+        account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        if account and not any(key.endswith("account_name") for key in config):
+            config["account_name"] = account
+        if not any(key.endswith("account_name") for key in config):
+            raise MisuseError(
+                "az://: no account is named; set AZURE_STORAGE_ACCOUNT_NAME, or --storage-option account_name=…"
+            )
     if scheme == "http" or _endpoint(scheme, config).startswith("http://"):
         client.setdefault("allow_http", True)
     return Access(config, client, give_up)

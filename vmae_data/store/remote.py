@@ -41,6 +41,7 @@ __all__ = [
 Answer = TypeVar("Answer")
 PART_BYTES = 8 << 20  # of a download or an upload
 PARTS_AT_A_TIME = 4
+UPLOAD_TRIES = 8  # of each part
 FIRST_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
 REFUSED_TRIES = 3  # credentials that were renewed meanwhile are read again
 _STATUS = re.compile(
@@ -65,7 +66,12 @@ class Listed(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    store: Any
+    """A store, opened twice: what is read is asked for again by us, who can say why; the parts of an upload
+    are sent again by the client, which knows what has come through.
+    """
+
+    reader: Any
+    writer: Any
     access: Access
 
 
@@ -97,26 +103,32 @@ def _open(place: RemotePlace) -> _Opened:
     from obstore import store as stores
 
     access = access_of(place.scheme)
-    # Retries are ours: obstore's know no busy store's wish, and none of its words.
     config: Any = access.config or None
-    common: dict[str, Any] = {
-        "client_options": access.client,
-        "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=access.give_up)},
-    }
+
+    def opened(make: Callable[..., Any], *where: Any, **given: Any) -> _Opened:
+        limit = timedelta(seconds=access.give_up)
+        patient = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
+        retries: tuple[dict[str, Any], ...] = (
+            {"max_retries": 0, "retry_timeout": limit},
+            {"max_retries": UPLOAD_TRIES, "retry_timeout": limit, "backoff": patient},
+        )
+        reader, writer = (make(*where, **given, client_options=access.client, retry_config=one) for one in retries)
+        return _Opened(reader, writer, access)
+
     try:
         if place.scheme == "s3":
-            return _Opened(stores.S3Store(place.container, config=config, **common), access)
+            return opened(stores.S3Store, place.container, config=config)
         if place.scheme == "gs":
-            return _Opened(stores.GCSStore(place.container, config=config, **common), access)
+            return opened(stores.GCSStore, place.container, config=config)
         if place.scheme == "az":
-            return _Opened(stores.AzureStore(place.container, config=config, **common), access)
+            return opened(stores.AzureStore, place.container, config=config)
         if access.config:
             raise MisuseError(f"--storage-option {next(iter(access.config))}: not known for {place.scheme}://")
-        return _Opened(stores.HTTPStore(place.root, **common), access)
+        return opened(stores.HTTPStore.from_url, place.root)
     except exceptions.BaseError as error:
         key = re.search(r"[Cc]onfiguration key[^'\"]*['\"]([a-z0-9_.]+)['\"]", str(error))
         what = f"--storage-option {key[1]}: not known for" if key else "options that can't be used for"
-        raise MisuseError(f"{what} {place.root}; see docs/storage.md") from error
+        raise MisuseError(f"{what} {place.root}; see docs/storage.md") from None
 
 
 def read(place: RemotePlace) -> bytes:
@@ -210,7 +222,7 @@ def put(place: RemotePlace, data: bytes | Path) -> None:
     """Write an object, whole or not at all; a large one in parts. Raises StoreError."""
     import obstore
 
-    _again(place, "written", lambda store: obstore.put(store, place.path, data, chunk_size=PART_BYTES))
+    _again(place, "written", lambda store: obstore.put(store, place.path, data, chunk_size=PART_BYTES), writes=True)
 
 
 def create(place: RemotePlace, data: bytes) -> bool:
@@ -226,7 +238,7 @@ def create(place: RemotePlace, data: bytes) -> bool:
         return True
 
     # A first try whose answer was lost may have made it: then what is there is what we wrote.
-    return _again(place, "written", call) or read(place) == data
+    return _again(place, "written", call, writes=True) or read(place) == data
 
 
 def remove(place: RemotePlace) -> None:
@@ -239,7 +251,7 @@ def remove(place: RemotePlace) -> None:
         except FileNotFoundError:
             return
 
-    _again(place, "removed", call)
+    _again(place, "removed", call, writes=True)
 
 
 def list_folder(place: RemotePlace) -> dict[str, int]:
@@ -310,14 +322,14 @@ def waited() -> float:
     return getattr(_local, "waited", 0.0)
 
 
-def _again(place: RemotePlace, done: str, call: Callable[[Any], Answer]) -> Answer:
+def _again(place: RemotePlace, done: str, call: Callable[[Any], Answer], *, writes: bool = False) -> Answer:
     """Call until it gives an answer, or the time for a store that does not answer is over."""
     started_at = time.monotonic()
     tries = refused = 0
     while True:
         opened = _CLIENTS.get(place)
         try:
-            return call(opened.store)
+            return call(opened.writer if writes else opened.reader)
         except Exception as error:
             if isinstance(error, VmaeError):
                 raise
@@ -331,7 +343,7 @@ def _again(place: RemotePlace, done: str, call: Callable[[Any], Answer]) -> Answ
             elif not trouble.passing:
                 raise DataError(f"{place}: can't be {done} ({trouble.words}); {_advice(trouble)}") from None
             if trouble.busy:
-                wait = _wish(opened.store, place, opened.access) or wait
+                wait = _wish(opened.reader, place, opened.access) or wait
             if spent + wait > opened.access.give_up:
                 raise StoreError(
                     f"{place}: can't be {done} ({trouble.words}, {tries} tries in {spent:.0f} s); "
@@ -359,7 +371,9 @@ def _trouble_of(error: Exception, place: RemotePlace) -> _Trouble:
         return _Trouble(str(error), passing=True)
     if isinstance(error, FileNotFoundError):
         raise NotThereError(f"{place}: is not there{f' ({code})' if code else ''}; check the path") from None
-    if isinstance(error, exceptions.PreconditionError):
+    if isinstance(error, exceptions.NotSupportedError):
+        raise DataError(f"{place}: its server gives no part of a file; use one that answers range requests") from None
+    if isinstance(error, exceptions.PreconditionError) or "precondition failure" in text.lower():
         raise ReplacedError(f"{place}: was replaced while it was read; open the data set again") from None
     if "169.254." in text or ("metadata" in text.lower() and not status):
         return _Trouble("no credentials found", passing=False, refused=True)
@@ -371,7 +385,7 @@ def _trouble_of(error: Exception, place: RemotePlace) -> _Trouble:
         or "ExpiredToken" in code
     ):
         return _Trouble(f"refused: {named or type(error).__name__}", passing=False, refused=True)
-    if status >= 500 or (not status and isinstance(error, exceptions.GenericError)):
+    if (status >= 500 and status != 501) or (not status and isinstance(error, exceptions.GenericError)):
         return _Trouble(named or _network_words(text), passing=True)
     return _Trouble(named or type(error).__name__, passing=False)
 

@@ -1,0 +1,109 @@
+"""What URLs name, and how a store is reached. What a store answers is tested against a real one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.store import RemotePlace, local_path, place_of, set_options, shown_options
+from vmae_data.store.options import VARIABLE, access_of
+
+
+@pytest.fixture(autouse=True)
+def _no_access(monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(VARIABLE, "{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_places_are_joined_and_named_as_paths_are():
+    place = place_of("s3://bucket//a/b/shard-000001.tar/")
+    assert place == RemotePlace("s3://bucket", "a/b/shard-000001.tar")
+    assert (place.scheme, place.container, place.name, place.stem, place.suffix) == (
+        "s3", "bucket", "shard-000001.tar", "shard-000001", ".tar",
+    )  # fmt: skip
+    assert str(place.parent / "index.json") == "s3://bucket/a/b/index.json"
+    assert str(place.with_suffix(".json")) == "s3://bucket/a/b/shard-000001.json"
+    assert str(place_of("s3://bucket")) == "s3://bucket" and str(place_of("s3://bucket") / "x") == "s3://bucket/x"
+    assert place_of("HTTP://host:90/x").root == "http://host:90"
+    assert place_of("file:///a/b") == Path("/a/b") and place_of("a:b/c") == Path("a:b/c")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ftp://host/x", "not a kind of store"),
+        ("s3:///x", "names no bucket"),
+        ("https://user:hunter2@host/x", "--storage-option"),
+        ("https://host/x?sig=hunter2", "--storage-option"),
+    ],
+)
+def test_a_url_that_can_not_be_used_is_refused_without_its_secrets(url, says):
+    with pytest.raises(MisuseError, match=says) as caught:
+        place_of(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_local_path_refuses_what_lies_elsewhere():
+    with pytest.raises(MisuseError, match="path of this machine"):
+        local_path("s3://bucket/x")
+
+
+def test_options_reach_the_store_and_secrets_are_not_shown():
+    set_options(["endpoint=http://host:9", "secret_access_key=hunter2", "give_up=7", "read_timeout=2"])
+    set_options(["header.Authorization=Bearer hunter3"])
+    access = access_of("s3")
+    assert access.config == {"endpoint": "http://host:9", "secret_access_key": "hunter2"}
+    assert access.give_up == 7 and access.client["allow_http"] is True
+    assert access.client["read_timeout"].total_seconds() == 2
+    assert access.client["default_headers"] == {"authorization": "Bearer hunter3"}
+    assert "hunter" not in json.dumps(shown_options()) and shown_options()["endpoint"] == "http://host:9"
+
+
+@pytest.mark.parametrize("option", ["endpoint", "=x", "give_up=soon", "timeout=-1", "read_timeout=nan"])
+def test_an_option_that_can_not_be_read_is_refused(option):
+    with pytest.raises(MisuseError, match="--storage-option"):
+        set_options([option])
+        access_of("s3")
+
+
+def test_a_profile_gives_keys_and_the_environment_goes_before_the_default_one(monkeypatch, tmp_path):
+    home = tmp_path / ".aws"
+    home.mkdir()
+    (home / "config").write_text("[default]\nregion = r1\n[profile lab]\nregion = r2\nendpoint_url = http://host:9\n")
+    (home / "credentials").write_text("[lab]\naws_access_key_id = K\naws_secret_access_key = S%%\n")
+    assert access_of("s3").config == {"region": "r1"}
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    access = access_of("s3")
+    assert access.config == {
+        "region": "r2",
+        "endpoint": "http://host:9",
+        "access_key_id": "K",
+        "secret_access_key": "S%%",
+    }
+    assert access.client["allow_http"] is True
+    monkeypatch.delenv("AWS_PROFILE")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "E")
+    assert access_of("s3").config == {}
+
+
+def test_a_profile_that_needs_more_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    (tmp_path / "config").write_text("[profile lab]\nsso_session = x\n")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    with pytest.raises(VmaeError, match="export-credentials --profile lab"):
+        access_of("s3")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(MisuseError, match="nobody"):
+        access_of("s3")
+    (tmp_path / "config").write_text("hunter2\n")
+    with pytest.raises(MisuseError) as caught:
+        access_of("s3")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_azure_needs_an_account():
+    with pytest.raises(MisuseError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        access_of("az")
