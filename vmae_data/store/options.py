@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError, VmaeError
 
-__all__ = ["Access", "access_of", "set_options", "shown_options"]
+__all__ = ["VARIABLE", "Access", "access_of", "set_options", "shown_options"]
 
 VARIABLE = "VMAE_STORAGE_OPTIONS"
 GIVE_UP_SECONDS = 300.0  # after which a store that does not answer ends the work

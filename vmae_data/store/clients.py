@@ -1,0 +1,89 @@
+"""The open stores of this process. obstore does not survive a fork: a store is opened in the process that uses it, when first used."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from vmae_data.errors import MisuseError
+from vmae_data.store.options import VARIABLE, Access, access_of
+from vmae_data.store.place import RemotePlace
+
+__all__ = ["CLIENTS", "LONGEST_WAIT", "Opened"]
+
+LONGEST_WAIT = 15.0  # seconds between two tries
+UPLOAD_TRIES = 8  # of each part
+
+
+class Opened(NamedTuple):
+    """A store, opened twice: what is read is asked for again by us, who can say why; the parts of an upload
+    are sent again by the client, which knows what has come through.
+    """
+
+    reader: Any
+    writer: Any
+    access: Access
+
+
+class _Clients:
+    """The open stores of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: dict[tuple[int, str, str], Opened] = {}
+
+    def get(self, place: RemotePlace) -> Opened:
+        with self._lock:
+            key = _key(place)
+            if key not in self._opened:
+                self._opened[key] = open_store(place)
+            return self._opened[key]
+
+    def forget(self, place: RemotePlace) -> None:
+        """Open it again next time: its credentials may have been renewed."""
+        with self._lock:
+            self._opened.pop(_key(place), None)
+
+
+def _key(place: RemotePlace) -> tuple[int, str, str]:
+    return os.getpid(), place.root, os.environ.get(VARIABLE, "")
+
+
+def open_store(place: RemotePlace) -> Opened:
+    from obstore import exceptions
+    from obstore import store as stores
+
+    access = access_of(place.scheme)
+    config: Any = access.config or None
+
+    def twice(make: Callable[..., Any], *where: Any, **given: Any) -> Opened:
+        limit = timedelta(seconds=access.give_up)
+        patient = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
+        retries: tuple[dict[str, Any], ...] = (
+            {"max_retries": 0, "retry_timeout": limit},
+            {"max_retries": UPLOAD_TRIES, "retry_timeout": limit, "backoff": patient},
+        )
+        reader, writer = (make(*where, **given, client_options=access.client, retry_config=one) for one in retries)
+        return Opened(reader, writer, access)
+
+    try:
+        if place.scheme == "s3":
+            return twice(stores.S3Store, place.container, config=config)
+        if place.scheme == "gs":
+            return twice(stores.GCSStore, place.container, config=config)
+        if place.scheme == "az":
+            return twice(stores.AzureStore, place.container, config=config)
+        if access.config:
+            raise MisuseError(f"--storage-option {next(iter(access.config))}: not known for {place.scheme}://")
+        return twice(stores.HTTPStore.from_url, place.root)
+    except exceptions.BaseError as error:
+        key = re.search(r"[Cc]onfiguration key[^'\"]*['\"]([a-z0-9_.]+)['\"]", str(error))
+        what = f"--storage-option {key[1]}: not known for" if key else "options that can't be used for"
+        raise MisuseError(f"{what} {place.root}; see docs/storage.md") from None
+
+
+CLIENTS = _Clients()
