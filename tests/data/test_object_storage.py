@@ -14,6 +14,8 @@ import obstore
 import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError, PreconditionError
 
+from tests.azure_server import AzureContainer
+from tests.gcs_server import GcsBucket
 from tests.s3_server import S3Bucket
 from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import proxy_thread
@@ -133,8 +135,36 @@ def test_an_expired_token_is_told_at_once_and_without_secrets(s3_bucket: S3Bucke
     assert s3_bucket.server.access_key not in str(caught.value)
 
 
+def test_azure_takes_parts_gives_ranges_and_keeps_to_etags(azure_container: AzureContainer) -> None:
+    store, data = azure_container.store(), random.Random(3).randbytes(12 * MB)
+    store.put("folder/large", data)
+    assert obstore.get_range(store, "folder/large", start=7 * MB, end=8 * MB) == data[7 * MB : 8 * MB]
+    assert [entry["path"] for entry in store.list("folder").collect()] == ["folder/large"]
+    store.put("marker", b"first", mode="create")
+    with pytest.raises(AlreadyExistsError):
+        store.put("marker", b"second", mode="create")
+    with pytest.raises(PreconditionError):
+        store.get("marker", options={"if_match": '"another"'})
+    store.delete("marker")
+    with pytest.raises(FileNotFoundError):
+        store.head("marker")
+
+
+def test_google_gives_ranges_and_lists_what_is_there(gcs_bucket: GcsBucket) -> None:
+    store, data = gcs_bucket.store(), random.Random(4).randbytes(2 * MB)
+    gcs_bucket.put("folder/large", data)
+    assert obstore.get_range(store, "folder/large", start=MB, end=MB + 999) == data[MB : MB + 999]
+    assert store.head("folder/large")["size"] == len(data)
+    assert [entry["path"] for entry in store.list("folder").collect()] == ["folder/large"]
+    store.delete("folder/large")
+    with pytest.raises(FileNotFoundError):
+        store.get("folder/large")
+
+
 _KILLED = """\
 import os, pathlib, signal, sys
+from tests.azure_server import AzureContainer
+from tests.gcs_server import GcsBucket
 from tests.s3_server import s3_server
 with s3_server(pathlib.Path(sys.argv[1])) as server:
     print(server.endpoint, flush=True)
