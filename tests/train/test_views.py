@@ -8,11 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmae_data.draws import Draw
+from vmae_data.draws import Draw, Purpose
 from vmae_data.errors import MisuseError
 from vmae_data.format import Rational, Regular
 from vmae_data.read.shards import SampleView, Shards
-from vmae_train.clips.views import ClipSpec, ExactStride, Frozen, SpacedViews, kept_step
+from vmae_train.clips.views import (
+    ClipSpec,
+    DenseClip,
+    ExactStride,
+    Frozen,
+    SpacedViews,
+    UniformClip,
+    UniformViews,
+    check_spacing,
+    kept_step,
+    train_sampler,
+    view_sampler,
+)
 
 
 def _view(frames: int) -> SampleView:
@@ -89,3 +101,124 @@ def test_every_phase_is_drawn_and_its_own_length_counts() -> None:
     chosen = [ExactStride(16, 1)(view, Draw(0, epoch, 1)) for epoch in range(200)]
     starts = {phase: {one.decode[0] for one in chosen if one.phase == phase} for phase in (0, 1)}
     assert starts == {0: set(range(5)), 1: set(range(3))}
+
+
+def _positions(chosen, view: int = 0) -> list[int]:
+    return np.asarray(chosen.decode)[chosen.index_VT[view]].tolist()
+
+
+LENGTHS = range(1, 401)
+
+
+def _dense(n: int, stride: int, end_of) -> list[int]:
+    """The published rule of dense finetuning, in words: spread over 16 × stride frames, both ends reached."""
+    span = 16 * stride
+    if n <= span:
+        found = [*np.linspace(0, n, num=n // stride), *[n] * (16 - n // stride)]
+        return [int(min(max(x, 0), n - 1)) for x in found]
+    end = end_of(span, n)
+    return [int(min(max(x, end - span), end - 1)) for x in np.linspace(end - span, end, 16)]
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_dense_clips_are_the_published_ones_at_every_length(stride: int) -> None:
+    for n in LENGTHS:
+        draw = Draw(3, 0, n)
+        found = _positions(DenseClip(16, stride)(_view(n), draw))
+        assert found == _dense(n, stride, lambda span, n: span + draw.integer(Purpose.FRAMES, n - span))  # noqa: B023
+        centre = _positions(DenseClip(16, stride, centre=True)(_view(n), draw))
+        assert centre == _dense(n, stride, lambda span, n: (span + n) // 2)
+
+
+def test_dense_starts_cover_all_there_are() -> None:
+    starts = {_positions(DenseClip(16, 4)(_view(70), Draw(0, epoch, 1)))[0] for epoch in range(200)}
+    assert starts == set(range(70 - 64))
+
+
+def test_uniform_clips_are_the_published_ones_at_every_length() -> None:
+    for n in LENGTHS:
+        draw, part = Draw(5, 0, n), n // 16
+        drawn = [i * part + draw.integer(Purpose.FRAMES, part, i) for i in range(16)] if part else []
+        assert _positions(UniformClip(16, short_videos="v1")(_view(n), draw)) == (drawn or [0] * 16)
+        assert _positions(UniformClip(16)(_view(n), draw)) == (drawn or [0] * (16 - n) + list(range(n)))
+        tick = n / 16
+        middle = [int(tick / 2 + tick * x) for x in range(16)]
+        assert _positions(UniformClip(16, centre=True)(_view(n), draw)) == middle
+        both = sorted([int(tick * x) for x in range(16)] + middle)
+        found = UniformViews(16, 2)(_view(n), draw)
+        assert [_positions(found, 0), _positions(found, 1)] == [both[0::2], both[1::2]]
+        three = UniformViews(16, 3)(_view(n), draw)
+        assert _positions(three, 2) == [int(2 * tick / 3 + tick * x) for x in range(16)]
+
+
+def test_uniform_clips_draw_a_frame_of_each_part_on_its_own() -> None:
+    clips = np.asarray([_positions(UniformClip(16)(_view(64), Draw(0, epoch, 1))) for epoch in range(200)])
+    within = clips - np.arange(16) * 4
+    assert within.min() == 0 and within.max() == 3
+    assert abs(np.corrcoef(within[:, 0], within[:, 1])[0, 1]) < 0.25
+
+
+def _dense_views(n: int, stride: int, clips: int) -> list[list[int]]:
+    """The published dense test: all frames of that stride, the last repeated up to a clip, starts evenly spread."""
+    frames = list(range(0, n, stride))
+    frames += [frames[-1]] * (16 - len(frames))
+    step = max((len(frames) - 16) / (clips - 1), 0)
+    return [frames[int(k * step) : int(k * step) + 16] for k in range(clips)]
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_dense_test_views_are_the_published_ones_at_every_length(stride: int) -> None:
+    for n in LENGTHS:
+        found = SpacedViews(16, stride, 5)(_view(n), Draw(0, 0, 0))
+        assert [_positions(found, view) for view in range(5)] == _dense_views(n, stride, 5)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_on_thinned_shards_a_frame_is_at_most_half_a_step_from_the_wanted_one(kept: int) -> None:
+    for n in range(64, 400, 7):
+        count = -(-n // kept)
+        thinned = SampleView(0, "k", count, Regular(first=0, step=kept, count=count), n, 25.0, (count,))
+        near = (count - 1) * kept + kept // 2 + 1  # frames that have a kept one within half a step
+        for sampler in (DenseClip(16, 4), UniformClip(16), UniformViews(16, 2)):
+            found = sampler(thinned, Draw(0, 1, n))
+            whole = sampler(_view(near), Draw(0, 1, n))
+            for view in range(len(found.index_VT)):
+                off = np.asarray(_positions(found, view)) * kept - _positions(whole, view)
+                assert np.abs(off).max() <= kept / 2
+                assert (off[np.abs(off) * 2 == kept] < 0).all()  # ties go down
+
+
+def test_a_segment_is_a_video_of_its_own() -> None:
+    segment = SampleView(0, "k", 25, Regular(first=400, step=4, count=25), 2000, 25.0, (25,))
+    assert _positions(UniformClip(16, centre=True)(segment, Draw(0, 0, 0)))[-1] <= 24
+    assert min(_positions(DenseClip(16, 4, centre=True)(segment, Draw(0, 0, 0)))) > 0
+
+
+def test_a_recipe_names_its_samplers(demo_shards: Path) -> None:
+    index = msgspec.structs.replace(Shards.open(str(demo_shards)).index, stride=1, rate=None)
+    dense, uniform = ClipSpec(sampler="dense", stride=4), ClipSpec(sampler="uniform", short_videos="v1")
+    assert train_sampler(dense, index, 16) == DenseClip(16, 4)
+    assert train_sampler(uniform, index, 16) == UniformClip(16, short_videos="v1")
+    assert train_sampler(ClipSpec(frozen=True), index, 16) == Frozen(ExactStride(16, 4))
+    assert view_sampler(dense, index, 16, 5) == SpacedViews(16, 4, 5)
+    assert view_sampler(dense, index, 16, 1) == DenseClip(16, 4, centre=True)
+    assert view_sampler(uniform, index, 16, 2) == UniformViews(16, 2)
+    assert view_sampler(uniform, index, 16, 1) == UniformClip(16, centre=True, short_videos="v1")
+    by_rate = msgspec.structs.replace(index, stride=None, rate=Rational(25, 4))
+    assert train_sampler(ClipSpec(sampler="dense", rate=6.25), by_rate, 16) == DenseClip(16, 1, by_source=False)
+    with pytest.raises(MisuseError, match="by rate"):
+        train_sampler(ClipSpec(sampler="dense", rate=6.25), index, 16)
+
+
+def test_shards_that_are_too_thin_for_a_sampler_are_refused(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    frames = int(np.median(shards.source_frames_N))
+    shards.index = msgspec.structs.replace(shards.index, stride=4, rate=None)
+    with pytest.raises(MisuseError, match=f"{frames / 16:.3g} source frames apart"):
+        check_spacing(ClipSpec(sampler="uniform"), shards, 16, 1 + frames // 64)
+    assert check_spacing(ClipSpec(sampler="dense", stride=8), shards, 16) == (
+        "each wanted frame is the nearest kept one, at most 2 source frames away"
+    )
+    with pytest.raises(MisuseError, match="give 4 or more"):
+        check_spacing(ClipSpec(sampler="dense", stride=2), shards, 16)
+    assert check_spacing(ClipSpec(), shards, 16) is None

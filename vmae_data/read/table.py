@@ -152,6 +152,11 @@ class Table:
         return self._numbers("rate")
 
     @cached_property
+    def source_frames_N(self) -> NDArray[np.int32]:
+        """Frames of the sources."""
+        return self._numbers("source_frames")
+
+    @cached_property
     def source_rate_N(self) -> NDArray[np.float64]:
         """Frames a second of the sources, as their containers say."""
         if "source_rate" not in self._table.column_names:  # written before there was such a column

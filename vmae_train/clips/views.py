@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -12,18 +13,37 @@ from numpy.typing import NDArray
 
 from vmae_data.draws import Draw, Purpose
 from vmae_data.errors import MisuseError
-from vmae_data.format import Index
-from vmae_data.read.shards import SampleView
+from vmae_data.format import Index, expand_series
+from vmae_data.read.shards import SampleView, Shards
 from vmae_data.read.stream import ClipFrames, Sampler
 
-__all__ = ["ClipSpec", "ExactStride", "Frozen", "SpacedViews", "kept_step"]
+__all__ = [
+    "ClipSpec",
+    "DenseClip",
+    "ExactStride",
+    "Frozen",
+    "SpacedViews",
+    "UniformClip",
+    "UniformViews",
+    "check_spacing",
+    "kept_step",
+    "train_sampler",
+    "view_sampler",
+]
 
 
 class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which frames make a clip: `stride` counts source frames, `rate` frames a second (of shards built by rate).
 
-    `frozen` repeats one frame, the control that takes all motion away.
+    `sampler`: `stride` is pretraining's exact stride; `dense` spreads a clip's frames over num_frames × stride
+    source frames, as published finetuning does (so 16 frames lie 64 / 15 apart, not 4); `uniform` (TSN) takes one
+    frame of each of num_frames equal parts of the video. What `uniform` makes of a video with fewer frames than a
+    clip differs between the original (`v1`: its first frame, 16 times) and VideoMAEv2 (`v2`: the first repeated,
+    then all). `frozen` repeats one frame, the control that takes all motion away.
     """
+
+    sampler: Literal["stride", "dense", "uniform"] = "stride"
+    short_videos: Literal["v1", "v2"] = "v2"
 
     stride: int | None = None  # 4 where no rate is given
     rate: float | None = None
@@ -64,6 +84,62 @@ def kept_step(clip: ClipSpec, index: Index) -> int:
             f"use a multiple of {index.stride}, or build shards with a stride that divides {clip.stride}"
         )
     return clip.stride // index.stride
+
+
+def train_sampler(clip: ClipSpec, index: Index, num_frames: int, *, centre: bool = False) -> Sampler:
+    """The sampler of a recipe for a data set; `centre` takes the clip in the middle, for a validation in between.
+
+    Raises MisuseError where the shards don't hold such frames.
+    """
+    by_source = index.rate is None
+    sampler: Sampler
+    if clip.sampler == "uniform":
+        sampler = UniformClip(num_frames, centre, clip.short_videos, by_source)
+    elif clip.sampler == "dense":
+        stride = clip.stride if by_source else kept_step(clip, index)
+        if stride is None:
+            kept_step(clip, index)  # says what is wrong
+        sampler = DenseClip(num_frames, stride or 1, centre, by_source)
+    elif centre:
+        sampler = SpacedViews(num_frames, kept_step(clip, index), 1)
+    else:
+        sampler = ExactStride(num_frames, kept_step(clip, index))
+    return Frozen(sampler) if clip.frozen else sampler
+
+
+def view_sampler(clip: ClipSpec, index: Index, num_frames: int, num_clips: int) -> Sampler:
+    """The sampler of an evaluation with `num_clips` clips a video. Raises MisuseError as `train_sampler` does."""
+    sampler: Sampler
+    if clip.sampler == "uniform":
+        sampler = UniformViews(num_frames, num_clips, index.rate is None)
+        if num_clips == 1:
+            sampler = UniformClip(num_frames, True, clip.short_videos, index.rate is None)
+    elif clip.sampler == "dense" and num_clips == 1:
+        return train_sampler(clip, index, num_frames, centre=True)
+    else:
+        sampler = SpacedViews(num_frames, kept_step(clip, index), num_clips)
+    return Frozen(sampler) if clip.frozen else sampler
+
+
+def check_spacing(clip: ClipSpec, shards: Shards, num_frames: int, num_clips: int = 1) -> str | None:
+    """What a person should know of a sampler that wants frames which thinned shards may not hold; None where it finds each.
+
+    Raises MisuseError where more than half of the videos would give the same frame to neighbours of a clip.
+    """
+    kept = shards.index.stride
+    if clip.sampler == "stride" or shards.index.rate is not None or kept is None or kept == 1:
+        return None
+    if clip.sampler == "uniform":
+        spacing = float(np.median(shards.source_frames_N)) / num_frames / num_clips
+        if spacing < kept:
+            raise MisuseError(
+                f"{shards.url}: clip.sampler = uniform wants frames {spacing:.3g} source frames apart (median, {num_clips} "
+                f"{'clip' if num_clips == 1 else 'clips'} of {num_frames}), the shards keep one in {kept}; "
+                "build shards with stride 1"
+            )
+    elif (clip.stride or kept) < kept:
+        raise MisuseError(f"clip.stride = {clip.stride}: the shards keep one frame in {kept}; give {kept} or more")
+    return f"each wanted frame is the nearest kept one, at most {kept / 2:g} source frames away"
 
 
 def _step_by_rate(clip: ClipSpec, rate: float) -> int:
@@ -128,6 +204,110 @@ class SpacedViews:
             starts = [int(k * (spare / (self.num_clips - 1))) for k in range(self.num_clips)]
         places = np.asarray(starts)[:, None] + np.arange(self.num_frames)[None]
         return _frames(thinned[np.minimum(places, len(thinned) - 1)])
+
+
+@dataclass(frozen=True)
+class DenseClip:
+    """T frames spread over T × stride frames, at a random place or (`centre`) in the middle.
+
+    The published dense rule of finetuning (VideoMAE kinetics.py:251-272; the middle one: VideoMAEv2
+    dataset/datasets.py): both ends are reached, so the spacing is T × stride / (T - 1).
+    """
+
+    num_frames: int
+    stride: int
+    centre: bool = False
+    by_source: bool = True
+
+    def __call__(self, sample: SampleView, draw: Draw) -> ClipFrames:
+        video = _video_of(sample, self.by_source)
+        span = self.num_frames * self.stride
+        wanted: NDArray[np.float64]
+        if video.frames <= span:
+            count = video.frames // self.stride
+            tail = np.full(self.num_frames - count, float(video.frames))
+            wanted = np.concatenate([np.linspace(0, video.frames, count), tail]).clip(0, video.frames - 1)
+        else:
+            stop = span + draw.integer(Purpose.FRAMES, video.frames - span)
+            if self.centre:
+                stop = (span + video.frames) // 2
+            wanted = np.asarray(np.linspace(stop - span, stop, self.num_frames).clip(stop - span, stop - 1))
+        return _frames(video.nearest(wanted.astype(np.int64))[None])
+
+
+@dataclass(frozen=True)
+class UniformClip:
+    """One frame of each of T equal parts of the video (TSN): a random one, or (`centre`) the one in its middle.
+
+    VideoMAE ssv2.py:250-263; `short_videos` as `ClipSpec` says.
+    """
+
+    num_frames: int
+    centre: bool = False
+    short_videos: Literal["v1", "v2"] = "v2"
+    by_source: bool = True
+
+    def __call__(self, sample: SampleView, draw: Draw) -> ClipFrames:
+        video = _video_of(sample, self.by_source)
+        part = video.frames // self.num_frames
+        numbers = np.arange(self.num_frames)
+        if self.centre:
+            wanted = _uniform(video.frames, self.num_frames, clip=1, num_clips=2)
+        elif part:
+            wanted = np.asarray([i * part + draw.integer(Purpose.FRAMES, part, i) for i in range(self.num_frames)])
+        elif self.short_videos == "v1":
+            wanted = np.zeros_like(numbers)
+        else:
+            wanted = np.maximum(0, numbers - (self.num_frames - video.frames))
+        return _frames(video.nearest(wanted)[None])
+
+
+@dataclass(frozen=True)
+class UniformViews:
+    """Evaluation by TSN: clip s of S takes frames int(s × tick / S + tick × i), where tick = frames / T.
+
+    Two clips are the published two-phase test (VideoMAE ssv2.py:238-248); any number is VideoMAEv2's form of it.
+    """
+
+    num_frames: int
+    num_clips: int
+    by_source: bool = True
+
+    def __call__(self, sample: SampleView, draw: Draw) -> ClipFrames:
+        video = _video_of(sample, self.by_source)
+        wanted = [_uniform(video.frames, self.num_frames, clip, self.num_clips) for clip in range(self.num_clips)]
+        return _frames(np.stack([video.nearest(one) for one in wanted]))
+
+
+def _uniform(frames: int, num_frames: int, clip: int, num_clips: int) -> NDArray[np.int64]:
+    tick = frames / num_frames
+    return (clip * tick / num_clips + tick * np.arange(num_frames)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What was kept of a video, or of a segment: `at`, counted in the `frames` frames that they stand for."""
+
+    at: NDArray[np.int64]
+    frames: int
+
+    def nearest(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which kept frame is nearest to each wanted frame; of two as near the earlier."""
+        above = np.searchsorted(self.at, wanted).clip(0, len(self.at) - 1)
+        below = np.maximum(above - 1, 0)
+        nearer = np.abs(wanted - self.at[below]) <= np.abs(self.at[above] - wanted)
+        return np.where(nearer, below, above)
+
+
+def _video_of(sample: SampleView, by_source: bool) -> _Video:
+    """In source frames, or (for shards built by rate) in kept ones, which are evenly spaced in time."""
+    if not by_source:
+        return _Video(np.arange(sample.frames), sample.frames)
+    at = np.asarray(expand_series(sample.kept), dtype=np.int64)
+    at -= at[0]
+    # Past the last kept frame only so far as that is the nearest: no wanted frame is more than half a step off.
+    beyond = int(np.median(np.diff(at))) // 2 if len(at) > 1 else 0
+    return _Video(at, int(at[-1]) + beyond + 1)
 
 
 @dataclass(frozen=True)
