@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 import vmae_data.draws as reference
 from vmae_data.draws import Purpose
 from vmae_train.clips.draws import ClipDraws
-from vmae_train.clips.mask import MaskSpec, TubeMask, num_masked_places, tube_mask
+from vmae_train.clips.mask import Grid, MaskSpec, TubeMask, draw_mask, num_masked, num_masked_places, tube_mask
 
 SLICES, PLACES = 8, 196
 
@@ -102,3 +103,80 @@ def test_the_count_of_hidden_places_is_cut_not_rounded() -> None:
     assert num_masked_places(places=9, ratio=0.75) == 6  # 6.75
     assert num_masked_places(places=196, ratio=0.96) == 188  # 188.16
     assert num_masked_places(places=196, ratio=0.85) == 166  # 166.6
+
+
+GRID = Grid(8, 14, 14)
+
+
+def _drawn(spec: MaskSpec, device: torch.device | str = "cpu", samples: int = 6, grid: Grid = GRID) -> TubeMask:
+    return draw_mask(spec, ClipDraws.on(device, seed=7, epoch=0, sample=list(range(samples))), grid)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "hidden"), [("tube", 0.9, 1408), ("random", 0.9, 1411), ("frame", 0.9, 1372)]
+)
+def test_every_kind_hides_its_count_in_every_sample(kind: str, ratio: float, hidden: int, device: torch.device) -> None:
+    spec = MaskSpec(kind=kind, ratio=ratio)
+    assert num_masked(spec, GRID) == hidden
+    mask = _drawn(spec, device)
+    both = torch.cat((mask.visible_BV, mask.masked_BM), dim=1).cpu()
+    assert mask.masked_BM.shape == (6, hidden)
+    assert torch.equal(both.sort(dim=1).values, torch.arange(GRID.tokens).expand(6, -1))
+    assert (mask.masked_BM.diff(dim=1) > 0).all() and (mask.visible_BV.diff(dim=1) > 0).all()
+    assert mask.predicted_BK is mask.masked_BM
+    assert not torch.equal(mask.masked_BM[0], mask.masked_BM[1])
+
+
+def test_frame_masks_hide_whole_slices_and_random_ones_are_no_tubes() -> None:
+    frame = _drawn(MaskSpec(kind="frame", ratio=0.875)).masked_BM.reshape(6, 7, 196)
+    assert torch.equal(frame - frame[:, :, :1], torch.arange(196).expand(6, 7, -1))
+    spread = _drawn(MaskSpec(kind="random", ratio=0.75)).masked_BM
+    counts = torch.stack([(spread // 196 == s).sum(dim=1) for s in range(8)], dim=1)
+    assert counts.float().std(dim=1).min() > 0
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0.25, 0.75), (0.5, 0.5), (0.75, 0.25)])
+def test_the_running_cell_lets_an_equal_share_of_the_masked_tokens_through(ratio: float, share: float, device) -> None:
+    mask = _drawn(MaskSpec(decoder="running-cell", decoder_ratio=ratio), device, samples=20)
+    assert mask.predicted_BK.shape == (20, int(1408 * share))
+    assert (mask.predicted_BK.diff(dim=1) > 0).all()
+    for masked, decoded in zip(mask.masked_BM.tolist(), mask.predicted_BK.tolist(), strict=True):
+        assert set(decoded) <= set(masked)
+
+
+def test_the_running_cell_moves_on_by_one_each_slice_from_any_of_four_phases() -> None:
+    mask = _drawn(MaskSpec(ratio=0.95, decoder="running-cell"), samples=40)
+    queues = set()
+    for masked, decoded in zip(mask.masked_BM.tolist(), mask.predicted_BK.tolist(), strict=True):
+        left_out = set(masked) - set(decoded)
+        by_slice = []  # which numbers of a cell are left out in each slice
+        for number in range(8):
+            found = {(2 * (t % 196 // 14 % 2) + t % 14 % 2) for t in left_out if t // 196 == number}
+            kept = {(2 * (t % 196 // 14 % 2) + t % 14 % 2) for t in decoded if t // 196 == number}
+            assert len(found) == 2 and not found & kept  # one cell, tiled over the whole slice
+            by_slice.append(found)
+        for before, after in itertools.pairwise(by_slice):
+            assert after == {(n + 1) % 4 for n in before}
+        queues.add(tuple(sorted(by_slice[0])))
+    assert queues == {(0, 1), (1, 2), (2, 3), (0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"decoder": "running-cell", "decoder_ratio": 0.1}, "leaves out 0 of the 4"),
+        ({"decoder": "running-cell", "kind": "random"}, "only tubes"),
+        ({"ratio": 1.0}, "between 0 and 1"),
+    ],
+)
+def test_masks_that_can_not_be_are_refused(values: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        MaskSpec(**values)
+
+
+def test_a_mask_that_does_not_fit_the_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="hides 0 of 8 slices"):
+        num_masked(MaskSpec(kind="frame", ratio=0.1), GRID)
+    for grid in (Grid(8, 7, 14), Grid(6, 14, 14)):
+        with pytest.raises(ValueError, match="running-cell"):
+            num_masked(MaskSpec(decoder="running-cell"), grid)

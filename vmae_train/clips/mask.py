@@ -1,9 +1,10 @@
-"""Which tokens of a clip the encoder sees: tube masks, the same places hidden in every slice.
+"""Which tokens of a clip the encoder sees, and which the decoder has to predict.
 
-A token's number is slice * places + place. Tong et al., "VideoMAE", NeurIPS 2022, section 3.3; the count of
-masked places is int(ratio * places), as in the original.
+A token's number is slice * places + place. Tube masks hide the same places in every slice (Tong et al.,
+"VideoMAE", NeurIPS 2022, section 3.3; the count of masked places is int(ratio * places), as in the original);
+the decoder's running cell is of Wang et al., "VideoMAE V2", CVPR 2023, section 3.2.
 
-B batch, P places of a slice, V visible tokens, M masked tokens, K decoded tokens.
+B batch, S slices, P places of a slice, N tokens, V visible, M masked, K decoded tokens.
 """
 
 from __future__ import annotations
@@ -17,20 +18,62 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vmae_data.draws import Purpose
-from vmae_train.clips.draws import ClipDraws, permutation
+from vmae_train.clips.draws import ClipDraws, integer, permutation
 
-__all__ = ["MaskSpec", "TubeMask", "num_masked_places", "tube_mask"]
+__all__ = ["Grid", "MaskSpec", "TubeMask", "draw_mask", "num_masked", "num_masked_places", "tube_mask"]
+
+CELL = 2  # places a side of the running cell
 
 
 class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of a clip is hidden, and in what pattern."""
+    """How much of a clip is hidden, and in what pattern.
 
-    kind: Literal["tube"] = "tube"
+    `kind`: `tube` hides the same places in every slice, `random` tokens anywhere, `frame` whole slices.
+    `decoder`: `all` predicts every hidden token, `running-cell` those of them that a pattern of 2 × 2 cells, moving
+    on from slice to slice, lets through; `decoder_ratio` is the share that it leaves out.
+    """
+
+    kind: Literal["tube", "random", "frame"] = "tube"
     ratio: float = 0.9
+    decoder: Literal["all", "running-cell"] = "all"
+    decoder_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise ValueError(f"mask.ratio = {self.ratio} must lie between 0 and 1, both excluded")
+        if self.decoder == "all":
+            return
+        if not 1 <= self.left_out < CELL**2:
+            raise ValueError(
+                f"mask.decoder_ratio = {self.decoder_ratio} leaves out {self.left_out} of the {CELL**2} places of a "
+                "cell; 0.25, 0.5 and 0.75 can be had"
+            )
+        if self.kind != "tube":
+            raise ValueError(
+                f"mask.kind = {self.kind}, mask.decoder = running-cell: only tubes leave every sample equally many "
+                "tokens to decode; use mask.kind = tube"
+            )
+
+    @property
+    def left_out(self) -> int:
+        """Places of a cell that are not decoded in a slice."""
+        return int(CELL**2 * self.decoder_ratio)
+
+
+class Grid(NamedTuple):
+    """Tokens of a clip: slices in time, rows and columns of places."""
+
+    slices: int
+    rows: int
+    columns: int
+
+    @property
+    def places(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        return self.slices * self.places
 
 
 class TubeMask(NamedTuple):
@@ -39,6 +82,69 @@ class TubeMask(NamedTuple):
     visible_BV: Int64[Tensor, "B V"]
     masked_BM: Int64[Tensor, "B M"]
     decoded_BK: Int64[Tensor, "B K"] | None = None
+
+    @property
+    def predicted_BK(self) -> Int64[Tensor, "B K"]:
+        """The tokens that count in the loss."""
+        return self.masked_BM if self.decoded_BK is None else self.decoded_BK
+
+
+def num_masked(spec: MaskSpec, grid: Grid) -> int:
+    """How many tokens of a clip are hidden. Raises ValueError where that is none or all, or a cell does not fit."""
+    if spec.decoder == "running-cell" and (grid.rows % CELL or grid.columns % CELL or grid.slices % CELL**2):
+        raise ValueError(
+            f"mask.decoder = running-cell: {grid.slices} slices of {grid.rows} × {grid.columns} places; it needs even "
+            f"sides, and slices in fours, so that every sample has equally many tokens to decode"
+        )
+    if spec.kind == "tube":
+        return grid.slices * num_masked_places(places=grid.places, ratio=spec.ratio)
+    parts, each, what = (grid.slices, grid.places, "slices") if spec.kind == "frame" else (grid.tokens, 1, "tokens")
+    count = int(spec.ratio * parts)
+    if not 0 < count < parts:
+        raise ValueError(
+            f"mask.ratio = {spec.ratio} hides {count} of {parts} {what}; at least one must be hidden and one visible"
+        )
+    return count * each
+
+
+def draw_mask(spec: MaskSpec, draws: ClipDraws, grid: Grid) -> TubeMask:
+    """A mask for each sample of a batch, on its device.
+
+    Raises ValueError as `num_masked` does.
+    """
+    count = num_masked(spec, grid)
+    if spec.kind == "tube":
+        mask = tube_mask(draws, slices=grid.slices, places=grid.places, ratio=spec.ratio)
+        return mask if spec.decoder == "all" else mask._replace(decoded_BK=_decoded(spec, mask, draws, grid))
+    parts = grid.slices if spec.kind == "frame" else grid.tokens
+    each = grid.tokens // parts
+    order_BN = permutation(draws.bits(Purpose.MASK, torch.arange(parts, device=draws.sample_B.device)))
+    hidden = count // each
+    return TubeMask(visible_BV=_whole(order_BN[:, hidden:], each), masked_BM=_whole(order_BN[:, :hidden], each))
+
+
+def _whole(part_BN: Tensor, each: int) -> Tensor:
+    """The tokens of some parts of a clip, ascending."""
+    within = torch.arange(each, device=part_BN.device)
+    return rearrange(part_BN.sort(dim=-1).values[..., None] * each + within, "b n e -> b (n e)")
+
+
+def _decoded(spec: MaskSpec, mask: TubeMask, draws: ClipDraws, grid: Grid) -> Tensor:
+    """The masked tokens that the running cell lets through.
+
+    Place (row, column) is number 2 · (row mod 2) + column mod 2 of its cell. A queue that leaves out its first
+    numbers is turned on by one with every slice, from one of its four phases. Over four slices each place is
+    left out equally often, so a tube mask always leaves the same number.
+    """
+    token_BM = mask.masked_BM
+    slice_BM, place_BM = token_BM // grid.places, token_BM % grid.places
+    number_BM = CELL * ((place_BM // grid.columns) % CELL) + place_BM % grid.columns % CELL
+    phase_B = integer(draws.bits(Purpose.RUNNING_CELL), CELL**2)
+    is_decoded_BM = (number_BM - slice_BM + phase_B[:, None]) % CELL**2 >= spec.left_out
+    # Equally many a sample: a stable sort brings them to the front without a shape that hangs on the data.
+    count = token_BM.shape[1] * (CELL**2 - spec.left_out) // CELL**2
+    first_BK = (~is_decoded_BM).to(torch.int8).argsort(dim=-1, stable=True)[:, :count]
+    return token_BM.gather(1, first_BK)
 
 
 def num_masked_places(*, places: int, ratio: float) -> int:
