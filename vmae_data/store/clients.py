@@ -17,6 +17,7 @@ __all__ = ["CLIENTS", "LONGEST_WAIT", "Opened"]
 
 LONGEST_WAIT = 15.0  # seconds between two tries
 UPLOAD_TRIES = 8  # of each part
+UPLOAD_PATIENCE = 15  # times the silence that ends a read
 
 
 class Opened(NamedTuple):
@@ -60,15 +61,19 @@ def open_store(place: RemotePlace) -> Opened:
     access = access_of(place.scheme)
     config: Any = access.config or None
 
+    limit = timedelta(seconds=access.give_up)
+    patient = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
+    # While a part of an upload is on its way nothing is read, and a link may be slow.
+    slow = {**access.client, "read_timeout": UPLOAD_PATIENCE * access.client["read_timeout"]}
+
     def twice(make: Callable[..., Any], *where: Any, **given: Any) -> Opened:
-        limit = timedelta(seconds=access.give_up)
-        patient = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
-        retries: tuple[dict[str, Any], ...] = (
-            {"max_retries": 0, "retry_timeout": limit},
-            {"max_retries": UPLOAD_TRIES, "retry_timeout": limit, "backoff": patient},
+        reading = {"max_retries": 0, "retry_timeout": limit}
+        writing = {"max_retries": UPLOAD_TRIES, "retry_timeout": limit, "backoff": patient}
+        return Opened(
+            make(*where, **given, client_options=access.client, retry_config=reading),
+            make(*where, **given, client_options=slow, retry_config=writing),
+            access,
         )
-        reader, writer = (make(*where, **given, client_options=access.client, retry_config=one) for one in retries)
-        return Opened(reader, writer, access)
 
     try:
         if place.scheme == "s3":

@@ -1,0 +1,222 @@
+"""The store against a real S3 server, through a network that fails: what comes back, how often it is asked for, what is said."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.s3_server import S3Bucket
+from tools.faults.network import Fault, Faults, Kind
+from tools.faults.proxy import Proxy, proxy_thread
+from vmae_data.errors import DataError, NotThereError, ReplacedError, StoreError
+from vmae_data.store import (
+    RemotePlace,
+    commit_bytes,
+    commit_file,
+    copy_here,
+    create_bytes,
+    exists,
+    file_size,
+    hash_file,
+    is_folder,
+    list_names,
+    place_of,
+    read_bytes,
+    read_range,
+    remote,
+    remove,
+    set_options,
+)
+from vmae_data.store.options import VARIABLE
+from vmae_data.store.retry import waited
+
+BOTH = ("GET", "HEAD", "PUT", "POST", "DELETE")
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits scaled down."""
+    monkeypatch.setenv(VARIABLE, "{}")
+    set_options(["give_up=4", "read_timeout=0.5", "connect_timeout=1"])
+    monkeypatch.setattr("vmae_data.store.retry.FIRST_WAIT", 0.02)
+
+
+@pytest.fixture
+def folder(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, patience: None) -> RemotePlace:
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    place = place_of(f"{s3_bucket.url}/set")
+    assert isinstance(place, RemotePlace)
+    return place
+
+
+@pytest.fixture
+def network(s3_bucket: S3Bucket, folder: RemotePlace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """All that goes to `folder` goes through it; without faults until they are set."""
+    with proxy_thread(s3_bucket.server.endpoint) as proxy:
+        set_options([f"endpoint={proxy.url}"])
+        yield proxy
+
+
+def _faults(*faults: Fault, seed: int = 1) -> Faults:
+    return Faults(faults=faults, seed=seed, methods=BOTH)
+
+
+def test_files_of_a_bucket_are_files(folder: RemotePlace, tmp_path: Path) -> None:
+    commit_bytes(folder / "a.txt", b"hello")
+    assert read_bytes(folder / "a.txt") == b"hello"
+    assert [read_range(folder / "a.txt", *where) for where in ((1, 3), (3, 100), (10, 5))] == [b"ell", b"lo", b""]
+    assert file_size(folder / "a.txt") == 5 and not exists(folder / "b") and file_size(folder / "b") is None
+    assert create_bytes(folder / "c", b"x") and not create_bytes(folder / "c", b"y")
+    commit_bytes(folder / "deep" / "d", b"z")
+    assert list_names(folder) == {"a.txt": 5, "c": 1}
+    assert [(one.path, one.size) for one in remote.list_tree(folder)] == [("a.txt", 5), ("c", 1), ("deep/d", 1)]
+    assert is_folder(folder) and not is_folder(folder.with_name("se"))
+    remove(folder / "c")
+    remove(folder / "c")
+    assert not exists(folder / "c")
+    with pytest.raises(NotThereError, match="NoSuchKey"):
+        read_bytes(folder / "b")
+
+
+def test_a_large_file_goes_there_and_back_in_parts(folder: RemotePlace, network: Proxy, tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(20 * 10**6)
+    (tmp_path / "x").write_bytes(data)
+    commit_file(tmp_path / "x", folder / "x.tar")
+    assert not (tmp_path / "x").exists()
+    assert network.seen().count("PUT") == 3  # of 8 MiB at most
+    copy_here(folder / "x.tar", tmp_path / "y")
+    assert (tmp_path / "y").read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["y"]
+    assert hash_file(folder / "x.tar") == hash_file(tmp_path / "y")
+
+
+FAULTS = {
+    "busy": Fault(kind=Kind.STATUS, status=503, share=0.3),
+    "broken": Fault(kind=Kind.STATUS, status=500, share=0.3),
+    "too many": Fault(kind=Kind.STATUS, status=429, share=0.3),
+    "cut": Fault(kind=Kind.CUT, share=0.3),
+    "truncated": Fault(kind=Kind.TRUNCATE, share=0.3),
+    "shortened": Fault(kind=Kind.SHORTEN, share=0.3),
+    "silent": Fault(kind=Kind.STALL, share=0.2, seconds=2),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_passes_is_waited_for(name: str, folder: RemotePlace, network: Proxy, tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(300_000)
+    commit_bytes(folder / "x", data)
+    network.change(_faults(FAULTS[name]))
+    for start in range(0, 300_000, 30_000):
+        assert read_range(folder / "x", start, 30_000) == data[start : start + 30_000]
+    assert read_bytes(folder / "x") == data
+    copy_here(folder / "x", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == data
+    assert sum(network.seen().faults.values()) > 1
+
+
+def test_uploads_get_through_too(folder: RemotePlace, network: Proxy, tmp_path: Path) -> None:
+    data = random.Random(2).randbytes(17 * 10**6)
+    network.change(_faults(Fault(kind=Kind.STATUS, share=0.2), Fault(kind=Kind.CUT, share=0.2), seed=3))
+    (tmp_path / "x").write_bytes(data)
+    commit_file(tmp_path / "x", folder / "x")
+    network.change(Faults())
+    assert read_bytes(folder / "x") == data
+
+
+def test_a_file_whose_making_was_not_heard_of_is_known_as_ours(folder: RemotePlace, network: Proxy) -> None:
+    network.change(_faults(Fault(kind=Kind.LOSE, most=1)))
+    assert create_bytes(folder / "plan", b"ours")
+    assert not create_bytes(folder / "plan", b"theirs")
+    assert read_bytes(folder / "plan") == b"ours"
+
+
+def test_the_wait_that_a_busy_store_asks_for_is_kept(folder: RemotePlace, network: Proxy) -> None:
+    commit_bytes(folder / "x", b"hello")
+    network.change(_faults(Fault(kind=Kind.STATUS, status=429, retry_after_seconds=1, most=2)))
+    before = waited()
+    assert read_bytes(folder / "x") == b"hello"
+    assert 1 <= waited() - before < 2
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0])
+def test_a_store_that_is_gone_is_waited_for_a_bounded_time(seconds: float, folder: RemotePlace, network: Proxy) -> None:
+    commit_bytes(folder / "x", b"hello")
+    network.change(Faults(down_seconds=seconds))
+    if seconds < 4:
+        assert read_bytes(folder / "x") == b"hello"
+        return
+    with pytest.raises(StoreError, match=r"x: can't be read \(connection re\w+, \d+ tries in \d s\); check the store"):
+        read_bytes(folder / "x")
+
+
+def test_an_object_that_was_replaced_is_noticed(folder: RemotePlace) -> None:
+    commit_bytes(folder / "x", b"one")
+    part = remote.read_part(folder / "x", 0, 2)
+    assert remote.read_part(folder / "x", 1, 2, part.etag).data == b"ne"
+    commit_bytes(folder / "x", b"two")
+    with pytest.raises(ReplacedError, match="was replaced while it was read"):
+        remote.read_part(folder / "x", 1, 2, part.etag)
+
+
+def test_an_object_that_is_replaced_in_the_middle_of_a_copy_is_no_mixture(
+    folder: RemotePlace, network: Proxy, tmp_path: Path
+) -> None:
+    first, second = (random.Random(n).randbytes(30 * 10**6) for n in (1, 2))
+    commit_bytes(folder / "x", first)
+    fetched: list[int] = []
+    part = remote.read_part
+
+    def replacing(place: RemotePlace, offset: int, size: int, etag: str | None = None) -> remote.Part:
+        if not fetched:
+            fetched.append(offset)
+            commit_bytes(folder / "x", second)
+        return part(place, offset, size, etag)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "read_part", replacing)
+        with pytest.raises(ReplacedError):
+            copy_here(folder / "x", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _refusals(folder: RemotePlace, network: Proxy) -> Iterator[Callable[[], object]]:
+    network.change(_faults(Fault(kind=Kind.EXPIRED)))
+    yield lambda: read_bytes(folder / "x")
+    network.change(Faults())
+    set_options(["secret_access_key=hunter2hunter2"])
+    yield lambda: read_bytes(folder / "x")
+    yield lambda: commit_bytes(folder / "x", b"1")
+    yield lambda: list_names(folder)
+
+
+def test_refused_credentials_end_soon_and_stay_secret(folder: RemotePlace, network: Proxy, s3_bucket: S3Bucket) -> None:
+    commit_bytes(folder / "x", b"hello")
+    for call in _refusals(folder, network):
+        asked = len(network.seen().exchanges)
+        with pytest.raises(DataError, match="refused: status 403.*check the credentials") as caught:
+            call()
+        assert len(network.seen().exchanges) - asked <= 3
+        said = f"{caught.value!r} {caught.value.__cause__!r}"
+        for secret in (s3_bucket.server.secret, s3_bucket.server.access_key, "hunter2", "Signature"):
+            assert secret not in said.replace("SignatureDoesNotMatch", "")
+
+
+def test_credentials_that_were_renewed_meanwhile_are_taken(
+    folder: RemotePlace, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_bytes(folder / "x", b"hello")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "old")
+    set_options(["give_up=5"])  # another set of options: opened anew
+    renewed = random.uniform
+
+    def renew(low: float, high: float) -> float:
+        os.environ["AWS_SECRET_ACCESS_KEY"] = s3_bucket.server.secret
+        return renewed(low, high)
+
+    monkeypatch.setattr("vmae_data.store.retry.random.uniform", renew)
+    assert read_bytes(folder / "x") == b"hello"
