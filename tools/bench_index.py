@@ -1,0 +1,113 @@
+"""What an index of a million samples costs: seconds and private memory to open it, seconds for an epoch's order.
+
+python tools/bench_index.py SHARDS [--samples 1000000] [--batch 1024]
+
+SHARDS is any built data set: its rows are repeated under other keys, 500 a shard, and written as a table and an index of
+the same form. Each figure is taken in a process of its own. Prints the lines of docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from vmae_data.format import INDEX, SAMPLES, ShardListing, encode_record, tar_name
+from vmae_data.read.order import epoch_batches
+from vmae_data.read.shards import Shards
+
+PER_SHARD = 500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shards")
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--opened", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.opened:
+        _open(given.opened, given.batch)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _write(Shards.open(given.shards), given.samples, Path(folder))
+        size = (Path(folder) / SAMPLES).stat().st_size
+        print(f"{given.samples:,} samples: table of {size / 1e6:.0f} MB", flush=True)
+        words = [sys.executable, __file__, given.shards, "--batch", str(given.batch), "--opened", folder]
+        for _ in range(3):
+            subprocess.run(words, check=True)
+
+
+def _write(shards: Shards, samples: int, folder: Path) -> None:
+    """The data set's rows again and again, under keys of their own."""
+    times = -(-samples // len(shards))
+    table = pa.concat_tables([shards._table] * times).slice(0, samples)
+    numbers = np.arange(samples)
+    keys = [f"video-{hashlib.sha256(str(n).encode()).hexdigest()[:16]}" for n in numbers]
+    columns = {
+        "key": pa.array(keys),
+        "source": pa.array(numbers, pa.int32()),
+        "shard": pa.array(numbers // PER_SHARD, pa.int32()),
+    }
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=samples)
+    data = sink.getvalue().to_pybytes()
+    (folder / SAMPLES).write_bytes(data)
+    first = shards.index.shardlist[0]
+    listing = tuple(
+        ShardListing(
+            url=tar_name(number),
+            nsamples=min(PER_SHARD, samples - number * PER_SHARD),
+            filesize=first.filesize,
+            sha256=hashlib.sha256(str(number).encode()).hexdigest(),
+            marker_sha256=first.marker_sha256,
+        )
+        for number in range(-(-samples // PER_SHARD))
+    )
+    index = msgspec.structs.replace(
+        shards.index, samples=samples, samples_sha256=hashlib.sha256(data).hexdigest(), shardlist=listing
+    )
+    (folder / INDEX).write_bytes(encode_record(index))
+
+
+def _private_mb() -> float:
+    """Memory of this process that no file backs."""
+    with Path("/proc/self/smaps_rollup").open() as file:
+        lines = dict(line.split(":", 1) for line in file if ":" in line)
+    return int(lines["Anonymous"].split()[0]) / 1000
+
+
+def _open(url: str, batch: int) -> None:
+    """Open, and use what order, views and fetch use."""
+    before, started_at = _private_mb(), time.perf_counter()
+    shards = Shards.open(url)
+    opened = time.perf_counter() - started_at
+    _ = shards.label_N, shards.size_N2, shards.frames_NP, shards.source_N, shards.rate_N
+    _ = shards.view(len(shards) - 1), shards.place(len(shards) - 1)
+    used = time.perf_counter() - started_at
+    memory = _private_mb() - before
+    started_at = time.perf_counter()
+    batches = epoch_batches(shards.shard_sizes, seed=0, epoch=0, batch=batch)
+    order = time.perf_counter() - started_at
+    assert len(np.unique(batches)) == batches.size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    print(
+        f"open {opened:.2f} s, columns read after {used:.2f} s, {memory:.0f} MB private; "
+        f"an epoch's order {order:.2f} s ({len(batches)} batches of {batch}); peak with mapped pages {peak:.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()
