@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from vmae_data.errors import StopRequested, VmaeError
+from vmae_data.errors import StopRequested, ToldElsewhere, VmaeError
 
 __all__ = [
     "Check",
@@ -200,6 +200,8 @@ def run_app(application: typer.Typer, name: str) -> NoReturn:
     status = 0
     try:
         status = application(prog_name=name, standalone_mode=False) or 0
+    except ToldElsewhere as error:
+        status = error.exit_status
     except VmaeError as error:
         status = _tell(name, str(error), error.exit_status)
     except OSError as error:
@@ -210,14 +212,20 @@ def run_app(application: typer.Typer, name: str) -> NoReturn:
         advice = "check the path, the rights and the room on the disk, and run the same command again"
         status = _tell(name, f"{where}{error.strerror or error}; {advice}", 1)
     except StopRequested as stopped:
-        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+        if _speaks():
+            print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
         status = stopped.exit_status
     except Exception as error:
         # The parser's own errors: a missing argument, an unknown option, a value of another type.
         if not hasattr(error, "format_message"):
             raise
-        status = _tell(name, f"{error.format_message()} (--help shows what there is)", 2)
+        status = _tell(name, f"{error.format_message()} (--help shows what there is)", 2) if _speaks() else 2
     sys.exit(status)
+
+
+def _speaks() -> bool:
+    """Of the processes that one torchrun starts, all find the same: the first says it."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _tell(name: str, words: str, status: int) -> int:

@@ -13,6 +13,7 @@ __all__ = [
     "SourceError",
     "StopRequested",
     "StoreError",
+    "ToldElsewhere",
     "VmaeError",
 ]
 
@@ -80,6 +81,14 @@ class SampleError(DataError):
 
     def __str__(self) -> str:
         return f"sample {self.key}: {self.detail}"
+
+
+class ToldElsewhere(VmaeError):
+    """Another process of the same command has failed and says why; this one ends with the same status, and silently."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__(exit_status)
+        self.exit_status = exit_status
 
 
 class StopRequested(BaseException):

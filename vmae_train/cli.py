@@ -49,16 +49,17 @@ def pretrain(
     from vmae_data.recipes import load_recipe
     from vmae_train.pretrain import PretrainSpec
     from vmae_train.pretrain import pretrain as run
+    from vmae_train.training.world import open_world
 
-    spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
-    state = run(spec, data=data, out=out, init=init, device=device, style=progress_style(quiet, as_json))
-    _tell(
-        quiet,
-        as_json,
-        {"out": str(out), "step": state.step, "unreadable": state.unreadable},
-        f"{out}: {state.step} steps done",
-    )
-    _tell_unreadable(state.unreadable)
+    style = progress_style(quiet, as_json)
+    with open_world(device) as world:
+        with world.agreed():
+            spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
+        state = run(spec, data=data, out=out, init=init, device=device, style=style, world=world)
+    if world.is_main:
+        told = {"out": str(out), "step": state.step, "unreadable": state.unreadable}
+        _tell(quiet, as_json, told, f"{out}: {state.step} steps done")
+        _tell_unreadable(state.unreadable)
 
 
 @app.command()
@@ -81,13 +82,16 @@ def finetune(
     from vmae_data.recipes import load_recipe
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.finetune import finetune as run
+    from vmae_train.training.world import open_world
 
-    spec = load_recipe("vmae_train", recipe, FinetuneSpec, settings or ())
-    report = run(
-        spec, data=data, validation=val, out=out, init=init, device=device, style=progress_style(quiet, as_json)
-    )
-    _tell_scores(report.scores, quiet, as_json)
-    _tell_unreadable({**report.state.unreadable, **report.scores.unreadable})
+    style = progress_style(quiet, as_json)
+    with open_world(device) as world:
+        with world.agreed():
+            spec = load_recipe("vmae_train", recipe, FinetuneSpec, settings or ())
+        report = run(spec, data=data, validation=val, out=out, init=init, device=device, style=style, world=world)
+    if world.is_main:
+        _tell_scores(report.scores, quiet, as_json)
+        _tell_unreadable({**report.state.unreadable, **report.scores.unreadable})
 
 
 @app.command()
@@ -119,31 +123,37 @@ def evaluate(
     from vmae_train.evaluation.evaluate import parse_views
     from vmae_train.model.load import load_model
     from vmae_train.model.videomae import Classifier
-    from vmae_train.training.engine import choose_device
     from vmae_train.training.run import run_clip
+    from vmae_train.training.world import choose_device, open_world
 
-    wanted = parse_views(views)
-    model = load_model(checkpoint)
-    if not isinstance(model, Classifier):
-        raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
-    shards = Shards.open(data)
-    where = choose_device(device)
-    clip = ClipSpec(stride=stride) if stride else run_clip(checkpoint) or ClipSpec.of(shards.index)
-    scores = run(
-        model.to(where),
-        shards,
-        views=wanted,
-        step=kept_step(clip, shards.index),
-        loader=LoaderSpec(workers=workers),
-        device=where,
-        batch=batch,
-        frozen=frozen,
-        style=progress_style(quiet, as_json),
-    )
-    if out is not None:
-        commit_bytes(out, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
-    _tell_scores(scores, quiet, as_json)
-    _tell_unreadable(scores.unreadable)
+    with open_world(device) as world:
+        with world.agreed():
+            wanted = parse_views(views)
+            model = load_model(checkpoint)
+            if not isinstance(model, Classifier):
+                raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
+            shards = Shards.open(data)
+            where = choose_device(device, world=world)
+            clip = ClipSpec(stride=stride) if stride else run_clip(checkpoint) or ClipSpec.of(shards.index)
+            step = kept_step(clip, shards.index)
+        scores = run(
+            model.to(where),
+            shards,
+            views=wanted,
+            step=step,
+            loader=LoaderSpec(workers=workers),
+            device=where,
+            batch=batch,
+            frozen=frozen,
+            style=progress_style(quiet, as_json),
+            world=world,
+        )
+        with world.agreed():
+            if out is not None and world.is_main:
+                commit_bytes(out, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+    if world.is_main:
+        _tell_scores(scores, quiet, as_json)
+        _tell_unreadable(scores.unreadable)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 import torch
@@ -23,12 +23,13 @@ from vmae_train.evaluation.metrics import Scores
 from vmae_train.evaluation.story import EVALUATION
 from vmae_train.model.load import load_model
 from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
-from vmae_train.training.checkpoint import RunState, resume
-from vmae_train.training.engine import Engine, RunPlace, choose_device, train
+from vmae_train.training.checkpoint import RunState
+from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
 from vmae_train.training.optim import build_optimizer
-from vmae_train.training.run import RunFacts, begin_run, check_run
-from vmae_train.training.start import RunSpec, settle
+from vmae_train.training.run import RunFacts, check_run
+from vmae_train.training.start import RunSpec, begin_together, settle
+from vmae_train.training.world import World, choose_device
 
 __all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
 
@@ -86,80 +87,102 @@ def finetune(
     init: str | None = None,
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
+    world: World | None = None,
 ) -> FinetuneReport:
     """Finetune in the folder `out`, or go on where it was stopped, and score the validation set.
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
-    settled, val_shards = settle(spec, data), Shards.open(validation)
-    shards, geometry = settled.shards, settled.geometry
-    val_step = kept_step(spec.clip, val_shards.index)
-    _check_labels(shards)
-    with lock(out, "training"):
-        facts = RunFacts(
-            kind="finetune",
-            recipe=msgspec.to_builtins(spec),
-            data=data,
-            data_digest=shards.digest,
-            validation=validation,
-            validation_digest=val_shards.digest,
-            init=init,
-            classes=shards.classes,
-        )
-        check_run(out, facts)
-        where = choose_device(device, threads=spec.train.threads)
-        model = first_classifier(spec, init, shards.classes).to(where)
-        check_classes(model, val_shards)
-        optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
-        engine = Engine(model, optimizer, settled.schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
-        begin_run(out, facts)  # from here on the folder is this run's
-        state = resume(out, model, optimizer)
+    world = world or World()
+    with world.agreed():
+        settled, val_shards = settle(spec, data, world), Shards.open(validation)
+        shards = settled.shards
+        kept_step(spec.clip, val_shards.index)
+        _check_labels(shards)
+    with world.on_main(lock(out, "training")):
+        with world.agreed():
+            facts = RunFacts(
+                kind="finetune",
+                recipe=msgspec.to_builtins(spec),
+                data=data,
+                data_digest=shards.digest,
+                validation=validation,
+                validation_digest=val_shards.digest,
+                init=init,
+                classes=shards.classes,
+            )
+            check_run(out, facts)
+            where = choose_device(device, threads=spec.train.threads, world=world)
+            model = first_classifier(spec, init, shards.classes).to(where)
+            check_classes(model, val_shards)
+            optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
+            engine = settled.engine(model, optimizer, where)
+        state = begin_together(world, out, facts, model, optimizer)
         rows = {
             "classes": str(len(shards.classes)),
-            "start": init or f"from scratch ({geometry.init or 'trunc'} initialisation): no --init was given",
+            "start": init or f"from scratch ({settled.geometry.init or 'trunc'} initialisation): no --init was given",
             **settled.rows(engine, state.step),
         }
-        print_start(f"finetune → {out}", rows, quiet=style is ProgressStyle.QUIET)
-
-        def validate(views: str, shown: ProgressStyle) -> Scores:
-            scores = evaluate(
-                model,
-                val_shards,
-                views=parse_views(views),
-                step=val_step,
-                loader=spec.loader,
-                device=where,
-                batch=spec.evaluate.batch,
-                frozen=spec.clip.frozen,
-                autocast=engine.autocast,
-                style=shown,
-            )
-            model.train()
-            return scores
-
-        def validate_in_between(_step: int) -> dict[str, object]:
-            scores = validate(spec.evaluate.every_views, ProgressStyle.QUIET)
-            return {"top1": scores.top1, "views": scores.views}
-
+        print_start(f"finetune → {out}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
+        validation_run = _Validation(spec, engine, val_shards, world)
         if state.step < settled.steps:
-            model.train()
             augment = Augment(settled.augment).to(where)
             with settled.loader(state.step, where) as loader:
                 state = train(
                     engine,
                     loader,
-                    FinetuneLoss(model, augment, may_flip=shards.index.may_flip),
+                    FinetuneLoss(model.train(), augment, may_flip=shards.index.may_flip),
+                    world=world,
                     place=RunPlace(out, spec.checkpoint, spec.log, style),
                     start=state,
                     order=settled.order,
                     title="finetune steps",
-                    validate=validate_in_between,
+                    validate=validation_run.in_between,
                     validate_every=spec.evaluate.every_steps,
                 )
-        if (scores := _finished_scores(out)) is None:
-            scores = validate(spec.evaluate.views, style)
-            commit_bytes(out / EVALUATION, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
-    return FinetuneReport(state, scores)
+        return FinetuneReport(state, validation_run.finish(out, style))
+
+
+class _Validation:
+    """Scores of the validation set, by all processes together."""
+
+    def __init__(self, spec: FinetuneSpec, engine: Engine, shards: Shards, world: World) -> None:
+        self._spec, self._engine, self._shards, self._world = spec, engine, shards, world
+
+    def _scores(self, views: str, style: ProgressStyle) -> Scores:
+        spec, model = self._spec, self._engine.model
+        assert isinstance(model, Classifier)
+        scores = evaluate(
+            model,
+            self._shards,
+            views=parse_views(views),
+            step=kept_step(spec.clip, self._shards.index),
+            loader=spec.loader,
+            device=self._engine.device,
+            batch=spec.evaluate.batch,
+            frozen=spec.clip.frozen,
+            autocast=self._engine.autocast,
+            style=style,
+            world=self._world,
+        )
+        model.train()
+        return scores
+
+    def in_between(self, _step: int) -> dict[str, object]:
+        scores = self._scores(self._spec.evaluate.every_views, ProgressStyle.QUIET)
+        return {"top1": scores.top1, "views": scores.views}
+
+    def finish(self, out: Path, style: ProgressStyle) -> Scores:
+        """The scores of the finished run; those that are there already are not made again."""
+        # The first process's answer: another one's file system may be late.
+        found = self._world.gather_record(_finished_scores(out), Scores | None)[0]
+        if found is not None:
+            return cast(Scores, found)
+        scores = self._scores(self._spec.evaluate.views, style)
+        with self._world.agreed():
+            if self._world.is_main:
+                commit_bytes(out / EVALUATION, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+        return scores
 
 
 def _finished_scores(out: Path) -> Scores | None:

@@ -18,12 +18,13 @@ from vmae_train.clips.mask import MaskSpec, num_masked_places, tube_mask
 from vmae_train.model.load import load_model
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
-from vmae_train.training.checkpoint import RunState, resume
-from vmae_train.training.engine import Engine, RunPlace, choose_device, train
+from vmae_train.training.checkpoint import RunState
+from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
 from vmae_train.training.optim import build_optimizer
-from vmae_train.training.run import RunFacts, begin_run, check_run
-from vmae_train.training.start import RunSpec, settle
+from vmae_train.training.run import RunFacts, check_run
+from vmae_train.training.start import RunSpec, Settled, begin_together, settle
+from vmae_train.training.world import World, choose_device
 
 __all__ = ["PretrainLoss", "PretrainSpec", "pretrain"]
 
@@ -62,34 +63,28 @@ def pretrain(
     init: str | None = None,
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
+    world: World | None = None,
 ) -> RunState:
-    """Pretrain in the folder `out`, or go on where it was stopped.
+    """Pretrain in the folder `out`, or go on where it was stopped; with the other processes of `world`, if any.
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
-    settled = settle(spec, data)
+    world = world or World()
+    with world.agreed():
+        settled = settle(spec, data, world)
     shards, geometry = settled.shards, settled.geometry
-    with lock(out, "training"):
-        recipe = msgspec.to_builtins(spec)
-        facts = RunFacts(kind="pretrain", recipe=recipe, data=data, data_digest=shards.digest, init=init)
-        check_run(out, facts)
-        where = choose_device(device, threads=spec.train.threads)
-        model = first_model(spec, init).to(where).train()
-        optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
-        engine = Engine(model, optimizer, settled.schedule, spec.train, device=where, clip_grad=spec.optim.clip_grad)
-        begin_run(out, facts)  # from here on the folder is this run's
-        state = resume(out, model, optimizer)
-        masked = num_masked_places(places=geometry.places, ratio=spec.mask.ratio)
-        flips = spec.augment.flip and shards.index.may_flip
-        rows = {
-            "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
-            f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}, {geometry.num_tokens} tokens, "
-            f"{geometry.position}",
-            "mask": f"{spec.mask.kind}, {masked} of {geometry.places} places hidden",
-            "crop": f"{spec.augment.crop} to {geometry.image_size} px, flip {'on' if flips else 'off'}",
-            **settled.rows(engine, state.step),
-        }
-        print_start(f"pretrain → {out}", rows, quiet=style is ProgressStyle.QUIET)
+    with world.on_main(lock(out, "training")):
+        with world.agreed():
+            recipe = msgspec.to_builtins(spec)
+            facts = RunFacts(kind="pretrain", recipe=recipe, data=data, data_digest=shards.digest, init=init)
+            check_run(out, facts)
+            where = choose_device(device, threads=spec.train.threads, world=world)
+            model = first_model(spec, init).to(where).train()
+            optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
+            engine = settled.engine(model, optimizer, where)
+        state = begin_together(world, out, facts, model, optimizer)
+        quiet = world.style(style) is ProgressStyle.QUIET
+        print_start(f"pretrain → {out}", _rows(settled, spec, engine, state.step), quiet=quiet)
         if state.step >= settled.steps:
             return state
         augment = Augment(settled.augment).to(where)
@@ -98,11 +93,26 @@ def pretrain(
                 engine,
                 loader,
                 PretrainLoss(model, augment, spec.mask.ratio, may_flip=shards.index.may_flip),
+                world=world,
                 place=RunPlace(out, spec.checkpoint, spec.log, style),
                 start=state,
                 order=settled.order,
                 title="pretrain steps",
             )
+
+
+def _rows(settled: Settled, spec: PretrainSpec, engine: Engine, done: int) -> dict[str, str]:
+    geometry = settled.geometry
+    masked = num_masked_places(places=geometry.places, ratio=spec.mask.ratio)
+    flips = spec.augment.flip and settled.shards.index.may_flip
+    return {
+        "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
+        f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}, {geometry.num_tokens} tokens, "
+        f"{geometry.position}",
+        "mask": f"{spec.mask.kind}, {masked} of {geometry.places} places hidden",
+        "crop": f"{spec.augment.crop} to {geometry.image_size} px, flip {'on' if flips else 'off'}",
+        **settled.rows(engine, done),
+    }
 
 
 def first_model(spec: PretrainSpec, init: str | None) -> PretrainModel:

@@ -15,7 +15,7 @@ from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request, padded_size
 from vmae_train.clips.mask import tube_mask
 from vmae_train.clips.views import ExactStride, SpacedViews
-from vmae_train.training.run import TrainingOrder
+from vmae_train.training.run import BatchLayout, TrainingOrder
 
 SEED, BATCH, RANKS = 3, 8, 4
 
@@ -60,11 +60,11 @@ def test_one_process_and_four_ranks_see_the_same_global_batches_to_the_bit(
     augment = Augment(AugmentSpec(size=32, crop="multiscale", flip=True))
     order = TrainingOrder(shards, seed=SEED, batch=BATCH)
     steps = 2 * order.steps_per_epoch
-    alone = _see(shards, list(order.requests(0, steps, RANKS)), 1, augment)
+    alone = _see(shards, list(order.requests(0, steps, BatchLayout(1, RANKS, BATCH // RANKS))), 1, augment)
     by_rank = [
         _see(
             shards,
-            [r for n, r in enumerate(order.requests(0, steps, RANKS)) if n % RANKS == rank],
+            list(order.requests(0, steps, BatchLayout.of(BATCH, None, RANKS), rank)),
             workers[rank],
             augment,
         )

@@ -69,6 +69,8 @@ def _shuffle_blocks(streams_CN: NDArray[np.int64], window: int, seed: int, epoch
 
 
 def rank_slice(batch: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
-    """A rank's share of a global batch: a whole number of streams where `world` divides C."""
-    share = len(batch) // world
-    return batch[rank * share : (rank + 1) * share]
+    """A rank's share of a global batch, contiguous: whole streams where `world` divides C.
+
+    Where `world` does not divide the batch, shares differ by at most one sample.
+    """
+    return batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -74,10 +74,21 @@ class Unreadable:
     def __init__(self, num_samples: int) -> None:
         self.limit = max(UNREADABLE_COUNT, int(UNREADABLE_SHARE * num_samples))
         self.by_key: dict[str, str] = {}
+        self._fresh: dict[str, str] = {}
 
     def add(self, error: SampleError) -> None:
         """Raises DataError when more distinct samples are lost than a set may lose."""
-        self.by_key[error.key] = error.detail
+        self._fresh[error.key] = error.detail
+        self.join({error.key: error.detail})
+
+    def take_fresh(self) -> dict[str, str]:
+        """What was added here since this was asked last."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh
+
+    def join(self, found: Mapping[str, str]) -> None:
+        """Count what was found elsewhere too. Raises DataError as `add` does."""
+        self.by_key.update(found)
         if len(self.by_key) > self.limit:
             listed = "; ".join(f"{key}: {detail}" for key, detail in sorted(self.by_key.items()))
             raise DataError(

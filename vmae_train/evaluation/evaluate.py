@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
@@ -25,6 +26,7 @@ from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Reques
 from vmae_train.clips.views import Frozen, SpacedViews
 from vmae_train.evaluation.metrics import Scores, score
 from vmae_train.model.videomae import Classifier
+from vmae_train.training.world import World
 
 __all__ = ["Views", "check_classes", "check_one_class", "evaluate", "parse_views"]
 
@@ -83,39 +85,51 @@ def evaluate(
     frozen: bool = False,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     style: ProgressStyle = ProgressStyle.AUTO,
+    world: World | None = None,
 ) -> Scores:
     """Softmax of every view, averaged over the views of a video (and over the segments of one source).
 
-    `step` is the clips' stride in kept frames. Videos that can't be read or have no label are left out
-    and named. Raises DataError when nothing is left.
+    `step` is the clips' stride in kept frames. The processes of `world` share out the batches and all get the scores,
+    the same as one process alone. Videos that can't be read or have no label are left out and named.
+    Raises DataError when nothing is left.
     """
-    check_classes(model, shards)
+    world = world or World()
+    with world.agreed():
+        check_classes(model, shards)
     geometry = model.geometry
     sampler: Sampler = SpacedViews(geometry.num_frames, step, views.clips)
     if frozen:
         sampler = Frozen(sampler)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
     augment = Augment(spec).to(device)
-    scores = _SourceScores(shards, len(model.classes))
+    found = _Answers(len(model.classes))
     model.eval()
     frames = min(views.clips * geometry.num_frames, int(shards.frames_NP[:, 0].max()))
+    requests = list(_in_order(len(shards), batch))[world.rank :: world.size]
+    mine = sum(sample != EMPTY for request in requests for sample in request.samples)
     with (
+        world.agreed(),
         ClipLoader(
-            shards, sampler, _in_order(len(shards), batch),
-            batch=batch, frames=frames, seed=0, spec=loader, device=device,
+            shards, sampler, requests, batch=batch, frames=frames, seed=0, spec=loader, device=device
         ) as batches,
-        meter("videos evaluated", len(shards), style) as shown,
-        torch.inference_mode(),
-    ):  # fmt: skip
-        for found in batches:
-            clips = view_clips(found, augment, views, geometry.num_frames)
-            with autocast():
-                logits = model(clips)
-            probability_BK = rearrange(logits.float().softmax(dim=-1), "(b n) k -> b n k", b=batch).mean(dim=1)
-            scores.add(found, probability_BK)
-            shown.advance(sum(sample != EMPTY for sample in found.request.samples))
-        unreadable = dict(batches.unreadable.by_key)
-    return scores.result(model.classes, views, unreadable, "one frame repeated" if frozen else None)
+    ):
+        with meter("videos evaluated", mine, world.style(style)) as shown, torch.inference_mode():
+            for one in batches:
+                clips = view_clips(one, augment, views, geometry.num_frames)
+                with autocast():
+                    logits = model(clips)
+                found.add(one, rearrange(logits.float().softmax(dim=-1), "(b n) k -> b n k", b=batch).mean(dim=1))
+                shown.advance(sum(sample != EMPTY for sample in one.request.samples))
+        unreadable = batches.unreadable
+    try:
+        for others in world.gather_record(unreadable.by_key, dict[str, str]):
+            unreadable.join(others)
+        probability, label = _by_source(shards, found.gathered(world), len(model.classes))
+    except DataError as error:
+        world.raise_first(error)  # all find the same
+    listed = dict(sorted(unreadable.by_key.items()))
+    control = "one frame repeated" if frozen else None
+    return score(probability, label, classes=model.classes, views=str(views), unreadable=listed, control=control)
 
 
 def _in_order(total: int, batch: int) -> Iterator[Request]:
@@ -135,36 +149,53 @@ def view_clips(batch: Batch, augment: Augment, views: Views, num_frames: int) ->
     return augment.normalise(rearrange(rgb, "b c (v t) h w -> (b v) c t h w", t=num_frames))
 
 
-class _SourceScores:
-    """Sums of probabilities by source video, kept on the host."""
+class _Answers:
+    """What a process found: sample numbers, and probabilities on the host."""
 
-    def __init__(self, shards: Shards, num_classes: int) -> None:
-        self.shards = shards
-        sources = int(shards.source_N.max()) + 1
-        self.sum_NK = np.zeros((sources, num_classes))
-        self.count_N = np.zeros(sources, dtype=np.int64)
-        self.label_N = np.full(sources, -1, dtype=np.int64)
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self._samples: list[int] = []
+        self._rows: list[NDArray[np.float32]] = []
 
     def add(self, batch: Batch, probability_BK: Tensor) -> None:
-        values = probability_BK.double().cpu().numpy()
+        values = probability_BK.cpu().numpy()
         for place, (sample, weight) in enumerate(zip(batch.request.samples, batch.weight_B.tolist(), strict=True)):
-            if sample == EMPTY or not weight:
-                continue
-            source = self.shards.source_N[sample]
-            self.sum_NK[source] += values[place]
-            self.count_N[source] += 1
-            self.label_N[source] = self.shards.label_N[sample]
+            if sample != EMPTY and weight:
+                self._samples.append(sample)
+                self._rows.append(values[place])
 
-    def result(self, classes: tuple[str, ...], views: Views, unreadable: dict[str, str], control: str | None) -> Scores:
-        known = (self.count_N > 0) & (self.label_N >= 0)
-        if not known.any():
-            raise DataError(f"{self.shards.url}: not one labelled video could be read; verify the shards")
-        probability = self.sum_NK[known] / self.count_N[known, None]
-        return score(
-            probability,
-            self.label_N[known],
-            classes=classes,
-            views=str(views),
-            unreadable=unreadable,
-            control=control,
-        )
+    def gathered(self, world: World) -> _Gathered:
+        """Those of all processes, by sample number: so sums don't hang on who found what."""
+        samples = np.asarray(self._samples, dtype=np.int64)
+        rows = np.asarray(self._rows, dtype=np.float32).reshape(-1, self._num_classes)
+        numbers = np.concatenate([np.frombuffer(data, dtype=np.int64) for data in world.gather(samples.tobytes())])
+        flat = np.concatenate([np.frombuffer(data, dtype=np.float32) for data in world.gather(rows.tobytes())])
+        order = np.argsort(numbers)
+        return _Gathered(numbers[order], flat.reshape(-1, self._num_classes)[order])
+
+
+class _Gathered(NamedTuple):
+    """Ascending sample numbers, each once, and the mean of their views' probabilities."""
+
+    sample_N: NDArray[np.int64]
+    probability_NK: NDArray[np.float32]
+
+
+class _Labelled(NamedTuple):
+    probability_NK: NDArray[np.float64]
+    label_N: NDArray[np.int64]
+
+
+def _by_source(shards: Shards, found: _Gathered, num_classes: int) -> _Labelled:
+    """The mean over the segments of a source, wherever they were read. Raises DataError when no source has a label."""
+    sources = int(shards.source_N.max()) + 1
+    sum_NK, count_N = np.zeros((sources, num_classes)), np.zeros(sources, dtype=np.int64)
+    label_N = np.full(sources, -1, dtype=np.int64)
+    source = shards.source_N[found.sample_N]
+    np.add.at(sum_NK, source, found.probability_NK.astype(np.float64))
+    np.add.at(count_N, source, 1)
+    label_N[source] = shards.label_N[found.sample_N]
+    known = (count_N > 0) & (label_N >= 0)
+    if not known.any():
+        raise DataError(f"{shards.url}: not one labelled video could be read; verify the shards")
+    return _Labelled(sum_NK[known] / count_N[known, None], label_N[known])

@@ -37,8 +37,8 @@ from vmae_train.model.load import load_model
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.model.vit import Geometry
-from vmae_train.training.engine import choose_device
 from vmae_train.training.run import read_facts, run_clip, run_of
+from vmae_train.training.world import choose_device
 
 __all__ = [
     "Drawn",

@@ -1,4 +1,4 @@
-"""One optimizer step on one device: precision, micro-batches, clipping, and what must be noticed.
+"""One optimizer step, by one process or several: precision, micro-batches, clipping, and what must be noticed.
 
 B clips of a micro-batch. Nothing in a step waits for the device; numbers are fetched on logging steps.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,20 +17,25 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from vmae_data.errors import DataError, StopRequested, VmaeError
+from vmae_data.errors import DataError, VmaeError
 from vmae_data.progress import ProgressStyle, meter
 from vmae_train.clips.loader import Batch, ClipLoader
 from vmae_train.model.videomae import VideoModel
+from vmae_train.training.agree import Agreed, Signals, StepAgreement
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, save_checkpoint
 from vmae_train.training.log import LogSpec, RunLog
 from vmae_train.training.optim import Schedule
-from vmae_train.training.run import TrainingOrder
+from vmae_train.training.run import BatchLayout, TrainingOrder
+from vmae_train.training.world import Spread, World
 
-__all__ = ["Engine", "Loss", "Signals", "TrainSpec", "choose_device", "train"]
+__all__ = ["Engine", "Loss", "TrainSpec", "train"]
 
 
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long and in what portions. `batch` is what one optimizer step sees; `micro_batch` is layout."""
+    """How long and in what portions. `batch` is what one optimizer step sees, over all processes.
+
+    `micro_batch` is what one process takes at a time: layout, no more.
+    """
 
     batch: int
     micro_batch: int | None = None
@@ -50,11 +54,6 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch = {self.micro_batch} does not divide batch = {self.batch}")
 
-    @property
-    def portions(self) -> int:
-        """Micro-batches of an optimizer step."""
-        return self.batch // (self.micro_batch or self.batch)
-
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
 
@@ -63,32 +62,15 @@ Loss = Callable[[Batch], Tensor]
 """A micro-batch → the weighted mean of its samples' losses."""
 
 
-def choose_device(name: str | None = None, *, threads: int | None = None) -> torch.device:
-    """The named device, else the GPU where there is one; and how many CPU threads to use.
-
-    Raises VmaeError for a device that isn't there.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise VmaeError(f"device {name!r}: not there ({str(error).splitlines()[0]}); use cpu or cuda") from error
-    return device
-
-
 class Engine:
     """Forward and backward in the right precision, and the optimizer's step."""
 
     def __init__(
         self, model: VideoModel, optimizer: torch.optim.Optimizer, schedule: Schedule, spec: TrainSpec, *,
-        device: torch.device, clip_grad: float | None,
+        layout: BatchLayout, device: torch.device, clip_grad: float | None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.schedule, self.spec = model, optimizer, schedule, spec
-        self.device, self.clip_grad = device, clip_grad
+        self.layout, self.device, self.clip_grad = layout, device, clip_grad
         self.dtype = _precision(spec.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         # The first step whose loss was not finite, kept on the device so that no step waits for it.
@@ -99,31 +81,49 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def step(self, number: int, batches: Iterator[Batch], loss_of: Loss) -> StepNumbers:
-        """One optimizer step from `portions` micro-batches.
+    def step(self, number: int, batches: Iterator[Batch], spread: Spread, agree: StepAgreement) -> StepNumbers:
+        """One optimizer step from this process's micro-batches and those of the others.
 
-        Samples of weight 0 are left out of the mean. Raises DataError where not one could be read.
+        The gradient is the mean over the samples that count, of all processes. Raises DataError where not one
+        could be read, and what any process met while it brought its batches.
         """
         rate = self.schedule.rate(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         total = torch.zeros((), device=self.device)
-        counted = 0
-        for _ in range(self.spec.portions):
-            batch = next(batches)
-            share = batch.valid / self.spec.batch
-            with self.autocast():
-                loss = loss_of(batch) * share
-            torch.autograd.backward(self.scaler.scale(loss))
-            total += loss.detach()
-            counted += batch.valid
-        if counted == 0:
-            raise DataError(f"step {number}: not one sample of the batch could be read; verify the shards")
-        self.broken_at = torch.where(torch.isfinite(total), self.broken_at, self.broken_at.clamp_max(number))
-        norm = self._update(self.spec.batch / counted)
+        counted, failed, last = 0, None, None
+        try:
+            with spread.apart():
+                for _ in range(self.layout.portions - 1):
+                    batch = next(batches)
+                    total += self._backward(batch, spread.loss)
+                    counted += batch.valid
+            last = next(batches)
+            counted += last.valid
+        except (VmaeError, OSError) as error:
+            failed = error
+        agreed = agree(counted, failed)  # before the pass that waits for the others' gradients
+        if agreed.valid == 0:
+            agree.refuse(DataError(f"step {number}: not one sample of the batch could be read; verify the shards"))
+        assert last is not None
+        with agree.world.meeting():
+            total += self._backward(last, spread.loss)
+        self._note_broken(total, number)
+        scale = self.spec.batch / agreed.valid
+        norm = self._update(scale)
         if not self.scaler.is_enabled():  # a scaler meets infinite gradients now and then, and skips the step
-            self.broken_at = torch.where(torch.isfinite(norm), self.broken_at, self.broken_at.clamp_max(number))
-        return StepNumbers(total * (self.spec.batch / counted), norm, rate)
+            self._note_broken(norm, number)
+        return StepNumbers(total * (scale / self.layout.world), norm, rate, agreed)
+
+    def _backward(self, batch: Batch, loss_of: Loss) -> Tensor:
+        """Add a micro-batch's gradients, so that the mean over the processes is the sum over samples / batch."""
+        with self.autocast():
+            loss = loss_of(batch) * (batch.valid * self.layout.world / self.spec.batch)
+        torch.autograd.backward(self.scaler.scale(loss))
+        return loss.detach()
+
+    def _note_broken(self, value: Tensor, number: int) -> None:
+        self.broken_at = torch.where(torch.isfinite(value), self.broken_at, self.broken_at.clamp_max(number))
 
     def _update(self, scale: float) -> Tensor:
         self.scaler.unscale_(self.optimizer)
@@ -143,9 +143,10 @@ class Engine:
 class StepNumbers(NamedTuple):
     """Of one step, still on the device."""
 
-    loss: Tensor
+    loss: Tensor  # this process's part of the mean
     grad_norm: Tensor
     rate: float
+    agreed: Agreed
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:
@@ -155,34 +156,6 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-class Signals:
-    """SIGTERM and SIGINT: save, then end with 143 or 130. SIGUSR1: save and go on.
-
-    All at the end of a step; a second request to stop is obeyed at once.
-    """
-
-    def __init__(self) -> None:
-        self.save = False
-        self.stop: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._old[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _take(self, number: int, _frame: Any) -> None:
-        if self.stop is not None:
-            raise StopRequested(self.stop)  # asked twice: the end of the step is not in sight
-        self.save = True
-        if number != signal.SIGUSR1:
-            self.stop = 128 + number
 
 
 class RunPlace(NamedTuple):
@@ -199,6 +172,7 @@ def train(
     loader: ClipLoader,
     loss_of: Loss,
     *,
+    world: World,
     place: RunPlace,
     start: RunState,
     order: TrainingOrder,
@@ -211,68 +185,99 @@ def train(
     Raises VmaeError at a loss that is not finite, StopRequested on a signal, after saving.
     """
     steps = engine.schedule.steps
-    log = RunLog(place.folder, step=start.step)
     loader.unreadable.by_key.update(start.unreadable)
-    batches = iter(loader)
-    clock = _Clock(loader)
-
-    def state_at(step: int) -> RunState:
-        return RunState(
-            step=step,
-            samples=step * engine.spec.batch,
-            unreadable=dict(loader.unreadable.by_key),
-            scaler=engine.scaler.state_dict() if engine.scaler.is_enabled() else None,
-        )
-
-    def save(step: int) -> None:
-        _refuse_broken(engine, place.folder, order)
-        log.sync()
-        save_checkpoint(place.folder, engine.model, engine.optimizer, state_at(step), keep=place.checkpoint.keep)
-
-    if engine.scaler.is_enabled() and start.scaler:
-        engine.scaler.load_state_dict(start.scaler)
-    with Signals() as signals, meter(title, steps, place.style, start=start.step) as shown:
+    keeper = _Keeper(engine, loader, world, place, order, start)
+    batches, clock = iter(loader), _Clock(loader, world)
+    spread = world.spread(engine.model, loss_of)
+    with (
+        Signals() as signals,
+        closing(keeper),
+        meter(title, steps, world.style(place.style), start=start.step) as shown,
+    ):
+        agree = StepAgreement(world, signals, loader.unreadable)
         for step in range(start.step, steps):
-            numbers = engine.step(step, batches, loss_of)
-            done = step + 1
+            numbers = engine.step(step, batches, spread, agree)
+            done, asked = step + 1, numbers.agreed
             if done % place.log.every_steps == 0 or done == steps:
-                _refuse_broken(engine, place.folder, order)
+                keeper.refuse_broken()
                 line = clock.line(done, numbers, step // order.steps_per_epoch, engine.spec.batch)
-                log.write(line)
+                keeper.write(line)
                 shown.note = _note(line, engine.spec.batch)
             shown.advance()
-            if done % place.checkpoint.every_steps == 0 or done == steps or signals.save:
-                save(done)
-                signals.save = False
-            if signals.stop is not None:
-                raise StopRequested(signals.stop)
+            if done % place.checkpoint.every_steps == 0 or done == steps or asked.save:
+                keeper.save(done)
+            agree.stop(asked)
             if validate is not None and validate_every and done % validate_every == 0 and done != steps:
-                log.write({"kind": "validation", "step": done, **validate(done)})
+                keeper.write({"kind": "validation", "step": done, **validate(done)})
                 clock.restart()
-    log.close()
-    return state_at(steps)
+        agree.stop(agree(0, None))  # asked for since the last step's agreement
+    return keeper.state_at(steps)
 
 
-def _refuse_broken(engine: Engine, run: Path, order: TrainingOrder) -> None:
-    """Raises VmaeError when a loss was not finite; called before anything that would keep such weights."""
-    at = float(engine.broken_at)
-    if math.isinf(at):
-        return
-    step = int(at)
+class _Keeper:
+    """What a run writes: its log and its checkpoints, by the main process."""
+
+    def __init__(
+        self, engine: Engine, loader: ClipLoader, world: World, place: RunPlace, order: TrainingOrder, start: RunState
+    ) -> None:
+        self._engine, self._loader, self._world, self._place, self._order = engine, loader, world, place, order
+        if engine.scaler.is_enabled() and start.scaler:
+            engine.scaler.load_state_dict(start.scaler)
+        self._log: RunLog | None = None
+        with world.agreed():
+            if world.is_main:
+                self._log = RunLog(place.folder, step=start.step)
+
+    def state_at(self, step: int) -> RunState:
+        scaler = self._engine.scaler
+        return RunState(
+            step=step,
+            samples=step * self._engine.spec.batch,
+            unreadable=dict(sorted(self._loader.unreadable.by_key.items())),
+            scaler=scaler.state_dict() if scaler.is_enabled() else None,
+        )
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(line)
+
+    def save(self, step: int) -> None:
+        """The others wait, so that a run that is to end does not end before it is saved."""
+        self.refuse_broken()
+        with self._world.agreed():
+            if self._log is not None:
+                self._log.sync()
+                model, optimizer = self._engine.model, self._engine.optimizer
+                keep = self._place.checkpoint.keep
+                save_checkpoint(self._place.folder, model, optimizer, self.state_at(step), keep=keep)
+
+    def refuse_broken(self) -> None:
+        """Raises VmaeError when a loss was not finite, in any process; called before such weights would be kept."""
+        found = self._world.gather_floats([float(self._engine.broken_at)])
+        at = min(value for (value,) in found)
+        if not math.isinf(at):
+            self._world.raise_first(_broken(int(at), self._place.folder, self._order))
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+
+def _broken(step: int, run: Path, order: TrainingOrder) -> VmaeError:
     last = last_checkpoint(run)
     good = f"the last good checkpoint is {last.path}" if last else "there is no checkpoint before it"
     keys = ", ".join(order.keys(step))
-    raise VmaeError(
+    return VmaeError(
         f"step {step}: the loss or its gradient is not finite; {good}; start from it by --init into another --out, "
         f"with a lower optim.base_lr or optim.clip_grad; the batch was {keys}"
     )
 
 
 class _Clock:
-    """Seconds between logging steps, and how many of them were spent waiting for data."""
+    """Seconds between logging steps, and how many of them were spent waiting for data, by whoever waited longest."""
 
-    def __init__(self, loader: ClipLoader) -> None:
-        self._loader = loader
+    def __init__(self, loader: ClipLoader, world: World) -> None:
+        self._loader, self._world = loader, world
         self.restart()
 
     def restart(self, step: int | None = None) -> None:
@@ -282,17 +287,19 @@ class _Clock:
         now = time.perf_counter()
         seconds, waited = now - self._at, self._loader.waited - self._waited
         steps = step - self._step if self._step is not None else None
+        own = [float(numbers.loss), waited, _memory_mb(numbers.loss.device)]
+        loss, waited_all, memory = zip(*self._world.gather_floats(own), strict=True)
         self.restart(step)
         return {
             "kind": "train",
             "step": step,
             "epoch": epoch,
-            "loss": float(numbers.loss),
+            "loss": sum(loss),  # by rank, so that it is the same number each time
             "lr": numbers.rate,
             "grad_norm": float(numbers.grad_norm),
             "clips_per_second": round(steps * batch / seconds, 2) if steps else None,
-            "data_wait": round(waited / seconds, 4),
-            "memory_mb": round(_memory_mb(numbers.loss.device), 1),
+            "data_wait": round(max(waited_all) / seconds, 4),
+            "memory_mb": round(max(memory), 1),
         }
 
 

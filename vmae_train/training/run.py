@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.read.order import epoch_batches
+from vmae_data.read.order import epoch_batches, rank_slice
 from vmae_data.read.shards import Shards
 from vmae_data.recipes import build_spec, difference, shortened
 from vmae_data.store import commit_bytes
-from vmae_train.clips.loader import Request
+from vmae_train.clips.loader import EMPTY, Request
 from vmae_train.clips.views import ClipSpec
 
-__all__ = ["RunFacts", "TrainingOrder", "begin_run", "check_run", "clip_of", "read_facts", "run_clip", "run_of"]
+__all__ = [
+    "BatchLayout",
+    "RunFacts",
+    "TrainingOrder",
+    "begin_run",
+    "check_run",
+    "clip_of",
+    "read_facts",
+    "run_clip",
+    "run_of",
+]
 
 RUN = "run.json"
 # Where and how fast, not what: these may change when a run goes on.
@@ -71,6 +82,36 @@ def _fixed(facts: RunFacts) -> dict[str, Any]:
     return values
 
 
+class BatchLayout(NamedTuple):
+    """How a global batch lies on the processes: a contiguous share each, cut into micro-batches.
+
+    What the world does not divide leaves empty places at the end of some shares, what the micro-batch does not divide at the
+    end of each: all processes have as many micro-batches, all of the same size.
+    """
+
+    world: int
+    portions: int  # micro-batches of a step, in each process
+    size: int  # places of a micro-batch
+
+    @classmethod
+    def of(cls, batch: int, micro_batch: int | None, world: int) -> BatchLayout:
+        """Raises MisuseError where a process would have nothing to do."""
+        if batch < world:
+            raise MisuseError(
+                f"train.batch = {batch} is smaller than the {world} processes; raise train.batch or start fewer"
+            )
+        share = -(-batch // world)
+        size = min(micro_batch or share, share)
+        return cls(world, -(-share // size), size)
+
+    def micro_batches(self, batch: Sequence[int], rank: int) -> Iterator[tuple[int, ...]]:
+        """The sample numbers of each micro-batch of a process, EMPTY where a place stays empty."""
+        own = rank_slice(np.asarray(batch), rank, self.world).tolist()
+        for first in range(0, self.portions * self.size, self.size):
+            found = own[first : first + self.size]
+            yield (*found, *[EMPTY] * (self.size - len(found)))
+
+
 class TrainingOrder:
     """The samples of every step of a run. Pure: any step can be asked for at any time."""
 
@@ -91,13 +132,11 @@ class TrainingOrder:
             self._batches = epoch_batches(self.shards.shard_sizes, seed=self.seed, epoch=epoch, batch=self.batch)
         return [int(n) for n in self._batches[place]]
 
-    def requests(self, start: int, stop: int, portions: int) -> Iterator[Request]:
-        """Micro-batch after micro-batch of steps `start` to `stop`."""
-        size = self.batch // portions
+    def requests(self, start: int, stop: int, layout: BatchLayout, rank: int = 0) -> Iterator[Request]:
+        """Micro-batch after micro-batch of steps `start` to `stop`, a process's own."""
         for step in range(start, stop):
-            samples = self.samples(step)
-            for first in range(0, self.batch, size):
-                yield Request(step // self.steps_per_epoch, step, tuple(samples[first : first + size]))
+            for samples in layout.micro_batches(self.samples(step), rank):
+                yield Request(step // self.steps_per_epoch, step, samples)
 
     def keys(self, step: int) -> list[str]:
         return [self.shards.key(number) for number in self.samples(step)]

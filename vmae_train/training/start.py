@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
 
-from vmae_data.errors import MisuseError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.shards import Shards
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
 from vmae_train.clips.views import ClipSpec, ExactStride, Frozen, kept_step
+from vmae_train.model.videomae import VideoModel
 from vmae_train.model.vit import Geometry, ModelSpec
-from vmae_train.training.checkpoint import CheckpointSpec
+from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, resume
 from vmae_train.training.engine import Engine, TrainSpec
 from vmae_train.training.log import LogSpec
 from vmae_train.training.optim import OptimSpec, Schedule
-from vmae_train.training.run import TrainingOrder
+from vmae_train.training.run import BatchLayout, RunFacts, TrainingOrder, begin_run
+from vmae_train.training.world import World
 
-__all__ = ["RunSpec", "Settled", "settle"]
+__all__ = ["RunSpec", "Settled", "begin_together", "settle"]
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,11 +58,25 @@ class Settled(NamedTuple):
     sampler: ExactStride | Frozen
     augment: AugmentSpec
     order: TrainingOrder
+    layout: BatchLayout
+    rank: int
     schedule: Schedule
 
     @property
     def steps(self) -> int:
         return self.schedule.steps
+
+    def engine(self, model: VideoModel, optimizer: torch.optim.Optimizer, device: torch.device) -> Engine:
+        spec = self.spec
+        return Engine(
+            model,
+            optimizer,
+            self.schedule,
+            spec.train,
+            layout=self.layout,
+            device=device,
+            clip_grad=spec.optim.clip_grad,
+        )
 
     def loader(self, start: int, device: torch.device) -> ClipLoader:
         """The micro-batches of steps `start` to the end."""
@@ -67,8 +84,8 @@ class Settled(NamedTuple):
         return ClipLoader(
             self.shards,
             self.sampler,
-            self.order.requests(start, self.steps, spec.train.portions),
-            batch=spec.train.batch // spec.train.portions,
+            self.order.requests(start, self.steps, self.layout, self.rank),
+            batch=self.layout.size,
             frames=self.geometry.num_frames,
             seed=spec.seed,
             spec=spec.loader,
@@ -80,7 +97,7 @@ class Settled(NamedTuple):
         train, schedule, order = self.spec.train, self.schedule, self.order
         return {
             **_clip_rows(self),
-            "batch": f"{train.batch} a step, {_portions(train)}",
+            "batch": f"{train.batch} a step, {_portions(self.layout)}",
             "rate": f"peak {schedule.peak:.4g} (base × batch / 256), lowest {schedule.lowest:.4g}, "
             f"warm-up {schedule.warmup} steps",
             "steps": f"{schedule.steps} ({schedule.steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch})"
@@ -90,11 +107,12 @@ class Settled(NamedTuple):
         }
 
 
-def _portions(train: TrainSpec) -> str:
-    return f"in {train.portions} micro-batches of {train.micro_batch}" if train.portions > 1 else "at once"
+def _portions(layout: BatchLayout) -> str:
+    taken = f"in {layout.portions} micro-batches of {layout.size}" if layout.portions > 1 else "at once"
+    return f"{layout.world} processes, each {taken}" if layout.world > 1 else taken
 
 
-def settle(spec: RunSpec, data: str) -> Settled:
+def settle(spec: RunSpec, data: str, world: World) -> Settled:
     """Open the data and resolve the recipe against it.
 
     Raises MisuseError where they don't fit each other, DataError for data that can't be read.
@@ -113,8 +131,33 @@ def settle(spec: RunSpec, data: str) -> Settled:
         sampler=Frozen(sampler) if spec.clip.frozen else sampler,
         augment=augment,
         order=order,
+        layout=BatchLayout.of(spec.train.batch, spec.train.micro_batch, world.size),
+        rank=world.rank,
         schedule=Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=per_epoch),
     )
+
+
+def begin_together(
+    world: World, run: Path, facts: RunFacts, model: VideoModel, optimizer: torch.optim.Optimizer
+) -> RunState:
+    """Make the folder this run's, and go on from its last checkpoint in every process.
+
+    Raises DataError where the processes don't see the same checkpoints.
+    """
+    with world.agreed():
+        if world.is_main:
+            begin_run(run, facts)
+            last_checkpoint(run)  # takes leftovers away, before others look
+    with world.agreed():
+        state = resume(run, model, optimizer)
+    steps = world.gather_record(state.step, int)
+    with world.agreed():
+        if state.step != steps[0]:
+            raise DataError(
+                f"{run}: process {world.rank} finds the checkpoint of step {state.step}, the first that of {steps[0]}; "
+                "put --out where all processes see the same files"
+            )
+    return state
 
 
 def _check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
