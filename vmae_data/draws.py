@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     WITHIN_SHARD = 10
     PICTURES = 11
     PHASE = 12
+    MIX = 13
     RUNNING_CELL = 14
 
 

@@ -9,6 +9,7 @@ from vmae_data.recipes import difference
 from vmae_train.charts import Curve, curves, log_curve
 from vmae_train.evaluation.compare import difference_words, standard_error
 from vmae_train.evaluation.story import RunStory
+from vmae_train.training.run import data_words
 
 __all__ = ["comparison", "top1_curve"]
 
@@ -68,8 +69,8 @@ def _difference(first: str, story: RunStory, second: str, other: RunStory) -> It
         yield Note(f"They did not have the same budget: {_budget(story)} against {_budget(other)}.", warning=True)
     changed = difference(story.facts.recipe, other.facts.recipe)
     changed += difference({"init": story.facts.init}, {"init": other.facts.init})
-    if story.facts.data_digest != other.facts.data_digest:
-        changed.append(f"data: {story.facts.data} → {other.facts.data}")
+    if (story.facts.data_digest, story.facts.data_weight) != (other.facts.data_digest, other.facts.data_weight):
+        changed.append(f"data: {data_words(story.facts)} → {data_words(other.facts)}")
     lines = "\n".join(changed) if changed else "nothing that run.json tells of"
     yield Note(f"What differs between {first} and {second}:\n{lines}")
 

@@ -17,6 +17,13 @@ __all__ = ["app", "main"]
 app = new_app("vmae-train", "Pretrain, finetune and evaluate masked video autoencoders on shards.", __version__)
 
 Recipe = Annotated[str, typer.Option(help="A recipe's name (`vmae-train recipes`), or a TOML file.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        metavar="URL[:WEIGHT]",
+        help="A folder of shards or its index.json; repeated, the sets are mixed, in the shares that the weights say.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU where there is one.")]
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CKPT", help="A run (its last checkpoint) or a checkpoint's folder.")
@@ -35,7 +42,7 @@ def _need_torch() -> None:
 @app.command()
 def pretrain(
     recipe: Recipe,
-    data: Annotated[str, typer.Option(metavar="URL", help="A folder of shards or its index.json.")],
+    data: Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on from it.")],
     init: Annotated[str | None, typer.Option(metavar="CKPT", help="Start from these weights.")] = None,
     settings: Settings = None,
@@ -65,7 +72,7 @@ def pretrain(
 @app.command()
 def finetune(
     recipe: Recipe,
-    data: Annotated[str, typer.Option(metavar="URL", help="Labelled shards to train on.")],
+    data: Data,
     val: Annotated[str, typer.Option(metavar="URL", help="Labelled shards to score.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on from it.")],
     init: Annotated[

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import msgspec
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.mix import Mix
 from vmae_data.read.shards import Shards
 from vmae_data.store import commit_bytes, lock
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
 from vmae_train.clips.views import kept_step
-from vmae_train.evaluation.evaluate import check_classes, check_one_class, evaluate, parse_views
+from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.evaluation.story import EVALUATION
 from vmae_train.model.load import load_model
@@ -66,13 +67,12 @@ class FinetuneReport(NamedTuple):
 class FinetuneLoss:
     """From a batch of planes to the cross entropy; everything on the device."""
 
-    def __init__(self, model: Classifier, augment: Augment, *, may_flip: bool) -> None:
-        self.model, self.augment, self.may_flip = model, augment, may_flip
+    def __init__(self, model: Classifier, augment: Augment) -> None:
+        self.model, self.augment = model, augment
 
     def __call__(self, batch: Batch) -> Tensor:
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        may_flip_B = torch.full_like(batch.weight_B, self.may_flip, dtype=torch.bool)
-        rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, may_flip_B))
+        rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
         logits = self.model(self.augment.normalise(rgb))
         loss_B = F.cross_entropy(logits.float(), batch.label_B.clamp_min(0), reduction="none")
         return (loss_B * batch.weight_B).sum() / batch.weight_B.sum().clamp_min(1)
@@ -81,7 +81,7 @@ class FinetuneLoss:
 def finetune(
     spec: FinetuneSpec,
     *,
-    data: str,
+    data: Sequence[str],
     validation: str,
     out: Path,
     init: str | None = None,
@@ -96,30 +96,32 @@ def finetune(
     world = world or World()
     with world.agreed():
         settled, val_shards = settle(spec, data, world), Shards.open(validation)
-        shards = settled.shards
+        mix = settled.mix
+        classes = mix.sets[0].classes
         kept_step(spec.clip, val_shards.index)
-        _check_labels(shards)
+        _check_labels(mix)
     with world.on_main(lock(out, "training")):
         with world.agreed():
             facts = RunFacts(
                 kind="finetune",
                 recipe=msgspec.to_builtins(spec),
-                data=data,
-                data_digest=shards.digest,
+                data=mix.urls,
+                data_digest=mix.digests,
+                data_weight=mix.weights,
                 validation=validation,
                 validation_digest=val_shards.digest,
                 init=init,
-                classes=shards.classes,
+                classes=classes,
             )
             check_run(out, facts)
             where = choose_device(device, threads=spec.train.threads, world=world)
-            model = first_classifier(spec, init, shards.classes).to(where)
+            model = first_classifier(spec, init, classes).to(where)
             check_classes(model, val_shards)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
             engine = settled.engine(model, optimizer, where)
         state = begin_together(world, out, facts, model, optimizer)
         rows = {
-            "classes": str(len(shards.classes)),
+            "classes": str(len(classes)),
             "start": init or f"from scratch ({settled.geometry.init or 'trunc'} initialisation): no --init was given",
             **settled.rows(engine, state.step),
         }
@@ -131,7 +133,7 @@ def finetune(
                 state = train(
                     engine,
                     loader,
-                    FinetuneLoss(model.train(), augment, may_flip=shards.index.may_flip),
+                    FinetuneLoss(model.train(), augment),
                     world=world,
                     place=RunPlace(out, spec.checkpoint, spec.log, style),
                     start=state,
@@ -193,7 +195,13 @@ def _finished_scores(out: Path) -> Scores | None:
         return None
 
 
-def _check_labels(shards: Shards) -> None:
+def _check_labels(mix: Mix) -> None:
+    for shards in mix.sets:
+        _check_labelled(shards)
+        check_same_classes(shards, mix.sets[0].classes, "the first data set's", "build it with --classes")
+
+
+def _check_labelled(shards: Shards) -> None:
     check_one_class(shards)
     if not shards.classes:
         raise MisuseError(f"{shards.url}: has no labels; finetuning needs class folders or a listing with labels")

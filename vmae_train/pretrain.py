@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import torch
 from torch import Tensor
 
 from vmae_data.errors import MisuseError
@@ -42,14 +42,13 @@ class PretrainSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class PretrainLoss:
     """From a batch of planes to the masked loss; everything on the device."""
 
-    def __init__(self, model: PretrainModel, augment: Augment, ratio: float, *, may_flip: bool) -> None:
-        self.model, self.augment, self.ratio, self.may_flip = model, augment, ratio, may_flip
+    def __init__(self, model: PretrainModel, augment: Augment, ratio: float) -> None:
+        self.model, self.augment, self.ratio = model, augment, ratio
 
     def __call__(self, batch: Batch) -> Tensor:
         geometry = self.model.geometry
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        may_flip_B = torch.full_like(batch.weight_B, self.may_flip, dtype=torch.bool)
-        rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, may_flip_B))
+        rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
         mask = tube_mask(batch.draws, slices=geometry.slices, places=geometry.places, ratio=self.ratio)
         targets = cube_targets(rgb / 255, mask.masked_BM, geometry)
         return self.model.loss(self.augment.normalise(rgb), mask, targets_BMD=targets, weight_B=batch.weight_B)
@@ -58,7 +57,7 @@ class PretrainLoss:
 def pretrain(
     spec: PretrainSpec,
     *,
-    data: str,
+    data: Sequence[str],
     out: Path,
     init: str | None = None,
     device: str | None = None,
@@ -67,16 +66,25 @@ def pretrain(
 ) -> RunState:
     """Pretrain in the folder `out`, or go on where it was stopped; with the other processes of `world`, if any.
 
+    `data` are data sets, `URL` or `URL:WEIGHT` each.
+
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
     world = world or World()
     with world.agreed():
         settled = settle(spec, data, world)
-    shards, geometry = settled.shards, settled.geometry
+    mix, geometry = settled.mix, settled.geometry
     with world.on_main(lock(out, "training")):
         with world.agreed():
             recipe = msgspec.to_builtins(spec)
-            facts = RunFacts(kind="pretrain", recipe=recipe, data=data, data_digest=shards.digest, init=init)
+            facts = RunFacts(
+                kind="pretrain",
+                recipe=recipe,
+                data=mix.urls,
+                data_digest=mix.digests,
+                data_weight=mix.weights,
+                init=init,
+            )
             check_run(out, facts)
             where = choose_device(device, threads=spec.train.threads, world=world)
             model = first_model(spec, init).to(where).train()
@@ -92,7 +100,7 @@ def pretrain(
             return train(
                 engine,
                 loader,
-                PretrainLoss(model, augment, spec.mask.ratio, may_flip=shards.index.may_flip),
+                PretrainLoss(model, augment, spec.mask.ratio),
                 world=world,
                 place=RunPlace(out, spec.checkpoint, spec.log, style),
                 start=state,
@@ -104,7 +112,7 @@ def pretrain(
 def _rows(settled: Settled, spec: PretrainSpec, engine: Engine, done: int) -> dict[str, str]:
     geometry = settled.geometry
     masked = num_masked_places(places=geometry.places, ratio=spec.mask.ratio)
-    flips = spec.augment.flip and settled.shards.index.may_flip
+    flips = spec.augment.flip and bool(settled.mix.may_flip_N.any())
     return {
         "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
         f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}, {geometry.num_tokens} tokens, "

@@ -23,7 +23,7 @@ from vmae_train.evaluation.story import RunStory, pretraining_of, read_story
 from vmae_train.inference.drawing import page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
 from vmae_train.model.vit import ModelSpec
-from vmae_train.training.run import clip_of
+from vmae_train.training.run import clip_of, data_words
 
 __all__ = ["write_report"]
 
@@ -228,7 +228,7 @@ def _unreadable(story: RunStory) -> Iterator[Part]:
 
 def _recipe(story: RunStory) -> Iterator[Part]:
     facts = story.facts
-    rows = [("data", facts.data), ("validation", facts.validation or "–"), ("start", story.origin)]
+    rows = [("data", data_words(facts)), ("validation", facts.validation or "–"), ("start", story.origin)]
     rows += [(key, "–" if value is None else str(value)) for key, value in _flat(facts.recipe)]
     yield Table(("key", "value"), tuple(rows), folded="every value")
 

@@ -42,7 +42,7 @@ def tiny_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("runs") / "tiny-run"
     words = ["train.steps=4", "optim.warmup_steps=1", "log.every_steps=1", "loader.workers=0"]
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, words)
-    pretrain(spec, data=str(demo_shards), out=out, device="cpu", style=ProgressStyle.QUIET)
+    pretrain(spec, data=[str(demo_shards)], out=out, device="cpu", style=ProgressStyle.QUIET)
     return out
 
 

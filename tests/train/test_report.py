@@ -33,7 +33,7 @@ def tiny_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A pretraining of a few steps on `demo_shards`."""
     out = tmp_path_factory.mktemp("runs") / "tiny-run"
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, FEW_STEPS)
-    pretrain(spec, data=str(demo_shards), out=out, device="cpu", style=ProgressStyle.QUIET)
+    pretrain(spec, data=[str(demo_shards)], out=out, device="cpu", style=ProgressStyle.QUIET)
     return out
 
 
@@ -53,7 +53,7 @@ def _finetune(out: Path, shards: Path, init: str | None) -> Path:
     words = [*FEW_STEPS, "evaluate.views=1x1", "evaluate.every_steps=2"]
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, words)
     finetune(
-        spec, data=str(shards), validation=str(shards), out=out, init=init, device="cpu", style=ProgressStyle.QUIET
+        spec, data=[str(shards)], validation=str(shards), out=out, init=init, device="cpu", style=ProgressStyle.QUIET
     )
     return out
 
@@ -198,7 +198,7 @@ def test_a_run_stopped_in_the_middle_says_where(tiny_run: Path, tmp_path: Path) 
 
 def test_data_that_is_gone_or_another_is_said_and_the_rest_is_shown(tiny_run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(tiny_run, tmp_path / "moved"))
-    for change in ({"data": str(tmp_path / "gone")}, {"data_digest": "0" * 64}):
+    for change in ({"data": [str(tmp_path / "gone")]}, {"data_digest": ["0" * 64]}):
         shutil.copy(tiny_run / "run.json", moved)
         _change(moved / "run.json", **change)
         page = _page(moved, tmp_path / "page.html")

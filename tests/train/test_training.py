@@ -285,7 +285,7 @@ def test_data_that_doesnt_fit_the_recipe_is_refused_at_start(
 ) -> None:
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, settings)
     with pytest.raises(MisuseError, match=says):
-        pretrain(spec, data=str(demo_shards), out=tmp_path / "run", style=ProgressStyle.QUIET)
+        pretrain(spec, data=[str(demo_shards)], out=tmp_path / "run", style=ProgressStyle.QUIET)
 
 
 def test_wrong_checkpoints_and_views_are_one_line(demo_shards: Path, unbroken: Path, tmp_path: Path) -> None:

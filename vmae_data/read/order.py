@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vmae_data import draws
 from vmae_data.draws import Purpose
 
-__all__ = ["WINDOW_SHARDS", "epoch_batches", "rank_slice", "stream_count"]
+__all__ = ["WINDOW_SHARDS", "epoch_batches", "epoch_sequence", "rank_slice", "stream_count"]
 
 MAX_STREAMS = 64
 WINDOW_SHARDS = 16
@@ -37,11 +37,34 @@ def epoch_batches(shard_sizes: Sequence[int], *, seed: int, epoch: int, batch: i
     if steps == 0:
         return np.empty((0, batch), dtype=np.int64)
     sequence = _shuffled_shards(sizes, seed, epoch)[: steps * batch]
-    window = WINDOW_SHARDS * -(-total // len(sizes))
+    return _batches(sequence, streams, batch, _window(sizes), seed, epoch)
+
+
+def epoch_sequence(shard_sizes: Sequence[int], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """All samples of an epoch of a set that is one of several, where batches have no borders in it.
+
+    The streams take turns; the few samples that they don't divide into come last.
+    """
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    streams = min(MAX_STREAMS, int(sizes.sum()))
+    sequence = _shuffled_shards(sizes, seed, epoch)
+    even = len(sequence) // streams * streams
+    turns = _batches(sequence[:even], streams, streams, _window(sizes), seed, epoch)
+    return np.concatenate([turns.reshape(-1), sequence[even:]])
+
+
+def _window(sizes: NDArray[np.int64]) -> int:
+    return WINDOW_SHARDS * -(-int(sizes.sum()) // len(sizes))
+
+
+def _batches(
+    sequence: NDArray[np.int64], streams: int, batch: int, window: int, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Cut a sequence into streams, shuffle each, and take a batch from all of them, stream after stream."""
     shuffled = _shuffle_blocks(sequence.reshape(streams, -1), window, seed, epoch)
-    # (streams, steps · B / C) → (steps, streams, B / C): a batch is stream after stream.
-    by_stream = shuffled.reshape(streams, steps, batch // streams)
-    return np.ascontiguousarray(by_stream.transpose(1, 0, 2)).reshape(steps, batch)
+    # (streams, steps · B / C) → (steps, streams, B / C)
+    by_stream = shuffled.reshape(streams, -1, batch // streams)
+    return np.ascontiguousarray(by_stream.transpose(1, 0, 2)).reshape(-1, batch)
 
 
 def _shuffled_shards(sizes: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:

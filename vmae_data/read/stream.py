@@ -5,7 +5,9 @@ The frame sampler is handed in as a picklable callable: this side knows nothing 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +15,12 @@ from numpy.typing import NDArray
 
 from vmae_data.decode import decode_frames
 from vmae_data.draws import Draw
-from vmae_data.errors import SampleError
+from vmae_data.errors import DataError, SampleError
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.slots import SharedSlots, SlotPlanes
 from vmae_data.read.table import SampleView, Table
 
-__all__ = ["ClipFrames", "Decoder", "FilledPlace", "Sampler", "WantedClip", "make_decoder"]
+__all__ = ["ClipFrames", "DataPart", "Decoder", "FilledPlace", "Sampler", "WantedClip", "make_decoder"]
 
 
 class ClipFrames(NamedTuple):
@@ -52,15 +54,31 @@ class FilledPlace(NamedTuple):
     failure: SampleError | None
 
 
-class Decoder:
-    """Fills places of slots; one a process."""
+class DataPart(NamedTuple):
+    """A data set to decode from: the number of its first sample, and how its clips are chosen."""
 
-    def __init__(self, url: str, digest: str, sampler: Sampler, slots: SharedSlots) -> None:
-        self.shards = Table.open(url)
-        if self.shards.digest != digest:
-            raise SampleError("-", f"{url} changed while it was read; start again")
+    url: str
+    digest: str
+    first: int
+    sampler: Sampler
+
+
+class _OpenPart:
+    """A data set in the process that decodes."""
+
+    def __init__(self, part: DataPart) -> None:
+        self.shards = Table.open(part.url)
+        if self.shards.digest != part.digest:
+            raise DataError(f"{part.url}: changed while it was read; start again")
         self.fetcher = Fetcher(self.shards)
-        self.sampler, self.slots = sampler, slots
+        self.first, self.sampler = part.first, part.sampler
+
+
+class Decoder:
+    """Fills places of slots; one a process. Samples of several data sets are numbered through."""
+
+    def __init__(self, parts: Sequence[DataPart], slots: SharedSlots) -> None:
+        self.parts, self.slots = [_OpenPart(part) for part in parts], slots
 
     def fill(self, slot: int, wanted: Sequence[WantedClip]) -> list[FilledPlace]:
         """Decode the wanted clips into their places. A bad sample is said, never replaced."""
@@ -68,30 +86,32 @@ class Decoder:
         return [self._fill(planes, clip) for clip in wanted]
 
     def _fill(self, planes: SlotPlanes, clip: WantedClip) -> FilledPlace:
-        view = self.shards.view(clip.sample)
-        draw = Draw(clip.seed, clip.epoch, self.shards.sample_number(clip.sample))
-        chosen = self.sampler(view, draw)
+        part = self.parts[bisect_right(self.parts, clip.sample, key=attrgetter("first")) - 1]
+        view = part.shards.view(clip.sample - part.first)
+        draw = Draw(clip.seed, clip.epoch, part.shards.sample_number(view.number))
+        chosen = part.sampler(view, draw)
         try:
-            data = self.fetcher.fetch(clip.sample, chosen.phase)
-            height, width = self._decode(data, chosen.decode, view, planes, clip.place)
+            data = part.fetcher.fetch(view.number, chosen.phase)
+            size = (int(n) for n in part.shards.size_N2[view.number])
+            height, width = _decode(data, chosen.decode, view.key, planes, clip.place, *size)
         except SampleError as error:
             for plane in planes:  # a place without a clip must not show the one before
                 plane[clip.place] = 0
             return FilledPlace(clip.place, clip.sample, planes.y_BFHW.shape[2], planes.y_BFHW.shape[3], None, error)
         return FilledPlace(clip.place, clip.sample, height, width, chosen.index_VT, None)
 
-    def _decode(
-        self, data: bytes, wanted: tuple[int, ...], view: SampleView, planes: SlotPlanes, place: int
-    ) -> tuple[int, int]:
-        height, width = (int(n) for n in self.shards.size_N2[view.number])
-        top, left, height, width = _cut(height, width, planes)
-        for row, frame in enumerate(decode_frames(data, wanted, view.key)):
-            _copy(planes.y_BFHW[place, row], frame.y, top, left, height, width)
-            _copy(planes.u_BFHW[place, row], frame.u, top // 2, left // 2, height // 2, width // 2)
-            _copy(planes.v_BFHW[place, row], frame.v, top // 2, left // 2, height // 2, width // 2)
-        for plane in planes:  # a clip that repeats frames decodes fewer than the slot has rows
-            plane[place, len(wanted) :] = 0
-        return height, width
+
+def _decode(
+    data: bytes, wanted: tuple[int, ...], key: str, planes: SlotPlanes, place: int, height: int, width: int
+) -> tuple[int, int]:
+    top, left, height, width = _cut(height, width, planes)
+    for row, frame in enumerate(decode_frames(data, wanted, key)):
+        _copy(planes.y_BFHW[place, row], frame.y, top, left, height, width)
+        _copy(planes.u_BFHW[place, row], frame.u, top // 2, left // 2, height // 2, width // 2)
+        _copy(planes.v_BFHW[place, row], frame.v, top // 2, left // 2, height // 2, width // 2)
+    for plane in planes:  # a clip that repeats frames decodes fewer than the slot has rows
+        plane[place, len(wanted) :] = 0
+    return height, width
 
 
 def _cut(height: int, width: int, planes: SlotPlanes) -> tuple[int, int, int, int]:
@@ -108,6 +128,6 @@ def _copy(to: NDArray[np.uint8], plane: NDArray[np.uint8], top: int, left: int, 
     to[:height, width:] = 0
 
 
-def make_decoder(url: str, digest: str, sampler: Sampler, slots: SharedSlots) -> Callable[..., list[FilledPlace]]:
+def make_decoder(parts: Sequence[DataPart], slots: SharedSlots) -> Callable[..., list[FilledPlace]]:
     """The decode worker's entry."""
-    return Decoder(url, digest, sampler, slots).fill
+    return Decoder(parts, slots).fill

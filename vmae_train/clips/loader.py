@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from vmae_data.errors import DataError, SampleError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
+from vmae_data.read.mix import Mix
 from vmae_data.read.shards import Shards
 from vmae_data.read.slots import SharedSlots, SlotLayout
-from vmae_data.read.stream import FilledPlace, Sampler, WantedClip, make_decoder
+from vmae_data.read.stream import DataPart, FilledPlace, Sampler, WantedClip, make_decoder
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.draws import ClipDraws
 
@@ -51,6 +52,12 @@ class Request(NamedTuple):
     epoch: int
     step: int
     samples: tuple[int, ...]
+    own_epochs: tuple[int, ...] | None = None  # of each sample's data set, where several are mixed
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epoch of each sample."""
+        return self.own_epochs or (self.epoch,) * len(self.samples)
 
 
 class Batch(NamedTuple):
@@ -63,6 +70,7 @@ class Batch(NamedTuple):
     index_BVT: Int64[Tensor, "B V T"] | None
     label_B: Int64[Tensor, " B"]
     weight_B: Float32[Tensor, " B"]
+    may_flip_B: Bool[Tensor, " B"]
     valid: int  # samples of weight 1, known without asking the device
     draws: ClipDraws
     request: Request
@@ -97,11 +105,16 @@ class Unreadable:
             )
 
 
-def padded_size(shards: Shards) -> tuple[int, int]:
-    """The height and width that every frame of a data set fits into, up to an aspect of 2.4.
+def padded_size(data: Shards | Mix) -> tuple[int, int]:
+    """The height and width that every frame of a data set, or of several, fits into, up to an aspect of 2.4.
 
     From the index, never from a batch, so that a batch's tensors don't depend on its company.
     """
+    heights, widths = zip(*(_padded_size(shards) for shards in Mix.of(data).sets), strict=True)
+    return max(heights), max(widths)
+
+
+def _padded_size(shards: Shards) -> tuple[int, int]:
     longest = int(MAX_ASPECT * shards.index.short_side) // 2 * 2
     height, width = (int(n) for n in shards.size_N2.max(axis=0))
     return min(height, longest) // 2 * 2, min(width, longest) // 2 * 2
@@ -110,14 +123,15 @@ def padded_size(shards: Shards) -> tuple[int, int]:
 class ClipLoader:
     """Brings the requested batches in their order. Use as a context manager.
 
-    Worker processes decode into shared slots; which worker decodes what changes nothing. `waited`
+    Worker processes decode into shared slots; which worker decodes what changes nothing. `sampler` is one for
+    all data sets or one for each. `waited`
     adds up the seconds that the caller stood waiting for a batch.
     """
 
     def __init__(
         self,
-        shards: Shards,
-        sampler: Sampler,
+        data: Shards | Mix,
+        sampler: Sampler | Sequence[Sampler],
         requests: Iterable[Request],
         *,
         batch: int,
@@ -126,14 +140,14 @@ class ClipLoader:
         spec: LoaderSpec,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.shards, self.spec, self.seed = shards, spec, seed
+        self.mix, self.spec, self.seed = Mix.of(data), spec, seed
         self.device = torch.device(device)
-        self.layout = SlotLayout(batch, frames, *padded_size(shards))
+        self.layout = SlotLayout(batch, frames, *padded_size(self.mix))
         self.slots = SharedSlots(spec.ahead + 1, self.layout)
-        self.unreadable = Unreadable(len(shards))
+        self.unreadable = Unreadable(len(self.mix))
         self.waited = 0.0
         self._requests = iter(requests)
-        arguments = (shards.url, shards.digest, sampler, self.slots)
+        arguments = (_parts(self.mix, sampler), self.slots)
         self._pool = Pool(spec.workers, make_decoder, arguments)
         self._here = make_decoder(*arguments) if spec.workers == 0 else None
         self._free = list(range(self.slots.count))
@@ -168,8 +182,8 @@ class ClipLoader:
             coming = _Coming(request, self._free.pop())
             self._coming.append(coming)
             wanted = [
-                WantedClip(place, sample, self.seed, request.epoch)
-                for place, sample in enumerate(request.samples)
+                WantedClip(place, sample, self.seed, epoch)
+                for place, (sample, epoch) in enumerate(zip(request.samples, request.epochs, strict=True))
                 if sample != EMPTY
             ]
             # Several pieces a batch, so that the first batch comes from all workers at once.
@@ -196,7 +210,7 @@ class ClipLoader:
         coming.places += finished.result
         for place in finished.result:
             if place.failure is not None:
-                self.unreadable.add(place.failure)
+                self.unreadable.add(SampleError(self.mix.key(place.sample), place.failure.detail))
 
     def _assemble(self, coming: _Coming) -> Batch:
         samples = np.asarray(coming.request.samples)
@@ -210,7 +224,7 @@ class ClipLoader:
         for place in np.flatnonzero(~real):
             for plane in self.slots.planes(coming.slot):
                 plane[place] = 0
-        numbers = np.asarray([self.shards.sample_number(int(n)) for n in known], dtype=np.uint64)
+        numbers = np.asarray([self.mix.sample_number(int(n)) for n in known], dtype=np.uint64)
         # One copy to the device: the slot is free again at once, and nothing keeps a view of it.
         flat = torch.from_numpy(self.slots.flat(coming.slot)).to(self.device, copy=True)
         y, u, v = self.layout.split(flat)
@@ -224,14 +238,17 @@ class ClipLoader:
                 u_BTHW=u,
                 v_BTHW=v,
                 size_B2=put(size_B2),
-                matrix_B=put(self.shards.is_bt709_N[known].astype(np.int64)),
-                full_range_B=put(self.shards.full_range_N[known]),
+                matrix_B=put(self.mix.is_bt709_N[known].astype(np.int64)),
+                full_range_B=put(self.mix.full_range_N[known]),
             ),
             index_BVT=self._index(coming.places, put),
-            label_B=put(np.where(real, self.shards.label_N[known], -1)),
+            label_B=put(np.where(real, self.mix.label_N[known], -1)),
             weight_B=put(weight_B),
+            may_flip_B=put(self.mix.may_flip_N[known]),
             valid=int(weight_B.sum()),
-            draws=ClipDraws.on(self.device, seed=self.seed, epoch=coming.request.epoch, sample=numbers),
+            draws=ClipDraws.on(
+                self.device, seed=self.seed, epoch=np.asarray(coming.request.epochs, dtype=np.uint64), sample=numbers
+            ),
             request=coming.request,
         )
 
@@ -245,6 +262,14 @@ class ClipLoader:
         for place, index in rows:
             index_BVT[place] = index
         return torch.as_tensor(put(index_BVT))
+
+
+def _parts(mix: Mix, sampler: Sampler | Sequence[Sampler]) -> tuple[DataPart, ...]:
+    samplers = [sampler] * len(mix.sets) if callable(sampler) else sampler
+    return tuple(
+        DataPart(shards.url, shards.digest, first, one)
+        for shards, first, one in zip(mix.sets, mix.starts, samplers, strict=True)
+    )
 
 
 class _Coming:

@@ -28,7 +28,7 @@ from vmae_train.evaluation.metrics import Scores, score
 from vmae_train.model.videomae import Classifier
 from vmae_train.training.world import World
 
-__all__ = ["Views", "check_classes", "check_one_class", "evaluate", "parse_views"]
+__all__ = ["Views", "check_classes", "check_one_class", "check_same_classes", "evaluate", "parse_views"]
 
 
 class Views(NamedTuple):
@@ -61,16 +61,22 @@ def check_classes(model: Classifier, shards: Shards) -> None:
     check_one_class(shards)
     if not shards.classes:
         raise MisuseError(f"{shards.url}: has no labels; a classifier needs a labelled data set")
-    if shards.classes != model.classes:
+    check_same_classes(shards, model.classes, "the model's", "build it with --classes")
+
+
+def check_same_classes(shards: Shards, classes: tuple[str, ...], whose: str, advice: str) -> None:
+    """Raises MisuseError where a class has another name than in `classes`, or there are more or fewer."""
+    if shards.classes != classes:
+        owner = whose.removesuffix("'s")
         first = next(
             (
-                f"class {n} is {b!r} here, {a!r} in the model"
-                for n, (a, b) in enumerate(zip(model.classes, shards.classes, strict=False))
+                f"class {n} is {b!r} here, {a!r} in {owner}"
+                for n, (a, b) in enumerate(zip(classes, shards.classes, strict=False))
                 if a != b
             ),
-            f"{len(shards.classes)} classes here, {len(model.classes)} in the model",
+            f"{len(shards.classes)} classes here, {len(classes)} in {owner}",
         )
-        raise MisuseError(f"{shards.url}: other classes than the model's ({first}); build it with --classes")
+        raise MisuseError(f"{shards.url}: other classes than {whose} ({first}); {advice}")
 
 
 def evaluate(

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from vmae_data.errors import DataError, VmaeError
+from vmae_data.read.mix import Mix
 from vmae_data.read.shards import Shards
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.model.load import newest_checkpoint
@@ -23,7 +24,7 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class RunStory:
-    """All that a run's folder tells. `shards` None: `why_no_shards` says why."""
+    """All that a run's folder tells. `mix` None: `why_no_shards` says why."""
 
     name: str
     folder: Path
@@ -32,8 +33,13 @@ class RunStory:
     checkpoint: Path | None
     state: RunState
     scores: Scores | None
-    shards: Shards | None
+    mix: Mix | None
     why_no_shards: str
+
+    @property
+    def shards(self) -> Shards | None:
+        """The data that it is pictured by: the first set of several."""
+        return None if self.mix is None else self.mix.sets[0]
 
     @property
     def is_finetuning(self) -> bool:
@@ -45,7 +51,7 @@ class RunStory:
         train = self.facts.recipe["train"]
         if train["steps"] is not None:
             return int(train["steps"])
-        return train["epochs"] * (len(self.shards) // train["batch"]) if self.shards is not None else None
+        return train["epochs"] * (len(self.mix) // train["batch"]) if self.mix is not None else None
 
     @property
     def step(self) -> int:
@@ -74,8 +80,8 @@ def read_story(run: Path) -> RunStory:
     if checkpoint is not None:
         state = _decode(checkpoint / STATE, RunState)
     scores = _decode(run / EVALUATION, Scores) if (run / EVALUATION).exists() else None
-    shards, why = _open_shards(facts)
-    return RunStory(run.resolve().name, run, facts, read_log(run), checkpoint, state, scores, shards, why)
+    mix, why = _open_data(facts)
+    return RunStory(run.resolve().name, run, facts, read_log(run), checkpoint, state, scores, mix, why)
 
 
 def _decode(path: Path, kind: type[Any]) -> Any:
@@ -85,14 +91,15 @@ def _decode(path: Path, kind: type[Any]) -> Any:
         raise DataError(f"{path}: can't be read ({error}); the run was damaged, or is of another version") from error
 
 
-def _open_shards(facts: RunFacts) -> tuple[Shards | None, str]:
+def _open_data(facts: RunFacts) -> tuple[Mix | None, str]:
     try:
-        shards = Shards.open(facts.data)
+        mix = Mix([Shards.open(url) for url in facts.data], facts.data_weight)
     except VmaeError as error:
         return None, f"The run's data can't be shown: {error}"
-    if shards.digest != facts.data_digest:
-        return None, f"The run's data can't be shown: {facts.data} is another data set now."
-    return shards, ""
+    for url, digest, was in zip(facts.data, mix.digests, facts.data_digest, strict=True):
+        if digest != was:
+            return None, f"The run's data can't be shown: {url} is another data set now."
+    return mix, ""
 
 
 def pretraining_of(story: RunStory) -> RunStory | None:

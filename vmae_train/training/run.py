@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, MisuseError
+from vmae_data.read.mix import Mix, MixedBatch, MixOrder
 from vmae_data.read.order import epoch_batches, rank_slice
 from vmae_data.read.shards import Shards
 from vmae_data.recipes import build_spec, difference, shortened
@@ -24,6 +26,7 @@ __all__ = [
     "begin_run",
     "check_run",
     "clip_of",
+    "data_words",
     "read_facts",
     "run_clip",
     "run_of",
@@ -35,12 +38,13 @@ _MAY_CHANGE = (("loader",), ("log",), ("checkpoint",), ("train", "micro_batch"),
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """run.json: the resolved recipe, the data's digest, and where the weights came from."""
+    """run.json: the resolved recipe, the digest of each data set, and where the weights came from."""
 
     kind: str
     recipe: dict[str, Any]
-    data: str
-    data_digest: str
+    data: tuple[str, ...]
+    data_digest: tuple[str, ...]
+    data_weight: tuple[float, ...] = ()  # of each, where they were given
     validation: str | None = None
     validation_digest: str | None = None
     init: str | None = None
@@ -104,42 +108,57 @@ class BatchLayout(NamedTuple):
         size = min(micro_batch or share, share)
         return cls(world, -(-share // size), size)
 
-    def micro_batches(self, batch: Sequence[int], rank: int) -> Iterator[tuple[int, ...]]:
-        """The sample numbers of each micro-batch of a process, EMPTY where a place stays empty."""
-        own = rank_slice(np.asarray(batch), rank, self.world).tolist()
+    def micro_batches(self, batch_B: NDArray[np.int64], rank: int, empty: int) -> Iterator[tuple[int, ...]]:
+        """The values of each micro-batch of a process, `empty` where a place stays empty."""
+        own = rank_slice(batch_B, rank, self.world).tolist()
         for first in range(0, self.portions * self.size, self.size):
             found = own[first : first + self.size]
-            yield (*found, *[EMPTY] * (self.size - len(found)))
+            yield (*found, *[empty] * (self.size - len(found)))
 
 
 class TrainingOrder:
     """The samples of every step of a run. Pure: any step can be asked for at any time."""
 
-    def __init__(self, shards: Shards, *, seed: int, batch: int) -> None:
-        self.shards, self.seed, self.batch = shards, seed, batch
-        self.steps_per_epoch = len(shards) // batch
+    def __init__(self, data: Shards | Mix, *, seed: int, batch: int) -> None:
+        self.mix, self.seed, self.batch = Mix.of(data), seed, batch
+        self.steps_per_epoch = len(self.mix) // batch
         if self.steps_per_epoch == 0:
             raise MisuseError(
-                f"{shards.url}: {len(shards)} samples are fewer than one batch of {batch}; lower train.batch"
+                f"{', '.join(self.mix.urls)}: {len(self.mix)} samples are fewer than one batch of {batch}; "
+                "lower train.batch"
             )
         self._epoch = -1
+        self._mixed: MixOrder | None = None
+        if len(self.mix.sets) > 1:
+            sizes = [shards.shard_sizes for shards in self.mix.sets]
+            self._mixed = MixOrder(sizes, self.mix.weights, seed=seed, batch=batch)
 
-    def samples(self, step: int) -> list[int]:
-        """The global batch of a step, in order."""
+    def global_batch(self, step: int) -> MixedBatch:
+        """The samples of a step in order, and the epoch of each."""
+        if self._mixed is not None:
+            return self._mixed.batch(step)
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._batches = epoch_batches(self.shards.shard_sizes, seed=self.seed, epoch=epoch, batch=self.batch)
-        return [int(n) for n in self._batches[place]]
+            sizes = self.mix.sets[0].shard_sizes
+            self._batches = epoch_batches(sizes, seed=self.seed, epoch=epoch, batch=self.batch)
+        return MixedBatch(self._batches[place], np.full(self.batch, epoch))
+
+    def samples(self, step: int) -> list[int]:
+        """The global batch of a step, in order."""
+        return [int(n) for n in self.global_batch(step).sample_B]
 
     def requests(self, start: int, stop: int, layout: BatchLayout, rank: int = 0) -> Iterator[Request]:
         """Micro-batch after micro-batch of steps `start` to `stop`, a process's own."""
         for step in range(start, stop):
-            for samples in layout.micro_batches(self.samples(step), rank):
-                yield Request(step // self.steps_per_epoch, step, samples)
+            samples, epochs = self.global_batch(step)
+            for mine, own in zip(
+                layout.micro_batches(samples, rank, EMPTY), layout.micro_batches(epochs, rank, 0), strict=True
+            ):
+                yield Request(step // self.steps_per_epoch, step, mine, own if self._mixed is not None else None)
 
     def keys(self, step: int) -> list[str]:
-        return [self.shards.key(number) for number in self.samples(step)]
+        return [self.mix.key(number) for number in self.samples(step)]
 
 
 def read_facts(folder: Path) -> RunFacts:
@@ -165,6 +184,13 @@ def run_clip(checkpoint: str) -> ClipSpec | None:
     """The clips that a checkpoint was trained on, where its run is known."""
     folder = run_of(checkpoint)
     return None if folder is None else clip_of(read_facts(folder))
+
+
+def data_words(facts: RunFacts) -> str:
+    """A run's data sets as they were named, with their weights."""
+    if not facts.data_weight:
+        return ", ".join(facts.data)
+    return ", ".join(f"{url}:{weight:g}" for url, weight in zip(facts.data, facts.data_weight, strict=True))
 
 
 def clip_of(facts: RunFacts) -> ClipSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from vmae_data.errors import DataError, MisuseError
+from vmae_data.read.mix import Mix, parse_data
 from vmae_data.read.shards import Shards
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
@@ -53,9 +55,9 @@ class Settled(NamedTuple):
     """A recipe held against its data: all that is fixed before a model is made."""
 
     spec: RunSpec
-    shards: Shards
+    mix: Mix
     geometry: Geometry
-    sampler: ExactStride | Frozen
+    samplers: tuple[ExactStride | Frozen, ...]  # of each data set
     augment: AugmentSpec
     order: TrainingOrder
     layout: BatchLayout
@@ -82,8 +84,8 @@ class Settled(NamedTuple):
         """The micro-batches of steps `start` to the end."""
         spec = self.spec
         return ClipLoader(
-            self.shards,
-            self.sampler,
+            self.mix,
+            self.samplers,
             self.order.requests(start, self.steps, self.layout, self.rank),
             batch=self.layout.size,
             frames=self.geometry.num_frames,
@@ -112,23 +114,24 @@ def _portions(layout: BatchLayout) -> str:
     return f"{layout.world} processes, each {taken}" if layout.world > 1 else taken
 
 
-def settle(spec: RunSpec, data: str, world: World) -> Settled:
-    """Open the data and resolve the recipe against it.
+def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
+    """Open the data, `URL` or `URL:WEIGHT` each, and resolve the recipe against it.
 
     Raises MisuseError where they don't fit each other, DataError for data that can't be read.
     """
-    shards = Shards.open(data)
+    mix = Mix.open([parse_data(text) for text in data])
     geometry = spec.geometry()
-    sampler = ExactStride(geometry.num_frames, kept_step(spec.clip, shards.index))
-    order = TrainingOrder(shards, seed=spec.seed, batch=spec.train.batch)
+    plain = [ExactStride(geometry.num_frames, kept_step(spec.clip, shards.index)) for shards in mix.sets]
+    order = TrainingOrder(mix, seed=spec.seed, batch=spec.train.batch)
     augment = msgspec.structs.replace(spec.augment, size=geometry.image_size)
-    _check_frame_sizes(shards, augment)
+    for shards in mix.sets:
+        _check_frame_sizes(shards, augment)
     steps, per_epoch = spec.train.total_steps(order.steps_per_epoch), order.steps_per_epoch
     return Settled(
         spec=spec,
-        shards=shards,
+        mix=mix,
         geometry=geometry,
-        sampler=Frozen(sampler) if spec.clip.frozen else sampler,
+        samplers=tuple(Frozen(one) if spec.clip.frozen else one for one in plain),
         augment=augment,
         order=order,
         layout=BatchLayout.of(spec.train.batch, spec.train.micro_batch, world.size),
@@ -175,11 +178,26 @@ def _spacing(clip: ClipSpec) -> str:
 
 
 def _clip_rows(settled: Settled) -> dict[str, str]:
-    shards, clip, num_frames = settled.shards, settled.spec.clip, settled.geometry.num_frames
+    """A data set's rows; of several, one after the other."""
+    mix = settled.mix
+    if len(mix.sets) == 1:
+        return _rows_of(settled, mix.sets[0])
+    total = sum(mix.weights)
+    rows: dict[str, str] = {}
+    for place, shards in enumerate(mix.sets):
+        share = mix.weights[place] / total if mix.weights else len(shards) / len(mix)
+        found = _rows_of(settled, shards)
+        found["data"] += f"; {share:.1%} of a batch on average"
+        rows |= {f"{name} {place + 1}": words for name, words in found.items()}
+    return rows
+
+
+def _rows_of(settled: Settled, shards: Shards) -> dict[str, str]:
+    clip, num_frames = settled.spec.clip, settled.geometry.num_frames
     step = kept_step(clip, shards.index)
     kept_rate = float(np.median(shards.rate_N))
     seconds = step * (num_frames - 1) / kept_rate
-    room = padded_size(shards)
+    room = padded_size(settled.mix)
     cut = int((shards.size_N2 > room).any(axis=1).sum())
     short = int((shards.frames_NP[:, 0] < num_frames * step).sum())
     rows = {
@@ -187,6 +205,8 @@ def _clip_rows(settled: Settled) -> dict[str, str]:
         "clip": f"{num_frames} frames, {_spacing(clip)}; "
         f"{seconds:.2f} s at {kept_rate:.4g} kept frames/s (median)" + (", one frame repeated" if clip.frozen else ""),
     }
+    if settled.spec.augment.flip and not shards.index.may_flip:
+        rows["no flip"] = "this data set says that its videos may not be flipped"
     if cut:
         rows["wide videos"] = f"{cut} are wider than {MAX_ASPECT} × the short side and are cut at the centre"
     if short:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmae_data.errors import MisuseError
+from vmae_data.read.mix import DataChoice, Mix, MixOrder, parse_data
+from vmae_data.read.order import epoch_sequence
+from vmae_data.read.shards import Shards
+
+SIZES = [[7, 9, 8], [5] * 20]  # 24 and 100 samples
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
+@settings(max_examples=100)
+def test_an_epoch_of_a_set_in_a_mix_holds_every_sample_once(sizes: list[int]) -> None:
+    assert sorted(epoch_sequence(sizes, seed=1, epoch=2)) == list(range(sum(sizes)))
+    assert np.array_equal(epoch_sequence(sizes, seed=1, epoch=2), epoch_sequence(sizes, seed=1, epoch=2))
+
+
+def test_each_set_walks_its_own_epochs_without_a_gap_or_a_repeat() -> None:
+    order = MixOrder(SIZES, [1, 1], seed=3, batch=31)
+    assert order.steps_per_epoch == 124 // 31
+    steps = [order.batch(step) for step in range(40)]
+    samples = np.concatenate([batch.sample_B for batch in steps])
+    epochs = np.concatenate([batch.epoch_B for batch in steps])
+    for first, length, sizes in ((0, 24, SIZES[0]), (24, 100, SIZES[1])):
+        mine = (samples >= first) & (samples < first + length)
+        count = int(mine.sum())
+        wanted = [epoch_sequence(sizes, seed=3, epoch=k) + first for k in range(-(-count // length))]
+        assert np.array_equal(samples[mine], np.concatenate(wanted)[:count])
+        assert np.array_equal(epochs[mine], np.arange(count) // length)
+
+
+def test_any_step_can_be_asked_for_first() -> None:
+    whole = MixOrder(SIZES, [2, 1], seed=3, batch=31)
+    wanted = [whole.batch(step) for step in range(13)]
+    for step in (12, 5, 0, 7):
+        found = MixOrder(SIZES, [2, 1], seed=3, batch=31).batch(step)
+        assert np.array_equal(found.sample_B, wanted[step].sample_B)
+        assert np.array_equal(found.epoch_B, wanted[step].epoch_B)
+
+
+@pytest.mark.parametrize(("weights", "share"), [([3, 1], 0.75), ([], 24 / 124), ([0.5, 1.5], 0.25)])
+def test_the_shares_are_those_of_the_weights_and_else_of_the_lengths(weights: list[float], share: float) -> None:
+    order = MixOrder(SIZES, weights, seed=0, batch=124)
+    found = np.mean([(order.batch(step).sample_B < 24).mean() for step in range(200)])
+    assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / (200 * 124))
+
+
+def test_a_batch_late_in_a_long_run_comes_quickly() -> None:
+    order = MixOrder([[500] * 1600, [500] * 400], [2, 1], seed=0, batch=1024)
+    started_at = time.perf_counter()
+    order.batch(3 * order.steps_per_epoch + 100)
+    assert time.perf_counter() - started_at < 5  # 0.4 s on one slow core
+    started_at = time.perf_counter()
+    for step in range(10):
+        order.batch(3 * order.steps_per_epoch + 101 + step)
+    assert time.perf_counter() - started_at < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "weight"),
+    [
+        ("shards/a", "shards/a", None),
+        ("shards/a:2", "shards/a", 2.0),
+        ("shards/a:0.25", "shards/a", 0.25),
+        ("s3://host:9000/x", "s3://host:9000/x", None),
+        ("s3://host:9000/x:3", "s3://host:9000/x", 3.0),
+        ("http://host:9000", "http://host:9000", None),
+        ("http://host:9000/:2", "http://host:9000/", 2.0),
+        ("C:/shards", "C:/shards", None),
+        ("shards/a:b", "shards/a:b", None),
+        ("shards/a:1e5", "shards/a:1e5", None),
+        ("shards/a:-1", "shards/a:-1", None),
+    ],
+)
+def test_a_weight_is_a_number_after_the_last_colon(text: str, url: str, weight: float | None) -> None:
+    assert parse_data(text) == DataChoice(url, weight)
+
+
+def test_a_path_that_is_there_with_its_colon_has_no_weight(tmp_path: Path) -> None:
+    folder = tmp_path / "take:2"
+    folder.mkdir()
+    assert parse_data(str(folder)) == DataChoice(str(folder))
+    assert parse_data(f"{folder}:3") == DataChoice(str(folder), 3.0)
+
+
+def test_wrong_mixes_are_refused(demo_shards: Path) -> None:
+    one = DataChoice(str(demo_shards))
+    with pytest.raises(MisuseError, match="a weight of 0"):
+        parse_data("shards/a:0")
+    with pytest.raises(MisuseError, match="is there twice"):
+        Mix.open([one, one])
+    with pytest.raises(MisuseError, match="has no weight, others have"):
+        Mix.open([one, DataChoice(str(demo_shards), 2.0)])
+
+
+def test_samples_are_numbered_through(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    mix = Mix([shards, shards])
+    count = len(shards)
+    assert len(mix) == 2 * count
+    assert mix.locate(count - 1) == (0, count - 1)
+    assert mix.locate(count) == (1, 0)
+    assert mix.key(count + 3) == f"{shards.key(3)} (data 2)"
+    assert mix.sample_number(count + 3) == shards.sample_number(3)
+    assert Mix.of(shards).key(3) == shards.key(3)
