@@ -67,10 +67,10 @@ def _batches(processes: int, workers: int, out: Path, *words: str | Path) -> lis
 
 @pytest.fixture(scope="module")
 def other_shards(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another size of frame, another length, no flip."""
+    """Another size of frame, another length, and flips, which the recipe of the first forbids."""
     folder = tmp_path_factory.mktemp("other")
     run_command("vmae_data", "demo", folder / "videos", "--videos", "16", "--seed", "9", "--quiet")
-    settings = [word for text in ("samples_per_shard=4", "short_side=48", "may_flip=false") for word in ("--set", text)]
+    settings = [word for text in ("samples_per_shard=4", "short_side=48", "may_flip=true") for word in ("--set", text)]
     words = ["build", folder / "videos", folder / "shards", "--recipe", "demo", "--classes", demo_shards, "--quiet"]
     run_command("vmae_data", *words, *settings)
     return folder / "shards"
@@ -102,8 +102,8 @@ def test_a_mix_is_the_same_by_any_number_of_processes(demo_shards: Path, other_s
     clips: list[dict[str, Any]] = [clip for line in one for clip in json.loads(line)]
     seconds = [clip for clip in clips if clip["key"].endswith("(data 2)")]
     assert 4 < len(seconds) < 28  # 14 of 56 on average
-    assert not any(clip["box"][4] for clip in seconds)  # may_flip is each set's own
-    assert any(clip["box"][4] for clip in clips)
+    # Whether a video may be flipped is each set's own.
+    assert {clip["key"].endswith("(data 2)") for clip in clips if clip["box"][4]} == {True}
     seen = [(clip["key"], clip["epoch"]) for clip in clips]
     assert len(set(seen)) == len(seen)
 
@@ -189,7 +189,7 @@ def test_more_processes_than_places_are_refused_once_and_by_all(demo_shards: Pat
     done = _run(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "run", "train.batch=1"), status=1)
     (line,) = _said(done)
     assert "train.batch = 1 is smaller than the 2 processes" in line
-    assert "Traceback" not in done.stderr.split("torch.distributed.elastic")[0]
+    assert "vmae_train/" not in done.stderr  # torchrun shows its own traceback, none of ours
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -206,8 +206,8 @@ def test_unreadable_samples_of_all_processes_are_one_list(demo_shards: Path, tmp
     np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(tmp_path / "one"), rtol=2e-5)
     (state,) = (tmp_path / "two").glob(f"checkpoints/step-{STEPS:09d}/state.json")
     assert list(json.loads(state.read_text())["unreadable"]) == sorted(shards.key(n) for n in (4, 5, 11))
-    assert done.stderr.count("left out, unreadable") == 0 or done.stderr.count(shards.key(4)) == 1
-    for shard in range(len(shards.shard_sizes)):
+    assert done.stderr.count(f"left out, unreadable: {shards.key(4)}") == 1
+    for shard in range(len(shards.shard_sizes) - 1):  # enough is left for a step
         (folder / tar_name(shard)).write_bytes(bytes((folder / tar_name(shard)).stat().st_size))
     done = _run(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "lost"), status=1)
     (line,) = _said(done)
@@ -215,7 +215,7 @@ def test_unreadable_samples_of_all_processes_are_one_list(demo_shards: Path, tmp
 
 
 def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_process_does(
-    demo_shards: Path, tmp_path: Path
+    demo_shards: Path, demo_videos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     words: list[str | Path] = ["--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards, "--out", out]
@@ -229,3 +229,11 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     one = json.loads(run_command("vmae_train", *again).stdout)
     assert two == one
     assert json.loads(_run(2, "vmae_train.cli", *again).stdout) == one
+    # Segments of one video, read by different processes.
+    cut = tmp_path / "cut"
+    settings = ["--set", "longest_seconds=0.7", "--set", "samples_per_shard=8", "--classes", demo_shards, "--quiet"]
+    run_command("vmae_data", "build", demo_videos, cut, "--recipe", "demo", *settings)
+    segments = ["evaluate", out, "--data", cut, "--views", "1x1", "--batch", "3", "--quiet", "--json"]
+    scores = json.loads(run_command("vmae_train", *segments).stdout)
+    assert scores["videos"] == 24 < len(Shards.open(str(cut)))
+    assert json.loads(_run(2, "vmae_train.cli", *segments).stdout) == scores
