@@ -18,7 +18,7 @@ from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.shards import SampleView
 from vmae_data.read.slots import SharedSlots, SlotLayout
-from vmae_data.read.stream import ClipFrames, Decoder, WantedClip
+from vmae_data.read.stream import ClipFrames, DataPart, Decoder, WantedClip
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_planes_land_in_their_place_and_padding_is_zero(demo_shards: Path) -> No
     height, width = (int(n) // 2 * 2 + 8 for n in shards.size_N2.max(axis=0))
     slots = SharedSlots(2, SlotLayout(3, 4, height, width))
     slots.flat(1)[:] = 255  # what lay there before
-    filled = Decoder(shards.url, shards.digest, _FirstFour(), slots).fill(
+    filled = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(
         1, [WantedClip(2, 5, 0, 0), WantedClip(0, 1, 0, 0)]
     )
     planes = slots.planes(1)
@@ -152,7 +152,7 @@ def test_a_bad_sample_is_said_and_leaves_black_frames(damaged: Path) -> None:
         file.write(bytes(place.size))
     slots = SharedSlots(1, SlotLayout(1, 4, 64, 64))
     slots.flat(0)[:] = 255
-    (filled,) = Decoder(shards.url, shards.digest, _FirstFour(), slots).fill(0, [WantedClip(0, 2, 0, 0)])
+    (filled,) = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(0, [WantedClip(0, 2, 0, 0)])
     assert filled.failure is not None
     assert filled.failure.key == shards.key(2)
     assert not slots.flat(0).any()
