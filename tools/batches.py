@@ -15,8 +15,8 @@ import msgspec
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.fingerprint import ClipFingerprint, fingerprints
-from vmae_train.clips.mask import tube_mask
-from vmae_train.pretrain import PretrainSpec
+from vmae_train.clips.mask import draw_mask
+from vmae_train.pretrain import PretrainSpec, grid_of
 from vmae_train.training.start import settle
 from vmae_train.training.world import World, choose_device, open_world
 
@@ -53,7 +53,7 @@ def own_clips(
     by_step: list[list[ClipFingerprint]] = [[] for _ in range(start, settled.steps)]
     with settled.loader(start, where) as loader:
         for batch in loader:
-            mask = tube_mask(batch.draws, slices=geometry.slices, places=geometry.places, ratio=spec.mask.ratio)
+            mask = draw_mask(spec.mask, batch.draws, grid_of(geometry))
             found = fingerprints(batch, settled.mix, settled.samplers, augment, mask)
             by_step[batch.request.step - start] += found
     return by_step

@@ -125,7 +125,7 @@ def evaluate(
     from vmae_data.read.shards import Shards
     from vmae_data.store import commit_bytes
     from vmae_train.clips.loader import LoaderSpec
-    from vmae_train.clips.views import ClipSpec, kept_step
+    from vmae_train.clips.views import ClipSpec
     from vmae_train.evaluation.evaluate import evaluate as run
     from vmae_train.evaluation.evaluate import parse_views
     from vmae_train.model.load import load_model
@@ -142,16 +142,15 @@ def evaluate(
             shards = Shards.open(data)
             where = choose_device(device, world=world)
             clip = ClipSpec(stride=stride) if stride else run_clip(checkpoint) or ClipSpec.of(shards.index)
-            step = kept_step(clip, shards.index)
+            clip = msgspec.structs.replace(clip, frozen=clip.frozen or frozen)
         scores = run(
             model.to(where),
             shards,
             views=wanted,
-            step=step,
+            clip=clip,
             loader=LoaderSpec(workers=workers),
             device=where,
             batch=batch,
-            frozen=frozen,
             style=progress_style(quiet, as_json),
             world=world,
         )

@@ -18,7 +18,7 @@ from vmae_data.store import commit_bytes, lock
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.views import kept_step
+from vmae_train.clips.views import check_spacing, view_sampler
 from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.evaluation.story import EVALUATION
@@ -98,7 +98,10 @@ def finetune(
         settled, val_shards = settle(spec, data, world), Shards.open(validation)
         mix = settled.mix
         classes = mix.sets[0].classes
-        kept_step(spec.clip, val_shards.index)
+        for views in {spec.evaluate.views, spec.evaluate.every_views}:
+            num_clips = parse_views(views).clips
+            view_sampler(spec.clip, val_shards.index, settled.geometry.num_frames, num_clips)
+            check_spacing(spec.clip, val_shards, settled.geometry.num_frames, num_clips)
         _check_labels(mix)
     with world.on_main(lock(out, "training")):
         with world.agreed():
@@ -158,11 +161,10 @@ class _Validation:
             model,
             self._shards,
             views=parse_views(views),
-            step=kept_step(spec.clip, self._shards.index),
+            clip=spec.clip,
             loader=spec.loader,
             device=self._engine.device,
             batch=spec.evaluate.batch,
-            frozen=spec.clip.frozen,
             autocast=self._engine.autocast,
             style=style,
             world=self._world,

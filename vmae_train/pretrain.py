@@ -14,10 +14,11 @@ from vmae_data.store import lock
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mask import MaskSpec, num_masked_places, tube_mask
+from vmae_train.clips.mask import Grid, MaskSpec, draw_mask, num_masked
 from vmae_train.model.load import load_model
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
+from vmae_train.model.vit import Geometry
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
@@ -36,21 +37,21 @@ class PretrainSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        num_masked_places(places=self.geometry().places, ratio=self.mask.ratio)
+        num_masked(self.mask, grid_of(self.geometry()))
 
 
 class PretrainLoss:
     """From a batch of planes to the masked loss; everything on the device."""
 
-    def __init__(self, model: PretrainModel, augment: Augment, ratio: float) -> None:
-        self.model, self.augment, self.ratio = model, augment, ratio
+    def __init__(self, model: PretrainModel, augment: Augment, mask: MaskSpec) -> None:
+        self.model, self.augment, self.mask = model, augment, mask
 
     def __call__(self, batch: Batch) -> Tensor:
         geometry = self.model.geometry
         planes = planes_of_views(batch.planes, batch.index_BVT)
         rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
-        mask = tube_mask(batch.draws, slices=geometry.slices, places=geometry.places, ratio=self.ratio)
-        targets = cube_targets(rgb / 255, mask.masked_BM, geometry)
+        mask = draw_mask(self.mask, batch.draws, grid_of(geometry))
+        targets = cube_targets(rgb / 255, mask.predicted_BK, geometry)
         return self.model.loss(self.augment.normalise(rgb), mask, targets_BMD=targets, weight_B=batch.weight_B)
 
 
@@ -100,7 +101,7 @@ def pretrain(
             return train(
                 engine,
                 loader,
-                PretrainLoss(model, augment, spec.mask.ratio),
+                PretrainLoss(model, augment, spec.mask),
                 world=world,
                 place=RunPlace(out, spec.checkpoint, spec.log, style),
                 start=state,
@@ -111,16 +112,22 @@ def pretrain(
 
 def _rows(settled: Settled, spec: PretrainSpec, engine: Engine, done: int) -> dict[str, str]:
     geometry = settled.geometry
-    masked = num_masked_places(places=geometry.places, ratio=spec.mask.ratio)
+    masked = num_masked(spec.mask, grid_of(geometry))
     flips = spec.augment.flip and bool(settled.mix.may_flip_N.any())
     return {
         "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
         f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}, {geometry.num_tokens} tokens, "
         f"{geometry.position}",
-        "mask": f"{spec.mask.kind}, {masked} of {geometry.places} places hidden",
+        "mask": f"{spec.mask.kind}, {masked} of {geometry.num_tokens} tokens hidden, decoder {spec.mask.decoder}",
         "crop": f"{spec.augment.crop} to {geometry.image_size} px, flip {'on' if flips else 'off'}",
         **settled.rows(engine, done),
     }
+
+
+def grid_of(geometry: Geometry) -> Grid:
+    """The tokens of a model's clips."""
+    side = geometry.image_size // geometry.patch_size
+    return Grid(geometry.slices, side, side)
 
 
 def first_model(spec: PretrainSpec, init: str | None) -> PretrainModel:

@@ -21,8 +21,10 @@ from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import Shards
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.loader import LoaderSpec
+from vmae_train.clips.views import ClipSpec
 from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import score
+from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.model.load import load_model
 from vmae_train.model.videomae import Classifier
 from vmae_train.pretrain import PretrainSpec, pretrain
@@ -244,7 +246,7 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
         model.head.weight.mul_(1000)
     found = [
         evaluate(
-            model, shards, views=parse_views("2x3"), step=1, loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
+            model, shards, views=parse_views("2x3"), clip=ClipSpec.of(shards.index), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
             batch=batch, style=ProgressStyle.QUIET,
         )
         for batch, workers in ((1, 0), (5, 1), (32, 2))
@@ -302,3 +304,33 @@ def test_wrong_checkpoints_and_views_are_one_line(demo_shards: Path, unbroken: P
     assert "depth 4 (recipe 2)" in done.stderr
     done = run_command(*_pretrain_words(tmp_path / "nowhere", tmp_path / "c"), status=2)
     assert "no such folder of shards" in done.stderr
+
+
+def test_a_finetuning_samples_as_its_recipe_says_and_evaluation_follows(demo_shards: Path, tmp_path: Path) -> None:
+    settings = ["train.steps=2", "train.batch=4", "clip.sampler=dense", "clip.stride=2", "evaluate.views=2x1"]
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, settings)
+    done = finetune(
+        spec, data=[str(demo_shards)], validation=str(demo_shards), out=tmp_path / "run", style=ProgressStyle.QUIET
+    )
+    assert done.scores.videos == len(Shards.open(str(demo_shards)))
+    with pytest.raises(MisuseError, match="source frames apart"):  # four clips want frames that were not kept
+        spec = load_recipe(
+            "vmae_train", "finetune/demo", FinetuneSpec, [*settings, "clip.sampler=uniform", "evaluate.views=8x1"]
+        )
+        finetune(
+            spec,
+            data=[str(demo_shards)],
+            validation=str(demo_shards),
+            out=tmp_path / "other",
+            style=ProgressStyle.QUIET,
+        )
+
+
+@pytest.mark.parametrize("words", [["mask.kind=random"], ["mask.kind=frame"], ["mask.decoder=running-cell"]])
+def test_pretraining_learns_with_any_mask(words: list[str], demo_shards: Path, tmp_path: Path) -> None:
+    spec = load_recipe(
+        "vmae_train", "pretrain/demo", PretrainSpec, [*words, "train.steps=2", "train.batch=4", "log.every_steps=1"]
+    )
+    pretrain(spec, data=[str(demo_shards)], out=tmp_path / "run", style=ProgressStyle.QUIET)
+    losses = [line["loss"] for line in read_log(tmp_path / "run")]
+    assert len(losses) == 2 and all(0.5 < loss < 3 for loss in losses)

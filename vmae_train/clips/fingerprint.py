@@ -71,7 +71,7 @@ def fingerprints(
                     planes.v_BTHW[place, :, : height // 2, : width // 2],
                 ),
                 box=tuple(float(values[place]) for values in box),
-                mask=_sum(mask.masked_BM[place]),
+                mask=_sum(mask.masked_BM[place], mask.predicted_BK[place]),
                 crop=_sum(crops[place]),
             )
         )

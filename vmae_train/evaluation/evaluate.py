@@ -19,11 +19,10 @@ from torch import Tensor
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.shards import LabelKind, Shards
-from vmae_data.read.stream import Sampler
 from vmae_train.clips.augment import Augment, AugmentSpec, view_boxes
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request
-from vmae_train.clips.views import Frozen, SpacedViews
+from vmae_train.clips.views import ClipSpec, check_spacing, view_sampler
 from vmae_train.evaluation.metrics import Scores, score
 from vmae_train.model.videomae import Classifier
 from vmae_train.training.world import World
@@ -84,28 +83,26 @@ def evaluate(
     shards: Shards,
     *,
     views: Views,
-    step: int,
+    clip: ClipSpec,
     loader: LoaderSpec,
     device: torch.device,
     batch: int = 8,
-    frozen: bool = False,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     style: ProgressStyle = ProgressStyle.AUTO,
     world: World | None = None,
 ) -> Scores:
     """Softmax of every view, averaged over the views of a video (and over the segments of one source).
 
-    `step` is the clips' stride in kept frames. The processes of `world` share out the batches and all get the scores,
+    `clip` says how a video's frames are sampled. The processes of `world` share out the batches and all get the scores,
     the same as one process alone. Videos that can't be read or have no label are left out and named.
     Raises DataError when nothing is left.
     """
     world = world or World()
     with world.agreed():
         check_classes(model, shards)
-    geometry = model.geometry
-    sampler: Sampler = SpacedViews(geometry.num_frames, step, views.clips)
-    if frozen:
-        sampler = Frozen(sampler)
+        geometry = model.geometry
+        check_spacing(clip, shards, geometry.num_frames, views.clips)
+        sampler = view_sampler(clip, shards.index, geometry.num_frames, views.clips)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
     augment = Augment(spec).to(device)
     found = _Answers(len(model.classes))
@@ -134,7 +131,7 @@ def evaluate(
     except DataError as error:
         world.raise_first(error)  # all find the same
     listed = dict(sorted(unreadable.by_key.items()))
-    control = "one frame repeated" if frozen else None
+    control = "one frame repeated" if clip.frozen else None
     return score(probability, label, classes=model.classes, views=str(views), unreadable=listed, control=control)
 
 

@@ -30,7 +30,7 @@ from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.loader import EMPTY, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
-from vmae_train.clips.views import ClipSpec, SpacedViews, kept_step
+from vmae_train.clips.views import ClipSpec, view_sampler
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
 from vmae_train.inference.video import read_clip
 from vmae_train.model.load import load_model
@@ -126,7 +126,7 @@ def reconstruct_shards(
     Raises MisuseError when the shards don't hold such clips.
     """
     geometry, device = model.geometry, model.mean_C.device
-    step = kept_step(clip or ClipSpec.of(shards.index), shards.index)
+    sampler = view_sampler(clip or ClipSpec.of(shards.index), shards.index, geometry.num_frames, 1)
     numbers = spread(shards.label_N, videos, seed=seed)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
     augment = Augment(spec).to(device)
@@ -135,7 +135,7 @@ def reconstruct_shards(
     clips = []
     with ClipLoader(
         shards,
-        SpacedViews(geometry.num_frames, step, 1),
+        sampler,
         requests,
         batch=size,
         frames=min(geometry.num_frames, int(shards.frames_NP[:, 0].max())),

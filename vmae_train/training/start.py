@@ -13,9 +13,10 @@ import torch
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.mix import Mix, parse_data
 from vmae_data.read.shards import Shards
+from vmae_data.read.stream import Sampler
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
-from vmae_train.clips.views import ClipSpec, ExactStride, Frozen, kept_step
+from vmae_train.clips.views import ClipSpec, check_spacing, kept_step, train_sampler
 from vmae_train.model.videomae import VideoModel
 from vmae_train.model.vit import Geometry, ModelSpec
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, resume
@@ -57,7 +58,7 @@ class Settled(NamedTuple):
     spec: RunSpec
     mix: Mix
     geometry: Geometry
-    samplers: tuple[ExactStride | Frozen, ...]  # of each data set
+    samplers: tuple[Sampler, ...]  # of each data set
     augment: AugmentSpec
     order: TrainingOrder
     layout: BatchLayout
@@ -121,7 +122,8 @@ def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
     """
     mix = Mix.open([parse_data(text) for text in data])
     geometry = spec.geometry()
-    plain = [ExactStride(geometry.num_frames, kept_step(spec.clip, shards.index)) for shards in mix.sets]
+    for shards in mix.sets:
+        check_spacing(spec.clip, shards, geometry.num_frames)
     order = TrainingOrder(mix, seed=spec.seed, batch=spec.train.batch)
     augment = msgspec.structs.replace(spec.augment, size=geometry.image_size)
     for shards in mix.sets:
@@ -131,7 +133,7 @@ def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
         spec=spec,
         mix=mix,
         geometry=geometry,
-        samplers=tuple(Frozen(one) if spec.clip.frozen else one for one in plain),
+        samplers=tuple(train_sampler(spec.clip, shards.index, geometry.num_frames) for shards in mix.sets),
         augment=augment,
         order=order,
         layout=BatchLayout.of(spec.train.batch, spec.train.micro_batch, world.size),
@@ -173,8 +175,23 @@ def _check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
         )
 
 
-def _spacing(clip: ClipSpec) -> str:
-    return f"stride {clip.stride} source frames" if clip.rate is None else f"{clip.rate:g} frames a second"
+def _clip_words(clip: ClipSpec, shards: Shards, num_frames: int) -> str:
+    if clip.sampler == "uniform":
+        return f"one of each {num_frames}th part of the video"
+    spacing = f"stride {clip.stride} source frames" if clip.rate is None else f"{clip.rate:g} frames a second"
+    kept_rate = float(np.median(shards.rate_N))
+    between = _kept_spacing(clip, shards)
+    if clip.sampler == "dense":  # both ends of num_frames × stride are reached
+        seconds = between * num_frames / kept_rate
+        return f"spread over {num_frames} × {spacing}; {seconds:.2f} s at {kept_rate:.4g} kept frames/s (median)"
+    return f"{spacing}; {between * (num_frames - 1) / kept_rate:.2f} s at {kept_rate:.4g} kept frames/s (median)"
+
+
+def _kept_spacing(clip: ClipSpec, shards: Shards) -> float:
+    """Kept frames from one frame of a clip to the next."""
+    if clip.sampler == "dense" and clip.stride and shards.index.stride:
+        return clip.stride / shards.index.stride
+    return kept_step(clip, shards.index)
 
 
 def _clip_rows(settled: Settled) -> dict[str, str]:
@@ -194,21 +211,21 @@ def _clip_rows(settled: Settled) -> dict[str, str]:
 
 def _rows_of(settled: Settled, shards: Shards) -> dict[str, str]:
     clip, num_frames = settled.spec.clip, settled.geometry.num_frames
-    step = kept_step(clip, shards.index)
-    kept_rate = float(np.median(shards.rate_N))
-    seconds = step * (num_frames - 1) / kept_rate
     room = padded_size(settled.mix)
     cut = int((shards.size_N2 > room).any(axis=1).sum())
-    short = int((shards.frames_NP[:, 0] < num_frames * step).sum())
     rows = {
         "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
-        "clip": f"{num_frames} frames, {_spacing(clip)}; "
-        f"{seconds:.2f} s at {kept_rate:.4g} kept frames/s (median)" + (", one frame repeated" if clip.frozen else ""),
+        "clip": f"{num_frames} frames, {_clip_words(clip, shards, num_frames)}"
+        + (", one frame repeated" if clip.frozen else ""),
     }
+    if nearest := check_spacing(clip, shards, num_frames):
+        rows["thinned"] = nearest
+    needed = num_frames if clip.sampler == "uniform" else num_frames * _kept_spacing(clip, shards)
+    short = int((shards.frames_NP[:, 0] < needed).sum())
     if settled.spec.augment.flip and not shards.index.may_flip:
         rows["no flip"] = "this data set says that its videos may not be flipped"
     if cut:
         rows["wide videos"] = f"{cut} are wider than {MAX_ASPECT} × the short side and are cut at the centre"
     if short:
-        rows["short videos"] = f"{short} are shorter than a clip and repeat their last frame"
+        rows["short videos"] = f"{short} are shorter than a clip and repeat frames"
     return rows
