@@ -28,7 +28,7 @@ from vmae_data.errors import MisuseError, VmaeError
 
 if TYPE_CHECKING:
     from vmae_data.merge import BuildReport
-    from vmae_data.prepare.plan import Part
+    from vmae_data.prepare.plan import BuildSpec, Part
 
 __all__ = ["app", "main"]
 
@@ -105,9 +105,6 @@ def build(
     allowed = _allowed_failures(max_failures)
     if split is not None and not re.fullmatch(r"(train|val|test)[1-9]?", split):
         raise MisuseError(f"--split {split}: expected train, val or test, with a number for UCF101 and HMDB51 (train1)")
-    for remark in spec.remarks():
-        if not quiet:
-            print(f"remark: {remark}", file=sys.stderr)
     if address is not None and executor is Executor.LOCAL:
         raise MisuseError(f"--address {address}: is for --executor ray only")
     folder = local_path(dest) if dest else Path("shards") / _name_of(local_path(source))
@@ -124,6 +121,7 @@ def build(
             exclude=exclude,
             ffmpeg=ffmpeg,
             style=progress_style(quiet, as_json),
+            on_start=lambda: _show_remarks(spec, quiet),
         )
         print_json(estimate) if as_json else print("\n".join(estimate_lines(estimate)))
         return
@@ -142,6 +140,7 @@ def build(
         ffmpeg=ffmpeg,
         retry_failed=retry_failed,
         style=progress_style(quiet, as_json),
+        on_start=lambda: _show_remarks(spec, quiet),
     )
     if not quiet and not as_json:
         if chosen is not None:
@@ -329,6 +328,11 @@ def doctor(
     from vmae_data.store import local_path
 
     show_checks(list(examine(local_path(dest) if dest else None, ffmpeg)), as_json)
+
+
+def _show_remarks(spec: BuildSpec, quiet: bool) -> None:
+    for remark in () if quiet else spec.remarks():
+        print(f"remark: {remark}", file=sys.stderr)
 
 
 def _tell_build(report: BuildReport, folder: Path, failures: Path, *, quiet: bool, as_json: bool) -> None:
