@@ -180,7 +180,7 @@ def test_frames_that_do_not_decode_change_the_cut_not_the_rule(tmp_path: Path) -
     [
         (("stride=4", "rate=6.25"), "give one of the two"),
         (("phases=5",), "expected 1 to 4, the stride"),
-        (("longest_seconds=0",), "expected above 0"),
+        (("longest_seconds=0",), "expected seconds above 0"),
         (('profile="copy"',), "keeps a video as it is"),
         (("rate=0",), "expected 0.01 to 1000"),
         (("qscale=0",), "expected 1 to 31"),
