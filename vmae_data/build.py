@@ -100,8 +100,9 @@ def build_shards(
 def _refuse_destination(dest: Path, source: bytes) -> None:
     if os.path.realpath(os.fsencode(dest)) == source:
         raise MisuseError(f"{dest}: is the source itself; name another destination")
-    if dest.exists() and not dest.is_dir():
-        raise MisuseError(f"{dest}: is a file; name a folder, or a place where one can be made")
+    there = next((path for path in (dest, *dest.parents) if path.exists()), dest)
+    if there.exists() and not there.is_dir():
+        raise MisuseError(f"{there}: is a file; name a folder, or a place where one can be made")
 
 
 def _refuse_newer_index(path: Path) -> None:

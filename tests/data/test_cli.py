@@ -112,6 +112,7 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
         (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
         (["build", "VIDEOS", "FILE"], "is a file; name a folder"),
+        (["merge", "FILE"], "is a file; name the folder"),
         (
             ["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/ls"],
             "/bin/ls: is no ffmpeg that runs here (it answers -version",
@@ -209,8 +210,8 @@ def test_a_plain_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
 
 def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run_command("vmae_data", "build", demo_videos, tmp_path / "file" / "in", "--quiet", status=1)
-    assert f"{tmp_path / 'file' / 'in'}: can't be made a folder" in done.stderr
+    done = run_command("vmae_data", "build", demo_videos, tmp_path / "file" / "in", "--quiet", status=2)
+    assert f"{tmp_path / 'file'}: is a file; name a folder" in done.stderr
     (tmp_path / "out" / ".lock").mkdir(parents=True)
     done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
     assert ".lock" in done.stderr

@@ -245,3 +245,13 @@ def test_frames_that_do_not_decode_change_the_cut_not_the_rule(tmp_path: Path) -
 def test_settings_that_contradict_each_other_are_refused(settings: tuple[str, ...], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         load_recipe("vmae_data", None, BuildSpec, settings)
+
+
+def test_frames_are_timed_as_they_are_shown_where_a_container_holds_no_such_times(
+    real_videos: Path, tmp_path: Path
+) -> None:
+    """Packets of an AVI with B frames have times of decoding only; PyAV makes pts of them that step back (1, 2, 4, 3)."""
+    (tmp_path / "test.avi").symlink_to(real_videos / "test.avi")
+    (sample,) = _encode(tmp_path / "test.avi", tmp_path, stride=None, rate=5.0).samples
+    assert expand_series(sample.facts.phases[0].source_frames).tolist() == list(range(0, 164, 5))
+    assert expand_series(sample.facts.phases[0].source_times).tolist() == list(range(1, 165, 5))

@@ -154,6 +154,8 @@ def merge(
 
     allowed = allowed_failures(max_failures)
     folder = local_path(dest)
+    if folder.is_file():
+        raise MisuseError(f"{dest}: is a file; name the folder that the parts were built in")
     report = merge_parts(folder)
     tell_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
     judge_failures(report, max_failures, allowed)
