@@ -151,7 +151,7 @@ def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
     (tmp_path / "v.mp4").touch()
     with pytest.raises(MisuseError, match="a single video"):
         find_sources(str(tmp_path / "v.mp4"))
-    with pytest.raises(MisuseError, match="local paths only"):
+    with pytest.raises(MisuseError, match="path of this machine"):
         find_sources("s3://bucket/videos")
 
 

@@ -36,7 +36,6 @@ class Survey(NamedTuple):
 
     source_seconds: float
     profiles: dict[str, int]
-    looked_at: int
 
 
 class _Member(msgspec.Struct):
@@ -64,7 +63,7 @@ def survey(shards: Shards) -> Survey:
     nominal = _nominal_seconds(shards)
     begins = np.cumsum((0, *shards.shard_sizes))
     places = np.unique(np.linspace(0, len(shards.shard_sizes) - 1, MOST_SHARDS).astype(int))
-    by_times, by_rate, looked_at = 0.0, 0.0, 0
+    by_times, by_rate = 0.0, 0.0
     profiles: Counter[str] = Counter()
     for place in places.tolist():
         rows = range(begins[place], begins[place + 1])
@@ -72,10 +71,9 @@ def survey(shards: Shards) -> Survey:
         own = {int(source): nominal[int(source)] for source in np.unique(shards.source_N[rows.start : rows.stop])}
         by_rate += sum(own.values())
         by_times += sum((own | _seconds(shards, rows, entries)).values())
-        looked_at += len(rows)
         profiles.update(_profiles(shards, place, entries, rows))
     whole = sum(nominal.values())
-    return Survey(whole * by_times / by_rate if by_rate else whole, dict(sorted(profiles.items())), looked_at)
+    return Survey(whole * by_times / by_rate if by_rate else whole, dict(sorted(profiles.items())))
 
 
 def _nominal_seconds(shards: Shards) -> dict[int, float]:
