@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vmae_data.errors import MisuseError
+from vmae_data.errors import DataError, MisuseError, NewerFormatError
 from vmae_data.execute.local import run_local
 from vmae_data.execute.ray_cluster import need_ray, run_on_ray
 from vmae_data.execute.work import STAGING, Progress, ShardDone, Work
-from vmae_data.format import FAILURES, INDEX, SAMPLES, UNLISTED, path_to_line
+from vmae_data.format import FAILURES, INDEX, SAMPLES, UNLISTED, Index, decode_record, path_to_line
 from vmae_data.merge import BuildReport, clean_half_written, finish, made_of, write_part_failures
 from vmae_data.prepare.exclude import exclude_sources
 from vmae_data.prepare.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.prepare.plan import WHOLE, BuildSpec, Part, make_plan, settle_plan
 from vmae_data.prepare.sources import find_sources
 from vmae_data.progress import Meter, ProgressStyle, meter
-from vmae_data.store import commit_bytes, lock, lock_part, writer_name
+from vmae_data.store import commit_bytes, lock, lock_part, read_bytes, writer_name
 
 __all__ = ["BuildReport", "build_shards"]
 
@@ -41,6 +41,7 @@ def build_shards(
     part: Part | None = None,
     retry_failed: bool = False,
     style: ProgressStyle = ProgressStyle.AUTO,
+    on_start: Callable[[], None] = lambda: None,
 ) -> BuildReport:
     """Turn the videos of `source` into shards in `dest`; run again, it goes on where it was stopped.
 
@@ -48,6 +49,7 @@ def build_shards(
     `workers` encodes run at a time (left out: one a core), on Ray in each task. With `part` only its
     shards are made and no index is written: `merge_parts` does that when all parts are done.
     Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
+    `on_start` is called when nothing speaks against the build any more.
     Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
     """
     started_at = time.monotonic()
@@ -59,14 +61,16 @@ def build_shards(
     remaining = exclude_sources(found, exclude)
     listing = remaining.listing
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
-    if os.path.realpath(os.fsencode(dest)) == listing.folder:
-        raise MisuseError(f"{dest}: is the source itself; name another destination")
+    _refuse_destination(dest, listing.folder)
     with lock_part(dest, "build", *part) if part else lock(dest, "build"):
+        # What is there is read before anything is written: it may be of a newer version.
+        _refuse_newer_index(dest / INDEX)
+        work = Work(dest, plan, binary.path, part or WHOLE)
         settle_plan(dest, plan)
+        on_start()
         _name_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
             clean_half_written(dest)
-        work = Work(dest, plan, binary.path, part or WHOLE)
         if retry_failed:
             work.forget_failures()
         if not work.finished:
@@ -91,6 +95,25 @@ def build_shards(
         left_out=remaining.left_out,
         unmatched=remaining.unmatched,
     )
+
+
+def _refuse_destination(dest: Path, source: bytes) -> None:
+    if os.path.realpath(os.fsencode(dest)) == source:
+        raise MisuseError(f"{dest}: is the source itself; name another destination")
+    there = next((path for path in (dest, *dest.parents) if path.exists()), dest)
+    if there.exists() and not there.is_dir():
+        raise MisuseError(f"{there}: is a file; name a folder, or a place where one can be made")
+
+
+def _refuse_newer_index(path: Path) -> None:
+    """A newer version's data set is not ours to change; a damaged index is, for it is written anew."""
+    try:
+        if path.exists():
+            decode_record(read_bytes(path), Index, str(path))
+    except NewerFormatError:
+        raise
+    except DataError:
+        return
 
 
 def _name_unlisted(path: Path, unlisted: tuple[bytes, ...]) -> None:

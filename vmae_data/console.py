@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from vmae_data.errors import StopRequested, ToldElsewhere, VmaeError
+from vmae_data.errors import MisuseError, StopRequested, ToldElsewhere, VmaeError
 
 __all__ = [
     "Check",
@@ -19,7 +20,10 @@ __all__ = [
     "Quiet",
     "Settings",
     "State",
+    "check_file_place",
+    "counted",
     "new_app",
+    "num_cores",
     "print_json",
     "progress_style",
     "run_app",
@@ -175,6 +179,24 @@ def _toml(values: dict[str, Any], table: str = "") -> str:
     lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None and not isinstance(v, dict)]
     inner = [_toml(v, f"{table}.{key}" if table else key) for key, v in values.items() if isinstance(v, dict)]
     return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_file_place(option: str, path: Path | None) -> None:
+    """Refuse, before the work and not after it, a place where no file can be written. Raises MisuseError."""
+    if path is not None and path.is_dir():
+        raise MisuseError(f"{option} {path}: is a folder; name a file in it")
+    if path is not None and not path.parent.is_dir():
+        raise MisuseError(f"{option} {path}: there is no folder {path.parent}; make it, or name another place")
 
 
 def progress_style(quiet: bool, as_json: bool) -> Any:

@@ -13,7 +13,7 @@ import resource
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -84,14 +84,15 @@ def growing_by_at_most(more: int) -> Iterator[None]:
 
 def _serve(connection: Connection, parent: int, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
     die_with_parent(parent)
+    # A dying parent's pipe closes before its end is told to anyone: a worker may see that first, and has nobody to tell.
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _answer(connection, make, arguments)
+
+
+def _answer(connection: Connection, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
+    """Task after task, until the pipe is closed (EOFError and the like)."""
     handler: Callable[..., Any] | None = None
-    while True:
-        try:
-            task: _Task | None = connection.recv()
-        except EOFError:
-            return
-        if task is None:
-            return
+    while (task := connection.recv()) is not None:
         try:
             if handler is None:
                 handler = make(*arguments) if make else _apply

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from vmae_data.errors import RecipeError
 
@@ -91,17 +92,36 @@ def build_spec(values: dict[str, Any], spec: type[T], where: str) -> T:
     try:
         return msgspec.convert(values, type=spec)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(str(error))}") from error
+        raise RecipeError(f"{where}: {_explain(str(error), spec)}") from error
 
 
-def _explain(message: str) -> str:
-    """msgspec says `… - at `$.model.depth``: put the key first, as people wrote it."""
-    unknown = re.fullmatch(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?", message)
-    if unknown:
-        key = ".".join(part for part in (unknown[2], unknown[1]) if part)
-        return f"{key}: no such key; `recipes NAME` shows the keys there are"
+def _explain(message: str, spec: type[Any]) -> str:
+    """msgspec says `… - at `$.model.depth``: put the key first, as people wrote it, and say what it may be."""
     placed = re.fullmatch(r"(.*?) - at `\$\.?(.*)`", message, re.DOTALL)
-    return f"{placed[2]}: {placed[1]}" if placed and placed[2] else message
+    words, path = (placed[1], placed[2]) if placed else (message, "")
+    place = _type_at(msgspec.inspect.type_info(spec), path)
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*?)`", words):
+        key = ".".join(part for part in (path, unknown[1]) if part)
+        known = [field.name for field in place.fields] if isinstance(place, msgspec.inspect.StructType) else []
+        return f"{key}: no such key; the keys there: {', '.join(known)}"
+    if words.startswith("Invalid enum value") and isinstance(place, msgspec.inspect.LiteralType):
+        words = f"{words}, expected one of: {', '.join(map(str, place.values))}"
+    return f"{path}: {words}" if path else words
+
+
+def _type_at(kind: msgspec.inspect.Type, path: str) -> msgspec.inspect.Type | None:
+    """What a spec has at a path such as `model.sizes[0]`; None where it can't be told."""
+    for part in re.findall(r"\[[^]]*\]|[^.\[]+", path):
+        if isinstance(kind, msgspec.inspect.StructType):
+            kind = next((field.type for field in kind.fields if field.name == part), kind)
+        elif isinstance(kind, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
+            kind = kind.item_type
+        if isinstance(kind, msgspec.inspect.UnionType):
+            inner = [one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)]
+            if len(inner) != 1:
+                return None
+            kind = inner[0]
+    return kind
 
 
 def _set(values: dict[str, Any], override: str, given: Collection[str]) -> None:

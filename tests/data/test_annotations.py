@@ -146,7 +146,56 @@ def test_ssv2_numbers_come_from_the_labels_file_beside(tmp_path: Path, videos: P
     assert _labels(_find(videos, tmp_path / "labels", "val")) == {"74225.webm": "Bending something"}
     assert _labels(_find(videos, tmp_path / "labels", "test")) == {"1420.webm": None}
     with pytest.raises(MisuseError, match="splits here: test, train, val"):
-        _find(videos, tmp_path / "labels")
+        _find(videos, tmp_path / "labels", "val1")
+
+
+def test_without_a_split_every_row_of_a_folder_is_taken(tmp_path: Path, videos: Path) -> None:
+    _ssv2(tmp_path / "labels")
+    _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm", "9.webm")
+    listing = _find(videos, tmp_path / "labels")
+    assert {s.path: s.label for s in listing.sources} == {
+        b"78687.webm": 0,
+        b"42326.webm": 1,
+        b"74225.webm": 1,
+        b"1420.webm": None,
+    }
+    assert listing.classes == ("Holding something next to something", "Bending something")
+    assert listing.unlisted == (b"9.webm",)
+
+
+def test_two_files_of_a_folder_may_not_contradict_each_other(tmp_path: Path, videos: Path) -> None:
+    lists = tmp_path / "k400"
+    _touch(videos, "aaaaaaaaaaa_000000_000010.mp4", "bbbbbbbbbbb_000000_000010.mp4")
+    _write(lists / "train.csv", f"{KINETICS_HEADER}\nrun,aaaaaaaaaaa,0,10,train\n")
+    _write(lists / "val.csv", f"{KINETICS_HEADER}\nrun,aaaaaaaaaaa,0,10,val\njump,bbbbbbbbbbb,0,10,val\n")
+    assert _labels(_find(videos, lists)) == {
+        "aaaaaaaaaaa_000000_000010.mp4": "run",
+        "bbbbbbbbbbb_000000_000010.mp4": "jump",
+    }
+    _write(lists / "val.csv", f"{KINETICS_HEADER}\nsit,aaaaaaaaaaa,0,10,val\n")
+    says = r"train\.csv: gives aaaaaaaaaaa_000000_000010\.mp4 the label 'run', val\.csv 'sit'"
+    with pytest.raises(MisuseError, match=says):
+        _find(videos, lists)
+
+
+@pytest.mark.parametrize("odd", ["nan", "NaN", "inf", "-Infinity"])
+@pytest.mark.parametrize("others", [("0.5", "1.25"), ("3", "0")])
+def test_a_number_that_is_none_is_refused_where_the_others_are_numbers(
+    tmp_path: Path, videos: Path, odd: str, others: tuple[str, str]
+) -> None:
+    _touch(videos, "a.mp4", "b.mp4", "c.mp4")
+    labels = [others[0], odd, others[1]]
+    rows = "".join(f"{name}.mp4,{label}\n" for name, label in zip("abc", labels, strict=True))
+    table = pa.table({"path": ["a.mp4", "b.mp4", "c.mp4"], "label": [float(label) for label in labels]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for url in (_write(tmp_path / "t.csv", f"path,label\n{rows}"), str(tmp_path / "t.parquet")):
+        with pytest.raises(MisuseError, match=r"b\.mp4 has the label .*where the others are numbers"):
+            _find(videos, url)
+
+
+def test_nan_among_names_is_a_name(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "a.mp4", "b.mp4")
+    assert _find(videos, _write(tmp_path / "t.csv", "path,label\na.mp4,nan\nb.mp4,naan\n")).classes == ("naan", "nan")
 
 
 def test_ssv2_names_are_sorted_without_a_labels_file_and_given_classes_go_first(tmp_path: Path, videos: Path) -> None:

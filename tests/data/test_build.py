@@ -320,3 +320,33 @@ def test_a_damaged_marker_is_made_again(
 def test_the_source_is_no_destination(demo_videos: Path, demo_spec: BuildSpec) -> None:
     with pytest.raises(MisuseError, match="is the source itself"):
         build_shards(str(demo_videos), demo_videos, demo_spec, workers=1, style=QUIET)
+
+
+def _of_a_newer_version(path: Path) -> None:
+    data = path.read_bytes()
+    assert b'"version": 1,' in data
+    path.write_bytes(data.replace(b'"version": 1,', b'"version": 2,', 1))
+
+
+@pytest.mark.parametrize("name", ["index.json", "shard-000001.json", "plan.json"])
+def test_what_a_newer_version_built_is_neither_built_on_nor_verified(
+    demo_videos: Path, demo_shards: Path, tmp_path: Path, name: str
+) -> None:
+    dest = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
+    (dest / "shard-000000.json").unlink()  # there is work to do
+    _of_a_newer_version(dest / name)
+    before = _digests(dest)
+    settings = ("--recipe", "demo", "--set", "samples_per_shard=8", "--workers", "2", "--quiet")
+    for words in (("build", demo_videos, dest, *settings), ("verify", dest, "--quiet")):
+        done = run_command("vmae_data", *words, status=1)
+        assert done.stderr == f"vmae-shard: {dest / name}: format version 2, this program reads up to 1; update vmae\n"
+        assert done.stdout == ""
+    assert _digests(dest) == before
+
+
+def test_a_remark_on_the_recipe_waits_until_the_build_begins(demo_videos: Path, tmp_path: Path) -> None:
+    words = ("build", demo_videos, tmp_path / "out", "--recipe", "demo", "--set", "short_side=64", "--json")
+    assert "remark: short_side" in run_command("vmae_data", *words).stderr
+    done = run_command("vmae_data", *words, "--set", "seed=3", status=2)
+    assert "remark:" not in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from rich.text import Text
 
 from tests.command import run_command
 
@@ -32,6 +36,32 @@ def test_torch_stays_out(code: str) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_help_imports_the_command_line_and_nothing_else_of_ours() -> None:
+    code = (
+        "import sys, vmae_data.cli, typer.testing as t\n"
+        "assert not t.CliRunner().invoke(vmae_data.cli.app, ['build', '--help']).exit_code\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('vmae')))\n"
+        "print(*sorted({'msgspec', 'numpy', 'pyarrow', 'av', 'PIL', 'ffmpeg', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours, heavy = done.stdout.splitlines()
+    rooms = ["", ".build", ".check", ".report", ".start"]
+    commands = [f"vmae_data.commands{room}" for room in rooms]
+    assert ours.split() == ["vmae_data", "vmae_data.cli", *commands, "vmae_data.console", "vmae_data.errors"]
+    assert heavy == ""
+
+
+@pytest.mark.parametrize("package", ["vmae_data", "vmae_train"])
+def test_no_bracket_of_a_help_text_is_taken_for_markup(package: str) -> None:
+    """The help is shown by rich, for which [ray] is a style; a backslash before it says that it isn't."""
+    root: Any = typer.main.get_command(importlib.import_module(f"{package}.cli").app)
+    texts = [command.help or "" for command in root.commands.values()]
+    texts += [getattr(option, "help", None) or "" for command in root.commands.values() for option in command.params]
+    assert len(texts) > 20
+    for text in texts:
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), text
 
 
 def test_a_build_in_processes_of_its_own_loads_torch_only_to_pack(demo_videos: Path, tmp_path: Path) -> None:
@@ -81,11 +111,43 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build"], "Missing argument"),
         (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
         (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
+        (["build", "VIDEOS", "FILE"], "is a file; name a folder"),
+        (["merge", "FILE"], "is a file; name the folder"),
+        (
+            ["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/ls"],
+            "/bin/ls: is no ffmpeg that runs here (it answers -version",
+        ),
+        (["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/echo"], "/bin/echo: is no ffmpeg, its answer to -version begins"),
+        (["build", "VIDEOS", "OUT", "--ffmpeg", "NOWHERE"], "is no ffmpeg that runs here (No such file or directory)"),
+        (["inspect", "VIDEOS", "--html", "VIDEOS"], "is a folder; name a file in it"),
+        (["inspect", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
+        (["audit", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
+        (["audit", "VIDEOS", "--out", "NOWHERE/rows.csv"], "there is no folder"),
+        (
+            ["audit", "VIDEOS", "--set", "foo=1"],
+            "static, near_static, black, frozen, blurred, cuts, duplicates, exclude",
+        ),
+        (["audit", "VIDEOS", "--set", "duplicates.foo=1"], "duplicates.foo: no such key; the keys there: "),
+        (
+            ["audit", "VIDEOS", "--set", 'exclude=["foo"]'],
+            "one of: black, blurred, duplicate, frozen, leak, many-cuts, near-static, static, unreadable",
+        ),
+        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=inf"], "longest_seconds = inf: expected seconds above 0"),
+        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=nan"], "longest_seconds = nan: expected seconds above 0"),
+        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=-1"], "longest_seconds = -1.0: expected seconds above 0"),
     ],
 )
 def test_misuse_is_one_line_with_status_2(words: list[str], says: str, demo_videos: Path, tmp_path: Path) -> None:
-    names = {"NOWHERE": str(tmp_path / "nowhere"), "VIDEOS": str(demo_videos), "OUT": str(tmp_path / "out")}
-    done = run_command("vmae_data", *[names.get(word, word) for word in words], "--quiet", status=2)
+    (tmp_path / "file").write_text("")
+    names = {
+        "NOWHERE": str(tmp_path / "nowhere"),
+        "VIDEOS": str(demo_videos),
+        "OUT": str(tmp_path / "out"),
+        "FILE": str(tmp_path / "file"),
+    }
+    filled = [re.sub("^(NOWHERE|VIDEOS|OUT|FILE)", lambda found: names[found[0]], word) for word in words]
+    quiet = [] if words[0] == "inspect" else ["--quiet"]
+    done = run_command("vmae_data", *filled, *quiet, status=2)
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
@@ -148,8 +210,8 @@ def test_a_plain_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
 
 def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run_command("vmae_data", "build", demo_videos, tmp_path / "file", "--quiet", status=1)
-    assert f"{tmp_path / 'file'}: can't be made a folder" in done.stderr
+    done = run_command("vmae_data", "build", demo_videos, tmp_path / "file" / "in", "--quiet", status=2)
+    assert f"{tmp_path / 'file'}: is a file; name a folder" in done.stderr
     (tmp_path / "out" / ".lock").mkdir(parents=True)
     done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
     assert ".lock" in done.stderr

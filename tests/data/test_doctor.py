@@ -93,8 +93,8 @@ ANSWERS = 'case "$*" in *-version*) echo "ffmpeg version 7.0";; *-encoders*) ech
 @pytest.mark.parametrize(
     ("text", "name", "found"),
     [
-        (None, "ffmpeg", "doesn't run"),
-        ("exit 1", "ffmpeg", "doesn't run"),
+        (None, "ffmpeg", "is no ffmpeg that runs"),
+        ("exit 1", "ffmpeg", "is no ffmpeg that runs"),
         (ANSWERS % "mpeg4", "ffmpeg", "no libx264"),
         (ANSWERS % "libx264", "encode and decode", "ffmpeg"),
     ],

@@ -15,8 +15,11 @@ import pyarrow as pa
 import pytest
 
 from tests.command import run_command
+from tests.data.test_resize import _write
 from vmae_data.build import build_shards
+from vmae_data.check import survey
 from vmae_data.check.inspect import inspect_shards, print_table, write_page
+from vmae_data.check.survey import sample_seconds
 from vmae_data.errors import DataError
 from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, decode_record, encode_record
 from vmae_data.prepare.plan import BuildSpec
@@ -258,3 +261,50 @@ def test_a_page_that_complains_and_asks_would_be_seen(tmp_path: Path) -> None:
     seen = _browse(page, tmp_path)
     assert len(seen.console) == 1
     assert set(seen.requests) == {"http://127.0.0.1:9/x.png"}
+
+
+@pytest.fixture
+def uneven_and_steady(tmp_path: Path) -> Path:
+    """Two sources of 50 frames at 25 a second by their headers; of one the second half is shown 19 seconds late."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    _write(folder / "steady.mp4", 50)
+    _write(folder / "uneven.mkv", 50, pts=[*range(25), *range(500, 525)])
+    return folder
+
+
+def test_lengths_are_those_of_the_frames_times_not_of_a_nominal_rate(uneven_and_steady: Path, tmp_path: Path) -> None:
+    for name, spec in (
+        ("whole", BuildSpec(short_side=32)),
+        ("cut", BuildSpec(short_side=32, stride=1, longest_seconds=1.0)),
+        ("rate", BuildSpec(short_side=32, rate=6.25, phases=2)),
+    ):
+        dest = tmp_path / name
+        build_shards(str(uneven_and_steady), dest, spec, workers=1, style=ProgressStyle.QUIET)
+        facts = inspect_shards(dest)
+        assert 3600 * facts.source_hours == pytest.approx(2 + 21, rel=0.05), name
+        steady = [one.facts for one in facts.shards if one.facts.source.path == "steady.mp4"]
+        wanted = [1.0, 1.0] if name == "cut" else [2.0]
+        assert [sample_seconds(one) for one in steady] == pytest.approx(wanted)
+    assert max(sample_seconds(sample.facts) for sample in Shards.open(str(tmp_path / "whole"))) > 20
+    assert max(sample_seconds(sample.facts) for sample in Shards.open(str(tmp_path / "cut"))) < 1.5
+
+
+def test_of_very_many_shards_some_speak_for_all(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = inspect_shards(demo_shards)
+    assert sum(whole.profiles.values()) == len(whole.shards)
+    monkeypatch.setattr(survey, "MOST_SHARDS", 1)
+    some = inspect_shards(demo_shards)
+    assert sum(some.profiles.values()) == whole.index.shardlist[0].nsamples
+    assert some.source_hours == pytest.approx(whole.source_hours, rel=0.01)
+
+
+def test_of_a_copy_build_it_is_said_how_many_samples_are_copies(uneven_and_steady: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "copied"
+    build_shards(
+        str(uneven_and_steady), dest, BuildSpec(profile="copy", stride=1), workers=1, style=ProgressStyle.QUIET
+    )
+    assert inspect_shards(dest).profiles == {"copy": 1, "h264": 1}
+    shown = run_command("vmae_data", "inspect", dest).stdout
+    assert "copy, short side 256 px; samples: 1 copy, 1 h264" in shown
+    assert "1 copy, 1 h264" in _page(dest, tmp_path / "page.html")

@@ -55,6 +55,22 @@ def test_a_handler_is_made_once_in_each_worker() -> None:
         assert _drain(pool) == {n: 100 + n for n in range(6)}
 
 
+@pytest.mark.parametrize("arguments", [(time.sleep, 1.0), (double, 1)])
+def test_a_worker_whose_parents_pipe_is_closed_ends_without_a_word(
+    arguments: tuple[object, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As at a parent's kill: the pipe goes while the worker is busy, or while its answer is unread."""
+    with Pool(1) as pool:
+        pool.submit(0, *arguments)
+        (worker,) = pool._workers
+        if arguments[0] is double:
+            assert worker.connection.poll(60)
+        worker.connection.close()
+        worker.process.join(60)
+        assert worker.process.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_an_exception_comes_back_and_the_worker_lives_on() -> None:
     with Pool(1) as pool:
         pool.submit(0, fail, 7)

@@ -95,6 +95,35 @@ def test_a_path_listed_twice_is_one_sample_but_two_labels_are_an_error(tmp_path:
         find_sources(_listing(tmp_path, "x.mp4 1\nx.mp4 2\n"))
 
 
+def test_a_path_that_leaves_the_folder_and_comes_back_is_the_same_file(tmp_path: Path) -> None:
+    folder = tmp_path / "l"
+    folder.mkdir()
+    (folder / "a.mp4").touch()
+    assert _found(_listing(folder, "a.mp4 1\n../l/a.mp4 1\n../l/./x/../a.mp4 1\n")) == [("a.mp4", 1)]
+    with pytest.raises(MisuseError, match=r"a\.mp4 is listed with two labels"):
+        find_sources(_listing(folder, "a.mp4 1\n../l/a.mp4 2\n"))
+    (tmp_path / "rows.csv").write_text("path,label\n../l/a.mp4,1\n")
+    listing = find_sources(str(folder), annotations=str(tmp_path / "rows.csv"))
+    assert [source.path for source in listing.sources] == [b"a.mp4"]
+    assert listing.unlisted == ()
+
+
+@pytest.mark.parametrize("label", ["99999999999999", "1" * 5000, "1000000", "0000001000000", "99999999999999.0"])
+def test_a_class_number_beyond_the_last_is_refused_and_never_a_name(tmp_path: Path, label: str) -> None:
+    with pytest.raises(MisuseError, match="class numbers end at 999999") as caught:
+        find_sources(_listing(tmp_path, f"x.mp4 3\ny.mp4 {label}\n"))
+    assert len(str(caught.value)) < 200
+
+
+def test_class_names_with_spaces_need_a_separator_of_their_own(tmp_path: Path) -> None:
+    says = "entry 1 has 3 fields, 'a.mp4' and the label run fast; .* tab or a comma"
+    with pytest.raises(MisuseError, match=says):
+        find_sources(_listing(tmp_path, "a.mp4 run fast\nb.mp4 jump\n"))
+    with pytest.raises(MisuseError, match="entry 2 has 4 fields, 'b c.mp4' and the label run very fast"):
+        find_sources(_listing(tmp_path, "a.mp4 jump\nb c.mp4 run very fast\n"))
+    assert _found(_listing(tmp_path, "a b.mp4 1\nx.mp4 y/c.mp4 0\n")) == [("a b.mp4", 1), ("x.mp4 y/c.mp4", 0)]
+
+
 def test_an_absolute_path_is_known_by_its_relative_one(tmp_path: Path) -> None:
     assert _found(_listing(tmp_path, f"{tmp_path.resolve()}/v/x.mp4 1\n")) == [("v/x.mp4", 1)]
 
@@ -122,7 +151,7 @@ def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
     (tmp_path / "v.mp4").touch()
     with pytest.raises(MisuseError, match="a single video"):
         find_sources(str(tmp_path / "v.mp4"))
-    with pytest.raises(MisuseError, match="local paths only"):
+    with pytest.raises(MisuseError, match="path of this machine"):
         find_sources("s3://bucket/videos")
 
 

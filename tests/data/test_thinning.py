@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -68,6 +69,50 @@ def test_segments_cover_a_video_without_gap_and_none_is_too_long(
     assert max(lengths) - min(lengths) <= 1
     assert all(cut.start <= n < cut.stop for cut in cuts for kept in cut.kept for n in kept)
     assert all(kept for cut in cuts for kept in cut.kept)
+
+
+def _is_within(kept: tuple[int, ...], times: list[int], base: int, longest: float) -> bool:
+    return Fraction(times[kept[-1]] - times[kept[0]], base) <= Fraction(repr(longest))
+
+
+@given(
+    st.lists(st.integers(1, 4000), min_size=1, max_size=80),
+    st.sampled_from([1000, 12800, 90000]),
+    st.sampled_from([Thinning(1), Thinning(4), Thinning(4, None, 3), Thinning(0, Rational(25, 4), 2)]),
+    st.sampled_from([0.01, 0.5, 1.0, 2.3, 7.5]),
+)
+def test_no_segment_is_longer_than_the_longest_by_the_frames_own_times(
+    steps: list[int], base: int, thinning: Thinning, longest: float
+) -> None:
+    times = np.cumsum(steps).tolist()
+    whole = cut_video(times, Rational(1, base), Rational(25, 1), thinning)[0].kept
+    cuts = cut_video(times, Rational(1, base), Rational(25, 1), thinning._replace(longest_seconds=longest))
+    assert [cut.start for cut in cuts] == [0, *(cut.stop for cut in cuts[:-1])]
+    assert cuts[-1].stop == len(times)
+    for phase in range(thinning.phases):
+        kept = [cut.kept[phase] for cut in cuts]
+        assert all(_is_within(one, times, base, longest) for one in kept)
+        assert all(cut.start <= n < cut.stop for cut in cuts for n in cut.kept[phase])
+        # What a segment adds for want of a kept frame is its first one.
+        added = {cut.start for cut in cuts} - set(whole[phase])
+        assert [n for one in kept for n in one if n not in added] == list(whole[phase])
+
+
+@pytest.mark.parametrize("nominal", [Rational(5, 1), Rational(30, 1)])
+@pytest.mark.parametrize("thinning", [Thinning(0, Rational(25, 1)), Thinning(1), Thinning(2, None, 2)])
+def test_segments_of_an_uneven_video_last_about_equally_long(nominal: Rational, thinning: Thinning) -> None:
+    """Ten seconds at 5 frames a second, ten at 30, ten at 5; whatever the header calls its rate."""
+    times = [*range(0, 10_000, 200), *range(10_000, 20_000, 33), *range(20_000, 30_001, 200)]
+    cuts = cut_video(times, Rational(1, 1000), nominal, thinning._replace(longest_seconds=4.0))
+    assert len(cuts) == 8
+    seconds = [(times[after.start] - times[cut.start]) / 1000 for cut, after in itertools.pairwise(cuts)]
+    assert min(seconds) >= 3.75 - 0.41
+    assert max(seconds) <= 3.75 + 0.41
+
+
+def test_segments_skip_a_gap_in_which_nothing_is_shown() -> None:
+    cuts = cut_video([0, 40, 80, 10**12, 10**12 + 40], Rational(1, 1000), Rational(25, 1), Thinning(1, None, 1, 2.0))
+    assert [(cut.start, cut.stop) for cut in cuts] == [(0, 3), (3, 5)]
 
 
 @given(st.sets(st.integers(0, 700), min_size=1, max_size=60))
@@ -147,6 +192,17 @@ def test_a_long_video_is_cut_into_segments_of_steady_times(tmp_path: Path, phase
     assert not list((tmp_path / "100%d").glob(".tmp-*"))
 
 
+def test_segments_of_a_slower_source_keep_to_the_longest(tmp_path: Path) -> None:
+    _write(tmp_path / "v.mp4", 24, rate=Fraction(5))
+    samples = _encode(tmp_path / "v.mp4", tmp_path, stride=None, rate=25.0, longest_seconds=2.0, crf=1).samples
+    kept = [_levels(tmp_path, sample) for sample in samples]
+    assert kept == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
+    for sample in samples:
+        phase = sample.facts.phases[0]
+        times = expand_series(phase.source_times)
+        assert (times[-1] - times[0]) * float(phase.source_time_base) <= 2.0
+
+
 def test_a_video_of_hours_has_hundreds_of_segments(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 400)
     samples = _encode(tmp_path / "v.mp4", tmp_path, stride=1, longest_seconds=0.08).samples
@@ -180,7 +236,7 @@ def test_frames_that_do_not_decode_change_the_cut_not_the_rule(tmp_path: Path) -
     [
         (("stride=4", "rate=6.25"), "give one of the two"),
         (("phases=5",), "expected 1 to 4, the stride"),
-        (("longest_seconds=0",), "expected above 0"),
+        (("longest_seconds=0",), "expected seconds above 0"),
         (('profile="copy"',), "keeps a video as it is"),
         (("rate=0",), "expected 0.01 to 1000"),
         (("qscale=0",), "expected 1 to 31"),
@@ -189,3 +245,13 @@ def test_frames_that_do_not_decode_change_the_cut_not_the_rule(tmp_path: Path) -
 def test_settings_that_contradict_each_other_are_refused(settings: tuple[str, ...], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         load_recipe("vmae_data", None, BuildSpec, settings)
+
+
+def test_frames_are_timed_as_they_are_shown_where_a_container_holds_no_such_times(
+    real_videos: Path, tmp_path: Path
+) -> None:
+    """Packets of an AVI with B frames have times of decoding only; PyAV makes pts of them that step back (1, 2, 4, 3)."""
+    (tmp_path / "test.avi").symlink_to(real_videos / "test.avi")
+    (sample,) = _encode(tmp_path / "test.avi", tmp_path, stride=None, rate=5.0).samples
+    assert expand_series(sample.facts.phases[0].source_frames).tolist() == list(range(0, 164, 5))
+    assert expand_series(sample.facts.phases[0].source_times).tolist() == list(range(1, 165, 5))

@@ -1,4 +1,4 @@
-"""What can be counted of a data set without decoding anything: the sample table answers for every sample."""
+"""What can be counted of a data set without decoding anything: the sample table answers for every sample, a survey the rest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae_data.check.survey import survey
 from vmae_data.format import Index
 from vmae_data.read.shards import Shards
 
@@ -36,6 +37,7 @@ class DataFacts:
     bytes: int
     kept_frames: int
     source_hours: float
+    profiles: dict[str, int]  # of the samples that were looked at: all, but in a very large data set
     width: Range
     height: Range
     kept_rate: Range
@@ -67,6 +69,7 @@ class DataFacts:
             "rate": None if index.rate is None else float(index.rate),
             "phases": index.phases,
             "profile": index.profile,
+            "profiles": self.profiles,
             "split": index.split,
             "may_flip": index.may_flip,
             "classes": self.per_class,
@@ -78,11 +81,13 @@ class DataFacts:
 def inspect_shards(folder: Path) -> DataFacts:
     """Open a data set and count. Raises DataError where it is none."""
     shards = Shards.open(str(folder))
+    surveyed = survey(shards)
     return DataFacts(
         shards=shards,
         bytes=sum(shard.filesize for shard in shards.index.shardlist),
         kept_frames=int(shards.frames_NP.sum()),
-        source_hours=float(source_seconds(shards).sum() / 3600),
+        source_hours=surveyed.source_seconds / 3600,
+        profiles=surveyed.profiles,
         width=_range(shards.size_N2[:, 1]),
         height=_range(shards.size_N2[:, 0]),
         kept_rate=_range(shards.rate_N),
@@ -94,10 +99,3 @@ def inspect_shards(folder: Path) -> DataFacts:
 
 def _range(values: NDArray[Any]) -> Range:
     return Range(*(float(f"{value:.6g}") for value in (values.min(), np.median(values), values.max())))
-
-
-def source_seconds(shards: Shards) -> NDArray[np.float64]:
-    """Seconds of each source, each counted once; at its mean rate where that changes."""
-    _, first = np.unique(shards.source_N, return_index=True)
-    source_frames = np.asarray([shards.view(int(n)).source_frames for n in first], dtype=np.float64)
-    return np.asarray(source_frames / shards.source_rate_N[first])

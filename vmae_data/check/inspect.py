@@ -15,6 +15,7 @@ import msgspec
 from vmae_data import page
 from vmae_data.check.facts import DataFacts, inspect_shards
 from vmae_data.check.histogram import histogram
+from vmae_data.check.survey import sample_seconds
 from vmae_data.console import show_facts, size_words, time_words
 from vmae_data.format import FAILURES, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.page import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table
@@ -55,10 +56,19 @@ def _rows(facts: DataFacts) -> Iterator[tuple[str, str]]:
     yield "height", f"{facts.height} px"
     yield "kept frames a second", str(facts.kept_rate)
     yield "thinning", index.spacing + (f", {index.phases} phases" if index.phases > 1 else "")
-    yield "profile", f"{index.profile}, short side {index.short_side} px"
+    yield "profile", f"{index.profile}, short side {index.short_side} px" + _profiles(facts)
     yield "may flip", "yes" if index.may_flip else "no"
     failures = ", ".join(f"{count} {reason}" for reason, count in index.failures.items())
     yield "failures", failures or "none"
+
+
+def _profiles(facts: DataFacts) -> str:
+    """Of a `copy` build: how many samples are copies, and how many had to be encoded."""
+    if facts.index.profile != "copy":
+        return ""
+    looked_at = sum(facts.profiles.values())
+    counts = ", ".join(f"{count} {profile}" for profile, count in facts.profiles.items())
+    return f"; samples: {counts}" + (f" of {looked_at} looked at" if looked_at < len(facts.shards) else "")
 
 
 def _between(low: int, high: int) -> str:
@@ -124,6 +134,7 @@ def _glance(facts: DataFacts) -> Iterator[Part]:
         *_size_fact(facts),
         Fact("of source", time_words(3600 * facts.source_hours)),
         Fact("kept frames", f"{facts.kept_frames}", index.spacing),
+        Fact("profile", index.profile, _profiles(facts).removeprefix("; samples: ")),
         Fact(
             "failures", str(sum(index.failures.values())), ", ".join(f"{n} {why}" for why, n in index.failures.items())
         ),
@@ -170,7 +181,7 @@ def _charts(facts: DataFacts, looked_at: Sequence[_LookedAt]) -> Iterator[Figure
     shards = facts.shards
     frames = shards.frames_NP[:, 0]
     some = "" if len(looked_at) == len(shards) else f"Of {len(looked_at)} samples that were looked at."
-    yield histogram(frames / shards.rate_N, "Duration of a sample", "s")
+    yield histogram([sample_seconds(one.facts) for one in looked_at], "Duration of a sample", "s", some)
     yield histogram(shards.source_rate_N, "Rate of the sources", "frames/s", ranges=False)
     yield histogram(frames, "Kept frames of a sample")
     yield histogram(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.check.member import REWRITTEN, TableRow, extent_problems, wanted_members, without_name
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, NewerFormatError
 from vmae_data.format import (
     INDEX,
     Index,
@@ -52,17 +52,22 @@ class ShardTask(NamedTuple):
 
 
 class ShardReport(NamedTuple):
-    """What a shard was found to be. `marker` None where it can't be read."""
+    """What a shard was found to be. `marker` None where it can't be read; `newer`: for it is of a newer version."""
 
     shard: int
     marker: ShardMarker | None
     problems: tuple[Problem, ...]
+    newer: bool = False
 
 
 def check_shard(task: ShardTask) -> ShardReport:
     """Everything that can be said of one shard."""
     problems: list[Problem] = []
-    marker = _check_marker(task, problems)
+    try:
+        marker = _check_marker(task, problems)
+    except NewerFormatError as error:
+        name = marker_name(task.shard)
+        return ShardReport(task.shard, None, (Problem(name, without_name(error, name)),), newer=True)
     if marker is not None and (marker.samples or task.listing is not None):
         problems += _check_tar_sum(task, marker)
         if task.rows is not None:
@@ -80,6 +85,8 @@ def _check_marker(task: ShardTask, problems: list[Problem]) -> ShardMarker | Non
     try:
         data = read_bytes(task.folder / name)
         marker = decode_record(data, ShardMarker, name)
+    except NewerFormatError:
+        raise
     except DataError as error:
         missing = not (task.folder / name).exists()
         problems.append(Problem(name, "missing" if missing else without_name(error, name)))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vmae_data.check.member import REWRITTEN, TableRow, shortly, without_name
 from vmae_data.check.shard import Problem, ShardReport, ShardTask, check_shard
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, NewerFormatError
 from vmae_data.format import (
     FAILURES,
     FORMAT_VERSION,
@@ -56,7 +56,8 @@ class VerifyReport(NamedTuple):
 def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = ProgressStyle.AUTO) -> VerifyReport:
     """Check a finished data set; a problem never ends the check.
 
-    Raises DataError where the folder is no data set.
+    Raises DataError where the folder is no data set, NewerFormatError where a newer version wrote it: what is right
+    there is not known here.
     """
     _need_data_set(folder)
     problems: list[Problem] = []
@@ -68,6 +69,8 @@ def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = Progress
     reports = _check_shards(tasks, workers, style)
     markers = [report.marker for report in reports if report.marker is not None]
     for report in reports:
+        if report.newer:
+            raise NewerFormatError(f"{folder / report.problems[0].file}: {report.problems[0].found}")
         problems += report.problems
     whole = len(markers) == len(reports)
     if plan is not None:
@@ -95,7 +98,9 @@ def _read_record(folder: Path, name: str, kind: type[Any], problems: list[Proble
         return None
     try:
         data = read_bytes(folder / name)
-        record = decode_record(data, kind, name)
+        record = decode_record(data, kind, str(folder / name))
+    except NewerFormatError:
+        raise
     except DataError as error:
         problems.append(Problem(name, without_name(error, name)))
         return None

@@ -26,7 +26,7 @@ from vmae_data.prepare.listing import (
     read_listing,
     shown,
 )
-from vmae_data.prepare.tree import VideoTree, is_video
+from vmae_data.prepare.tree import VideoTree, is_video, path_below
 from vmae_data.store import read_bytes
 
 __all__ = ["Annotated", "read_annotations"]
@@ -91,12 +91,34 @@ def _read_folder(where: Path, tree: VideoTree, split: str | None, columns: Colum
     fitting = [path for path in files if _split_of(path) is not None]
     if not numbered and not fitting:
         raise MisuseError(f"{where}: holds no annotations that are known; {KNOWN_FORMATS}")
-    chosen = [path for path in files if split and (_split_of(path) == split or _is_ucf(path, split))]
+    if split is None:
+        if numbered:
+            # Three divisions of the same videos: their union is no training set.
+            raise MisuseError(
+                f"{where}: UCF101's splits overlap; choose with --split; splits here: {', '.join(numbered)}"
+            )
+        return _every_row([(path, read_annotations(path, tree, None, columns, by_stem=by_stem)) for path in fitting])
+    chosen = [path for path in files if _split_of(path) == split or _is_ucf(path, split)]
     if len(chosen) != 1:
         known = ", ".join(numbered or sorted({str(_split_of(path)) for path in fitting}))
         found = " and ".join(path.name for path in chosen[:2]) or "no file"
         raise MisuseError(f"{where}: {found} for --split {split}; splits here: {known}; or name the file")
     return read_annotations(chosen[0], tree, split, columns, by_stem=by_stem)
+
+
+def _every_row(files: Sequence[tuple[Path, Annotated]]) -> Annotated:
+    """The rows of several files, one a split. Raises MisuseError where two of them give a video different labels."""
+    said: dict[bytes, tuple[Path, Row]] = {}
+    for path, found in files:
+        for row in found.rows:
+            before, first = said.setdefault(row.path, (path, row))
+            if before != path and first.label != row.label:
+                raise MisuseError(
+                    f"{before}: gives {path_to_text(row.path)} the label {first.label!r}, {path.name} {row.label!r}; "
+                    "choose one of them with --split"
+                )
+    rows = [row for _, found in files for row in found.rows]
+    return Annotated(rows, next((found.classes for _, found in files if found.classes), ()))
 
 
 def _split_of(path: Path) -> str | None:
@@ -127,20 +149,10 @@ def _of_split(rows: list[Row], split: str | None, where: Path) -> Annotated:
 
 def _listed(row: Row, tree: VideoTree, *, by_stem: bool) -> Row:
     """A listed path, relative to the tree; a name without a video's suffix may be a stem."""
-    path = _relative(row.path, tree.folder)
+    path = path_below(row.path, tree.folder)
     if by_stem and not is_video(path):
         path = tree.find(path) or path
     return row._replace(path=path)
-
-
-def _relative(path: bytes, folder: bytes) -> bytes:
-    if not os.path.isabs(path):
-        return os.path.normpath(path)
-    relative = os.path.relpath(path, folder)
-    if relative.startswith(b".."):  # the folder's name is resolved, the listed one may go by a link
-        real = os.path.relpath(os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)), folder)
-        return relative if real.startswith(b"..") else real
-    return relative
 
 
 class _Entry(NamedTuple):
@@ -253,7 +265,8 @@ def _hmdb(where: Path, files: Sequence[Path], tree: VideoTree, split: str | None
     named = {path: m for path in files if (m := HMDB_LIST.fullmatch(path.name))}
     known = sorted({name + found[2] for found in named.values() for name in HMDB_SPLITS.values()})
     if split not in known:
-        raise MisuseError(f"{where}: HMDB51's lists need --split, one of {', '.join(known)}; found {split}")
+        found_split = f", not {split}" if split else ""
+        raise MisuseError(f"{where}: HMDB51's splits overlap; --split must be one of {', '.join(known)}{found_split}")
     folders = frozenset(os.fsencode(found[1]) for found in named.values())
     rows: list[Row] = []
     others = set()

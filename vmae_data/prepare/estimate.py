@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,10 +96,11 @@ def estimate_build(
     exclude: str | None = None,
     ffmpeg: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Estimate:
     """Count what a build would read, and encode a sample of it in a temporary folder.
 
-    Raises MisuseError as the build would.
+    `on_start` is called when nothing speaks against it any more. Raises MisuseError as the build would.
     """
     binary = find_ffmpeg(ffmpeg)
     found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
@@ -107,6 +108,7 @@ def estimate_build(
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     there = list(_there(plan))
     chosen = choose_sample(there, max(SAMPLE_VIDEOS, workers))
+    on_start()
     with meter("videos of the sample", len(chosen), style) as shown, tempfile.TemporaryDirectory() as folder:
         sample = _measure(plan, chosen, binary.path, Path(folder), workers, shown)
     total = sum(sized.bytes for sized in there)

@@ -6,7 +6,6 @@ The file is one that `vmae-shard audit --out` wrote, or text with one source pat
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_from_text
+from vmae_data.format import path_from_text, path_to_text
 from vmae_data.prepare.plan import listing_digest
 from vmae_data.prepare.sources import Listing
+from vmae_data.prepare.tree import path_below
 from vmae_data.store import local_path, read_bytes
 
 __all__ = ["Remaining", "exclude_sources"]
@@ -36,7 +36,7 @@ def exclude_sources(listing: Listing, file: str | None) -> Remaining:
     """Leave out what the file names, nothing without one. Numbers and names of the classes stay as they are.
 
     A source is left out when every row of it (one a segment) says so. Raises MisuseError where the file can't be read,
-    holds several data sets of which none is this one, or leaves nothing.
+    holds several data sets of which none is this one, names no source, or leaves none.
     """
     if file is None:
         return Remaining(listing, 0, 0)
@@ -48,16 +48,21 @@ def exclude_sources(listing: Listing, file: str | None) -> Remaining:
         named = _of_text(data, listing, file)
     left = tuple(source for source in listing.sources if source.path not in named)
     left_out = len(listing.sources) - len(left)
+    if named and not left_out:
+        raise MisuseError(
+            f"{file}: names no source here: its first path of {len(named)} is {path_to_text(next(iter(named)))}, "
+            f"a source's is {path_to_text(listing.sources[0].path)}; paths start from SOURCE, or are absolute: {ADVICE}"
+        )
     if not left:
         raise MisuseError(f"{file}: leaves out all {left_out} sources; nothing is left to build")
     return Remaining(listing._replace(sources=left), left_out, len(named) - left_out)
 
 
-def _of_text(data: bytes, listing: Listing, file: str) -> set[bytes]:
+def _of_text(data: bytes, listing: Listing, file: str) -> dict[bytes, None]:
     if b"\0" in data:
         raise MisuseError(f"{file}: is not text; {ADVICE}")
     lines = (line.strip() for line in data.removeprefix(b"\xef\xbb\xbf").splitlines())
-    return {_relative(_path(line), listing.folder) for line in lines if line}
+    return dict.fromkeys(path_below(_path(line), listing.folder) for line in lines if line)
 
 
 def _path(line: bytes) -> bytes:
@@ -66,10 +71,6 @@ def _path(line: bytes) -> bytes:
         return path_from_text(line.decode("utf-8"))
     except UnicodeDecodeError:
         return line
-
-
-def _relative(path: bytes, folder: bytes) -> bytes:
-    return os.path.relpath(path, folder) if os.path.isabs(path) else os.path.normpath(path)
 
 
 class _Row(NamedTuple):
@@ -112,7 +113,7 @@ def _columns(table: pa.Table) -> dict[str, list[Any]]:
     return {name: table.column(name).to_pylist() for name in _Row._fields if name in table.column_names}
 
 
-def _of_table(rows: Iterable[_Row], listing: Listing, file: str) -> set[bytes]:
+def _of_table(rows: Iterable[_Row], listing: Listing, file: str) -> dict[bytes, None]:
     """The paths whose every row is excluded. Of several data sets the one that was built from this listing counts:
     two of them may have a file of the same name.
     """
@@ -128,4 +129,5 @@ def _of_table(rows: Iterable[_Row], listing: Listing, file: str) -> set[bytes]:
             )
         rows = [row for row in rows if row.listing == own]
     kept = {row.path for row in rows if not row.exclude}
-    return {path_from_text(row.path) for row in rows if row.path is not None and row.exclude and row.path not in kept}
+    excluded = (row.path for row in rows if row.path is not None and row.exclude and row.path not in kept)
+    return dict.fromkeys(map(path_from_text, excluded))

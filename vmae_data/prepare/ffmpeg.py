@@ -119,10 +119,15 @@ def owners_of(module: str) -> list[str]:
 def find_ffmpeg(named: str | None = None) -> Ffmpeg:
     """The binary that `named` or VMAE_FFMPEG names, else the one that imageio-ffmpeg brings.
 
-    Raises VmaeError when it doesn't run or has no libx264.
+    Raises VmaeError where there is none, or it doesn't run, is something else or has no libx264; MisuseError where
+    that one was named.
     """
     silence_seconds()  # before any work: it may be set to what is no number
     path = named or os.environ.get("VMAE_FFMPEG") or None
+    refused = VmaeError if path is None else MisuseError
+    advice = "name another with --ffmpeg or VMAE_FFMPEG, or none: one was installed with this program"
+    if path is None:
+        advice = "python -m pip install --force-reinstall imageio-ffmpeg, or set VMAE_FFMPEG to another"
     if path is None:
         try:
             import imageio_ffmpeg
@@ -135,11 +140,25 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
         banner = _ask(path, "-version")
         encoders = encoders_of(path)
     except (OSError, subprocess.SubprocessError) as error:
-        raise VmaeError(f"ffmpeg {path}: doesn't run ({error}); set VMAE_FFMPEG to one that does") from error
-    if "libx264" not in encoders:
-        raise VmaeError(f"ffmpeg {path}: has no libx264 encoder; set VMAE_FFMPEG to one that has")
+        raise refused(f"{path}: is no ffmpeg that runs here ({_refusal(error)}); {advice}") from error
     found = re.match(r"ffmpeg version (\S+)", banner)
-    return Ffmpeg(path, found[1] if found else "unknown", hash_file(Path(path).resolve()))
+    if found is None:
+        said = f"begins with {banner[:40]!r}" if banner else "is empty"
+        raise refused(f"{path}: is no ffmpeg, its answer to -version {said}; {advice}")
+    if "libx264" not in encoders:
+        raise refused(f"{path}: is an ffmpeg that has no libx264 encoder; {advice}")
+    return Ffmpeg(path, found[1], hash_file(Path(path).resolve()))
+
+
+def _refusal(error: OSError | subprocess.SubprocessError) -> str:
+    """Why a program gave no answer, in plain words."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"no answer to {error.cmd[-1]} in {error.timeout:g} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        ended = f"signal {-error.returncode}" if error.returncode < 0 else f"status {error.returncode}"
+        said = next((line.strip() for line in (error.stderr or "").splitlines() if line.strip()), "")
+        return f"it answers {error.cmd[-1]} with {ended}" + (f": {said}" if said else "")
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def encoders_of(path: str) -> frozenset[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,8 +210,10 @@ def _raw_label(value: Any, where: Path, number: int) -> RawLabel:
         if several is None:
             return _text(value) or None
         value = several
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # as a text file has it: refused where the others are numbers
     if not isinstance(value, list | tuple):
         return _one(value, where, number)
     if isinstance(value, tuple) and all(cell in (None, b"", "") for cell in value):
@@ -244,6 +247,9 @@ def plain_rows(lines: Sequence[bytes], where: Path) -> list[Row]:
     """`path label` lines. The separator is chosen once: tab, else comma, where every line has one; else the last space."""
     separator = next((s for s in (b"\t", b",") if all(s in line for line in lines)), b" ")
     rows = [_row(line, _split(line, separator), where, number) for number, line in enumerate(lines, 1)]
+    if separator == b" ":
+        for number, row in enumerate(rows, 1):
+            _refuse_spaces_in_label(row, where, number)
     if len(rows) > 1 and not is_video(rows[0].path) and all(is_video(row.path) for row in rows[1:]):
         raise MisuseError(
             f"{where}: its first line, {shown(lines[0])}, names no video, and every other does: a header? "
@@ -258,6 +264,18 @@ def _row(line: bytes, fields: list[bytes], where: Path, number: int) -> Row:
     if len(fields) != 2:
         raise _wrong_fields(where, number, len(fields), 2, line)
     return Row(fields[0], _raw_label(fields[1], where, number))
+
+
+def _refuse_spaces_in_label(row: Row, where: Path, number: int) -> None:
+    """`a.mp4 run fast`: what stands before the last space is no path, but a path and half a label."""
+    path, *rest = re.split(rb"(?<=[^ ]) +", row.path)
+    while rest and not is_video(path):
+        path += b" " + rest.pop(0)
+    if rest and not is_video(row.path) and b"/" not in b"".join(rest):
+        raise MisuseError(
+            f"{where}: entry {number} has {len(rest) + 2} fields, {shown(path)} and the label "
+            f"{path_to_text(b' '.join(rest))} {row.label}; where a class name has spaces, put a tab or a comma before it, in every line"
+        )
 
 
 def _wrong_fields(where: Path, number: int, found: int, wanted: int, line: bytes) -> MisuseError:

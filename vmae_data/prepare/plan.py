@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -106,8 +107,8 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"stride = {self.stride}: expected 1 to 1000")
         if self.rate is not None and not 0.01 <= self.rate <= 1000:
             raise ValueError(f"rate = {self.rate}: expected 0.01 to 1000 frames a second")
-        if self.longest_seconds is not None and self.longest_seconds <= 0:
-            raise ValueError(f"longest_seconds = {self.longest_seconds}: expected above 0")
+        if self.longest_seconds is not None and not 0 < self.longest_seconds < math.inf:
+            raise ValueError(f"longest_seconds = {self.longest_seconds}: expected seconds above 0, such as 10")
         most = self.stride or 16
         if not 1 <= self.phases <= most:
             raise ValueError(f"phases = {self.phases}: expected 1 to {most}, the stride")

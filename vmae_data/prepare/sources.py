@@ -18,9 +18,10 @@ from vmae_data.store import local_path
 __all__ = ["Listing", "SourceVideo", "find_sources"]
 
 MOST_CLASSES = 1_000_000
-CLASS_NUMBER = re.compile(r"([0-9]{1,9})(\.0*)?")  # 3.0 is what a table makes of 3 in a column with gaps
+CLASS_NUMBER = re.compile(r"\+?0*([0-9]+)(\.0*)?")  # 3.0 is what a table makes of 3 in a column with gaps
 WHOLE_NUMBER = re.compile(r"[-+]?[0-9]+")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 
 class SourceVideo(NamedTuple):
@@ -123,13 +124,20 @@ def _number(rows: Sequence[Row], classes: tuple[str, ...], source: str, *, value
     Where one row has several classes, each row has a tuple of them, ascending, each once.
     """
     names = sorted({name for row in rows for name in _each(row)}, key=lambda n: n.encode("utf-8", "surrogateescape"))
+    if values:
+        _refuse_not_finite(rows, names, classes, source)
     if values and _are_values(names, source):
         return _values(rows, classes, source)
-    found = {name: int(match[1]) for name in names if (match := CLASS_NUMBER.fullmatch(name))}
-    if len(found) == len(names):
+    digits = {name: match[1] for name in names if (match := CLASS_NUMBER.fullmatch(name))}
+    if len(digits) == len(names):
+        # By its length first: a text of thousands of digits is not made a number.
+        large = next((n for n in digits.values() if len(n) > len(str(MOST_CLASSES)) or int(n) >= MOST_CLASSES), None)
+        if large is not None:
+            raise MisuseError(
+                f"{source}: label {large[:30]}: class numbers end at {MOST_CLASSES - 1}; number them from 0"
+            )
+        found = {name: int(number) for name, number in digits.items()}
         highest = max(found.values(), default=-1)
-        if highest >= MOST_CLASSES:
-            raise MisuseError(f"{source}: label {highest}: class numbers end at {MOST_CLASSES - 1}")
         known = classes or tuple(str(n) for n in range(highest + 1))
         numbers = {name: n for name, n in found.items() if n < len(known)}
     else:
@@ -150,6 +158,18 @@ def _class_label(row: Row, numbers: dict[str, int], *, several: bool) -> Label |
         return None
     label = sorted({numbers[name] for name in _each(row)})
     return tuple(label) if several else label[0]
+
+
+def _refuse_not_finite(rows: Sequence[Row], names: Sequence[str], classes: tuple[str, ...], source: str) -> None:
+    """NaN among numbers is a missing value, not the name of a class."""
+    odd = {name for name in names if NOT_FINITE.fullmatch(name)} - set(classes)
+    if not odd or not all(name in odd or NUMBER.fullmatch(name) for name in names):
+        return
+    row = next(row for row in rows if odd & set(_each(row)))
+    raise MisuseError(
+        f"{source}: {path_to_text(row.path)} has the label {min(odd & set(_each(row)))}, where the others are numbers; "
+        "leave the field empty where a video has none, or leave the row out"
+    )
 
 
 def _are_values(names: Sequence[str], source: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -29,23 +29,69 @@ class SegmentCut(NamedTuple):
 def cut_video(times: Sequence[int], base: Rational, rate: Rational, thinning: Thinning) -> tuple[SegmentCut, ...]:
     """The segments of a video whose frames are shown at `times` (ticks of `base` seconds); `rate` is its nominal one.
 
-    One segment unless it lasts longer than `longest_seconds`; then the fewest that don't, of equal length
-    but for one frame. A phase without a frame in a segment takes the segment's first.
+    One segment, unless `longest_seconds` is given: then from the first to the last frame that a phase keeps of a segment
+    it is no longer than that, by `times`. Steady videos are cut by number, into parts of equal length but for one
+    frame; others by time. A phase without a frame in a segment takes the segment's first.
     """
-    total = len(times)
     phases = [_phase(times, base, rate, thinning, phase) for phase in range(thinning.phases)]
-    first = phases[0]
-    parts = 1
-    if thinning.longest_seconds is not None:
-        most = max(1, int(thinning.longest_seconds * float(kept_rate(rate, thinning))))
-        parts = -(-len(first) // most)
-    bounds = [0, *(first[len(first) * part // parts] for part in range(1, parts)), total]
+    if thinning.longest_seconds is None:
+        return _at(phases, (), len(times))
+    second = Fraction(base.den, base.num)  # in ticks
+    longest = Fraction(repr(thinning.longest_seconds)) * second
+    source_step, step = (second * one.den / one.num for one in (rate, kept_rate(rate, thinning)))
+    shown = _shown(times)
+    cuts = _at(phases, _starts_by_number(phases[0], rate, thinning), len(times))
+    if _longest_span(cuts, shown) <= longest and _are_even(cuts, shown, step, step + 2 * source_step):
+        return cuts
+    return _at(phases, _starts_by_time(phases, shown, longest), len(times))
+
+
+def _at(phases: Sequence[tuple[int, ...]], starts: Iterable[int], total: int) -> tuple[SegmentCut, ...]:
+    """The segments that begin at frame 0 and at each of `starts`: the same for every phase."""
     return tuple(
         SegmentCut(
             start, stop, tuple(kept[bisect_left(kept, start) : bisect_left(kept, stop)] or (start,) for kept in phases)
         )
-        for start, stop in pairwise(bounds)
+        for start, stop in pairwise((0, *starts, total))
     )
+
+
+def _starts_by_number(kept: tuple[int, ...], rate: Rational, thinning: Thinning) -> list[int]:
+    """Where the segments of a steady video begin: the fewest of `longest_seconds`, equal but for one kept frame."""
+    assert thinning.longest_seconds is not None
+    most = max(1, int(thinning.longest_seconds * float(kept_rate(rate, thinning))))
+    parts = -(-len(kept) // most)
+    return [kept[len(kept) * part // parts] for part in range(1, parts)]
+
+
+def _starts_by_time(phases: Sequence[tuple[int, ...]], shown: Sequence[int], longest: Fraction) -> Iterator[int]:
+    """Equal spans of time, as few as are short enough; one in which nothing is shown is no segment."""
+    kept = sorted(set().union(*phases))
+    first, whole = shown[kept[0]], shown[kept[-1]] - shown[kept[0]]
+    parts = max(1, math.ceil(whole / longest))
+    part = 0
+    for frame in kept:
+        own = min(parts - 1, (shown[frame] - first) * parts // max(1, whole))
+        if own > part:
+            part = own
+            yield frame
+
+
+def _longest_span(cuts: Sequence[SegmentCut], shown: Sequence[int]) -> int:
+    """Ticks from the first to the last frame that a phase keeps of a segment."""
+    return max(shown[kept[-1]] - shown[kept[0]] for cut in cuts for kept in cut.kept)
+
+
+def _are_even(cuts: Sequence[SegmentCut], shown: Sequence[int], step: Fraction, most: Fraction) -> bool:
+    """Whether each segment lasts as long as the others, but for `most` ticks; the last frame is shown for `step`."""
+    begins = [*(Fraction(shown[cut.kept[0][0]]) for cut in cuts), shown[cuts[-1].kept[0][-1]] + step]
+    usual = (begins[-1] - begins[0]) / len(cuts)
+    return all(abs(after - before - usual) <= most for before, after in pairwise(begins))
+
+
+def _shown(times: Sequence[int]) -> list[int]:
+    """Damaged files have stamps that step back: such a frame counts as shown with the one before it."""
+    return list(accumulate(times, max))
 
 
 def _phase(times: Sequence[int], base: Rational, rate: Rational, thinning: Thinning, phase: int) -> tuple[int, ...]:
@@ -65,8 +111,7 @@ def _by_rate(
     # Whole units of time, `second` of them a second: exact, and fast enough for hours of video.
     second = math.lcm(base.den, rate.num, wanted.num * offset.denominator)
     tick = second * wanted.den // wanted.num
-    # Damaged files have stamps that step back: such a frame counts as shown with the one before it.
-    shown = list(accumulate((time * base.num * second // base.den for time in times), max))
+    shown = [time * base.num * second // base.den for time in _shown(times)]
     shown.append(shown[-1] + second * rate.den // rate.num)
     origin = shown[0] + tick * offset.numerator // offset.denominator
 

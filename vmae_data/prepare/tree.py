@@ -10,7 +10,7 @@ from pathlib import Path
 from vmae_data.errors import MisuseError
 from vmae_data.format import path_to_text
 
-__all__ = ["VideoTree", "is_video", "suffixes_text", "walk_videos"]
+__all__ = ["VideoTree", "is_video", "path_below", "suffixes_text", "walk_videos"]
 
 VIDEO_SUFFIXES = frozenset(
     b".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .wmv .asf .flv .f4v .3gp .3g2 .ts .m2ts .mts .ogv .mxf".split()
@@ -51,6 +51,19 @@ def walk_videos(folder: bytes) -> list[bytes]:
 def _refuse_folder(error: OSError) -> None:
     """A folder that can't be read would change which classes there are: never passed over."""
     raise MisuseError(f"{os.fsdecode(error.filename)}: can't be read ({error.strerror}); give the right to, or move it")
+
+
+def path_below(path: bytes, folder: bytes) -> bytes:
+    """A path that is absolute or starts from the folder, as it starts from there: one spelling a file.
+
+    `..` and `.` are taken away as written, without a look at links.
+    """
+    relative = os.path.relpath(os.path.join(folder, path), folder)
+    if os.path.isabs(path) and relative.startswith(b".."):
+        # The folder's name is resolved, the given one may go by a link.
+        real = os.path.relpath(os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)), folder)
+        return relative if real.startswith(b"..") else real
+    return relative
 
 
 class VideoTree:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmae_data.errors import MisuseError
+from vmae_data.prepare.exclude import exclude_sources
+from vmae_data.prepare.sources import Listing, find_sources
+
+
+@pytest.fixture
+def listing(tmp_path: Path) -> Listing:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (folder / name).touch()
+    return find_sources(str(folder))
+
+
+def test_a_file_that_names_no_source_at_all_is_refused_with_its_first_path(listing: Listing, tmp_path: Path) -> None:
+    named = tmp_path / "bad.txt"
+    named.write_text("videos/c.mp4\nvideos/a.mp4\n")
+    with pytest.raises(
+        MisuseError, match=r"bad\.txt: names no source here: its first path of 2 is videos/c\.mp4, a source's"
+    ):
+        exclude_sources(listing, str(named))
+    (tmp_path / "bad.csv").write_text("path,exclude\nz.mp4,true\na.mp4,false\n")
+    with pytest.raises(MisuseError, match=r"bad\.csv: names no source here: its first path of 1 is z\.mp4"):
+        exclude_sources(listing, str(tmp_path / "bad.csv"))
+
+
+def test_what_matches_in_part_or_names_nothing_is_taken(listing: Listing, tmp_path: Path) -> None:
+    named = tmp_path / "some.txt"
+    named.write_text("../videos/a.mp4\nz.mp4\n")
+    remaining = exclude_sources(listing, str(named))
+    assert [source.path for source in remaining.listing.sources] == [b"b.mp4", b"c.mp4"]
+    assert (remaining.left_out, remaining.unmatched) == (1, 1)
+    named.write_text("")
+    assert exclude_sources(listing, str(named)).left_out == 0
+    (tmp_path / "none.csv").write_text("path,exclude\na.mp4,false\n")
+    assert exclude_sources(listing, str(tmp_path / "none.csv")).left_out == 0
