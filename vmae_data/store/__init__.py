@@ -1,18 +1,26 @@
 """Where data sets and runs lie: a URL or a path is a place; read, range, list, commit, lock."""
 
 from vmae_data.store.files import (
+    Span,
     commit_bytes,
     commit_file,
+    copied,
     copy_here,
     create_bytes,
     exists,
     file_size,
     hash_file,
+    in_threads,
     is_folder,
     list_names,
+    list_tree,
+    listable,
     read_bytes,
+    read_each,
     read_range,
+    read_spans,
     remove,
+    writable,
 )
 from vmae_data.store.local import (
     LOCK,
@@ -26,7 +34,7 @@ from vmae_data.store.local import (
     write_error,
     writer_name,
 )
-from vmae_data.store.options import set_options, shown_options
+from vmae_data.store.options import credential_names, options_text, set_options, shown_options, take_options
 from vmae_data.store.place import Place, RemotePlace, local_path, place_of
 
 __all__ = [
@@ -34,28 +42,39 @@ __all__ = [
     "TEMPORARY",
     "Place",
     "RemotePlace",
+    "Span",
     "commit_bytes",
     "commit_file",
+    "copied",
     "copy_here",
     "create_bytes",
+    "credential_names",
     "exists",
     "file_size",
     "hash_file",
+    "in_threads",
     "is_folder",
     "list_names",
+    "list_tree",
+    "listable",
     "local_path",
     "lock",
     "lock_part",
     "node_folder",
+    "options_text",
     "part_name",
     "place_of",
     "read_bytes",
+    "read_each",
     "read_range",
+    "read_spans",
     "remove",
     "set_options",
     "shown_options",
     "sync_folder",
+    "take_options",
     "temporary_beside",
+    "writable",
     "write_error",
     "writer_name",
 ]

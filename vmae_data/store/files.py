@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+from vmae_data.errors import DataError, MisuseError, StoreError
 from vmae_data.store import local, remote
 from vmae_data.store.local import temporary_beside, write_error
 from vmae_data.store.place import Place, RemotePlace
 
 __all__ = [
+    "Span",
     "commit_bytes",
     "commit_file",
+    "copied",
     "copy_here",
     "create_bytes",
     "exists",
     "file_size",
     "hash_file",
+    "in_threads",
     "is_folder",
     "list_names",
+    "list_tree",
+    "listable",
     "read_bytes",
+    "read_each",
     "read_range",
+    "read_spans",
     "remove",
+    "writable",
 ]
+
+CALLS_AT_A_TIME = 16
+Thing = TypeVar("Thing")
+Answer = TypeVar("Answer")
+
+
+class Span(NamedTuple):
+    """Bytes of a file."""
+
+    offset: int
+    size: int
 
 
 def read_bytes(place: Place) -> bytes:
@@ -35,6 +61,43 @@ def read_range(place: Place, offset: int, size: int) -> bytes:
     if isinstance(place, Path):
         return local.read_part(place, offset, size)
     return remote.read_part(place, offset, size).data
+
+
+def read_spans(place: Place, spans: Sequence[Span]) -> Iterator[bytes]:
+    """Many spans of one file, in their order. Raises as `read_bytes` does, DataError where the file ends before one."""
+    if isinstance(place, Path):
+        found: Iterator[bytes] = (local.read_part(place, span.offset, span.size) for span in spans)
+    else:
+        found = in_threads(lambda span: remote.read_part(place, span.offset, span.size).data, spans)
+    for span, data in zip(spans, found, strict=True):
+        if len(data) != span.size:
+            raise DataError(f"{place}: ends after {span.offset + len(data)} bytes, before what it should hold")
+        yield data
+
+
+def read_each(places: Sequence[Place]) -> Iterator[bytes]:
+    """Each of many files, whole, in their order; of a store some at a time. Raises as `read_bytes` does."""
+    here = all(isinstance(place, Path) for place in places)
+    return map(read_bytes, places) if here else in_threads(read_bytes, places)
+
+
+def in_threads(call: Callable[[Thing], Answer], things: Iterable[Thing]) -> Iterator[Answer]:
+    """What a call gives for each thing, in their order. A store answers late, but many calls at a time.
+
+    No more answers than calls at a time are held.
+    """
+    coming: deque[Future[Answer]] = deque()
+    with ThreadPoolExecutor(CALLS_AT_A_TIME) as pool:
+        try:
+            for thing in things:
+                coming.append(pool.submit(call, thing))
+                if len(coming) >= CALLS_AT_A_TIME:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for call_left in coming:
+                call_left.cancel()
 
 
 def file_size(place: Place) -> int | None:
@@ -54,7 +117,12 @@ def is_folder(place: Place) -> bool:
     """Whether anything lies below it; on a web server nobody knows, and it is believed."""
     if isinstance(place, Path):
         return place.is_dir()
-    return place.scheme.startswith("http") or remote.holds_anything(place)
+    return not listable(place) or remote.holds_anything(place)
+
+
+def listable(place: Place) -> bool:
+    """Whether its folder can be listed; a web server's can't."""
+    return isinstance(place, Path) or not place.scheme.startswith("http")
 
 
 def list_names(folder: Place) -> dict[str, int]:
@@ -67,6 +135,18 @@ def list_names(folder: Place) -> dict[str, int]:
     if not folder.is_dir():
         return {}
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def list_tree(folder: RemotePlace) -> dict[str, int]:
+    """Every object below a folder of a bucket: path relative to it → bytes, in the order of the paths' bytes."""
+    return {listed.path: listed.size for listed in remote.list_tree(folder)}
+
+
+def writable(place: Place) -> Place:
+    """The place itself. Raises MisuseError for a web server, to which nothing can be written."""
+    if not listable(place):
+        raise MisuseError(f"{place}: a web server can't be written to; name a folder or a bucket")
+    return place
 
 
 def commit_bytes(place: Place, data: bytes, writer: str = "") -> None:
@@ -82,7 +162,10 @@ def commit_file(temporary: Path, place: Place) -> None:
     if isinstance(place, Path):
         local.commit_file(temporary, place)
         return
+    size = temporary.stat().st_size
     remote.put(place, temporary)
+    if (sent := file_size(place)) != size:
+        raise StoreError(f"{place}: {sent} of {size} bytes are there after it was written; run the same command again")
     temporary.unlink(missing_ok=True)
 
 
@@ -122,3 +205,24 @@ def copy_here(place: Place, to: Path) -> None:
         raise write_error(to, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def copied(place: Place, folder: Path) -> Iterator[Path]:
+    """A file as a path of this machine: itself, or a copy in `folder` that is taken away at the end.
+
+    Raises NotThereError, DataError, StoreError, VmaeError.
+    """
+    if isinstance(place, Path):
+        yield place
+        return
+    # A name of its own, for others may copy the same file; with the ending, by which containers are guessed too.
+    path = temporary_beside(folder / f"copy-{local.writer_name()}-{secrets.token_hex(4)}{place.suffix[:16]}")
+    try:
+        try:
+            remote.download(place, path)
+        except OSError as error:
+            raise write_error(path, error) from error
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

@@ -221,14 +221,21 @@ def _held(path: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
 
 def _open_locked(path: Path, kind: int, refusal: str) -> int:
     folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another one") from error
     # Whoever shares a lock holds it alone for a moment when it ends, to take the name away: no reason to refuse.
     tries = SHARED_TRIES if kind == fcntl.LOCK_SH else 1
+    lost = 0
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another one") from error
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError as error:  # the holder before us took the empty folder away
+            lost += 1
+            if lost == SHARED_TRIES:
+                raise write_error(path, error) from error
+            continue
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError, VmaeError
 
-__all__ = ["VARIABLE", "Access", "access_of", "set_options", "shown_options"]
+__all__ = [
+    "VARIABLE",
+    "Access",
+    "access_of",
+    "credential_names",
+    "options_text",
+    "set_options",
+    "shown_options",
+    "take_options",
+]
 
 VARIABLE = "VMAE_STORAGE_OPTIONS"
 GIVE_UP_SECONDS = 300.0  # after which a store that does not answer ends the work
@@ -47,6 +56,17 @@ def set_options(options: Sequence[str]) -> None:
         values[key.strip().lower()] = value
     if options:
         os.environ[VARIABLE] = json.dumps(values)
+
+
+def options_text() -> str:
+    """All options, secrets too, to hand to a process that does not have our environment. Never to be shown or stored."""
+    return os.environ.get(VARIABLE, "")
+
+
+def take_options(text: str) -> None:
+    """What `options_text` gave elsewhere."""
+    if text:
+        os.environ[VARIABLE] = text
 
 
 def shown_options() -> dict[str, str]:
@@ -90,6 +110,46 @@ def access_of(scheme: str) -> Access:
     if scheme == "http" or _endpoint(scheme, config).startswith("http://"):
         client.setdefault("allow_http", True)
     return Access(config, client, give_up)
+
+
+# Where the clients look for credentials, in the environment and in files.
+_NAMES = {
+    "s3": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SESSION_TOKEN",
+        "AWS_PROFILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ),
+    "gs": (
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_SERVICE_ACCOUNT",
+        "GOOGLE_SERVICE_ACCOUNT_PATH",
+        "GOOGLE_SERVICE_ACCOUNT_KEY",
+    ),
+    "az": (
+        "AZURE_STORAGE_ACCOUNT_NAME",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_SAS_KEY",
+        "AZURE_STORAGE_SAS_TOKEN",
+        "AZURE_CLIENT_ID",
+        "AZURE_FEDERATED_TOKEN_FILE",
+    ),
+}
+_FILES = {
+    "s3": ("~/.aws/credentials", "~/.aws/config"),
+    "gs": ("~/.config/gcloud/application_default_credentials.json",),
+}
+
+
+def credential_names() -> dict[str, list[str]]:
+    """For each kind of store, what credentials there are, by their names; never their values."""
+    return {
+        scheme: [name for name in names if os.environ.get(name)]
+        + [name for name in _FILES.get(scheme, ()) if Path(name).expanduser().is_file()]
+        for scheme, names in _NAMES.items()
+    }
 
 
 def _options() -> Mapping[str, str]:

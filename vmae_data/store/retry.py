@@ -29,7 +29,9 @@ REFUSED_TRIES = 3  # credentials that were renewed meanwhile are read again
 _STATUS = re.compile(
     r"\b(?:status(?: code)?:?|HTTP status \w+ error \(|Server returned non-2xx status code:)\s*\(?([1-5]\d\d)\b", re.I
 )
-_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
+_CODE = re.compile(
+    r"(?:<Code>|\(code: )([A-Za-z0-9]{1,60})(?:</Code>|\))"
+)  # of an answer, or of one object of a bulk delete
 _BUSY = (408, 425, 429)
 
 
@@ -101,7 +103,7 @@ def _trouble_of(error: Exception, place: RemotePlace) -> _Trouble:
     named = ", ".join(filter(None, [f"status {status}" if status else "", code]))
     if isinstance(error, Transient):
         return _Trouble(str(error), passing=True)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or status == 404:
         raise NotThereError(f"{place}: is not there{f' ({code})' if code else ''}; check the path") from None
     if isinstance(error, exceptions.NotSupportedError):
         raise DataError(f"{place}: its server gives no part of a file; use one that answers range requests") from None
@@ -115,6 +117,7 @@ def _trouble_of(error: Exception, place: RemotePlace) -> _Trouble:
         isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
         or status in (401, 403)
         or "ExpiredToken" in code
+        or code == "AccessDenied"
     ):
         return _Trouble(f"refused: {named or type(error).__name__}", passing=False, refused=True)
     if (status >= 500 and status != 501) or (not status and isinstance(error, exceptions.GenericError)):
