@@ -23,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from vmae_data.execute.site import site_of
 from vmae_data.execute.work import Work
 from vmae_data.format import (
     FORMAT_VERSION,
@@ -207,7 +208,7 @@ def _begin(listing: Path, dest: Path) -> _Begun:
     began = time.monotonic()
     plan = make_plan(find_sources(str(listing)), SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
     settle_plan(dest, plan)
-    next(Work(dest, plan, "ffmpeg").to_do())
+    next(Work(site_of(dest), plan, "ffmpeg").to_do())
     return _Begun(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -9,25 +9,27 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vmae_data.errors import DataError, MisuseError, NewerFormatError
+from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotThereError
 from vmae_data.execute.local import run_local
 from vmae_data.execute.ray_cluster import need_ray, run_on_ray
-from vmae_data.execute.work import STAGING, Progress, ShardDone, Work
+from vmae_data.execute.site import site_of
+from vmae_data.execute.work import Progress, ShardDone, Work
 from vmae_data.format import FAILURES, INDEX, SAMPLES, UNLISTED, Index, decode_record, path_to_line
-from vmae_data.merge import BuildReport, clean_half_written, finish, made_of, write_part_failures
+from vmae_data.merge import BuildReport, finish, made_of, write_part_failures
 from vmae_data.prepare.exclude import exclude_sources
 from vmae_data.prepare.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.prepare.plan import WHOLE, BuildSpec, Part, make_plan, settle_plan
 from vmae_data.prepare.sources import find_sources
+from vmae_data.prepare.tree import Folder
 from vmae_data.progress import Meter, ProgressStyle, meter
-from vmae_data.store import commit_bytes, lock, lock_part, read_bytes, writer_name
+from vmae_data.store import Place, commit_bytes, exists, read_bytes, remove, writer_name
 
 __all__ = ["BuildReport", "build_shards"]
 
 
 def build_shards(
     source: str,
-    dest: Path,
+    dest: Place,
     spec: BuildSpec,
     *,
     workers: int | None = None,
@@ -40,6 +42,7 @@ def build_shards(
     address: str | None = None,
     part: Part | None = None,
     retry_failed: bool = False,
+    staging: Path | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     on_start: Callable[[], None] = lambda: None,
 ) -> BuildReport:
@@ -48,11 +51,13 @@ def build_shards(
     `annotations` say which videos of a folder are meant, and what they show; `split` which of their rows.
     `workers` encodes run at a time (left out: one a core), on Ray in each task. With `part` only its
     shards are made and no index is written: `merge_parts` does that when all parts are done.
-    Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
+    Finished encodes wait for their shard in `dest`, or for one in a store on this machine: in the node's own
+    folder, or below `staging`. Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
     `on_start` is called when nothing speaks against the build any more.
     Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
     """
     started_at = time.monotonic()
+    site = site_of(dest, staging)
     ffmpeg_python()  # before any work: another package of that name may hide it
     if executor == "ray":
         need_ray(address)
@@ -62,28 +67,28 @@ def build_shards(
     listing = remaining.listing
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     _refuse_destination(dest, listing.folder)
-    with lock_part(dest, "build", *part) if part else lock(dest, "build"):
+    with site.held("build", part):
         # What is there is read before anything is written: it may be of a newer version.
         _refuse_newer_index(dest / INDEX)
-        work = Work(dest, plan, binary.path, part or WHOLE)
+        work = Work(site, plan, binary.path, part or WHOLE)
         settle_plan(dest, plan)
         on_start()
         _name_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
-            clean_half_written(dest)
+            site.clean_half_written()
         if retry_failed:
             work.forget_failures()
         if not work.finished:
-            (dest / STAGING).mkdir(exist_ok=True)
+            site.staging.mkdir(parents=True, exist_ok=True)
             # The index says that the data set is whole, which it isn't while a shard is missing.
             for name in (INDEX, SAMPLES, FAILURES):
-                (dest / name).unlink(missing_ok=True)
+                remove(dest / name)
         with meter("videos", work.num_sources(), style, start=work.num_done()) as shown:
             encoded = _carry_out(work, _execute(work, executor, workers, address, ffmpeg), shown)
         index = None
         if part is None:
-            index = finish(dest, plan.facts, work.heads())
-        elif not (dest / INDEX).exists():  # merged already: a part that is run again adds nothing
+            index = finish(site, plan.facts, work.heads())
+        elif not exists(dest / INDEX):  # merged already: a part that is run again adds nothing
             write_part_failures(dest, part, work.heads())
     return BuildReport(
         made=made_of(work.num_sources(), work.heads()),
@@ -97,31 +102,35 @@ def build_shards(
     )
 
 
-def _refuse_destination(dest: Path, source: bytes) -> None:
-    if os.path.realpath(os.fsencode(dest)) == source:
+def _refuse_destination(dest: Place, source: Folder) -> None:
+    if (os.path.realpath(os.fsencode(dest)) if isinstance(dest, Path) else dest) == source:
         raise MisuseError(f"{dest}: is the source itself; name another destination")
-    there = next((path for path in (dest, *dest.parents) if path.exists()), dest)
-    if there.exists() and not there.is_dir():
-        raise MisuseError(f"{there}: is a file; name a folder, or a place where one can be made")
+    if isinstance(dest, Path):
+        there = next((path for path in (dest, *dest.parents) if path.exists()), dest)
+        if there.exists() and not there.is_dir():
+            raise MisuseError(f"{there}: is a file; name a folder, or a place where one can be made")
 
 
-def _refuse_newer_index(path: Path) -> None:
+def _refuse_newer_index(path: Place) -> None:
     """A newer version's data set is not ours to change; a damaged index is, for it is written anew."""
     try:
-        if path.exists():
-            decode_record(read_bytes(path), Index, str(path))
+        data = read_bytes(path)
+    except NotThereError:
+        return
+    try:
+        decode_record(data, Index, str(path))
     except NewerFormatError:
         raise
     except DataError:
         return
 
 
-def _name_unlisted(path: Path, unlisted: tuple[bytes, ...]) -> None:
+def _name_unlisted(path: Place, unlisted: tuple[bytes, ...]) -> None:
     """A video that no annotation names is left out: a person should be able to see which."""
     if unlisted:
         commit_bytes(path, "".join(f"{path_to_line(name)}\n" for name in unlisted).encode(), writer_name())
     else:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _execute(

@@ -20,6 +20,7 @@ __all__ = [
     "Quiet",
     "Settings",
     "State",
+    "StorageOptions",
     "check_file_place",
     "counted",
     "new_app",
@@ -40,6 +41,26 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
+]
+
+
+def _take_options(options: list[str] | None) -> list[str] | None:
+    """Before the command runs, so that all that it starts has them."""
+    if options:
+        from vmae_data.store import set_options
+
+        set_options(options)
+    return options
+
+
+StorageOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        callback=_take_options,
+        help="How a store is reached (docs/storage.md); may be repeated.",
+    ),
 ]
 
 

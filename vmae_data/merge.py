@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,17 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmae_data.errors import DataError
-from vmae_data.execute.work import STAGING
+from vmae_data.execute.site import Site, site_of
 from vmae_data.format import UNLISTED, Index, PlanFacts, ShardHead
 from vmae_data.prepare.index import failure_lines, write_index
-from vmae_data.prepare.pack import read_head
+from vmae_data.prepare.pack import read_heads
 from vmae_data.prepare.plan import Part, read_plan
-from vmae_data.store import LOCK, TEMPORARY, commit_bytes, lock, part_name
+from vmae_data.store import LOCK, Place, commit_bytes, exists, list_names, part_name, read_bytes, remove
 
 __all__ = [
     "BuildReport",
     "Made",
-    "clean_half_written",
     "finish",
     "made_of",
     "merge_parts",
@@ -66,22 +64,23 @@ class BuildReport:
         return self.made.failures
 
 
-def merge_parts(dest: Path) -> BuildReport:
+def merge_parts(dest: Place, staging: Path | None = None) -> BuildReport:
     """Write the index of a build that was made in parts.
 
     Raises DataError naming the shards that are missing and the parts that make them, VmaeError while a
     part is being built.
     """
     started_at = time.monotonic()
+    site = site_of(dest, staging)
     read_plan(dest)  # no destination of a build should become a folder by being locked
-    with lock(dest, "build"):
+    with site.held("build"):
         plan = read_plan(dest)
-        found = [read_head(dest, shard, plan.digest()) for shard in range(plan.shards)]
-        heads = [head for head in found if head is not None]
-        if len(heads) < plan.shards:
-            raise DataError(_missing_words(dest, [shard for shard, head in enumerate(found) if head is None]))
-        index = finish(dest, plan, heads)
-        unlisted = (dest / UNLISTED).read_bytes().count(b"\n") if (dest / UNLISTED).exists() else 0
+        found = read_heads(dest, range(plan.shards), plan.digest())
+        if len(found) < plan.shards:
+            raise DataError(_missing_words(site, [shard for shard in range(plan.shards) if shard not in found]))
+        heads = list(found.values())
+        index = finish(site, plan, heads)
+        unlisted = read_bytes(dest / UNLISTED).count(b"\n") if exists(dest / UNLISTED) else 0
     return BuildReport(
         made=made_of(plan.sources, heads),
         index=index,
@@ -92,9 +91,9 @@ def merge_parts(dest: Path) -> BuildReport:
     )
 
 
-def _missing_words(dest: Path, missing: Sequence[int]) -> str:
-    words = f"{dest}: {len(missing)} shard{'' if len(missing) == 1 else 's'} not built yet ({_some(missing)}); "
-    counts = {_parts_of(path) for stem in (LOCK, PART_FAILURES) for path in dest.glob(f"{stem}-part-*")} - {None}
+def _missing_words(site: Site, missing: Sequence[int]) -> str:
+    words = f"{site.dest}: {len(missing)} shard{'' if len(missing) == 1 else 's'} not built yet ({_some(missing)}); "
+    counts = {_parts_of(name) for name in (*list_names(site.dest), *list_names(site.locks))} - {None}
     if len(counts) != 1:
         return words + "run the parts that make them (shard modulo N), or the whole build"
     count = counts.pop() or 1
@@ -106,34 +105,31 @@ def _some(things: Sequence[object]) -> str:
     return ", ".join([str(thing) for thing in things[:NAMED]] + ["…"] * (len(things) > NAMED))
 
 
-def _parts_of(path: Path) -> int | None:
+def _parts_of(name: str) -> int | None:
     """How many parts the name of a part's own file speaks of."""
-    found = re.search(r"-part-\d+-of-(\d+)", path.name)
-    return int(found[1]) if found else None
+    found = re.match(rf"({re.escape(LOCK)}|{PART_FAILURES})-part-\d+-of-(\d+)", name)
+    return int(found[2]) if found else None
 
 
-def finish(dest: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
+def finish(site: Site, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
     """Every shard is there: write the index, and take away whatever helped to make them."""
-    clean_half_written(dest)
-    shutil.rmtree(dest / STAGING, ignore_errors=True)
-    for stem in (LOCK, PART_FAILURES):
-        for path in dest.glob(f"{stem}-part-*"):
-            path.unlink()
-    return write_index(dest, plan, heads)
+    site.clean_half_written()
+    if not site.apart:  # with the index the folder holds nothing else any more
+        site.remove_staging()
+    site.forget_parts()
+    for name in list_names(site.dest):
+        if name.startswith(f"{PART_FAILURES}-part-"):
+            remove(site.dest / name)
+    index = write_index(site.dest, site.staging, plan, heads)
+    site.remove_staging()
+    return index
 
 
-def clean_half_written(dest: Path) -> None:
-    """What killed processes left half written. Only for who holds the whole folder: nobody else is writing then."""
-    for folder in (dest, dest / STAGING):
-        for path in folder.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
-
-
-def write_part_failures(dest: Path, part: Part, heads: Sequence[ShardHead]) -> None:
+def write_part_failures(dest: Place, part: Part, heads: Sequence[ShardHead]) -> None:
     """What a person wants to see of a part before all are merged; those of another division say nothing any more."""
-    for path in dest.glob(f"{PART_FAILURES}-part-*"):
-        if _parts_of(path) != part.of:
-            path.unlink(missing_ok=True)
+    for name in list_names(dest):
+        if name.startswith(f"{PART_FAILURES}-part-") and _parts_of(name) != part.of:
+            remove(dest / name)
     failures = [failure for head in heads for failure in head.failures]
     commit_bytes(dest / part_failures_name(part), failure_lines(failures))
 

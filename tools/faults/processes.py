@@ -23,7 +23,7 @@ from tools.faults.site import (
     run,
     start,
 )
-from vmae_data.build import STAGING
+from vmae_data.execute.site import STAGING
 from vmae_data.format import INDEX
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.build import STAGING
+from vmae_data.execute.site import STAGING
 from vmae_data.format import ShardMarker, decode_record
 from vmae_data.prepare.resize import StagedSource
 from vmae_data.store import hash_file

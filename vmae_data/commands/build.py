@@ -11,16 +11,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vmae_data.commands.report import allowed_failures, judge_failures, tell_build
-from vmae_data.console import Debug, Json, Quiet, Settings, counted, num_cores, print_json, progress_style
+from vmae_data.console import (
+    Debug,
+    Json,
+    Quiet,
+    Settings,
+    StorageOptions,
+    counted,
+    num_cores,
+    print_json,
+    progress_style,
+)
 from vmae_data.errors import MisuseError
 
 if TYPE_CHECKING:
     from vmae_data.prepare.plan import BuildSpec, Part
+    from vmae_data.store import Place
 
 __all__ = ["build", "merge"]
 
 MaxFailures = Annotated[
     str | None, typer.Option("--max-failures", metavar="N|P%", help="Exit with 1 when more sources than this fail.")
+]
+
+Staging = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Where finished encodes wait; left out: in DEST, for a store's in this machine's cache."
+    ),
 ]
 
 
@@ -30,8 +48,12 @@ class Executor(Enum):
 
 
 def build(
-    source: Annotated[str, typer.Argument(help="A folder of videos, or a listing (`path label` a line).")],
-    dest: Annotated[str | None, typer.Argument(help="Where the shards go; left out: shards/NAME.")] = None,
+    source: Annotated[
+        str, typer.Argument(help="A folder of videos, or a listing (`path label` a line); a path or a URL.")
+    ],
+    dest: Annotated[
+        str | None, typer.Argument(help="Where the shards go, a path or a URL; left out: shards/NAME.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file.")] = None,
     settings: Settings = None,
     annotations: Annotated[
@@ -70,6 +92,8 @@ def build(
     max_failures: MaxFailures = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try the sources again that failed.")] = False,
     ffmpeg: Annotated[str | None, typer.Option(help="The ffmpeg to use; left out: the one that was installed.")] = None,
+    staging: Staging = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -82,7 +106,7 @@ def build(
     from vmae_data.prepare.estimate import estimate_build, estimate_lines
     from vmae_data.prepare.plan import BuildSpec
     from vmae_data.recipes import load_recipe
-    from vmae_data.store import local_path
+    from vmae_data.store import exists, place_of, writable
 
     spec = load_recipe("vmae_data", recipe, BuildSpec, settings or ())
     allowed = allowed_failures(max_failures)
@@ -90,7 +114,7 @@ def build(
         raise MisuseError(f"--split {split}: expected train, val or test, with a number for UCF101 and HMDB51 (train1)")
     if address is not None and executor is Executor.LOCAL:
         raise MisuseError(f"--address {address}: is for --executor ray only")
-    folder = local_path(dest) if dest else Path("shards") / _name_of(local_path(source))
+    folder = writable(place_of(dest)) if dest else Path("shards") / _name_of(place_of(source))
     known = read_classes(classes) if classes else ()
     chosen = _part(part)
     if dry_run:
@@ -122,6 +146,7 @@ def build(
         exclude=exclude,
         ffmpeg=ffmpeg,
         retry_failed=retry_failed,
+        staging=staging,
         style=progress_style(quiet, as_json),
         on_start=lambda: _show_remarks(spec, quiet),
     )
@@ -134,7 +159,7 @@ def build(
         if report.unmatched:
             print(f"{counted(report.unmatched, 'path')} of {exclude} no source of {source}")
     listed = part_failures_name(chosen) if chosen else FAILURES
-    if not (folder / listed).exists():  # of a part that is run again after the merge
+    if not exists(folder / listed):  # of a part that is run again after the merge
         listed = FAILURES
     tell_build(report, folder, folder / listed, quiet=quiet, as_json=as_json)
     judge_failures(report, max_failures, allowed)
@@ -143,6 +168,8 @@ def build(
 def merge(
     dest: Annotated[str, typer.Argument(help="Where the parts were built.")],
     max_failures: MaxFailures = None,
+    staging: Staging = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -150,13 +177,13 @@ def merge(
     """Write the index of a build that was made in parts (`build --part I/N`)."""
     from vmae_data.format import FAILURES
     from vmae_data.merge import merge_parts
-    from vmae_data.store import local_path
+    from vmae_data.store import exists, place_of
 
     allowed = allowed_failures(max_failures)
-    folder = local_path(dest)
-    if folder.is_file():
+    folder = place_of(dest)
+    if exists(folder):
         raise MisuseError(f"{dest}: is a file; name the folder that the parts were built in")
-    report = merge_parts(folder)
+    report = merge_parts(folder, staging)
     tell_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
     judge_failures(report, max_failures, allowed)
 
@@ -177,6 +204,9 @@ def _show_remarks(spec: BuildSpec, quiet: bool) -> None:
         print(f"remark: {remark}", file=sys.stderr)
 
 
-def _name_of(source: Path) -> str:
+def _name_of(source: Place) -> str:
     """A folder's name as it is, a listing's without its ending."""
-    return source.resolve().name if source.is_dir() else source.stem
+    from vmae_data.store import exists
+
+    resolved = source.resolve()
+    return (source.stem if exists(source) else resolved.name) or "root"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmae_data.console import print_json, show_facts, size_words, time_words
@@ -10,11 +9,12 @@ from vmae_data.errors import MisuseError, VmaeError
 
 if TYPE_CHECKING:
     from vmae_data.merge import BuildReport
+    from vmae_data.store import Place
 
 __all__ = ["allowed_failures", "judge_failures", "tell_build"]
 
 
-def tell_build(report: BuildReport, folder: Path, failures: Path, *, quiet: bool, as_json: bool) -> None:
+def tell_build(report: BuildReport, folder: Place, failures: Place, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json({"dest": str(folder), **_build_facts(report)})
     elif not quiet:
@@ -37,7 +37,7 @@ def _build_facts(report: BuildReport) -> dict[str, Any]:
     }
 
 
-def _show_build(folder: Path, report: BuildReport, failures: Path) -> None:
+def _show_build(folder: Place, report: BuildReport, failures: Place) -> None:
     """The data set and this run as a table; the last line says how many sources failed."""
     made, index = report.made, report.index
     classes = f" in {len(index.classes)} classes" if index and index.classes else ""

@@ -24,7 +24,7 @@ from vmae_data.format import path_to_text
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.pack import adopt_staged, clean_staging, pack_shard
 from vmae_data.prepare.plan import read_plan
-from vmae_data.store import writer_name
+from vmae_data.store import options_text, take_options, writer_name
 
 __all__ = ["Same", "make_shard", "need_ray", "run_on_ray"]
 
@@ -137,7 +137,7 @@ class _Tasks:
         try:
             while True:
                 while len(self.streams) < self._wanted() and (work := next(works, None)) is not None:
-                    stream = self.remote.remote(_absolute(work), self.same, self.cpus)
+                    stream = self.remote.remote(_absolute(work), self.same, self.cpus, _Options(options_text()))
                     self.streams[stream] = work.pack.shard
                 if not self.streams:
                     return
@@ -188,12 +188,25 @@ class _Tasks:
 
 def _absolute(work: ShardWork) -> ShardWork:
     """A worker's working directory is its own."""
-    dest, staging = work.pack.dest.absolute(), work.pack.staging.absolute()
+    dest, staging = work.pack.dest, work.pack.staging.absolute()
+    if isinstance(dest, Path):
+        dest = dest.absolute()
     return work._replace(pack=work.pack._replace(dest=dest, staging=staging))
 
 
-def _task(work: ShardWork, same: Same, workers: int) -> Iterator[Progress]:
+class _Options:
+    """Storage options on their way to a node, by hand: what Ray hands on as an environment stands in its logs."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return "storage options"
+
+
+def _task(work: ShardWork, same: Same, workers: int, options: _Options) -> Iterator[Progress]:
     """A shard is made on a node; its errors say on which."""
+    take_options(options.text)
     try:
         yield from make_shard(work, same, workers)
     except (VmaeError, OSError) as error:
@@ -251,11 +264,13 @@ def _need_same_folders(work: ShardWork) -> None:
     try:
         same = read_plan(work.pack.dest).digest() == work.pack.plan
     except DataError:
+        if not isinstance(work.pack.dest, Path):  # it says itself what this node can't do with the store
+            raise
         same = False
     if not same:
         raise VmaeError(f"{work.pack.dest}: is not the build's folder here; DEST must lie where every node sees it")
     for folder in {job.folder for job in work.encodes}:
-        if not os.path.isdir(folder):  # noqa: PTH112 - bytes paths may not be UTF-8
+        if isinstance(folder, bytes) and not os.path.isdir(folder):  # noqa: PTH112 - bytes paths may not be UTF-8
             raise VmaeError(f"{path_to_text(folder)}: is not there; the sources must lie where every node sees them")
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
+from vmae_data.execute.site import Site
 from vmae_data.format import INDEX, ShardHead
-from vmae_data.prepare.pack import PackJob, read_head, read_staged, unpack_shard
+from vmae_data.prepare.pack import PackJob, read_heads, read_staged, unpack_shard
 from vmae_data.prepare.plan import WHOLE, Part, Plan
 from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_job, staged_name
+from vmae_data.store import remove
 
-__all__ = ["STAGING", "Progress", "ShardDone", "ShardWork", "SourceDone", "Work"]
-
-STAGING = ".staging"
+__all__ = ["Progress", "ShardDone", "ShardWork", "SourceDone", "Work"]
 
 
 class ShardWork(NamedTuple):
@@ -50,11 +49,11 @@ Progress = SourceDone | ShardDone
 class Work:
     """The shards of a run (all, or those of a part) and what is known of those that are done."""
 
-    def __init__(self, dest: Path, plan: Plan, ffmpeg: str, part: Part = WHOLE) -> None:
-        self.dest, self.staging, self.plan, self.ffmpeg = dest, dest / STAGING, plan, ffmpeg
+    def __init__(self, site: Site, plan: Plan, ffmpeg: str, part: Part = WHOLE) -> None:
+        self.dest, self.staging, self.plan, self.ffmpeg = site.dest, site.staging, plan, ffmpeg
         self.digest = plan.facts.digest()
         self.shards = part.shards(plan.facts.shards)
-        self.done = {n: m for n in self.shards if (m := read_head(dest, n, self.digest)) is not None}
+        self.done = read_heads(self.dest, self.shards, self.digest)
 
     @property
     def finished(self) -> bool:
@@ -73,8 +72,8 @@ class Work:
         """Make every source that failed, in a packed shard or in staging, be tried again."""
         failed = [shard for shard, head in self.done.items() if head.failures]
         if failed:
-            (self.dest / INDEX).unlink(missing_ok=True)
-            self.staging.mkdir(exist_ok=True)
+            remove(self.dest / INDEX)
+            self.staging.mkdir(parents=True, exist_ok=True)
         for shard in failed:
             unpack_shard(self.dest, self.staging, shard)
             del self.done[shard]

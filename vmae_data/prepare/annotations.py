@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError
@@ -27,7 +26,7 @@ from vmae_data.prepare.listing import (
     shown,
 )
 from vmae_data.prepare.tree import VideoTree, is_video, path_below
-from vmae_data.store import read_bytes
+from vmae_data.store import Place, exists, is_folder, list_names, listable, read_bytes
 
 __all__ = ["Annotated", "read_annotations"]
 
@@ -51,14 +50,14 @@ class Annotated(NamedTuple):
     others: frozenset[bytes] = frozenset()
 
 
-def read_annotations(where: Path, tree: VideoTree, split: str | None, columns: Columns, *, by_stem: bool) -> Annotated:
+def read_annotations(where: Place, tree: VideoTree, split: str | None, columns: Columns, *, by_stem: bool) -> Annotated:
     """Read a listing, a data set's annotation file, or a folder of them; what it is, is seen from its content.
 
     `split` (train, val, test, with a number for UCF101 and HMDB51) chooses the file of a folder and the rows of a file.
     With `by_stem` a name without a video's suffix is looked for below the tree.
     Raises MisuseError for a format that is not known, and for a split that is not there.
     """
-    if where.is_dir():
+    if not exists(where) and is_folder(where):
         return _read_folder(where, tree, split, columns, by_stem=by_stem)
     if HMDB_LIST.fullmatch(where.name):
         raise MisuseError(f"{where}: is HMDB51's list of one class; name its folder, and --split train1 (or test1 …)")
@@ -67,11 +66,7 @@ def read_annotations(where: Path, tree: VideoTree, split: str | None, columns: C
         if ucf := UCF_LIST.fullmatch(where.name):
             return _ucf(where, content.lines, tree, ucf[1] + ucf[2], split)
         rows = [_listed(row, tree, by_stem=by_stem) for row in _list_rows(content.lines, where)]
-        if (
-            rows
-            and not any(is_video(row.path) for row in rows)
-            and not Path(os.fsdecode(os.path.join(tree.folder, rows[0].path))).exists()
-        ):
+        if rows and not any(is_video(row.path) for row in rows) and not tree.holds(rows[0].path):
             raise MisuseError(f"{where}: its first line, {shown(content.lines[0])}, names no video; {KNOWN_FORMATS}")
         return Annotated(rows)
     if content.text and all(content.name(name) for name in KINETICS):
@@ -82,9 +77,9 @@ def read_annotations(where: Path, tree: VideoTree, split: str | None, columns: C
     return _of_split(rows, split, where)
 
 
-def _read_folder(where: Path, tree: VideoTree, split: str | None, columns: Columns, *, by_stem: bool) -> Annotated:
+def _read_folder(where: Place, tree: VideoTree, split: str | None, columns: Columns, *, by_stem: bool) -> Annotated:
     """The file, or HMDB51's files, of one split."""
-    files = sorted(path for path in where.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = [where / name for name in sorted(list_names(where)) if not name.startswith(".")]
     numbered = sorted({m[1] + m[2] for path in files if (m := UCF_LIST.fullmatch(path.name))})
     if any(HMDB_LIST.fullmatch(path.name) for path in files):
         return _hmdb(where, files, tree, split)
@@ -106,9 +101,9 @@ def _read_folder(where: Path, tree: VideoTree, split: str | None, columns: Colum
     return read_annotations(chosen[0], tree, split, columns, by_stem=by_stem)
 
 
-def _every_row(files: Sequence[tuple[Path, Annotated]]) -> Annotated:
+def _every_row(files: Sequence[tuple[Place, Annotated]]) -> Annotated:
     """The rows of several files, one a split. Raises MisuseError where two of them give a video different labels."""
-    said: dict[bytes, tuple[Path, Row]] = {}
+    said: dict[bytes, tuple[Place, Row]] = {}
     for path, found in files:
         for row in found.rows:
             before, first = said.setdefault(row.path, (path, row))
@@ -121,7 +116,7 @@ def _every_row(files: Sequence[tuple[Path, Annotated]]) -> Annotated:
     return Annotated(rows, next((found.classes for _, found in files if found.classes), ()))
 
 
-def _split_of(path: Path) -> str | None:
+def _split_of(path: Place) -> str | None:
     """`something-something-v2-validation.json` → val."""
     if path.suffix.lower() not in (".csv", ".tsv", ".json", ".jsonl", ".parquet"):
         return None
@@ -130,12 +125,12 @@ def _split_of(path: Path) -> str | None:
     return word if word in ("train", "val", "test") else None
 
 
-def _is_ucf(path: Path, split: str) -> bool:
+def _is_ucf(path: Place, split: str) -> bool:
     found = UCF_LIST.fullmatch(path.name)
     return found is not None and found[1] + found[2] == split
 
 
-def _of_split(rows: list[Row], split: str | None, where: Path) -> Annotated:
+def _of_split(rows: list[Row], split: str | None, where: Place) -> Annotated:
     """The rows of one split, where the file says of which each is."""
     told = {name: SPLIT_NAMES.get(name.lower(), name.lower()) for row in rows if (name := row.split)}
     if split is None or not told:
@@ -185,7 +180,7 @@ def _placed(entries: Iterable[_Entry], tree: VideoTree, suffix: bytes) -> list[R
     return rows
 
 
-def _kinetics(records: Records, where: Path) -> Iterable[_Entry]:
+def _kinetics(records: Records, where: Place) -> Iterable[_Entry]:
     """label,youtube_id,time_start,time_end,split[,is_cc]; test lists may have no label."""
 
     def column(name: str) -> Sequence[Any]:
@@ -204,7 +199,7 @@ def _kinetics(records: Records, where: Path) -> Iterable[_Entry]:
         yield _Entry((stem, bytes(video)), path_to_text(label) or None, path_to_text(split) or None)
 
 
-def _ssv2(records: Records, where: Path) -> Iterable[_Entry]:
+def _ssv2(records: Records, where: Place) -> Iterable[_Entry]:
     """{"id", "label", "template", "placeholders"}: the class is the template without its brackets; test lists have none."""
     unknown = [None] * records.length
     ids, templates = (records.columns.get(name) or unknown for name in ("id", "template"))
@@ -215,20 +210,22 @@ def _ssv2(records: Records, where: Path) -> Iterable[_Entry]:
         yield _Entry((name,), re.sub(r"[\[\]]", "", template) if template else None)
 
 
-def _labels_beside(where: Path) -> tuple[str, ...]:
+def _labels_beside(where: Place) -> tuple[str, ...]:
     """SSv2's numbers stand in a file of their own: something-something-v2-labels.json, or labels.json."""
-    found = sorted(path for path in where.parent.glob("*labels.json") if not path.name.startswith("."))
-    if len(found) > 1:
-        raise MisuseError(f"{where}: {found[0].name} and {found[1].name} lie beside it; say which with --classes FILE")
-    return label_numbers(found[0]) if found else ()
+    if not listable(where):
+        return ()
+    names = sorted(name for name in list_names(where.parent) if name.endswith("labels.json") and name[0] != ".")
+    if len(names) > 1:
+        raise MisuseError(f"{where}: {names[0]} and {names[1]} lie beside it; say which with --classes FILE")
+    return label_numbers(where.parent / names[0]) if names else ()
 
 
-def _ucf(where: Path, lines: Sequence[bytes], tree: VideoTree, found: str, split: str | None) -> Annotated:
+def _ucf(where: Place, lines: Sequence[bytes], tree: VideoTree, found: str, split: str | None) -> Annotated:
     """trainlist01.txt: `Class/v_….avi 1`; testlist01.txt: without the number, for the class is the folder."""
     if split not in (None, found):
         raise MisuseError(f"{where}: is the list of {found}, not of --split {split}")
     beside = where.with_name("classInd.txt")
-    classes = class_index(read_bytes(beside).decode("utf-8", "replace").splitlines()) if beside.is_file() else ()
+    classes = class_index(read_bytes(beside).decode("utf-8", "replace").splitlines()) if exists(beside) else ()
     if classes is None:
         raise MisuseError(f"{beside}: expected `1 ApplyEyeMakeup` and so on, one class a line")
     rows = []
@@ -246,7 +243,7 @@ def _ucf(where: Path, lines: Sequence[bytes], tree: VideoTree, found: str, split
     other = where.with_name(
         where.name.replace("train", "test") if "train" in where.name else where.name.replace("test", "train")
     )
-    rest = other.read_bytes().split() if other.is_file() else []
+    rest = read_bytes(other).split() if exists(other) else []
     return Annotated(
         [_in_class(row, tree, folders) for row in rows],
         classes,
@@ -260,7 +257,7 @@ def _in_class(row: Row, tree: VideoTree, folders: frozenset[bytes]) -> Row:
     return row._replace(path=tree.find(row.path, not_in=folders - {own}) or row.path)
 
 
-def _hmdb(where: Path, files: Sequence[Path], tree: VideoTree, split: str | None) -> Annotated:
+def _hmdb(where: Place, files: Sequence[Place], tree: VideoTree, split: str | None) -> Annotated:
     """CLASS_test_split1.txt for every class: `name.avi 1`, 1 for training, 2 for test."""
     named = {path: m for path in files if (m := HMDB_LIST.fullmatch(path.name))}
     known = sorted({name + found[2] for found in named.values() for name in HMDB_SPLITS.values()})
@@ -270,7 +267,7 @@ def _hmdb(where: Path, files: Sequence[Path], tree: VideoTree, split: str | None
     folders = frozenset(os.fsencode(found[1]) for found in named.values())
     rows: list[Row] = []
     others = set()
-    for path, found in sorted(named.items()):
+    for path, found in named.items():  # the files are sorted
         if found[2] != split[-1]:
             continue
         for number, line in enumerate(read_bytes(path).splitlines(), 1):
@@ -288,7 +285,7 @@ def _hmdb(where: Path, files: Sequence[Path], tree: VideoTree, split: str | None
     return Annotated(rows, tuple(sorted({found[1] for found in named.values()})), frozenset(others))
 
 
-def _list_rows(lines: Sequence[bytes], where: Path) -> list[Row]:
+def _list_rows(lines: Sequence[bytes], where: Place) -> list[Row]:
     """`path label`, or VideoMAEv2's `path start total label`; lists of folders of frames are refused."""
     plain = not lines or b"\t" in lines[0] or is_video(lines[0].strip()) or is_video(_before_last(lines[0]))
     if plain or (found := V2_LINE.fullmatch(lines[0].strip())) is None:
@@ -312,7 +309,7 @@ def _before_last(line: bytes) -> bytes:
     return line.strip().rpartition(b" ")[0].strip()
 
 
-def _frames(where: Path, path: bytes, frames: bytes) -> MisuseError:
+def _frames(where: Place, path: bytes, frames: bytes) -> MisuseError:
     return MisuseError(
         f"{where}: {path_to_text(path)} with {int(frames)} frames is a folder of pictures, which can't be built from; "
         "list the video files (VideoMAE: `path label`; VideoMAEv2: `path 0 -1 label`)"

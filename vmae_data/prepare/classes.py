@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import Index, decode_record
-from vmae_data.store import local_path, read_bytes
+from vmae_data.format import INDEX, Index, decode_record
+from vmae_data.store import Place, exists, is_folder, listable, place_of, read_bytes
 
 __all__ = ["class_index", "label_numbers", "read_classes"]
 
@@ -19,9 +18,9 @@ def read_classes(url: str) -> tuple[str, ...]:
 
     Raises MisuseError when there are none.
     """
-    path = local_path(url)
-    if path.is_dir():
-        path = path / "index.json"
+    path = place_of(url)
+    if _is_data_set(path):
+        path = path / INDEX
     if path.suffix == ".json":
         names = _classes_of_json(path)
     else:
@@ -32,7 +31,12 @@ def read_classes(url: str) -> tuple[str, ...]:
     return names
 
 
-def _classes_of_json(path: Path) -> tuple[str, ...]:
+def _is_data_set(path: Place) -> bool:
+    """A folder. A web server can't say what one is: there it is a name without an ending."""
+    return not exists(path) and is_folder(path) if listable(path) else not path.suffix
+
+
+def _classes_of_json(path: Place) -> tuple[str, ...]:
     data = read_bytes(path)
     try:
         is_index = "shardlist" in msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -41,7 +45,7 @@ def _classes_of_json(path: Path) -> tuple[str, ...]:
     return decode_record(data, Index, str(path)).classes if is_index else label_numbers(path)
 
 
-def label_numbers(path: Path) -> tuple[str, ...]:
+def label_numbers(path: Place) -> tuple[str, ...]:
     """Classes in the order of their numbers, from JSON of names and numbers: {"Bending something": "0", …}.
 
     Raises MisuseError unless the numbers are 0, 1, 2, …

@@ -6,7 +6,6 @@ Time and size are scaled by the sources' bytes, the only measure of a video that
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.plan import BuildSpec, Plan, make_plan
 from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_job, encode_source
 from vmae_data.prepare.sources import SourceVideo, find_sources
+from vmae_data.prepare.tree import sizes_of
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import Meter, ProgressStyle, meter
 
@@ -133,12 +133,10 @@ def estimate_build(
 
 def _there(plan: Plan) -> Iterator[_Sized]:
     """The sources whose files are there, in plan order."""
-    for source in plan.sources:
-        try:
-            size = os.stat(os.path.join(plan.folder, source.path)).st_size  # noqa: PTH116 - bytes paths may not be UTF-8
-        except OSError:
-            continue
-        yield _Sized(source, size)
+    sizes = sizes_of(plan.folder, [source.path for source in plan.sources])
+    for source, size in zip(plan.sources, sizes, strict=True):
+        if size is not None:
+            yield _Sized(source, size)
 
 
 def choose_sample(there: Sequence[_Sized], count: int) -> list[_Sized]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ from vmae_data.format import path_from_text, path_to_text
 from vmae_data.prepare.plan import listing_digest
 from vmae_data.prepare.sources import Listing
 from vmae_data.prepare.tree import path_below
-from vmae_data.store import local_path, read_bytes
+from vmae_data.store import Place, place_of, read_bytes
 
 __all__ = ["Remaining", "exclude_sources"]
 
@@ -40,7 +39,7 @@ def exclude_sources(listing: Listing, file: str | None) -> Remaining:
     """
     if file is None:
         return Remaining(listing, 0, 0)
-    path = local_path(file)
+    path = place_of(file)
     data = read_bytes(path)
     if path.suffix.lower() in (".parquet", ".csv"):
         named = _of_table(_read_table(path, data), listing, file)
@@ -80,7 +79,7 @@ class _Row(NamedTuple):
     data_set: str | None
 
 
-def _read_table(path: Path, data: bytes) -> list[_Row]:
+def _read_table(path: Place, data: bytes) -> list[_Row]:
     """The columns that matter; those about the data set may be missing."""
     try:
         columns = _csv_columns(data) if path.suffix.lower() == ".csv" else _parquet_columns(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from vmae_data.format import (
     INDEX,
     PLAN_TABLE,
     SAMPLES,
+    Extent,
     Failure,
     Index,
     Label,
@@ -34,15 +36,17 @@ from vmae_data.format import (
     marker_name,
 )
 from vmae_data.labels import label_columns
-from vmae_data.prepare.pack import read_marker
+from vmae_data.prepare.pack import facts_name
 from vmae_data.prepare.plan import spec_of
-from vmae_data.store import commit_bytes, hash_file
+from vmae_data.store import Place, Span, commit_bytes, hash_file, read_each, read_spans
 
 __all__ = ["failure_lines", "write_index"]
 
 
-def write_index(dest: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
+def write_index(dest: Place, staging: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
     """Gather what every shard holds. The index is the last file: with it the data set is whole.
+
+    `staging` may hold facts of shards that this machine sent to a store.
 
     Raises VmaeError when not a single video could be made.
     """
@@ -54,7 +58,7 @@ def write_index(dest: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Inde
         raise VmaeError(
             f"{dest}: none of {plan.sources} videos could be made ({_reasons(failures)}); see {dest / FAILURES}"
         )
-    gathered = _gather(dest, full)
+    gathered = _gather(dest, staging, full)
     commit_bytes(dest / SAMPLES, gathered.table)
     index = Index(
         version=FORMAT_VERSION,
@@ -106,17 +110,18 @@ class _Gathered(NamedTuple):
     marker_sums: list[str]
 
 
-def _gather(dest: Path, heads: Sequence[ShardHead]) -> _Gathered:
+def _gather(dest: Place, staging: Path, heads: Sequence[ShardHead]) -> _Gathered:
     """One row a sample, in shard order.
 
     The table is written as one record batch, so that a reader maps every column without a copy.
     """
     labels: list[Label | None] = []
     parts, sums, sources, source_bytes = [], [], 0, 0
-    for number, head in enumerate(heads):
-        marker = read_marker(dest, head.shard)
-        sums.append(hash_file(dest / marker_name(head.shard)))
-        facts = _read_facts(dest / marker.tar, marker)
+    markers = [dest / marker_name(head.shard) for head in heads]
+    for number, (path, data) in enumerate(zip(markers, read_each(markers), strict=True)):
+        marker = decode_record(data, ShardMarker, str(path))
+        sums.append(hashlib.sha256(data).hexdigest())
+        facts = _read_facts(dest / marker.tar, staging / facts_name(marker.shard), marker)
         paths = _numbers_of([one.source.path for one in facts])
         source_bytes += sum({one.source.path: one.source.bytes for one in facts}.values())
         parts.append(_rows(number, sources, paths, marker.samples, facts))
@@ -132,13 +137,20 @@ def _gather(dest: Path, heads: Sequence[ShardHead]) -> _Gathered:
     return _Gathered(bytes(sink.getvalue().to_pybytes()), source_bytes, sums)
 
 
-def _read_facts(tar: Path, marker: ShardMarker) -> list[SampleFacts]:
-    with tar.open("rb") as file:
-        found = []
-        for entry in marker.samples:
-            file.seek(entry.facts.offset)
-            found.append(decode_record(file.read(entry.facts.size), SampleFacts, marker.tar))
-    return found
+def _read_facts(tar: Place, kept: Path, marker: ShardMarker) -> list[SampleFacts]:
+    extents = [entry.facts for entry in marker.samples]
+    found = _kept_facts(kept, extents) or list(read_spans(tar, [Span(e.offset, e.size) for e in extents]))
+    return [decode_record(data, SampleFacts, str(tar)) for data in found]
+
+
+def _kept_facts(kept: Path, extents: Sequence[Extent]) -> list[bytes]:
+    """The facts that were kept when the shard was packed; nothing where they aren't all there and right."""
+    if not kept.is_file():
+        return []
+    data, ends = kept.read_bytes(), list(accumulate(extent.size for extent in extents))
+    found = [data[end - extent.size : end] for end, extent in zip(ends, extents, strict=True)]
+    right = all(hashlib.sha256(one).hexdigest() == e.sha256 for one, e in zip(found, extents, strict=True))
+    return found if right else []
 
 
 def _rows(

@@ -11,7 +11,6 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,7 +18,7 @@ import msgspec
 from vmae_data.errors import MisuseError
 from vmae_data.format import path_to_text
 from vmae_data.prepare.tree import is_video
-from vmae_data.store import read_bytes
+from vmae_data.store import Place, read_bytes
 
 __all__ = [
     "KNOWN_FORMATS",
@@ -86,11 +85,11 @@ class Lines(NamedTuple):
     lines: list[bytes]
 
 
-def read_listing(where: Path, columns: Columns) -> Records | Lines:
+def read_listing(where: Place, columns: Columns) -> Records | Lines:
     """Raises MisuseError for what is neither text nor Parquet, and for JSON that can't be read."""
     data = read_bytes(where)
     if data.startswith(b"PAR1"):
-        return _parquet(where, columns)
+        return _parquet(data, where, columns)
     if b"\0" in data:
         raise MisuseError(f"{where}: is not text; expected a listing with one `path label` a line")
     data = data.removeprefix(b"\xef\xbb\xbf")
@@ -103,7 +102,7 @@ def read_listing(where: Path, columns: Columns) -> Records | Lines:
     return _text_records(lines, where, columns) or Lines(lines)
 
 
-def _decode_object(line: bytes, where: Path, number: int) -> dict[str, Any]:
+def _decode_object(line: bytes, where: Place, number: int) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
@@ -113,19 +112,19 @@ def _decode_object(line: bytes, where: Path, number: int) -> dict[str, Any]:
         ) from error
 
 
-def _decode_array(data: bytes, where: Path) -> list[dict[str, Any]]:
+def _decode_array(data: bytes, where: Place) -> list[dict[str, Any]]:
     try:
         return msgspec.json.decode(data, type=list[dict[str, Any]])
     except (msgspec.DecodeError, RecursionError) as error:
         raise MisuseError(f"{where}: is not a JSON array of objects ({error}); {KNOWN_FORMATS}") from error
 
 
-def _json_records(entries: list[dict[str, Any]], where: Path) -> Records:
+def _json_records(entries: list[dict[str, Any]], where: Place) -> Records:
     names = list(dict.fromkeys(name for entry in entries for name in entry))
     return Records({name: [entry.get(name) for entry in entries] for name in names}, len(entries), text=False)
 
 
-def _parquet(where: Path, columns: Columns) -> Records:
+def _parquet(data: bytes, where: Place, columns: Columns) -> Records:
     """Only the columns that are asked for: others may hold whole videos."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -133,7 +132,7 @@ def _parquet(where: Path, columns: Columns) -> Records:
     labels = (columns.label,) if isinstance(columns.label, str) else columns.label or LABEL_COLUMNS
     wanted = {name.casefold() for name in (columns.path, *PATH_COLUMNS, *labels, SPLIT_COLUMN) if name}
     try:
-        with pq.ParquetFile(where) as file:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
             names = [name for name in file.schema_arrow.names if name.casefold() in wanted]
             table = file.read(columns=names)
             unread: dict[str, list[Any]] = {name: [] for name in file.schema_arrow.names if name not in names}
@@ -142,7 +141,7 @@ def _parquet(where: Path, columns: Columns) -> Records:
     return Records({**table.to_pydict(), **unread}, table.num_rows, text=False)
 
 
-def _text_records(lines: Sequence[bytes], where: Path, columns: Columns) -> Records | None:
+def _text_records(lines: Sequence[bytes], where: Place, columns: Columns) -> Records | None:
     """A table where the first line has a column of paths, else None."""
     wanted = {name.casefold() for name in ((columns.path,) if columns.path else (*PATH_COLUMNS, KINETICS_COLUMN))}
     for separator in (b"\t", b",", b" ") if lines else ():
@@ -164,7 +163,7 @@ def _text_records(lines: Sequence[bytes], where: Path, columns: Columns) -> Reco
     return None
 
 
-def named_rows(records: Records, columns: Columns, where: Path) -> Iterator[Row]:
+def named_rows(records: Records, columns: Columns, where: Place) -> Iterator[Row]:
     """Rows of a file with named columns. Raises MisuseError for a column that is not there and a cell that can't be read."""
     path_column = _column(records, columns.path, PATH_COLUMNS, "columns.path", where)
     if path_column is None:
@@ -193,7 +192,7 @@ def named_rows(records: Records, columns: Columns, where: Path) -> Iterator[Row]
         )
 
 
-def _column(records: Records, given: str | None, known: Sequence[str], key: str, where: Path) -> str | None:
+def _column(records: Records, given: str | None, known: Sequence[str], key: str, where: Place) -> str | None:
     """The name of a column: the given one, which must be there, else the first known one."""
     if given is None:
         return next((found for name in known if (found := records.name(name))), None)
@@ -203,7 +202,7 @@ def _column(records: Records, given: str | None, known: Sequence[str], key: str,
     return found
 
 
-def _raw_label(value: Any, where: Path, number: int) -> RawLabel:
+def _raw_label(value: Any, where: Place, number: int) -> RawLabel:
     """A cell as a label; a JSON array, a list, or cells of several columns are several labels."""
     if isinstance(value, str | bytes):
         several = _json_array(value)
@@ -231,7 +230,7 @@ def _json_array(text: str | bytes) -> list[Any] | None:
         return None  # a name that begins with a bracket
 
 
-def _one(value: Any, where: Path, number: int) -> str:
+def _one(value: Any, where: Place, number: int) -> str:
     if isinstance(value, str | bytes) and value:
         return _text(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -243,7 +242,7 @@ def _text(value: str | bytes) -> str:
     return path_to_text(value) if isinstance(value, bytes) else value
 
 
-def plain_rows(lines: Sequence[bytes], where: Path) -> list[Row]:
+def plain_rows(lines: Sequence[bytes], where: Place) -> list[Row]:
     """`path label` lines. The separator is chosen once: tab, else comma, where every line has one; else the last space."""
     separator = next((s for s in (b"\t", b",") if all(s in line for line in lines)), b" ")
     rows = [_row(line, _split(line, separator), where, number) for number, line in enumerate(lines, 1)]
@@ -258,7 +257,7 @@ def plain_rows(lines: Sequence[bytes], where: Path) -> list[Row]:
     return rows
 
 
-def _row(line: bytes, fields: list[bytes], where: Path, number: int) -> Row:
+def _row(line: bytes, fields: list[bytes], where: Place, number: int) -> Row:
     if is_video(fields[-1]):
         return Row(line.strip(), None)  # no label: the last field is the path's end
     if len(fields) != 2:
@@ -266,7 +265,7 @@ def _row(line: bytes, fields: list[bytes], where: Path, number: int) -> Row:
     return Row(fields[0], _raw_label(fields[1], where, number))
 
 
-def _refuse_spaces_in_label(row: Row, where: Path, number: int) -> None:
+def _refuse_spaces_in_label(row: Row, where: Place, number: int) -> None:
     """`a.mp4 run fast`: what stands before the last space is no path, but a path and half a label."""
     path, *rest = re.split(rb"(?<=[^ ]) +", row.path)
     while rest and not is_video(path):
@@ -278,7 +277,7 @@ def _refuse_spaces_in_label(row: Row, where: Path, number: int) -> None:
         )
 
 
-def _wrong_fields(where: Path, number: int, found: int, wanted: int, line: bytes) -> MisuseError:
+def _wrong_fields(where: Place, number: int, found: int, wanted: int, line: bytes) -> MisuseError:
     known = f" ({KNOWN_FORMATS})" if number == 1 else ""
     return MisuseError(
         f"{where}: entry {number} has {found} fields, expected {wanted}; it begins {shown(line)}; mend the listing{known}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -35,14 +35,28 @@ from vmae_data.format import (
     tar_name,
 )
 from vmae_data.prepare.resize import StagedMember, StagedSample, StagedSource, staged_name
-from vmae_data.store import commit_bytes, commit_file, hash_file, read_bytes, temporary_beside, write_error
+from vmae_data.store import (
+    Place,
+    commit_bytes,
+    commit_file,
+    copied,
+    hash_file,
+    list_names,
+    read_bytes,
+    read_each,
+    read_range,
+    remove,
+    temporary_beside,
+    write_error,
+)
 
 __all__ = [
     "PackJob",
     "adopt_staged",
     "clean_staging",
+    "facts_name",
     "pack_shard",
-    "read_head",
+    "read_heads",
     "read_marker",
     "read_staged",
     "unpack_shard",
@@ -52,7 +66,7 @@ __all__ = [
 class PackJob(NamedTuple):
     """One shard to pack: its sources' keys in plan order."""
 
-    dest: Path
+    dest: Place
     staging: Path
     shard: int
     keys: tuple[str, ...]
@@ -102,14 +116,18 @@ def pack_shard(job: PackJob) -> ShardHead:
     size, digest = 0, ""
     entries: tuple[SampleEntry, ...] = ()
     if samples:
-        temporary = temporary_beside(final, job.writer)
+        here = final if isinstance(final, Path) else job.staging / final.name
+        temporary = temporary_beside(here, job.writer)
         try:
             try:
                 _write_tar(temporary, job.staging, samples)
             except OSError as error:
-                raise write_error(final, error) from error
+                raise write_error(here, error) from error
             size, digest = temporary.stat().st_size, hash_file(temporary)
             entries = tuple(_entries(temporary, samples))
+            if here is not final:
+                facts = b"".join(encode_record(sample.facts) for sample in samples)
+                commit_bytes(job.staging / facts_name(job.shard), facts, job.writer)
             commit_file(temporary, final)
         finally:
             with suppress(FileNotFoundError):
@@ -127,6 +145,13 @@ def pack_shard(job: PackJob) -> ShardHead:
     commit_bytes(job.dest / marker_name(job.shard), encode_record(marker), job.writer)
     clean_staging(job.staging, job.keys)
     return ShardHead.of(marker)
+
+
+def facts_name(shard: int) -> str:
+    """What a shard's KEY.json files hold, one after the other, kept in staging until the index is written: a store
+    would be asked once for each.
+    """
+    return f"{tar_name(shard)}.facts"
 
 
 def _need(job: PackJob, key: str) -> StagedSource:
@@ -219,20 +244,27 @@ def clean_staging(staging: Path, keys: Sequence[str]) -> None:
                 (staging / member.file).unlink(missing_ok=True)
 
 
-def unpack_shard(dest: Path, staging: Path, shard: int) -> None:
+def unpack_shard(dest: Place, staging: Path, shard: int) -> None:
     """Put a shard's samples back into staging and take its marker away, so that its failures are tried again.
 
     Raises DataError when a member is not what the marker says.
     """
     marker = read_marker(dest, shard)
-    path = dest / marker.tar
+    if marker.samples:
+        with copied(dest / marker.tar, staging) as tar:
+            _unpack_tar(tar, dest / marker.tar, marker, staging)
+    # Last: until now a kill leaves the shard as it was.
+    remove(dest / marker_name(shard))
+
+
+def _unpack_tar(tar: Path, name: Place, marker: ShardMarker, staging: Path) -> None:
     sources: dict[str, list[StagedSample]] = {}  # segments of one source are one record
     for entry in marker.samples:
-        facts = decode_record(_member_bytes(path, entry.facts), SampleFacts, f"{path}, {entry.key}.json")
+        facts = decode_record(_member_bytes(tar, name, entry.facts), SampleFacts, f"{name}, {entry.key}.json")
         members = []
         for phase, member in enumerate(entry.members):
             file = f"{entry.key}.{member_suffix(phase)}"
-            commit_bytes(staging / file, _member_bytes(path, member.extent))
+            commit_bytes(staging / file, _member_bytes(tar, name, member.extent))
             members.append(
                 StagedMember(
                     file=file,
@@ -248,23 +280,16 @@ def unpack_shard(dest: Path, staging: Path, shard: int) -> None:
         sources.setdefault(key, []).append(StagedSample(facts=facts, members=tuple(members)))
     for key, samples in sources.items():
         commit_bytes(staging / staged_name(key), encode_record(StagedSource(samples=tuple(samples))))
-    # Last: until now a kill leaves the shard as it was.
-    (dest / marker_name(shard)).unlink()
 
 
-def _member_bytes(path: Path, extent: Extent) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(extent.offset)
-            data = file.read(extent.size)
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); remove its marker to build it again") from error
+def _member_bytes(tar: Path, name: Place, extent: Extent) -> bytes:
+    data = read_range(tar, extent.offset, extent.size)
     if hashlib.sha256(data).hexdigest() != extent.sha256:
-        raise DataError(f"{path}: a member's sum is wrong; remove the shard's marker to build it again")
+        raise DataError(f"{name}: a member's sum is wrong; remove the shard's marker to build it again")
     return data
 
 
-def read_marker(dest: Path, shard: int) -> ShardMarker:
+def read_marker(dest: Place, shard: int) -> ShardMarker:
     """A shard's marker. Raises DataError when it is damaged."""
     path = dest / marker_name(shard)
     return decode_record(read_bytes(path), ShardMarker, str(path))
@@ -285,20 +310,29 @@ class _MarkerFile(msgspec.Struct, kw_only=True):
     failures: tuple[Failure, ...] = ()
 
 
-def read_head(dest: Path, shard: int, plan: str) -> ShardHead | None:
-    """What is known of a shard, or None where it is not done (or its tar is not there in full)."""
-    path = dest / marker_name(shard)
-    if not path.exists():
-        return None
+def read_heads(dest: Place, shards: Iterable[int], plan: str) -> dict[int, ShardHead]:
+    """What is known of the shards that are done: whose marker is of this plan, and whose tar is there in full.
+
+    The folder is listed once, and a store's markers are read some at a time.
+    """
+    sizes = list_names(dest)
+    marked = [shard for shard in shards if marker_name(shard) in sizes]
+    heads = {}
+    for shard, data in zip(marked, read_each([dest / marker_name(shard) for shard in marked]), strict=True):
+        head = _head_of(data, shard, plan, sizes.get(tar_name(shard)), str(dest / marker_name(shard)))
+        if head is not None:
+            heads[shard] = head
+    return heads
+
+
+def _head_of(data: bytes, shard: int, plan: str, tar_bytes: int | None, name: str) -> ShardHead | None:
     try:
-        marker = decode_record(read_bytes(path), _MarkerFile, str(path))
+        marker = decode_record(data, _MarkerFile, name)
     except NewerFormatError:
         raise
     except DataError:
         return None  # a damaged marker proves nothing: the shard is made again
-    tar = dest / tar_name(shard)
-    whole = not marker.samples or (tar.exists() and tar.stat().st_size == marker.bytes)
-    if not whole or marker.plan != plan:
+    if (marker.samples and tar_bytes != marker.bytes) or marker.plan != plan:
         return None
     return ShardHead(
         shard=shard,

@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -29,8 +28,9 @@ from vmae_data.format import (
 from vmae_data.labels import label_columns, label_words
 from vmae_data.prepare.listing import Columns
 from vmae_data.prepare.sources import Listing, SourceVideo
+from vmae_data.prepare.tree import Folder
 from vmae_data.recipes import difference, shortened
-from vmae_data.store import commit_bytes, create_bytes, read_bytes, writer_name
+from vmae_data.store import Place, commit_bytes, create_bytes, read_bytes, writer_name
 
 __all__ = [
     "WHOLE",
@@ -148,7 +148,7 @@ class Plan(NamedTuple):
     """The whole assignment: sources in plan order, cut by number into shards."""
 
     facts: PlanFacts
-    folder: bytes
+    folder: Folder
     sources: tuple[SourceVideo, ...]
     spec: BuildSpec
 
@@ -201,7 +201,7 @@ def _listing_lines(listing: Listing) -> Iterator[bytes]:
         yield f"{path_to_text(source.path)}\t{label}\n".encode("utf-8", "surrogateescape")
 
 
-def settle_plan(dest: Path, plan: Plan) -> None:
+def settle_plan(dest: Place, plan: Plan) -> None:
     """Write the plan, or make sure that the one which is there says the same.
 
     Of parts that begin at the same time the first one's plan holds.
@@ -217,7 +217,7 @@ def settle_plan(dest: Path, plan: Plan) -> None:
     commit_bytes(dest / PLAN_TABLE, _plan_table(plan), writer_name())
 
 
-def read_plan(dest: Path) -> PlanFacts:
+def read_plan(dest: Place) -> PlanFacts:
     """The plan of a destination. Raises DataError where there is none."""
     return decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.decode import read_packets
-from vmae_data.errors import SampleError, SourceError
+from vmae_data.errors import DataError, NotThereError, SampleError, SourceError
 from vmae_data.format import (
     FORMAT_VERSION,
     Failure,
@@ -37,7 +38,8 @@ from vmae_data.prepare.probe import VideoInfo, cut_box, packet_times, probe_vide
 from vmae_data.prepare.profiles import colour_of, copies
 from vmae_data.prepare.sources import SourceVideo
 from vmae_data.prepare.thinning import SegmentCut, cut_video, kept_rate, select_by_stride, select_frames
-from vmae_data.store import commit_bytes, commit_file, hash_file, temporary_beside
+from vmae_data.prepare.tree import Folder, place_within
+from vmae_data.store import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_beside
 
 __all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_job", "encode_source", "staged_name"]
 
@@ -47,7 +49,7 @@ class EncodeJob(NamedTuple):
 
     key: str
     path: bytes
-    folder: bytes
+    folder: Folder
     label: Label | None
     class_name: str | None
     split: str | None
@@ -128,12 +130,24 @@ class _Work(NamedTuple):
 
 
 def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
-    source = os.path.join(job.folder, job.path)
+    if isinstance(job.folder, bytes):
+        return _encode_here(job, os.path.join(job.folder, job.path))
+    with ExitStack() as kept:
+        try:
+            copy = kept.enter_context(copied(place_within(job.folder, job.path), job.staging))
+        except NotThereError as error:
+            if not is_folder(job.folder):  # then no single video is to blame
+                raise DataError(f"{job.folder}: is not there any more; run the same command when it is back") from error
+            raise SourceError("missing", os.strerror(errno.ENOENT)) from error
+        return _encode_here(job, os.fsencode(copy.absolute()))
+
+
+def _encode_here(job: EncodeJob, source: bytes) -> tuple[StagedSample, ...]:
     work = _Work(job, source, _probe(source, job))
     try:
         if job.spec.profile == "copy":
-            if copies(work.info, job.spec.short_side) and (copied := _copy(work)):
-                return copied
+            if copies(work.info, job.spec.short_side) and (samples := _copy(work)):
+                return samples
             work = work._replace(job=job._replace(spec=msgspec.structs.replace(job.spec, profile="h264")))
         return _encode_frames(work)
     except SampleError as error:

@@ -6,14 +6,15 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import MisuseError
 from vmae_data.format import Label, key_of, path_to_text
 from vmae_data.prepare.annotations import Annotated, read_annotations
 from vmae_data.prepare.listing import Columns, Row
-from vmae_data.prepare.tree import VideoTree, is_video, suffixes_text, walk_videos
-from vmae_data.store import local_path
+from vmae_data.prepare.tree import Folder, VideoTree, is_video, suffixes_text, walk_videos
+from vmae_data.store import Place, exists, is_folder, place_of
 
 __all__ = ["Listing", "SourceVideo", "find_sources"]
 
@@ -38,7 +39,7 @@ class Listing(NamedTuple):
     `unlisted` are the videos of the folder that its annotations don't name, sorted.
     """
 
-    folder: bytes
+    folder: Folder
     sources: tuple[SourceVideo, ...]
     classes: tuple[str, ...]
     unlisted: tuple[bytes, ...] = ()
@@ -58,30 +59,32 @@ def find_sources(
     integers are kept and names sorted. `split` chooses among the annotations' rows.
     Raises MisuseError for a path that is neither, a format that is not known, contradictory labels, or nothing found.
     """
-    where = local_path(source)
+    where = place_of(source)
     columns = columns or Columns()
     unlisted: tuple[bytes, ...] = ()
-    if where.is_dir():
-        folder = os.fsencode(where.resolve())
+    from_file = exists(where)
+    folder: Folder
+    if not from_file and is_folder(where):
+        folder = _resolved(where)
         tree = VideoTree(folder)
         if annotations is None:
             found = Annotated(_class_folders(folder))
         else:
-            found = read_annotations(local_path(annotations), tree, split, columns, by_stem=True)
+            found = read_annotations(place_of(annotations), tree, split, columns, by_stem=True)
             unlisted = tuple(sorted(tree.paths - {row.path for row in found.rows} - found.others))
-    elif where.is_file():
+    elif from_file:
         if annotations is not None:
             raise MisuseError(f"{source}: is a file; --annotations goes with the folder of the videos")
         if is_video(os.fsencode(where.name)):
             raise MisuseError(f"{source}: is a single video; name its folder, or a listing of videos")
-        folder = os.fsencode(where.resolve().parent)
+        folder = _resolved(where.resolve().parent)
         found = read_annotations(where, VideoTree(folder), split, columns, by_stem=False)
     else:
         raise MisuseError(f"{source}: neither a folder of videos nor a listing; check the path")
     if not found.rows:
         raise MisuseError(f"{annotations or source}: no videos found (looked for {suffixes_text()}); check the path")
     rows = _merge(found.rows, annotations or source)
-    by_folder = where.is_dir() and annotations is None
+    by_folder = not from_file and annotations is None
     numbered = _number(rows, classes or found.classes, annotations or source, values=not by_folder)
     sources = tuple(
         SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, numbered.labels, strict=True)
@@ -89,7 +92,11 @@ def find_sources(
     return Listing(folder, sources, numbered.classes, unlisted)
 
 
-def _class_folders(folder: bytes) -> list[Row]:
+def _resolved(where: Place) -> Folder:
+    return os.fsencode(where.resolve()) if isinstance(where, Path) else where
+
+
+def _class_folders(folder: Folder) -> list[Row]:
     """Every video below a folder; its class is the first folder of its path."""
     rows = []
     for path in walk_videos(folder):
