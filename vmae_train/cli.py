@@ -9,7 +9,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vmae_data import __version__
-from vmae_data.console import Debug, Json, Quiet, Settings, new_app, print_json, progress_style, run_app, show_recipes
+from vmae_data.console import (
+    Debug,
+    Json,
+    Quiet,
+    Settings,
+    StorageOptions,
+    new_app,
+    print_json,
+    progress_style,
+    run_app,
+    show_recipes,
+)
 from vmae_data.errors import MisuseError, VmaeError
 
 __all__ = ["app", "main"]
@@ -47,6 +58,7 @@ def pretrain(
     init: Annotated[str | None, typer.Option(metavar="CKPT", help="Start from these weights.")] = None,
     settings: Settings = None,
     device: Device = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -80,6 +92,7 @@ def finetune(
     ] = None,
     settings: Settings = None,
     device: Device = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -114,6 +127,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Videos at a time.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decode processes.")] = 1,
     device: Device = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -171,6 +185,7 @@ def reconstruct(
     ratio: Annotated[float | None, typer.Option(help="Share of hidden places; left out: the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Other seeds hide other places.")] = 0,
     device: Device = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:

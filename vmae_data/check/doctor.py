@@ -22,10 +22,11 @@ from vmae_data.check.machine import (
     memory_bytes,
     shared_memory_bytes,
 )
+from vmae_data.check.storage import storage_checks, store_checks
 from vmae_data.console import Check, State, size_words
-from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.errors import VmaeError
 from vmae_data.prepare.ffmpeg import Ffmpeg, encoders_of, ffmpeg_python, find_ffmpeg, owners_of
-from vmae_data.store import local_path
+from vmae_data.store import Place, RemotePlace
 
 __all__ = ["examine"]
 
@@ -36,11 +37,10 @@ MEMORY_A_CORE = 300e6
 LITTLE_SPACE = 2e9
 FEW_NAMES = 10_000
 FILE_ENCODERS = {"libx264": "profile h264", "mpeg4": "profile mpeg4", "mjpeg": "profile mjpeg"}
-SCHEMES = ("file", "s3", "gs", "az", "http", "https")
 TRIAL_FRAMES, TRIAL_RATE = 25, 25
 
 
-def examine(dest: Path | None = None, ffmpeg: str | None = None) -> Iterator[Check]:
+def examine(dest: Place | None = None, ffmpeg: str | None = None) -> Iterator[Check]:
     """Every check, in the order in which a build would meet what is missing.
 
     `dest`: also tried as a destination; left out, the working directory is.
@@ -52,9 +52,12 @@ def examine(dest: Path | None = None, ffmpeg: str | None = None) -> Iterator[Che
     yield _cores()
     yield _memory()
     yield _shared_memory()
-    yield _destination(dest)
+    if not isinstance(dest, RemotePlace):
+        yield _destination(dest)
     yield _temporary_folder()
-    yield _storage()
+    yield from storage_checks()
+    if isinstance(dest, RemotePlace):
+        yield from store_checks(dest)
 
 
 def _python() -> Check:
@@ -283,21 +286,3 @@ def _folder(name: str, folder: Path, worst: State, prefix: str) -> Check:
             name, State.OK, found, "flock was tried on this machine only; build a set on one machine at a time"
         )
     return Check(name, State.OK, found)
-
-
-def _storage() -> Check:
-    reads = [scheme for scheme in SCHEMES if _is_read(scheme)]
-    rest = [scheme for scheme in SCHEMES if scheme not in reads]
-    return Check(
-        "storage",
-        State.OK,
-        f"paths, {', '.join(reads)}" + (f"; not in this version: {', '.join(rest)}" if rest else ""),
-    )
-
-
-def _is_read(scheme: str) -> bool:
-    try:
-        local_path(f"{scheme}://host/folder")
-    except MisuseError:
-        return False
-    return True

@@ -78,9 +78,9 @@ class DataFacts:
         }
 
 
-def inspect_shards(folder: Path) -> DataFacts:
+def inspect_shards(url: str | Path) -> DataFacts:
     """Open a data set and count. Raises DataError where it is none."""
-    shards = Shards.open(str(folder))
+    shards = Shards.open(str(url))
     surveyed = survey(shards)
     return DataFacts(
         shards=shards,

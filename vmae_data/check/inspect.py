@@ -22,7 +22,7 @@ from vmae_data.page import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, No
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
 from vmae_data.read.shards import Shards
-from vmae_data.store import read_bytes, read_range
+from vmae_data.store import Span, read_bytes, read_each, read_spans
 
 __all__ = ["DataFacts", "inspect_shards", "print_table", "write_page"]
 
@@ -112,15 +112,16 @@ def _facts_of(shards: Shards, numbers: Sequence[int]) -> Iterator[_LookedAt]:
     by_shard: dict[int, set[str]] = {}
     for number in numbers:
         by_shard.setdefault(shards.place(number).shard, set()).add(shards.key(number))
-    for shard, keys in sorted(by_shard.items()):
+    chosen = sorted(by_shard.items())
+    places = [shards.shard_path(shard).with_suffix(".json") for shard, _ in chosen]
+    for (shard, keys), path, record in zip(chosen, places, read_each(places), strict=True):
         tar = shards.shard_path(shard)
-        path = tar.with_suffix(".json")
-        marker = decode_record(read_bytes(path), ShardMarker, str(path))
-        for entry in marker.samples:
-            if entry.key in keys:
-                data = read_range(tar, entry.facts.offset, entry.facts.size)
-                size = sum(member.extent.size for member in entry.members)
-                yield _LookedAt(decode_record(data, SampleFacts, f"{tar.name}: {entry.key}.json"), size)
+        marker = decode_record(record, ShardMarker, str(path))
+        entries = [entry for entry in marker.samples if entry.key in keys]
+        found = read_spans(tar, [Span(entry.facts.offset, entry.facts.size) for entry in entries])
+        for entry, data in zip(entries, found, strict=True):
+            size = sum(member.extent.size for member in entry.members)
+            yield _LookedAt(decode_record(data, SampleFacts, f"{tar.name}: {entry.key}.json"), size)
 
 
 def _glance(facts: DataFacts) -> Iterator[Part]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.check.member import REWRITTEN, TableRow, extent_problems, wanted_members, without_name
-from vmae_data.errors import DataError, NewerFormatError
+from vmae_data.errors import DataError, NewerFormatError, NotThereError
 from vmae_data.format import (
     INDEX,
     Index,
@@ -25,7 +27,7 @@ from vmae_data.format import (
     tar_name,
 )
 from vmae_data.page import printable
-from vmae_data.store import hash_file, read_bytes
+from vmae_data.store import Place, copied, exists, hash_file, read_bytes
 
 __all__ = ["Problem", "ShardReport", "ShardTask", "check_shard"]
 
@@ -43,7 +45,7 @@ class ShardTask(NamedTuple):
     `about` None: the index can't be read.
     """
 
-    folder: Path
+    folder: Place
     shard: int
     about: Index | None  # without its list of shards
     listing: ShardListing | None
@@ -61,23 +63,44 @@ class ShardReport(NamedTuple):
 
 
 def check_shard(task: ShardTask) -> ShardReport:
-    """Everything that can be said of one shard."""
+    """Everything that can be said of one shard. A tar that lies in a store is fetched once, and taken away afterwards.
+
+    Raises StoreError where its store does not answer: that says nothing of the shard.
+    """
     problems: list[Problem] = []
     try:
         marker = _check_marker(task, problems)
     except NewerFormatError as error:
         name = marker_name(task.shard)
         return ShardReport(task.shard, None, (Problem(name, without_name(error, name)),), newer=True)
-    if marker is not None and (marker.samples or task.listing is not None):
-        problems += _check_tar_sum(task, marker)
-        if task.rows is not None:
-            problems += _check_rows(marker, task.rows)
-        problems += _check_members(task, marker)
-    elif marker is None and task.listing is not None:
-        problems += _check_tar_sum(task, None)
-    elif marker is not None and (task.folder / tar_name(task.shard)).exists():
+    if task.listing is not None or (marker is not None and marker.samples):
+        with ExitStack() as kept:
+            tar = _tar_here(task, kept, problems)
+            if tar is not None:
+                problems += _check_tar_sum(task, marker, tar)
+            if marker is not None and task.rows is not None:
+                problems += _check_rows(marker, task.rows)
+            if marker is not None and tar is not None:
+                problems += _check_members(task, marker, tar)
+    elif marker is not None and exists(task.folder / tar_name(task.shard)):
         problems.append(Problem(tar_name(task.shard), "a foreign file: its marker has no samples"))
     return ShardReport(task.shard, marker, tuple(problems))
+
+
+def _tar_here(task: ShardTask, kept: ExitStack, problems: list[Problem]) -> Path | None:
+    """The tar, or a copy of it for as long as `kept` lasts; None and the problem where it can't be had."""
+    name = tar_name(task.shard)
+    place = task.folder / name
+    scratch = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="vmae-verify-")))
+    try:
+        if not isinstance(place, Path) or place.exists():
+            return kept.enter_context(copied(place, scratch))
+        problems.append(Problem(name, "missing"))
+    except NotThereError:
+        problems.append(Problem(name, "missing"))
+    except DataError as error:
+        problems.append(Problem(name, without_name(error, name)))
+    return None
 
 
 def _check_marker(task: ShardTask, problems: list[Problem]) -> ShardMarker | None:
@@ -88,7 +111,7 @@ def _check_marker(task: ShardTask, problems: list[Problem]) -> ShardMarker | Non
     except NewerFormatError:
         raise
     except DataError as error:
-        missing = not (task.folder / name).exists()
+        missing = isinstance(error, NotThereError)
         problems.append(Problem(name, "missing" if missing else without_name(error, name)))
         return None
     problems += [Problem(name, found) for found in _marker_problems(task, marker, data)]
@@ -116,13 +139,9 @@ def _marker_problems(task: ShardTask, marker: ShardMarker, data: bytes) -> Itera
         yield f"has {len(marker.samples)} samples, index.json says {task.listing.nsamples}"
 
 
-def _check_tar_sum(task: ShardTask, marker: ShardMarker | None) -> Iterator[Problem]:
+def _check_tar_sum(task: ShardTask, marker: ShardMarker | None, path: Path) -> Iterator[Problem]:
     """Size and sum as its marker and the index say; where the marker can't be read the index still knows them."""
     name = tar_name(task.shard)
-    path = task.folder / name
-    if not path.exists():
-        yield Problem(name, "missing")
-        return
     try:
         size, digest = path.stat().st_size, hash_file(path)
     except (OSError, DataError) as error:
@@ -164,14 +183,14 @@ def _check_rows(marker: ShardMarker, rows: tuple[TableRow, ...]) -> Iterator[Pro
                 yield Problem("samples.arrow", f"{entry.key}: {what} is not the one in {marker_name(marker.shard)}")
 
 
-def _check_members(task: ShardTask, marker: ShardMarker) -> Iterator[Problem]:
+def _check_members(task: ShardTask, marker: ShardMarker, path: Path) -> Iterator[Problem]:
     """The tar's members are exactly the marker's, and each is what it should be."""
     name = tar_name(task.shard)
     wanted = wanted_members(marker)
     rows = {row.key: row for row in task.rows or ()}
     seen: Counter[str] = Counter()
     try:
-        with tarfile.open(task.folder / name, "r:") as tar:
+        with tarfile.open(path, "r:") as tar:
             for found in tar:
                 seen[found.name] += 1
                 member = wanted.get(found.name)

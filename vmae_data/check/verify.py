@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from vmae_data.check.member import REWRITTEN, TableRow, shortly, without_name
 from vmae_data.check.shard import Problem, ShardReport, ShardTask, check_shard
-from vmae_data.errors import DataError, NewerFormatError
+from vmae_data.errors import DataError, NewerFormatError, NotThereError
 from vmae_data.format import (
     FAILURES,
     FORMAT_VERSION,
@@ -40,7 +40,7 @@ from vmae_data.page import printable
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.shards import Shards
-from vmae_data.store import LOCK, TEMPORARY, hash_file, read_bytes
+from vmae_data.store import LOCK, TEMPORARY, Place, exists, hash_file, list_tree, listable, read_bytes
 
 __all__ = ["Problem", "VerifyReport", "verify_shards"]
 
@@ -53,7 +53,7 @@ class VerifyReport(NamedTuple):
     samples: int
 
 
-def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = ProgressStyle.AUTO) -> VerifyReport:
+def verify_shards(folder: Place, *, workers: int, style: ProgressStyle = ProgressStyle.AUTO) -> VerifyReport:
     """Check a finished data set; a problem never ends the check.
 
     Raises DataError where the folder is no data set, NewerFormatError where a newer version wrote it: what is right
@@ -64,8 +64,9 @@ def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = Progress
     plan = _read_record(folder, PLAN, PlanFacts, problems)
     index = _read_record(folder, INDEX, Index, problems)
     rows = _read_table(folder, index, problems)
-    tasks = _tasks(folder, plan, index, rows)
-    problems += _foreign_files(folder, {task.shard for task in tasks})
+    listed = _listed(folder)
+    tasks = _tasks(folder, plan, index, rows, [one.name for one in listed])
+    problems += _foreign_files(listed, {task.shard for task in tasks})
     reports = _check_shards(tasks, workers, style)
     markers = [report.marker for report in reports if report.marker is not None]
     for report in reports:
@@ -85,22 +86,22 @@ def verify_shards(folder: Path, *, workers: int, style: ProgressStyle = Progress
     return VerifyReport(tuple(problems), len(tasks), sum(len(marker.samples) for marker in markers))
 
 
-def _need_data_set(folder: Path) -> None:
+def _need_data_set(folder: Place) -> None:
     """What the reader refuses to open for not being there is no data set; damage is ours to list."""
-    if not (folder / INDEX).is_file():
+    if not exists(folder / INDEX):
         Shards.open(str(folder))
 
 
-def _read_record(folder: Path, name: str, kind: type[Any], problems: list[Problem]) -> Any:
+def _read_record(folder: Place, name: str, kind: type[Any], problems: list[Problem]) -> Any:
     """A record of the folder, or None and the problem."""
-    if not (folder / name).exists():
-        problems.append(Problem(name, "missing"))
-        return None
     try:
         data = read_bytes(folder / name)
         record = decode_record(data, kind, str(folder / name))
     except NewerFormatError:
         raise
+    except NotThereError:
+        problems.append(Problem(name, "missing"))
+        return None
     except DataError as error:
         problems.append(Problem(name, without_name(error, name)))
         return None
@@ -114,37 +115,39 @@ class _Table(NamedTuple):
     shard_N: list[int]
 
 
-def _read_table(folder: Path, index: Index | None, problems: list[Problem]) -> _Table | None:
+def _read_table(folder: Place, index: Index | None, problems: list[Problem]) -> _Table | None:
     """The rows of samples.arrow; None where it is damaged, for what it says then is worth nothing."""
-    path = folder / SAMPLES
-    if not path.exists():
-        problems.append(Problem(SAMPLES, "missing"))
-        return None
     try:
-        if index is not None and hash_file(path) != index.samples_sha256:
+        data = read_bytes(folder / SAMPLES)
+        if index is not None and hashlib.sha256(data).hexdigest() != index.samples_sha256:
             problems.append(Problem(SAMPLES, f"its sum is not the one in {INDEX}"))
             return None
-        columns = _columns(path)
+        columns = _columns(data)
         columns["label"] = table_labels(columns)
         names = [name for name in TableRow._fields if name not in ("frames", "offset", "size", "sha256")]
         plain = zip(*(columns[name] for name in names), strict=True)
         listed = zip(*(map(tuple, columns[name]) for name in ("frames", "offset", "size", "sha256")), strict=True)
         rows = [TableRow(*one, *many) for one, many in zip(plain, listed, strict=True)]
         return _Table(rows, columns["shard"])
+    except NotThereError:
+        problems.append(Problem(SAMPLES, "missing"))
+        return None
     except (DataError, OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         problems.append(Problem(SAMPLES, f"can't be read ({printable(str(error))})"))
         return None
 
 
-def _columns(path: Path) -> dict[str, list[Any]]:
+def _columns(data: bytes) -> dict[str, list[Any]]:
     """A table as plain lists. A flipped byte in its offsets would lead out of the memory, so they are validated."""
-    table = pa.ipc.open_file(pa.py_buffer(read_bytes(path))).read_all()
+    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
     table.validate(full=True)
     columns: dict[str, list[Any]] = table.to_pydict()
     return columns
 
 
-def _tasks(folder: Path, plan: PlanFacts | None, index: Index | None, table: _Table | None) -> list[ShardTask]:
+def _tasks(
+    folder: Place, plan: PlanFacts | None, index: Index | None, table: _Table | None, names: Sequence[str]
+) -> list[ShardTask]:
     """A task for every shard that the plan, the index or the folder knows of."""
     listings = {listing.url: place for place, listing in enumerate(index.shardlist)} if index else {}
     by_place: dict[int, list[TableRow]] = {}
@@ -154,7 +157,7 @@ def _tasks(folder: Path, plan: PlanFacts | None, index: Index | None, table: _Ta
     about = msgspec.structs.replace(index, shardlist=()) if index else None
     digest = plan.digest() if plan else index.plan if index else None
     tasks = []
-    for shard in sorted(_shard_numbers(folder, plan, tuple(listings))):
+    for shard in sorted(_shard_numbers(plan, (*listings, *names))):
         listed = listings.get(tar_name(shard))
         if index is None or listed is None:
             tasks.append(ShardTask(folder, shard, about, None, None, digest))
@@ -164,9 +167,9 @@ def _tasks(folder: Path, plan: PlanFacts | None, index: Index | None, table: _Ta
     return tasks
 
 
-def _shard_numbers(folder: Path, plan: PlanFacts | None, listed: Sequence[str]) -> set[int]:
+def _shard_numbers(plan: PlanFacts | None, names: Sequence[str]) -> set[int]:
     numbers = set(range(plan.shards)) if plan else set()
-    for name in (*listed, *(path.name for path in folder.glob("shard-*.*"))):
+    for name in names:
         stem = name.partition(".")[0].removeprefix("shard-")
         if stem.isascii() and stem.isdigit() and name in (tar_name(int(stem)), marker_name(int(stem))):
             numbers.add(int(stem))
@@ -200,12 +203,28 @@ def _report(finished: Finished) -> ShardReport:
     return report
 
 
-def _foreign_files(folder: Path, shards: set[int]) -> Iterator[Problem]:
+class _Listed(NamedTuple):
+    """What lies in the folder: a name, and whether it is a file's."""
+
+    name: str
+    is_file: bool
+
+
+def _listed(folder: Place) -> list[_Listed]:
+    """Everything in the folder, by name. Nothing of a web server, which does not say."""
+    if isinstance(folder, Path):
+        entries = sorted(os.scandir(os.fsencode(folder)), key=lambda entry: entry.name)
+        return [_Listed(path_to_text(entry.name), entry.is_file(follow_symlinks=True)) for entry in entries]
+    paths = list_tree(folder) if listable(folder) else {}
+    return sorted({_Listed(path.partition("/")[0], "/" not in path) for path in paths})
+
+
+def _foreign_files(listed: Sequence[_Listed], shards: set[int]) -> Iterator[Problem]:
     """Everything in the folder that the format does not know."""
     known = {INDEX, PLAN, PLAN_TABLE, SAMPLES, FAILURES, UNLISTED}
     known |= {name(shard) for shard in shards for name in (tar_name, marker_name)}
-    for entry in sorted(os.scandir(os.fsencode(folder)), key=lambda entry: entry.name):
-        name = printable(path_to_text(entry.name))
+    for entry in listed:
+        name = printable(entry.name)
         if name == LOCK or name.startswith(f"{LOCK}-part-"):
             yield Problem(name, "a lock: a build is writing here, or was killed")
         elif name == ".staging":
@@ -216,21 +235,20 @@ def _foreign_files(folder: Path, shards: set[int]) -> Iterator[Problem]:
             yield Problem(name, "left half written by a process that was killed")
         elif name not in known:
             yield Problem(name, "a foreign file, not part of the data set")
-        elif not entry.is_file(follow_symlinks=True):
+        elif not entry.is_file:
             yield Problem(name, "not a regular file")
 
 
-def _plan_problems(folder: Path, plan: PlanFacts) -> Iterator[Problem]:
+def _plan_problems(folder: Place, plan: PlanFacts) -> Iterator[Problem]:
     """The plan's table holds what its facts say."""
-    path = folder / PLAN_TABLE
-    if not path.exists():
-        yield Problem(PLAN_TABLE, "missing")
-        return
     try:
-        columns = _columns(path)
+        columns = _columns(read_bytes(folder / PLAN_TABLE))
         keys, paths, shards = (columns[name] for name in ("key", "path", "shard"))
         names = [label_words(label, plan.classes) for label in table_labels(columns)]
         raw = [path_from_text(path) for path in paths]
+    except NotThereError:
+        yield Problem(PLAN_TABLE, "missing")
+        return
     except (DataError, OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError) as error:
         yield Problem(PLAN_TABLE, f"can't be read ({printable(str(error))})")
         return
@@ -250,9 +268,9 @@ def _listing_digest(paths: Sequence[str], names: Sequence[str]) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def _plan_table_problems(folder: Path, index: Index) -> Iterator[Problem]:
+def _plan_table_problems(folder: Place, index: Index) -> Iterator[Problem]:
     path = folder / PLAN_TABLE
-    if path.is_file() and (digest := hash_file(path)) != index.plan_table_sha256:
+    if exists(path) and (digest := hash_file(path)) != index.plan_table_sha256:
         yield Problem(PLAN_TABLE, f"its sum is {shortly(digest)}, {INDEX} says {shortly(index.plan_table_sha256)}")
 
 
@@ -293,15 +311,15 @@ def _index_problems(
 
 
 def _failure_problems(
-    folder: Path, markers: Sequence[ShardMarker], index: Index | None, *, whole: bool
+    folder: Place, markers: Sequence[ShardMarker], index: Index | None, *, whole: bool
 ) -> Iterator[Problem]:
     """failures.jsonl is what the markers say, and the index has counted it."""
-    if not (folder / FAILURES).exists():
-        yield Problem(FAILURES, "missing")
-        return
     try:
         data = read_bytes(folder / FAILURES)
         failures = [msgspec.json.decode(line, type=Failure) for line in data.splitlines()]
+    except NotThereError:
+        yield Problem(FAILURES, "missing")
+        return
     except (DataError, msgspec.DecodeError, msgspec.ValidationError) as error:
         yield Problem(FAILURES, f"can't be read ({printable(str(error))})")
         return

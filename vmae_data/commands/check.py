@@ -7,24 +7,35 @@ from typing import Annotated
 
 import typer
 
-from vmae_data.console import Debug, Json, Quiet, check_file_place, counted, num_cores, print_json, progress_style
+from vmae_data.console import (
+    Debug,
+    Json,
+    Quiet,
+    StorageOptions,
+    check_file_place,
+    counted,
+    num_cores,
+    print_json,
+    progress_style,
+)
 from vmae_data.errors import VmaeError
 
 __all__ = ["audit", "inspect", "verify"]
 
 
 def verify(
-    dest: Annotated[str, typer.Argument(help="A folder of shards.")],
+    dest: Annotated[str, typer.Argument(help="A folder of shards, a path or a URL.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Shards checked at a time; left out: one a core.")] = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check every sum, key and count, and decode every video. Exit with 1 where anything is wrong."""
     from vmae_data.check.verify import verify_shards
-    from vmae_data.store import local_path
+    from vmae_data.store import place_of
 
-    report = verify_shards(local_path(dest), workers=workers or num_cores(), style=progress_style(quiet, as_json))
+    report = verify_shards(place_of(dest), workers=workers or num_cores(), style=progress_style(quiet, as_json))
     for problem in report.problems:
         if as_json:
             print_json({"file": problem.file, "problem": problem.found})
@@ -42,17 +53,17 @@ def verify(
 
 
 def inspect(
-    dest: Annotated[str, typer.Argument(help="A folder of shards.")],
+    dest: Annotated[str, typer.Argument(help="A folder of shards, a path or a URL.")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
+    storage: StorageOptions = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what a data set holds."""
     from vmae_data.check.inspect import inspect_shards, print_table, write_page
-    from vmae_data.store import local_path
 
     check_file_place("--html", html)
-    facts = inspect_shards(local_path(dest))
+    facts = inspect_shards(dest)
     if html is not None:
         write_page(facts, html)
         print(html)
@@ -64,7 +75,8 @@ def inspect(
 
 def audit(
     dest: Annotated[
-        list[str], typer.Argument(help="Folders of shards. Of two copies the one named later is excluded.")
+        list[str],
+        typer.Argument(help="Folders of shards, paths or URLs. Of two copies the one named later is excluded."),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a row a sample: FILE.parquet or FILE.csv.")
@@ -76,6 +88,7 @@ def audit(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a threshold; docs/audit.md lists them."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Left out: one a core.")] = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -84,7 +97,7 @@ def audit(
     from vmae_data.check.audit import AuditSpec, audit_shards, check_table_name, print_counts, write_table
     from vmae_data.check.audit_page import write_audit_page
     from vmae_data.recipes import load_recipe
-    from vmae_data.store import local_path
+    from vmae_data.store import place_of
 
     flip = ["duplicates.mirrored=true"] if mirrored else []
     spec = load_recipe("vmae_data", None, AuditSpec, [*(settings or ()), *flip])
@@ -92,7 +105,7 @@ def audit(
     check_file_place("--out", out)
     if out is not None:
         check_table_name(out)
-    folders = [str(local_path(one)) for one in dest]
+    folders = [str(place_of(one)) for one in dest]
     audited = audit_shards(folders, spec, workers=workers or num_cores(), style=progress_style(quiet, as_json))
     if out is not None:
         write_table(audited.judged.rows, out)

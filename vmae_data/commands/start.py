@@ -12,6 +12,7 @@ from vmae_data.console import (
     Json,
     Quiet,
     Settings,
+    StorageOptions,
     num_cores,
     print_json,
     progress_style,
@@ -65,13 +66,16 @@ def recipes(
 
 
 def doctor(
-    dest: Annotated[str | None, typer.Argument(help="Also try this destination; it is not made.")] = None,
+    dest: Annotated[
+        str | None, typer.Argument(help="Also try this destination, a path or a URL; it is not made.")
+    ] = None,
     ffmpeg: Annotated[str | None, typer.Option(help="The ffmpeg to try; left out: the one that was installed.")] = None,
+    storage: StorageOptions = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Say what works here: ffmpeg, codecs, packages, disks. Exit with 1 when a build can't work."""
     from vmae_data.check.doctor import examine
-    from vmae_data.store import local_path
+    from vmae_data.store import place_of
 
-    show_checks(list(examine(local_path(dest) if dest else None, ffmpeg)), as_json)
+    show_checks(list(examine(place_of(dest) if dest else None, ffmpeg)), as_json)
