@@ -15,6 +15,7 @@ from obstore.store import S3Store
 
 from tests.loopback import STARTS, free_ports, never_started, running
 
+PUBLIC = "public"  # a bucket that anybody may read, as a web server's folder
 _PORTS = ("master", "volume", "filer", "s3", "admin")
 
 
@@ -28,6 +29,11 @@ class S3Server(NamedTuple):
 
     def bucket(self, name: str) -> S3Bucket:
         return S3Bucket(self, name)
+
+    @property
+    def reader(self) -> S3Server:
+        """The same for who may read and list, and no more."""
+        return self._replace(access_key=f"{self.access_key}R")
 
 
 class S3Bucket(NamedTuple):
@@ -78,8 +84,16 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "s3.json"
     rights = ["Admin", "Read", "Write", "List", "Tagging"]
-    identity = {"name": "tests", "credentials": [{"accessKey": access_key, "secretKey": secret}], "actions": rights}
-    config.write_text(json.dumps({"identities": [identity]}))
+    identities: list[dict[str, Any]] = [
+        {"name": "tests", "credentials": [{"accessKey": access_key, "secretKey": secret}], "actions": rights},
+        {
+            "name": "reader",
+            "credentials": [{"accessKey": f"{access_key}R", "secretKey": secret}],
+            "actions": ["Read", "List"],
+        },
+        {"name": "anonymous", "actions": [f"Read:{PUBLIC}"]},
+    ]
+    config.write_text(json.dumps({"identities": identities}))
     data = folder
     for number in range(STARTS):
         data = folder / f"data-{number}"

@@ -16,9 +16,10 @@ import msgspec
 import pytest
 
 from tests.command import command_line, run_command
-from vmae_data.build import STAGING, build_shards
+from vmae_data.build import build_shards
 from vmae_data.draws import Purpose, bits, uniform
 from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.execute.site import STAGING
 from vmae_data.format import FAILURES, Failure, ShardMarker, decode_record, tar_name
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle

@@ -21,10 +21,12 @@ import imageio_ffmpeg
 import pytest
 
 from tests.command import command_line, run_command
+from tests.s3_server import S3Bucket
 from vmae_data import __version__
 from vmae_data.build import build_shards
 from vmae_data.errors import VmaeError
 from vmae_data.execute.ray_cluster import Same, make_shard, run_on_ray
+from vmae_data.execute.site import site_of
 from vmae_data.execute.work import ShardDone, ShardWork, Work
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.pack import PackJob
@@ -38,11 +40,17 @@ SETTINGS = ["--recipe", "demo", "--set", "samples_per_shard=8"]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A Ray cluster of two CPUs; its address."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield ray.get_runtime_context().gcs_address
+def ray_folder() -> Iterator[Path]:
+    """Where a Ray cluster of two CPUs keeps its logs, for as long as it runs."""
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield Path(context.address_info["session_dir"])
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_folder: Path) -> str:
+    """Its address."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -114,6 +122,27 @@ def test_a_signal_cancels_the_tasks_and_the_build_goes_on_in_parts(
     assert _digests(dest) == _digests(demo_shards)
 
 
+def test_a_cluster_builds_into_a_bucket_from_a_bucket_with_the_options_of_the_command_alone(
+    cluster: str, ray_folder: Path, demo_videos: Path, demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    store = s3_bucket.store()
+    for path in demo_videos.rglob("*.*"):
+        store.put(f"videos/{path.relative_to(demo_videos)}", path)
+    given = {key: value for key, value in s3_bucket.options.items() if isinstance(value, str)}
+    # Of this process alone: the cluster was started without them.
+    environment = {**os.environ, "VMAE_STORAGE_OPTIONS": json.dumps(given), "VMAE_CACHE": str(tmp_path)}
+    url = s3_bucket.url
+    words = ["build", f"{url}/videos", f"{url}/set", *SETTINGS, "--executor", "ray", "--address", cluster]
+    run_command("vmae_data", *words, "--workers", "2", "--quiet", env=environment)
+    made = {item["path"].removeprefix("set/") for page in store.list("set") for item in page}
+    sums = {name: hashlib.sha256(store.get(f"set/{name}").bytes()).hexdigest() for name in made}
+    assert sums == _digests(demo_shards)
+    assert list(tmp_path.glob("staging/*")) == []
+    logs = [path for path in ray_folder.rglob("*") if path.is_file()]
+    assert logs
+    assert not [path for path in logs if s3_bucket.server.secret.encode() in path.read_bytes()]
+
+
 def test_what_a_local_build_staged_is_not_encoded_again(
     cluster: str, demo_videos: Path, demo_shards: Path, demo_spec: BuildSpec, tmp_path: Path
 ) -> None:
@@ -161,7 +190,7 @@ def one_shard(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> tuple[
     listing = find_sources(str(demo_videos))
     plan = make_plan(listing, demo_spec, split=None, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     settle_plan(tmp_path, plan)
-    work = next(Work(tmp_path, plan, binary.path).to_do())
+    work = next(Work(site_of(tmp_path), plan, binary.path).to_do())
     return work, Same(__version__, binary.version, binary.sha256, None)
 
 

@@ -151,8 +151,8 @@ def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
     (tmp_path / "v.mp4").touch()
     with pytest.raises(MisuseError, match="a single video"):
         find_sources(str(tmp_path / "v.mp4"))
-    with pytest.raises(MisuseError, match="path of this machine"):
-        find_sources("s3://bucket/videos")
+    with pytest.raises(MisuseError, match="not a kind of store"):
+        find_sources("ftp://host/videos")
 
 
 def test_a_label_that_is_no_utf8_an_empty_one_and_a_huge_one(tmp_path: Path) -> None:
