@@ -27,7 +27,7 @@ from vmae_data.store.local import (
     writer_name,
 )
 from vmae_data.store.options import set_options, shown_options
-from vmae_data.store.place import Place, RemotePlace, local_path, place_of
+from vmae_data.store.place import Place, RemotePlace, local_path, place_of, writable_place
 
 __all__ = [
     "LOCK",
@@ -56,6 +56,7 @@ __all__ = [
     "shown_options",
     "sync_folder",
     "temporary_beside",
+    "writable_place",
     "write_error",
     "writer_name",
 ]

@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 
 from vmae_data.store import commit_bytes
+from vmae_train.model.fetched import LOG
 
 __all__ = ["LogSpec", "RunLog", "print_start", "read_log"]
-
-LOG = "log.jsonl"
 
 
 class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,6 +18,7 @@ from vmae_data.recipes import build_spec, difference, shortened
 from vmae_data.store import commit_bytes
 from vmae_train.clips.loader import EMPTY, Request
 from vmae_train.clips.views import ClipSpec
+from vmae_train.model.fetched import RUN, fetched
 
 __all__ = [
     "BatchLayout",
@@ -32,7 +33,6 @@ __all__ = [
     "run_of",
 ]
 
-RUN = "run.json"
 # Where and how fast, not what: these may change when a run goes on.
 _MAY_CHANGE = (("loader",), ("log",), ("checkpoint",), ("train", "micro_batch"), ("train", "threads"))
 
@@ -51,8 +51,8 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] = ()
 
 
-def check_run(folder: Path, facts: RunFacts) -> None:
-    """Make sure that the run which is there, if any, is this one.
+def check_run(folder: Path, facts: RunFacts, shown: str) -> None:
+    """Make sure that the run which is there, if any, is this one; `shown` is what its place is called.
 
     Raises MisuseError with the difference.
     """
@@ -63,7 +63,7 @@ def check_run(folder: Path, facts: RunFacts) -> None:
     changed = difference(_fixed(read_facts(folder)), _fixed(given))
     if changed:
         raise MisuseError(
-            f"{folder}: was started otherwise ({shortened('; '.join(changed))}); "
+            f"{shown}: was started otherwise ({shortened('; '.join(changed))}); "
             "give the old values, or name another --out"
         )
 
@@ -176,7 +176,7 @@ def read_facts(folder: Path) -> RunFacts:
 
 def run_of(checkpoint: str) -> Path | None:
     """The run that a checkpoint's path belongs to: itself, or the folder above `checkpoints`."""
-    path = Path(checkpoint).resolve()
+    path = fetched(checkpoint).resolve()
     return next((folder for folder in (path, path.parent.parent) if (folder / RUN).exists()), None)
 
 
