@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from vmae_data.errors import DataError
 from vmae_data.store import local, remote
 from vmae_data.store.local import temporary_beside, write_error
 from vmae_data.store.place import Place, RemotePlace
@@ -31,7 +32,9 @@ def read_bytes(place: Place) -> bytes:
 
 
 def read_range(place: Place, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; fewer only where the file ends. Raises as `read_bytes` does."""
+    """`size` bytes from `offset`; fewer only where the file ends. Raises as `read_bytes` does, DataError for numbers below 0."""
+    if offset < 0 or size < 0:
+        raise DataError(f"{place}: {size} bytes from {offset} on can't be read; what named them is damaged")
     if isinstance(place, Path):
         return local.read_part(place, offset, size)
     return remote.read_part(place, offset, size).data
