@@ -6,6 +6,7 @@ An encode is accepted by the build only when this decoder reads it, and training
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -36,8 +37,8 @@ U8 = NDArray[np.uint8]
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26
 _PADDING = 64  # of coded frames, in pixels
-_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl")  # the way to a track's table of sizes
-_SIZE_TABLES = {b"stsz": 16, b"stz2": 16}  # where in the box, its head included, the count stands
+# A table of frame sizes: its name, version and flags, one size for all or a width, and the count of frames.
+_SIZE_TABLE = re.compile(rb"(?:stsz|stz2).{8}(.{4})", re.DOTALL)
 
 
 class FramePlanes(NamedTuple):
@@ -112,34 +113,32 @@ def _words(size: FrameSize) -> str:
 
 
 def _refuse_claims(data: bytes, key: str) -> None:
-    """Raises SampleError where the boxes speak of more frames than bytes: FFmpeg makes room for as many as they say."""
-    count = _claimed_frames(memoryview(data), key, 0)
-    if count > len(data):
-        raise SampleError(key, f"its mp4 claims {count} frames in {len(data)} bytes")
+    """Raises SampleError where the boxes speak of more frames than bytes: FFmpeg makes room for as many as they say.
 
-
-def _claimed_frames(boxes: memoryview, key: str, depth: int) -> int:
-    """The most frames that a track among these boxes claims. Raises SampleError for movie fragments, which no build makes."""
-    most, start = 0, 0
-    while len(boxes) - start >= 8:
-        length, kind = int.from_bytes(boxes[start : start + 4]), bytes(boxes[start + 4 : start + 8])
-        head = 8
-        if length == 1:
-            length, head = int.from_bytes(boxes[start + 8 : start + 16]), 16
-        elif length == 0:
-            length = len(boxes) - start
-        if length < head:
-            return most
-        box = boxes[start : start + length]
-        if kind == b"moof" and depth == 0:
+    Wherever in the boxes: FFmpeg takes a table of sizes in places where the norm has none.
+    """
+    for box in _boxes_but_data(data):
+        if b"moof" in box:
             raise SampleError(key, "its mp4 is in fragments; a shard's is whole")
-        if kind in _BOXES and depth < len(_BOXES):
-            most = max(most, _claimed_frames(box[head:], key, depth + 1))
-        elif kind in _SIZE_TABLES:
-            place = head - 8 + _SIZE_TABLES[kind]
-            most = max(most, int.from_bytes(box[place : place + 4]))
+        for found in _SIZE_TABLE.finditer(box):
+            if (count := int.from_bytes(found[1])) > len(data):
+                raise SampleError(key, f"its mp4 claims {count} frames in {len(data)} bytes")
+
+
+def _boxes_but_data(data: bytes) -> Iterator[bytes]:
+    """The outermost boxes of an mp4, but those of the frames."""
+    start = 0
+    while len(data) - start >= 8:
+        length, kind, head = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8], 8
+        if length == 1:
+            length, head = int.from_bytes(data[start + 8 : start + 16]), 16
+        elif length == 0:  # up to the end
+            length = len(data) - start
+        if length < head:
+            return
+        if kind != b"mdat":
+            yield data[start : start + length]
         start += length
-    return most
 
 
 def _number(pts: int | None, step: Fraction) -> int:

@@ -225,17 +225,16 @@ class _IndexBytes(NamedTuple):
 
 def _read_index(folder: Place, url: str) -> _IndexBytes:
     path = folder / INDEX
-    try:
-        size = file_size(path)
-        if size is not None and size > MAX_INDEX_BYTES:
-            raise DataError(f"{path}: has {size} bytes, an index has less than {MAX_INDEX_BYTES}; check the URL")
-        data = read_bytes(path)
-    except NotThereError:
+    size = file_size(path)  # a pipe has none, and would be waited for
+    if size is None:
         if not is_folder(folder):
-            raise NotThereError(f"{url}: no such folder of shards; check the path") from None
+            raise NotThereError(f"{url}: no such folder of shards; check the path")
         started = exists(folder / "plan.json")
         what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
-        raise DataError(f"{url}: has no {INDEX}; {what}") from None
+        raise DataError(f"{url}: has no {INDEX}; {what}")
+    if size > MAX_INDEX_BYTES:
+        raise DataError(f"{path}: has {size} bytes, an index has less than {MAX_INDEX_BYTES}; check the URL")
+    data = read_bytes(path)
     index = decode_record(data, Index, str(path))
     check_index(index, str(path))
     return _IndexBytes(index, hashlib.sha256(data).hexdigest())
@@ -243,6 +242,8 @@ def _read_index(folder: Place, url: str) -> _IndexBytes:
 
 def _map_table(place: Place, index: Index) -> pa.Table:
     path = place if isinstance(place, Path) else _copied_table(place, index.samples_sha256)
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, or no file; build the data set again")
     try:
         mapped = pa.memory_map(str(path))
         with mapped:
