@@ -259,10 +259,12 @@ def _spec_of(name: str) -> Any:
 
 
 def _tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> None:
+    from vmae_data.page import printable
+
     if as_json:
         print_json(values)
     elif not quiet:
-        print(words)
+        print(printable(words))
 
 
 def _tell_scores(scores: Any, quiet: bool, as_json: bool) -> None:
@@ -278,8 +280,10 @@ def _tell_scores(scores: Any, quiet: bool, as_json: bool) -> None:
 
 
 def _tell_unreadable(unreadable: dict[str, str]) -> None:
+    from vmae_data.page import printable
+
     for key, why in unreadable.items():
-        print(f"left out, unreadable: {key}: {why}", file=sys.stderr)
+        print(f"left out, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)
 
 
 def main() -> NoReturn:

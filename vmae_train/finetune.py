@@ -201,7 +201,7 @@ def _finished_scores(out: Path) -> Scores | None:
     """The scores of a run that was finished before."""
     try:
         return msgspec.json.decode((out / EVALUATION).read_bytes(), type=Scores)
-    except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
+    except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
 
 

@@ -302,7 +302,7 @@ def _failure_problems(
     try:
         data = read_bytes(folder / FAILURES)
         failures = [msgspec.json.decode(line, type=Failure) for line in data.splitlines()]
-    except (DataError, msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (DataError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         yield Problem(FAILURES, f"can't be read ({printable(str(error))})")
         return
     counts = dict(sorted(Counter(failure.reason for failure in failures).items()))

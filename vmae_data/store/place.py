@@ -84,6 +84,8 @@ def place_of(url: str | Path) -> Place:
     Raises MisuseError for a scheme that is not known, and for a URL with a password or a query in it: these would
     be written into logs and indexes.
     """
+    if "\0" in str(url):
+        raise MisuseError(f"{url}: has a NUL in it, no path or URL has; check where it comes from")
     found = _URL.fullmatch(str(url))
     if found is None:
         return Path(url)

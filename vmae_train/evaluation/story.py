@@ -87,7 +87,7 @@ def read_story(place: str | Path) -> RunStory:
 def _decode(path: Path, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise DataError(f"{path}: can't be read ({error}); the run was damaged, or is of another version") from error
 
 

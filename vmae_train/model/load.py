@@ -75,6 +75,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", **model:
     description = _read_description(folder / DESCRIPTION)
     _check_expected(folder / DESCRIPTION, description.geometry, model)
     state = _read_weights(folder / WEIGHTS)
+    _check_room(folder / DESCRIPTION, description, state)
     if description.kind == "pretrain":
         loaded: VideoModel = PretrainModel(description.geometry, seed=None)
     else:
@@ -125,7 +126,7 @@ def _read_description(path: Path) -> ModelFile:
         if version > MODEL_FORMAT:
             raise DataError(f"{path}: format {version}, this version reads up to {MODEL_FORMAT}; update vmae")
         return msgspec.json.decode(data, type=ModelFile)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(f"{path}: not a model's description ({error}); take another checkpoint") from error
 
 
@@ -146,6 +147,23 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load(read_bytes(path))
     except SafetensorError as error:
         raise DataError(f"{path}: not readable weights ({error}); take another checkpoint") from error
+
+
+def _check_room(path: Path, description: ModelFile, state: dict[str, Tensor]) -> None:
+    """Raises DataError where the model would be larger than the weights that are there, before memory is taken for it."""
+    geometry = description.geometry
+
+    def of_blocks(depth: int, dim: int) -> int:
+        return depth * (4 * dim**2 + 2 * dim * int(dim * geometry.mlp_ratio))
+
+    claimed = of_blocks(geometry.depth, geometry.embed_dim) + geometry.embed_dim * geometry.cube_dim
+    if description.kind == "pretrain":
+        claimed += of_blocks(geometry.decoder_depth, geometry.decoder_embed_dim)
+    held = sum(value.numel() for value in state.values())
+    if claimed > held:
+        raise DataError(
+            f"{path}: is of a model of at least {claimed} parameters, {WEIGHTS} holds {held}; they are of different models"
+        )
 
 
 def _check_state(path: Path, model: VideoModel, state: dict[str, Tensor]) -> None:

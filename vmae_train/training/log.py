@@ -56,7 +56,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     for raw in path.read_bytes().split(b"\n"):
         try:
             line = msgspec.json.decode(raw, type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             continue
         if isinstance(line.get("step"), int) and isinstance(line.get("kind"), str):
             lines.append(line)

@@ -226,7 +226,7 @@ def _decode_published(place: Place) -> Published | None:
         return msgspec.json.decode(read_bytes(place), type=Published)
     except NotThereError:
         return None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(
             f"{place}: is not what a training wrote ({error}); remove it to go on from what is there"
         ) from error

@@ -37,6 +37,36 @@ __all__ = [
 _MAY_CHANGE = (("loader",), ("log",), ("checkpoint",), ("train", "micro_batch"), ("train", "threads"))
 
 
+# A recipe is tables of plain values: what is nested otherwise was not written by a training.
+_Plain = None | bool | int | float | str
+_Value = _Plain | list[_Plain]
+_Tables = dict[str, _Value | dict[str, _Value]]
+
+
+class _Train(msgspec.Struct):
+    batch: int
+    steps: int | None = None
+    epochs: int | None = None
+
+
+class _Model(msgspec.Struct):
+    size: str
+
+
+class _Mask(msgspec.Struct):
+    ratio: float
+
+
+class _Needed(msgspec.Struct):
+    """What is read of a run's recipe by those who only look at the run."""
+
+    model: _Model
+    optim: dict[str, Any]
+    train: _Train
+    clip: dict[str, Any]
+    mask: _Mask | None = None
+
+
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """run.json: the resolved recipe, the digest of each data set, and where the weights came from."""
 
@@ -49,6 +79,10 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     validation_digest: str | None = None
     init: str | None = None
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.data) == len(self.data_digest) or len(self.data_weight) not in (0, len(self.data)):
+            raise ValueError("data, data_digest and data_weight are not of as many data sets")
 
 
 def check_run(folder: Path, facts: RunFacts, shown: str) -> None:
@@ -166,11 +200,13 @@ def read_facts(folder: Path) -> RunFacts:
     path = folder / RUN
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise DataError(f"{folder}: is not a run ({error}); name the --out of a training") from error
-    missing = [name for name in ("model", "optim", "train", "clip") if not isinstance(facts.recipe.get(name), dict)]
-    if missing:
-        raise DataError(f"{path}: its recipe lacks {', '.join(missing)}; name the --out of a training")
+    try:
+        msgspec.convert(facts.recipe, _Tables)
+        msgspec.convert(facts.recipe, _Needed)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DataError(f"{path}: its recipe is not a training's ({error}); name the --out of a training") from error
     return facts
 
 
