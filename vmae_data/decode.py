@@ -6,6 +6,7 @@ An encode is accepted by the build only when this decoder reads it, and training
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +19,26 @@ from numpy.typing import NDArray
 from vmae_data.errors import SampleError
 from vmae_data.format import Packets, Rational
 
-__all__ = ["DecodedVideo", "FramePlanes", "decode_all", "decode_frames", "decode_some", "read_packets"]
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "DecodedVideo",
+    "FramePlanes",
+    "FrameSize",
+    "decode_all",
+    "decode_frames",
+    "decode_some",
+    "read_packets",
+]
 
 U8 = NDArray[np.uint8]
+
+# Of a frame of a shard. Twice 8K: what is larger is no video to train on, and takes the memory of the machine.
+MAX_SIDE = 16384
+MAX_PIXELS = 1 << 26
+_PADDING = 64  # of coded frames, in pixels
+# A table of frame sizes: its name, version and flags, one size for all or a width, and the count of frames.
+_SIZE_TABLE = re.compile(rb"(?:stsz|stz2).{8}(.{4})", re.DOTALL)
 
 
 class FramePlanes(NamedTuple):
@@ -32,6 +50,13 @@ class FramePlanes(NamedTuple):
     v: U8
 
 
+class FrameSize(NamedTuple):
+    """Of a video's frames, in pixels."""
+
+    height: int
+    width: int
+
+
 class PacketTable(NamedTuple):
     """What a reader needs to decode a member without a demuxer."""
 
@@ -40,19 +65,24 @@ class PacketTable(NamedTuple):
     packets: Packets
 
 
-def decode_frames(data: bytes, wanted: Sequence[int], key: str) -> Iterator[FramePlanes]:
+def decode_frames(data: bytes, wanted: Sequence[int], key: str, size: FrameSize | None = None) -> Iterator[FramePlanes]:
     """The wanted frames of a shard's mp4, in ascending order.
 
     `wanted` is strictly ascending. Frames are numbered by their time stamps, which the build made
-    steady from 0. Raises SampleError when one of them doesn't come.
+    steady from 0. Raises SampleError when one of them doesn't come, or not in the `size` that is known of them; what
+    the file claims takes no memory before it was looked at.
     """
     av.logging.set_level(None)
     position = 0
+    _refuse_claims(data, key)
+    room = MAX_PIXELS if size is None else (size.height + _PADDING) * (size.width + _PADDING)
+    limit = {"max_pixels": str(room)}
     try:
-        with av.open(io.BytesIO(data), mode="r", format="mp4", metadata_errors="replace") as container:
+        with av.open(io.BytesIO(data), mode="r", format="mp4", metadata_errors="replace", options=limit) as container:
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise SampleError(key, "its codec has no decoder; the mp4 is damaged")
+            stream.codec_context.options = limit
             # One thread: workers are the parallelism, and frame threads differ in which frames they lose.
             stream.codec_context.thread_count = 1
             if not stream.time_base or not stream.average_rate:
@@ -66,6 +96,8 @@ def decode_frames(data: bytes, wanted: Sequence[int], key: str) -> Iterator[Fram
                     continue
                 if number > wanted[position] or frame.format.name not in ("yuv420p", "yuvj420p"):
                     break
+                if size is not None and (frame.height, frame.width) != size:
+                    raise SampleError(key, f"decodes to {frame.width} × {frame.height} pixels, not to {_words(size)}")
                 yield FramePlanes(number, *(_plane(frame, i) for i in range(3)))
                 position += 1
                 if position == len(wanted):
@@ -74,6 +106,39 @@ def decode_frames(data: bytes, wanted: Sequence[int], key: str) -> Iterator[Fram
         raise SampleError(key, f"does not decode ({type(error).__name__}: {str(error).splitlines()[0]})") from error
     if position < len(wanted):
         raise SampleError(key, f"frame {wanted[position]} does not decode ({position} of {len(wanted)} did)")
+
+
+def _words(size: FrameSize) -> str:
+    return f"{size.width} × {size.height}"
+
+
+def _refuse_claims(data: bytes, key: str) -> None:
+    """Raises SampleError where the boxes speak of more frames than bytes: FFmpeg makes room for as many as they say.
+
+    Wherever in the boxes: FFmpeg takes a table of sizes in places where the norm has none.
+    """
+    for box in _boxes_but_data(data):
+        if b"moof" in box:
+            raise SampleError(key, "its mp4 is in fragments; a shard's is whole")
+        for found in _SIZE_TABLE.finditer(box):
+            if (count := int.from_bytes(found[1])) > len(data):
+                raise SampleError(key, f"its mp4 claims {count} frames in {len(data)} bytes")
+
+
+def _boxes_but_data(data: bytes) -> Iterator[bytes]:
+    """The outermost boxes of an mp4, but those of the frames."""
+    start = 0
+    while len(data) - start >= 8:
+        length, kind, head = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8], 8
+        if length == 1:
+            length, head = int.from_bytes(data[start + 8 : start + 16]), 16
+        elif length == 0:  # up to the end
+            length = len(data) - start
+        if length < head:
+            return
+        if kind != b"mdat":
+            yield data[start : start + length]
+        start += length
 
 
 def _number(pts: int | None, step: Fraction) -> int:
@@ -107,9 +172,9 @@ def decode_all(data: bytes, frames: int, key: str) -> DecodedVideo:
     return decode_some(data, range(frames), key)
 
 
-def decode_some(data: bytes, wanted: Sequence[int], key: str) -> DecodedVideo:
+def decode_some(data: bytes, wanted: Sequence[int], key: str, size: FrameSize | None = None) -> DecodedVideo:
     """The wanted frames (ascending) as planes of their own. Raises SampleError when one doesn't come."""
-    copies = [tuple(plane.copy() for plane in shown[1:]) for shown in decode_frames(data, wanted, key)]
+    copies = [tuple(plane.copy() for plane in shown[1:]) for shown in decode_frames(data, wanted, key, size)]
     y, u, v = (np.stack(planes) for planes in zip(*copies, strict=True))
     return DecodedVideo(y, u, v)
 

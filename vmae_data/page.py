@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from vmae_data.pictures import Picture
-from vmae_data.store import commit_bytes
+from vmae_data.store import Place, commit_bytes
 
 __all__ = [
     "LONG_LIST",
@@ -159,10 +158,10 @@ class Section:
     parts: tuple[Part, ...]
 
 
-def write_page(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
+def write_page(place: Place, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
     """Write the page so that it is there whole or not at all."""
     html = _template().render(title=title, subtitle=subtitle, sections=[s for s in sections if s.parts])
-    commit_bytes(path, html.encode("utf-8", "replace") + b"\n")
+    commit_bytes(place, html.encode("utf-8", "replace") + b"\n")
 
 
 def printable(text: str) -> str:

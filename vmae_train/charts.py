@@ -40,7 +40,7 @@ def log_curve(name: str, lines: Sequence[dict[str, Any]], field: str, kind: str 
     points = [
         (float(line["step"]), scale * float(line[field]))
         for line in lines
-        if line.get("kind") == kind and line.get(field) is not None and math.isfinite(float(line[field]))
+        if line.get("kind") == kind and isinstance(line.get(field), (int, float)) and math.isfinite(line[field])
     ]
     return Curve(name, [step for step, _ in points], [value for _, value in points])
 

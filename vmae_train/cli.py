@@ -37,7 +37,17 @@ Data = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU where there is one.")]
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", help="A run (its last checkpoint) or a checkpoint's folder.")
+    str, typer.Argument(metavar="CKPT", help="A run (its last checkpoint) or a checkpoint's folder; a path or a URL.")
+]
+RunOut = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|URL", help="The run's folder, or a folder in a bucket; the same command goes on from it."
+    ),
+]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where a run in a bucket works; left out: a folder of this machine's cache."),
 ]
 
 
@@ -54,8 +64,9 @@ def _need_torch() -> None:
 def pretrain(
     recipe: Recipe,
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on from it.")],
+    out: RunOut,
     init: Annotated[str | None, typer.Option(metavar="CKPT", help="Start from these weights.")] = None,
+    scratch: Scratch = None,
     settings: Settings = None,
     device: Device = None,
     storage: StorageOptions = None,
@@ -74,7 +85,7 @@ def pretrain(
     with open_world(device) as world:
         with world.agreed():
             spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
-        state = run(spec, data=data, out=out, init=init, device=device, style=style, world=world)
+        state = run(spec, data=data, out=out, scratch=scratch, init=init, device=device, style=style, world=world)
     if world.is_main:
         told = {"out": str(out), "step": state.step, "unreadable": state.unreadable}
         _tell(quiet, as_json, told, f"{out}: {state.step} steps done")
@@ -86,10 +97,11 @@ def finetune(
     recipe: Recipe,
     data: Data,
     val: Annotated[str, typer.Option(metavar="URL", help="Labelled shards to score.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on from it.")],
+    out: RunOut,
     init: Annotated[
         str | None, typer.Option(metavar="CKPT", help="Start from these weights; left out: from scratch.")
     ] = None,
+    scratch: Scratch = None,
     settings: Settings = None,
     device: Device = None,
     storage: StorageOptions = None,
@@ -108,7 +120,17 @@ def finetune(
     with open_world(device) as world:
         with world.agreed():
             spec = load_recipe("vmae_train", recipe, FinetuneSpec, settings or ())
-        report = run(spec, data=data, validation=val, out=out, init=init, device=device, style=style, world=world)
+        report = run(
+            spec,
+            data=data,
+            validation=val,
+            out=out,
+            scratch=scratch,
+            init=init,
+            device=device,
+            style=style,
+            world=world,
+        )
     if world.is_main:
         _tell_scores(report.scores, quiet, as_json)
         _tell_unreadable({**report.state.unreadable, **report.scores.unreadable})
@@ -123,7 +145,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Source frames between a clip's frames; left out: the run's.")
     ] = None,
     frozen: Annotated[bool, typer.Option("--frozen", help="A control: one frame repeated, no motion.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores as JSON.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE|URL", help="Write the scores as JSON.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Videos at a time.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decode processes.")] = 1,
     device: Device = None,
@@ -137,7 +159,7 @@ def evaluate(
     import msgspec
 
     from vmae_data.read.shards import Shards
-    from vmae_data.store import commit_bytes
+    from vmae_data.store import commit_bytes, writable_place
     from vmae_train.clips.loader import LoaderSpec
     from vmae_train.clips.views import ClipSpec
     from vmae_train.evaluation.evaluate import evaluate as run
@@ -150,6 +172,7 @@ def evaluate(
     with open_world(device) as world:
         with world.agreed():
             wanted = parse_views(views)
+            target = writable_place(out, "--out") if out is not None else None
             model = load_model(checkpoint)
             if not isinstance(model, Classifier):
                 raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
@@ -169,8 +192,8 @@ def evaluate(
             world=world,
         )
         with world.agreed():
-            if out is not None and world.is_main:
-                commit_bytes(out, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+            if target is not None and world.is_main:
+                commit_bytes(target, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
     if world.is_main:
         _tell_scores(scores, quiet, as_json)
         _tell_unreadable(scores.unreadable)
@@ -180,7 +203,7 @@ def evaluate(
 def reconstruct(
     checkpoint: Checkpoint,
     data: Annotated[str, typer.Option(metavar="URL|VIDEO", help="Shards, or one video file.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="A .png (frames side by side) or a .gif (moving).")],
+    out: Annotated[str, typer.Option(metavar="FILE|URL", help="A .png (frames side by side) or a .gif (moving).")],
     videos: Annotated[int, typer.Option(min=1, help="How many samples.")] = 4,
     ratio: Annotated[float | None, typer.Option(help="Share of hidden places; left out: the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Other seeds hide other places.")] = 0,
@@ -201,10 +224,10 @@ def reconstruct(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A pretraining or finetuning run.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML page.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A pretraining or finetuning run; a path or a URL.")],
+    out: Annotated[str, typer.Option(metavar="FILE|URL", help="The HTML page.")],
     against: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN", help="Another finetuning beside it; may be repeated.")
+        list[str] | None, typer.Option(metavar="RUN", help="Another finetuning beside it; may be repeated.")
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -251,10 +274,12 @@ def _spec_of(name: str) -> Any:
 
 
 def _tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> None:
+    from vmae_data.page import printable
+
     if as_json:
         print_json(values)
     elif not quiet:
-        print(words)
+        print(printable(words))
 
 
 def _tell_scores(scores: Any, quiet: bool, as_json: bool) -> None:
@@ -270,8 +295,10 @@ def _tell_scores(scores: Any, quiet: bool, as_json: bool) -> None:
 
 
 def _tell_unreadable(unreadable: dict[str, str]) -> None:
+    from vmae_data.page import printable
+
     for key, why in unreadable.items():
-        print(f"left out, unreadable: {key}: {why}", file=sys.stderr)
+        print(f"left out, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)
 
 
 def main() -> NoReturn:

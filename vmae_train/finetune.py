@@ -21,12 +21,13 @@ from vmae_train.clips.loader import Batch
 from vmae_train.clips.views import check_spacing, view_sampler
 from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
-from vmae_train.evaluation.story import EVALUATION
+from vmae_train.model.fetched import EVALUATION
 from vmae_train.model.load import load_model
 from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
+from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
 from vmae_train.training.run import RunFacts, check_run
 from vmae_train.training.start import RunSpec, begin_together, settle
@@ -83,18 +84,22 @@ def finetune(
     *,
     data: Sequence[str],
     validation: str,
-    out: Path,
+    out: str | Path,
+    scratch: Path | None = None,
     init: str | None = None,
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     world: World | None = None,
 ) -> FinetuneReport:
-    """Finetune in the folder `out`, or go on where it was stopped, and score the validation set.
+    """Finetune in the folder or bucket `out`, or go on where it was stopped, and score the validation set.
+
+    A run in a bucket works in a folder below `scratch`, else in one of this machine's cache.
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
     world = world or World()
     with world.agreed():
+        mirror = Mirror(out, scratch)
         settled, val_shards = settle(spec, data, world), Shards.open(validation)
         mix = settled.mix
         classes = mix.sets[0].classes
@@ -103,8 +108,10 @@ def finetune(
             view_sampler(spec.clip, val_shards.index, settled.geometry.num_frames, num_clips)
             check_spacing(spec.clip, val_shards, settled.geometry.num_frames, num_clips)
         _check_labels(mix)
-    with world.on_main(lock(out, "training")):
+    with world.on_main(lock(mirror.folder, "training")):
         with world.agreed():
+            if world.is_main:
+                mirror.pull()
             facts = RunFacts(
                 kind="finetune",
                 recipe=msgspec.to_builtins(spec),
@@ -116,19 +123,19 @@ def finetune(
                 init=init,
                 classes=classes,
             )
-            check_run(out, facts)
+            check_run(mirror.folder, facts, mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
             model = first_classifier(spec, init, classes).to(where)
             check_classes(model, val_shards)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
             engine = settled.engine(model, optimizer, where)
-        state = begin_together(world, out, facts, model, optimizer)
+        state = begin_together(world, mirror, facts, model, optimizer, keep=spec.checkpoint.keep)
         rows = {
             "classes": str(len(classes)),
             "start": init or f"from scratch ({settled.geometry.init or 'trunc'} initialisation): no --init was given",
             **settled.rows(engine, state.step),
         }
-        print_start(f"finetune → {out}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
+        print_start(f"finetune → {mirror.shown}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
         validation_run = _Validation(spec, engine, val_shards, world)
         if state.step < settled.steps:
             augment = Augment(settled.augment).to(where)
@@ -138,14 +145,14 @@ def finetune(
                     loader,
                     FinetuneLoss(model.train(), augment),
                     world=world,
-                    place=RunPlace(out, spec.checkpoint, spec.log, style),
+                    place=RunPlace(mirror, spec.checkpoint, spec.log, style),
                     start=state,
                     order=settled.order,
                     title="finetune steps",
                     validate=validation_run.in_between,
                     validate_every=spec.evaluate.every_steps,
                 )
-        return FinetuneReport(state, validation_run.finish(out, style))
+        return FinetuneReport(state, validation_run.finish(mirror, style))
 
 
 class _Validation:
@@ -176,16 +183,17 @@ class _Validation:
         scores = self._scores(self._spec.evaluate.every_views, ProgressStyle.QUIET)
         return {"top1": scores.top1, "views": scores.views}
 
-    def finish(self, out: Path, style: ProgressStyle) -> Scores:
+    def finish(self, mirror: Mirror, style: ProgressStyle) -> Scores:
         """The scores of the finished run; those that are there already are not made again."""
         # The first process's answer: another one's file system may be late.
-        found = self._world.gather_record(_finished_scores(out), Scores | None)[0]
+        found = self._world.gather_record(_finished_scores(mirror.folder), Scores | None)[0]
         if found is not None:
             return cast(Scores, found)
         scores = self._scores(self._spec.evaluate.views, style)
         with self._world.agreed():
             if self._world.is_main:
-                commit_bytes(out / EVALUATION, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+                commit_bytes(mirror.folder / EVALUATION, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+                mirror.publish(EVALUATION)
         return scores
 
 
@@ -193,7 +201,7 @@ def _finished_scores(out: Path) -> Scores | None:
     """The scores of a run that was finished before."""
     try:
         return msgspec.json.decode((out / EVALUATION).read_bytes(), type=Scores)
-    except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
+    except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
 
 

@@ -22,6 +22,7 @@ from vmae_train.model.vit import Geometry
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
+from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
 from vmae_train.training.run import RunFacts, check_run
 from vmae_train.training.start import RunSpec, Settled, begin_together, settle
@@ -59,24 +60,29 @@ def pretrain(
     spec: PretrainSpec,
     *,
     data: Sequence[str],
-    out: Path,
+    out: str | Path,
+    scratch: Path | None = None,
     init: str | None = None,
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     world: World | None = None,
 ) -> RunState:
-    """Pretrain in the folder `out`, or go on where it was stopped; with the other processes of `world`, if any.
+    """Pretrain in the folder or bucket `out`, or go on where it was stopped; with the other processes of `world`, if any.
 
-    `data` are data sets, `URL` or `URL:WEIGHT` each.
+    `data` are data sets, `URL` or `URL:WEIGHT` each. A run in a bucket works in a folder below `scratch`, else in one of
+    this machine's cache.
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
     world = world or World()
     with world.agreed():
+        mirror = Mirror(out, scratch)
         settled = settle(spec, data, world)
     mix, geometry = settled.mix, settled.geometry
-    with world.on_main(lock(out, "training")):
+    with world.on_main(lock(mirror.folder, "training")):
         with world.agreed():
+            if world.is_main:
+                mirror.pull()
             recipe = msgspec.to_builtins(spec)
             facts = RunFacts(
                 kind="pretrain",
@@ -86,14 +92,14 @@ def pretrain(
                 data_weight=mix.weights,
                 init=init,
             )
-            check_run(out, facts)
+            check_run(mirror.folder, facts, mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
             model = first_model(spec, init).to(where).train()
             optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
             engine = settled.engine(model, optimizer, where)
-        state = begin_together(world, out, facts, model, optimizer)
+        state = begin_together(world, mirror, facts, model, optimizer, keep=spec.checkpoint.keep)
         quiet = world.style(style) is ProgressStyle.QUIET
-        print_start(f"pretrain → {out}", _rows(settled, spec, engine, state.step), quiet=quiet)
+        print_start(f"pretrain → {mirror.shown}", _rows(settled, spec, engine, state.step), quiet=quiet)
         if state.step >= settled.steps:
             return state
         augment = Augment(settled.augment).to(where)
@@ -103,7 +109,7 @@ def pretrain(
                 loader,
                 PretrainLoss(model, augment, spec.mask),
                 world=world,
-                place=RunPlace(out, spec.checkpoint, spec.log, style),
+                place=RunPlace(mirror, spec.checkpoint, spec.log, style),
                 start=state,
                 order=settled.order,
                 title="pretrain steps",

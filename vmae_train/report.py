@@ -16,6 +16,7 @@ from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, S
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
 from vmae_data.recipes import build_spec
+from vmae_data.store import writable_place
 from vmae_train.beside import comparison, top1_curve
 from vmae_train.charts import confusion_picture, curves, log_curve
 from vmae_train.evaluation.compare import standard_error
@@ -31,11 +32,12 @@ PICTURED, RECONSTRUCTED = 12, 4
 CONFUSIONS = 10  # the most frequent wrong answers
 
 
-def write_report(run: Path, out: Path, *, against: tuple[Path, ...] = ()) -> None:
+def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Path] = ()) -> None:
     """Write the page on a run, finished or not.
 
     Raises DataError where a folder is no run, MisuseError where runs of different kinds are to be compared.
     """
+    page = writable_place(out, "--out")
     story = read_story(run)
     others = [read_story(other) for other in against]
     for one in (story, *others) if others else ():
@@ -54,7 +56,7 @@ def write_report(run: Path, out: Path, *, against: tuple[Path, ...] = ()) -> Non
         Section("Recipe", tuple(_recipe(story))),
     ]
     kind = "Finetuning" if story.is_finetuning else "Pretraining"
-    write_page(out, f"{kind} {story.name}", sections, _subtitle(story))
+    write_page(page, f"{kind} {story.name}", sections, _subtitle(story))
 
 
 def _subtitle(story: RunStory) -> str:

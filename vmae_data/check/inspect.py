@@ -218,7 +218,7 @@ def _failures(facts: DataFacts) -> Iterator[Part]:
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:
             failure = msgspec.json.decode(line, type=Failure)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
             yield Note(f"{FAILURES}, line {number}: can't be read ({error})", warning=True)
             continue
         by_reason.setdefault(failure.reason, []).append(failure)

@@ -205,6 +205,8 @@ def _check_members(task: ShardTask, marker: ShardMarker, path: Path) -> Iterator
         return  # said already, where its sum was to be taken
     except (OSError, tarfile.TarError, ValueError, EOFError) as error:
         yield Problem(name, f"is no whole tar ({printable(str(error))})")
+    except (MemoryError, OverflowError):
+        yield Problem(name, "is no whole tar (a header asks for more memory than there is)")
     for member_name in wanted:
         if (count := seen[member_name]) != 1:
             yield Problem(name, f"{member_name}: {f'there {count} times' if count else 'missing'}")

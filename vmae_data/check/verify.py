@@ -320,7 +320,7 @@ def _failure_problems(
     except NotThereError:
         yield Problem(FAILURES, "missing")
         return
-    except (DataError, msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (DataError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         yield Problem(FAILURES, f"can't be read ({printable(str(error))})")
         return
     counts = dict(sorted(Counter(failure.reason for failure in failures).items()))

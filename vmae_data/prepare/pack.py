@@ -84,7 +84,7 @@ def read_staged(staging: Path, key: str) -> StagedSource | None:
     try:
         staged = msgspec.json.decode(path.read_bytes(), type=StagedSource)
         sizes = [(staging / m.file).stat().st_size == m.size for s in staged.samples for m in s.members]
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
     return staged if all(sizes) else None
 

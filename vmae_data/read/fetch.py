@@ -44,7 +44,10 @@ class Fetcher:
         if not isinstance(path, Path):
             return read_range(path, place.offset, place.size)
         try:
-            return os.pread(self._descriptor(place.shard), place.size, place.offset)
+            descriptor = self._descriptor(place.shard)
+            # What the table says may be anything; memory is taken for what is there.
+            there = max(0, os.fstat(descriptor).st_size - place.offset)
+            return os.pread(descriptor, min(place.size, there), place.offset) if there else b""
         except OSError as error:
             raise DataError(
                 f"{path}: can't be read ({error.strerror}); check the disk, or build the shard again"
@@ -56,7 +59,7 @@ class Fetcher:
             return self._open[shard]
         if len(self._open) >= OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = os.open(str(self.shards.shard_path(shard)), os.O_RDONLY | os.O_CLOEXEC)
+        self._open[shard] = os.open(str(self.shards.shard_path(shard)), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         return self._open[shard]
 
     def close(self) -> None:

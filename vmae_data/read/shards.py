@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from vmae_data.decode import DecodedVideo, decode_some
 from vmae_data.draws import Draw
-from vmae_data.errors import SampleError
-from vmae_data.format import Label, SampleFacts, ShardMarker, decode_record, marker_name
+from vmae_data.errors import DataError, SampleError
+from vmae_data.format import INDEX, Label, SampleFacts, ShardMarker, decode_record, marker_name
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.stream import ClipFrames, Sampler
@@ -42,16 +42,29 @@ class Shards(Table):
         """A sample's facts and verified bytes. Raises SampleError when a sum is wrong."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
-        path = self.shard_path(self.place(number).shard)
-        marker_path = self.folder / marker_name(int(path.stem.removeprefix("shard-")))
-        marker = decode_record(read_bytes(marker_path), ShardMarker, str(marker_path))
-        entry = next(entry for entry in marker.samples if entry.key == self.key(number))
+        shard = self.place(number).shard
+        path, key = self.shard_path(shard), self.key(number)
+        entry = next((entry for entry in self._marker(shard).samples if entry.key == key), None)
+        if entry is None or not entry.members:
+            raise SampleError(key, f"is not in the marker of {path.name}; verify the shards")
         parts = []
         for extent in (entry.facts, entry.members[0].extent):
             parts.append(read_range(path, extent.offset, extent.size))
             if hashlib.sha256(parts[-1]).hexdigest() != extent.sha256:
                 raise SampleError(entry.key, f"the sum of its bytes in {path.name} is wrong; verify the shards")
         return Sample(decode_record(parts[0], SampleFacts, entry.key), parts[1])
+
+    def _marker(self, shard: int) -> ShardMarker:
+        """Raises DataError where it is not the one that the index knows."""
+        listing = self.index.shardlist[shard]
+        place = self.folder / marker_name(int(listing.url.removeprefix("shard-").removesuffix(".tar")))
+        data = read_bytes(place)
+        if hashlib.sha256(data).hexdigest() != listing.marker_sha256:
+            raise DataError(f"{place}: its sum is not the one in {INDEX}; verify the shards")
+        marker = decode_record(data, ShardMarker, str(place))
+        if marker.tar != listing.url:
+            raise DataError(f"{place}: is the marker of another shard; verify the shards")
+        return marker
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.sample(number) for number in range(len(self)))
@@ -73,5 +86,5 @@ class Shards(Table):
     def _clip(self, number: int, sampler: Sampler, fetcher: Fetcher, seed: int, epoch: int) -> Clip:
         view = self.view(number)
         frames = sampler(view, Draw(seed, epoch, self.sample_number(number)))
-        planes = decode_some(fetcher.fetch(number, frames.phase), frames.decode, view.key)
+        planes = decode_some(fetcher.fetch(number, frames.phase), frames.decode, view.key, self.frame_size(number))
         return Clip(view, self.label(number), frames, planes)

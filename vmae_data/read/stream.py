@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_data.decode import decode_frames
+from vmae_data.decode import FrameSize, decode_frames
 from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
 from vmae_data.read.fetch import Fetcher
@@ -92,8 +92,8 @@ class Decoder:
         chosen = part.sampler(view, draw)
         try:
             data = part.fetcher.fetch(view.number, chosen.phase)
-            size = (int(n) for n in part.shards.size_N2[view.number])
-            height, width = _decode(data, chosen.decode, view.key, planes, clip.place, *size)
+            size = part.shards.frame_size(view.number)
+            height, width = _decode(data, chosen.decode, view.key, planes, clip.place, size)
         except SampleError as error:
             for plane in planes:  # a place without a clip must not show the one before
                 plane[clip.place] = 0
@@ -102,10 +102,10 @@ class Decoder:
 
 
 def _decode(
-    data: bytes, wanted: tuple[int, ...], key: str, planes: SlotPlanes, place: int, height: int, width: int
+    data: bytes, wanted: tuple[int, ...], key: str, planes: SlotPlanes, place: int, size: FrameSize
 ) -> tuple[int, int]:
-    top, left, height, width = _cut(height, width, planes)
-    for row, frame in enumerate(decode_frames(data, wanted, key)):
+    top, left, height, width = _cut(*size, planes)
+    for row, frame in enumerate(decode_frames(data, wanted, key, size)):
         _copy(planes.y_BFHW[place, row], frame.y, top, left, height, width)
         _copy(planes.u_BFHW[place, row], frame.u, top // 2, left // 2, height // 2, width // 2)
         _copy(planes.v_BFHW[place, row], frame.v, top // 2, left // 2, height // 2, width // 2)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vmae_data import draws
+from vmae_data.decode import FrameSize
 from vmae_data.errors import DataError, NotThereError
 from vmae_data.format import (
     INDEX,
@@ -23,7 +24,8 @@ from vmae_data.format import (
     Series,
     decode_record,
 )
-from vmae_data.store import Place, copy_here, exists, is_folder, node_folder, place_of, read_bytes
+from vmae_data.read.claims import MAX_INDEX_BYTES, check_index, check_table
+from vmae_data.store import Place, copy_here, exists, file_size, is_folder, node_folder, place_of, read_bytes
 
 __all__ = ["LabelKind", "MemberPlace", "SampleView", "Table"]
 
@@ -133,6 +135,11 @@ class Table:
         """Height and width of the kept frames."""
         return np.stack([self._numbers("height"), self._numbers("width")], axis=1)
 
+    def frame_size(self, number: int) -> FrameSize:
+        """Of a sample's kept frames."""
+        height, width = self.size_N2[number]
+        return FrameSize(int(height), int(width))
+
     @cached_property
     def frames_NP(self) -> NDArray[np.int32]:
         """How many frames each member holds."""
@@ -218,19 +225,25 @@ class _IndexBytes(NamedTuple):
 
 def _read_index(folder: Place, url: str) -> _IndexBytes:
     path = folder / INDEX
-    try:
-        data = read_bytes(path)
-    except NotThereError:
+    size = file_size(path)  # a pipe has none, and would be waited for
+    if size is None:
         if not is_folder(folder):
-            raise NotThereError(f"{url}: no such folder of shards; check the path") from None
+            raise NotThereError(f"{url}: no such folder of shards; check the path")
         started = exists(folder / "plan.json")
         what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
-        raise DataError(f"{url}: has no {INDEX}; {what}") from None
-    return _IndexBytes(decode_record(data, Index, str(path)), hashlib.sha256(data).hexdigest())
+        raise DataError(f"{url}: has no {INDEX}; {what}")
+    if size > MAX_INDEX_BYTES:
+        raise DataError(f"{path}: has {size} bytes, an index has less than {MAX_INDEX_BYTES}; check the URL")
+    data = read_bytes(path)
+    index = decode_record(data, Index, str(path))
+    check_index(index, str(path))
+    return _IndexBytes(index, hashlib.sha256(data).hexdigest())
 
 
 def _map_table(place: Place, index: Index) -> pa.Table:
     path = place if isinstance(place, Path) else _copied_table(place, index.samples_sha256)
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, or no file; build the data set again")
     try:
         mapped = pa.memory_map(str(path))
         with mapped:
@@ -238,17 +251,9 @@ def _map_table(place: Place, index: Index) -> pa.Table:
         if digest != index.samples_sha256:
             raise DataError(f"{path}: its sum is not the one in {INDEX}; build the data set again")
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, MemoryError, pa.ArrowException) as error:
         raise DataError(f"{path}: can't be read ({error}); build the data set again") from error
-    listed = sum(shard.nsamples for shard in index.shardlist)
-    if not index.samples == table.num_rows == listed > 0:
-        raise DataError(
-            f"{place.parent / INDEX}: says {index.samples} samples, its shards hold {listed}, {SAMPLES} {table.num_rows}; "
-            "build the data set again"
-        )
-    spaced = index.stride if index.rate is None else min(index.rate.num, index.rate.den)
-    if spaced is None or min(spaced, index.short_side, index.phases) < 1:
-        raise DataError(f"{place.parent / INDEX}: stride, rate, short side or phases below 1; build the data set again")
+    check_table(table, index, str(path))
     return table
 
 

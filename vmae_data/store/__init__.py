@@ -35,7 +35,7 @@ from vmae_data.store.local import (
     writer_name,
 )
 from vmae_data.store.options import credential_names, options_text, set_options, shown_options, take_options
-from vmae_data.store.place import Place, RemotePlace, local_path, place_of
+from vmae_data.store.place import Place, RemotePlace, local_path, place_of, writable_place
 
 __all__ = [
     "LOCK",
@@ -75,6 +75,7 @@ __all__ = [
     "take_options",
     "temporary_beside",
     "writable",
+    "writable_place",
     "write_error",
     "writer_name",
 ]

@@ -57,7 +57,9 @@ def read_bytes(place: Place) -> bytes:
 
 
 def read_range(place: Place, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; fewer only where the file ends. Raises as `read_bytes` does."""
+    """`size` bytes from `offset`; fewer only where the file ends. Raises as `read_bytes` does, DataError for numbers below 0."""
+    if offset < 0 or size < 0:
+        raise DataError(f"{place}: {size} bytes from {offset} on can't be read; what named them is damaged")
     if isinstance(place, Path):
         return local.read_part(place, offset, size)
     return remote.read_part(place, offset, size).data

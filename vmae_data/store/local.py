@@ -59,7 +59,9 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`; fewer only where the file ends. Raises DataError naming it."""
     try:
         with path.open("rb") as file:
-            return os.pread(file.fileno(), size, offset)
+            # What is asked for may be anything; memory is taken for what is there.
+            there = max(0, os.fstat(file.fileno()).st_size - offset)
+            return os.pread(file.fileno(), min(size, there), offset) if there else b""
     except FileNotFoundError as error:
         raise NotThereError(f"{path}: can't be read ({error.strerror}); check the path") from error
     except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmae_data.errors import MisuseError
 
-__all__ = ["Place", "RemotePlace", "local_path", "place_of"]
+__all__ = ["Place", "RemotePlace", "local_path", "place_of", "writable_place"]
 
 # How a store may be called → how it is called here.
 _SCHEMES = {
@@ -84,6 +84,8 @@ def place_of(url: str | Path) -> Place:
     Raises MisuseError for a scheme that is not known, and for a URL with a password or a query in it: these would
     be written into logs and indexes.
     """
+    if "\0" in str(url):
+        raise MisuseError(f"{url}: has a NUL in it, no path or URL has; check where it comes from")
     found = _URL.fullmatch(str(url))
     if found is None:
         return Path(url)
@@ -101,6 +103,15 @@ def place_of(url: str | Path) -> Place:
             f"{url}: names no {'host' if scheme.startswith('http') else 'bucket'}; write {scheme}://NAME/…"
         )
     return RemotePlace(f"{_SCHEMES[scheme]}://{container}", "/".join(part for part in path.split("/") if part))
+
+
+def writable_place(url: str | Path, option: str) -> Place:
+    """The place of a file that is going to be written. Raises MisuseError, naming the option, for a web server's."""
+    place = place_of(url)
+    if isinstance(place, RemotePlace) and (place.scheme.startswith("http") or not place.path):
+        wanted = "a web server takes no files" if place.path else "names no file"
+        raise MisuseError(f"{option} {place}: {wanted}; name a file here or in a bucket")
+    return place
 
 
 def local_path(url: str | Path) -> Path:

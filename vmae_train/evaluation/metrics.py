@@ -28,6 +28,14 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: dict[str, str]
     control: str | None = None
 
+    def __post_init__(self) -> None:
+        lengths = {len(self.confusion), *(len(row) for row in self.confusion)}
+        if lengths != {len(self.classes)}:
+            raise ValueError(f"confusion is not of {len(self.classes)} × {len(self.classes)} numbers")
+        named = {name for name, row in zip(self.classes, self.confusion, strict=True) if any(row)}
+        if min((n for row in self.confusion for n in row), default=0) < 0 or not named <= self.per_class.keys():
+            raise ValueError("confusion and per_class don't belong together")
+
 
 def score(
     probability_NK: NDArray[Any],

@@ -12,14 +12,13 @@ from vmae_data.errors import DataError, VmaeError
 from vmae_data.read.mix import Mix
 from vmae_data.read.shards import Shards
 from vmae_train.evaluation.metrics import Scores
+from vmae_train.model.fetched import EVALUATION, fetched
 from vmae_train.model.load import newest_checkpoint
 from vmae_train.training.checkpoint import STATE, RunState
 from vmae_train.training.log import read_log
 from vmae_train.training.run import RunFacts, read_facts, run_of
 
-__all__ = ["EVALUATION", "RunStory", "pretraining_of", "read_story"]
-
-EVALUATION = "evaluation.json"
+__all__ = ["RunStory", "pretraining_of", "read_story"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,9 @@ class RunStory:
         return f"from {self.facts.init}"
 
 
-def read_story(run: Path) -> RunStory:
-    """Gather a run's folder. Raises DataError where it is no run."""
+def read_story(place: str | Path) -> RunStory:
+    """Gather a run's folder, or a run at a URL. Raises DataError where it is no run."""
+    run = fetched(place)
     facts = read_facts(run)
     checkpoint = newest_checkpoint(run)
     state = RunState(step=0, samples=0)
@@ -87,7 +87,7 @@ def read_story(run: Path) -> RunStory:
 def _decode(path: Path, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise DataError(f"{path}: can't be read ({error}); the run was damaged, or is of another version") from error
 
 
@@ -106,7 +106,10 @@ def pretraining_of(story: RunStory) -> RunStory | None:
     """The pretraining that a finetuning began from, where its run is still there."""
     if not story.is_finetuning or story.facts.init is None:
         return None
-    folder = run_of(story.facts.init)
+    try:
+        folder = run_of(story.facts.init)
+    except VmaeError:  # in a bucket that is not there any more, or not for us
+        return None
     if folder is None:
         return None
     found = read_story(folder)

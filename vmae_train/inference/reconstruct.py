@@ -21,10 +21,9 @@ from torch import Tensor
 
 from vmae_data.draws import sample_number
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.format import INDEX
 from vmae_data.pictures import moving_picture, picture, spread
 from vmae_data.read.shards import Shards
-from vmae_data.store import commit_bytes, local_path
+from vmae_data.store import commit_bytes, writable_place
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.draws import ClipDraws
@@ -32,7 +31,7 @@ from vmae_train.clips.loader import EMPTY, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
 from vmae_train.clips.views import ClipSpec, view_sampler
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
-from vmae_train.inference.video import read_clip
+from vmae_train.inference.video import fetched_video, read_clip
 from vmae_train.model.load import load_model
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
@@ -62,7 +61,7 @@ class Drawn(NamedTuple):
 
 
 def reconstruct_file(
-    checkpoint: str, data: str, out: Path, *, videos: int, ratio: float | None, seed: int, device: str | None
+    checkpoint: str, data: str, out: str | Path, *, videos: int, ratio: float | None, seed: int, device: str | None
 ) -> dict[str, str]:
     """Draw some samples of a data set, or one video file, into a .png (frames side by side) or a .gif (moving).
 
@@ -70,12 +69,13 @@ def reconstruct_file(
 
     Raises MisuseError for a suffix, model, ratio or stride that can't work, DataError for what can't be read.
     """
-    if out.suffix not in (".png", ".gif"):
+    place = writable_place(out, "--out")
+    if place.suffix not in (".png", ".gif"):
         raise MisuseError(f"--out {out}: expected a name that ends in .png or .gif")
     model = load_pretrained(checkpoint, device)
     ratio = mask_ratio(checkpoint, model.geometry, ratio)
-    path = local_path(data)
-    if path.is_file() and path.name != INDEX:
+    path = fetched_video(data)
+    if path is not None:
         drawn = Drawn([_of_video(model, path, run_clip(checkpoint) or ClipSpec(stride=1), ratio, seed)], {})
     else:
         shards = Shards.open(data)
@@ -83,10 +83,10 @@ def reconstruct_file(
     if not drawn.clips:
         listed = "; ".join(f"{key}: {why}" for key, why in drawn.unreadable.items())
         raise DataError(f"{data}: not one of the chosen samples can be read ({listed}); verify the shards")
-    if out.suffix == ".gif":
-        commit_bytes(out, moving_picture(draw_moving(drawn.clips)).data)
+    if place.suffix == ".gif":
+        commit_bytes(place, moving_picture(draw_moving(drawn.clips)).data)
     else:
-        commit_bytes(out, picture(draw_still(drawn.clips), lossless=True).data)
+        commit_bytes(place, picture(draw_still(drawn.clips), lossless=True).data)
     return drawn.unreadable
 
 

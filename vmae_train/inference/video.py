@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,11 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae_data.errors import DataError
+from vmae_data.format import INDEX
+from vmae_data.store import copy_here, exists, node_folder, place_of
+from vmae_data.store.remote import stat
 from vmae_train.clips.views import ClipSpec, stride_positions
 
-__all__ = ["read_clip"]
+__all__ = ["fetched_video", "read_clip"]
 
 U8 = NDArray[np.uint8]
+
+
+def fetched_video(url: str) -> Path | None:
+    """The local path of a video that a path or URL names, copied here where it lies elsewhere; None where it names none.
+
+    Raises StoreError.
+    """
+    place = place_of(url)
+    if place.name == INDEX:
+        return None
+    if isinstance(place, Path):
+        return place if place.is_file() else None
+    # A web server may answer for a folder as for a file.
+    found = None if exists(place / INDEX) else stat(place)
+    if found is None:
+        return None
+    version = hashlib.sha256(repr((str(place), found)).encode()).hexdigest()[:32]
+    folder = node_folder("videos") / version
+    folder.mkdir(exist_ok=True)
+    path = folder / re.sub(r"[^\w.-]+", "-", place.name, flags=re.ASCII)
+    if not path.is_file():
+        copy_here(place, path)
+    return path
 
 
 def read_clip(path: Path, num_frames: int, clip: ClipSpec) -> U8:

@@ -72,8 +72,15 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("embed_dim", "decoder_embed_dim"):
             if getattr(self, name) % 2:
                 raise ValueError(f"model.{name} = {getattr(self, name)} must be even: sine and cosine take turns")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"model.mlp_ratio = {self.mlp_ratio} must be above 0")
+        if not 0 < self.mlp_ratio <= _MOST_MLP_RATIO:
+            raise ValueError(f"model.mlp_ratio = {self.mlp_ratio} must be above 0, and {_MOST_MLP_RATIO} at most")
+        for name, value, most in (
+            ("tokens", self.num_tokens, _MOST_TOKENS),
+            ("values of a token", max(self.embed_dim, self.decoder_embed_dim, self.cube_dim), _MOST_CHANNELS),
+            ("numbers of the position code", self.num_tokens * max(self.embed_dim, self.decoder_embed_dim), _MOST_CODE),
+        ):
+            if value > most:
+                raise ValueError(f"model: {value} {name}; at most {most} can be computed with")
         if min(self.std) <= 0:
             raise ValueError(f"std = {self.std} must be above 0 in every channel")
 
@@ -97,6 +104,10 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.tubelet_size * self.patch_size**2 * 3
 
 
+# Far above any model that is trained. They are for descriptions that somebody else wrote: a position code takes memory
+# by these numbers alone, whatever the weights are.
+_MOST_TOKENS, _MOST_CHANNELS, _MOST_CODE = 1 << 20, 1 << 17, 1 << 29
+_MOST_MLP_RATIO = 256
 _COUNTS = (
     *("image_size", "patch_size", "num_frames", "tubelet_size", "embed_dim", "depth", "num_heads"),
     *("decoder_embed_dim", "decoder_depth", "decoder_num_heads"),

@@ -101,11 +101,16 @@ def last_checkpoint(run: Path) -> Checkpoint | None:
         return None
     path = folder / STATE
     try:
-        return Checkpoint(folder, msgspec.json.decode(path.read_bytes(), type=RunState))
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        state = msgspec.json.decode(path.read_bytes(), type=RunState)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise DataError(
             f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before"
         ) from error
+    if checkpoint_name(state.step) != folder.name:
+        raise DataError(
+            f"{path}: is of step {state.step}, not of its folder; remove that checkpoint to go on from the one before"
+        )
+    return Checkpoint(folder, state)
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.optim.Optimizer) -> None:
@@ -126,6 +131,10 @@ def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.
     wanted = {f"{moment}/{name}" for name in numbers for moment in _MOMENTS}
     if tensors.keys() != wanted:
         raise DataError(f"{path}: holds other parameters than the model; the run's recipe was another")
+    for name, parameter in trained_parameters(model):
+        moments = [tensors[f"{moment}/{name}"] for moment in _MOMENTS]
+        if [moment.shape for moment in moments] != [parameter.shape, parameter.shape, torch.Size()]:
+            raise DataError(f"{path}: the moments of {name} are not of its shape; the run's recipe was another")
     state["state"] = {
         number: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS} for name, number in numbers.items()
     }

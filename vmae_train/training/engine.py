@@ -24,6 +24,7 @@ from vmae_train.model.videomae import VideoModel
 from vmae_train.training.agree import Agreed, Signals, StepAgreement
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, save_checkpoint
 from vmae_train.training.log import LogSpec, RunLog
+from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import Schedule
 from vmae_train.training.run import BatchLayout, TrainingOrder
 from vmae_train.training.world import Spread, World
@@ -161,7 +162,7 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 class RunPlace(NamedTuple):
     """Where a run is kept, and how often."""
 
-    folder: Path
+    mirror: Mirror
     checkpoint: CheckpointSpec
     log: LogSpec
     style: ProgressStyle
@@ -226,7 +227,7 @@ class _Keeper:
         self._log: RunLog | None = None
         with world.agreed():
             if world.is_main:
-                self._log = RunLog(place.folder, step=start.step)
+                self._log = RunLog(place.mirror.folder, step=start.step)
 
     def state_at(self, step: int) -> RunState:
         scaler = self._engine.scaler
@@ -249,23 +250,25 @@ class _Keeper:
                 self._log.sync()
                 model, optimizer = self._engine.model, self._engine.optimizer
                 keep = self._place.checkpoint.keep
-                save_checkpoint(self._place.folder, model, optimizer, self.state_at(step), keep=keep)
+                mirror = self._place.mirror
+                save_checkpoint(mirror.folder, model, optimizer, self.state_at(step), keep=keep)
+                mirror.publish_checkpoint(keep)
 
     def refuse_broken(self) -> None:
         """Raises VmaeError when a loss was not finite, in any process; called before such weights would be kept."""
         found = self._world.gather_floats([float(self._engine.broken_at)])
         at = min(value for (value,) in found)
         if not math.isinf(at):
-            self._world.raise_first(_broken(int(at), self._place.folder, self._order))
+            self._world.raise_first(_broken(int(at), self._place.mirror, self._order))
 
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
 
 
-def _broken(step: int, run: Path, order: TrainingOrder) -> VmaeError:
-    last = last_checkpoint(run)
-    good = f"the last good checkpoint is {last.path}" if last else "there is no checkpoint before it"
+def _broken(step: int, mirror: Mirror, order: TrainingOrder) -> VmaeError:
+    last = last_checkpoint(mirror.folder)
+    good = f"the last good checkpoint is {mirror.shown_path(last.path)}" if last else "there is no checkpoint before it"
     keys = ", ".join(order.keys(step))
     return VmaeError(
         f"step {step}: the loss or its gradient is not finite; {good}; start from it by --init into another --out, "

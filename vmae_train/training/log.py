@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 
 from vmae_data.store import commit_bytes
+from vmae_train.model.fetched import LOG
 
 __all__ = ["LogSpec", "RunLog", "print_start", "read_log"]
-
-LOG = "log.jsonl"
 
 
 class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +56,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     for raw in path.read_bytes().split(b"\n"):
         try:
             line = msgspec.json.decode(raw, type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             continue
         if isinstance(line.get("step"), int) and isinstance(line.get("kind"), str):
             lines.append(line)

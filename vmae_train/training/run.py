@@ -18,6 +18,7 @@ from vmae_data.recipes import build_spec, difference, shortened
 from vmae_data.store import commit_bytes
 from vmae_train.clips.loader import EMPTY, Request
 from vmae_train.clips.views import ClipSpec
+from vmae_train.model.fetched import RUN, fetched
 
 __all__ = [
     "BatchLayout",
@@ -32,9 +33,38 @@ __all__ = [
     "run_of",
 ]
 
-RUN = "run.json"
 # Where and how fast, not what: these may change when a run goes on.
 _MAY_CHANGE = (("loader",), ("log",), ("checkpoint",), ("train", "micro_batch"), ("train", "threads"))
+
+
+# A recipe is tables of plain values: what is nested otherwise was not written by a training.
+_Plain = None | bool | int | float | str
+_Value = _Plain | list[_Plain]
+_Tables = dict[str, _Value | dict[str, _Value]]
+
+
+class _Train(msgspec.Struct):
+    batch: int
+    steps: int | None = None
+    epochs: int | None = None
+
+
+class _Model(msgspec.Struct):
+    size: str
+
+
+class _Mask(msgspec.Struct):
+    ratio: float
+
+
+class _Needed(msgspec.Struct):
+    """What is read of a run's recipe by those who only look at the run."""
+
+    model: _Model
+    optim: dict[str, Any]
+    train: _Train
+    clip: dict[str, Any]
+    mask: _Mask | None = None
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +80,13 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     init: str | None = None
     classes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 0 < len(self.data) == len(self.data_digest) or len(self.data_weight) not in (0, len(self.data)):
+            raise ValueError("data, data_digest and data_weight are not of as many data sets")
 
-def check_run(folder: Path, facts: RunFacts) -> None:
-    """Make sure that the run which is there, if any, is this one.
+
+def check_run(folder: Path, facts: RunFacts, shown: str) -> None:
+    """Make sure that the run which is there, if any, is this one; `shown` is what its place is called.
 
     Raises MisuseError with the difference.
     """
@@ -63,7 +97,7 @@ def check_run(folder: Path, facts: RunFacts) -> None:
     changed = difference(_fixed(read_facts(folder)), _fixed(given))
     if changed:
         raise MisuseError(
-            f"{folder}: was started otherwise ({shortened('; '.join(changed))}); "
+            f"{shown}: was started otherwise ({shortened('; '.join(changed))}); "
             "give the old values, or name another --out"
         )
 
@@ -166,17 +200,19 @@ def read_facts(folder: Path) -> RunFacts:
     path = folder / RUN
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
         raise DataError(f"{folder}: is not a run ({error}); name the --out of a training") from error
-    missing = [name for name in ("model", "optim", "train", "clip") if not isinstance(facts.recipe.get(name), dict)]
-    if missing:
-        raise DataError(f"{path}: its recipe lacks {', '.join(missing)}; name the --out of a training")
+    try:
+        msgspec.convert(facts.recipe, _Tables)
+        msgspec.convert(facts.recipe, _Needed)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DataError(f"{path}: its recipe is not a training's ({error}); name the --out of a training") from error
     return facts
 
 
 def run_of(checkpoint: str) -> Path | None:
     """The run that a checkpoint's path belongs to: itself, or the folder above `checkpoints`."""
-    path = Path(checkpoint).resolve()
+    path = fetched(checkpoint).resolve()
     return next((folder for folder in (path, path.parent.parent) if (folder / RUN).exists()), None)
 
 

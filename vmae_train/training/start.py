@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -17,11 +16,13 @@ from vmae_data.read.stream import Sampler
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
 from vmae_train.clips.views import ClipSpec, check_spacing, kept_step, train_sampler
+from vmae_train.model.fetched import EVALUATION, RUN
 from vmae_train.model.videomae import VideoModel
 from vmae_train.model.vit import Geometry, ModelSpec
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, resume
 from vmae_train.training.engine import Engine, TrainSpec
 from vmae_train.training.log import LogSpec
+from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import OptimSpec, Schedule
 from vmae_train.training.run import BatchLayout, RunFacts, TrainingOrder, begin_run
 from vmae_train.training.world import World
@@ -143,23 +144,37 @@ def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
 
 
 def begin_together(
-    world: World, run: Path, facts: RunFacts, model: VideoModel, optimizer: torch.optim.Optimizer
+    world: World,
+    mirror: Mirror,
+    facts: RunFacts,
+    model: VideoModel,
+    optimizer: torch.optim.Optimizer,
+    *,
+    keep: int,
 ) -> RunState:
     """Make the folder this run's, and go on from its last checkpoint in every process.
 
     Raises DataError where the processes don't see the same checkpoints.
     """
+    run = mirror.folder
     with world.agreed():
         if world.is_main:
+            mirror.begin()
             begin_run(run, facts)
             last_checkpoint(run)  # takes leftovers away, before others look
+            mirror.publish(RUN)
+            mirror.publish_checkpoint(keep)
+            mirror.publish(EVALUATION)
+    with world.agreed():
+        if world.local_rank == 0 and not world.is_main:  # of another machine
+            mirror.pull(newer_stays=False)
     with world.agreed():
         state = resume(run, model, optimizer)
     steps = world.gather_record(state.step, int)
     with world.agreed():
         if state.step != steps[0]:
             raise DataError(
-                f"{run}: process {world.rank} finds the checkpoint of step {state.step}, the first that of {steps[0]}; "
+                f"{mirror.shown}: process {world.rank} finds the checkpoint of step {state.step}, the first that of {steps[0]}; "
                 "put --out where all processes see the same files"
             )
     return state

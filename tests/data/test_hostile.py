@@ -1,0 +1,462 @@
+"""Data that somebody made to do harm: refused in one line, before a file is named, memory taken or a frame decoded by it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.command import run_command
+from vmae_data.decode import FrameSize, decode_frames, decode_some
+from vmae_data.errors import DataError, SampleError
+from vmae_data.format import marker_name, tar_name
+from vmae_data.read.fetch import Fetcher
+from vmae_data.read.shards import Shards
+
+HUGE = 10**18
+
+
+@pytest.fixture
+def copied(demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set to be changed, and a cache that nothing may be written outside of."""
+    monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(demo_shards, tmp_path / "shards"))
+
+
+def _index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "index.json"
+    index = json.loads(path.read_bytes())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def _table(folder: Path, change: Callable[[pa.Table], pa.Table | bytes]) -> None:
+    """Another table, with its sum in the index as an attacker writes it."""
+    path = folder / "samples.arrow"
+    made = change(pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all())
+    if isinstance(made, pa.Table):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, made.schema) as writer:
+            writer.write_table(made)
+        made = sink.getvalue().to_pybytes()
+    path.write_bytes(made)
+    _index(folder, lambda index: index.update(samples_sha256=hashlib.sha256(made).hexdigest()))
+
+
+def _column(name: str, values: Any, kind: pa.DataType | None = None) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        old = table.column(name)
+        new = [values(value, row) for row, value in enumerate(old.to_pylist())] if callable(values) else values
+        return table.set_column(table.column_names.index(name), name, pa.array(new, kind or old.type))
+
+    return change
+
+
+def _first_row(name: str, value: Any) -> Callable[[pa.Table], pa.Table]:
+    return _column(name, lambda old, row: old if row else value)
+
+
+def _refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(DataError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "\x00" not in text
+    assert len(text) < 600
+    return text
+
+
+def _opened(folder: Path) -> str:
+    text = _refusal(lambda: Shards.open(str(folder)))
+    assert str(folder) in text
+    return text
+
+
+def _shard(field: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda index: index["shardlist"][0].update({field: value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "../shard-000000.tar",
+        "sub/shard-000000.tar",
+        "s3://elsewhere/shard-000000.tar",
+        "file:///etc/passwd",
+        "shard-000000.tar\x00.tar",
+        "shard-000000.tar\n",
+        "shard-٠٠٠٠٠٠.tar",
+        "shard-000001.tar",  # that of another one
+        "",
+    ],
+)
+def test_a_shard_is_named_as_a_build_names_it_or_refused(copied: Path, name: str) -> None:
+    _index(copied, _shard("url", name))
+    assert "names the shard" in _opened(copied)
+
+
+@pytest.mark.parametrize("digest", ["../../../outside", "/tmp/outside", "0" * 63, "0" * 64 + "\n", "A" * 64, ""])
+def test_a_sum_that_is_none_never_names_a_file(copied: Path, digest: str) -> None:
+    _index(copied, lambda index: index.update(samples_sha256=digest))
+    assert "hexadecimal" in _opened(copied)
+    _index(copied, lambda index: index.update(samples_sha256="0" * 64))
+    _index(copied, _shard("marker_sha256", digest))
+    assert "hexadecimal" in _opened(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _shard("nsamples", -1),
+        _shard("nsamples", HUGE),
+        _shard("nsamples", 10**30),
+        _shard("filesize", -1),
+        lambda index: index.update(short_side=0),
+        lambda index: index.update(short_side=HUGE),
+        lambda index: index.update(stride=-4),
+        lambda index: index.update(stride=None),
+        lambda index: index.update(phases=HUGE),
+        lambda index: index.update(rate=[1, 0], stride=None),
+        lambda index: index.update(samples=1),
+        lambda index: index.update(shardlist=[]),
+        lambda index: index.update(shardlist="all"),
+    ],
+)
+def test_numbers_of_an_index_that_no_build_writes_are_refused(copied: Path, change: Any) -> None:
+    _index(copied, change)
+    _opened(copied)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"version": 1, "recipe": ' + '{"a":' * 100_000,
+        '{"version": NaN}',
+        '{"version": 1e999}',
+        "",
+        "\x00" * 100,
+        "null",
+        '{"version": 1, "version": "1"}',
+    ],
+)
+def test_json_that_is_no_index_is_refused_whatever_it_is(copied: Path, text: str) -> None:
+    (copied / "index.json").write_text(text)
+    _opened(copied)
+
+
+def test_of_two_keys_the_one_that_is_used_is_the_one_that_is_checked(copied: Path) -> None:
+    path = copied / "index.json"
+    text = path.read_text().rstrip().removesuffix("}")
+    path.write_text(f'{text}, "samples_sha256": "../outside"}}')
+    assert "hexadecimal" in _opened(copied)
+
+
+def test_an_index_is_not_read_where_it_is_larger_than_any(copied: Path) -> None:
+    with (copied / "index.json").open("r+b") as file:
+        file.truncate(1 << 40)  # without a block on the disk
+    assert "bytes" in _opened(copied)
+
+
+@pytest.mark.parametrize("name", ["index.json", "samples.arrow", "shard-000000.tar"])
+def test_a_pipe_is_not_waited_for(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    if name.endswith(".tar"):
+        shards = Shards.open(str(copied))
+        _refusal(lambda: Fetcher(shards).fetch(0))
+    else:
+        _opened(copied)
+
+
+def test_a_link_out_of_the_folder_gives_nothing(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").write_bytes(b"private" * 100_000)
+    (copied / tar_name(0)).unlink()
+    (copied / tar_name(0)).symlink_to(tmp_path / "private")
+    shards = Shards.open(str(copied))
+    assert "the sum is wrong" in _refusal(lambda: Fetcher(shards).fetch(0))
+    assert "sum" in _refusal(lambda: shards.sample(0))
+
+
+NO_TABLES: dict[str, Callable[[pa.Table], Any]] = {
+    "a column is missing": lambda table: table.drop_columns(["offset"]),
+    "of another type": lambda table: table.set_column(3, "width", table.column("width").cast(pa.int64())),
+    "a dictionary": lambda table: table.set_column(0, "key", table.column("key").dictionary_encode()),
+    "a column twice": lambda table: table.append_column("key", table.column("key")),
+    "fewer rows": lambda table: table.slice(0, table.num_rows - 1),
+    "more rows": lambda table: pa.concat_tables([table, table.slice(0, 1)]),
+    "no rows": lambda table: table.slice(0, 0),
+    "two batches": lambda table: pa.concat_tables([table.slice(0, 3), table.slice(3)]),
+    "no key": _first_row("key", None),
+    "a key of slashes": _first_row("key", "../../etc/passwd"),
+    "a key of dots": _first_row("key", "a.b"),
+    "a key with a line's end": _first_row("key", "a\n"),
+    "an empty key": _first_row("key", ""),
+    "a huge key": _first_row("key", "a" * 10_000_000),
+    "one key for all": _column("key", lambda _, row: "same"),
+    "a shard that is none": _first_row("shard", 99),
+    "shards in another order": _column("shard", lambda old, _: 1 - old if old < 2 else old),
+    "below the file": _column("offset", lambda old, _: [-1] * len(old)),
+    "beyond the file": _column("offset", lambda old, _: [HUGE] * len(old)),
+    "an offset at the end of the numbers": _column("offset", lambda old, _: [2**63 - 1] * len(old)),
+    "a huge size": _column("size", lambda old, _: [HUGE] * len(old)),
+    "a size of none": _column("size", lambda old, _: [0] * len(old)),
+    "a size below none": _column("size", lambda old, _: [-5] * len(old)),
+    "no offset": _column("offset", lambda old, _: [None] * len(old)),
+    "many frames": _column("frames", lambda old, _: [2**31 - 1] * len(old)),
+    "no frames": _column("frames", lambda old, _: [0] * len(old)),
+    "a huge frame": _first_row("width", 65535),
+    "a flat frame": _first_row("height", 0),
+    "a rate that is none": _first_row("rate", float("nan")),
+    "an endless rate": _first_row("rate", float("inf")),
+    "no time": _first_row("rate", 0.0),
+    "a class beyond": _first_row("label", 1000),
+    "a class below": _first_row("label", -7),
+    "another matrix": _first_row("matrix", "\x1b[2J"),
+    "no step": _first_row("kept_step", 0),
+    "a list beside": _first_row("kept_list", [1, 2]),
+    "no list": _first_row("kept_first", -1),
+    "text": lambda _: b"not a table at all",
+    "nothing": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("change", NO_TABLES.values(), ids=NO_TABLES.keys())
+def test_a_table_that_no_build_writes_is_refused(copied: Path, change: Any) -> None:
+    _table(copied, change)
+    _opened(copied)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_table_with_any_bytes_is_refused_or_read_and_ends_nothing(copied: Path, seed: int) -> None:
+    """Flipped and cut bytes with a right sum: refused, or as good as another table."""
+    random = np.random.default_rng(seed)
+    data = bytearray((copied / "samples.arrow").read_bytes())
+    for place in random.integers(0, len(data), 5):
+        data[place] ^= int(random.integers(1, 256))
+    made = bytes(data[: int(random.integers(1, len(data)))]) if seed % 2 else bytes(data)
+    _table(copied, lambda _: made)
+    try:
+        shards = Shards.open(str(copied))
+    except DataError as error:
+        assert "\n" not in str(error)
+        return
+    fetcher = Fetcher(shards)
+    for number in range(len(shards)):
+        view = shards.view(number)
+        assert 0 < view.frames < 10**7
+        try:
+            decode_some(fetcher.fetch(number), (0,), view.key, shards.frame_size(number))
+        except SampleError:
+            continue
+
+
+def test_wrong_sums_are_said(copied: Path) -> None:
+    shards = Shards.open(str(copied))
+    place = shards.place(3)
+    with (copied / tar_name(0)).open("r+b") as file:
+        file.seek(place.offset + 10)
+        file.write(b"\xff\x00\xff")
+    assert "sum" in _refusal(lambda: Fetcher(shards).fetch(3))
+    assert "sum" in _refusal(lambda: shards.sample(3))
+    with (copied / "samples.arrow").open("ab") as file:
+        file.write(b"\x00")
+    assert "sum" in _opened(copied)
+
+
+def test_a_member_is_not_made_room_for_before_its_shard_was_looked_at(copied: Path) -> None:
+    _index(copied, lambda index: [shard.update(filesize=HUGE) for shard in index["shardlist"]])
+    _table(copied, _column("size", lambda old, _: [HUGE // 10] * len(old)))
+    shards = Shards.open(str(copied))
+    assert f"of {HUGE // 10} bytes" in _refusal(lambda: Fetcher(shards).fetch(0))
+    _table(copied, _column("offset", lambda old, _: [HUGE // 10] * len(old)))
+    shards = Shards.open(str(copied))
+    assert "0 of" in _refusal(lambda: Fetcher(shards).fetch(0))
+
+
+def _marker(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / marker_name(0)
+    marker = json.loads(path.read_bytes())
+    change(marker)
+    path.write_text(json.dumps(marker))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _index(folder, lambda index: index["shardlist"][0].update(marker_sha256=digest))
+
+
+def test_a_marker_of_another_shard_is_refused(copied: Path) -> None:
+    shutil.copy(copied / marker_name(1), copied / marker_name(0))
+    assert "sum is not the one" in _refusal(lambda: Shards.open(str(copied)).sample(0))
+    _marker(copied, lambda _: None)
+    assert "another shard" in _refusal(lambda: Shards.open(str(copied)).sample(0))
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-1, 10), (0, -1), (HUGE, 10), (0, HUGE), (2**63 - 1, 2**63 - 1)])
+def test_a_place_that_a_marker_names_lies_in_its_shard_or_is_refused(copied: Path, offset: int, size: int) -> None:
+    _marker(copied, lambda marker: [entry["facts"].update(offset=offset, size=size) for entry in marker["samples"]])
+    _refusal(lambda: Shards.open(str(copied)).sample(0))
+
+
+def test_a_marker_without_the_sample_or_its_members_is_refused(copied: Path) -> None:
+    _marker(copied, lambda marker: marker["samples"][0].update(members=[]))
+    assert "not in the marker" in _refusal(lambda: Shards.open(str(copied)).sample(0))
+    _marker(copied, lambda marker: marker.update(samples=[]))
+    assert "not in the marker" in _refusal(lambda: Shards.open(str(copied)).sample(0))
+
+
+@pytest.fixture
+def mp4(demo_shards: Path) -> bytes:
+    shards = Shards.open(str(demo_shards))
+    return shards.sample(0).data
+
+
+def _size(demo_shards: Path) -> FrameSize:
+    return Shards.open(str(demo_shards)).frame_size(0)
+
+
+def _patched(data: bytes, box: bytes, place: int, new: bytes) -> bytes:
+    """Bytes after the name of a box, written over."""
+    start = data.index(box) + len(box) + place
+    return data[:start] + new + data[start + len(new) :]
+
+
+@pytest.mark.parametrize("claim", [10**9, 2**32 - 1, 10**7])
+def test_an_mp4_that_claims_more_frames_than_it_has_bytes_is_refused_before_it_is_opened(
+    mp4: bytes, claim: int
+) -> None:
+    every_frame_alike = struct.pack(">III", 0, 4, claim)
+    data = _patched(mp4, b"stsz", 0, every_frame_alike)
+    before = _peak_after_reset()
+    assert f"claims {claim} frames" in _refusal(lambda: list(decode_frames(data, (0,), "key")))
+    assert _peak() - before < 50
+
+
+def test_an_mp4_in_fragments_is_refused(mp4: bytes) -> None:
+    assert "fragments" in _refusal(lambda: list(decode_frames(mp4 + b"\0\0\0\x08moof", (0,), "key")))
+
+
+def test_boxes_that_lead_nowhere_are_refused(mp4: bytes) -> None:
+    for length in (1, 7, 100):
+        start = mp4.index(b"moov") - 4
+        data = mp4[:start] + struct.pack(">I", length) + mp4[start + 4 :]
+        _refusal(lambda data=data: list(decode_frames(data, range(2), "key")))
+    deep = b"".join(struct.pack(">I", 8 * (2000 - n)) + b"trak" for n in range(2000))
+    _refusal(lambda: list(decode_frames(struct.pack(">I", 16008) + b"moov" + deep, (0,), "key")))
+
+
+def _exp_golomb(value: int) -> str:
+    bits = f"{value + 1:b}"
+    return "0" * (len(bits) - 1) + bits
+
+
+def _parameter_set(blocks: int) -> bytes:
+    """An H.264 sequence parameter set of frames that are `blocks` × 16 pixels wide and high."""
+    ue = _exp_golomb
+    bits = f"{66:08b}{0:08b}{52:08b}" + ue(0) + ue(0) + ue(2) + ue(1) + "0" + ue(blocks - 1) * 2 + "1" + "1" + "0" + "0"
+    bits += "1"
+    bits += "0" * (-len(bits) % 8)
+    return b"\x67" + int(bits, 2).to_bytes(len(bits) // 8)
+
+
+@pytest.mark.parametrize("blocks", [1000, 4096])
+def test_an_mp4_that_claims_huge_frames_takes_no_memory(mp4: bytes, demo_shards: Path, blocks: int) -> None:
+    start = mp4.index(b"avcC") + 4 + 6
+    length = struct.unpack(">H", mp4[start : start + 2])[0]
+    made = _parameter_set(blocks)
+    data = mp4[: start + 2] + made.ljust(length, b"\0") + mp4[start + 2 + length :]
+    assert len(made) <= length
+    for size in (None, _size(demo_shards)):
+        before = _peak_after_reset()
+        _refusal(lambda size=size: list(decode_frames(data, range(3), "key", size)))
+        assert _peak() - before < 100
+
+
+def _peak_after_reset() -> float:
+    """The resident memory's highest since now, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) / 1000
+
+
+def test_frames_of_another_size_than_the_table_says_are_a_problem_of_their_sample(
+    mp4: bytes, demo_shards: Path
+) -> None:
+    height, width = _size(demo_shards)
+    for wrong in (FrameSize(height + 2, width), FrameSize(height, width - 2), FrameSize(2, 2)):
+        _refusal(lambda wrong=wrong: list(decode_frames(mp4, (0,), "key", wrong)))
+    assert len(list(decode_frames(mp4, (0, 1), "key", FrameSize(height, width)))) == 2
+
+
+def _hostile_tar(path: Path, member: str) -> None:
+    """A tar whose members want to be elsewhere, be something else, or be very large."""
+    info = tarfile.TarInfo("innocent-0000000000000000.mp4")
+    with tarfile.open(path, "a") as tar:
+        if member in ("absolute", "up"):
+            info.name = "/tmp/outside.mp4" if member == "absolute" else "../outside.mp4"
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
+            return
+        kinds = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}
+        if member in kinds:
+            info.type, info.linkname = kinds[member], "/etc/passwd"
+            tar.addfile(info)
+            return
+    # The end of the tar is two empty blocks or more: the header takes the place of the first.
+    info.size = 10**17
+    if member == "huge":
+        block = info.tobuf(tarfile.GNU_FORMAT)
+    else:
+        info.type = {"huge name": tarfile.GNUTYPE_LONGNAME, "huge header": tarfile.XHDTYPE}[member]
+        block = info.tobuf(tarfile.GNU_FORMAT)
+    data = path.read_bytes().rstrip(b"\0")
+    data += b"\0" * (-len(data) % 512)
+    path.write_bytes(data + block + b"\0" * 1024)
+
+
+@pytest.mark.parametrize(
+    "member", ["absolute", "up", "link", "hard link", "device", "huge", "huge name", "huge header"]
+)
+def test_verify_names_members_that_a_tar_must_not_have_and_unpacks_none(copied: Path, member: str) -> None:
+    before = {path for path in copied.parent.rglob("*") if "cache" not in path.parts}
+    _hostile_tar(copied / tar_name(0), member)
+    done = run_command("vmae_data", "verify", copied, "--quiet", status=1)
+    assert tar_name(0) in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path for path in copied.parent.rglob("*") if "cache" not in path.parts} == before
+
+
+EVIL_CLASSES = ["\x1b[2J\x1b]0;owned\x07", "<script>alert(1)</script>", "\u202egnp.exe", "$\\frac{1}$", "a\nb"]
+
+
+def test_classes_can_neither_steer_a_terminal_nor_a_page(copied: Path, tmp_path: Path) -> None:
+    _index(copied, lambda index: index.update(classes=[*EVIL_CLASSES, *index["classes"][len(EVIL_CLASSES) :]]))
+    page = tmp_path / "page.html"
+    done = run_command("vmae_data", "inspect", copied, "--html", page)
+    html = page.read_text()
+    for text in (done.stdout, done.stderr, html):
+        assert not any(sign in text for sign in ("\x1b", "\x07", "\u202e"))
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert" in html
+
+
+@pytest.mark.parametrize("command", ["inspect", "audit"])
+def test_commands_say_it_in_one_line(copied: Path, command: str) -> None:
+    _index(copied, _shard("url", "../\x1b[2Jshard-000000.tar"))
+    done = run_command("vmae_data", command, copied, status=1)
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr

@@ -1,0 +1,276 @@
+"""Runs and checkpoints that somebody made to do harm: refused in one line; no code is run, no memory taken for a claim."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.command import run_command
+from vmae_data.errors import VmaeError
+from vmae_train import load_model
+from vmae_train.evaluation.story import read_story
+from vmae_train.model.load import save_model
+from vmae_train.model.videomae import Classifier, PretrainModel
+from vmae_train.model.vit import ModelSpec
+from vmae_train.report import write_report
+from vmae_train.training.checkpoint import last_checkpoint
+from vmae_train.training.run import read_facts
+
+TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+HUGE = 10**18
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved pretraining model."""
+    path = tmp_path / "model"
+    path.mkdir()
+    save_model(path, PretrainModel(TINY, seed=1))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    run_command(*_words(demo_shards, out))
+    return out
+
+
+def _words(shards: Path, out: Path) -> list[str | Path]:
+    words: list[str | Path] = ["vmae_train", "finetune", "--recipe", "finetune/demo", "--data", shards, "--val", shards]
+    settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'", "--set", "log.every_steps=1"]
+    return [*words, "--out", out, *settings, "--quiet"]
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A finished run to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def _refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(VmaeError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def _edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+class _Code:
+    """What a pickle runs when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_by_another_name_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    for data in (pickle.dumps({"weights": _Code(ran)}), pickle.dumps(_Code(ran), protocol=0)):
+        (folder / "model.safetensors").write_bytes(data)
+        _refusal(lambda: load_model(folder))
+    torch.save({"weights": torch.zeros(1)}, folder / "model.safetensors")
+    _refusal(lambda: load_model(folder))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<Q", HUGE) + b"{}",
+        struct.pack("<Q", 2**64 - 1) + b"{}",
+        struct.pack("<Q", 100) + b"[" * 100,
+        struct.pack("<Q", 2) + b"{}",
+        b"",
+        b"\x00" * 7,
+    ],
+)
+def test_weights_with_a_head_that_is_none_are_refused(folder: Path, data: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(data)
+    _refusal(lambda: load_model(folder))
+
+
+@pytest.mark.parametrize(("shape", "end"), [([10**9, 10**9], 4), ([2**62, 4], 4), ([1], HUGE), ([2], 4), ([1], -4)])
+def test_a_tensor_that_claims_more_than_there_is_takes_no_memory(folder: Path, shape: list[int], end: int) -> None:
+    head = json.dumps({"mask_token": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
+    _refusal(lambda: load_model(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embed_dim": 3 * 2**20, "num_heads": 3},
+        {"embed_dim": 30_000, "num_heads": 3},
+        {"depth": 10**9},
+        {"depth": HUGE},
+        {"depth": 10**30},
+        {"decoder_depth": 10**9},
+        {"image_size": 8 * 2**20},
+        {"num_frames": 2**40},
+        {"image_size": 4096, "num_frames": 256},
+        {"patch_size": 2**20, "image_size": 2**20},
+        {"mlp_ratio": 1e15},
+        {"num_heads": 0},
+        {"embed_dim": -192},
+        {"position": "../../etc/passwd"},
+        {"unknown": 1},
+    ],
+)
+def test_a_geometry_that_no_machine_has_room_for_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+    path = folder / "model.json"
+    geometry = json.loads(path.read_text())["geometry"]
+    _edit(path, geometry={**geometry, **changes})
+    assert str(path) in _refusal(lambda: load_model(folder))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' + '{"a":' * 100_000, '{"format": NaN}', "", "\x00", "7"])
+def test_json_that_is_none_of_ours_is_refused_whatever_it_is(folder: Path, run: Path, text: str) -> None:
+    (folder / "model.json").write_text(text)
+    _refusal(lambda: load_model(folder))
+    last = last_checkpoint(run)
+    assert last is not None
+    (last.path / "state.json").write_text(text)
+    _refusal(lambda: last_checkpoint(run))
+    _refusal(lambda: read_story(run))
+    (run / "run.json").write_text(text)
+    _refusal(lambda: read_facts(run))
+
+
+def test_many_classes_or_odd_ones_are_shown_and_harm_nothing(tmp_path: Path) -> None:
+    classes = ("\x1b[2J", "<script>alert(1)</script>", "a\nb")
+    save_model(tmp_path, Classifier(TINY, classes, seed=4))
+    assert load_model(tmp_path).classes == classes
+    _edit(tmp_path / "model.json", classes=[str(n) for n in range(100_000)])
+    _refusal(lambda: load_model(tmp_path))
+
+
+@pytest.mark.parametrize("step", [-1, 0, HUGE, "4", None, 3])
+def test_a_state_of_another_step_than_its_folders_is_refused(run: Path, step: object) -> None:
+    last = last_checkpoint(run)
+    assert last is not None
+    _edit(last.path / "state.json", step=step)
+    _refusal(lambda: last_checkpoint(run))
+
+
+@pytest.mark.parametrize("name", ["step-000000004/..", "step-../../../x", "step-000000004\n", "step-x"])
+def test_only_names_of_steps_are_names_of_published_checkpoints(name: str) -> None:
+    from vmae_train.model.fetched import _WHOLE
+
+    assert _WHOLE.fullmatch("step-000000004/state.json")
+    assert not _WHOLE.fullmatch(f"{name}/state.json")
+
+
+def test_moments_of_other_shapes_are_refused_before_the_first_step(run: Path, demo_shards: Path) -> None:
+    last = last_checkpoint(run)
+    assert last is not None
+    path = last.path / "optimizer.safetensors"
+    tensors = load_file(path)
+    save_file({name: torch.zeros(3, 3) for name in tensors}, path)
+    done = run_command(*_words(demo_shards, run), status=1)
+    assert "are not of its shape" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+RECIPES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no table": lambda recipe: recipe.update(train="all"),
+    "no batch": lambda recipe: recipe["train"].pop("batch"),
+    "a ratio of text": lambda recipe: recipe.update(mask={"ratio": "most"}),
+    "a mask of text": lambda recipe: recipe.update(mask="most"),
+    "no size": lambda recipe: recipe["model"].update(size=None),
+    "deep": lambda recipe: recipe.update(clip={"a": {"b": {"c": {"d": 1}}}}),
+}
+
+
+@pytest.mark.parametrize("change", RECIPES.values(), ids=RECIPES.keys())
+def test_a_run_whose_recipe_is_none_is_refused(run: Path, change: Any) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    change(facts["recipe"])
+    (run / "run.json").write_text(json.dumps(facts))
+    assert str(run) in _refusal(lambda: read_story(run))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"data": []}, {"data_digest": ["a", "b"]}, {"data_weight": [1.0, 2.0]}, {"data": "one"}, {"kind": 7}]
+)
+def test_a_run_whose_data_are_none_is_refused(run: Path, changes: dict[str, Any]) -> None:
+    _edit(run / "run.json", **changes)
+    _refusal(lambda: read_story(run))
+
+
+def test_a_run_that_points_elsewhere_is_read_as_a_run_and_nothing_is_written(run: Path, tmp_path: Path) -> None:
+    """Whatever it names: a device, a system's file, a page, a bucket with a password."""
+    targets = [
+        "/dev/zero",
+        "/etc/passwd",
+        "../../../etc",
+        "ftp://host/x",
+        "s3://a:b@bucket/x",
+        "http://h/?token=x",
+        "\x00",
+    ]
+    before = set(tmp_path.rglob("*"))
+    for target in targets:
+        _edit(run / "run.json", data=[target], init=target)
+        write_report(run, tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert "The run&#39;s data can&#39;t be shown" in page
+        assert "\x00" not in page
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "page.html"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"confusion": [[1]]},
+        {"confusion": [[1, 2], [3]]},
+        {"confusion": []},
+        {"per_class": {}},
+        {"classes": []},
+        {"top1": "all"},
+    ],
+)
+def test_scores_that_don_t_hold_together_are_refused(run: Path, changes: dict[str, Any]) -> None:
+    _edit(run / "evaluation.json", **changes)
+    _refusal(lambda: read_story(run))
+
+
+def test_what_a_run_says_can_steer_neither_a_terminal_nor_a_page(run: Path, tmp_path: Path, demo_shards: Path) -> None:
+    evil = "\x1b]0;owned\x07<script>alert(1)</script>\u202e$\\frac{1}$"
+    last = last_checkpoint(run)
+    assert last is not None
+    _edit(last.path / "state.json", unreadable={evil: evil})
+    scores = json.loads((run / "evaluation.json").read_text())
+    classes = [evil, *scores["classes"][1:]]
+    per_class = {evil if name == scores["classes"][0] else name: value for name, value in scores["per_class"].items()}
+    _edit(
+        run / "evaluation.json", classes=classes, per_class=per_class, control=evil, views=evil, unreadable={evil: evil}
+    )
+    with (run / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 4, "kind": "validation", "top1": 5.0, "views": evil}) + "\n")
+        file.write(json.dumps({"step": 4, "kind": "train", "loss": evil, "lr": {}}) + "\n")
+    _edit(run / "run.json", init=evil)
+    page = tmp_path / "page.html"
+    done = run_command("vmae_train", "report", run, "--out", page)
+    html = page.read_text()
+    _edit(run / "run.json", init=None)
+    again = run_command(*[word for word in _words(demo_shards, run) if word != "--quiet"])
+    for text in (html, done.stdout, done.stderr, again.stdout, again.stderr):
+        assert [sign for sign in ("\x1b", "\x07", "\u202e") if sign in text] == [], text[:2000]
+    assert "<script>alert" not in html

@@ -1,0 +1,205 @@
+"""Runs in a real bucket: published whole, gone on with from other machines, never with another run's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import command_line, run_command
+from tests.s3_server import S3Bucket
+from tools.faults.network import Fault, Faults, Kind
+from tools.faults.proxy import proxy_thread
+from vmae_data.errors import MisuseError
+from vmae_train.training.mirror import Mirror
+
+STEPS = 12
+MEASURED = {"clips_per_second", "data_wait", "memory_mb"}
+STATE = "state.json"
+
+
+def _words(data: str | Path, out: str | Path, *more: str | Path) -> list[str | Path]:
+    words: list[str | Path] = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--data", data, "--out", out]
+    settings = ["--set", f"train.steps={STEPS}", "--set", "checkpoint.every_steps=3", "--set", "log.every_steps=1"]
+    return [*words, *settings, "--quiet", *more]
+
+
+def _environment(bucket: S3Bucket, machine: Path, **more: str) -> dict[str, str]:
+    """That of a machine which has a cache of its own and reaches the bucket."""
+    return {**os.environ, **bucket.environment, "VMAE_CACHE": str(machine), **more}
+
+
+def _names(bucket: S3Bucket, prefix: str = "run") -> set[str]:
+    return {meta["path"].removeprefix(f"{prefix}/") for page in bucket.store().list(prefix) for meta in page}
+
+
+def _bytes(bucket: S3Bucket, name: str) -> bytes:
+    return bytes(bucket.store().get(f"run/{name}").bytes())
+
+
+def _numbers(log: bytes) -> list[dict[str, Any]]:
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in log.splitlines()]
+
+
+def _checkpoint(step: int) -> str:
+    return f"checkpoints/step-{step:09d}"
+
+
+@pytest.fixture(scope="session")
+def local_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training in a folder."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    run_command(*_words(demo_shards, out))
+    return out
+
+
+def _is_the_run(bucket: S3Bucket, local: Path) -> None:
+    for name in ("model.safetensors", "model.json", "optimizer.safetensors", STATE):
+        assert _bytes(bucket, f"{_checkpoint(STEPS)}/{name}") == (local / _checkpoint(STEPS) / name).read_bytes()
+    assert _numbers(_bytes(bucket, "log.jsonl")) == _numbers((local / "log.jsonl").read_bytes())
+
+
+def _kill_when_published(process: subprocess.Popen[bytes], bucket: S3Bucket, step: int) -> None:
+    until = time.monotonic() + 120
+    while f"{_checkpoint(step)}/{STATE}" not in _names(bucket) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_from_the_bucket_on_another_machine_and_ends_the_same(
+    demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    words = _words(demo_shards, f"{s3_bucket.url}/run")
+    process = subprocess.Popen(command_line(*words), env=_environment(s3_bucket, tmp_path / "one"))
+    _kill_when_published(process, s3_bucket, 3)
+    done = run_command(*words[:-1], env=_environment(s3_bucket, tmp_path / "two"))
+    assert "3 done" in done.stderr or "6 done" in done.stderr or "9 done" in done.stderr
+    _is_the_run(s3_bucket, local_run)
+    kept = {name.split("/")[1] for name in _names(s3_bucket) if name.startswith("checkpoints/")}
+    assert kept == {path.name for path in (local_run / "checkpoints").iterdir()}
+    # The first machine's folder is behind: it takes what the other one did.
+    done = run_command(*words[:-1], "--json", env=_environment(s3_bucket, tmp_path / "one"))
+    assert json.loads(done.stdout)["step"] == STEPS
+    _is_the_run(s3_bucket, local_run)
+
+
+def test_a_checkpoint_that_could_not_be_published_is_kept_and_published_by_the_next_start(
+    demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    words = _words(demo_shards, f"{s3_bucket.url}/run", "--scratch", tmp_path / "scratch")
+    down = Faults(
+        faults=(Fault(kind=Kind.STATUS, status=500),), methods=("PUT", "POST"), path_part="6/optimizer.safetensors"
+    )
+    with proxy_thread(s3_bucket.server.endpoint, down) as proxy:
+        hasty = _environment(s3_bucket.through(proxy.url), tmp_path / "one", VMAE_STORAGE_OPTIONS='{"give_up": "2"}')
+        done = run_command(*words, env=hasty, status=1)
+    assert done.stderr.count("\n") == 1
+    assert f"{s3_bucket.url}/run/{_checkpoint(6)}/optimizer.safetensors" in done.stderr
+    assert f"{_checkpoint(6)}/{STATE}" not in _names(s3_bucket)
+    (folder,) = (tmp_path / "scratch").iterdir()
+    assert (folder / _checkpoint(6) / STATE).is_file()
+    done = run_command(*[word for word in words if word != "--quiet"], env=_environment(s3_bucket, tmp_path / "one"))
+    assert "6 done" in done.stderr
+    _is_the_run(s3_bucket, local_run)
+
+
+def test_a_killed_upload_is_no_checkpoint(
+    demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    words = _words(demo_shards, f"{s3_bucket.url}/run")
+    run_command(*words, env=_environment(s3_bucket, tmp_path / "one"))
+    s3_bucket.store().delete(f"run/{_checkpoint(STEPS)}/{STATE}")
+    done = run_command(*[w for w in words if w != "--quiet"], env=_environment(s3_bucket, tmp_path / "two"))
+    assert "9 done" in done.stderr
+    _is_the_run(s3_bucket, local_run)
+
+
+def test_a_local_folder_of_another_run_is_left_behind(demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    words = _words(demo_shards, f"{s3_bucket.url}/run")
+    one = _environment(s3_bucket, tmp_path / "one")
+    run_command(*words, env=one)
+    for name in _names(s3_bucket):
+        s3_bucket.store().delete(f"run/{name}")
+    other = [*words, "--set", "mask.ratio=0.5"]
+    run_command(*other, env=_environment(s3_bucket, tmp_path / "two"))
+    before = _bytes(s3_bucket, f"{_checkpoint(STEPS)}/model.safetensors")
+    done = run_command(*words, env=one, status=2)
+    assert f"{s3_bucket.url}/run: was started otherwise" in done.stderr
+    assert "recipe.mask.ratio: 0.5 → 0.75" in done.stderr
+    run_command(*other, env=one)
+    assert _bytes(s3_bucket, f"{_checkpoint(STEPS)}/model.safetensors") == before
+
+
+def test_of_two_trainings_of_a_run_the_one_that_began_last_goes_on(
+    demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    words = _words(demo_shards, f"{s3_bucket.url}/run", "--set", "train.steps=2000")
+    first = subprocess.Popen(
+        command_line(*words), env=_environment(s3_bucket, tmp_path / "one"), stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 120
+    while f"{_checkpoint(3)}/{STATE}" not in _names(s3_bucket) and time.monotonic() < until:
+        time.sleep(0.05)
+    # One that is refused takes nothing over.
+    run_command(*words, "--set", "mask.ratio=0.5", env=_environment(s3_bucket, tmp_path / "two"), status=2)
+    assert first.poll() is None
+    second = subprocess.Popen(command_line(*words), env=_environment(s3_bucket, tmp_path / "two"))
+    try:
+        _, told = first.communicate(timeout=120)
+        assert first.returncode == 1
+        assert "another training has taken this run over" in told
+        assert told.count("\n") == 1
+        assert second.poll() is None
+    finally:
+        first.kill()
+        second.terminate()
+    assert second.wait() == 143
+
+
+def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    """And no file, there or here, and no line that was shown holds a secret."""
+    store, url = s3_bucket.store(), s3_bucket.url
+    for path in demo_shards.iterdir():
+        store.put(f"data/{path.name}", path.read_bytes())
+    env = _environment(s3_bucket, tmp_path / "one")
+    data = f"{url}/data"
+    shown = [run_command(*[w for w in _words(data, f"{url}/run") if w != "--quiet"], env=env)]
+    ft = ["vmae_train", "finetune", "--recipe", "finetune/demo", "--data", data, "--val", data, "--out", f"{url}/ft"]
+    settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'"]
+    shown.append(run_command(*ft, "--init", f"{url}/run", *settings, env=env))
+    scores = ["evaluate", f"{url}/ft", "--data", data, "--views", "1x1", "--out", f"{url}/out/scores.json"]
+    shown.append(run_command("vmae_train", *scores, env=env))
+    assert _bytes_at(s3_bucket, "out/scores.json") == _bytes_at(s3_bucket, "ft/evaluation.json")
+    picture = ["reconstruct", f"{url}/run/{_checkpoint(STEPS)}", "--data", data, "--out", f"{url}/out/a.png"]
+    shown.append(run_command("vmae_train", *picture, env=env))
+    assert _bytes_at(s3_bucket, "out/a.png").startswith(b"\x89PNG")
+    shown.append(run_command("vmae_train", "report", f"{url}/ft", "--out", f"{url}/out/page.html", env=env))
+    page = _bytes_at(s3_bucket, "out/page.html").decode()
+    assert "Finetuning ft" in page
+    assert "The pretraining that it began from: run" in page
+    wrong = {**env, "AWS_ACCESS_KEY_ID": "AKIAUNKNOWN"}
+    shown.append(run_command("vmae_train", *scores, env=wrong, status=1))
+    secrets = [s3_bucket.server.secret.encode(), s3_bucket.server.access_key.encode(), b"X-Amz-Signature"]
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    written += [_bytes_at(s3_bucket, name) for name in _names(s3_bucket, "")]
+    for text in (*written, *((done.stdout + done.stderr).encode() for done in shown)):
+        assert not any(secret in text for secret in secrets)
+
+
+def _bytes_at(bucket: S3Bucket, name: str) -> bytes:
+    return bytes(bucket.store().get(name).bytes())
+
+
+def test_a_run_can_not_be_published_on_a_web_server_or_as_a_whole_bucket(tmp_path: Path) -> None:
+    for out, words in (("http://host/run", "takes no files"), ("s3://bucket", "a folder in it")):
+        with pytest.raises(MisuseError, match=words):
+            Mirror(out)
+    with pytest.raises(MisuseError, match="leave it out"):
+        Mirror(tmp_path / "run", tmp_path / "scratch")
