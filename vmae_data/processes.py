@@ -9,18 +9,21 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import queue
 import resource
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 __all__ = [
     "Finished",
     "Pool",
+    "Staged",
     "WorkerDied",
     "die_with_parent",
     "growing_by_at_most",
@@ -82,11 +85,27 @@ def growing_by_at_most(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def _serve(connection: Connection, parent: int, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
+class Staged(Protocol):
+    """A handler of two steps: `prepare` begins a task as soon as the worker has it, in a thread of its own and while
+    the task before is still at work; `finish` is given what that gave, one after the other.
+    """
+
+    def prepare(self, *arguments: Any) -> Any: ...
+
+    def finish(self, prepared: Any) -> Any: ...
+
+
+def _serve(
+    connection: Connection, parent: int, staged: bool, make: Callable[..., Any] | None, arguments: tuple[Any, ...]
+) -> None:
     die_with_parent(parent)
     # A dying parent's pipe closes before its end is told to anyone: a worker may see that first, and has nobody to tell.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _answer(connection, make, arguments)
+        if staged:
+            assert make is not None
+            _answer_staged(connection, make, arguments)
+        else:
+            _answer(connection, make, arguments)
 
 
 def _answer(connection: Connection, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
@@ -102,10 +121,39 @@ def _answer(connection: Connection, make: Callable[..., Any] | None, arguments: 
         connection.send(answer)
 
 
+def _answer_staged(connection: Connection, make: Callable[..., Staged], arguments: tuple[Any, ...]) -> None:
+    """The same, and each task is begun as soon as it is received."""
+    prepared: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
+    handler: Staged | None = None
+
+    def receive() -> None:
+        nonlocal handler
+        with suppress(EOFError, ConnectionResetError):
+            while (task := connection.recv()) is not None:
+                try:
+                    if handler is None:
+                        handler = make(*arguments)
+                    begun = Finished(task.tag, handler.prepare(*task.arguments), None)
+                except Exception as error:
+                    begun = Finished(task.tag, None, error)
+                prepared.put(begun)
+        prepared.put(None)
+
+    threading.Thread(target=receive, name="tasks", daemon=True).start()
+    while (begun := prepared.get()) is not None:
+        if begun.error is None:
+            assert handler is not None
+            try:
+                begun = begun._replace(result=handler.finish(begun.result))
+            except Exception as error:
+                begun = Finished(begun.tag, None, error)
+        connection.send(begun)
+
+
 class _Worker:
-    def __init__(self, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, make: Callable[..., Any] | None, arguments: tuple[Any, ...], staged: bool) -> None:
         self.connection, child = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid(), make, arguments), daemon=True)
+        self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid(), staged, make, arguments), daemon=True)
         # A signal to the whole group is for the parent to decide on. The mask is handed down to the
         # child, also while it starts; the parent gets what came meanwhile when it takes the mask off.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
@@ -114,10 +162,10 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child.close()
-        self.task: _Task | None = None
+        self.tasks: deque[_Task] = deque()  # given and not answered: it works on the first, and answers in order
 
     def give(self, task: _Task) -> None:
-        self.task = task
+        self.tasks.append(task)
         self.connection.send(task)
 
     def end(self) -> None:
@@ -130,12 +178,17 @@ class Pool:
     """A fixed number of worker processes, each started when first needed.
 
     Each calls `make(*arguments)` once and hands every task to what that gives; without `make` a
-    task is a function and its arguments. Use as a context manager; leaving it ends the workers at
-    once. Submit from the main thread only: a worker ends with the thread that started it.
+    task is a function and its arguments. With a `depth` of 2 or more, `make` gives a `Staged` handler, and a worker
+    is handed its next tasks early; those that it had not come to when it died go to another. Use as a context
+    manager; leaving it ends the workers at once. Submit from the main thread only: a worker ends with the thread
+    that started it.
     """
 
-    def __init__(self, size: int, make: Callable[..., Any] | None = None, arguments: tuple[Any, ...] = ()) -> None:
-        self.size = size
+    def __init__(
+        self, size: int, make: Callable[..., Any] | None = None, arguments: tuple[Any, ...] = (), *, depth: int = 1
+    ) -> None:
+        assert depth == 1 or make is not None
+        self.size, self.depth = size, depth
         self._make, self._arguments = make, arguments
         self._workers: list[_Worker] = []
         self._waiting: deque[_Task] = deque()
@@ -153,20 +206,21 @@ class Pool:
     @property
     def unfinished(self) -> int:
         """Tasks submitted and not yet taken by `next_finished`."""
-        return len(self._waiting) + len(self._done) + sum(worker.task is not None for worker in self._workers)
+        return len(self._waiting) + len(self._done) + sum(len(worker.tasks) for worker in self._workers)
 
     def submit(self, tag: Any, *arguments: Any) -> None:
         self._waiting.append(_Task(tag, arguments))
         self._feed()
 
     def _feed(self) -> None:
-        for worker in list(self._workers):  # giving may find one dead and bury it
-            if self._waiting and worker.task is None:
+        for already in range(self.depth):  # nobody has two while another has none
+            for worker in list(self._workers):  # giving may find one dead and bury it
+                if self._waiting and len(worker.tasks) == already:
+                    self._give(worker)
+            while self._waiting and len(self._workers) < self.size:
+                worker = _Worker(self._make, self._arguments, staged=self.depth > 1)
+                self._workers.append(worker)
                 self._give(worker)
-        while self._waiting and len(self._workers) < self.size:
-            worker = _Worker(self._make, self._arguments)
-            self._workers.append(worker)
-            self._give(worker)
 
     def _give(self, worker: _Worker) -> None:
         task = self._waiting.popleft()
@@ -178,14 +232,15 @@ class Pool:
     def _bury(self, worker: _Worker) -> None:
         worker.process.join()
         status = worker.process.exitcode
-        if worker.task is not None:
+        if worker.tasks:
             error = WorkerDied(f"the worker process ended ({_status_words(status)})")
-            self._done.append(Finished(worker.task.tag, None, error))
+            self._done.append(Finished(worker.tasks.popleft().tag, None, error))
+        self._waiting.extendleft(reversed(worker.tasks))
         worker.connection.close()
         self._workers.remove(worker)
 
     def _handles(self) -> dict[Any, _Worker]:
-        busy = [worker for worker in self._workers if worker.task is not None]
+        busy = [worker for worker in self._workers if worker.tasks]
         return {worker.connection: worker for worker in busy}
 
     def _collect(self, worker: _Worker) -> None:
@@ -194,7 +249,7 @@ class Pool:
         except (EOFError, ConnectionResetError):
             self._bury(worker)
         else:
-            worker.task = None
+            worker.tasks.popleft()
             self._done.append(finished)
         self._feed()
 

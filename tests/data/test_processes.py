@@ -131,3 +131,59 @@ def test_memory_is_limited_for_a_while_and_a_lower_limit_from_outside_stands() -
             assert resource.getrlimit(resource.RLIMIT_DATA) == (low, hard)
     assert resource.getrlimit(resource.RLIMIT_DATA) == (soft, hard)
     bytearray(256 << 20)
+
+
+class Slow:
+    """A staged handler that says when it began and when it was done."""
+
+    def prepare(self, n: int) -> tuple[int, float]:
+        if n == 13:
+            raise ValueError("no 13")
+        return n, time.monotonic()
+
+    def finish(self, prepared: tuple[int, float]) -> tuple[float, float]:
+        n, began_at = prepared
+        if n == 99:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)
+        return began_at, time.monotonic()
+
+
+def test_a_worker_begins_its_next_task_while_it_works_on_the_one_before() -> None:
+    with Pool(1, Slow, depth=2) as pool:
+        for n in range(3):
+            pool.submit(n, n)
+        found = _drain(pool)
+    spans = [found[n] for n in range(3)]
+    for (_, done_at), (began_at, _) in zip(spans, spans[1:], strict=False):  # type: ignore[misc]
+        assert began_at < done_at - 0.1
+
+
+def test_no_worker_gets_a_second_task_while_another_has_none() -> None:
+    with Pool(2, Slow, depth=2) as pool:
+        pool.submit(0, 0)
+        pool.submit(1, 1)
+        assert [len(worker.tasks) for worker in pool._workers] == [1, 1]
+        pool.submit(2, 2)
+        pool.submit(3, 3)
+        pool.submit(4, 4)
+        assert pool.unfinished == 5
+        assert len(_drain(pool)) == 5
+
+
+def test_a_task_that_can_not_be_begun_fails_alone() -> None:
+    with Pool(1, Slow, depth=2) as pool:
+        for n in (1, 13, 2):
+            pool.submit(n, n)
+        found = _drain(pool)
+    assert str(found[13]) == "no 13"
+    assert isinstance(found[1], tuple) and isinstance(found[2], tuple)
+
+
+def test_what_a_dead_worker_had_not_come_to_goes_to_another() -> None:
+    with Pool(1, Slow, depth=3) as pool:
+        for n in (1, 99, 2, 3):
+            pool.submit(n, n)
+        found = _drain(pool)
+    assert isinstance(found[99], WorkerDied)
+    assert all(isinstance(found[n], tuple) for n in (1, 2, 3))
