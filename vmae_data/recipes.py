@@ -15,7 +15,16 @@ import msgspec.inspect
 
 from vmae_data.errors import RecipeError
 
-__all__ = ["build_spec", "difference", "list_recipes", "load_recipe", "read_recipe", "recipe_head", "shortened"]
+__all__ = [
+    "build_spec",
+    "byte_count",
+    "difference",
+    "list_recipes",
+    "load_recipe",
+    "read_recipe",
+    "recipe_head",
+    "shortened",
+]
 
 T = TypeVar("T")
 
@@ -27,6 +36,28 @@ _ALTERNATIVES = {
     "warmup_epochs": "warmup_steps",
     "warmup_steps": "warmup_epochs",
 }
+
+
+_UNITS = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?) ?([a-z]*)")
+
+
+def byte_count(value: float | str, knob: str) -> int:
+    """Bytes as a recipe may say them: 200e9, "200GB", "64 MiB". Raises ValueError naming the knob."""
+    found = _BYTES.fullmatch(str(value).strip().lower())
+    if found is None or (found[2] or "b") not in _UNITS:
+        raise ValueError(f'{knob} = {value!r}: expected bytes, such as 200e9, "200GB" or "64MiB"')
+    return int(float(found[1]) * _UNITS[found[2] or "b"])
 
 
 def list_recipes(package: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -155,7 +156,7 @@ def test_a_worker_begins_its_next_task_while_it_works_on_the_one_before() -> Non
             pool.submit(n, n)
         found = _drain(pool)
     spans = [found[n] for n in range(3)]
-    for (_, done_at), (began_at, _) in zip(spans, spans[1:], strict=False):  # type: ignore[misc]
+    for (_, done_at), (began_at, _) in itertools.pairwise(spans):  # type: ignore[misc]
         assert began_at < done_at - 0.1
 
 

@@ -132,7 +132,7 @@ def test_planes_land_in_their_place_and_padding_is_zero(demo_shards: Path) -> No
         1, [WantedClip(2, 5, 0, 0), WantedClip(0, 1, 0, 0)]
     )
     planes = slots.planes(1)
-    for place in filled:
+    for place in filled.places:
         sample = shards.sample(place.sample)
         whole = decode_all(sample.data, 4, "k")
         h, w = place.height, place.width
@@ -152,7 +152,9 @@ def test_a_bad_sample_is_said_and_leaves_black_frames(damaged: Path) -> None:
         file.write(bytes(place.size))
     slots = SharedSlots(1, SlotLayout(1, 4, 64, 64))
     slots.flat(0)[:] = 255
-    (filled,) = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(0, [WantedClip(0, 2, 0, 0)])
+    ((filled,), *_) = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(
+        0, [WantedClip(0, 2, 0, 0)]
+    )
     assert filled.failure is not None
     assert filled.failure.key == shards.key(2)
     assert not slots.flat(0).any()

@@ -5,8 +5,9 @@ The frame sampler is handed in as a picklable callable: this side knows nothing 
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -16,11 +17,25 @@ from numpy.typing import NDArray
 from vmae_data.decode import FrameSize, decode_frames
 from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
-from vmae_data.read.fetch import Fetcher
+from vmae_data.read.ahead import READ_AHEAD, ReadAhead
+from vmae_data.read.cache import CacheSpec, ShardCache
+from vmae_data.read.fetch import Fetcher, Member, Took
 from vmae_data.read.slots import SharedSlots, SlotPlanes
 from vmae_data.read.table import SampleView, Table
+from vmae_data.store import RemotePlace, place_of
 
-__all__ = ["ClipFrames", "DataPart", "Decoder", "FilledPlace", "Sampler", "WantedClip", "make_decoder"]
+__all__ = [
+    "ClipFrames",
+    "DataPart",
+    "Decoder",
+    "FilledPiece",
+    "FilledPlace",
+    "Reading",
+    "Sampler",
+    "WantedClip",
+    "is_remote",
+    "make_decoder",
+]
 
 
 class ClipFrames(NamedTuple):
@@ -54,6 +69,21 @@ class FilledPlace(NamedTuple):
     failure: SampleError | None
 
 
+class FilledPiece(NamedTuple):
+    """A piece of work done: its places, what it took, and what a person should know."""
+
+    places: list[FilledPlace]
+    took: Took
+    remarks: tuple[str, ...] = ()
+
+
+class Reading(NamedTuple):
+    """How a process reads what is far away: bytes that may be on their way at once, and the node's cache."""
+
+    read_ahead: int = READ_AHEAD
+    cache: CacheSpec = CacheSpec()
+
+
 class DataPart(NamedTuple):
     """A data set to decode from: the number of its first sample, and how its clips are chosen."""
 
@@ -66,39 +96,90 @@ class DataPart(NamedTuple):
 class _OpenPart:
     """A data set in the process that decodes."""
 
-    def __init__(self, part: DataPart) -> None:
-        self.shards = Table.open(part.url)
+    def __init__(self, part: DataPart, ahead: ReadAhead | None, cache: ShardCache | None) -> None:
+        self.shards = Table.open(part.url, part.digest)
         if self.shards.digest != part.digest:
             raise DataError(f"{part.url}: changed while it was read; start again")
-        self.fetcher = Fetcher(self.shards)
+        self.fetcher = Fetcher(self.shards, ahead=ahead, cache=cache)
         self.first, self.sampler = part.first, part.sampler
+
+
+class _ChosenClip(NamedTuple):
+    """A wanted clip, and what of its sample makes it."""
+
+    clip: WantedClip
+    part: _OpenPart
+    view: SampleView
+    frames: ClipFrames
+
+
+class _Piece(NamedTuple):
+    slot: int
+    chosen: list[_ChosenClip]
 
 
 class Decoder:
     """Fills places of slots; one a process. Samples of several data sets are numbered through."""
 
-    def __init__(self, parts: Sequence[DataPart], slots: SharedSlots) -> None:
-        self.parts, self.slots = [_OpenPart(part) for part in parts], slots
+    def __init__(self, parts: Sequence[DataPart], slots: SharedSlots, reading: Reading | None = None) -> None:
+        reading = reading or Reading()
+        remote = is_remote(part.url for part in parts)
+        self._ahead = ReadAhead(reading.read_ahead) if remote else None
+        self._cache = ShardCache(reading.cache) if remote and reading.cache.dir is not None else None
+        self.parts, self.slots = [_OpenPart(part, self._ahead, self._cache) for part in parts], slots
 
-    def fill(self, slot: int, wanted: Sequence[WantedClip]) -> list[FilledPlace]:
+    def fill(self, slot: int, wanted: Sequence[WantedClip]) -> FilledPiece:
         """Decode the wanted clips into their places. A bad sample is said, never replaced."""
-        planes = self.slots.planes(slot)
-        return [self._fill(planes, clip) for clip in wanted]
+        return self.finish(self.prepare(slot, wanted))
 
-    def _fill(self, planes: SlotPlanes, clip: WantedClip) -> FilledPlace:
+    __call__ = fill
+
+    def prepare(self, slot: int, wanted: Sequence[WantedClip]) -> _Piece:
+        """Choose the clips, and let their bytes come. Touches no slot."""
+        chosen = [self._choose(clip) for clip in wanted]
+        for part in self.parts:
+            part.fetcher.ask([Member(one.view.number, one.frames.phase) for one in chosen if one.part is part])
+        return _Piece(slot, chosen)
+
+    def finish(self, piece: _Piece) -> FilledPiece:
+        """Decode what was prepared."""
+        planes = self.slots.planes(piece.slot)
+        started_at = time.perf_counter()
+        places = [_fill(planes, one) for one in piece.chosen]
+        seconds = time.perf_counter() - started_at
+        took = Took()
+        for part in self.parts:
+            took = took.plus(part.fetcher.take_took())
+        took = took._replace(decoding=seconds - took.waiting)
+        if self._cache is None:
+            return FilledPiece(places, took)
+        return FilledPiece(places, took._replace(cache_bytes=self._cache.take_fetched()), self._cache.take_remarks())
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.fetcher.close()
+        for shared in (self._ahead, self._cache):
+            if shared is not None:
+                shared.close()
+
+    def _choose(self, clip: WantedClip) -> _ChosenClip:
         part = self.parts[bisect_right(self.parts, clip.sample, key=attrgetter("first")) - 1]
         view = part.shards.view(clip.sample - part.first)
         draw = Draw(clip.seed, clip.epoch, part.shards.sample_number(view.number))
-        chosen = part.sampler(view, draw)
-        try:
-            data = part.fetcher.fetch(view.number, chosen.phase)
-            size = part.shards.frame_size(view.number)
-            height, width = _decode(data, chosen.decode, view.key, planes, clip.place, size)
-        except SampleError as error:
-            for plane in planes:  # a place without a clip must not show the one before
-                plane[clip.place] = 0
-            return FilledPlace(clip.place, clip.sample, planes.y_BFHW.shape[2], planes.y_BFHW.shape[3], None, error)
-        return FilledPlace(clip.place, clip.sample, height, width, chosen.index_VT, None)
+        return _ChosenClip(clip, part, view, part.sampler(view, draw))
+
+
+def _fill(planes: SlotPlanes, chosen: _ChosenClip) -> FilledPlace:
+    clip, part, view, frames = chosen
+    try:
+        data = part.fetcher.fetch(view.number, frames.phase)
+        size = part.shards.frame_size(view.number)
+        height, width = _decode(data, frames.decode, view.key, planes, clip.place, size)
+    except SampleError as error:
+        for plane in planes:  # a place without a clip must not show the one before
+            plane[clip.place] = 0
+        return FilledPlace(clip.place, clip.sample, planes.y_BFHW.shape[2], planes.y_BFHW.shape[3], None, error)
+    return FilledPlace(clip.place, clip.sample, height, width, frames.index_VT, None)
 
 
 def _decode(
@@ -128,6 +209,11 @@ def _copy(to: NDArray[np.uint8], plane: NDArray[np.uint8], top: int, left: int, 
     to[:height, width:] = 0
 
 
-def make_decoder(parts: Sequence[DataPart], slots: SharedSlots) -> Callable[..., list[FilledPlace]]:
+def is_remote(urls: Iterable[str]) -> bool:
+    """Whether any of them lies on another machine, and is worth reading ahead."""
+    return any(isinstance(place_of(url), RemotePlace) for url in urls)
+
+
+def make_decoder(parts: Sequence[DataPart], slots: SharedSlots, reading: Reading | None = None) -> Decoder:
     """The decode worker's entry."""
-    return Decoder(parts, slots).fill
+    return Decoder(parts, slots, reading)

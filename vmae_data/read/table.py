@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmae_data import draws
 from vmae_data.decode import FrameSize
-from vmae_data.errors import DataError, NotThereError
+from vmae_data.errors import DataError, NotThereError, StoreError
 from vmae_data.format import (
     INDEX,
     SAMPLES,
@@ -25,9 +25,23 @@ from vmae_data.format import (
     decode_record,
 )
 from vmae_data.read.claims import MAX_INDEX_BYTES, check_index, check_table
-from vmae_data.store import Place, copy_here, exists, file_size, is_folder, node_folder, place_of, read_bytes
+from vmae_data.store import (
+    Place,
+    RemotePlace,
+    commit_bytes,
+    copy_here,
+    exists,
+    file_size,
+    is_folder,
+    node_folder,
+    place_of,
+    read_bytes,
+    writer_name,
+)
 
 __all__ = ["LabelKind", "MemberPlace", "SampleView", "Table"]
+
+COPY_SECONDS = 5.0  # how long a store is asked for an index that this machine has a copy of
 
 
 class LabelKind(Enum):
@@ -65,20 +79,22 @@ class Table:
     Columns are NumPy views of the mapped table, one row a sample; those with a phase axis end in P.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, digest: str | None = None) -> None:
         place = place_of(url)
         self.url = url
         self.folder: Place = place.parent if place.name == INDEX else place
-        self.index, self.digest = _read_index(self.folder, url)
+        self.index, self.digest, self.remark = _read_index(self.folder, url, digest)
         self._table = _map_table(self.folder / SAMPLES, self.index)
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, digest: str | None = None) -> Self:
         """Open a folder of shards or its index.json.
 
+        `digest` is the sum of the index where it is known already: then this machine's copy of a remote one does.
+        `remark` says where a copy had to do, because the store did not answer.
         Raises DataError when it isn't one, isn't finished, or is of a newer format.
         """
-        return cls(url)
+        return cls(url, digest)
 
     def __len__(self) -> int:
         return self.index.samples
@@ -218,26 +234,60 @@ class Table:
         return {}
 
 
-class _IndexBytes(NamedTuple):
+class _IndexRead(NamedTuple):
     facts: Index
     digest: str
+    remark: str | None = None
 
 
-def _read_index(folder: Place, url: str) -> _IndexBytes:
+def _read_index(folder: Place, url: str, digest: str | None) -> _IndexRead:
     path = folder / INDEX
-    size = file_size(path)  # a pipe has none, and would be waited for
-    if size is None:
+    remark = None
+    try:
+        if isinstance(path, RemotePlace):
+            data, remark = _remote_index(path, digest)
+        else:
+            data = _local_index(path)
+    except NotThereError:
         if not is_folder(folder):
-            raise NotThereError(f"{url}: no such folder of shards; check the path")
+            raise NotThereError(f"{url}: no such folder of shards; check the path") from None
         started = exists(folder / "plan.json")
         what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
-        raise DataError(f"{url}: has no {INDEX}; {what}")
-    if size > MAX_INDEX_BYTES:
-        raise DataError(f"{path}: has {size} bytes, an index has less than {MAX_INDEX_BYTES}; check the URL")
-    data = read_bytes(path)
+        raise DataError(f"{url}: has no {INDEX}; {what}") from None
     index = decode_record(data, Index, str(path))
     check_index(index, str(path))
-    return _IndexBytes(index, hashlib.sha256(data).hexdigest())
+    return _IndexRead(index, hashlib.sha256(data).hexdigest(), remark)
+
+
+def _local_index(path: Path) -> bytes:
+    size = file_size(path)
+    if size is None:  # a pipe has none, and would be waited for
+        raise NotThereError(f"{path}: is no file; check the path")
+    if size > MAX_INDEX_BYTES:
+        raise DataError(f"{path}: has {size} bytes, an index has less than {MAX_INDEX_BYTES}; check the URL")
+    return read_bytes(path)
+
+
+class _RemoteIndex(NamedTuple):
+    data: bytes
+    remark: str | None
+
+
+def _remote_index(path: RemotePlace, digest: str | None) -> _RemoteIndex:
+    """The index as its store has it; a copy stays here, for processes that know its sum and for days without network."""
+    copy = node_folder("indexes") / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    kept = copy.read_bytes() if copy.exists() else None
+    if kept is not None and digest == hashlib.sha256(kept).hexdigest():
+        return _RemoteIndex(kept, None)
+    try:
+        data = read_bytes(path, give_up=COPY_SECONDS if kept is not None else None, most=MAX_INDEX_BYTES)
+    except StoreError:
+        if kept is None:
+            raise
+        return _RemoteIndex(kept, f"{path}: its store does not answer; the copy that this machine has is used")
+    if data != kept:
+        commit_bytes(copy, data, writer_name())
+    return _RemoteIndex(data, None)
 
 
 def _map_table(place: Place, index: Index) -> pa.Table:

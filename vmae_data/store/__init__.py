@@ -31,6 +31,7 @@ from vmae_data.store.local import (
     part_name,
     sync_folder,
     temporary_beside,
+    try_lock,
     write_error,
     writer_name,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "sync_folder",
     "take_options",
     "temporary_beside",
+    "try_lock",
     "writable",
     "writable_place",
     "write_error",

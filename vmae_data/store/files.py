@@ -51,9 +51,12 @@ class Span(NamedTuple):
     size: int
 
 
-def read_bytes(place: Place) -> bytes:
-    """The whole of a file. Raises DataError naming it, StoreError where its store does not answer."""
-    return local.read_bytes(place) if isinstance(place, Path) else remote.read(place)
+def read_bytes(place: Place, *, give_up: float | None = None, most: int | None = None) -> bytes:
+    """The whole of a file. Raises DataError naming it, StoreError where its store does not answer.
+
+    Of a store: `give_up` are the seconds that are waited for one which need not answer, `most` the bytes that a file may have.
+    """
+    return local.read_bytes(place) if isinstance(place, Path) else remote.read(place, give_up, most)
 
 
 def read_range(place: Place, offset: int, size: int) -> bytes:

@@ -34,6 +34,7 @@ __all__ = [
     "read_part",
     "sync_folder",
     "temporary_beside",
+    "try_lock",
     "write_error",
     "writer_name",
 ]
@@ -203,6 +204,22 @@ def lock_part(folder: Path, what: str, number: int, count: int) -> Iterator[None
         yield
 
 
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file while the block runs, if nobody else does; gives whether it is held. Its name goes with it.
+
+    Raises VmaeError where the file system has no locks.
+    """
+    descriptor = _open_locked(path, fcntl.LOCK_EX, None)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                path.unlink()
+            os.close(descriptor)
+
+
 def part_name(stem: str, number: int, count: int) -> str:
     """What a part calls a file of its own: `.lock-part-0-of-3`."""
     return f"{stem}-part-{number}-of-{count}"
@@ -211,6 +228,7 @@ def part_name(stem: str, number: int, count: int) -> str:
 @contextmanager
 def _held(path: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
     descriptor = _open_locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, refusal)
+    assert descriptor is not None
     try:
         yield
     finally:
@@ -221,7 +239,8 @@ def _held(path: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_locked(path: Path, kind: int, refusal: str) -> int:
+def _open_locked(path: Path, kind: int, refusal: str | None) -> int | None:
+    """None where another holds it and there is no refusal."""
     folder = path.parent
     # Whoever shares a lock holds it alone for a moment when it ends, to take the name away: no reason to refuse.
     tries = SHARED_TRIES if kind == fcntl.LOCK_SH else 1
@@ -247,6 +266,8 @@ def _open_locked(path: Path, kind: int, refusal: str) -> int:
                     f"{path}: can't be locked ({error.strerror}); mount this file system with locks (Lustre: -o flock)"
                 ) from error
             tries -= 1
+            if not tries and refusal is None:
+                return None
             if not tries:
                 raise VmaeError(f"{folder}: {refusal}; wait for it, or name another folder") from error
             time.sleep(0.05)

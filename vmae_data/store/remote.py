@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae_data.errors import MisuseError, NotThereError, StoreError
+from vmae_data.errors import DataError, MisuseError, NotThereError, StoreError
 from vmae_data.store.place import RemotePlace
 from vmae_data.store.retry import Transient, again, status_of
 
@@ -47,9 +47,19 @@ class Listed(NamedTuple):
     size: int
 
 
-def read(place: RemotePlace) -> bytes:
-    """The whole of an object. Raises NotThereError, StoreError."""
-    return again(place, "read", lambda store: bytes(_get(store, place).bytes()))
+def read(place: RemotePlace, give_up: float | None = None, most: int | None = None) -> bytes:
+    """The whole of an object, read only where it has at most `most` bytes.
+
+    Raises NotThereError, DataError for a larger one, StoreError; that soon where `give_up` seconds are few.
+    """
+
+    def call(store: Any) -> bytes:
+        got = _get(store, place)
+        if most is not None and got.meta["size"] > most:
+            raise DataError(f"{place}: has {got.meta['size']} bytes, at most {most} were expected; check the URL")
+        return bytes(got.bytes())
+
+    return again(place, "read", call, give_up=give_up)
 
 
 class Part(NamedTuple):

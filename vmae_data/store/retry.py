@@ -56,8 +56,13 @@ def waited() -> float:
     return getattr(_local, "waited", 0.0)
 
 
-def again(place: RemotePlace, done: str, call: Callable[[Any], Answer], *, writes: bool = False) -> Answer:
-    """Call until it gives an answer, or the time for a store that does not answer is over."""
+def again(
+    place: RemotePlace, done: str, call: Callable[[Any], Answer], *, writes: bool = False, give_up: float | None = None
+) -> Answer:
+    """Call until it gives an answer, or the time for a store that does not answer is over.
+
+    `give_up`: seconds for one that need not answer; at most the time there is anyway.
+    """
     started_at = time.monotonic()
     tries = refused = 0
     while True:
@@ -78,7 +83,8 @@ def again(place: RemotePlace, done: str, call: Callable[[Any], Answer], *, write
                 raise DataError(f"{place}: can't be {done} ({trouble.words}); {_advice(trouble)}") from None
             if trouble.busy:
                 wait = _wish(opened.reader, place, opened.access) or wait
-            if spent + wait > opened.access.give_up:
+            limit = opened.access.give_up
+            if spent + wait > (limit if give_up is None else min(limit, give_up)):
                 raise StoreError(
                     f"{place}: can't be {done} ({trouble.words}, {tries} tries in {spent:.0f} s); "
                     "check the store and the network, then run the same command again"

@@ -19,10 +19,23 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, SampleError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
+from vmae_data.read.ahead import READ_AHEAD
+from vmae_data.read.cache import CacheSpec
+from vmae_data.read.fetch import Took
 from vmae_data.read.mix import Mix
 from vmae_data.read.shards import Shards
 from vmae_data.read.slots import SharedSlots, SlotLayout
-from vmae_data.read.stream import DataPart, FilledPlace, Sampler, WantedClip, make_decoder
+from vmae_data.read.stream import (
+    DataPart,
+    FilledPiece,
+    FilledPlace,
+    Reading,
+    Sampler,
+    WantedClip,
+    is_remote,
+    make_decoder,
+)
+from vmae_data.recipes import byte_count
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.draws import ClipDraws
 
@@ -34,16 +47,26 @@ UNREADABLE_SHARE, UNREADABLE_COUNT = 0.01, 8
 
 
 class LoaderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How batches are brought; nothing here changes what is in them."""
+    """How batches are brought; nothing here changes what is in them.
+
+    `ahead`: batches. `read_ahead`: bytes that are on their way to each worker at once, where shards are remote.
+    """
 
     workers: int = 1
     ahead: int = 3
+    read_ahead: int | float | str = READ_AHEAD
 
     def __post_init__(self) -> None:
+        if self.read_ahead_bytes < 1:
+            raise ValueError(f"loader.read_ahead = {self.read_ahead}: must be 1 or more")
         if self.workers < 0 or self.ahead < 1:
             raise ValueError(
                 f"loader.workers = {self.workers}, loader.ahead = {self.ahead}: expected at least 0 and at least 1"
             )
+
+    @property
+    def read_ahead_bytes(self) -> int:
+        return byte_count(self.read_ahead, "loader.read_ahead")
 
 
 class Request(NamedTuple):
@@ -124,8 +147,9 @@ class ClipLoader:
     """Brings the requested batches in their order. Use as a context manager.
 
     Worker processes decode into shared slots; which worker decodes what changes nothing. `sampler` is one for
-    all data sets or one for each. `waited`
-    adds up the seconds that the caller stood waiting for a batch.
+    all data sets or one for each. `waited` adds up the seconds that the caller stood waiting for a batch, `moved`
+    those among them that went into handing it to the device, `took` what the workers spent. `remarks` is what a
+    person should know, in the order in which it was found.
     """
 
     def __init__(
@@ -138,6 +162,7 @@ class ClipLoader:
         frames: int,
         seed: int,
         spec: LoaderSpec,
+        cache: CacheSpec | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.mix, self.spec, self.seed = Mix.of(data), spec, seed
@@ -145,10 +170,13 @@ class ClipLoader:
         self.layout = SlotLayout(batch, frames, *padded_size(self.mix))
         self.slots = SharedSlots(spec.ahead + 1, self.layout)
         self.unreadable = Unreadable(len(self.mix))
-        self.waited = 0.0
+        self.waited = self.moved = 0.0
+        self.took = Took()
+        self.remarks: dict[str, None] = {}
         self._requests = iter(requests)
-        arguments = (_parts(self.mix, sampler), self.slots)
-        self._pool = Pool(spec.workers, make_decoder, arguments)
+        arguments = (_parts(self.mix, sampler), self.slots, Reading(spec.read_ahead_bytes, cache or CacheSpec()))
+        # What is far away is asked for while the piece of work before is decoded.
+        self._pool = Pool(spec.workers, make_decoder, arguments, depth=2 if is_remote(self.mix.urls) else 1)
         self._here = make_decoder(*arguments) if spec.workers == 0 else None
         self._free = list(range(self.slots.count))
         self._coming: deque[_Coming] = deque()
@@ -160,6 +188,8 @@ class ClipLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.__exit__(kind, error, trace)
+        if self._here is not None:
+            self._here.close()
         self.slots.close()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -170,7 +200,9 @@ class ClipLoader:
             while head.missing:
                 self._take(next_finished((self._pool,)))
             self._coming.popleft()
+            there_at = time.perf_counter()
             batch = self._assemble(head)
+            self.moved += time.perf_counter() - there_at
             self._free.append(head.slot)
             self._ask()
             self.waited += time.perf_counter() - started_at
@@ -194,7 +226,7 @@ class ClipLoader:
     def _decode(self, coming: _Coming, wanted: Sequence[WantedClip]) -> None:
         coming.missing += 1
         if self._here is not None:
-            self._take(Finished(coming.slot, self._here(coming.slot, wanted), None))
+            self._take(Finished(coming.slot, self._here.fill(coming.slot, wanted), None))
         else:
             self._pool.submit(coming.slot, coming.slot, wanted)
 
@@ -207,8 +239,11 @@ class ClipLoader:
             raise finished.error
         coming = next(coming for coming in self._coming if coming.slot == finished.tag)
         coming.missing -= 1
-        coming.places += finished.result
-        for place in finished.result:
+        piece: FilledPiece = finished.result
+        coming.places += piece.places
+        self.took = self.took.plus(piece.took)
+        self.remarks.update(dict.fromkeys(piece.remarks))
+        for place in piece.places:
             if place.failure is not None:
                 self.unreadable.add(SampleError(self.mix.key(place.sample), place.failure.detail))
 
