@@ -75,6 +75,15 @@ class Meter:
         elif time.monotonic() - self._spoke_at >= PLAIN_SECONDS:
             self._speak()
 
+    def remark(self, text: str) -> None:
+        """Say a line beside the progress."""
+        if self._bar is not None:
+            self._bar.console.print(f"remark: {text}", markup=False, highlight=False)
+        elif self._style is ProgressStyle.JSON:
+            print(msgspec.json.encode({"remark": text}).decode(), file=sys.stderr, flush=True)
+        elif self._style is ProgressStyle.AUTO:
+            print(f"remark: {text}", file=sys.stderr, flush=True)
+
     def close(self, finished: bool) -> None:
         if self._bar is not None:
             self._bar.stop()

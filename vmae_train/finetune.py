@@ -170,6 +170,7 @@ class _Validation:
             views=parse_views(views),
             clip=spec.clip,
             loader=spec.loader,
+            cache=spec.cache,
             device=self._engine.device,
             batch=spec.evaluate.batch,
             autocast=self._engine.autocast,

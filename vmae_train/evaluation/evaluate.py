@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle, meter
+from vmae_data.read.cache import CacheSpec
 from vmae_data.read.shards import LabelKind, Shards
 from vmae_train.clips.augment import Augment, AugmentSpec, view_boxes
 from vmae_train.clips.colour import planes_of_views
@@ -85,6 +86,7 @@ def evaluate(
     views: Views,
     clip: ClipSpec,
     loader: LoaderSpec,
+    cache: CacheSpec | None = None,
     device: torch.device,
     batch: int = 8,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -113,7 +115,7 @@ def evaluate(
     with (
         world.agreed(),
         ClipLoader(
-            shards, sampler, requests, batch=batch, frames=frames, seed=0, spec=loader, device=device
+            shards, sampler, requests, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
         ) as batches,
     ):
         with meter("videos evaluated", mine, world.style(style)) as shown, torch.inference_mode():

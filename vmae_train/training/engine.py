@@ -6,8 +6,6 @@ B clips of a micro-batch. Nothing in a step waits for the device; numbers are fe
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -23,6 +21,7 @@ from vmae_train.clips.loader import Batch, ClipLoader
 from vmae_train.model.videomae import VideoModel
 from vmae_train.training.agree import Agreed, Signals, StepAgreement
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, save_checkpoint
+from vmae_train.training.clock import Clock, Remarks, note
 from vmae_train.training.log import LogSpec, RunLog
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import Schedule
@@ -188,7 +187,7 @@ def train(
     steps = engine.schedule.steps
     loader.unreadable.by_key.update(start.unreadable)
     keeper = _Keeper(engine, loader, world, place, order, start)
-    batches, clock = iter(loader), _Clock(loader, world)
+    batches, clock, remarks = iter(loader), Clock(loader, world), Remarks(loader, world)
     spread = world.spread(engine.model, loss_of)
     with (
         Signals() as signals,
@@ -201,9 +200,18 @@ def train(
             done, asked = step + 1, numbers.agreed
             if done % place.log.every_steps == 0 or done == steps:
                 keeper.refuse_broken()
-                line = clock.line(done, numbers, step // order.steps_per_epoch, engine.spec.batch)
+                line = clock.line(
+                    done,
+                    loss=numbers.loss,
+                    grad_norm=numbers.grad_norm,
+                    rate=numbers.rate,
+                    epoch=step // order.steps_per_epoch,
+                    batch=engine.spec.batch,
+                )
                 keeper.write(line)
-                shown.note = _note(line, engine.spec.batch)
+                shown.note = note(line, engine.spec.batch)
+                for remark in remarks.fresh():
+                    shown.remark(remark)
             shown.advance()
             if done % place.checkpoint.every_steps == 0 or done == steps or asked.save:
                 keeper.save(done)
@@ -274,45 +282,3 @@ def _broken(step: int, mirror: Mirror, order: TrainingOrder) -> VmaeError:
         f"step {step}: the loss or its gradient is not finite; {good}; start from it by --init into another --out, "
         f"with a lower optim.base_lr or optim.clip_grad; the batch was {keys}"
     )
-
-
-class _Clock:
-    """Seconds between logging steps, and how many of them were spent waiting for data, by whoever waited longest."""
-
-    def __init__(self, loader: ClipLoader, world: World) -> None:
-        self._loader, self._world = loader, world
-        self.restart()
-
-    def restart(self, step: int | None = None) -> None:
-        self._at, self._waited, self._step = time.perf_counter(), self._loader.waited, step
-
-    def line(self, step: int, numbers: StepNumbers, epoch: int, batch: int) -> dict[str, Any]:
-        now = time.perf_counter()
-        seconds, waited = now - self._at, self._loader.waited - self._waited
-        steps = step - self._step if self._step is not None else None
-        own = [float(numbers.loss), waited, _memory_mb(numbers.loss.device)]
-        loss, waited_all, memory = zip(*self._world.gather_floats(own), strict=True)
-        self.restart(step)
-        return {
-            "kind": "train",
-            "step": step,
-            "epoch": epoch,
-            "loss": sum(loss),  # by rank, so that it is the same number each time
-            "lr": numbers.rate,
-            "grad_norm": float(numbers.grad_norm),
-            "clips_per_second": round(steps * batch / seconds, 2) if steps else None,
-            "data_wait": round(max(waited_all) / seconds, 4),
-            "memory_mb": round(max(memory), 1),
-        }
-
-
-def _memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    with Path("/proc/self/statm").open() as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _note(line: dict[str, Any], batch: int) -> str:
-    speed = f"{line['clips_per_second']:.0f} clips/s, " if line["clips_per_second"] else ""
-    return f"loss {line['loss']:.4f}, {speed}{line['data_wait']:.0%} waiting for data"

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # Where and how fast, not what: these may change when a run goes on.
-_MAY_CHANGE = (("loader",), ("log",), ("checkpoint",), ("train", "micro_batch"), ("train", "threads"))
+_MAY_CHANGE = (("loader",), ("cache",), ("log",), ("checkpoint",), ("train", "micro_batch"), ("train", "threads"))
 
 
 # A recipe is tables of plain values: what is nested otherwise was not written by a training.

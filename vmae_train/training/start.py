@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vmae_data.errors import DataError, MisuseError
+from vmae_data.read.cache import CacheSpec
 from vmae_data.read.mix import Mix, parse_data
 from vmae_data.read.shards import Shards
 from vmae_data.read.stream import Sampler
@@ -40,6 +41,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     clip: ClipSpec = ClipSpec()
     augment: AugmentSpec = AugmentSpec()
     loader: LoaderSpec = LoaderSpec()
+    cache: CacheSpec = CacheSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log: LogSpec = LogSpec()
 
@@ -93,6 +95,7 @@ class Settled(NamedTuple):
             frames=self.geometry.num_frames,
             seed=spec.seed,
             spec=spec.loader,
+            cache=spec.cache,
             device=device,
         )
 
@@ -233,6 +236,8 @@ def _rows_of(settled: Settled, shards: Shards) -> dict[str, str]:
         "clip": f"{num_frames} frames, {_clip_words(clip, shards, num_frames)}"
         + (", one frame repeated" if clip.frozen else ""),
     }
+    if shards.remark:
+        rows["index"] = shards.remark
     if nearest := check_spacing(clip, shards, num_frames):
         rows["thinned"] = nearest
     needed = num_frames if clip.sampler == "uniform" else num_frames * _kept_spacing(clip, shards)
