@@ -13,11 +13,14 @@ import pytest
 from tests.azure_server import AzureContainer, AzureServer, azure_server, azurite
 from tests.gcs_server import GcsBucket, GcsServer, fake_gcs_server, gcs_server
 from tests.s3_server import S3Bucket, S3Server, s3_server
+from tools.faults.proxy import Proxy, proxy_thread
 from vmae_data.build import build_shards
 from vmae_data.demo import write_demo
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
+from vmae_data.store import set_options
+from vmae_data.store.options import VARIABLE
 
 QUIET = ProgressStyle.QUIET
 WORKERS = 2
@@ -103,3 +106,22 @@ def google_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServ
 def gcs_bucket(google_storage: GcsServer, request: pytest.FixtureRequest) -> GcsBucket:
     """An empty bucket of this test's own. Write with its `put`: the server takes no uploads of obstore's."""
     return google_storage.bucket(_own_name(request))
+
+
+@pytest.fixture
+def network(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
+    """All that goes to the bucket of the test goes through it; time limits are scaled down, and copies are this test's."""
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(VARIABLE, "{}")
+    monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
+    monkeypatch.setattr("vmae_data.store.retry.FIRST_WAIT", 0.02)
+    with proxy_thread(s3_bucket.server.endpoint) as proxy:
+        set_options(["give_up=4", "read_timeout=2", "connect_timeout=1", f"endpoint={proxy.url}"])
+        yield proxy
+
+
+@pytest.fixture
+def remote_shards(s3_bucket: S3Bucket, network: Proxy, demo_shards: Path) -> str:
+    """`demo_shards` in the bucket of the test, behind `network`."""
+    return s3_bucket.upload(demo_shards)

@@ -72,6 +72,13 @@ class S3Bucket(NamedTuple):
     def store(self, **more: Any) -> S3Store:
         return S3Store(self.name, **{**self.options, **more})
 
+    def upload(self, folder: Path, name: str = "set") -> str:
+        """The files of a folder, below `name`; gives its URL."""
+        store = self.store()
+        for path in sorted(folder.iterdir()):
+            store.put(f"{name}/{path.name}", path)
+        return f"{self.url}/{name}"
+
     def through(self, endpoint: str) -> S3Bucket:
         """The same bucket by another address: a proxy's."""
         return self._replace(server=self.server._replace(endpoint=endpoint))

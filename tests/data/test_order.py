@@ -54,6 +54,16 @@ def test_ranks_that_divide_the_streams_read_whole_streams(world: int) -> None:
     assert shared <= stream_count(batch)  # at most one per border between streams
 
 
+@pytest.mark.parametrize("world", [2, 4, 8, 32])
+def test_a_node_that_reads_whole_streams_sees_its_share_of_the_shards_and_one_a_border(world: int) -> None:
+    shards, size, batch = 250, 10, 64
+    for epoch in range(3):
+        order = epoch_batches([size] * shards, seed=0, epoch=epoch, batch=batch)
+        for rank in range(world):
+            seen = {int(n) // size for batch_samples in order for n in rank_slice(batch_samples, rank, world)}
+            assert len(seen) <= -(-shards // world) + 1
+
+
 def test_a_stream_is_shuffled_within_its_window_only() -> None:
     size, shards, batch = 5, 128, 2  # two streams of 320 samples, windows of 80
     order = epoch_batches([size] * shards, seed=3, epoch=0, batch=batch)

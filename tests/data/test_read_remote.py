@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,40 +14,14 @@ from hypothesis import strategies as st
 
 from tests.s3_server import S3Bucket
 from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import Proxy, proxy_thread
+from tools.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.errors import ReplacedError, SampleError, StoreError
 from vmae_data.format import INDEX, tar_name
 from vmae_data.read import ahead, table
 from vmae_data.read.ahead import GAP_BYTES, SPAN_BYTES, ReadAhead, Wanted, merge_neighbours
 from vmae_data.read.fetch import Fetcher, Member
-from vmae_data.store import RemotePlace, set_options
-from vmae_data.store.options import VARIABLE
-
-
-@pytest.fixture
-def network(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    """All that goes to the bucket of the test goes through it; time limits are scaled down."""
-    for name, value in s3_bucket.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv(VARIABLE, "{}")
-    monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
-    monkeypatch.setattr("vmae_data.store.retry.FIRST_WAIT", 0.02)
-    with proxy_thread(s3_bucket.server.endpoint) as proxy:
-        set_options(["give_up=4", "read_timeout=2", "connect_timeout=1", f"endpoint={proxy.url}"])
-        yield proxy
-
-
-@pytest.fixture
-def remote_shards(s3_bucket: S3Bucket, network: Proxy, demo_shards: Path) -> str:
-    return upload(s3_bucket, demo_shards)
-
-
-def upload(bucket: S3Bucket, folder: Path) -> str:
-    store = bucket.store()
-    for path in sorted(folder.iterdir()):
-        store.put(f"set/{path.name}", path)
-    return f"{bucket.url}/set"
+from vmae_data.store import RemotePlace
 
 
 def _tars(network: Proxy) -> list[str]:

@@ -1,0 +1,158 @@
+"""Batches from a bucket: the same as from a folder, with a cache and without, with the network off too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.s3_server import S3Bucket
+from tools.faults.network import Faults
+from tools.faults.proxy import Proxy
+from vmae_data.build import build_shards
+from vmae_data.errors import ReplacedError, StoreError
+from vmae_data.format import tar_name
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.progress import ProgressStyle
+from vmae_data.read.cache import CacheSpec
+from vmae_data.read.shards import Shards
+from vmae_data.recipes import load_recipe
+from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
+from vmae_train.clips.views import ExactStride
+from vmae_train.training.clock import Spent
+from vmae_train.training.run import BatchLayout, TrainingOrder
+
+BATCH, SEED = 8, 3
+
+
+def _loader(
+    url: str,
+    *,
+    workers: int = 1,
+    cache: CacheSpec | None = None,
+    rank: int = 0,
+    world: int = 1,
+    steps: int | None = None,
+) -> ClipLoader:
+    shards = Shards.open(url)
+    order = TrainingOrder(shards, seed=SEED, batch=BATCH)
+    layout = BatchLayout.of(BATCH, None, world)
+    requests = order.requests(0, steps or order.steps_per_epoch, layout, rank)
+    spec = LoaderSpec(workers=workers, ahead=2, read_ahead="4MB")
+    return ClipLoader(
+        shards, ExactStride(16, 1), requests, batch=layout.size, frames=16, seed=SEED, spec=spec, cache=cache
+    )
+
+
+def _planes(batches: list[Batch]) -> list[torch.Tensor]:
+    return [batch.planes.y_BTHW for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_a_bucket_are_those_of_the_folder(
+    remote_shards: str, demo_shards: Path, network: Proxy, workers: int
+) -> None:
+    with _loader(str(demo_shards)) as loader:
+        here = _planes(list(loader))
+        assert loader.took.range_bytes > 0
+    network.change(Faults(latency_seconds=0.05))
+    with _loader(remote_shards, workers=workers) as loader:
+        there = list(loader)
+        took = loader.took
+    assert all(torch.equal(one, other) for one, other in zip(here, _planes(there), strict=True))
+    assert took.range_bytes > 0 and took.waiting > 0.05 and took.decoding > 0
+    assert took.hits == took.misses == took.cache_bytes == 0
+
+
+def test_a_set_that_is_in_the_cache_is_read_with_the_network_off(
+    remote_shards: str, demo_shards: Path, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmae_data.read.table.COPY_SECONDS", 0.3)
+    cache = CacheSpec(dir=str(tmp_path / "cache"), bytes="1GB")
+    with _loader(str(demo_shards)) as loader:
+        here = _planes(list(loader))
+    listed = Shards.open(remote_shards).index.shardlist
+    _until_filled(tmp_path / "cache", len(listed), lambda: list(_run(remote_shards, cache)))
+    network.change(Faults(down_seconds=3600))
+    with _loader(remote_shards, cache=cache, workers=2) as loader:
+        assert loader.mix.sets[0].remark is not None
+        there = _planes(list(loader))
+        took = loader.took
+    assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
+    assert took.misses == 0 and took.range_bytes == 0 and took.hits == sum(len(one) for one in there)
+
+
+def _run(url: str, cache: CacheSpec) -> list[Batch]:
+    with _loader(url, cache=cache) as loader:
+        return list(loader)
+
+
+def _until_filled(folder: Path, count: int, run: Callable[[], object]) -> None:
+    """Run epochs until all shards are there."""
+    until = time.monotonic() + 60
+    while len(list((folder / "shards").glob("*.tar"))) < count and time.monotonic() < until:
+        run()
+
+
+def test_without_a_cache_a_store_that_is_gone_ends_the_loader_in_one_line(remote_shards: str, network: Proxy) -> None:
+    with _loader(remote_shards, workers=2) as loader:
+        network.change(Faults(down_seconds=3600))
+        with pytest.raises(StoreError, match=r"\d\.tar: can't be read") as caught:
+            list(loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_is_replaced_ends_the_loader_in_one_line(remote_shards: str, s3_bucket: S3Bucket) -> None:
+    with _loader(remote_shards, steps=100) as loader:
+        batches = iter(loader)
+        next(batches)
+        for number in range(len(loader.mix.sets[0].shard_sizes)):
+            s3_bucket.store().put(f"set/{tar_name(number)}", bytes(200_000))
+        with pytest.raises(ReplacedError, match="was replaced while it was read"):
+            list(batches)
+
+
+@pytest.fixture(scope="module")
+def many_shards(demo_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve shards of two."""
+    dest = tmp_path_factory.mktemp("many") / "shards"
+    spec = load_recipe("vmae_data", "demo", BuildSpec, ["samples_per_shard=2"])
+    build_shards(str(demo_videos), dest, spec, workers=2, style=ProgressStyle.QUIET)
+    return dest
+
+
+def test_the_caches_of_two_nodes_hold_their_own_share_of_an_epoch(
+    many_shards: Path, s3_bucket: S3Bucket, network: Proxy, tmp_path: Path
+) -> None:
+    url = s3_bucket.upload(many_shards)
+    listed = Shards.open(url).index.shardlist
+    found = []
+    for rank in range(2):
+        cache = CacheSpec(dir=str(tmp_path / f"node-{rank}"), bytes="1GB")
+        for _ in range(10):
+            with _loader(url, cache=cache, rank=rank, world=2) as loader:
+                list(loader)
+                time.sleep(0.3)
+            if loader.took.misses == 0:
+                break
+        assert loader.took.misses == 0
+        found.append({path.name for path in (tmp_path / f"node-{rank}" / "shards").glob("*.tar")})
+    assert all(len(names) <= len(listed) // 2 + 1 for names in found)
+    assert len(found[0] & found[1]) <= 1
+    assert len(found[0] | found[1]) == len({one.sha256 for one in listed})
+
+
+@pytest.mark.parametrize(
+    ("spent", "limit"),
+    [
+        ({"waited": 0.5, "moved": 0.4, "fetching": 90, "decoding": 1}, "compute"),
+        ({"waited": 5, "moved": 4, "fetching": 90, "decoding": 1}, "transfer"),
+        ({"waited": 5, "moved": 1, "fetching": 9, "decoding": 8}, "network"),
+        ({"waited": 5, "moved": 1, "fetching": 7, "decoding": 8}, "decode"),
+    ],
+)
+def test_the_stage_that_limits_is_told_by_where_the_time_went(spent: dict[str, float], limit: str) -> None:
+    assert Spent(**spent, read=0, hits=0, misses=0).limit(10) == limit
