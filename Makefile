@@ -34,6 +34,7 @@ test: check
 soak: $(INSTALLED)
 	$(BIN)/python -m tools.soak_build
 	$(BIN)/python tools/soak_kills.py
+	$(BIN)/python -m tools.soak_read
 	$(BIN)/python -m tools.soak_order
 
 example: $(INSTALLED)

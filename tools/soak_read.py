@@ -1,0 +1,113 @@
+"""`make soak`: a reader's memory over many samples, fetched and hashed and not decoded.
+
+    python -m tools.soak_read [URL] [--samples 100000] [--cache DIR --cache-bytes 1GB] [--piece 32]
+
+Without URL a small set is made, put into a local S3 server and read from there. Prints a line every tenth of the way:
+samples, samples a second, resident memory, megabytes read. Exit status 1 where memory of the second half is more than
+16 MiB above that of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vmae_data.build import build_shards
+from vmae_data.demo import write_demo
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.progress import ProgressStyle
+from vmae_data.read.cache import CacheSpec, ShardCache
+from vmae_data.read.fetch import Fetcher, Member, Took
+from vmae_data.read.order import epoch_batches
+from vmae_data.read.shards import Shards
+from vmae_data.recipes import load_recipe
+
+GROWTH_MB = 16 * 1.048576
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", nargs="?", metavar="URL")
+    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--piece", type=int, default=32, help="samples that are asked for at once")
+    parser.add_argument("--cache", metavar="DIR")
+    parser.add_argument("--cache-bytes", default="1GB")
+    given = parser.parse_args()
+    spec = CacheSpec(dir=given.cache, bytes=given.cache_bytes if given.cache else None)
+    with contextlib.nullcontext(given.url) if given.url else made() as url:
+        found = read(url, given.samples, given.piece, spec)
+    first, second = max(found[1:5]), max(found[5:])
+    grown = second - first
+    print(f"first half {first:.1f} MB, second {second:.1f} MB")
+    sys.exit(1 if grown > GROWTH_MB else 0)
+
+
+def read(url: str, samples: int, piece: int, spec: CacheSpec) -> list[float]:
+    """Resident megabytes at each tenth of the way."""
+    shards = Shards.open(url)
+    cache = ShardCache(spec) if spec.dir is not None else None
+    fetcher = Fetcher(shards, cache=cache)
+    took, found, done, started_at = Took(), [], 0, time.monotonic()
+    pieces = endless(shards, piece)
+    coming = next(pieces)
+    fetcher.ask(coming)
+    while done < samples:
+        now, coming = coming, next(pieces)
+        fetcher.ask(coming)
+        for member in now:
+            fetcher.fetch(*member)
+        took = took.plus(fetcher.take_took())
+        done += len(now)
+        if done * 10 // samples > len(found):
+            found.append(resident_mb())
+            rate = done / (time.monotonic() - started_at)
+            read_mb = took.range_bytes / 1e6
+            print(
+                f"{done} samples, {rate:.0f}/s, {found[-1]:.1f} MB resident, {read_mb:.0f} MB by range, {took.hits} hits",
+                flush=True,
+            )
+    fetcher.close()
+    if cache is not None:
+        cache.close()
+    return found
+
+
+def endless(shards: Shards, piece: int) -> Iterator[list[Member]]:
+    """The order of a training, epoch after epoch."""
+    epoch = 0
+    while True:
+        batches = epoch_batches(shards.shard_sizes, seed=0, epoch=epoch, batch=min(piece, len(shards)))
+        yield from ([Member(int(number)) for number in batch] for batch in np.asarray(batches))
+        epoch += 1
+
+
+def resident_mb() -> float:
+    with Path("/proc/self/statm").open() as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextlib.contextmanager
+def made() -> Iterator[str]:
+    """A small set in a server of this machine."""
+    from tests.s3_server import s3_server
+
+    with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "s3") as server:
+        folder = Path(name)
+        write_demo(folder / "videos", num_videos=64, seed=1, broken=False, workers=2)
+        build_spec = load_recipe("vmae_data", "demo", BuildSpec, ["samples_per_shard=8"])
+        build_shards(str(folder / "videos"), folder / "shards", build_spec, workers=2, style=ProgressStyle.QUIET)
+        bucket = server.bucket("soak")
+        os.environ.update(bucket.environment, VMAE_CACHE=str(folder / "node"))
+        yield bucket.upload(folder / "shards")
+
+
+if __name__ == "__main__":
+    main()
