@@ -16,7 +16,7 @@ __all__ = ["READ_AHEAD", "Ranged", "ReadAhead", "Span", "Wanted", "merge_neighbo
 READ_AHEAD = 64 << 20  # bytes
 GAP_BYTES = 64 << 10  # read and thrown away rather than asked for by another request
 SPAN_BYTES = 8 << 20  # of a merged range at most, so that its first member is soon there
-RANGES_AT_A_TIME = 8
+RANGES_AT_A_TIME = 16
 TRIES_AGAIN = 2
 
 
