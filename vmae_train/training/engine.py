@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
