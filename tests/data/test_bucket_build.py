@@ -168,3 +168,18 @@ def test_staging_may_lie_in_a_folder_that_is_named(
         assert digests(dest) == digests(demo_shards)
         assert [path.name for path in fast.iterdir()] == ["other"]
     assert not (s3.node / "staging").exists()
+
+
+def test_a_signal_ends_a_command_that_waits_for_a_silent_store(demo_shards: Path, s3: Setting, network: Proxy) -> None:
+    send(demo_shards, s3.folder)
+    remove(s3.folder / INDEX)
+    fault = Fault(kind=Kind.STATUS, status=500)
+    network.change(Faults(faults=(fault,), path_part="shard-"))
+    words = ["merge", str(s3.folder), "--storage-option", "give_up=60"]
+    process = subprocess.Popen(command_line("vmae_data", *words), stderr=subprocess.PIPE, text=True)
+    while not network.seen().faults and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told == "vmae-shard: stopped; the same command goes on from here\n"
