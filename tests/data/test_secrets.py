@@ -64,6 +64,7 @@ def test_no_secret_is_told_or_written(demo_videos: Path, s3_bucket: S3Bucket, tm
         run("audit", f"{url}/set", "--html", tmp_path / "audit.html", "--out", tmp_path / "audit.csv")
         run("verify", f"{url}/set")
         run("doctor", f"{url}/set", "--storage-option", f"secret_access_key={s3_bucket.server.secret}")
+        run("doctor", "--storage-option", f"proxy_url=http://name:{token}@host:1")
         assert INDEX in {item["path"].rpartition("/")[2] for page in store.list("set") for item in page}
         commands: tuple[tuple[str | Path, ...], ...] = (
             ("build", demo_videos, f"{url}/new", *SETTINGS),

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vmae_data.errors import DataError, MisuseError, StoreError
+from vmae_data.errors import DataError, MisuseError, StopRequested, StoreError
 from vmae_data.store import local, remote
 from vmae_data.store.local import temporary_beside, write_error
 from vmae_data.store.place import Place, RemotePlace
+from vmae_data.store.retry import STOPPING
 
 __all__ = [
     "Span",
@@ -100,6 +101,9 @@ def in_threads(call: Callable[[Thing], Answer], things: Iterable[Thing]) -> Iter
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
+        except (StopRequested, KeyboardInterrupt):
+            STOPPING.set()
+            raise
         finally:
             for call_left in coming:
                 call_left.cancel()

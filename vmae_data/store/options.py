@@ -71,7 +71,12 @@ def take_options(text: str) -> None:
 
 def shown_options() -> dict[str, str]:
     """The options as they may be shown: secrets are left out."""
-    return {key: "…" if any(word in key for word in _SECRET) else value for key, value in _options().items()}
+    return {key: "…" if _is_secret(key, value) else value for key, value in _options().items()}
+
+
+def _is_secret(key: str, value: str) -> bool:
+    """By its name, or as a URL with a password in it: a proxy's may have one."""
+    return any(word in key for word in _SECRET) or "@" in value
 
 
 def access_of(scheme: str) -> Access:

@@ -21,7 +21,7 @@ from vmae_data.store.clients import CLIENTS, LONGEST_WAIT
 from vmae_data.store.options import Access
 from vmae_data.store.place import RemotePlace
 
-__all__ = ["Transient", "again", "status_of", "waited"]
+__all__ = ["STOPPING", "Transient", "again", "status_of", "waited"]
 
 Answer = TypeVar("Answer")
 FIRST_WAIT = 0.2  # seconds
@@ -49,6 +49,8 @@ class _Trouble(NamedTuple):
 
 
 _local = threading.local()
+STOPPING = threading.Event()
+"""Set when the command is to end: threads that wait for a store would hold it up."""
 
 
 def waited() -> float:
@@ -90,7 +92,10 @@ def again(
                     "check the store and the network, then run the same command again"
                 ) from None
             _local.waited = waited() + wait
-            time.sleep(wait)
+            if STOPPING.wait(wait):
+                raise StoreError(
+                    f"{place}: can't be {done} ({trouble.words}); stopped while it was tried again"
+                ) from None
 
 
 def _advice(trouble: _Trouble) -> str:

@@ -1,0 +1,148 @@
+"""`verify`, `inspect`, `audit` and `doctor` of data sets in a bucket and on a web server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.buckets import QUIET, SETTINGS, Setting, build, reach, send
+from tests.command import run_command
+from tests.s3_server import PUBLIC
+from tools.faults.proxy import Proxy
+from vmae_data.check.verify import Problem, verify_shards
+from vmae_data.format import INDEX, tar_name
+from vmae_data.prepare.classes import read_classes
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.read.shards import Shards
+from vmae_data.store import (
+    RemotePlace,
+    commit_bytes,
+    list_tree,
+    place_of,
+    read_bytes,
+    remote,
+    remove,
+)
+
+
+def test_verify_fetches_each_tar_once_and_finds_what_is_wrong(
+    demo_shards: Path, s3: Setting, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    send(demo_shards, s3.folder)
+    report = verify_shards(s3.folder, workers=2, style=QUIET)
+    assert report.problems == ()
+    assert report.samples == len(Shards.open(str(demo_shards)))
+    gets = Counter(e.path for e in network.seen().exchanges if e.method == "GET" and ".tar" in e.path)
+    assert set(gets.values()) == {1}
+    assert list(tmp_path.glob("vmae-verify-*")) == []
+    tar = bytearray(read_bytes(s3.folder / tar_name(0)))
+    tar[len(tar) // 2] ^= 1
+    commit_bytes(s3.folder / tar_name(0), bytes(tar))
+    remove(s3.folder / tar_name(1))
+    commit_bytes(s3.folder / "notes.txt", b"x")
+    commit_bytes(s3.folder / "old" / "x", b"x")
+    found = verify_shards(s3.folder, workers=2, style=QUIET).problems
+    assert Problem(tar_name(0), "its sum is not the one in its marker") in found
+    assert Problem(tar_name(1), "missing") in found
+    foreign = "a foreign file, not part of the data set"
+    assert {Problem("notes.txt", foreign), Problem("old", foreign)} <= set(found)
+
+
+def test_a_data_set_in_a_bucket_is_looked_at_where_it_lies(demo_shards: Path, s3: Setting, tmp_path: Path) -> None:
+    send(demo_shards, s3.folder)
+    for folder, name in ((str(demo_shards), "here"), (str(s3.folder), "there")):
+        run_command("vmae_data", "inspect", folder, "--html", tmp_path / f"{name}.html")
+        run_command("vmae_data", "audit", folder, "--out", tmp_path / f"{name}.csv", "--quiet")
+        found = json.loads(run_command("vmae_data", "inspect", folder, "--json").stdout)
+        assert found.pop("folder") == folder
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    assert (tmp_path / "there.json").read_text() == (tmp_path / "here.json").read_text()
+    here, there = ((tmp_path / f"{name}.csv").read_text() for name in ("here", "there"))
+    assert there.replace(str(s3.folder), "X") == here.replace(str(demo_shards), "X")
+    assert (tmp_path / "there.html").stat().st_size > 10_000
+
+
+def test_who_may_only_read_is_told_so_and_nothing_is_encoded(
+    demo_videos: Path, s3: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_bytes(s3.folder / "kept", b"")
+    reach(s3.bucket.server.reader.bucket(s3.bucket.name), monkeypatch)
+    done = run_command("vmae_data", "build", demo_videos, str(s3.folder), *SETTINGS, "--quiet", status=1)
+    assert re.fullmatch(r"vmae-shard: s3://\S+ can't be written \(refused: status 403, .*\); check .*\n", done.stderr)
+    assert s3.staged_keys == set()
+    assert list(list_tree(s3.folder)) == ["kept"]
+
+
+@pytest.mark.parametrize("command", ["build", "build from", "verify", "inspect", "merge"])
+def test_a_bucket_that_is_not_there_is_one_line(
+    command: str, demo_videos: Path, s3: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach(s3.bucket.server.reader.bucket("x"), monkeypatch)  # who may do all makes a bucket by writing to it
+    url = f"s3://nowhere-{s3.bucket.name}/x"
+    source, dest = (url, str(tmp_path / "x")) if command == "build from" else (str(demo_videos), url)
+    words = [command, url] if "build" not in command else ["build", source, dest, *SETTINGS, "--quiet"]
+    done = run_command("vmae_data", *words, status=1 if command == "build" else 2)
+    assert done.stderr.count("\n") == 1
+    assert url in done.stderr
+
+
+def test_a_public_data_set_is_opened_over_plain_http_and_a_listing_there_names_its_videos(
+    demo_videos: Path,
+    demo_shards: Path,
+    demo_spec: BuildSpec,
+    s3: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    public = place_of(f"s3://{PUBLIC}/{s3.bucket.name}")
+    assert isinstance(public, RemotePlace)
+    send(demo_shards, public / "set")
+    videos = sorted(demo_videos.glob("*/scene-*.mp4"))[:3]
+    names = [str(path.relative_to(demo_videos)) for path in videos]
+    for name in names:
+        remote.put(public / "videos" / name, demo_videos / name)
+    commit_bytes(public / "videos" / "list.tsv", "".join(f"{name}\tx\n" for name in [*names, "not/there.mp4"]).encode())
+    url = f"{s3.bucket.server.endpoint}/{PUBLIC}/{s3.bucket.name}"
+    for name in s3.bucket.environment:
+        monkeypatch.delenv(name)
+    assert json.loads(run_command("vmae_data", "inspect", f"{url}/set", "--json").stdout)["samples"] > 0
+    run_command("vmae_data", "inspect", f"{url}/set/{INDEX}", "--html", tmp_path / "page.html")
+    run_command("vmae_data", "verify", f"{url}/set", "--quiet")
+    assert read_classes(f"{url}/set") == Shards.open(str(demo_shards)).classes
+    build(f"{url}/videos/list.tsv", tmp_path / "shards", demo_spec)
+    shards = Shards.open(str(tmp_path / "shards"))
+    assert sorted(sample.facts.source.path for sample in shards) == sorted(names)
+    assert shards.index.failures == {"missing": 1}
+    assert (
+        "a web server can't be written to"
+        in run_command("vmae_data", "build", demo_videos, f"{url}/new", status=2).stderr
+    )
+
+
+def _doctor(url: str, *words: str, status: int = 0) -> dict[str, dict[str, str]]:
+    done = run_command("vmae_data", "doctor", url, "--json", *words, status=status)
+    return {check["name"]: check for check in map(json.loads, done.stdout.splitlines())}
+
+
+def test_doctor_tries_a_url_and_says_what_it_allows(s3: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit_bytes(s3.folder / "kept", b"")
+    told = _doctor(str(s3.folder), "--storage-option", "session_token=abc", "--storage-option", "session_token=")
+    assert told["storage"]["found"].startswith("obstore ")
+    assert "s3: AWS_ACCESS_KEY_ID" in told["credentials"]["found"]
+    assert s3.bucket.server.secret not in json.dumps(told)
+    assert (told["list"]["state"], told["write"]["state"]) == ("ok", "ok")
+    assert list(list_tree(s3.folder)) == ["kept"]
+    reach(s3.bucket.server.reader.bucket(s3.bucket.name), monkeypatch)
+    told = _doctor(str(s3.folder))
+    assert (told["list"]["state"], told["write"]["state"]) == ("ok", "warning")
+    assert "refused: status 403" in told["write"]["found"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    told = _doctor(str(s3.folder), status=1)
+    assert told["list"]["state"] == "missing"
+    assert "check the credentials" in told["list"]["advice"]
+    assert "write" not in told
