@@ -19,6 +19,7 @@ from vmae_data.console import (
     print_json,
     progress_style,
     run_app,
+    show_facts,
     show_recipes,
 )
 from vmae_data.errors import MisuseError, VmaeError
@@ -239,6 +240,50 @@ def report(
     write_report(run, out, against=tuple(against or ()))
     if not quiet:
         print(out)
+
+
+@app.command()
+def feed(
+    recipe: Recipe,
+    data: Data,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure.")] = 20.0,
+    appetite: Annotated[
+        float, typer.Option(min=1, metavar="CLIPS/S", help="What a GPU takes; the answer says how many cores feed it.")
+    ] = 1000.0,
+    settings: Settings = None,
+    storage: StorageOptions = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a training's data side alone: clips/s that this machine can bring, by stage, and the cores that a GPU needs."""
+    _need_torch()
+    import msgspec
+
+    from vmae_data.recipes import load_recipe
+    from vmae_train.feed import feed as run
+
+    spec = load_recipe("vmae_train", recipe, _spec_of(recipe), settings or ())
+    report = run(spec, data=data, seconds=seconds, device=device, style=progress_style(quiet, as_json))
+    if as_json:
+        print_json({**msgspec.to_builtins(report), "appetite": appetite, "cores_needed": report.cores_for(appetite)})
+    else:
+        rows = {
+            "clips/s": f"{report.clips_per_second:.1f} ({report.clips} in {report.seconds:.1f} s, {report.workers} workers)",
+            "first batch": f"after {report.first_batch_seconds:.2f} s",
+            **{
+                stage.name: f"{1000 * stage.seconds_a_clip:.2f} ms a clip, busy {stage.busy:.0%}"
+                for stage in report.stages
+            },
+            "limits": report.limits,
+            "read": f"{report.read_mb:.1f} MB, {report.read_mb_per_second:.1f} MB/s"
+            + ("" if report.cache_hits is None else f", {report.cache_hits:.0%} of the samples from the cache"),
+            "cores": f"{report.cores_used:.2f} used; {report.cores_for(appetite):.1f} for {appetite:g} clips/s "
+            f"({1000 * report.cpu_seconds_a_clip:.2f} ms of CPU a clip)",
+        }
+        show_facts(f"{', '.join(data)} by {recipe}", rows.items())
+    _tell_unreadable(report.unreadable)
 
 
 @app.command()

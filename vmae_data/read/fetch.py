@@ -49,6 +49,17 @@ class Took(NamedTuple):
             self.misses + other.misses,
         )
 
+    def minus(self, other: Took) -> Took:
+        """What came since."""
+        return Took(
+            self.waiting - other.waiting,
+            self.decoding - other.decoding,
+            self.range_bytes - other.range_bytes,
+            self.cache_bytes - other.cache_bytes,
+            self.hits - other.hits,
+            self.misses - other.misses,
+        )
+
 
 class _Far(NamedTuple):
     """A member of a remote shard."""
