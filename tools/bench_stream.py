@@ -1,0 +1,263 @@
+"""Shards from object storage: bytes/s against the same client's plain GETs, CPU a gigabyte, samples/s against other readers, first batch.
+
+python tools/bench_stream.py SHARDS [--samples 2000] [--size 350000] [--limit 100e6] [--rounds 3]
+
+A real S3 server (SeaweedFS) is started on loopback, and random shards of the wanted sample size are put into it, in the
+form of SHARDS (any built data set). Each figure is taken in a process of its own, ours and the others in turns, behind a
+proxy that lets LIMIT bytes/s through, and without it. Other readers are compared where they are installed: webdataset
+(`pipe:curl` of signed URLs), litdata's StreamingRawDataset. Server, client and sums share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import io
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from tests.s3_server import S3Bucket, s3_server
+from tools.faults.network import Faults
+from tools.faults.proxy import proxy_process
+from vmae_data.format import INDEX, SAMPLES, ShardListing, encode_record, tar_name
+from vmae_data.read.ahead import RANGES_AT_A_TIME
+from vmae_data.read.fetch import Fetcher, Member
+from vmae_data.read.order import epoch_batches
+from vmae_data.read.shards import Shards
+from vmae_data.store import commit_bytes, commit_file, place_of, remote
+
+PER_SHARD = 250
+BATCH = 64
+PIECE = 16  # samples that a worker is given at a time
+URL = "s3://bench/set"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shards")
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=350_000)
+    parser.add_argument("--limit", type=float, default=100e6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--take", choices=sorted(TAKERS), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.take:
+        for name in IMPORTS.get(given.take, ("obstore",)):
+            importlib.import_module(name)
+        print(json.dumps(_timed(TAKERS[given.take])))
+        return
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bucket = stack.enter_context(s3_server(folder / "server")).bucket("bench")
+        bucket.store().put("made", b"")
+        os.environ |= {**bucket.environment, "VMAE_CACHE": str(folder / "node")}
+        _write(Shards.open(given.shards), given.samples, given.size, folder)
+        with proxy_process(bucket.server.endpoint, Faults(bytes_per_second=given.limit)) as proxy:
+            print(f"{given.samples} samples of {given.size} bytes; behind {given.limit / 1e6:.0f} MB/s:", flush=True)
+            _table(_rounds(given, bucket.through(proxy.url)))
+        print("without a limit, without a proxy:", flush=True)
+        _table(_rounds(given, bucket))
+
+
+def _rounds(given: argparse.Namespace, bucket: S3Bucket) -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in TAKERS}
+    for _ in range(given.rounds):
+        for name in TAKERS:  # in turns, so that a slow minute meets all
+            words = [sys.executable, "-m", "tools.bench_stream", given.shards, "--take", name]
+            done = subprocess.run(
+                words, env={**os.environ, **bucket.environment}, capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            elif not found[name]:
+                print(f"  {name}: left out ({done.stderr.strip().splitlines()[-1][:200]})", flush=True)
+    return found
+
+
+def _table(found: dict[str, list[dict[str, float]]]) -> None:
+    plain = median(one["mb_s"] for one in found["plain GETs"])
+    print(
+        "| reader | MB/s | of plain GETs | samples/s | CPU s/GB | first sample s |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for name, runs in found.items():
+        if runs:
+            each = {key: median(run[key] for run in runs) for key in runs[0]}
+            print(
+                f"| {name} | {each['mb_s']:.1f} | {each['mb_s'] / plain:.2f} | {each['samples_s']:.0f} "
+                f"| {each['cpu_gb']:.2f} | {each['first']:.2f} |",
+                flush=True,
+            )
+
+
+def _timed(take: Callable[[], Iterator[int]]) -> dict[str, float]:
+    """Sizes of samples, taken to the end. What is imported was imported before."""
+    before = _cpu()
+    started_at = time.perf_counter()
+    samples = total = 0
+    first = 0.0
+    for size in take():
+        first = first or time.perf_counter() - started_at
+        samples += 1
+        total += size
+    seconds = time.perf_counter() - started_at
+    return {
+        "mb_s": total / 1e6 / seconds,
+        "samples_s": samples / seconds,
+        "cpu_gb": (_cpu() - before) / (total / 1e9),
+        "first": first,
+    }
+
+
+def _cpu() -> float:
+    """Seconds of this process and of those that it has waited for."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _order(shards: Shards) -> list[int]:
+    return [int(n) for n in epoch_batches(shards.shard_sizes, seed=0, epoch=0, batch=BATCH).ravel()]
+
+
+def _ours() -> Iterator[int]:
+    """As a decode worker does: the next piece is asked for while this one is taken; every sum is checked."""
+    shards = Shards.open(URL)
+    order = _order(shards)
+    fetcher = Fetcher(shards)
+    pieces = [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
+    fetcher.ask([Member(number) for number in pieces[0]])
+    for place, piece in enumerate(pieces):
+        if place + 1 < len(pieces):
+            fetcher.ask([Member(number) for number in pieces[place + 1]])
+        for number in piece:
+            yield len(fetcher.fetch(number))
+    fetcher.close()
+
+
+def _plain() -> Iterator[int]:
+    """The same ranges in the same order by the same client, as many at a time, without sums."""
+    shards = Shards.open(URL)
+
+    def get(number: int) -> int:
+        place = shards.place(number)
+        path = shards.shard_path(place.shard)
+        return len(remote.read_part(path, place.offset, place.size).data)
+
+    with ThreadPoolExecutor(RANGES_AT_A_TIME) as pool:
+        yield from pool.map(get, _order(shards))
+
+
+def _webdataset() -> Iterator[int]:
+    """Whole shards one after the other by curl, as its documentation has it for object storage."""
+    import obstore
+    import webdataset as wds
+
+    shards = Shards.open(URL)
+    store = S3Bucket(_server(), "bench").store()
+    urls = [
+        f"pipe:curl -s -L '{obstore.sign(store, 'GET', f'set/{one.url}', timedelta(hours=1))}'"
+        for one in shards.index.shardlist
+    ]
+    for sample in wds.WebDataset(urls, shardshuffle=False, empty_check=False):
+        yield len(sample["mp4"])
+
+
+def _litdata() -> Iterator[int]:
+    """The same samples as single objects, read by range of the same order."""
+    from litdata import StreamingRawDataset
+    from torch.utils.data import DataLoader
+
+    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "region_name": os.environ["AWS_REGION"]}
+    data = StreamingRawDataset("s3://bench/raw/", storage_options=options)
+    for batch in DataLoader(data, batch_size=PIECE, collate_fn=list, shuffle=False):
+        yield from map(len, batch)
+
+
+TAKERS: dict[str, Callable[[], Iterator[int]]] = {
+    "plain GETs": _plain,
+    "ours, sums checked": _ours,
+    "webdataset, pipe:curl": _webdataset,
+    "litdata raw": _litdata,
+}
+
+
+IMPORTS = {"webdataset, pipe:curl": ("obstore", "webdataset"), "litdata raw": ("litdata", "torch.utils.data")}
+
+
+def _server() -> object:
+    from tests.s3_server import S3Server
+
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+    return S3Server(*(os.environ[name] for name in names))
+
+
+def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
+    """Random members, their true places and sums, and the other columns of the data set again and again."""
+    dice = random.Random(0)
+    rows: list[tuple[str, int, int, bytes]] = []
+    listing = []
+    first = shards.index.shardlist[0]
+    for shard in range(-(-samples // PER_SHARD)):
+        path = folder / tar_name(shard)
+        keys = [f"video-{shard:04d}-{n:04d}" for n in range(min(PER_SHARD, samples - shard * PER_SHARD))]
+        with tarfile.open(path, "w") as tar:
+            for key in keys:
+                data = dice.randbytes(size)
+                member = tarfile.TarInfo(f"{key}.mp4")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                rows.append((key, shard, tar.offset - -(-size // 512) * 512, hashlib.sha256(data).digest()))
+                commit_bytes(place_of(f"s3://bench/raw/{key}.mp4"), data)
+        digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+        listing.append(
+            ShardListing(
+                url=path.name,
+                nsamples=len(keys),
+                filesize=path.stat().st_size,
+                sha256=digest,
+                marker_sha256=first.marker_sha256,
+            )
+        )
+        commit_file(path, place_of(f"{URL}/{path.name}"))
+    table = pa.concat_tables([shards._table] * -(-samples // len(shards))).slice(0, samples)
+    keys_, shard_, offset_, sums = zip(*rows, strict=True)
+    columns = {
+        "key": pa.array(keys_),
+        "source": pa.array(np.arange(samples), pa.int32()),
+        "shard": pa.array(shard_, pa.int32()),
+        "offset": pa.array([[n] for n in offset_], table.schema.field("offset").type),
+        "size": pa.array([[size]] * samples, table.schema.field("size").type),
+        "sha256": pa.array([[one] for one in sums], table.schema.field("sha256").type),
+    }
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=samples)
+    data = sink.getvalue().to_pybytes()
+    commit_bytes(place_of(f"{URL}/{SAMPLES}"), data)
+    index = msgspec.structs.replace(
+        shards.index, samples=samples, samples_sha256=hashlib.sha256(data).hexdigest(), shardlist=tuple(listing)
+    )
+    commit_bytes(place_of(f"{URL}/{INDEX}"), encode_record(index))
+
+
+if __name__ == "__main__":
+    main()
