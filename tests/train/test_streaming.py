@@ -69,7 +69,8 @@ FAULTS = {
     "cut and truncated": (Fault(kind=Kind.CUT, share=0.2), Fault(kind=Kind.TRUNCATE, share=0.2)),
     "shortened": (Fault(kind=Kind.SHORTEN, share=0.2),),
     "silent": (Fault(kind=Kind.STALL, share=0.1, seconds=2),),
-    "corrupted": (Fault(kind=Kind.CORRUPT, share=0.15),),
+    # Two at a time: a sample whose bytes are wrong three times is given up.
+    "corrupted": (Fault(kind=Kind.CORRUPT, most=2), Fault(kind=Kind.CORRUPT, first=20, most=2)),
 }
 
 
@@ -80,7 +81,7 @@ def test_batches_through_a_failing_network_are_those_of_a_quiet_run(
     # The index is asked for once; that a wrong one is refused is tested with hostile data.
     network.change(Faults(faults=FAULTS[name], seed=5, path_part=".tar"))
     assert _clips(url) == quiet
-    assert sum(network.seen().faults.values()) > 2
+    assert sum(network.seen().faults.values()) > 1
 
 
 def test_whole_shards_that_come_broken_are_not_cached(
