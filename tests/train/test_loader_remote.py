@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.command import run_command
 from tests.s3_server import S3Bucket
 from tools.faults.network import Faults
 from tools.faults.proxy import Proxy
@@ -23,6 +24,7 @@ from vmae_data.recipes import load_recipe
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.clips.views import ExactStride
 from vmae_train.training.clock import Spent
+from vmae_train.training.log import read_log
 from vmae_train.training.run import BatchLayout, TrainingOrder
 
 BATCH, SEED = 8, 3
@@ -156,3 +158,27 @@ def test_the_caches_of_two_nodes_hold_their_own_share_of_an_epoch(
 )
 def test_the_stage_that_limits_is_told_by_where_the_time_went(spent: dict[str, float], limit: str) -> None:
     assert Spent(**spent, read=0, hits=0, misses=0).limit(10) == limit
+
+
+def test_a_training_from_a_bucket_goes_on_with_the_network_off_once_its_data_is_in_the_cache(
+    remote_shards: str, demo_shards: Path, network: Proxy, tmp_path: Path
+) -> None:
+    cache = ["--set", f"cache.dir={tmp_path / 'cache'}", "--set", "cache.bytes=1GB", "--set", "log.every_steps=1"]
+    words = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--set", "train.steps=8", "--out"]
+    run_command(*words, tmp_path / "here", "--data", demo_shards, "--set", "log.every_steps=1")
+    run_command(*words, tmp_path / "there", "--data", remote_shards, *cache)
+    lines = read_log(tmp_path / "there")
+    assert {key: lines[0][key] is not None for key in ("limits", "cache_hits", "read_mb")} == dict.fromkeys(
+        ("limits", "cache_hits", "read_mb"), True
+    )
+    assert sum(line["read_mb"] for line in lines) > 0
+    listed = Shards.open(remote_shards).index.shardlist
+    spec = CacheSpec(dir=str(tmp_path / "cache"), bytes="1GB")
+    _until_filled(tmp_path / "cache", len(listed), lambda: _run(remote_shards, spec))
+    network.change(Faults(down_seconds=3600))
+    again = run_command(*words, tmp_path / "off", "--data", remote_shards, *cache)
+    assert "its store does not answer; the copy that this machine has is used" in " ".join(again.stderr.split())
+    lines = read_log(tmp_path / "off")
+    assert {(line["cache_hits"], line["read_mb"]) for line in lines} == {(1.0, 0.0)}
+    losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("here", "there", "off")]
+    assert losses[0] == losses[1] == losses[2]
