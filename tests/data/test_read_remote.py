@@ -18,7 +18,7 @@ from tools.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.errors import ReplacedError, SampleError, StoreError
 from vmae_data.format import INDEX, tar_name
-from vmae_data.read import ahead, table
+from vmae_data.read import ahead, opening
 from vmae_data.read.ahead import GAP_BYTES, SPAN_BYTES, ReadAhead, Wanted, merge_neighbours
 from vmae_data.read.fetch import Fetcher, Member
 from vmae_data.store import RemotePlace
@@ -165,7 +165,7 @@ def test_a_store_that_does_not_answer_stops_the_reader(remote_shards: str, netwo
 def test_an_index_has_a_copy_for_days_without_network_and_a_newer_one_is_taken(
     remote_shards: str, network: Proxy, s3_bucket: S3Bucket, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "COPY_SECONDS", 0.3)
+    monkeypatch.setattr(opening, "COPY_SECONDS", 0.3)
     first = Shards.open(remote_shards)
     assert first.remark is None
     asked = len(network.seen().exchanges)

@@ -72,7 +72,7 @@ def test_batches_of_a_bucket_are_those_of_the_folder(
 def test_a_set_that_is_in_the_cache_is_read_with_the_network_off(
     remote_shards: str, demo_shards: Path, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmae_data.read.table.COPY_SECONDS", 0.3)
+    monkeypatch.setattr("vmae_data.read.opening.COPY_SECONDS", 0.3)
     cache = CacheSpec(dir=str(tmp_path / "cache"), bytes="1GB")
     with _loader(str(demo_shards)) as loader:
         here = _planes(list(loader))

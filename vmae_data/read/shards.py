@@ -10,7 +10,7 @@ from vmae_data.decode import DecodedVideo, decode_some
 from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
 from vmae_data.format import INDEX, Label, SampleFacts, ShardMarker, decode_record, marker_name
-from vmae_data.read.fetch import Fetcher
+from vmae_data.read.fetch import Fetcher, Member
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.stream import ClipFrames, Sampler
 from vmae_data.read.table import LabelKind, MemberPlace, SampleView, Table
@@ -33,6 +33,11 @@ class Clip(NamedTuple):
     label: Label | None
     frames: ClipFrames
     planes: DecodedVideo
+
+
+class _Chosen(NamedTuple):
+    view: SampleView
+    frames: ClipFrames
 
 
 class Shards(Table):
@@ -79,12 +84,17 @@ class Shards(Table):
         fetcher = Fetcher(self)
         try:
             for numbers in epoch_batches(self.shard_sizes, seed=seed, epoch=epoch, batch=batch)[start:]:
-                yield tuple(self._clip(int(number), sampler, fetcher, seed, epoch) for number in numbers)
+                chosen = [self._choose(int(number), sampler, seed, epoch) for number in numbers]
+                fetcher.ask([Member(view.number, frames.phase) for view, frames in chosen])
+                yield tuple(self._clip(view, frames, fetcher) for view, frames in chosen)
         finally:
             fetcher.close()
 
-    def _clip(self, number: int, sampler: Sampler, fetcher: Fetcher, seed: int, epoch: int) -> Clip:
+    def _choose(self, number: int, sampler: Sampler, seed: int, epoch: int) -> _Chosen:
         view = self.view(number)
-        frames = sampler(view, Draw(seed, epoch, self.sample_number(number)))
-        planes = decode_some(fetcher.fetch(number, frames.phase), frames.decode, view.key, self.frame_size(number))
-        return Clip(view, self.label(number), frames, planes)
+        return _Chosen(view, sampler(view, Draw(seed, epoch, self.sample_number(number))))
+
+    def _clip(self, view: SampleView, frames: ClipFrames, fetcher: Fetcher) -> Clip:
+        data = fetcher.fetch(view.number, frames.phase)
+        planes = decode_some(data, frames.decode, view.key, self.frame_size(view.number))
+        return Clip(view, self.label(view.number), frames, planes)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmae_data import draws
 from vmae_data.decode import FrameSize
-from vmae_data.errors import DataError, NotThereError, StoreError
+from vmae_data.errors import DataError
 from vmae_data.format import (
     INDEX,
     SAMPLES,
@@ -22,26 +22,12 @@ from vmae_data.format import (
     Label,
     Regular,
     Series,
-    decode_record,
 )
-from vmae_data.read.claims import MAX_INDEX_BYTES, check_index, check_table
-from vmae_data.store import (
-    Place,
-    RemotePlace,
-    commit_bytes,
-    copy_here,
-    exists,
-    file_size,
-    is_folder,
-    node_folder,
-    place_of,
-    read_bytes,
-    writer_name,
-)
+from vmae_data.read.claims import check_table
+from vmae_data.read.opening import read_index, table_here
+from vmae_data.store import Place, place_of
 
 __all__ = ["LabelKind", "MemberPlace", "SampleView", "Table"]
-
-COPY_SECONDS = 5.0  # how long a store is asked for an index that this machine has a copy of
 
 
 class LabelKind(Enum):
@@ -83,7 +69,7 @@ class Table:
         place = place_of(url)
         self.url = url
         self.folder: Place = place.parent if place.name == INDEX else place
-        self.index, self.digest, self.remark = _read_index(self.folder, url, digest)
+        self.index, self.digest, self.remark = read_index(self.folder, url, digest)
         self._table = _map_table(self.folder / SAMPLES, self.index)
 
     @classmethod
@@ -234,64 +220,8 @@ class Table:
         return {}
 
 
-class _IndexRead(NamedTuple):
-    facts: Index
-    digest: str
-    remark: str | None = None
-
-
-def _read_index(folder: Place, url: str, digest: str | None) -> _IndexRead:
-    path = folder / INDEX
-    remark = None
-    try:
-        if isinstance(path, RemotePlace):
-            data, remark = _remote_index(path, digest)
-        else:
-            data = _local_index(path)
-    except NotThereError:
-        if not is_folder(folder):
-            raise NotThereError(f"{url}: no such folder of shards; check the path") from None
-        started = exists(folder / "plan.json")
-        what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
-        raise DataError(f"{url}: has no {INDEX}; {what}") from None
-    index = decode_record(data, Index, str(path))
-    check_index(index, str(path))
-    return _IndexRead(index, hashlib.sha256(data).hexdigest(), remark)
-
-
-def _local_index(path: Path) -> bytes:
-    size = file_size(path)
-    if size is None:  # a pipe has none, and would be waited for
-        raise NotThereError(f"{path}: is no file; check the path")
-    if size > MAX_INDEX_BYTES:
-        raise DataError(f"{path}: has {size} bytes, an index has less than {MAX_INDEX_BYTES}; check the URL")
-    return read_bytes(path)
-
-
-class _RemoteIndex(NamedTuple):
-    data: bytes
-    remark: str | None
-
-
-def _remote_index(path: RemotePlace, digest: str | None) -> _RemoteIndex:
-    """The index as its store has it; a copy stays here, for processes that know its sum and for days without network."""
-    copy = node_folder("indexes") / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-    kept = copy.read_bytes() if copy.exists() else None
-    if kept is not None and digest == hashlib.sha256(kept).hexdigest():
-        return _RemoteIndex(kept, None)
-    try:
-        data = read_bytes(path, give_up=COPY_SECONDS if kept is not None else None, most=MAX_INDEX_BYTES)
-    except StoreError:
-        if kept is None:
-            raise
-        return _RemoteIndex(kept, f"{path}: its store does not answer; the copy that this machine has is used")
-    if data != kept:
-        commit_bytes(copy, data, writer_name())
-    return _RemoteIndex(data, None)
-
-
 def _map_table(place: Place, index: Index) -> pa.Table:
-    path = place if isinstance(place, Path) else _copied_table(place, index.samples_sha256)
+    path = place if isinstance(place, Path) else table_here(place, index.samples_sha256)
     if not path.is_file():
         raise DataError(f"{path}: is missing, or no file; build the data set again")
     try:
@@ -305,11 +235,3 @@ def _map_table(place: Place, index: Index) -> pa.Table:
         raise DataError(f"{path}: can't be read ({error}); build the data set again") from error
     check_table(table, index, str(path))
     return table
-
-
-def _copied_table(place: Place, digest: str) -> Path:
-    """A table from elsewhere, copied once for all processes of this machine."""
-    path = node_folder("tables") / f"{digest}.arrow"
-    if not path.exists():
-        copy_here(place, path)
-    return path

@@ -12,8 +12,9 @@ import torch
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.mix import Mix, parse_data
+from vmae_data.read.order import WINDOW_SHARDS, stream_count
 from vmae_data.read.shards import Shards
-from vmae_data.read.stream import Sampler
+from vmae_data.read.stream import Sampler, is_remote
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
 from vmae_train.clips.views import ClipSpec, check_spacing, kept_step, train_sampler
@@ -111,12 +112,29 @@ class Settled(NamedTuple):
             + (f", {done} done" if done else ""),
             "device": f"{engine.device}, {str(engine.dtype).removeprefix('torch.')}, "
             f"{torch.get_num_threads()} CPU threads",
+            **_cache_row(self),
         }
 
 
 def _portions(layout: BatchLayout) -> str:
     taken = f"in {layout.portions} micro-batches of {layout.size}" if layout.portions > 1 else "at once"
     return f"{layout.world} processes, each {taken}" if layout.world > 1 else taken
+
+
+def _cache_row(settled: Settled) -> dict[str, str]:
+    """What the cache should hold, for a person to compare with its limit: the windows that samples are drawn from."""
+    cache = settled.spec.cache
+    if cache.dir is None:
+        return {}
+    if not is_remote(settled.mix.urls):
+        return {"cache": "not used: the data lie on this machine"}
+    sizes = [listed.filesize for shards in settled.mix.sets for listed in shards.index.shardlist]
+    open_shards = min(len(sizes), stream_count(settled.spec.train.batch) * (WINDOW_SHARDS + 1))
+    drawn_from = open_shards * sum(sizes) / len(sizes)
+    return {
+        "cache": f"{cache.dir}, at most {cache.limit / 1e9:.4g} GB; samples are drawn from about {drawn_from / 1e9:.4g} GB "
+        f"at a time of {sum(sizes) / 1e9:.4g}, shared by the nodes"
+    }
 
 
 def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
