@@ -64,7 +64,7 @@ def _index_problems(index: Index) -> Iterator[str]:
         seen.add(shard.url)
         if not (_SHA256.fullmatch(shard.sha256) and _SHA256.fullmatch(shard.marker_sha256)):
             yield f"a sum of {shard.url} is not 64 hexadecimal digits"
-        if not 0 < shard.nsamples < MAX_SAMPLES or shard.filesize < 0:
+        if not 0 <= shard.nsamples < MAX_SAMPLES or shard.filesize < 0:
             yield f"says {shard.nsamples} samples in {shard.filesize} bytes of {shard.url}"
     for name, value, most in (
         ("short_side", index.short_side, MAX_SIDE),
