@@ -110,8 +110,9 @@ def finetune(
         _check_labels(mix)
     with world.on_main(lock(mirror.folder, "training")):
         with world.agreed():
-            if world.is_main:
-                mirror.pull()
+            if world.local_rank == 0:  # one a machine
+                mirror.pull(newer_stays=world.is_main)
+        with world.agreed():
             facts = RunFacts(
                 kind="finetune",
                 recipe=msgspec.to_builtins(spec),

@@ -81,8 +81,9 @@ def pretrain(
     mix, geometry = settled.mix, settled.geometry
     with world.on_main(lock(mirror.folder, "training")):
         with world.agreed():
-            if world.is_main:
-                mirror.pull()
+            if world.local_rank == 0:  # one a machine
+                mirror.pull(newer_stays=world.is_main)
+        with world.agreed():
             recipe = msgspec.to_builtins(spec)
             facts = RunFacts(
                 kind="pretrain",

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.command import command_line, run_command
+from tests.loopback import free_ports
 from tests.s3_server import S3Bucket
 from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import proxy_thread
@@ -203,3 +205,39 @@ def test_a_run_can_not_be_published_on_a_web_server_or_as_a_whole_bucket(tmp_pat
             Mirror(out)
     with pytest.raises(MisuseError, match="leave it out"):
         Mirror(tmp_path / "run", tmp_path / "scratch")
+
+
+def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], words: list[str | Path]) -> list[str]:
+    """One training of two machines, each with a cache of its own; gives what each said."""
+    (port,) = free_ports(1)
+    running = []
+    for rank, machine in enumerate(machines):
+        launcher = ["--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            *launcher,
+            "-m",
+            "vmae_train.cli",
+            *map(str, words[1:]),
+        ]
+        running.append(subprocess.Popen(command, env=_environment(bucket, machine), stderr=subprocess.PIPE, text=True))
+    told = [process.communicate(timeout=240)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    return told
+
+
+def test_each_machine_of_a_training_takes_the_checkpoint_from_the_bucket(
+    demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    words = _words(demo_shards, f"{s3_bucket.url}/run")
+    run_command(*words, env=_environment(s3_bucket, tmp_path / "alone"))
+    s3_bucket.store().delete(f"run/{_checkpoint(STEPS)}/{STATE}")
+    # One that was of the run until the end, and knows a checkpoint that the bucket does not; and a new one.
+    told = _two_machines(s3_bucket, (tmp_path / "new", tmp_path / "alone"), [w for w in words if w != "--quiet"])
+    assert "9 done" in told[0]
+    lines = _numbers(_bytes(s3_bucket, "log.jsonl"))
+    wanted = _numbers((local_run / "log.jsonl").read_bytes())
+    assert [line["step"] for line in lines] == [line["step"] for line in wanted]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in wanted], rel=1e-4)
