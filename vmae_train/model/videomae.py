@@ -1,29 +1,40 @@
-"""The two models: one that predicts hidden cubes, one that names classes.
+"""The models: one that predicts hidden cubes, and those with a head: one class, several classes, values.
+
+Nothing here draws: drop path and dropout are made of the draws that are handed in, and are off without them.
 
 B batch, C colours, T frames, H rows, W columns, S the model's image size, N tokens, V visible, M asked for,
-E channels, D values of a cube ((p0 p1 p2) c), K classes.
+E channels, L blocks, D values of a cube ((p0 p1 p2) c), K outputs of a head.
 """
 
 from __future__ import annotations
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
+from vmae_data.draws import Purpose
+from vmae_train.clips.draws import ClipDraws, uniform
 from vmae_train.clips.mask import TubeMask
-from vmae_train.model.loss import cube_targets
-from vmae_train.model.vit import (
-    Block,
-    Geometry,
-    Init,
-    PatchEmbed,
-    initialise,
-    position_code,
-)
+from vmae_train.model.geometry import Geometry, Init, TrainOptions
+from vmae_train.model.loss import cube_targets, weighted_mean
+from vmae_train.model.pooling import AttentivePooler
+from vmae_train.model.position import position_code
+from vmae_train.model.vit import Block, PatchEmbed, drop_path_scale, initialise, run_blocks
 
-__all__ = ["Classifier", "PretrainModel", "VideoModel", "classifier_from_pretrained"]
+__all__ = [
+    "Classifier",
+    "HeadModel",
+    "MultiLabelClassifier",
+    "PretrainModel",
+    "RegressedValue",
+    "Regressor",
+    "VideoModel",
+    "classifier_from_pretrained",
+    "take_encoder",
+]
 
 
 class VideoModel(nn.Module):
@@ -37,6 +48,15 @@ class VideoModel(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.classes = classes
+        self.options = TrainOptions()
+
+    def set_options(self, options: TrainOptions) -> None:
+        """How it trains from now on. Compiling leaves the names of the weights as they are."""
+        self.options = options
+        if options.compile:
+            for part in self.modules():
+                if isinstance(part, Block):  # all blocks are alike: one compilation serves them all
+                    part.compile()
 
     def preprocess(self, frames_BTHWC: UInt8[Tensor, "B T H W 3"]) -> Float32[Tensor, "B 3 T S S"]:
         """RGB frames to clips: short side to the model's size, centre, (rgb / 255 - mean) / std.
@@ -63,6 +83,12 @@ class VideoModel(nn.Module):
         self.register_buffer("std_C", torch.tensor(geometry.std), persistent=False)
         self.register_buffer("position_NE", position_code(geometry, geometry.embed_dim), persistent=False)
 
+    def _drop_path(self, draws: ClipDraws | None) -> Tensor | None:
+        """(L, B, 2) factors of the encoder's branches, in training only."""
+        if draws is None or not self.training or not self.options.drop_path:
+            return None
+        return drop_path_scale(draws, depth=self.geometry.depth, rate=self.options.drop_path)
+
 
 class PretrainModel(VideoModel):
     """Predicts the hidden cubes from the visible ones.
@@ -86,14 +112,20 @@ class PretrainModel(VideoModel):
         code_NE = position_code(geometry, geometry.decoder_embed_dim)
         self.register_buffer("decoder_position_NE", code_NE, persistent=False)
 
-    def forward(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], mask: TubeMask) -> Float[Tensor, "B M D"]:
+    def forward(
+        self, clips_BCTHW: Float[Tensor, "B 3 T H W"], mask: TubeMask, draws: ClipDraws | None = None
+    ) -> Float[Tensor, "B M D"]:
         """Cubes of `mask.decoded_BK`, else of `mask.masked_BM`, in that order, in units of `cube_targets`."""
         asked_BM = _asked(mask)
-        seen_BVE = self.encoder(clips_BCTHW, mask.visible_BV, self.position_NE[mask.visible_BV])
+        keep = self.options.activation_checkpointing
+        seen_BVE = self.encoder(
+            clips_BCTHW, mask.visible_BV, self.position_NE[mask.visible_BV], self._drop_path(draws), checkpointing=keep
+        )
         seen_BVE = self.encoder_to_decoder(seen_BVE) + self.decoder_position_NE[mask.visible_BV]
         hidden_BME = self.mask_token + self.decoder_position_NE[asked_BM]
         # Attention does not care for order, so what is asked for may stand last; the code says where it is.
-        cubes_BMD: Tensor = self.decoder(torch.cat((seen_BVE, hidden_BME), dim=1), asked_BM.shape[1])
+        tokens_BNE = torch.cat((seen_BVE, hidden_BME), dim=1)
+        cubes_BMD: Tensor = self.decoder(tokens_BNE, asked_BM.shape[1], checkpointing=keep)
         return cubes_BMD
 
     def loss(
@@ -103,6 +135,7 @@ class PretrainModel(VideoModel):
         *,
         targets_BMD: Float[Tensor, "B M D"] | None = None,
         weight_B: Float[Tensor, " B"] | None = None,
+        draws: ClipDraws | None = None,
     ) -> Float32[Tensor, ""]:
         """Mean squared error over the cubes asked for, then the (weighted) mean over samples.
 
@@ -111,46 +144,126 @@ class PretrainModel(VideoModel):
         if targets_BMD is None:
             rgb01 = clips_BCTHW.float() * _per_colour(self.std_C) + _per_colour(self.mean_C)
             targets_BMD = cube_targets(rgb01, _asked(mask), self.geometry)
-        predictions_BMD = self(clips_BCTHW, mask)
+        predictions_BMD = self(clips_BCTHW, mask, draws)
         error_B: Tensor = (predictions_BMD.float() - targets_BMD).square().mean(dim=(1, 2))
-        if weight_B is None:
-            return error_B.mean()
-        # All weights 0 gives 0, not a division by it.
-        return (error_B * weight_B).sum() / weight_B.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return weighted_mean(error_B, weight_B)
 
 
-class Classifier(VideoModel):
-    """Names the class of a clip from the mean of its tokens.
+class HeadModel(VideoModel):
+    """An encoder that sees all tokens, their mean (or an attentive pooling), a norm and a linear head.
 
     First weights are a pure function of `seed`; None leaves them for a loader to fill.
     """
 
-    def __init__(self, geometry: Geometry, classes: tuple[str, ...], *, seed: int | None = 0) -> None:
-        if not classes:
-            raise ValueError("a classifier needs at least one class; got none")
-        super().__init__(geometry, tuple(classes))
+    def __init__(self, geometry: Geometry, classes: tuple[str, ...], num_outputs: int, *, seed: int | None) -> None:
+        super().__init__(geometry, classes)
+        self.frozen = False
+        dim = geometry.embed_dim
         with torch.device("meta"):
             self.patch_embed = PatchEmbed(geometry)
             self.blocks = _encoder_blocks(geometry)
-            self.fc_norm = nn.LayerNorm(geometry.embed_dim, eps=geometry.fc_eps)
-            self.head = nn.Linear(geometry.embed_dim, len(classes))
-        self._fill(_generator(seed), geometry.init or "trunc")
-        if seed is not None:
+            if geometry.pooling == "attentive":
+                self.pooler = AttentivePooler(dim, geometry.num_heads, geometry.mlp_ratio, geometry.encoder_eps)
+            self.fc_norm = nn.LayerNorm(dim, eps=geometry.fc_eps)
+            self.head = nn.Linear(dim, num_outputs)
+        generator = _generator(seed)
+        self._fill(generator, geometry.init or "trunc")
+        if generator is not None:
             with torch.no_grad():
                 self.head.weight.mul_(geometry.init_scale)
+            if geometry.pooling == "attentive":
+                self.pooler.reset_query(generator)
 
-    def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B E"]:
-        """The mean of a clip's tokens, normalised."""
-        x_BNE = self.patch_embed(clips_BCTHW) + self.position_NE
-        for block in self.blocks:
-            x_BNE = block(x_BNE)
-        features_BE: Tensor = self.fc_norm(x_BNE.mean(dim=1))
+    def freeze_encoder(self) -> None:
+        """From now on only pooling, norm and head learn: a probe. Nothing is dropped in a frozen encoder."""
+        self.frozen = True
+        self.patch_embed.requires_grad_(False)
+        self.blocks.requires_grad_(False)
+
+    def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], draws: ClipDraws | None = None) -> Float[Tensor, "B E"]:
+        """One vector a clip: its tokens' mean, or what the pooling takes of them, normalised."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x_BNE = self.patch_embed(clips_BCTHW) + self.position_NE
+            scale = None if self.frozen else self._drop_path(draws)
+            x_BNE = run_blocks(self.blocks, x_BNE, scale, checkpointing=self.options.activation_checkpointing)
+        pooled_BE = self.pooler(x_BNE) if self.geometry.pooling == "attentive" else x_BNE.mean(dim=1)
+        features_BE: Tensor = self.fc_norm(pooled_BE)
         return features_BE
 
-    def forward(self, clips_BCTHW: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B K"]:
-        """Logits, in the order of `classes`."""
-        logits_BK: Tensor = self.head(self.features(clips_BCTHW))
-        return logits_BK
+    def forward(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], draws: ClipDraws | None = None) -> Float[Tensor, "B K"]:
+        """The head's outputs: logits, in the order of `classes`."""
+        features_BE = self.features(clips_BCTHW, draws)
+        rate = self.options.fc_drop_rate
+        if draws is not None and self.training and rate:
+            numbers = torch.arange(features_BE.shape[1], device=features_BE.device)
+            kept_BE = uniform(draws.bits(Purpose.DROPOUT, numbers)) >= rate
+            features_BE = features_BE * kept_BE / (1 - rate)
+        outputs_BK: Tensor = self.head(features_BE)
+        return outputs_BK
+
+
+class Classifier(HeadModel):
+    """Names the one class of a clip: softmax over `classes`."""
+
+    def __init__(self, geometry: Geometry, classes: tuple[str, ...], *, seed: int | None = 0) -> None:
+        if not classes:
+            raise ValueError("a classifier needs at least one class; got none")
+        super().__init__(geometry, tuple(classes), len(classes), seed=seed)
+
+
+class MultiLabelClassifier(HeadModel):
+    """Says of every class whether a clip shows it: a sigmoid each."""
+
+    def __init__(self, geometry: Geometry, classes: tuple[str, ...], *, seed: int | None = 0) -> None:
+        if not classes:
+            raise ValueError("a classifier needs at least one class; got none")
+        super().__init__(geometry, tuple(classes), len(classes), seed=seed)
+
+
+class RegressedValue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A value that a regressor predicts, with mean and spread of the training set, in the value's own units."""
+
+    name: str
+    mean: float = 0.0
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.spread > 0:
+            raise ValueError(f"value {self.name}: spread {self.spread} must be above 0")
+
+
+class Regressor(HeadModel):
+    """Predicts values in their own units. The head works in spreads from the mean, so that any unit can be learnt."""
+
+    value_mean_K: Tensor
+    spread_K: Tensor
+
+    def __init__(self, geometry: Geometry, values: tuple[RegressedValue, ...], *, seed: int | None = 0) -> None:
+        if not values:
+            raise ValueError("a regressor needs at least one value; got none")
+        super().__init__(geometry, (), len(values), seed=seed)
+        self.values = tuple(values)
+        self.register_buffer("value_mean_K", torch.tensor([value.mean for value in values]), persistent=False)
+        self.register_buffer("spread_K", torch.tensor([value.spread for value in values]), persistent=False)
+
+    def forward(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], draws: ClipDraws | None = None) -> Float[Tensor, "B K"]:
+        """Values, in the order of `values`, float32."""
+        outputs_BK: Tensor = super().forward(clips_BCTHW, draws).float()
+        return outputs_BK * self.spread_K + self.value_mean_K
+
+
+def take_encoder(model: HeadModel, pretrained: PretrainModel) -> None:
+    """Give a model with a head a pretrained encoder.
+
+    The encoder's norm is dropped, pooling, norm and head stay new, as in VideoMAE's finetuning.
+    load_state_dict raises where shapes differ.
+    """
+    weights = pretrained.encoder.state_dict()
+    found = model.load_state_dict(
+        {name: value for name, value in weights.items() if not name.startswith("norm.")}, strict=False
+    )
+    assert not found.unexpected_keys
+    assert all(name.startswith(("pooler.", "fc_norm.", "head.")) for name in found.missing_keys)
 
 
 def classifier_from_pretrained(
@@ -160,17 +273,9 @@ def classifier_from_pretrained(
     seed: int = 0,
     geometry: Geometry | None = None,
 ) -> Classifier:
-    """A classifier with a pretrained encoder; the encoder's norm is dropped, fc_norm and head are new.
-
-    `geometry` replaces the pretrained one (another `init_scale`); load_state_dict raises where shapes differ.
-    """
+    """A classifier with a pretrained encoder. `geometry` replaces the pretrained one (another `init_scale`)."""
     classifier = Classifier(geometry or pretrained.geometry, classes, seed=seed)
-    found = classifier.load_state_dict(
-        {name: value for name, value in pretrained.encoder.state_dict().items() if not name.startswith("norm.")},
-        strict=False,
-    )
-    assert not found.unexpected_keys
-    assert all(name.startswith(("fc_norm.", "head.")) for name in found.missing_keys)
+    take_encoder(classifier, pretrained)
     return classifier
 
 
@@ -188,11 +293,12 @@ class Encoder(nn.Module):
         clips_BCTHW: Float[Tensor, "B 3 T H W"],
         visible_BV: Int64[Tensor, "B V"],
         position_BVE: Float[Tensor, "B V E"],
+        scale_LB2: Float32[Tensor, "L B 2"] | None = None,
+        *,
+        checkpointing: bool = False,
     ) -> Float[Tensor, "B V E"]:
         x_BVE = self.patch_embed(clips_BCTHW, visible_BV) + position_BVE
-        for block in self.blocks:
-            x_BVE = block(x_BVE)
-        seen_BVE: Tensor = self.norm(x_BVE)
+        seen_BVE: Tensor = self.norm(run_blocks(self.blocks, x_BVE, scale_LB2, checkpointing=checkpointing))
         return seen_BVE
 
 
@@ -202,15 +308,17 @@ class Decoder(nn.Module):
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         dim, num_heads = geometry.decoder_embed_dim, geometry.decoder_num_heads
+        mlp_ratio = geometry.decoder_mlp_ratio or geometry.mlp_ratio
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, geometry.mlp_ratio, geometry.decoder_eps) for _ in range(geometry.decoder_depth)
+            Block(dim, num_heads, mlp_ratio, geometry.decoder_eps) for _ in range(geometry.decoder_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=geometry.decoder_norm_eps)
         self.head = nn.Linear(dim, geometry.cube_dim)
 
-    def forward(self, x_BNE: Float[Tensor, "B N E"], num_asked: int) -> Float[Tensor, "B M D"]:
-        for block in self.blocks:
-            x_BNE = block(x_BNE)
+    def forward(
+        self, x_BNE: Float[Tensor, "B N E"], num_asked: int, *, checkpointing: bool = False
+    ) -> Float[Tensor, "B M D"]:
+        x_BNE = run_blocks(self.blocks, x_BNE, checkpointing=checkpointing)
         cubes_BMD: Tensor = self.head(self.norm(x_BNE[:, -num_asked:]))
         return cubes_BMD
 
