@@ -43,4 +43,5 @@ class AttentivePooler(nn.Module):
         seen_B1E = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
         pooled_B1E = query_B1E + self.proj(seen_B1E)
         pooled_B1E = pooled_B1E + self.mlp(self.norm2(pooled_B1E))
-        return rearrange(pooled_B1E, "b 1 e -> b e")
+        pooled_BE: Tensor = rearrange(pooled_B1E, "b 1 e -> b e")
+        return pooled_BE
