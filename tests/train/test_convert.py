@@ -33,8 +33,13 @@ UNSAID = {"num_heads": 3, "decoder_num_heads": 3, "image_size": 32, "num_frames"
 def _model(kind: str, geometry: Geometry = TINY, seed: int = 3) -> VideoModel:
     model: VideoModel
     model = PretrainModel(geometry, seed=seed) if kind == "pretrain" else Classifier(geometry, CLASSES, seed=seed)
+    return _stirred(model, seed)
+
+
+def _stirred(model: VideoModel, seed: int = 3) -> VideoModel:
+    """Biases and norms start alike: make every weight tell-tale."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # biases and norms start alike: make every weight tell-tale
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return model
@@ -354,8 +359,8 @@ def test_what_a_layout_can_not_hold_is_refused_before_anything_is_written(tmp_pa
 def test_heads_for_several_classes_and_for_values_keep_their_kind(tmp_path: Path, to: str) -> None:
     values = (RegressedValue(name="speed"), RegressedValue(name="angle"))
     for name, model in (
-        ("labels", MultiLabelClassifier(TINY, CLASSES, seed=2)),
-        ("values", Regressor(TINY, values, seed=2)),
+        ("labels", _stirred(MultiLabelClassifier(TINY, CLASSES, seed=2))),
+        ("values", _stirred(Regressor(TINY, values, seed=2))),
     ):
         folder = tmp_path / name
         folder.mkdir()

@@ -48,10 +48,10 @@ def complete(
     """
     shapes = _shapes(foreign)
     fixed = {**shapes, **foreign.says}
-    for name in shapes.keys() & foreign.says.keys():
-        if not _same(shapes[name], foreign.says[name]):
+    for name, value in shapes.items():
+        if name in foreign.says and not _same(value, foreign.says[name]):
             raise DataError(
-                f"{foreign.path}: says {name} = {foreign.says[name]!r}, its weights have {shapes[name]!r}; "
+                f"{foreign.path}: says {name} = {foreign.says[name]!r}, its weights have {value!r}; "
                 "they are of different models"
             )
     assumed = _assumed(fixed, pretrain=foreign.kind == "pretrain")

@@ -171,10 +171,11 @@ def _checked(given: dict[str, Any], position_resize: str) -> PositionResize:
             known = ", ".join(Geometry.__struct_fields__)
             raise MisuseError(f"model.{name} is no field of a model; there are {known}")
     try:
-        return msgspec.convert(position_resize, PositionResize)
+        resize: PositionResize = msgspec.convert(position_resize, PositionResize)
     except msgspec.ValidationError as error:
         wanted = " or ".join(get_args(PositionResize))
         raise MisuseError(f"model.position_resize = {position_resize!r}: expected {wanted}") from error
+    return resize
 
 
 def _read(path: Path, given: dict[str, Any], fill: dict[str, Any], classes: Sequence[str] | None) -> ReadModel:
