@@ -39,7 +39,12 @@ Data = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU where there is one.")]
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", help="A run (its last checkpoint) or a checkpoint's folder; a path or a URL.")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="A run (its last checkpoint) or a checkpoint's folder, a path or a URL; an official .pth; "
+        "a Hugging Face folder.",
+    ),
 ]
 RunOut = Annotated[
     str,
@@ -51,6 +56,13 @@ Scratch = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where a run in a bucket works; left out: a folder of this machine's cache."),
 ]
+
+
+class Probe(Enum):
+    """What learns on a frozen encoder."""
+
+    LINEAR = "linear"
+    ATTENTIVE = "attentive"
 
 
 class Layout(Enum):
@@ -112,6 +124,9 @@ def finetune(
         str | None, typer.Option(metavar="CKPT", help="Start from these weights; left out: from scratch.")
     ] = None,
     scratch: Scratch = None,
+    probe: Annotated[
+        Probe | None, typer.Option(help="Freeze the encoder; train a linear head, or attentive pooling and a head.")
+    ] = None,
     settings: Settings = None,
     device: Device = None,
     storage: StorageOptions = None,
@@ -119,7 +134,7 @@ def finetune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a classifier, the encoder end to end, and score it."""
+    """Train a classifier, the encoder end to end or a probe on it, and score it."""
     _need_torch()
     from vmae_data.recipes import load_recipe
     from vmae_train.finetune import FinetuneSpec
@@ -129,7 +144,8 @@ def finetune(
     style = progress_style(quiet, as_json)
     with open_world(device) as world:
         with world.agreed():
-            spec = load_recipe("vmae_train", recipe, FinetuneSpec, settings or ())
+            chosen = [f"probe={probe.value}"] if probe else []
+            spec = load_recipe("vmae_train", recipe, FinetuneSpec, [*(settings or ()), *chosen])
         report = run(
             spec,
             data=data,

@@ -141,15 +141,15 @@ def _asked(mask: TubeMask) -> Tensor:
     return mask.masked_BM if mask.decoded_BK is None else mask.decoded_BK
 
 
-def take_encoder(model: HeadModel, pretrained: PretrainModel) -> None:
-    """Give a model with a head a pretrained encoder.
+def take_encoder(model: HeadModel, trained: PretrainModel | HeadModel) -> None:
+    """Give a model with a head another's encoder.
 
-    The encoder's norm is dropped, pooling, norm and head stay new, as in VideoMAE's finetuning.
+    A pretrained encoder's norm is dropped; pooling, norm and head stay new, as in VideoMAE's finetuning.
     load_state_dict raises where shapes differ.
     """
-    weights = pretrained.encoder.state_dict()
+    weights = (trained.encoder if isinstance(trained, PretrainModel) else trained).state_dict()
     found = model.load_state_dict(
-        {name: value for name, value in weights.items() if not name.startswith("norm.")}, strict=False
+        {name: value for name, value in weights.items() if name.startswith(("patch_embed.", "blocks."))}, strict=False
     )
     assert not found.unexpected_keys
     assert all(name.startswith(("pooler.", "fc_norm.", "head.")) for name in found.missing_keys)
