@@ -260,6 +260,7 @@ def convert(
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Names for the head's outputs, one a line, where SRC has none.")
     ] = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:

@@ -237,7 +237,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_room(path: Path, description: ModelFile, state: dict[str, Tensor]) -> None:
-    """Raises DataError where the model would be larger than the weights that are there, before memory is taken for it."""
+    """Raises DataError where the model would be far larger than the weights that are there, before memory is taken for
+    it. What is a little larger lacks some weights, which are then named.
+    """
     geometry = description.geometry
 
     def of_blocks(depth: int, dim: int, ratio: float) -> int:
@@ -248,7 +250,7 @@ def _check_room(path: Path, description: ModelFile, state: dict[str, Tensor]) ->
         ratio = geometry.decoder_mlp_ratio or geometry.mlp_ratio
         claimed += of_blocks(geometry.decoder_depth, geometry.decoder_embed_dim, ratio)
     held = sum(value.numel() for value in state.values())
-    if claimed > held:
+    if claimed > 2 * held:
         raise DataError(
             f"{path}: its description is of a model of at least {claimed} parameters, it holds {held}; "
             "they are of different models"
