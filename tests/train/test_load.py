@@ -157,6 +157,12 @@ def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -
     assert "its description is of another model" in _refusal(folder)
 
 
+def test_a_description_of_a_far_larger_model_takes_no_memory(folder: Path) -> None:
+    geometry = json.loads((folder / "model.json").read_text())["geometry"]
+    _edit(folder, geometry={**geometry, "depth": 10**7})
+    assert "at least 4423680" in _refusal(folder)
+
+
 def test_a_newer_format_is_refused_even_where_its_fields_are_unknown(folder: Path) -> None:
     _edit(folder, format=3, future=True)
     assert "format 3, this version reads up to 2" in _refusal(folder)
