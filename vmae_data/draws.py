@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     PHASE = 12
     MIX = 13
     RUNNING_CELL = 14
+    DROP_PATH = 24
+    DROPOUT = 25
 
 
 def splitmix64(x: ArrayLike) -> U64:

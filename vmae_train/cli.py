@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -38,7 +39,12 @@ Data = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU where there is one.")]
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", help="A run (its last checkpoint) or a checkpoint's folder; a path or a URL.")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="A run (its last checkpoint) or a checkpoint's folder, a path or a URL; an official .pth; "
+        "a Hugging Face folder.",
+    ),
 ]
 RunOut = Annotated[
     str,
@@ -50,6 +56,21 @@ Scratch = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where a run in a bucket works; left out: a folder of this machine's cache."),
 ]
+
+
+class Probe(Enum):
+    """What learns on a frozen encoder."""
+
+    LINEAR = "linear"
+    ATTENTIVE = "attentive"
+
+
+class Layout(Enum):
+    """How a model lies on disk."""
+
+    NATIVE = "native"
+    OFFICIAL = "official"
+    HF = "hf"
 
 
 def _need_torch() -> None:
@@ -103,6 +124,9 @@ def finetune(
         str | None, typer.Option(metavar="CKPT", help="Start from these weights; left out: from scratch.")
     ] = None,
     scratch: Scratch = None,
+    probe: Annotated[
+        Probe | None, typer.Option(help="Freeze the encoder; train a linear head, or attentive pooling and a head.")
+    ] = None,
     settings: Settings = None,
     device: Device = None,
     storage: StorageOptions = None,
@@ -110,7 +134,7 @@ def finetune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a classifier, the encoder end to end, and score it."""
+    """Train a classifier, the encoder end to end or a probe on it, and score it."""
     _need_torch()
     from vmae_data.recipes import load_recipe
     from vmae_train.finetune import FinetuneSpec
@@ -120,7 +144,8 @@ def finetune(
     style = progress_style(quiet, as_json)
     with open_world(device) as world:
         with world.agreed():
-            spec = load_recipe("vmae_train", recipe, FinetuneSpec, settings or ())
+            chosen = [f"probe={probe.value}"] if probe else []
+            spec = load_recipe("vmae_train", recipe, FinetuneSpec, [*(settings or ()), *chosen])
         report = run(
             spec,
             data=data,
@@ -221,6 +246,41 @@ def reconstruct(
     if not quiet:
         print(out)
     _tell_unreadable(unreadable)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="A run, a checkpoint, an official .pth, or a Hugging Face folder."),
+    ],
+    dest: Annotated[Path, typer.Argument(metavar="DST", help="A new folder; for official, a new file.")],
+    to: Annotated[Layout, typer.Option(help="Ours; VideoMAE's own .pth; a folder for transformers.")],
+    settings: Settings = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names for the head's outputs, one a line, where SRC has none.")
+    ] = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a model between layouts; its weights stay the same to the bit.
+
+    What SRC does not say is inferred for published sizes, else given: --set model.num_heads=4. With --set
+    model.image_size=… or model.num_frames=… the model becomes one for other clips
+    (--set model.position_resize=recompute or interpolate).
+    """
+    _need_torch()
+    from vmae_data.recipes import load_recipe
+    from vmae_train.model.convert import ConvertSpec, read_class_names
+    from vmae_train.model.convert import convert as run
+
+    spec = load_recipe("vmae_train", None, ConvertSpec, settings or ())
+    names = read_class_names(classes) if classes is not None else None
+    for remark in run(source, dest, to=to.value, spec=spec, classes=names):
+        print(f"{source}: {remark}", file=sys.stderr)
+    if not quiet:
+        print(dest)
 
 
 @app.command()

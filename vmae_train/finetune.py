@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import msgspec
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ from vmae_train.clips.views import check_spacing, view_sampler
 from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.model.fetched import EVALUATION
-from vmae_train.model.load import load_model
-from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
+from vmae_train.model.load import load_start
+from vmae_train.model.videomae import Classifier, HeadModel, PretrainModel, take_encoder
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
@@ -55,9 +55,10 @@ class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A finetuning recipe: the whole encoder is trained."""
+    """A finetuning recipe. The whole encoder is trained; with `probe`, only what stands on it."""
 
     evaluate: EvaluateSpec = EvaluateSpec()
+    probe: Literal["linear", "attentive"] | None = None
 
 
 class FinetuneReport(NamedTuple):
@@ -74,7 +75,7 @@ class FinetuneLoss:
     def __call__(self, batch: Batch) -> Tensor:
         planes = planes_of_views(batch.planes, batch.index_BVT)
         rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
-        logits = self.model(self.augment.normalise(rgb))
+        logits = self.model(self.augment.normalise(rgb), batch.draws)
         loss_B = F.cross_entropy(logits.float(), batch.label_B.clamp_min(0), reduction="none")
         return (loss_B * batch.weight_B).sum() / batch.weight_B.sum().clamp_min(1)
 
@@ -134,6 +135,7 @@ def finetune(
         rows = {
             "classes": str(len(classes)),
             "start": init or f"from scratch ({settled.geometry.init or 'trunc'} initialisation): no --init was given",
+            **({"probe": f"{spec.probe}; the encoder is frozen"} if spec.probe else {}),
             **settled.rows(engine, state.step),
         }
         print_start(f"finetune → {mirror.shown}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
@@ -225,31 +227,25 @@ def _check_labelled(shards: Shards) -> None:
 
 
 def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, ...]) -> Classifier:
-    """A fresh head on a pretrained encoder, another classifier's weights, or all fresh."""
-    geometry = spec.geometry()
+    """A fresh head on a pretrained encoder, another classifier's weights, or all fresh; a probe's encoder is frozen."""
+    pooling: Literal["mean", "attentive"] = "attentive" if spec.probe == "attentive" else "mean"
+    recipe = msgspec.structs.replace(spec.geometry(), pooling=pooling)
     if init is None:
-        return Classifier(geometry, classes, seed=spec.seed)
-    given = load_model(init)
-    names = (
-        "image_size",
-        "patch_size",
-        "num_frames",
-        "tubelet_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "position",
-    )
-    different = [
-        f"{name} {getattr(given.geometry, name)} (recipe {getattr(geometry, name)})"
-        for name in (*names, "mlp_ratio", "mean", "std")
-        if getattr(given.geometry, name) != getattr(geometry, name)
-    ]
-    if different:
-        raise MisuseError(f"--init {init}: is of another geometry ({', '.join(different)}); change the recipe's model")
-    if isinstance(given, Classifier):
-        if given.classes != classes:
-            raise MisuseError(f"--init {init}: names other classes than the data; start from its pretraining instead")
-        return given
-    assert isinstance(given, PretrainModel)
-    return classifier_from_pretrained(given, classes, seed=spec.seed, geometry=geometry)
+        model = Classifier(recipe, classes, seed=spec.seed)
+    else:
+        given = load_start(init, recipe, position_resize=spec.model.position_resize)
+        if isinstance(given, Classifier) and spec.probe is None:
+            if given.classes != classes:
+                raise MisuseError(
+                    f"--init {init}: names other classes than the data; start from its pretraining instead"
+                )
+            model = given
+        else:
+            assert isinstance(given, PretrainModel | HeadModel)
+            head = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
+            model = Classifier(msgspec.structs.replace(given.geometry, **head), classes, seed=spec.seed)
+            take_encoder(model, given)
+    if spec.probe is not None:
+        model.freeze_encoder()
+    model.set_options(spec.model.options)
+    return model

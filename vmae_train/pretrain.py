@@ -15,7 +15,7 @@ from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
 from vmae_train.clips.mask import Grid, MaskSpec, draw_mask, num_masked
-from vmae_train.model.load import load_model
+from vmae_train.model.load import load_start
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.model.vit import Geometry
@@ -53,7 +53,8 @@ class PretrainLoss:
         rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
         mask = draw_mask(self.mask, batch.draws, grid_of(geometry))
         targets = cube_targets(rgb / 255, mask.predicted_BK, geometry)
-        return self.model.loss(self.augment.normalise(rgb), mask, targets_BMD=targets, weight_B=batch.weight_B)
+        clips = self.augment.normalise(rgb)
+        return self.model.loss(clips, mask, targets_BMD=targets, weight_B=batch.weight_B, draws=batch.draws)
 
 
 def pretrain(
@@ -138,15 +139,14 @@ def grid_of(geometry: Geometry) -> Grid:
 
 
 def first_model(spec: PretrainSpec, init: str | None) -> PretrainModel:
-    """Fresh weights, or those of another pretraining model of the same geometry."""
+    """Fresh weights, or those of another pretraining model of the same geometry but for its clips."""
     geometry = spec.geometry()
     if init is None:
-        return PretrainModel(geometry, seed=spec.seed)
-    model = load_model(init)
-    if not isinstance(model, PretrainModel):
-        raise MisuseError(f"--init {init}: is a classifier; pretraining goes on from a pretraining model")
-    given, wanted = msgspec.to_builtins(model.geometry), msgspec.to_builtins(geometry)
-    different = [f"{name} {given[name]} (recipe {wanted[name]})" for name in given if given[name] != wanted[name]]
-    if different:
-        raise MisuseError(f"--init {init}: is of another geometry ({', '.join(different)}); change the recipe's model")
+        model = PretrainModel(geometry, seed=spec.seed)
+    else:
+        given = load_start(init, geometry, position_resize=spec.model.position_resize)
+        if not isinstance(given, PretrainModel):
+            raise MisuseError(f"--init {init}: has a head; pretraining goes on from a pretraining model")
+        model = given
+    model.set_options(spec.model.options)
     return model

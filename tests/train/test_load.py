@@ -114,10 +114,10 @@ def test_a_path_that_is_no_model_is_refused_with_what_was_found(tmp_path: Path) 
     assert f"found nothing there, {wanted}" in _refusal(tmp_path / "absent")
     file = tmp_path / "model.pth"
     file.write_bytes(b"x")
-    assert f"found a file, {wanted}" in _refusal(file)
+    assert "not a readable checkpoint" in _refusal(file)
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert f"found a folder without model.json, {wanted}" in _refusal(empty)
+    assert f"found a folder without model.json and config.json, {wanted}" in _refusal(empty)
     (empty / "checkpoints" / "step-000000001").mkdir(parents=True)
     assert "a run without a finished checkpoint" in _refusal(empty)
 
@@ -144,7 +144,7 @@ def test_missing_unknown_and_misshapen_weights_are_refused_by_name(folder: Path)
     safetensors.torch.save_file({**whole, "pos_embed": torch.zeros(2)}, path)
     assert "has unknown 1 weights (pos_embed)" in _refusal(folder)
     safetensors.torch.save_file({**whole, "mask_token": torch.zeros(1, 1, 95)}, path)
-    assert "mask_token is float32 (1, 1, 95), model.json wants float32 (1, 1, 96)" in _refusal(folder)
+    assert "mask_token is float32 (1, 1, 95), its description wants float32 (1, 1, 96)" in _refusal(folder)
     safetensors.torch.save_file({**whole, "mask_token": whole["mask_token"].half()}, path)
     assert "mask_token is float16" in _refusal(folder)
 
@@ -154,12 +154,18 @@ def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -
     other.mkdir()
     save_model(other, PretrainModel(msgspec.structs.replace(TINY, depth=2)))
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-    assert "model.json is of another model" in _refusal(folder)
+    assert "its description is of another model" in _refusal(folder)
+
+
+def test_a_description_of_a_far_larger_model_takes_no_memory(folder: Path) -> None:
+    geometry = json.loads((folder / "model.json").read_text())["geometry"]
+    _edit(folder, geometry={**geometry, "depth": 10**7})
+    assert "at least 4423680" in _refusal(folder)
 
 
 def test_a_newer_format_is_refused_even_where_its_fields_are_unknown(folder: Path) -> None:
-    _edit(folder, format=2, future=True)
-    assert "format 2, this version reads up to 1" in _refusal(folder)
+    _edit(folder, format=3, future=True)
+    assert "format 3, this version reads up to 2" in _refusal(folder)
 
 
 def test_a_broken_description_is_refused(folder: Path) -> None:

@@ -13,7 +13,7 @@ from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.mask import TubeMask, tube_mask
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
-from vmae_train.model.vit import Geometry, ModelSpec, PatchEmbed, position_code
+from vmae_train.model.vit import Block, Geometry, ModelSpec, PatchEmbed, position_code
 
 TINY = ModelSpec(size="tiny", depth=2, decoder_depth=1).geometry()
 CLASSES = ("left", "right", "up")
@@ -53,6 +53,16 @@ def test_published_sizes_have_1568_tokens_and_the_published_widths(
     assert (geometry.decoder_embed_dim, geometry.decoder_depth, geometry.decoder_num_heads) == decoder
     assert (geometry.slices, geometry.places, geometry.num_tokens, geometry.cube_dim) == (8, 196, 1568, 1536)
     assert geometry.position == "sinusoid-1d"
+
+
+def test_the_giant_model_is_videomae_v2s() -> None:
+    geometry = ModelSpec(size="g").geometry()
+    assert (geometry.embed_dim, geometry.depth, geometry.num_heads) == (1408, 40, 16)
+    assert (geometry.decoder_embed_dim, geometry.decoder_depth, geometry.decoder_num_heads) == (512, 4, 8)
+    assert (geometry.patch_size, geometry.num_tokens, geometry.cube_dim) == (14, 2048, 1176)
+    with torch.device("meta"):
+        assert len(Block(1408, 16, geometry.mlp_ratio, 1e-6).mlp.fc1.weight) == 6144
+        assert len(Block(512, 8, geometry.mlp_ratio, 1e-6).mlp.fc1.weight) == 2234
 
 
 def test_what_a_spec_says_overrides_its_size() -> None:

@@ -1,12 +1,15 @@
-"""Models on disk: `model.safetensors`, exactly the state dict, and `model.json`, everything else.
+"""Models on disk, read in every layout, written in ours: `model.safetensors`, exactly the state dict, and `model.json`,
+everything else.
 
 A folder is whole when model.json is there: it is written last.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import safetensors.torch
@@ -16,73 +19,137 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
 from vmae_data.store import commit_bytes, commit_file, read_bytes, temporary_beside
+from vmae_train.model.description import (
+    MODEL_FORMAT,
+    ModelFile,
+    decode_description,
+    describe,
+    empty_model,
+    encode_description,
+)
 from vmae_train.model.fetched import CHECKPOINTS, DESCRIPTION, MARKER, WEIGHTS, fetched
-from vmae_train.model.videomae import Classifier, PretrainModel, VideoModel
-from vmae_train.model.vit import Geometry
+from vmae_train.model.geometry import Geometry, PositionResize, hidden_dim
+from vmae_train.model.huggingface import CONFIG, read_hf
+from vmae_train.model.infer import Foreign, check_given, complete, without_position_code
+from vmae_train.model.official import DEEPSPEED_FILE, read_official
+from vmae_train.model.videomae import VideoModel
 
-__all__ = ["MODEL_FORMAT", "ModelFile", "load_model", "load_weights", "newest_checkpoint", "save_model"]
+__all__ = [
+    "MODEL_FORMAT",
+    "ModelFile",
+    "ReadModel",
+    "load_model",
+    "load_start",
+    "load_weights",
+    "newest_checkpoint",
+    "read_model",
+    "save_model",
+    "write_native",
+]
 
-MODEL_FORMAT = 1
+# What other clips may change, and what only a fresh head or the trainer decides.
+_CLIP_FIELDS = ("image_size", "num_frames")
+_OWN_FIELDS = (
+    *("init", "init_scale", "pooling", "position_grid"),
+    *("encoder_eps", "decoder_eps", "decoder_norm_eps", "fc_eps"),
+)
 
 
-class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What model.json says."""
+class ReadModel(NamedTuple):
+    """A model as read: whole description, weights by official names, what is worth knowing of it."""
 
-    format: int
-    kind: Literal["pretrain", "classifier"]
-    geometry: Geometry
-    classes: tuple[str, ...] = ()
+    path: Path
+    description: ModelFile
+    state: dict[str, Tensor]
+    remarks: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.kind == "classifier" and not self.classes:
-            raise ValueError("a classifier without classes")
-
-
-class _Version(msgspec.Struct):
-    """The one field that every version of model.json has."""
-
-    format: int
+    def build(self) -> VideoModel:
+        """The model, in eval mode. Raises DataError where the weights are not the description's."""
+        _check_room(self.path, self.description, self.state)
+        model = empty_model(self.description)
+        _check_state(self.path, model, self.state)
+        model.load_state_dict(self.state)
+        return model.eval()
 
 
 def save_model(folder: Path, model: VideoModel) -> None:
     """Write a model into an existing folder. Raises VmaeError when the disk says no."""
-    description = ModelFile(
-        format=MODEL_FORMAT,
-        kind="pretrain" if isinstance(model, PretrainModel) else "classifier",
-        geometry=model.geometry,
-        classes=model.classes,
-    )
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_native(folder, describe(model), state)
+
+
+def write_native(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> None:
     weights = folder / WEIGHTS
     try:
         safetensors.torch.save_file(state, temporary_beside(weights))
     except SafetensorError as error:
         raise VmaeError(f"{weights}: can't be written ({error}); check the folder and its room") from error
     commit_file(temporary_beside(weights), weights)
-    text = msgspec.json.format(msgspec.json.encode(description), indent=2)
-    commit_bytes(folder / DESCRIPTION, text + b"\n")
+    commit_bytes(folder / DESCRIPTION, encode_description(description))
 
 
-def load_model(path: str | Path, *, device: torch.device | str = "cpu", **model: Any) -> VideoModel:
-    """A model in eval mode, from a folder holding model.json or from a run (its newest whole checkpoint).
+def load_model(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    classes: Sequence[str] | None = None,
+    position_resize: PositionResize = "recompute",
+    **model: Any,
+) -> VideoModel:
+    """A model in eval mode, from what `read_model` reads. Raises as it does; remarks are warnings."""
+    read = read_model(path, model, classes=classes, position_resize=position_resize)
+    for remark in read.remarks:
+        warnings.warn(f"{read.path}: {remark}", stacklevel=2)
+    return read.build().to(device)
 
-    `path` may be a URL; what it names is copied to this machine first.
 
-    `model`: fields of Geometry that the caller counts on.
-    Raises DataError for what can't be read, MisuseError for a `model` that differs from the file.
+def read_model(
+    path: str | Path,
+    given: dict[str, Any],
+    *,
+    classes: Sequence[str] | None = None,
+    position_resize: str = "recompute",
+) -> ReadModel:
+    """From a folder holding model.json, a run (its newest whole checkpoint), a checkpoint file of VideoMAE or
+    VideoMAEv2, a DeepSpeed checkpoint folder or a folder of Hugging Face's transformers.
+
+    `given`: fields of Geometry. They fill what the file does not say, and must agree with what it does; but
+    image_size and num_frames make the model one for other clips, its position code as `position_resize` says.
+    A run or a checkpoint of ours may be a URL; it is copied to this machine first.
+    `classes`: names for the outputs of a file that has none.
+    Raises DataError for what can't be read, MisuseError for a `given` that does not fit the file.
     """
-    folder = _model_folder(fetched(path))
-    description = _read_description(folder / DESCRIPTION)
-    _check_expected(folder / DESCRIPTION, description.geometry, model)
-    state = _read_weights(folder / WEIGHTS)
-    _check_room(folder / DESCRIPTION, description, state)
-    if description.kind == "pretrain":
-        loaded: VideoModel = PretrainModel(description.geometry, seed=None)
-    else:
-        loaded = Classifier(description.geometry, description.classes, seed=None)
-    _check_state(folder / WEIGHTS, loaded, state)
-    loaded.load_state_dict(state)
-    return loaded.to(device).eval()
+    resize = _checked(given, position_resize)
+    read = _read(fetched(path), given, {}, classes)
+    rest = {name: value for name, value in given.items() if name not in _CLIP_FIELDS}
+    check_given(read.path, read.description.geometry, rest)
+    if classes is not None and tuple(classes) != (read.description.classes or tuple(classes)):
+        raise MisuseError(f"{read.path}: names its classes itself, and otherwise; leave the names out")
+    clips = {name: given.get(name) for name in _CLIP_FIELDS}
+    return _resized(read, resize, **clips)
+
+
+def load_start(path: str | Path, recipe: Geometry, *, position_resize: PositionResize) -> VideoModel:
+    """The model that a training starts from, made one for the recipe's clips.
+
+    What its file does not say is taken from the recipe.
+    Raises MisuseError for a model of another geometry than the recipe's, as one list of the differences.
+    """
+    fill = {name: value for name, value in msgspec.structs.asdict(recipe).items() if name not in _OWN_FIELDS}
+    read = _read(fetched(path), {}, fill, None)
+    read = _resized(read, position_resize, image_size=recipe.image_size, num_frames=recipe.num_frames)
+    found, wanted = (msgspec.structs.asdict(geometry) for geometry in (read.description.geometry, recipe))
+    headless = read.description.kind == "pretrain"
+    different = [
+        f"{name} {found[name]} (recipe {wanted[name]})"
+        for name in found
+        if name not in _OWN_FIELDS and (headless or not name.startswith("decoder_")) and found[name] != wanted[name]
+    ]
+    if different:
+        raise MisuseError(f"--init {path}: is of another geometry ({', '.join(different)}); change the recipe's model")
+    for remark in read.remarks:
+        warnings.warn(f"{read.path}: {remark}", stacklevel=2)
+    return read.build()
 
 
 def load_weights(folder: Path, model: VideoModel) -> None:
@@ -98,6 +165,51 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(whole, key=lambda folder: folder.name, default=None)
 
 
+def _checked(given: dict[str, Any], position_resize: str) -> PositionResize:
+    for name in given:
+        if name not in Geometry.__struct_fields__:
+            known = ", ".join(Geometry.__struct_fields__)
+            raise MisuseError(f"model.{name} is no field of a model; there are {known}")
+    try:
+        resize: PositionResize = msgspec.convert(position_resize, PositionResize)
+    except msgspec.ValidationError as error:
+        wanted = " or ".join(get_args(PositionResize))
+        raise MisuseError(f"model.position_resize = {position_resize!r}: expected {wanted}") from error
+    return resize
+
+
+def _read(path: Path, given: dict[str, Any], fill: dict[str, Any], classes: Sequence[str] | None) -> ReadModel:
+    """In whatever layout it is. `fill` is weaker than what published sizes have, `given` is stronger."""
+    found: Foreign | tuple[ModelFile, dict[str, Tensor]]
+    if path.is_file():
+        found = read_official(path)
+    elif (path / DEEPSPEED_FILE).is_file():
+        path = path / DEEPSPEED_FILE
+        found = read_official(path)
+    elif (path / CONFIG).is_file() and not (path / DESCRIPTION).is_file():
+        found = read_hf(path)
+    else:
+        folder = _model_folder(path)
+        description = decode_description(read_bytes(folder / DESCRIPTION), str(folder / DESCRIPTION))
+        return ReadModel(folder / WEIGHTS, description, _read_weights(folder / WEIGHTS))
+    if isinstance(found, Foreign):
+        description = complete(found, given, classes, fill=fill)
+        return ReadModel(path, description, without_position_code(found, description.geometry), found.remarks)
+    description, state = found
+    return ReadModel(path, description, state)
+
+
+def _resized(
+    read: ReadModel, position_resize: PositionResize, *, image_size: int | None, num_frames: int | None
+) -> ReadModel:
+    description = read.description
+    try:
+        geometry = description.geometry.resized(position_resize, image_size=image_size, num_frames=num_frames)
+    except (ValueError, TypeError) as error:
+        raise MisuseError(f"{read.path}: {error}; give other values") from error
+    return read._replace(description=msgspec.structs.replace(description, geometry=geometry))
+
+
 def _model_folder(path: Path) -> Path:
     if (path / DESCRIPTION).is_file():
         return path
@@ -106,40 +218,15 @@ def _model_folder(path: Path) -> Path:
         return checkpoint
     if not path.exists():
         found = "nothing there"
-    elif path.is_file():
-        found = "a file"
     elif (path / CHECKPOINTS).is_dir():
         found = "a run without a finished checkpoint"
     else:
-        found = f"a folder without {DESCRIPTION}"
+        found = f"a folder without {DESCRIPTION} and {CONFIG}"
     kind = DataError if path.exists() else NotThereError
     raise kind(
-        f"{path}: found {found}, wanted a folder with {DESCRIPTION} or a run with "
-        f"checkpoints/step-*/{MARKER}; check the path"
+        f"{path}: found {found}, wanted a folder with {DESCRIPTION}, a run with checkpoints/step-*/{MARKER}, "
+        f"a checkpoint of VideoMAE, or a folder of transformers with {CONFIG}; check the path"
     )
-
-
-def _read_description(path: Path) -> ModelFile:
-    data = read_bytes(path)
-    try:
-        version = msgspec.json.decode(data, type=_Version).format
-        if version > MODEL_FORMAT:
-            raise DataError(f"{path}: format {version}, this version reads up to {MODEL_FORMAT}; update vmae")
-        return msgspec.json.decode(data, type=ModelFile)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not a model's description ({error}); take another checkpoint") from error
-
-
-def _check_expected(path: Path, geometry: Geometry, expected: dict[str, Any]) -> None:
-    known = msgspec.structs.asdict(geometry)
-    for name, wanted in expected.items():
-        if name not in known:
-            raise MisuseError(f"model.{name} is no field of a model; there are {', '.join(known)}")
-        if known[name] != (tuple(wanted) if isinstance(wanted, list) else wanted):
-            raise MisuseError(
-                f"{path}: model.{name} is {known[name]!r}, {wanted!r} was asked for; "
-                "leave it out, or take another model"
-            )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -150,19 +237,23 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_room(path: Path, description: ModelFile, state: dict[str, Tensor]) -> None:
-    """Raises DataError where the model would be larger than the weights that are there, before memory is taken for it."""
+    """Raises DataError where the model would be far larger than the weights that are there, before memory is taken for
+    it. What is a little larger lacks some weights, which are then named.
+    """
     geometry = description.geometry
 
-    def of_blocks(depth: int, dim: int) -> int:
-        return depth * (4 * dim**2 + 2 * dim * int(dim * geometry.mlp_ratio))
+    def of_blocks(depth: int, dim: int, ratio: float) -> int:
+        return depth * (4 * dim**2 + 2 * dim * hidden_dim(dim, ratio))
 
-    claimed = of_blocks(geometry.depth, geometry.embed_dim) + geometry.embed_dim * geometry.cube_dim
+    claimed = of_blocks(geometry.depth, geometry.embed_dim, geometry.mlp_ratio) + geometry.embed_dim * geometry.cube_dim
     if description.kind == "pretrain":
-        claimed += of_blocks(geometry.decoder_depth, geometry.decoder_embed_dim)
+        ratio = geometry.decoder_mlp_ratio or geometry.mlp_ratio
+        claimed += of_blocks(geometry.decoder_depth, geometry.decoder_embed_dim, ratio)
     held = sum(value.numel() for value in state.values())
-    if claimed > held:
+    if claimed > 2 * held:
         raise DataError(
-            f"{path}: is of a model of at least {claimed} parameters, {WEIGHTS} holds {held}; they are of different models"
+            f"{path}: its description is of a model of at least {claimed} parameters, it holds {held}; "
+            "they are of different models"
         )
 
 
@@ -174,12 +265,12 @@ def _check_state(path: Path, model: VideoModel, state: dict[str, Tensor]) -> Non
     ):
         if names:
             listed = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise DataError(f"{path}: {what} {len(names)} weights ({listed}); {DESCRIPTION} is of another model")
+            raise DataError(f"{path}: {what} {len(names)} weights ({listed}); its description is of another model")
     for name, value in wanted.items():
         found = state[name]
         if found.shape != value.shape or found.dtype != value.dtype:
             raise DataError(
-                f"{path}: {name} is {_describe(found)}, {DESCRIPTION} wants {_describe(value)}; "
+                f"{path}: {name} is {_describe(found)}, its description wants {_describe(value)}; "
                 "they are of different models"
             )
 

@@ -1,199 +1,39 @@
-"""Geometry and the parts both models share: cubes, position codes, blocks, first weights.
+"""The parts both models share: cubes to tokens, blocks, first weights.
 
 Parameter names are the published checkpoints' own. Pre-norm blocks, exact GELU, q and v biases but no k bias,
-no class token. Tong et al., "VideoMAE", NeurIPS 2022; sizes from its scripts.
+no class token. Tong et al., "VideoMAE", NeurIPS 2022.
 
-B batch, C colours, T frames, H rows, W columns, N tokens, E channels, D values of a cube (c p0 p1 p2).
+B batch, C colours, T frames, H rows, W columns, N tokens, E channels, L blocks, D values of a cube (c p0 p1 p2).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-import msgspec
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
+from vmae_data.draws import Purpose
+from vmae_train.clips.draws import ClipDraws, uniform
+from vmae_train.model.geometry import Geometry, Init, ModelSpec, hidden_dim
+from vmae_train.model.position import position_code
 
 __all__ = [
     "Block",
     "Geometry",
+    "Mlp",
     "ModelSpec",
     "PatchEmbed",
+    "drop_path_scale",
     "initialise",
     "position_code",
+    "run_blocks",
     "take_tokens",
 ]
-
-Position = Literal["sinusoid-1d", "sinusoid-3d"]
-Init = Literal["xavier", "trunc"]
-
-
-class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that fixes a model's function beside its weights; stored with them.
-
-    `init` None: xavier in pretraining, trunc in a classifier, as published.
-    """
-
-    image_size: int
-    patch_size: int
-    num_frames: int
-    tubelet_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float
-    decoder_embed_dim: int
-    decoder_depth: int
-    decoder_num_heads: int
-    position: Position
-    init: Init | None = None
-    init_scale: float = 0.001
-    encoder_eps: float = 1e-6
-    decoder_eps: float = 1e-6
-    decoder_norm_eps: float = 1e-6  # of the decoder's last norm; Hugging Face has 1e-5 here and in fc_norm
-    fc_eps: float = 1e-6
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 1")
-        for name, divisor in _DIVISORS:
-            value, by = getattr(self, name), getattr(self, divisor)
-            if value % by:
-                raise ValueError(f"model.{name} = {value} must be a multiple of model.{divisor} = {by}")
-        for name in ("embed_dim", "decoder_embed_dim"):
-            if getattr(self, name) % 2:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be even: sine and cosine take turns")
-        if not 0 < self.mlp_ratio <= _MOST_MLP_RATIO:
-            raise ValueError(f"model.mlp_ratio = {self.mlp_ratio} must be above 0, and {_MOST_MLP_RATIO} at most")
-        for name, value, most in (
-            ("tokens", self.num_tokens, _MOST_TOKENS),
-            ("values of a token", max(self.embed_dim, self.decoder_embed_dim, self.cube_dim), _MOST_CHANNELS),
-            ("numbers of the position code", self.num_tokens * max(self.embed_dim, self.decoder_embed_dim), _MOST_CODE),
-        ):
-            if value > most:
-                raise ValueError(f"model: {value} {name}; at most {most} can be computed with")
-        if min(self.std) <= 0:
-            raise ValueError(f"std = {self.std} must be above 0 in every channel")
-
-    @property
-    def slices(self) -> int:
-        """Token frames of a clip."""
-        return self.num_frames // self.tubelet_size
-
-    @property
-    def places(self) -> int:
-        """Tokens of one slice."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def num_tokens(self) -> int:
-        return self.slices * self.places
-
-    @property
-    def cube_dim(self) -> int:
-        """Values of one cube: tubelet × patch × patch × 3."""
-        return self.tubelet_size * self.patch_size**2 * 3
-
-
-# Far above any model that is trained. They are for descriptions that somebody else wrote: a position code takes memory
-# by these numbers alone, whatever the weights are.
-_MOST_TOKENS, _MOST_CHANNELS, _MOST_CODE = 1 << 20, 1 << 17, 1 << 29
-_MOST_MLP_RATIO = 256
-_COUNTS = (
-    *("image_size", "patch_size", "num_frames", "tubelet_size", "embed_dim", "depth", "num_heads"),
-    *("decoder_embed_dim", "decoder_depth", "decoder_num_heads"),
-)
-_DIVISORS = (
-    ("image_size", "patch_size"),
-    ("num_frames", "tubelet_size"),
-    ("embed_dim", "num_heads"),
-    ("decoder_embed_dim", "decoder_num_heads"),
-)
-
-
-class _Size(msgspec.Struct, frozen=True):
-    embed_dim: int
-    depth: int
-    num_heads: int
-    decoder_embed_dim: int
-    decoder_depth: int
-    decoder_num_heads: int
-    image_size: int = 224
-    patch_size: int = 16
-    position: Position = "sinusoid-1d"
-
-
-# Decoder depths are those of the pretraining scripts. `tiny` is ours: it learns on two CPU cores.
-_SIZES = {
-    "tiny": _Size(192, 4, 3, 96, 4, 3, image_size=32, patch_size=8, position="sinusoid-3d"),
-    "S": _Size(384, 12, 6, 192, 4, 3),
-    "B": _Size(768, 12, 12, 384, 4, 6),
-    "L": _Size(1024, 24, 16, 512, 12, 8),
-    "H": _Size(1280, 32, 16, 640, 12, 8),
-}
-
-
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A published size, and what differs from it; None: as in that size."""
-
-    size: Literal["tiny", "S", "B", "L", "H"]
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_ratio: float = 4.0
-    decoder_embed_dim: int | None = None
-    decoder_depth: int | None = None
-    decoder_num_heads: int | None = None
-    image_size: int | None = None
-    patch_size: int | None = None
-    num_frames: int = 16
-    tubelet_size: int = 2
-    position: Position | None = None
-    init: Init | None = None
-    init_scale: float = 0.001
-
-    def __post_init__(self) -> None:
-        self.geometry()
-
-    def geometry(
-        self,
-        *,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-    ) -> Geometry:
-        """Everything resolved. Raises ValueError naming the knobs that don't fit each other."""
-        own = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
-        del own["size"]
-        published = msgspec.structs.asdict(_SIZES[self.size])
-        return Geometry(**{**published, **own, "mean": mean, "std": std})
-
-
-def position_code(geometry: Geometry, dim: int) -> Float32[Tensor, "N E"]:
-    """The fixed code of every token, one for the encoder's and one for the decoder's dim."""
-    if geometry.position == "sinusoid-1d":
-        return _sinusoid(torch.arange(geometry.num_tokens), dim).float()
-    # Each axis gets a third of the channels, an even number; channels left over stay zero.
-    third = dim // 3 // 2 * 2
-    side = geometry.image_size // geometry.patch_size
-    axes = torch.meshgrid(torch.arange(geometry.slices), torch.arange(side), torch.arange(side), indexing="ij")
-    code = torch.cat([_sinusoid(axis.flatten(), third) for axis in axes], dim=-1)
-    return F.pad(code, (0, dim - 3 * third)).float()
-
-
-def _sinusoid(number_N: Tensor, dim: int) -> Tensor:
-    """Sine on even, cosine on odd channels of number / 10000^(2 (channel // 2) / dim)."""
-    pair = torch.arange(dim, dtype=torch.float64) // 2
-    angle = number_N[:, None] / 10000 ** (2 * pair / dim)
-    return torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
 
 
 def take_tokens(values_BND: Float[Tensor, "B N D"], token_BK: Int64[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
@@ -228,18 +68,50 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); `scale_B2` multiplies the two branches of each sample."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, hidden_dim(dim, mlp_ratio))
 
-    def forward(self, x_BNE: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
-        x_BNE = x_BNE + self.attn(self.norm1(x_BNE))
-        return x_BNE + self.mlp(self.norm2(x_BNE))  # type: ignore[no-any-return]
+    def forward(
+        self, x_BNE: Float[Tensor, "B N E"], scale_B2: Float32[Tensor, "B 2"] | None = None
+    ) -> Float[Tensor, "B N E"]:
+        x_BNE = x_BNE + _scaled(self.attn(self.norm1(x_BNE)), scale_B2, 0)
+        return x_BNE + _scaled(self.mlp(self.norm2(x_BNE)), scale_B2, 1)
+
+
+def _scaled(branch_BNE: Tensor, scale_B2: Tensor | None, branch: int) -> Tensor:
+    return branch_BNE if scale_B2 is None else branch_BNE * scale_B2[:, branch, None, None].to(branch_BNE.dtype)
+
+
+def drop_path_scale(draws: ClipDraws, *, depth: int, rate: float) -> Float32[Tensor, "L B 2"]:
+    """What multiplies the two branches of every block in each sample: 0, or 1 / (1 - its rate).
+
+    Rates rise evenly from 0 in the first block to `rate` in the last (Huang et al., "Stochastic depth", ECCV 2016).
+    """
+    device = draws.sample_B.device
+    numbers = torch.arange(2 * depth, device=device)
+    drawn_LB2 = rearrange(uniform(draws.bits(Purpose.DROP_PATH, numbers)), "b (l two) -> l b two", two=2)
+    rates_L11 = torch.linspace(0, rate, depth, device=device)[:, None, None]
+    return (drawn_LB2 >= rates_L11).float() / (1 - rates_L11)
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x_BNE: Tensor, scale_LB2: Tensor | None = None, *, checkpointing: bool = False
+) -> Tensor:
+    """All blocks in turn. `checkpointing` keeps only what goes between them and computes the rest again."""
+    for number, block in enumerate(blocks):
+        scale_B2 = None if scale_LB2 is None else scale_LB2[number]
+        if checkpointing and torch.is_grad_enabled():
+            # No generator is used inside a block, so none has to be put back.
+            x_BNE = checkpoint(block, x_BNE, scale_B2, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BNE = block(x_BNE, scale_B2)
+    return x_BNE
 
 
 class Attention(nn.Module):

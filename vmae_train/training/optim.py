@@ -82,8 +82,11 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
-    """Weights of two or more axes decay; biases, norms and the mask token don't (optim_factory.py:49-88)."""
-    return parameter.ndim > 1 and not name.endswith(".bias") and name != "mask_token"
+    """Weights of two or more axes decay; biases, norms, the mask token and a pooling's query don't.
+
+    VideoMAE optim_factory.py:49-88.
+    """
+    return parameter.ndim > 1 and not name.endswith(".bias") and name not in ("mask_token", "pooler.query")
 
 
 def build_optimizer(model: nn.Module, spec: OptimSpec, *, depth: int) -> torch.optim.AdamW:

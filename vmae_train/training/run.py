@@ -34,7 +34,16 @@ __all__ = [
 ]
 
 # Where and how fast, not what: these may change when a run goes on.
-_MAY_CHANGE = (("loader",), ("cache",), ("log",), ("checkpoint",), ("train", "micro_batch"), ("train", "threads"))
+_MAY_CHANGE = (
+    ("loader",),
+    ("cache",),
+    ("log",),
+    ("checkpoint",),
+    ("train", "micro_batch"),
+    ("train", "threads"),
+    ("model", "compile"),
+    ("model", "activation_checkpointing"),
+)
 
 
 # A recipe is tables of plain values: what is nested otherwise was not written by a training.

@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import types
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.command import run_command
+from vmae_data.errors import DataError, MisuseError
+from vmae_train import load_model
+from vmae_train.model.base import VideoModel
+from vmae_train.model.convert import ConvertSpec, convert
+from vmae_train.model.geometry import Geometry, ModelSpec
+from vmae_train.model.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
+from vmae_train.model.load import load_start, save_model
+from vmae_train.model.videomae import PretrainModel
+
+TINY = ModelSpec(
+    size="tiny", depth=2, decoder_depth=1, embed_dim=96, decoder_embed_dim=48, position="sinusoid-1d"
+).geometry()
+CLASSES = ("left", "right", "up → down")
+KINDS = ("pretrain", "classifier")
+# What neither weights nor a published size tell of TINY.
+UNSAID = {"num_heads": 3, "decoder_num_heads": 3, "image_size": 32, "num_frames": 16}
+
+
+def _model(kind: str, geometry: Geometry = TINY, seed: int = 3) -> VideoModel:
+    model: VideoModel
+    model = PretrainModel(geometry, seed=seed) if kind == "pretrain" else Classifier(geometry, CLASSES, seed=seed)
+    return _stirred(model, seed)
+
+
+def _stirred(model: VideoModel, seed: int = 3) -> VideoModel:
+    """Biases and norms start alike: make every weight tell-tale."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return model
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def native(kind: str, tmp_path: Path) -> Path:
+    folder = tmp_path / "native"
+    folder.mkdir()
+    save_model(folder, _model(kind))
+    return folder
+
+
+def _same_weights(one: VideoModel, other: VideoModel) -> None:
+    before, after = one.state_dict(), other.state_dict()
+    assert list(before) == list(after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+def _official(path: Path, model: VideoModel, key: str = "model", **more: object) -> Path:
+    """A checkpoint as VideoMAE's own code writes it."""
+    torch.save({key: model.state_dict(), **more}, path)
+    return path
+
+
+def test_weights_survive_every_way_round_bit_for_bit(kind: str, native: Path, tmp_path: Path) -> None:
+    first = load_model(native)
+    ways = [("official", "a.pth"), ("native", "b"), ("hf", "c"), ("official", "d.pth"), ("hf", "e"), ("native", "f")]
+    here = native
+    for to, name in ways:
+        convert(str(here), tmp_path / name, to=to)  # type: ignore[arg-type]
+        here = tmp_path / name
+        there = load_model(here)
+        _same_weights(first, there)
+        assert there.classes == first.classes
+        assert type(there) is type(first)
+        assert there.geometry.num_heads == 3
+    again = tmp_path / "again.pth"
+    convert(str(native), again, to="official")
+    assert again.read_bytes() == (tmp_path / "a.pth").read_bytes()
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("to", ["native", "official", "hf"])
+def test_what_is_written_is_the_same_bytes_each_time(native: Path, tmp_path: Path, to: str) -> None:
+    for name in ("one", "two"):
+        convert(str(native), tmp_path / name, to=to)  # type: ignore[arg-type]
+    one, two = tmp_path / "one", tmp_path / "two"
+    files = [Path()] if to == "official" else sorted(path.relative_to(one) for path in one.iterdir())
+    assert files
+    for file in files:
+        assert (one / file).read_bytes() == (two / file).read_bytes()
+
+
+def test_the_official_file_has_the_original_names_alone_under_model(native: Path, tmp_path: Path, kind: str) -> None:
+    convert(str(native), tmp_path / "a.pth", to="official")
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    prefix = "encoder." if kind == "pretrain" else ""
+    names = set(content["model"])
+    assert f"{prefix}blocks.1.attn.qkv.weight" in names
+    assert f"{prefix}blocks.1.attn.q_bias" in names
+    assert not any("pos_embed" in name or "qkv.bias" in name for name in names)
+    assert ("encoder.norm.weight" if kind == "pretrain" else "fc_norm.weight") in names
+
+
+# What the original code and its training write.
+
+
+@pytest.mark.parametrize("key", ["model", "module"])
+def test_a_checkpoint_of_the_original_code_is_read_with_its_arguments(kind: str, tmp_path: Path, key: str) -> None:
+    model = _model(kind)
+    arguments = argparse.Namespace(input_size=32, num_frames=16, model="pretrain_videomae_tiny", device="cuda")
+    path = _official(tmp_path / "a.pth", model, key, epoch=7, args=arguments, max_accuracy=np.float64(81.5))
+    loaded = load_model(path, num_heads=3, decoder_num_heads=3)
+    _same_weights(model, loaded)
+    assert (loaded.geometry.image_size, loaded.geometry.num_heads) == (32, 3)
+    if kind == "classifier":
+        assert loaded.classes == ("0", "1", "2")
+        assert load_model(path, num_heads=3, classes=CLASSES).classes == CLASSES
+        with pytest.raises(MisuseError, match="3 outputs, 2 classes were given"):
+            load_model(path, num_heads=3, classes=("a", "b"))
+
+
+def test_wrappers_before_the_names_are_taken_off(kind: str, tmp_path: Path) -> None:
+    model = _model(kind)
+    prefixes = ["_orig_mod.", "module.", "module._orig_mod."]
+    if kind == "classifier":
+        prefixes += ["encoder.", "backbone.", "_orig_mod.encoder."]
+    for number, prefix in enumerate(prefixes):
+        path = tmp_path / f"{number}.pth"
+        torch.save({"model": {prefix + name: value for name, value in model.state_dict().items()}}, path)
+        _same_weights(model, load_model(path, **UNSAID))
+
+
+def test_a_bare_dict_of_weights_and_a_file_of_before_2020_are_read(kind: str, tmp_path: Path) -> None:
+    model = _model(kind)
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    _same_weights(model, load_model(tmp_path / "bare.pth", **UNSAID))
+    arguments = argparse.Namespace(input_size=32, num_frames=16)
+    torch.save(
+        {"model": model.state_dict(), "args": arguments}, tmp_path / "old.pth", _use_new_zipfile_serialization=False
+    )
+    _same_weights(model, load_model(tmp_path / "old.pth", num_heads=3, decoder_num_heads=3))
+
+
+def test_a_deepspeed_folder_is_read_without_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "deepspeed.runtime.fp16.loss_scaler"
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), types.ModuleType(".".join(parts[:count])))
+    scaler = type("LossScaler", (), {"__module__": name})
+    monkeypatch.setattr(sys.modules[name], "LossScaler", scaler, raising=False)
+    held = scaler()
+    held.cur_scale = 128.0
+    folder = tmp_path / "checkpoint-49"
+    folder.mkdir()
+    model = _model("classifier")
+    _official(folder / "mp_rank_00_model_states.pt", model, "module", loss_scaler=held, dp_world_size=8)
+    for count in range(len(parts), 0, -1):
+        monkeypatch.delitem(sys.modules, ".".join(parts[:count]))
+    _same_weights(model, load_model(folder, **UNSAID))
+    assert "deepspeed" not in sys.modules
+
+
+class _Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.target,)
+
+
+class _HostileState:
+    def __reduce__(self) -> tuple[object, ...]:
+        import os
+
+        return os.system, (f"touch {self.target}",)
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("hostile", [_Hostile, _HostileState])
+def test_a_hostile_checkpoint_runs_nothing_and_is_named(tmp_path: Path, zipped: bool, hostile: type) -> None:
+    target = tmp_path / "ran"
+    path = tmp_path / "hostile.pth"
+    content = {"model": _model("pretrain").state_dict(), "args": argparse.Namespace(x=hostile(target))}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DataError) as caught:
+        load_model(path, **UNSAID)
+    text = str(caught.value)
+    assert "which is not loaded" in text
+    assert "system" in text or "pathlib" in text or "getattr" in text
+    assert "\n" not in text
+    assert not target.exists()
+    torch.load(path, weights_only=False)  # it would have
+    assert target.exists()
+
+
+def test_builtins_that_make_or_run_things_are_refused(tmp_path: Path) -> None:
+    for name, opcode in (("builtins eval", b"c__builtin__\neval\n"), ("builtins getattr", b"c__builtin__\ngetattr\n")):
+        path = tmp_path / "x.pth"
+        torch.save({"a": 1}, path)
+        import zipfile
+
+        with zipfile.ZipFile(path) as old:
+            members = {info.filename: old.read(info) for info in old.infolist()}
+        hostile = b"\x80\x02" + opcode + b"X\x03\x00\x00\x001+1\x85R."
+        with zipfile.ZipFile(path, "w") as new:
+            for member, data in members.items():
+                new.writestr(member, hostile if member.endswith("data.pkl") else data)
+        with pytest.raises(DataError, match=name.split()[1]):
+            load_model(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x80\x02.", b"hello", b"\x80\x02K\x01."])
+def test_bytes_that_are_no_checkpoint_are_one_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path: Path) -> None:
+    path = _official(tmp_path / "a.pth", _model("pretrain"))
+    whole = path.read_bytes()
+    for share in (0.2, 0.6, 0.95):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(DataError) as caught:
+            load_model(path, **UNSAID)
+        assert "\n" not in str(caught.value)
+
+
+def test_files_that_hold_no_whole_model_are_refused(tmp_path: Path) -> None:
+    state = _model("classifier").state_dict()
+    for name, content, wanted in (
+        ("headless", {k: v for k, v in state.items() if not k.startswith("head")}, "neither encoder_to_decoder"),
+        ("optimizer", {"optimizer": {"lr": 1.0}, "epoch": 3}, "found optimizer, epoch"),
+        ("list", [1, 2], "holds a list"),
+        ("lacking", {"model": {k: v for k, v in state.items() if "blocks.1.mlp" not in k}}, "lacks 4 weights"),
+        ("learned", {"model": {**state, "pos_embed": torch.randn(1, 128, 96)}}, "learned position code"),
+        ("scaled", {"model": {**state, "blocks.0.attn.scale": torch.ones(3)}}, "attn.scale"),
+    ):
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        with pytest.raises(DataError, match=wanted):
+            load_model(path, **UNSAID)
+
+
+def test_a_stored_copy_of_the_fixed_position_code_is_left_out(tmp_path: Path) -> None:
+    model = _model("classifier")
+    torch.save({"model": {**model.state_dict(), "pos_embed": model.position_NE[None]}}, tmp_path / "a.pth")
+    _same_weights(model, load_model(tmp_path / "a.pth", **UNSAID))
+
+
+# What is not said is inferred or given.
+
+
+@pytest.mark.parametrize("size", ["S", "B", "L", "H", "g"])
+def test_published_sizes_are_told_from_their_weights(size: str) -> None:
+    from vmae_train.model.infer import Foreign, complete
+
+    wanted = msgspec.convert({"size": size, "decoder_depth": 3}, ModelSpec).geometry()
+    shapes = _meta_state(wanted)
+    found = complete(Foreign(Path("x.pth"), "pretrain", shapes, {}), {}, None, fill={}).geometry
+    assert found == wanted
+
+
+def _meta_state(geometry: Geometry) -> dict[str, torch.Tensor]:
+    """Names and shapes of a pretraining model, without memory."""
+    from vmae_train.model.videomae import Decoder, Encoder
+
+    with torch.device("meta"):
+        parts = torch.nn.ModuleDict({"encoder": Encoder(geometry), "decoder": Decoder(geometry)})
+        bridge = torch.empty(geometry.decoder_embed_dim, geometry.embed_dim)
+    return {**parts.state_dict(), "encoder_to_decoder.weight": bridge}
+
+
+def test_videomae_v2s_huge_model_has_the_decoder_of_g() -> None:
+    from vmae_train.model.infer import Foreign, complete
+
+    geometry = ModelSpec(size="H", decoder_embed_dim=512, decoder_depth=4, decoder_num_heads=8).geometry()
+    found = complete(Foreign(Path("x.pth"), "pretrain", _meta_state(geometry), {}), {}, None, fill={}).geometry
+    assert found == geometry
+
+
+def test_what_can_not_be_inferred_is_asked_for_by_name(tmp_path: Path) -> None:
+    path = _official(tmp_path / "a.pth", _model("pretrain"))
+    with pytest.raises(MisuseError) as caught:
+        load_model(path, num_heads=3)
+    text = str(caught.value)
+    assert "don't say image_size, num_frames, decoder_num_heads" in text
+    assert "--set model.image_size" in text
+    with pytest.raises(MisuseError, match=r"embed_dim = 96 must be a multiple of model.num_heads = 5"):
+        load_model(path, **{**UNSAID, "num_heads": 5})
+    with pytest.raises(MisuseError, match=r"model\.depth is 2, 3 was asked for"):
+        load_model(path, **UNSAID, depth=3)
+    with pytest.raises(MisuseError, match="heads is no field"):
+        load_model(path, **UNSAID, heads=3)
+
+
+def test_other_clips_change_the_position_code_only(native: Path, tmp_path: Path) -> None:
+    plain = load_model(native)
+    longer = load_model(native, image_size=48, num_frames=32)
+    stretched = load_model(native, image_size=48, num_frames=32, position_resize="interpolate")
+    for model in (longer, stretched):
+        _same_weights(plain, model)
+        assert model.geometry.num_tokens == 16 * 36
+    assert not torch.allclose(longer.position_NE, stretched.position_NE)
+    convert(str(native), tmp_path / "b", to="native", spec=_spec(image_size=48, position_resize="interpolate"))
+    kept = load_model(tmp_path / "b")
+    assert kept.geometry.position_grid == (8, 4)
+    assert torch.equal(kept.position_NE, load_model(native, image_size=48, position_resize="interpolate").position_NE)
+    back = load_model(tmp_path / "b", image_size=32, position_resize="interpolate")
+    assert back.geometry == plain.geometry
+    with pytest.raises(MisuseError, match="interpolated"):
+        convert(str(tmp_path / "b"), tmp_path / "c", to="hf")
+    with pytest.raises(MisuseError, match="interpolated"):
+        convert(str(tmp_path / "b"), tmp_path / "c.pth", to="official")
+    with pytest.raises(MisuseError, match="position_resize"):
+        convert(str(native), tmp_path / "x", to="native", spec=_spec(position_resize="stretch"))
+    with pytest.raises(MisuseError, match="multiple"):
+        load_model(native, image_size=33)
+
+
+def _spec(**model: object) -> ConvertSpec:
+    return ConvertSpec(model=dict(model))
+
+
+def test_what_a_layout_can_not_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    native = tmp_path / "native"
+    native.mkdir()
+    own = msgspec.structs.replace(TINY, position="sinusoid-3d", pooling="attentive")
+    save_model(native, Classifier(own, CLASSES))
+    for to in ("official", "hf"):
+        with pytest.raises(MisuseError, match="sinusoid-3d"):
+            convert(str(native), tmp_path / "x", to=to)  # type: ignore[arg-type]
+    save_model(native, Classifier(msgspec.structs.replace(own, position="sinusoid-1d"), CLASSES))
+    for to in ("official", "hf"):
+        with pytest.raises(MisuseError, match="attentive pooling"):
+            convert(str(native), tmp_path / "x", to=to)  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
+    assert not list(tmp_path.glob(".tmp*"))
+    with pytest.raises(MisuseError, match="is there already"):
+        convert(str(native), native, to="native")
+
+
+@pytest.mark.parametrize("to", ["native", "official", "hf"])
+def test_heads_for_several_classes_and_for_values_keep_their_kind(tmp_path: Path, to: str) -> None:
+    values = (RegressedValue(name="speed"), RegressedValue(name="angle"))
+    for name, model in (
+        ("labels", _stirred(MultiLabelClassifier(TINY, CLASSES, seed=2))),
+        ("values", _stirred(Regressor(TINY, values, seed=2))),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_model(folder, model)
+        convert(str(folder), tmp_path / f"{name}-{to}", to=to)  # type: ignore[arg-type]
+        loaded = load_model(tmp_path / f"{name}-{to}")
+        assert type(loaded) is type(model)
+        assert loaded.classes == model.classes
+        _same_weights(model, loaded)
+    assert isinstance(loaded, Regressor)
+    assert loaded.values == values
+
+
+def test_a_training_starts_from_any_layout_and_the_recipe_fills_what_is_not_said(tmp_path: Path) -> None:
+    model = _model("pretrain")
+    path = _official(tmp_path / "a.pth", model)
+    started = load_start(path, TINY, position_resize="recompute")
+    _same_weights(model, started)
+    assert started.geometry == TINY
+    larger = msgspec.structs.replace(TINY, image_size=48, num_frames=8)
+    convert(str(path), tmp_path / "hf", to="hf", spec=_spec(**UNSAID))
+    started = load_start(tmp_path / "hf", larger, position_resize="interpolate")
+    assert (started.geometry.position_grid, started.geometry.num_tokens) == ((8, 4), 4 * 36)
+    assert started.geometry.decoder_norm_eps == 1e-5
+    with pytest.raises(MisuseError, match=r"depth 2 \(recipe 3\), num_heads 3 \(recipe 6\)"):
+        load_start(tmp_path / "hf", msgspec.structs.replace(TINY, depth=3, num_heads=6), position_resize="recompute")
+
+
+# Hugging Face's folders.
+
+
+@pytest.fixture
+def hf(native: Path, tmp_path: Path) -> Path:
+    convert(str(native), tmp_path / "hf", to="hf")
+    return tmp_path / "hf"
+
+
+def test_sharded_and_pickled_folders_and_the_newer_names_are_read(native: Path, hf: Path, tmp_path: Path) -> None:
+    first = load_model(native)
+    state = safetensors.torch.load_file(hf / "model.safetensors")
+    newer = {
+        name.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias"): value for name, value in state.items()
+    }
+    assert newer.keys() != state.keys()
+    safetensors.torch.save_file(newer, hf / "model.safetensors")
+    _same_weights(first, load_model(hf))
+    names = sorted(newer)
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for part, some in halves.items():
+        safetensors.torch.save_file({name: newer[name] for name in some}, hf / part)
+    index = {"metadata": {}, "weight_map": {name: part for part, some in halves.items() for name in some}}
+    (hf / "model.safetensors").unlink()
+    (hf / "model.safetensors.index.json").write_text(json.dumps(index))
+    _same_weights(first, load_model(hf))
+    outside = {name: "../" + part for name, part in index["weight_map"].items()}
+    (hf / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": outside}))
+    with pytest.raises(DataError, match="not in this folder"):
+        load_model(hf)
+    (hf / "model.safetensors.index.json").unlink()
+    torch.save(state, hf / "pytorch_model.bin")
+    _same_weights(first, load_model(hf))
+    (hf / "pytorch_model.bin").unlink()
+    with pytest.raises(DataError, match="wanted model.safetensors"):
+        load_model(hf)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("model_type", "vit", "model_type = 'vit'"),
+        ("num_channels", 1, "num_channels = 1"),
+        ("hidden_act", "relu", "hidden_act"),
+        ("qkv_bias", False, "qkv_bias"),
+        ("image_size", [32, 48], "image_size"),
+        ("hidden_size", 192, "says embed_dim = 192, its weights have 96"),
+        ("num_hidden_layers", 3, "depth = 3"),
+        ("patch_size", "8", "not a file of transformers"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(hf: Path, field: str, value: object, wanted: str) -> None:
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(DataError, match=wanted):
+        load_model(hf)
+
+
+def test_lost_biases_are_told(hf: Path, tmp_path: Path) -> None:
+    state = safetensors.torch.load_file(hf / "model.safetensors")
+    for name, value in state.items():
+        if name.endswith(("q_bias", "v_bias")):
+            value.zero_()
+    safetensors.torch.save_file(state, hf / "model.safetensors")
+    with pytest.warns(UserWarning, match="every q and v bias is 0"):
+        load_model(hf)
+    assert any("every q and v bias is 0" in remark for remark in convert(str(hf), tmp_path / "x", to="native"))
+
+
+# The command.
+
+
+def test_the_command_converts_and_refuses_in_one_line(tmp_path: Path) -> None:
+    model = _model("classifier")
+    path = _official(tmp_path / "a.pth", model)
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n")
+    sets = [f"--set=model.{name}={value}" for name, value in UNSAID.items()]
+    done = run_command(
+        "vmae_train", "convert", path, tmp_path / "hf", "--to", "hf", "--classes", tmp_path / "names.txt", *sets
+    )
+    assert done.stdout.strip() == str(tmp_path / "hf")
+    assert "eps 1e-05 in fc_norm, this model 1e-06" in done.stderr
+    _same_weights(model, load_model(tmp_path / "hf"))
+    assert load_model(tmp_path / "hf").classes == CLASSES
+    refused = run_command("vmae_train", "convert", path, tmp_path / "b", "--to", "hf", status=2)
+    assert refused.stderr.count("\n") == 1
+    assert "don't say" in refused.stderr

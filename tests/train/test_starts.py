@@ -1,0 +1,121 @@
+"""Trainings that start from other layouts and other clips, probes, and options of the model, on real shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command import run_command
+from vmae_data.errors import MisuseError
+from vmae_data.progress import ProgressStyle
+from vmae_data.recipes import load_recipe
+from vmae_train.finetune import FinetuneSpec, finetune
+from vmae_train.model.convert import convert
+from vmae_train.model.heads import Classifier
+from vmae_train.model.load import load_model
+from vmae_train.model.videomae import PretrainModel
+from vmae_train.pretrain import PretrainSpec, pretrain
+from vmae_train.training.log import read_log
+
+QUIET = ProgressStyle.QUIET
+SHORT = ["train.steps=4", "log.every_steps=1", "model.depth=2", "model.position=sinusoid-1d"]
+
+
+def _pretrain(shards: Path, out: Path, *words: str, init: Path | None = None) -> list[float]:
+    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [*SHORT, *words])
+    pretrain(spec, data=[str(shards)], out=out, init=str(init) if init else None, style=QUIET)
+    return [line["loss"] for line in read_log(out)]
+
+
+def _finetune(shards: Path, out: Path, *words: str, init: Path | None = None) -> Classifier:
+    words = (*SHORT, "evaluate.views=1x1", *words)
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, words)
+    finetune(spec, data=[str(shards)], validation=str(shards), out=out, init=str(init) if init else None, style=QUIET)
+    model = load_model(out)
+    assert isinstance(model, Classifier)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pretrained(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("starts") / "pretrained"
+    _pretrain(demo_shards, out)
+    return out
+
+
+@pytest.mark.parametrize("to", ["official", "hf"])
+@pytest.mark.parametrize("probe", ["linear", "attentive"])
+def test_a_probe_of_any_layout_leaves_the_encoder_and_learns(
+    probe: str, to: str, demo_shards: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    convert(str(pretrained), tmp_path / "init", to=to)  # type: ignore[arg-type]
+    words = (f"probe={probe}", "model.drop_path=0.5", "optim.warmup_steps=1")
+    model = _finetune(demo_shards, tmp_path / "out", *words, init=tmp_path / "init")
+    given = load_model(pretrained)
+    assert isinstance(given, PretrainModel)
+    for name, value in given.encoder.state_dict().items():
+        if not name.startswith("norm."):
+            assert torch.equal(model.state_dict()[name], value), name
+    fresh = Classifier(model.geometry, model.classes, seed=0)
+    assert not torch.equal(model.head.weight, fresh.head.weight)
+    assert model.geometry.pooling == ("attentive" if probe == "attentive" else "mean")
+    assert hasattr(model, "pooler") == (probe == "attentive")
+
+
+def test_a_finetuning_moves_the_encoder_and_its_classifier_can_be_probed(
+    demo_shards: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    whole = _finetune(demo_shards, tmp_path / "whole", "model.drop_path=0.2", "model.fc_drop_rate=0.5", init=pretrained)
+    given = load_model(pretrained)
+    assert isinstance(given, PretrainModel)
+    assert not torch.equal(whole.blocks[0].attn.q_bias, given.encoder.blocks[0].attn.q_bias)
+    probed = _finetune(demo_shards, tmp_path / "probed", "probe=linear", init=tmp_path / "whole")
+    assert torch.equal(whole.blocks[0].attn.q_bias, probed.blocks[0].attn.q_bias)
+    assert not torch.equal(whole.head.weight, probed.head.weight)
+
+
+def test_weights_of_other_clips_start_with_either_position_code(
+    demo_shards: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    first = {}
+    for resize in ("recompute", "interpolate"):
+        out = tmp_path / resize
+        words = ("model.num_frames=8", f"model.position_resize={resize}")
+        first[resize] = _pretrain(demo_shards, out, *words, init=pretrained)[0]
+        grid = load_model(out).geometry.position_grid
+        assert grid == ((8, 4) if resize == "interpolate" else None)
+        model = _finetune(demo_shards, tmp_path / f"f-{resize}", *words, init=pretrained)
+        assert model.geometry.num_frames == 8
+    assert first["recompute"] != first["interpolate"]
+    with pytest.raises(MisuseError, match=r"depth 2 \(recipe 3\)"):
+        _pretrain(demo_shards, tmp_path / "deeper", "model.depth=3", init=pretrained)
+
+
+def test_drop_path_does_not_hang_on_the_micro_batch(demo_shards: Path, tmp_path: Path) -> None:
+    words = ("model.drop_path=0.4", "optim.warmup_steps=1")
+    whole = _pretrain(demo_shards, tmp_path / "whole", *words)
+    parts = _pretrain(
+        demo_shards, tmp_path / "parts", *words, "train.micro_batch=2", "model.activation_checkpointing=true"
+    )
+    assert whole == pytest.approx(parts, abs=1e-4)
+    assert _pretrain(demo_shards, tmp_path / "none", "optim.warmup_steps=1") != pytest.approx(whole, abs=1e-4)
+
+
+def test_the_commands_probe_and_evaluate_what_was_converted(
+    demo_shards: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    run_command("vmae_train", "convert", pretrained, tmp_path / "a.pth", "--to", "official", "--quiet")
+    sets = [word for setting in SHORT for word in ("--set", setting)]
+    run_command(
+        *("vmae_train", "finetune", "--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards),
+        *("--init", tmp_path / "a.pth", "--out", tmp_path / "out", "--probe", "linear", "--quiet", *sets),
+    )
+    run_command("vmae_train", "convert", tmp_path / "out", tmp_path / "hf", "--to", "hf", "--quiet")
+    scores = [
+        run_command("vmae_train", "evaluate", where, "--data", demo_shards, "--views", "1x1", "--stride", "2").stdout
+        for where in (tmp_path / "out", tmp_path / "hf")
+    ]
+    assert scores[0].startswith("top-1")
+    assert scores[0] == scores[1]
