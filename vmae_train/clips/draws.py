@@ -18,9 +18,10 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmae_data.draws import Purpose
+from vmae_data import draws as numpy_draws
+from vmae_data.draws import Draw, Purpose
 
-__all__ = ["ClipDraws", "integer", "permutation", "signed", "splitmix64", "uniform"]
+__all__ = ["ClipDraws", "HostDraws", "integer", "permutation", "signed", "splitmix64", "uniform"]
 
 Numbers: TypeAlias = int | np.integer | Sequence[int] | NDArray[Any]
 
@@ -60,10 +61,32 @@ def permutation(bits: Int64[Tensor, "*any I"]) -> Int64[Tensor, "*any I"]:
     return torch.argsort(bits ^ _TOP_BIT, dim=-1, stable=True)
 
 
+class HostDraws(NamedTuple):
+    """The numbers of ClipDraws on the host, where real numbers are drawn in float64, and what decides the work."""
+
+    seed: int
+    epoch_B: NDArray[np.uint64]
+    sample_B: NDArray[np.uint64]
+    visit_B: NDArray[np.uint64]
+    repeat_B: NDArray[np.uint64]
+
+    def bits(self, purpose: Purpose, i: int | NDArray[Any] = 0) -> NDArray[np.uint64]:
+        """64 random bits for each sample: (B,) for one draw `i`, (B, I) for a row of draws."""
+        numbers = self[1:] if isinstance(i, int) else [x[:, None] for x in self[1:]]
+        epoch, sample, visit, repeat = numbers
+        return numpy_draws.bits(self.seed, epoch, sample, visit, repeat, purpose, i)
+
+    def draw(self, place: int) -> Draw:
+        """The draws of one clip of the batch."""
+        epoch, sample, visit, repeat = (int(x[place]) for x in self[1:])
+        return Draw(self.seed, epoch, sample, visit, repeat)
+
+
 class ClipDraws(NamedTuple):
     """All that the draws of a batch of clips hang on, but their purpose.
 
-    `sample_B` holds the bits of the uint64 sample numbers of vmae_data.draws.sample_number.
+    `sample_B` holds the bits of the uint64 sample numbers of vmae_data.draws.sample_number. `host` holds the
+    same numbers where no device has to be waited for.
     """
 
     seed: int
@@ -71,6 +94,7 @@ class ClipDraws(NamedTuple):
     sample_B: Int64[Tensor, " B"]
     visit_B: Int64[Tensor, " B"]
     repeat_B: Int64[Tensor, " B"]
+    host: HostDraws
 
     @classmethod
     def on(
@@ -86,16 +110,31 @@ class ClipDraws(NamedTuple):
         """Draws on a device from numbers or uint64 arrays on the host, broadcast to the shape of `sample`."""
         sample_numbers = np.asarray(sample, dtype=np.uint64)
 
-        def tensor(numbers: Numbers) -> Tensor:
-            whole = np.broadcast_to(np.asarray(numbers, dtype=np.uint64), sample_numbers.shape)
-            return torch.from_numpy(whole.astype(np.uint64).view(np.int64)).to(device, non_blocking=True)
+        def whole(numbers: Numbers) -> NDArray[np.uint64]:
+            return np.broadcast_to(np.asarray(numbers, dtype=np.uint64), sample_numbers.shape).copy()
 
-        return cls(seed, tensor(epoch), tensor(sample_numbers), tensor(visit), tensor(repeat))
+        return cls.of(HostDraws(seed, whole(epoch), sample_numbers, whole(visit), whole(repeat)), device)
+
+    @classmethod
+    def of(cls, host: HostDraws, device: torch.device | str) -> ClipDraws:
+        """The draws of the host's numbers, on a device."""
+        tensors = (torch.from_numpy(x.view(np.int64)).to(device, non_blocking=True) for x in host[1:])
+        epoch_B, sample_B, visit_B, repeat_B = tensors
+        return cls(host.seed, epoch_B, sample_B, visit_B, repeat_B, host)
 
     def to(self, device: torch.device | str) -> ClipDraws:
         """The same draws on another device; pinned memory is copied without waiting."""
-        epoch_B, sample_B, visit_B, repeat_B = (x.to(device, non_blocking=True) for x in self[1:])
-        return ClipDraws(self.seed, epoch_B, sample_B, visit_B, repeat_B)
+        numbers = (self.epoch_B, self.sample_B, self.visit_B, self.repeat_B)
+        epoch_B, sample_B, visit_B, repeat_B = (x.to(device, non_blocking=True) for x in numbers)
+        return ClipDraws(self.seed, epoch_B, sample_B, visit_B, repeat_B, self.host)
+
+    def repeated(self, repeats: int) -> ClipDraws:
+        """The draws of `repeats` clips made of each one, sample-major, told apart by their `repeat` number."""
+        if repeats == 1:
+            return self
+        host = HostDraws(self.seed, *(np.repeat(x, repeats) for x in self.host[1:]))
+        host = host._replace(repeat_B=np.tile(np.arange(repeats, dtype=np.uint64), len(self.sample_B)))
+        return ClipDraws.of(host, self.sample_B.device)
 
     def bits(self, purpose: Purpose, i: Int64[Tensor, " I"] | int = 0) -> Int64[Tensor, "B ..."]:
         """64 random bits for each sample: (B,) for one draw `i`, (B, I) for a row of draws."""
