@@ -58,17 +58,17 @@ class Purpose(IntEnum):
     RANDAUGMENT_APPLY = 21
     RANDAUGMENT_MAGNITUDE = 22
     RANDAUGMENT_SIGN = 23
-    CROP_AREA = 24
-    CROP_RATIO = 25
-    ERASE = 26
-    ERASE_AREA = 27
-    ERASE_RATIO = 28
-    ERASE_PLACE = 29
-    ERASE_NOISE = 30
-    MIX_APPLY = 31
-    MIX_SWITCH = 32
-    MIX_SHARE = 33
-    MIX_PLACE = 34
+    CROP_AREA = 26
+    CROP_RATIO = 27
+    ERASE = 28
+    ERASE_AREA = 29
+    ERASE_RATIO = 30
+    ERASE_PLACE = 31
+    ERASE_NOISE = 32
+    MIX_APPLY = 33
+    MIX_SWITCH = 34
+    MIX_SHARE = 35
+    MIX_PLACE = 36
 
 
 def splitmix64(x: ArrayLike) -> U64:

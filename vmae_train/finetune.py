@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import msgspec
-import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 
 from vmae_data.errors import MisuseError
@@ -18,6 +18,7 @@ from vmae_data.store import commit_bytes, lock
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
+from vmae_train.clips.mixing import MixSpec, draw_shares, mix_clips, soft_cross_entropy, soft_targets
 from vmae_train.clips.views import check_spacing, view_sampler
 from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
@@ -29,7 +30,7 @@ from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
-from vmae_train.training.run import RunFacts, check_run
+from vmae_train.training.run import BatchLayout, RunFacts, check_run
 from vmae_train.training.start import RunSpec, begin_together, settle
 from vmae_train.training.world import World, choose_device
 
@@ -59,6 +60,14 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     evaluate: EvaluateSpec = EvaluateSpec()
     probe: Literal["linear", "attentive"] | None = None
+    mix: MixSpec = MixSpec()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch", "micro_batch"):
+            size = getattr(self.train, name)
+            if self.mix.is_on and size is not None and size % self.mix.mix_group:
+                raise ValueError(f"mix.mix_group = {self.mix.mix_group} does not divide train.{name} = {size}")
 
 
 class FinetuneReport(NamedTuple):
@@ -69,15 +78,24 @@ class FinetuneReport(NamedTuple):
 class FinetuneLoss:
     """From a batch of planes to the cross entropy; everything on the device."""
 
-    def __init__(self, model: Classifier, augment: Augment) -> None:
-        self.model, self.augment = model, augment
+    def __init__(self, model: Classifier, augment: Augment, mixing: MixSpec, *, repeats: int = 1) -> None:
+        self.model, self.augment, self.mixing, self.repeats = model, augment, mixing, repeats
 
     def __call__(self, batch: Batch) -> Tensor:
+        draws, augment = batch.draws.repeated(self.repeats), self.augment
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
-        logits = self.model(self.augment.normalise(rgb), batch.draws)
-        loss_B = F.cross_entropy(logits.float(), batch.label_B.clamp_min(0), reduction="none")
-        return (loss_B * batch.weight_B).sum() / batch.weight_B.sum().clamp_min(1)
+        boxes = augment.draw(planes.size_B2, draws, batch.may_flip_B)
+        clips = augment.erase(augment.normalise(augment(planes, boxes, augment.draw_policy(draws))), draws)
+        label_B, weight_B = (repeat(x, "b -> (b r)", r=self.repeats) for x in (batch.label_B, batch.weight_B))
+        mixed = None
+        if self.mixing.is_on:
+            shares = draw_shares(self.mixing, draws, repeats=self.repeats, size=augment.size)
+            mixed = mix_clips(clips, weight_B, shares, group=self.mixing.mix_group * self.repeats)
+        target_BK = soft_targets(
+            label_B, mixed, num_classes=len(self.model.classes), smoothing=self.mixing.label_smoothing
+        )
+        loss_B = soft_cross_entropy(self.model(clips if mixed is None else mixed.clips, draws), target_BK)
+        return (loss_B * weight_B).sum() / weight_B.sum().clamp_min(1)
 
 
 def finetune(
@@ -109,6 +127,7 @@ def finetune(
             view_sampler(spec.clip, val_shards.index, settled.geometry.num_frames, num_clips)
             check_spacing(spec.clip, val_shards, settled.geometry.num_frames, num_clips)
         _check_labels(mix)
+        _check_groups(spec, settled.layout)
     with world.on_main(lock(mirror.folder, "training")):
         with world.agreed():
             if world.local_rank == 0:  # one a machine
@@ -134,6 +153,7 @@ def finetune(
         state = begin_together(world, mirror, facts, model, optimizer, keep=spec.checkpoint.keep)
         rows = {
             "classes": str(len(classes)),
+            "augmentation": augmentation_words(spec, may_flip=bool(mix.may_flip_N.any())),
             "start": init or f"from scratch ({settled.geometry.init or 'trunc'} initialisation): no --init was given",
             **({"probe": f"{spec.probe}; the encoder is frozen"} if spec.probe else {}),
             **settled.rows(engine, state.step),
@@ -146,7 +166,7 @@ def finetune(
                 state = train(
                     engine,
                     loader,
-                    FinetuneLoss(model.train(), augment),
+                    FinetuneLoss(model.train(), augment, spec.mix, repeats=spec.train.repeats),
                     world=world,
                     place=RunPlace(mirror, spec.checkpoint, spec.log, style),
                     start=state,
@@ -207,6 +227,33 @@ def _finished_scores(out: Path) -> Scores | None:
         return msgspec.json.decode((out / EVALUATION).read_bytes(), type=Scores)
     except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
+
+
+def augmentation_words(spec: FinetuneSpec, *, may_flip: bool) -> str:
+    """What is done to clips and labels, in the order in which it is done."""
+    augment, mixing = spec.augment, spec.mix
+    words = [f"crop {augment.crop}{'' if augment.antialias else ' without antialias'}"]
+    if (policy := augment.randaugment) is not None:
+        strength = f"magnitude {policy.magnitude:g} ± {policy.magnitude_std:g}"
+        words.insert(0, f"RandAugment {policy.layers} × {policy.prob:g}, {strength}")
+    words.append(f"flip {'on' if augment.flip and may_flip else 'off'}")
+    if augment.erasing is not None:
+        words.append(f"erasing {augment.erasing.prob:g}")
+    if mixing.is_on:
+        words.append(f"mixup {mixing.mixup:g}, cutmix {mixing.cutmix:g} in groups of {mixing.mix_group}")
+    if mixing.label_smoothing:
+        words.append(f"label smoothing {mixing.label_smoothing:g}")
+    return "; ".join(words)
+
+
+def _check_groups(spec: FinetuneSpec, layout: BatchLayout) -> None:
+    """Raises MisuseError where a group of mixed samples would lie on two processes or in two micro-batches."""
+    group, batch = spec.mix.mix_group, spec.train.batch
+    if spec.mix.is_on and (batch % (group * layout.world) or layout.size % group):
+        raise MisuseError(
+            f"mix.mix_group = {group}: {layout.world} processes, each with micro-batches of {layout.size} of a batch of "
+            f"{batch}, would cut groups apart; the share of a process and train.micro_batch must be multiples of it"
+        )
 
 
 def _check_labels(mix: Mix) -> None:

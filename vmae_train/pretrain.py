@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from einops import repeat
 from torch import Tensor
 
 from vmae_data.errors import MisuseError
@@ -39,22 +40,27 @@ class PretrainSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         super().__post_init__()
         num_masked(self.mask, grid_of(self.geometry()))
+        if self.augment.erasing is not None:
+            raise ValueError("augment.erasing is for finetuning: what is erased can't be predicted; leave it out")
 
 
 class PretrainLoss:
     """From a batch of planes to the masked loss; everything on the device."""
 
-    def __init__(self, model: PretrainModel, augment: Augment, mask: MaskSpec) -> None:
-        self.model, self.augment, self.mask = model, augment, mask
+    def __init__(self, model: PretrainModel, augment: Augment, mask: MaskSpec, *, repeats: int = 1) -> None:
+        self.model, self.augment, self.mask, self.repeats = model, augment, mask, repeats
 
     def __call__(self, batch: Batch) -> Tensor:
         geometry = self.model.geometry
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        rgb = self.augment(planes, self.augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
-        mask = draw_mask(self.mask, batch.draws, grid_of(geometry))
+        draws, augment = batch.draws.repeated(self.repeats), self.augment
+        boxes = augment.draw(planes.size_B2, draws, batch.may_flip_B)
+        rgb = augment(planes, boxes, augment.draw_policy(draws))
+        mask = draw_mask(self.mask, draws, grid_of(geometry))
         targets = cube_targets(rgb / 255, mask.predicted_BK, geometry)
-        clips = self.augment.normalise(rgb)
-        return self.model.loss(clips, mask, targets_BMD=targets, weight_B=batch.weight_B, draws=batch.draws)
+        weight_B = repeat(batch.weight_B, "b -> (b r)", r=self.repeats)
+        clips = augment.normalise(rgb)
+        return self.model.loss(clips, mask, targets_BMD=targets, weight_B=weight_B, draws=draws)
 
 
 def pretrain(
@@ -109,7 +115,7 @@ def pretrain(
             return train(
                 engine,
                 loader,
-                PretrainLoss(model, augment, spec.mask),
+                PretrainLoss(model, augment, spec.mask, repeats=spec.train.repeats),
                 world=world,
                 place=RunPlace(mirror, spec.checkpoint, spec.log, style),
                 start=state,

@@ -66,7 +66,9 @@ def _pil(image: Image.Image, op: Op, level: float, sign: float, resample: Image.
         Op.INVERT: lambda: ImageOps.invert(image),
         Op.ROTATE: lambda: image.rotate(sign * level / 10 * 30, **how),
         # No bits at all are black, as in the PIL of the time; today's refuses the number.
-        Op.POSTERIZE: lambda: ImageOps.posterize(image, 4 - int(level / 10 * 4)) if level < 10 else image.point(lambda _: 0),
+        Op.POSTERIZE: lambda: (
+            ImageOps.posterize(image, 4 - int(level / 10 * 4)) if level < 10 else image.point(lambda _: 0)
+        ),
         Op.SOLARIZE: lambda: ImageOps.solarize(image, 256 - int(level / 10 * 256)),
         Op.COLOR: lambda: ImageEnhance.Color(image).enhance(grow),
         Op.CONTRAST: lambda: ImageEnhance.Contrast(image).enhance(grow),
@@ -105,7 +107,9 @@ def test_what_lies_in_the_padding_never_matters(op: Op, device: torch.device) ->
     for b, (height, width) in enumerate(SIZES):
         alone = clips[b : b + 1, :, :, :height, :width]
         one = Policy(*(x[b : b + 1] for x in policy))
-        assert torch.equal(rand_augment(alone, size_B2[b : b + 1], one, "bicubic"), found[b : b + 1, :, :, :height, :width])
+        assert torch.equal(
+            rand_augment(alone, size_B2[b : b + 1], one, "bicubic"), found[b : b + 1, :, :, :height, :width]
+        )
 
 
 def test_a_batch_of_different_policies_equals_each_clip_alone(device: torch.device) -> None:
@@ -200,7 +204,9 @@ def test_a_policy_that_cannot_be_is_refused_by_name(keys: dict[str, object], nam
 
 def test_nothing_waits_for_the_device_and_no_generator_is_touched(device: torch.device) -> None:
     clips, size_B2 = _clips(device)
-    policy = draw_policy(RandAugmentSpec(prob=1.0, layers=40), ClipDraws.on("cpu", seed=4, epoch=0, sample=[1, 2, 3]).host)
+    policy = draw_policy(
+        RandAugmentSpec(prob=1.0, layers=40), ClipDraws.on("cpu", seed=4, epoch=0, sample=[1, 2, 3]).host
+    )
     before = torch.random.get_rng_state()
     rand_augment(clips, size_B2, policy, "bicubic")
     if device.type == "cuda":

@@ -66,6 +66,7 @@ def _taps(position: Tensor, length: Tensor, interpolation: Interpolation) -> tup
     centre = position - 0.5
     first = centre.floor()
     d = centre - first
+    weight: tuple[Tensor, ...]
     if interpolation == "bilinear":
         weight, before = (1 - d, d), 0
     else:

@@ -76,6 +76,10 @@ class HostDraws(NamedTuple):
         epoch, sample, visit, repeat = numbers
         return numpy_draws.bits(self.seed, epoch, sample, visit, repeat, purpose, i)
 
+    def chosen(self, place_N: NDArray[np.int64]) -> HostDraws:
+        """The draws of some places of the batch."""
+        return HostDraws(self.seed, *(x[place_N] for x in self[1:]))
+
     def draw(self, place: int) -> Draw:
         """The draws of one clip of the batch."""
         epoch, sample, visit, repeat = (int(x[place]) for x in self[1:])
@@ -136,8 +140,12 @@ class ClipDraws(NamedTuple):
         host = host._replace(repeat_B=np.tile(np.arange(repeats, dtype=np.uint64), len(self.sample_B)))
         return ClipDraws.of(host, self.sample_B.device)
 
-    def bits(self, purpose: Purpose, i: Int64[Tensor, " I"] | int = 0) -> Int64[Tensor, "B ..."]:
-        """64 random bits for each sample: (B,) for one draw `i`, (B, I) for a row of draws."""
+    def chosen(self, place_N: NDArray[np.int64]) -> ClipDraws:
+        """The draws of some places of the batch."""
+        return ClipDraws.of(self.host.chosen(place_N), self.sample_B.device)
+
+    def bits(self, purpose: Purpose, i: Int64[Tensor, "*#B I"] | int = 0) -> Int64[Tensor, "B ..."]:
+        """64 random bits for each sample: (B,) for one draw `i`, (B, I) for a row of draws, for all or each its own."""
         h = splitmix64(self.epoch_B ^ signed(self.seed))
         for x in (self.sample_B, self.visit_B, self.repeat_B):
             h = splitmix64(h ^ x)

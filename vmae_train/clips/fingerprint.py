@@ -47,7 +47,7 @@ def fingerprints(
     """The clips of a micro-batch in order; empty places are left out."""
     planes = planes_of_views(batch.planes, batch.index_BVT)
     boxes = augment.draw(planes.size_B2, batch.draws, batch.may_flip_B)
-    crops = augment(planes, boxes)
+    crops = augment(planes, boxes, augment.draw_policy(batch.draws))
     box = [getattr(boxes, name).tolist() for name in ("top_B", "left_B", "height_B", "width_B", "flip_B")]
     found = []
     for place, (sample, epoch) in enumerate(zip(batch.request.samples, batch.request.epochs, strict=True)):

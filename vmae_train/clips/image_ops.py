@@ -95,9 +95,7 @@ def contrast_table(
     return rearrange(_greys(blended), "n t 1 1 g -> n 1 t g")
 
 
-def autocontrast_table(
-    frames: UInt8[Tensor, "N C T H W"], inside: Bool[Tensor, "N H W"]
-) -> UInt8[Tensor, "N C T G"]:
+def autocontrast_table(frames: UInt8[Tensor, "N C T H W"], inside: Bool[Tensor, "N H W"]) -> UInt8[Tensor, "N C T G"]:
     """Each colour's lowest grey becomes 0, its highest 255."""
     inside = inside[:, None, None]
     low_NCT1 = torch.where(inside, frames, 255).amin(dim=(-2, -1)).double()[..., None]

@@ -67,7 +67,9 @@ class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         if self.layers < 1:
-            raise ValueError(f"augment.randaugment.layers = {self.layers} must be 1 or more; leave the table out for none")
+            raise ValueError(
+                f"augment.randaugment.layers = {self.layers} must be 1 or more; leave the table out for none"
+            )
         if not 0 <= self.magnitude <= MAX_MAGNITUDE:
             raise ValueError(f"augment.randaugment.magnitude = {self.magnitude} must lie between 0 and 10")
         if self.magnitude_std < 0:
@@ -96,7 +98,7 @@ def draw_policy(spec: RandAugmentSpec, draws: HostDraws) -> Policy:
     return Policy(
         op_BL=np.where(applied_BL, op_BL, SKIPPED),
         level_BL=np.clip(spec.magnitude + spec.magnitude_std * noise_BL, 0, MAX_MAGNITUDE),
-        sign_BL=1.0 - 2.0 * integer(draws.bits(Purpose.RANDAUGMENT_SIGN, layer_L), 2),
+        sign_BL=np.where(integer(draws.bits(Purpose.RANDAUGMENT_SIGN, layer_L), 2) == 1, -1.0, 1.0),
     )
 
 
@@ -113,7 +115,9 @@ def rand_augment(
         groups = [(Op(op), op_B == op) for op in np.unique(op_B[~is_geometric_B]) if op != SKIPPED]
         for op, chosen_B in groups:
             place = _to(np.flatnonzero(chosen_B), frames)
-            strength = np.array([strength_of(op, v, s) for v, s in zip(level_B[chosen_B], sign_B[chosen_B], strict=True)])
+            strength = np.array(
+                [strength_of(op, v, s) for v, s in zip(level_B[chosen_B], sign_B[chosen_B], strict=True)]
+            )
             changed = _colour_op(op, frames[place], size_B2[place], _to(strength.astype(np.float32), frames))
             frames.index_copy_(0, place, changed)
         if is_geometric_B.any():

@@ -36,9 +36,7 @@ class SeparableCrop(_Crop):
     ) -> Tensor:
         num_channels, height, width = input.shape[1:]
         top_B, left_B, bottom_B, right_B = params["limits_B4"].unbind(-1)
-        rows_BSH = resample_weights(
-            params["top_B"], params["height_B"], top_B, bottom_B, length=height, size=self.size
-        )
+        rows_BSH = resample_weights(params["top_B"], params["height_B"], top_B, bottom_B, length=height, size=self.size)
         columns_BSW = resample_weights(
             params["left_B"], params["width_B"], left_B, right_B, length=width, size=self.size
         )

@@ -20,7 +20,8 @@ from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.shards import LabelKind, Shards
-from vmae_train.clips.augment import Augment, AugmentSpec, view_boxes
+from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.boxes import view_boxes
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.views import ClipSpec, check_spacing, view_sampler

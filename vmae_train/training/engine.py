@@ -33,11 +33,13 @@ __all__ = ["Engine", "Loss", "TrainSpec", "train"]
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long and in what portions. `batch` is what one optimizer step sees, over all processes.
 
-    `micro_batch` is what one process takes at a time: layout, no more.
+    `micro_batch` is what one process takes at a time: layout, no more. Both count videos: `repeats` clips are made of
+    each decoded one, with their own crop, mask and augmentation.
     """
 
     batch: int
     micro_batch: int | None = None
+    repeats: int = 1
     epochs: int | None = None
     steps: int | None = None
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -46,7 +48,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give train.epochs or train.steps, one of the two")
-        for name in ("batch", "micro_batch", "epochs", "steps", "threads"):
+        for name in ("batch", "micro_batch", "repeats", "epochs", "steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: must be 1 or more")

@@ -105,7 +105,8 @@ class Settled(NamedTuple):
         train, schedule, order = self.spec.train, self.schedule, self.order
         return {
             **_clip_rows(self),
-            "batch": f"{train.batch} a step, {_portions(self.layout)}",
+            "batch": f"{train.batch} a step, {_portions(self.layout)}"
+            + (f"; {train.repeats} clips of each video" if train.repeats > 1 else ""),
             "rate": f"peak {schedule.peak:.4g} (base × batch / 256), lowest {schedule.lowest:.4g}, "
             f"warm-up {schedule.warmup} steps",
             "steps": f"{schedule.steps} ({schedule.steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch})"

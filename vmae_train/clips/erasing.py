@@ -1,0 +1,127 @@
+"""Random erasing: noise over a box of a normalised clip, the same box in all frames, other noise in each.
+
+Zhong et al., "Random erasing data augmentation", 2020, as VideoMAE finetunes with it (`pixel` mode, count 1).
+
+B clips, N erased clips, C colours, T frames, H rows, W columns, A attempts.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float32
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vmae_data.draws import Purpose, integer, uniform
+from vmae_train.clips.draws import ClipDraws, HostDraws
+
+__all__ = ["Erased", "ErasingSpec", "draw_erased", "erase"]
+
+ATTEMPTS = 100
+# A 64-bit hash makes the three colours of a pixel, 16 bits each.
+_NOISE_BITS = 16
+
+
+class ErasingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A clip is erased with chance `prob`: a box of a share of the picture's area and a ratio of height to width."""
+
+    prob: float = 0.25
+    area: tuple[float, float] = (0.02, 1 / 3)
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prob <= 1:
+            raise ValueError(f"augment.erasing.prob = {self.prob} must lie between 0 and 1")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"augment.erasing.area = {self.area} must be two shares above 0, the lesser first")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"augment.erasing.ratio = {self.ratio} must be two ratios above 0, the lesser first")
+
+
+class Erased(NamedTuple):
+    """On the host: which clips of a batch are erased, and where."""
+
+    place_N: NDArray[np.int64]
+    top_N: NDArray[np.int64]
+    left_N: NDArray[np.int64]
+    height_N: NDArray[np.int64]
+    width_N: NDArray[np.int64]
+
+
+def draw_erased(spec: ErasingSpec, draws: HostDraws, size: int) -> Erased:
+    """The first of a hundred tries that is smaller than the picture; a clip without one is left as it is."""
+    is_erased_B = uniform(draws.bits(Purpose.ERASE)) < spec.prob
+    place_N = np.flatnonzero(is_erased_B)
+    own = draws.chosen(place_N)
+    attempt_A = np.arange(ATTEMPTS)
+    area_NA = _between(spec.area, own, Purpose.ERASE_AREA, attempt_A) * size * size
+    log_ratio = (math.log(spec.ratio[0]), math.log(spec.ratio[1]))
+    ratio_NA = np.exp(_between(log_ratio, own, Purpose.ERASE_RATIO, attempt_A))
+    height_NA = np.rint(np.sqrt(area_NA * ratio_NA)).astype(np.int64)
+    width_NA = np.rint(np.sqrt(area_NA / ratio_NA)).astype(np.int64)
+    fits_NA = (height_NA > 0) & (height_NA < size) & (width_NA > 0) & (width_NA < size)
+    first_N1 = fits_NA.argmax(axis=1)[:, None]
+    height_N, width_N = (np.take_along_axis(x, first_N1, axis=1)[:, 0] for x in (height_NA, width_NA))
+    place_bits = own.bits(Purpose.ERASE_PLACE, np.arange(2))
+    top_N = integer(place_bits[:, 0], size - np.minimum(height_N, size) + 1)
+    left_N = integer(place_bits[:, 1], size - np.minimum(width_N, size) + 1)
+    found = fits_NA.any(axis=1)
+    return Erased(*(x[found] for x in (place_N, top_N, left_N, height_N, width_N)))
+
+
+@torch.no_grad()
+def erase(clips: Float32[Tensor, "B 3 T S S"], draws: ClipDraws, erased: Erased) -> Float32[Tensor, "B 3 T S S"]:
+    """Standard normal noise in the boxes of normalised clips. `clips` are changed in place and given back.
+
+    A pixel's noise hangs on its place alone: all boxes are filled as if they were as large as the largest, what
+    is beyond a box's own edge falls on that edge again, with the same number.
+    """
+    if len(erased.place_N) == 0:
+        return clips
+    num_frames, size, device = clips.shape[2], clips.shape[-1], clips.device
+    place_N = _to(erased.place_N, device)
+    row_NH = _to(_within(erased.top_N, erased.height_N), device)
+    column_NW = _to(_within(erased.left_N, erased.width_N), device)
+    frame_T = torch.arange(num_frames, device=device)
+
+    frame, row, column = frame_T[:, None, None], row_NH[:, None, :, None], column_NW[:, None, None, :]
+    number = rearrange((frame * size + row) * size + column, "n t h w -> n (t h w)")
+    bits = draws.chosen(erased.place_N).bits(Purpose.ERASE_NOISE, number)
+    bits = bits.view(len(place_N), num_frames, row_NH.shape[1], column_NW.shape[1])
+    table = _noise_table(device)
+    for c in range(3):
+        shifted = (bits >> (64 - _NOISE_BITS * (c + 1))) & (2**_NOISE_BITS - 1)
+        clips[place_N[:, None, None, None], c, frame, row, column] = table[shifted]
+    return clips
+
+
+def _between(
+    bounds: tuple[float, float], draws: HostDraws, purpose: Purpose, i: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform(draws.bits(purpose, i))
+
+
+def _within(start_N: NDArray[np.int64], extent_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of each box's rows, as many as the largest has; its last one repeats."""
+    step = np.arange(int(extent_N.max()))
+    return start_N[:, None] + np.minimum(step, extent_N[:, None] - 1)
+
+
+@cache
+def _noise_table(device: torch.device) -> Float32[Tensor, " G"]:
+    """Standard normal numbers at the middles of 2^16 equal shares: a look-up is equal on every device."""
+    count = 2**_NOISE_BITS
+    inverse = NormalDist().inv_cdf
+    return torch.tensor([inverse((k + 0.5) / count) for k in range(count)], dtype=torch.float32, device=device)
+
+
+def _to(values: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)
