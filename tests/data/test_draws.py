@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 
 from vmae_data import draws
 from vmae_data.draws import Draw, Purpose
@@ -50,3 +53,24 @@ def test_a_sample_is_known_by_data_set_and_key_not_by_row() -> None:
     assert draw.integer(Purpose.FRAMES, 100) == int(
         draws.integer(draws.bits(1, 2, np.uint64(draw.sample), 0, 0, Purpose.FRAMES), 100)
     )
+
+
+def test_normal_numbers_are_normal() -> None:
+    found = np.sort(draws.normal(draws.bits(1, 0, np.arange(5000), 0, 0, Purpose.RANDAUGMENT_MAGNITUDE)))
+    expected = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in found])
+    assert np.abs(expected - np.arange(1, 5001) / 5000).max() < 1.95 / math.sqrt(5000)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.8, 0.8), (1.0, 1.0), (0.05, 0.3), (4.0, 2.0)])
+def test_beta_numbers_have_the_moments_of_their_distribution(a: float, b: float) -> None:
+    count = 2000
+    found = np.array([Draw(3, 1, sample).beta(Purpose.MIX_SHARE, a, b) for sample in range(count)])
+    variance = a * b / ((a + b) ** 2 * (a + b + 1))
+    assert ((found >= 0) & (found <= 1)).all()
+    assert abs(found.mean() - a / (a + b)) < 5 * math.sqrt(variance / count)
+    assert abs(found.var() - variance) < 5 * math.sqrt(((found - found.mean()) ** 2).var() / count)
+    assert found[7] == Draw(3, 1, 7).beta(Purpose.MIX_SHARE, a, b)
+
+
+def test_no_two_purposes_share_a_number() -> None:
+    assert len(Purpose.__members__) == len(set(Purpose))
