@@ -320,7 +320,7 @@ def test_all_frames_of_a_clip_share_their_box(device: torch.device) -> None:
         assert (clips[:, :, t] - clips[:, :, 0]).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("crop", ["multiscale", "random", "center"])
+@pytest.mark.parametrize("crop", ["multiscale", "random", "resized", "center"])
 def test_a_batch_of_mixed_sizes_equals_each_clip_alone(crop: str, device: torch.device) -> None:
     sizes = [(36, 48), (48, 36), (32, 64), (40, 40)]
     augment = Augment(msgspec.convert({"size": 32, "crop": crop, "flip": True}, AugmentSpec)).to(device)
@@ -333,7 +333,7 @@ def test_a_batch_of_mixed_sizes_equals_each_clip_alone(crop: str, device: torch.
         assert (together[b] - clip[0]).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("crop", ["multiscale", "random", "center"])
+@pytest.mark.parametrize("crop", ["multiscale", "random", "resized", "center"])
 def test_what_lies_in_the_padding_never_matters(crop: str, device: torch.device) -> None:
     sizes = [(36, 48), (48, 36)]
     augment = Augment(msgspec.convert({"size": 32, "crop": crop}, AugmentSpec)).to(device)
@@ -410,6 +410,8 @@ def test_normalising_is_minus_mean_over_std_of_zero_to_one(device: torch.device)
         ({"size": 0}, "augment.size = 0"),
         ({"size": 32, "std": [0.1, 0.0, 0.1]}, "augment.std"),
         ({"size": 32, "crop": "five"}, "crop"),
+        ({"size": 32, "scale": [0.0, 1.0]}, "augment.scale"),
+        ({"size": 32, "ratio": [2.0, 1.0]}, "augment.ratio"),
         ({"size": 32, "colour": True}, "colour"),
     ],
 )

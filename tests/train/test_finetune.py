@@ -1,0 +1,183 @@
+"""What finetuning makes of a batch: augmented, repeated and mixed clips, whatever the batch was cut into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from vmae_data.errors import MisuseError, RecipeError
+from vmae_data.progress import ProgressStyle
+from vmae_data.recipes import load_recipe
+from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.colour import Planes
+from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.loader import Batch, Request
+from vmae_train.clips.mixing import MixSpec
+from vmae_train.finetune import FinetuneLoss, FinetuneSpec, _check_groups, augmentation_words, finetune
+from vmae_train.model.videomae import Classifier, PretrainModel
+from vmae_train.model.vit import ModelSpec
+from vmae_train.pretrain import PretrainLoss, PretrainSpec
+from vmae_train.training.log import read_log
+from vmae_train.training.run import BatchLayout
+
+TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()
+CLASSES = ("left", "right", "up")
+SIZE = TINY.image_size
+EVERYTHING: dict[str, Any] = {
+    "size": SIZE,
+    "crop": "resized",
+    "antialias": False,
+    "flip": True,
+    "randaugment": {},
+    "erasing": {"prob": 0.5},
+}
+PUBLISHED_MIX = MixSpec(mixup=0.8, cutmix=1.0, label_smoothing=0.1, mix_group=4)
+
+
+def _batch(samples: list[int], *, unreadable: tuple[int, ...] = ()) -> Batch:
+    """Frames of noise that hang on the sample."""
+    height, width = SIZE + 8, SIZE + 16
+
+    def plane(sample: int, channel: int, *shape: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(10 * sample + channel)
+        return torch.randint(16, 235, (TINY.num_frames, *shape), generator=generator, dtype=torch.uint8)
+
+    planes = Planes(
+        torch.stack([plane(s, 0, height, width) for s in samples]),
+        torch.stack([plane(s, 1, height // 2, width // 2) for s in samples]),
+        torch.stack([plane(s, 2, height // 2, width // 2) for s in samples]),
+        size_B2=torch.tensor([[height, width]] * len(samples)),
+        matrix_B=torch.zeros(len(samples), dtype=torch.int64),
+        full_range_B=torch.zeros(len(samples), dtype=torch.bool),
+    )
+    weight_B = torch.tensor([float(s not in unreadable) for s in samples])
+    return Batch(
+        planes=planes,
+        index_BVT=None,
+        label_B=torch.tensor([s % 3 for s in samples]),
+        weight_B=weight_B,
+        may_flip_B=torch.ones(len(samples), dtype=torch.bool),
+        valid=int(weight_B.sum()),
+        draws=ClipDraws.on("cpu", seed=5, epoch=1, sample=np.asarray(samples, dtype=np.uint64)),
+        request=Request(1, 0, tuple(samples)),
+    )
+
+
+def _loss(mixing: MixSpec, *, repeats: int = 1, **changes: Any) -> FinetuneLoss:
+    augment = Augment(msgspec.convert(EVERYTHING | changes, AugmentSpec))
+    return FinetuneLoss(Classifier(TINY, CLASSES, seed=1), augment, mixing, repeats=repeats)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_micro_batches_of_whole_groups_add_up_to_the_batch(repeats: int) -> None:
+    loss = _loss(PUBLISHED_MIX, repeats=repeats)
+    with torch.no_grad():
+        whole = float(loss(_batch(list(range(8)), unreadable=(2,))))
+        first, second = float(loss(_batch([0, 1, 2, 3], unreadable=(2,)))), float(loss(_batch([4, 5, 6, 7])))
+    assert whole == pytest.approx((3 * first + 4 * second) / 7, abs=1e-5)
+
+
+def test_a_clip_is_mixed_with_no_other_group() -> None:
+    loss = _loss(PUBLISHED_MIX)
+    seen: list[torch.Tensor] = []
+    loss.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    with torch.no_grad():
+        loss(_batch([0, 1, 2, 3, 4, 5, 6, 7]))
+        loss(_batch([0, 1, 2, 3, 8, 9, 10, 11]))
+    one, other = seen
+    assert (one[:4] - other[:4]).abs().max() < 1e-5
+    assert (one[4:] - other[4:]).abs().max() > 0.1
+
+
+def test_repeats_are_clips_of_the_same_frames_with_draws_of_their_own_sample_by_sample() -> None:
+    seen: list[torch.Tensor] = []
+    for repeats in (1, 2):
+        loss = _loss(MixSpec(), repeats=repeats)
+        loss.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+        with torch.no_grad():
+            loss(_batch([3, 4, 5]))
+    once, twice = seen
+    assert len(twice) == 6
+    assert (twice[::2] - once).abs().max() < 1e-5
+    assert all((twice[2 * b + 1] - once[b]).abs().max() > 0.1 for b in range(3))
+
+
+def test_everything_off_is_the_plain_crop_and_plain_cross_entropy() -> None:
+    off = {"crop": "center", "antialias": True, "flip": False, "randaugment": None, "erasing": None}
+    loss, batch = _loss(MixSpec(), **off), _batch([0, 1, 2], unreadable=(1,))
+    with torch.no_grad():
+        augment = loss.augment
+        clips = augment.normalise(
+            augment(batch.planes, augment.draw(batch.planes.size_B2, batch.draws, batch.may_flip_B))
+        )
+        each = torch.nn.functional.cross_entropy(loss.model(clips), batch.label_B, reduction="none")
+        assert float(loss(batch)) == pytest.approx(float(each[[0, 2]].mean()), abs=1e-6)
+        nothing = _loss(MixSpec(), **{**off, "randaugment": {"prob": 0.0}, "erasing": {"prob": 0.0}})
+        assert float(nothing(batch)) == float(loss(batch))
+
+
+def test_pretraining_repeats_crops_and_masks_of_one_decoded_clip() -> None:
+    augment = Augment(AugmentSpec(size=SIZE))
+    model = PretrainModel(TINY, seed=1)
+    batch = _batch([0, 1], unreadable=(1,))
+    with torch.no_grad():
+        together = float(PretrainLoss(model, augment, 0.75, repeats=3)(batch))
+        alone = []
+        for repeat in range(3):
+            draws = ClipDraws.on("cpu", seed=5, epoch=1, sample=[0, 1], repeat=repeat)
+            alone.append(float(PretrainLoss(model, augment, 0.75)(batch._replace(draws=draws))))
+    assert len(set(alone)) == 3
+    assert together == pytest.approx(sum(alone) / 3, abs=1e-5)
+
+
+def test_groups_that_would_be_cut_apart_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"mix_group = 4 does not divide train.micro_batch = 6"):
+        load_recipe(
+            "vmae_train", "finetune/demo", FinetuneSpec,
+            ["mix.mixup=0.8", "mix.mix_group=4", "train.batch=12", "train.micro_batch=6"],
+        )  # fmt: skip
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, ["mix.mixup=0.8", "mix.mix_group=4"])
+    _check_groups(spec, BatchLayout.of(8, None, 2))
+    with pytest.raises(MisuseError, match=r"mix_group = 4: 4 processes"):
+        _check_groups(spec, BatchLayout.of(8, None, 4))
+
+
+def test_pretraining_refuses_to_predict_what_was_erased() -> None:
+    with pytest.raises(RecipeError, match=r"augment\.erasing is for finetuning"):
+        load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["augment.erasing.prob=0.25"])
+
+
+def test_a_run_says_what_is_done_to_its_clips() -> None:
+    settings = ["mix.mixup=0.8", "mix.cutmix=1.0", "mix.label_smoothing=0.1", "augment.flip=true"]
+    more = [
+        "augment.randaugment.layers=4",
+        "augment.erasing.prob=0.25",
+        "augment.crop=resized",
+        "augment.antialias=false",
+    ]
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, settings + more)
+    assert augmentation_words(spec, may_flip=True) == (
+        "RandAugment 4 × 0.5, magnitude 7 ± 0.5; crop resized without antialias; flip on; erasing 0.25; "
+        "mixup 0.8, cutmix 1 in groups of 8; label smoothing 0.1"
+    )
+    assert "flip off" in augmentation_words(spec, may_flip=False)
+
+
+def test_a_run_with_everything_on_learns_the_same_in_micro_batches(demo_shards: Path, tmp_path: Path) -> None:
+    settings = [
+        *("train.steps=2", "train.repeats=2", "log.every_steps=1", "checkpoint.every_steps=2", "evaluate.views=1x1"),
+        *("mix.mixup=0.8", "mix.cutmix=1.0", "mix.label_smoothing=0.1", "mix.mix_group=4", "augment.crop=resized"),
+        *("augment.randaugment.layers=4", "augment.erasing.prob=0.25", "augment.antialias=false"),
+    ]
+    losses = []
+    for name, more in (("whole", []), ("parts", ["train.micro_batch=4"])):
+        spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, settings + more)
+        urls = str(demo_shards)
+        finetune(spec, data=[urls], validation=urls, out=tmp_path / name, device="cpu", style=ProgressStyle.QUIET)
+        losses.append([line["loss"] for line in read_log(tmp_path / name) if line["kind"] == "train"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
