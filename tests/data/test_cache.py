@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -125,6 +126,22 @@ def test_a_damaged_copy_is_removed_and_read_again_from_the_store(
     assert fetcher.take_took().misses == 1
     assert not path.exists()
     fetcher.close()
+    cache.close()
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"size": 1000}])
+def test_a_shard_that_is_not_the_one_of_the_index_never_gets_into_the_cache(
+    remote_shards: str, network: Proxy, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    cache = ShardCache(CacheSpec(dir=str(tmp_path / "cache"), bytes=LIMIT))
+    shard = _shards(Shards.open(remote_shards))[0]._replace(**change)
+    cache.want(shard)
+    _until(lambda: len(_whole(network)) == 1)
+    _until(lambda: not cache._queued)
+    assert not cache.holds(shard)
+    assert _names(tmp_path / "cache") == set()
+    cache.want(shard)  # and is not asked for again at once
+    assert not cache._queued
     cache.close()
 
 

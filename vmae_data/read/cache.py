@@ -208,10 +208,11 @@ class ShardCache:
         return True
 
     def _copy(self, shard: RemoteShard, to: Path) -> bool:
-        digest = hashlib.sha256()
+        digest, size = hashlib.sha256(), 0
         with to.open("r+b") as file:
             for data in remote.stream(shard.place):
-                if self._closed:
+                size += len(data)
+                if self._closed or size > shard.size:  # what is larger than its index says has no room reserved
                     return False
                 digest.update(data)
                 file.write(data)
