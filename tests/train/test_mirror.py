@@ -22,7 +22,7 @@ from vmae_data.errors import MisuseError
 from vmae_train.training.mirror import Mirror
 
 STEPS = 12
-MEASURED = {"clips_per_second", "data_wait", "memory_mb"}
+MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", "memory_mb"}
 STATE = "state.json"
 
 

@@ -93,7 +93,9 @@ class ShardCache:
             if descriptor is None:
                 return None
             try:
-                return os.pread(descriptor, size, offset)
+                # What an index says may be anything; memory is taken for what is there.
+                there = max(0, os.fstat(descriptor).st_size - offset)
+                return os.pread(descriptor, min(size, there), offset) if there else b""
             except OSError:
                 return None
 
@@ -211,8 +213,8 @@ class ShardCache:
         digest = hashlib.sha256()
         with to.open("r+b") as file:
             for data in remote.stream(shard.place):
-                if self._closed:
-                    return False
+                if self._closed or file.tell() + len(data) > shard.size:
+                    return False  # larger than its index says: it has no room here
                 digest.update(data)
                 file.write(data)
                 with self._lock:
