@@ -290,6 +290,7 @@ def report(
     against: Annotated[
         list[str] | None, typer.Option(metavar="RUN", help="Another finetuning beside it; may be repeated.")
     ] = None,
+    storage: StorageOptions = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:

@@ -18,9 +18,11 @@ import pyarrow as pa
 import pytest
 
 from tests.command import run_command
+from tests.s3_server import S3Bucket
 from vmae_data.decode import FrameSize, decode_frames, decode_some
 from vmae_data.errors import DataError, SampleError
 from vmae_data.format import marker_name, tar_name
+from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.shards import Shards
 
@@ -460,3 +462,31 @@ def test_commands_say_it_in_one_line(copied: Path, command: str) -> None:
     done = run_command("vmae_data", command, copied, status=1)
     assert done.stderr.count("\n") == 1
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_claims_of_a_bucket_take_neither_memory_nor_disk(
+    copied: Path, demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    _index(copied, lambda index: [shard.update(filesize=HUGE) for shard in index["shardlist"]])
+    _table(copied, _column("size", lambda old, _: [HUGE // 10] * len(old)))
+    for path in copied.iterdir():
+        s3_bucket.store().put(f"data/{path.name}", path.read_bytes())
+    shards = Shards.open(f"{s3_bucket.url}/data")
+    cache = ShardCache(CacheSpec(dir=str(tmp_path / "kept"), bytes="1GB")) if cached else None
+    if cache is not None:  # the true shard, fetched for another data set
+        true = shards.index.shardlist[0]
+        shutil.copy(demo_shards / tar_name(0), cache.room.path(true.sha256))
+    fetcher = Fetcher(shards, cache=cache)
+    try:
+        for number in (0, len(shards) - 1):
+            assert f"of {HUGE // 10} bytes" in _refusal(lambda number=number: fetcher.fetch(number))
+    finally:
+        fetcher.close()
+        if cache is not None:
+            cache.close()
+    kept = sum(path.stat().st_size for path in tmp_path.joinpath("kept").rglob("*") if path.is_file())
+    assert kept < 10_000_000
+    assert not list((tmp_path / "kept").rglob(".tmp-*"))

@@ -22,7 +22,7 @@ from vmae_data.errors import MisuseError
 from vmae_train.training.mirror import Mirror
 
 STEPS = 12
-MEASURED = {"clips_per_second", "data_wait", "memory_mb"}
+MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", "memory_mb"}
 STATE = "state.json"
 
 
@@ -193,6 +193,31 @@ def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_buck
     written += [_bytes_at(s3_bucket, name) for name in _names(s3_bucket, "")]
     for text in (*written, *((done.stdout + done.stderr).encode() for done in shown)):
         assert not any(secret in text for secret in secrets)
+
+
+def test_options_of_the_command_line_reach_the_workers_and_no_file(
+    demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    server, url = s3_bucket.server, s3_bucket.url
+    for path in demo_shards.iterdir():
+        s3_bucket.store().put(f"data/{path.name}", path.read_bytes())
+    around = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    options = [f"endpoint={server.endpoint}", f"access_key_id={server.access_key}", f"region={server.region}"]
+    given: list[str | Path] = []
+    for option in [*options, f"secret_access_key={server.secret}"]:
+        given += ["--storage-option", option]
+    env = {**around, "VMAE_CACHE": str(tmp_path / "one"), "NO_PROXY": "127.0.0.1"}
+    train = [word for word in _words(f"{url}/data", f"{url}/run") if word != "--quiet"]
+    shown = [run_command(*train, *given, env=env)]
+    report = ["vmae_train", "report", f"{url}/run", "--out", tmp_path / "page.html"]
+    shown.append(run_command(*report, *given, env=env))
+    shown.append(run_command(*report, *given[:-2], "--storage-option", "secret_access_key=wrong", env=env, status=1))
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    texts += [_bytes(s3_bucket, name) for name in _names(s3_bucket)]
+    texts += [(done.stdout + done.stderr).encode() for done in shown]
+    for text in texts:
+        assert server.secret.encode() not in text
+        assert server.access_key.encode() not in text
 
 
 def _bytes_at(bucket: S3Bucket, name: str) -> bytes:

@@ -93,7 +93,9 @@ class ShardCache:
             if descriptor is None:
                 return None
             try:
-                return os.pread(descriptor, size, offset)
+                # What an index says may be anything; memory is taken for what is there.
+                there = max(0, os.fstat(descriptor).st_size - offset)
+                return os.pread(descriptor, min(size, there), offset) if there else b""
             except OSError:
                 return None
 
