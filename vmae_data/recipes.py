@@ -129,7 +129,9 @@ def recipe_values(package: str, name: str) -> dict[str, Any]:
     beside = str(Path(name).parent / base) if base.endswith(".toml") else base
     below = _parsed(package, beside)
     if _BASE in below:
-        raise RecipeError(f"recipe {name}: its base {base} has a base itself ({below[_BASE]!r}); name that one, or none")
+        raise RecipeError(
+            f"recipe {name}: its base {base} has a base itself ({below[_BASE]!r}); name that one, or none"
+        )
     return _over(below, values)
 
 

@@ -82,7 +82,9 @@ def test_a_setting_takes_the_place_of_the_recipes_other_way_to_say_it() -> None:
 
 
 def test_a_recipe_lies_over_its_base_key_by_key(tmp_path: Path) -> None:
-    (tmp_path / "below.toml").write_text("short_side = 288\nrate = 12.5\ncolumns = { path = 'file', label = 'class' }\n")
+    (tmp_path / "below.toml").write_text(
+        "short_side = 288\nrate = 12.5\ncolumns = { path = 'file', label = 'class' }\n"
+    )
     above = tmp_path / "above.toml"
     above.write_text('base = "below.toml"\nstride = 2\ncolumns = { label = "verb" }\n')
     spec = load_recipe("vmae_data", str(above), BuildSpec)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
-from vmae_train.clips.mask import num_masked
 from vmae_train.cli import _spec_of
+from vmae_train.clips.mask import num_masked
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec, grid_of
 from vmae_train.training.optim import Schedule
@@ -72,9 +72,7 @@ PRETRAINING = {
     "ucf101-b-3200": Pretraining("B", 3200, 192, 3e-4, 2.25e-4, 4, True, B, ratio=0.75),
     "ucf101-b-3200-official": Pretraining("B", 3200, 192, 3e-4, 2.25e-4, 4, False, B, ratio=0.75),
     "hmdb51-b-4800": Pretraining("B", 4800, 192, 3e-4, 2.25e-4, 4, True, B, ratio=0.75),
-    "v2-hybrid-b-200": Pretraining(
-        "B", 200, 32 * 32, 1e-3, 4e-3, 4, False, B, warmup=20, repeats=4, running_cell=True
-    ),
+    "v2-hybrid-b-200": Pretraining("B", 200, 32 * 32, 1e-3, 4e-3, 4, False, B, warmup=20, repeats=4, running_cell=True),
     "v2-hybrid-l-300": Pretraining(
         "L", 300, 48 * 32, 1e-3, 6e-3, 4, False, V2, warmup=30, repeats=4, running_cell=True
     ),
@@ -208,7 +206,9 @@ def test_a_head_says_what_the_recipe_does(name: str) -> None:
     spec = load_recipe("vmae_train", name, _spec_of(name))
     lines = head.splitlines()
     assert lines[0].startswith(f"vmae-train {name.partition('/')[0]} --recipe {name} --data ")
-    assert all(any(line.startswith(f"{word}: ") for line in lines) for word in ("Hardware", "Expected", "Rate", "Source"))
+    assert all(
+        any(line.startswith(f"{word}: ") for line in lines) for word in ("Hardware", "Expected", "Rate", "Source")
+    )
     rate = re.search(r"peak (\S+) × (\d+) / 256 = ([\d.]+(?:e-?\d+)?)", head)
     assert rate is not None
     assert (float(rate[1]), int(rate[2])) == (spec.optim.base_lr, spec.train.batch)
@@ -221,7 +221,9 @@ def test_a_head_says_what_the_recipe_does(name: str) -> None:
     assert share == 24 if layout[3] == "one of 24" else int(layout[3]) == math.ceil(share / micro)
 
 
-@pytest.mark.parametrize("name", ["pretrain/k400", "pretrain/ucf101-b-3200", "pretrain/hmdb51-b-4800", "finetune/hmdb51-b-4800"])
+@pytest.mark.parametrize(
+    "name", ["pretrain/k400", "pretrain/ucf101-b-3200", "pretrain/hmdb51-b-4800", "finetune/hmdb51-b-4800"]
+)
 def test_numbers_that_were_only_recalled_are_marked(name: str) -> None:
     assert "recalled, unverified" in " ".join(recipe_head(read_recipe("vmae_train", name)).split())
 
@@ -247,7 +249,9 @@ def _schedule(spec: RunSpec) -> Schedule:
 
 def _check_encoder(spec: RunSpec, size: str) -> None:
     geometry, wanted = spec.geometry(), ENCODERS[size]
-    assert Encoder(geometry.embed_dim, geometry.depth, geometry.num_heads, geometry.patch_size) == wanted._replace(hidden=0)
+    assert Encoder(geometry.embed_dim, geometry.depth, geometry.num_heads, geometry.patch_size) == wanted._replace(
+        hidden=0
+    )
     assert round(geometry.embed_dim * geometry.mlp_ratio) == (wanted.hidden or 4 * wanted.dim)
     assert (geometry.image_size, geometry.num_frames, geometry.tubelet_size) == (224, 16, 2)
     assert (geometry.position, geometry.encoder_eps, geometry.init) == ("sinusoid-1d", 1e-6, None)
@@ -258,7 +262,12 @@ def _check_augmentation(spec: FinetuneSpec, expected: Finetuning, *, is_ssv2: bo
     assert policy is not None
     assert augment.erasing is not None
     assert (policy.magnitude, policy.layers, policy.magnitude_std, policy.interpolation) == (7, 4, 0.5, "bicubic")
-    assert (augment.crop, augment.scale, augment.ratio, augment.erasing.prob) == ("resized", (0.08, 1), (0.75, 1.3333), 0.25)
+    assert (augment.crop, augment.scale, augment.ratio, augment.erasing.prob) == (
+        "resized",
+        (0.08, 1),
+        (0.75, 1.3333),
+        0.25,
+    )
     assert (mix.mixup, mix.cutmix, mix.prob, mix.switch, mix.label_smoothing) == (0.8, 1, 1, 0.5, 0.1)
     assert (augment.flip, spec.clip.sampler, spec.evaluate.views) == (
         (False, "uniform", "2x3") if is_ssv2 else (True, "dense", "5x3")
