@@ -23,6 +23,7 @@ __all__ = [
     "load_recipe",
     "read_recipe",
     "recipe_head",
+    "recipe_values",
     "shortened",
 ]
 
@@ -37,7 +38,7 @@ _ALTERNATIVES = {
     "warmup_steps": "warmup_epochs",
 }
 
-
+_BASE = "base"  # the key that names the recipe below
 _UNITS = {
     "b": 1,
     "kb": 10**3,
@@ -106,16 +107,48 @@ def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequen
 
     Raises RecipeError with the path of the key.
     """
-    values: dict[str, Any] = {}
-    if name is not None:
-        try:
-            values = tomllib.loads(read_recipe(package, name))
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"recipe {name}: not TOML ({error})") from error
+    values = recipe_values(package, name) if name is not None else {}
     given = {override.partition("=")[0].strip() for override in overrides}
     for override in overrides:
         _set(values, override, given)
     return build_spec(values, spec, f"recipe {name}" if name else "settings")
+
+
+def recipe_values(package: str, name: str) -> dict[str, Any]:
+    """What a recipe says: its own values, over those of the recipe that its `base` names.
+
+    A base is a recipe that the package brings, or a TOML file beside the recipe's own. It has no base itself, so that
+    two texts are all that has to be read. Raises RecipeError.
+    """
+    values = _parsed(package, name)
+    if _BASE not in values:
+        return values
+    base = values.pop(_BASE)
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe {name}: base = {base!r}: expected a recipe's name or a file ending in .toml")
+    beside = str(Path(name).parent / base) if base.endswith(".toml") else base
+    below = _parsed(package, beside)
+    if _BASE in below:
+        raise RecipeError(
+            f"recipe {name}: its base {base} has a base itself ({below[_BASE]!r}); name that one, or none"
+        )
+    return _over(below, values)
+
+
+def _parsed(package: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_recipe(package, name))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {name}: not TOML ({error})") from error
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables are laid over each other key by key; a key takes the place of the other way to say the same, too."""
+    laid = {key: value for key, value in below.items() if _ALTERNATIVES.get(key) not in above}
+    for key, value in above.items():
+        inner = laid.get(key)
+        laid[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return laid
 
 
 def build_spec(values: dict[str, Any], spec: type[T], where: str) -> T:

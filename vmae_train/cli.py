@@ -362,17 +362,11 @@ def recipes(
 
 def _spec_of(name: str) -> Any:
     """Which command a recipe is for: a table that only one of them has says so, else its name or first line."""
-    import tomllib
-
-    from vmae_data.recipes import read_recipe
+    from vmae_data.recipes import read_recipe, recipe_values
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.pretrain import PretrainSpec
 
-    text = read_recipe("vmae_train", name)
-    try:
-        tables = tomllib.loads(text).keys()
-    except tomllib.TOMLDecodeError:
-        tables = {}.keys()
+    tables, text = recipe_values("vmae_train", name).keys(), read_recipe("vmae_train", name)
     if "mask" in tables:
         return PretrainSpec
     first = text.splitlines()[0] if text else ""

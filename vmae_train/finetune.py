@@ -23,18 +23,26 @@ from vmae_train.clips.views import check_spacing, view_sampler
 from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.model.fetched import EVALUATION
+from vmae_train.model.geometry import Geometry
 from vmae_train.model.load import load_start
-from vmae_train.model.videomae import Classifier, HeadModel, PretrainModel, take_encoder
+from vmae_train.model.videomae import (
+    Classifier,
+    HeadModel,
+    PretrainModel,
+    VideoModel,
+    take_encoder,
+    take_head,
+)
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
-from vmae_train.training.run import BatchLayout, RunFacts, check_run
+from vmae_train.training.run import BatchLayout, RunFacts, check_run, other_data
 from vmae_train.training.start import RunSpec, begin_together, settle
 from vmae_train.training.world import World, choose_device
 
-__all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
+__all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "FirstModel", "finetune", "first_classifier"]
 
 
 class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,6 +146,7 @@ def finetune(
                 recipe=msgspec.to_builtins(spec),
                 data=mix.urls,
                 data_digest=mix.digests,
+                data_listing=mix.listings,
                 data_weight=mix.weights,
                 validation=validation,
                 validation_digest=val_shards.digest,
@@ -146,7 +155,8 @@ def finetune(
             )
             check_run(mirror.folder, facts, mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
-            model = first_classifier(spec, init, classes).to(where)
+            model, start = first_classifier(spec, init, classes)
+            model = model.to(where)
             check_classes(model, val_shards)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
             engine = settled.engine(model, optimizer, where)
@@ -154,7 +164,8 @@ def finetune(
         rows = {
             "classes": str(len(classes)),
             "augmentation": augmentation_words(spec, may_flip=bool(mix.may_flip_N.any())),
-            "start": init or f"from scratch ({settled.geometry.init or 'trunc'} initialisation): no --init was given",
+            "start": start,
+            **({"other data": other} if (other := other_data(init, mix)) else {}),
             **({"probe": f"{spec.probe}; the encoder is frozen"} if spec.probe else {}),
             **settled.rows(engine, state.step),
         }
@@ -273,26 +284,48 @@ def _check_labelled(shards: Shards) -> None:
         )
 
 
-def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, ...]) -> Classifier:
-    """A fresh head on a pretrained encoder, another classifier's weights, or all fresh; a probe's encoder is frozen."""
+class FirstModel(NamedTuple):
+    """What a finetuning begins with, and in words where it is from."""
+
+    model: Classifier
+    start: str
+
+
+def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, ...]) -> FirstModel:
+    """A fresh head on a trained encoder, another classifier's weights, or all fresh; a probe's encoder is frozen.
+
+    Of a classifier of other classes, the rows of its head are kept where it names all of the data's.
+    """
     pooling: Literal["mean", "attentive"] = "attentive" if spec.probe == "attentive" else "mean"
     recipe = msgspec.structs.replace(spec.geometry(), pooling=pooling)
     if init is None:
         model = Classifier(recipe, classes, seed=spec.seed)
+        start = f"from scratch ({recipe.init or 'trunc'} initialisation): no --init was given"
     else:
         given = load_start(init, recipe, position_resize=spec.model.position_resize)
-        if isinstance(given, Classifier) and spec.probe is None:
-            if given.classes != classes:
-                raise MisuseError(
-                    f"--init {init}: names other classes than the data; start from its pretraining instead"
-                )
-            model = given
-        else:
-            assert isinstance(given, PretrainModel | HeadModel)
-            head = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
-            model = Classifier(msgspec.structs.replace(given.geometry, **head), classes, seed=spec.seed)
-            take_encoder(model, given)
+        model, kept = _on_encoder_of(given, recipe, classes, spec)
+        start = f"{init}{kept}"
     if spec.probe is not None:
         model.freeze_encoder()
     model.set_options(spec.model.options)
-    return model
+    return FirstModel(model, start)
+
+
+def _on_encoder_of(
+    given: VideoModel, recipe: Geometry, classes: tuple[str, ...], spec: FinetuneSpec
+) -> tuple[Classifier, str]:
+    """A classifier of the data's classes with a trained model's encoder, and what became of that one's head."""
+    assert isinstance(given, PretrainModel | HeadModel)
+    trained = given if isinstance(given, Classifier) and given.geometry.pooling == recipe.pooling else None
+    if spec.probe is not None:
+        trained = None
+    if trained is not None and trained.classes == classes:
+        return trained, ""
+    own = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
+    model = Classifier(msgspec.structs.replace(given.geometry, **own), classes, seed=spec.seed)
+    take_encoder(model, given)
+    if trained is None:
+        return model, ""
+    if take_head(model, trained):
+        return model, f"; of the {len(trained.classes)} classes of its head those of the data are kept"
+    return model, f"; a new head: the {len(trained.classes)} classes of its own are others than the data's"

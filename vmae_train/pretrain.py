@@ -97,6 +97,7 @@ def pretrain(
                 recipe=recipe,
                 data=mix.urls,
                 data_digest=mix.digests,
+                data_listing=mix.listings,
                 data_weight=mix.weights,
                 init=init,
             )

@@ -79,3 +79,39 @@ def test_a_setting_takes_the_place_of_the_recipes_other_way_to_say_it() -> None:
     assert (own.stride, own.rate) == (2, None)
     k400 = load_recipe("vmae_data", "k400", BuildSpec, ["rate=12.5"])
     assert (k400.stride, k400.rate) == (None, 12.5)
+
+
+def test_a_recipe_lies_over_its_base_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "below.toml").write_text(
+        "short_side = 288\nrate = 12.5\ncolumns = { path = 'file', label = 'class' }\n"
+    )
+    above = tmp_path / "above.toml"
+    above.write_text('base = "below.toml"\nstride = 2\ncolumns = { label = "verb" }\n')
+    spec = load_recipe("vmae_data", str(above), BuildSpec)
+    assert (spec.short_side, spec.stride, spec.rate) == (288, 2, None)
+    assert (spec.columns.path, spec.columns.label) == ("file", "verb")
+    assert load_recipe("vmae_data", str(above), BuildSpec, ["short_side=256"]).short_side == 256
+
+
+def test_a_base_may_be_a_recipe_that_the_package_brings(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('base = "k400-parity"\ncrf = 18\n')
+    spec = load_recipe("vmae_data", str(own), BuildSpec)
+    assert spec == load_recipe("vmae_data", "k400-parity", BuildSpec, ["crf=18"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('base = "k401"', "recipe 'k401' is unknown"),
+        ("base = 4", "base = 4: expected a recipe's name"),
+        ('base = "own.toml"', "its base own.toml has a base itself ('own.toml'); name that one, or none"),
+        ('base = "none.toml"', "none.toml: can't be read"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("vmae_data", str(own), BuildSpec)
+    assert says in str(caught.value)

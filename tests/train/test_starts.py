@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from tests.command import run_command
+from vmae_data.build import build_shards
 from vmae_data.errors import MisuseError
+from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.mix import Mix, parse_data
 from vmae_data.recipes import load_recipe
-from vmae_train.finetune import FinetuneSpec, finetune
+from vmae_train.finetune import FinetuneSpec, FirstModel, finetune, first_classifier
 from vmae_train.model.convert import convert
 from vmae_train.model.heads import Classifier
-from vmae_train.model.load import load_model
+from vmae_train.model.load import load_model, save_model
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.training.log import read_log
+from vmae_train.training.run import other_data
 
 QUIET = ProgressStyle.QUIET
 SHORT = ["train.steps=4", "log.every_steps=1", "model.depth=2", "model.position=sinusoid-1d"]
@@ -119,3 +125,66 @@ def test_the_commands_probe_and_evaluate_what_was_converted(
     ]
     assert scores[0].startswith("top-1")
     assert scores[0] == scores[1]
+
+
+@pytest.fixture
+def of_three_classes(tmp_path: Path) -> Path:
+    """A classifier that was trained on other classes than the demo's, as far as its names say."""
+    folder = tmp_path / "three"
+    folder.mkdir()
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, SHORT)
+    save_model(folder, Classifier(spec.geometry(), ("run", "jump", "swim"), seed=3))
+    return folder
+
+
+def _first(init: Path, classes: tuple[str, ...], *words: str) -> FirstModel:
+    return first_classifier(
+        load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*SHORT, *words]), str(init), classes
+    )
+
+
+def test_of_a_head_with_more_classes_those_of_the_data_are_kept_by_name(of_three_classes: Path) -> None:
+    given = load_model(of_three_classes)
+    first = _first(of_three_classes, ("swim", "run"))
+    clips = torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(first.model.eval()(clips), given(clips)[:, [2, 0]])
+    assert first.start == f"{of_three_classes}; of the 3 classes of its head those of the data are kept"
+
+
+@pytest.mark.parametrize("classes", [("run", "sit"), ("0", "1"), ("0", "1", "2")])
+def test_a_classifier_of_other_classes_gives_its_encoder_and_norm_and_a_new_head(
+    classes: tuple[str, ...], of_three_classes: Path
+) -> None:
+    given, first = load_model(of_three_classes), _first(of_three_classes, classes)
+    state = first.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in given.state_dict().items() if "head." not in name)
+    assert torch.equal(state["head.weight"], Classifier(given.geometry, classes, seed=0).head.weight)
+    assert first.start.endswith("; a new head: the 3 classes of its own are others than the data's")
+
+
+def test_numbers_are_not_taken_for_names_of_classes(tmp_path: Path) -> None:
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, SHORT)
+    save_model(tmp_path, Classifier(spec.geometry(), ("0", "1", "2"), seed=3))
+    assert "a new head" in _first(tmp_path, ("0", "1")).start
+    assert _first(tmp_path, ("0", "1", "2")).start == str(tmp_path)
+
+
+def test_weights_of_other_videos_are_told_and_those_of_the_same_are_not(
+    demo_shards: Path, demo_videos: Path, demo_spec: BuildSpec, pretrained: Path, tmp_path: Path
+) -> None:
+    mix = Mix.open([parse_data(str(demo_shards))])
+    assert other_data(None, mix) is None
+    assert other_data(str(pretrained), mix) is None
+    assert other_data(str(next((pretrained / "checkpoints").iterdir())), mix) is None
+    again = tmp_path / "again"
+    build_shards(str(demo_videos), again, msgspec.structs.replace(demo_spec, crf=30), workers=2, style=QUIET)
+    prepared_otherwise = Mix.open([parse_data(str(again))])
+    assert prepared_otherwise.digests != mix.digests
+    assert other_data(str(pretrained), prepared_otherwise) is None
+    fewer = tmp_path / "fewer"
+    shutil.copytree(next(path for path in demo_videos.iterdir() if path.is_dir()), tmp_path / "videos" / "only")
+    build_shards(str(tmp_path / "videos"), fewer, demo_spec, workers=2, style=QUIET)
+    told = other_data(str(pretrained), Mix.open([parse_data(str(fewer))]))
+    assert told is not None
+    assert told.startswith(f"--init was trained on {demo_shards}, not on these videos")

@@ -103,6 +103,11 @@ class Mix:
     def digests(self) -> tuple[str, ...]:
         return tuple(shards.digest for shards in self.sets)
 
+    @property
+    def listings(self) -> tuple[str, ...]:
+        """Digests of the videos that each set was built from, however they were prepared."""
+        return tuple(shards.index.id for shards in self.sets)
+
     def locate(self, number: int) -> _Located:
         """Which set a sample is of, and its number there."""
         part = int(np.searchsorted(self.starts, number, side="right")) - 1

@@ -31,6 +31,7 @@ __all__ = [
     "VideoModel",
     "classifier_from_pretrained",
     "take_encoder",
+    "take_head",
 ]
 
 
@@ -153,6 +154,21 @@ def take_encoder(model: HeadModel, trained: PretrainModel | HeadModel) -> None:
     )
     assert not found.unexpected_keys
     assert all(name.startswith(("pooler.", "fc_norm.", "head.")) for name in found.missing_keys)
+
+
+def take_head(model: Classifier, trained: Classifier) -> bool:
+    """Give a classifier another's last norm, and of its head the rows of the model's own classes.
+
+    Rows are taken only where all the classes are named by both, as VideoMAEv2 cuts the head of Kinetics-710 down to
+    that of Kinetics-400; numbers are no names. Else the head stays new. Says whether rows were taken.
+    """
+    model.fc_norm.load_state_dict(trained.fc_norm.state_dict())
+    place = {name: number for number, name in enumerate(trained.classes)}
+    if not set(model.classes) <= place.keys() or all(name.isdecimal() for name in model.classes):
+        return False
+    rows = [place[name] for name in model.classes]
+    model.head.load_state_dict({name: value[rows] for name, value in trained.head.state_dict().items()})
+    return True
 
 
 def classifier_from_pretrained(

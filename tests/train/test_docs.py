@@ -1,0 +1,229 @@
+"""What docs/moving.md and docs/recipes.md tell people to type is parsed, as the commands would parse it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from vmae_data.cli import app as shard_app
+from vmae_data.errors import RecipeError
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.recipes import list_recipes, load_recipe
+from vmae_train.cli import _spec_of
+from vmae_train.cli import app as train_app
+from vmae_train.finetune import FinetuneSpec
+from vmae_train.model.convert import ConvertSpec
+from vmae_train.model.geometry import Geometry, ModelSpec
+from vmae_train.model.load import save_model
+from vmae_train.model.videomae import Classifier
+from vmae_train.pretrain import PretrainSpec
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ("moving.md", "recipes.md")
+APPS = {"vmae-shard": typer.main.get_command(shard_app), "vmae-train": typer.main.get_command(train_app)}
+TRAINING = {"pretrain/k400": PretrainSpec, "finetune/k400": FinetuneSpec}
+TABLES = set(PretrainSpec.__struct_fields__) | set(FinetuneSpec.__struct_fields__)
+NO_KEYS = {"log.jsonl", "model.classes"}  # a file, and an attribute in Python
+# click's, of which typer carries its own: wrong options, missing ones, unknown commands.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+INLINE = re.compile(r"`([^`\n]+)`")
+
+
+def _page(name: str) -> str:
+    return (DOCS / name).read_text("utf-8")
+
+
+def _prose(text: str) -> str:
+    """Without blocks of code; of a table of another program's words, our column only."""
+    lines: list[str] = []
+    theirs = False
+    for line in re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
+        if not line.startswith("|"):
+            theirs = False
+        elif line.startswith(("| there |", "| flag |")):
+            theirs = True
+        lines.append(line.partition("|")[2].partition("|")[2] if theirs else line)
+    return "\n".join(lines)
+
+
+def _commands(text: str) -> Iterator[str]:
+    for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        yield from (line.partition("   #")[0] for line in block.splitlines() if line.startswith(("vmae-", "torchrun")))
+    yield from (
+        code for code in INLINE.findall(text) if re.match(r"(vmae-(shard|train)|torchrun\b.* vmae_train\.cli) \w", code)
+    )
+
+
+COMMANDS = sorted({(page, command) for page in PAGES for command in _commands(_page(page))})
+
+
+def _parsed(command: str) -> typer.Context:
+    """What click makes of a command, which is not run. Raises UsageError."""
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        words = ["vmae-train", *words[words.index("vmae_train.cli") + 1 :]]
+    found = _subcommands(words[0]).get(words[1])
+    if found is None:
+        raise UsageError(f"no such command: {words[1]}")
+    context: typer.Context = found.make_context(words[1], words[2:])
+    return context
+
+
+def _subcommands(program: str) -> dict[str, Any]:
+    app = APPS[program]
+    assert isinstance(app, TyperGroup)
+    return dict(app.commands)
+
+
+def _check_settings(context: typer.Context, command: str) -> None:
+    """The recipe and the keys that a command names. Raises RecipeError."""
+    given = context.params
+    settings = given.get("settings") or ()
+    recipe = given.get("recipe") or (given.get("name") if context.info_name == "recipes" else None)
+    if context.info_name == "convert":
+        spec = load_recipe("vmae_train", None, ConvertSpec, settings)
+        assert set(spec.model) <= {*Geometry.__struct_fields__, "position_resize"}, command
+    elif command.startswith("vmae-shard"):
+        load_recipe("vmae_data", recipe, BuildSpec, settings)
+    elif recipe is not None and not recipe.endswith(".toml"):
+        kind = {"pretrain": PretrainSpec, "finetune": FinetuneSpec}.get(context.info_name or "") or _spec_of(recipe)
+        load_recipe("vmae_train", recipe, kind, settings)
+
+
+def test_the_pages_name_commands() -> None:
+    assert len(COMMANDS) > 50
+    assert {page for page, _ in COMMANDS} == set(PAGES)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_a_command_in_the_docs_is_understood(page: str, command: str) -> None:
+    _check_settings(_parsed(command), command)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("vmae-train predict runs/k400 video.mp4", UsageError),
+        ("vmae-train report runs/k400 --out a.html --format png", UsageError),
+        ("vmae-train pretrain --recipe pretrain/k400 --data shards/k400", UsageError),
+        ("vmae-train convert a b --to onnx", UsageError),
+        ("vmae-train pretrain --recipe pretrain/k401 --data a --out b", RecipeError),
+        ("vmae-train finetune --recipe finetune/k400 --data a --val b --out c --set mask.ratio=0.9", RecipeError),
+        ("vmae-shard build videos --set shortside=256", RecipeError),
+    ],
+)
+def test_a_command_that_would_be_refused_is_found(command: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        _check_settings(_parsed(command), command)
+
+
+def _keys(page: str) -> set[str]:
+    """`table.key` and `table.key=value` in running text."""
+    named = {code for code in INLINE.findall(_prose(_page(page))) if re.match(r"[a-z]+\.[a-z_.]+(=\S+)?$", code)}
+    return {code for code in named - NO_KEYS if code.partition(".")[0] in TABLES}
+
+
+def _has(spec: type[msgspec.Struct], key: str) -> bool:
+    place: Any = msgspec.inspect.type_info(spec)
+    for part in key.split("."):
+        kinds = place.types if isinstance(place, msgspec.inspect.UnionType) else (place,)
+        fields = [field for kind in kinds if isinstance(kind, msgspec.inspect.StructType) for field in kind.fields]
+        place = next((field.type for field in fields if field.encode_name == part), None)
+        if place is None:
+            return False
+    return True
+
+
+def _is_taken(setting: str) -> bool:
+    for recipe, spec in TRAINING.items():
+        try:
+            load_recipe("vmae_train", recipe, spec, [setting])
+        except RecipeError:
+            continue
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_in_running_text_are_a_recipes(page: str) -> None:
+    keys = _keys(page)
+    assert keys
+    unknown = {key for key in keys if not any(_has(spec, key.partition("=")[0]) for spec in TRAINING.values())}
+    assert not unknown
+    assert not {key for key in keys if "=" in key and not _is_taken(key)}
+
+
+def test_settings_and_options_in_running_text_exist() -> None:
+    options = {
+        name for app in APPS for one in _subcommands(app).values() for option in one.params for name in option.opts
+    }
+    for page in PAGES:
+        for code in INLINE.findall(_prose(_page(page))):
+            words = code.split()
+            if words and words[0].startswith("--"):
+                assert {word for word in words if word.startswith("--")} <= options, f"{page}: {code}"
+            if words[:1] == ["--set"] and words[1:] not in ([], ["key=value"]):
+                assert _is_taken(words[1]) or load_recipe("vmae_data", None, BuildSpec, [words[1]]), f"{page}: {code}"
+            if words[:1] == ["--recipe"]:
+                assert words[1] in (*list_recipes("vmae_data"), *list_recipes("vmae_train")), f"{page}: {code}"
+
+
+def test_recipes_that_are_named_are_there() -> None:
+    known = list_recipes("vmae_train")
+    for page in PAGES:
+        for name in re.findall(r"(?<![\w/])(?:pretrain|finetune)/[a-z0-9][a-z0-9-]*(?![\w/.])", _page(page)):
+            assert name in known, f"{page}: {name}"
+
+
+def test_every_key_of_a_training_recipe_is_told_in_its_table() -> None:
+    rows = dict(re.findall(r"^\| `\[([a-z.]+)\]` \| (.*) \|$", _page("recipes.md"), flags=re.MULTILINE))
+    for spec in TRAINING.values():
+        for table, fields in _tables(msgspec.inspect.type_info(spec), ""):
+            told = set(INLINE.findall(rows.get(table, "")))
+            # Where a table is, its own tables stand in rows of their own; `size` of a crop is the model's.
+            assert fields - {"size"} <= told or (table == "model" and fields <= told), f"{table}: {fields - told}"
+
+
+def _tables(kind: Any, path: str) -> Iterator[tuple[str, set[str]]]:
+    if isinstance(kind, msgspec.inspect.UnionType):
+        for one in kind.types:
+            yield from _tables(one, path)
+    if not isinstance(kind, msgspec.inspect.StructType):
+        return
+    inner = [(field, list(_tables(field.type, f"{path}.{field.encode_name}".strip(".")))) for field in kind.fields]
+    if path:
+        yield path, {field.encode_name for field, tables in inner if not tables}
+    for _, tables in inner:
+        yield from tables
+
+
+def test_the_python_that_is_shown_runs(
+    tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/k400-finetune")
+    folder.mkdir(parents=True)
+    geometry = ModelSpec(size="tiny").geometry()
+    save_model(folder, Classifier(geometry, ("a", "b"), seed=0))
+    shutil.copy(next(demo_videos.rglob("*.mp4")), "video.mp4")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("moving.md"), flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "moving.md", "exec"), {})
+    answer = capsys.readouterr().out
+    assert answer[0] in "ab"
+    assert str(geometry.embed_dim) in answer
+
+
+def test_all_questions_are_answered_with_a_command() -> None:
+    answers = re.split(r"^### (\d+)\. .*$", _page("moving.md"), flags=re.MULTILINE)[1:]
+    numbers, texts = answers[::2], answers[1::2]
+    assert [int(number) for number in numbers] == list(range(1, 20))
+    assert all(re.search(r"^vmae-|`vmae-", text, flags=re.MULTILINE) for text in texts)
