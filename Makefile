@@ -27,8 +27,9 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# A process a core, and one thread in each: threads that wait for each other would cost more than they bring.
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
 # Longer than a test may be: hundreds of damaged sources, many kills, full disks, many steps.
 soak: $(INSTALLED)
