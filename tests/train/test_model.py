@@ -12,7 +12,7 @@ from torch import nn
 from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.mask import TubeMask, tube_mask
 from vmae_train.model.loss import cube_targets
-from vmae_train.model.videomae import Classifier, PretrainModel, classifier_from_pretrained
+from vmae_train.model.videomae import Classifier, PretrainModel, take_encoder
 from vmae_train.model.vit import Block, Geometry, ModelSpec, PatchEmbed, position_code
 
 TINY = ModelSpec(size="tiny", depth=2, decoder_depth=1).geometry()
@@ -310,7 +310,8 @@ def test_logits_are_the_head_of_the_features(device: torch.device) -> None:
 
 def test_features_are_the_normalised_mean_of_what_the_encoder_sees_unmasked(device: torch.device) -> None:
     pretrained, clips = _model(device), _clips(device)
-    classifier = classifier_from_pretrained(pretrained, CLASSES).to(device)
+    classifier = Classifier(TINY, CLASSES).to(device)
+    take_encoder(classifier, pretrained)
     pretrained.encoder.norm = nn.Identity()
     every = torch.arange(128, device=device).expand(2, -1)
     tokens = pretrained.encoder(clips, every, pretrained.position_NE[every])
@@ -322,7 +323,9 @@ def test_a_classifier_takes_the_pretrained_encoder_and_a_new_head() -> None:
     pretrained = PretrainModel(TINY, seed=1)
     with torch.no_grad():
         pretrained.encoder.norm.weight.fill_(7)
-    first, second = (classifier_from_pretrained(pretrained, CLASSES, seed=seed) for seed in (1, 2))
+    first, second = (Classifier(TINY, CLASSES, seed=seed) for seed in (1, 2))
+    for classifier in (first, second):
+        take_encoder(classifier, pretrained)
     for name, value in pretrained.encoder.state_dict().items():
         if not name.startswith("norm."):
             assert torch.equal(first.state_dict()[name], value), name

@@ -29,7 +29,6 @@ __all__ = [
     "RegressedValue",
     "Regressor",
     "VideoModel",
-    "classifier_from_pretrained",
     "take_encoder",
     "take_head",
 ]
@@ -169,16 +168,3 @@ def take_head(model: Classifier, trained: Classifier) -> bool:
     rows = [place[name] for name in model.classes]
     model.head.load_state_dict({name: value[rows] for name, value in trained.head.state_dict().items()})
     return True
-
-
-def classifier_from_pretrained(
-    pretrained: PretrainModel,
-    classes: tuple[str, ...],
-    *,
-    seed: int = 0,
-    geometry: Geometry | None = None,
-) -> Classifier:
-    """A classifier with a pretrained encoder. `geometry` replaces the pretrained one (another `init_scale`)."""
-    classifier = Classifier(geometry or pretrained.geometry, classes, seed=seed)
-    take_encoder(classifier, pretrained)
-    return classifier
