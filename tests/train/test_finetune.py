@@ -17,6 +17,7 @@ from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.loader import Batch, Request
+from vmae_train.clips.mask import MaskSpec
 from vmae_train.clips.mixing import MixSpec
 from vmae_train.finetune import FinetuneLoss, FinetuneSpec, _check_groups, augmentation_words, finetune
 from vmae_train.model.videomae import Classifier, PretrainModel
@@ -126,13 +127,25 @@ def test_pretraining_repeats_crops_and_masks_of_one_decoded_clip() -> None:
     model = PretrainModel(TINY, seed=1)
     batch = _batch([0, 1], unreadable=(1,))
     with torch.no_grad():
-        together = float(PretrainLoss(model, augment, 0.75, repeats=3)(batch))
+        together = float(PretrainLoss(model, augment, MaskSpec(ratio=0.75), repeats=3)(batch))
         alone = []
         for repeat in range(3):
             draws = ClipDraws.on("cpu", seed=5, epoch=1, sample=[0, 1], repeat=repeat)
-            alone.append(float(PretrainLoss(model, augment, 0.75)(batch._replace(draws=draws))))
+            alone.append(float(PretrainLoss(model, augment, MaskSpec(ratio=0.75))(batch._replace(draws=draws))))
     assert len(set(alone)) == 3
     assert together == pytest.approx(sum(alone) / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [MaskSpec(kind="random"), MaskSpec(kind="frame", ratio=0.75), MaskSpec(ratio=0.75, decoder="running-cell")],
+)
+def test_pretraining_learns_from_masks_of_every_kind(mask: MaskSpec) -> None:
+    model = PretrainModel(TINY, seed=1)
+    loss = PretrainLoss(model, Augment(AugmentSpec(size=SIZE)), mask)(_batch([0, 1]))
+    loss.backward()
+    assert 0.5 < float(loss.detach()) < 2  # targets have a variance of 1
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_groups_that_would_be_cut_apart_are_refused() -> None:

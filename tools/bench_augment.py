@@ -1,0 +1,123 @@
+"""How far crops from planes are from the published way, and what each augmentation costs.
+
+    python -m tools.bench_augment gap VIDEO...
+    python -m tools.bench_augment cost VIDEO [--clips 4] [--device cpu]
+
+`gap`: 16 frames of each video, 20 random boxes of MultiScaleCrop. The published way is RGB by ffmpeg's converter, PIL's
+crop and its bilinear resize; differences are in grey levels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tools.real_clip import read_real_clip
+from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.colour import Planes, planes_to_rgb
+from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.erasing import ErasingSpec
+from vmae_train.clips.mixing import MixSpec, draw_shares, mix_clips
+from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, draw_policy, rand_augment
+
+SIZE, FRAMES, BOXES = 224, 16, 20
+
+
+def gap(video: Path) -> None:
+    clip = read_real_clip(video, num_frames=FRAMES, stride=1, first=5)
+    rgb = planes_to_rgb(clip.planes)[0].permute(1, 2, 3, 0).numpy()
+    apart = np.abs(rgb - clip.rgb_THWC)
+    print(f"{video.name}: RGB of the whole frame {_words(apart)}")
+    for antialias in (True, False):
+        augment = Augment(AugmentSpec(size=SIZE, antialias=antialias))
+        found = []
+        for sample in range(BOXES):
+            draws = ClipDraws.on("cpu", seed=0, epoch=0, sample=[sample])
+            boxes = augment.draw(clip.planes.size_B2, draws, torch.tensor([False]))
+            ours = augment(clip.planes, boxes)[0].permute(1, 2, 3, 0).numpy()
+            top, left, height, width = (int(x) for x in boxes[:4])
+            for t in range(0, FRAMES, 5):
+                crop = Image.fromarray(clip.rgb_THWC[t]).crop((left, top, left + width, top + height))
+                found.append(np.abs(ours[t] - np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR))))
+        print(f"  crops {'with' if antialias else 'without'} antialias {_words(np.concatenate(found))}")
+
+
+def _words(apart: np.ndarray) -> str:
+    return f"mean {apart.mean():.3f}, 99 % below {np.quantile(apart, 0.99):.2f}, at most {apart.max():.1f}"
+
+
+def cost(video: Path, num_clips: int, device: str) -> None:
+    one = read_real_clip(video, num_frames=FRAMES, stride=1, first=5).planes
+    planes = Planes(*(x.repeat(num_clips, *[1] * (x.ndim - 1)).to(device) for x in one))
+    draws = ClipDraws.on(device, seed=0, epoch=0, sample=np.arange(num_clips, dtype=np.uint64))
+    may_flip_B = torch.ones(num_clips, dtype=torch.bool, device=device)
+
+    def crop(**keys: object) -> Callable[[], object]:
+        augment = Augment(AugmentSpec(size=SIZE, **keys)).to(device)  # type: ignore[arg-type]
+        return lambda: augment(planes, augment.draw(planes.size_B2, draws, may_flip_B), augment.draw_policy(draws))
+
+    frames = planes_to_rgb(planes).round().to(torch.uint8)
+    clips = torch.randn(num_clips, 3, FRAMES, SIZE, SIZE, device=device)
+    mixing = MixSpec(mixup=0.8, cutmix=1.0, mix_group=num_clips)
+    erasing = Augment(AugmentSpec(size=SIZE, erasing=ErasingSpec(prob=1.0))).to(device)
+    height, width = planes.size_B2[0].tolist()
+    print(
+        f"{num_clips} clips of {FRAMES} × {height} × {width}, {device}, {torch.get_num_threads()} CPU threads; ms a clip, CPU time on a CPU"
+    )
+    steps: dict[str, Callable[[], object]] = {
+        "colour": lambda: planes_to_rgb(planes),
+        "colour, multiscale crop, flip": crop(flip=True),
+        "the same without antialias": crop(flip=True, antialias=False),
+        "colour, resized crop without antialias, flip": crop(flip=True, crop="resized", antialias=False),
+        "the same with RandAugment, bicubic": crop(
+            flip=True, crop="resized", antialias=False, randaugment=RandAugmentSpec()
+        ),
+        "RandAugment's draws": lambda: draw_policy(RandAugmentSpec(), draws.host),
+        "erasing, every clip": lambda: erasing.erase(clips, draws),
+        "mixup or CutMix": lambda: mix_clips(
+            clips, may_flip_B.float(), draw_shares(mixing, draws, repeats=1, size=SIZE), group=num_clips
+        ),
+    }
+    for op in Op:
+        shape = (num_clips, 1)
+        policy = Policy(np.full(shape, int(op)), np.full(shape, 7.0), np.full(shape, 1.0))
+        steps[f"RandAugment {op.name}"] = lambda policy=policy: rand_augment(frames, planes.size_B2, policy, "bicubic")
+    for name, step in steps.items():
+        print(f"  {name:48} {_milliseconds(step, device) / num_clips:8.2f}")
+
+
+def _milliseconds(step: Callable[[], object], device: str) -> float:
+    """On a CPU the process's own time: other programs may run beside it."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    times = []
+    for _ in range(6):
+        started_at = clock()
+        step()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(1000 * (clock() - started_at))
+    return median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("gap", "cost"))
+    parser.add_argument("video", type=Path, nargs="+")
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    for video in given.video:
+        gap(video) if given.what == "gap" else cost(video, given.clips, given.device)
+
+
+if __name__ == "__main__":
+    main()
