@@ -187,10 +187,17 @@ def test_a_run_with_everything_on_learns_the_same_in_micro_batches(demo_shards: 
         *("mix.mixup=0.8", "mix.cutmix=1.0", "mix.label_smoothing=0.1", "mix.mix_group=4", "augment.crop=resized"),
         *("augment.randaugment.layers=4", "augment.erasing.prob=0.25", "augment.antialias=false"),
     ]
-    losses = []
+    losses, urls = [], str(demo_shards)
     for name, more in (("whole", []), ("parts", ["train.micro_batch=4"])):
         spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, settings + more)
-        urls = str(demo_shards)
-        finetune(spec, data=[urls], validation=urls, out=tmp_path / name, device="cpu", style=ProgressStyle.QUIET)
-        losses.append([line["loss"] for line in read_log(tmp_path / name) if line["kind"] == "train"])
+        out = tmp_path / name
+        finetune(spec, data=[urls], validation=urls, out=out, device="cpu", style=ProgressStyle.QUIET)
+        losses.append([line["loss"] for line in read_log(out) if line["kind"] == "train"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+    # Its own tables are known again: the finished run goes on to nothing, another augmentation is refused.
+    report = finetune(spec, data=[urls], validation=urls, out=out, device="cpu", style=ProgressStyle.QUIET)
+    assert report.state.step == 2
+    other = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*settings, "augment.randaugment.magnitude=5.0"])
+    with pytest.raises(MisuseError, match=r"augment\.randaugment\.magnitude: 7\.0 → 5\.0"):
+        finetune(other, data=[urls], validation=urls, out=out, device="cpu", style=ProgressStyle.QUIET)

@@ -47,10 +47,12 @@ _MAY_CHANGE = (
 )
 
 
-# A recipe is tables of plain values: what is nested otherwise was not written by a training.
+# A recipe is tables of plain values, and of such tables (augment.randaugment): what is nested deeper was not written
+# by a training.
 _Plain = None | bool | int | float | str
 _Value = _Plain | list[_Plain]
-_Tables = dict[str, _Value | dict[str, _Value]]
+_Table = dict[str, _Value | dict[str, _Value]]
+_Tables = dict[str, _Value | _Table]
 
 
 class _Train(msgspec.Struct):
