@@ -23,15 +23,12 @@ from vmae_train.clips.views import check_spacing, view_sampler
 from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.model.fetched import EVALUATION
-from vmae_train.model.geometry import Geometry
 from vmae_train.model.load import load_start
 from vmae_train.model.videomae import (
     Classifier,
     HeadModel,
     PretrainModel,
-    VideoModel,
-    take_encoder,
-    take_head,
+    classifier_on,
 )
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, train
@@ -303,29 +300,10 @@ def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, .
         start = f"from scratch ({recipe.init or 'trunc'} initialisation): no --init was given"
     else:
         given = load_start(init, recipe, position_resize=spec.model.position_resize)
-        model, kept = _on_encoder_of(given, recipe, classes, spec)
+        assert isinstance(given, PretrainModel | HeadModel)
+        model, kept = classifier_on(given, recipe, classes, seed=spec.seed, new_head=spec.probe is not None)
         start = f"{init}{kept}"
     if spec.probe is not None:
         model.freeze_encoder()
     model.set_options(spec.model.options)
     return FirstModel(model, start)
-
-
-def _on_encoder_of(
-    given: VideoModel, recipe: Geometry, classes: tuple[str, ...], spec: FinetuneSpec
-) -> tuple[Classifier, str]:
-    """A classifier of the data's classes with a trained model's encoder, and what became of that one's head."""
-    assert isinstance(given, PretrainModel | HeadModel)
-    trained = given if isinstance(given, Classifier) and given.geometry.pooling == recipe.pooling else None
-    if spec.probe is not None:
-        trained = None
-    if trained is not None and trained.classes == classes:
-        return trained, ""
-    own = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
-    model = Classifier(msgspec.structs.replace(given.geometry, **own), classes, seed=spec.seed)
-    take_encoder(model, given)
-    if trained is None:
-        return model, ""
-    if take_head(model, trained):
-        return model, f"; of the {len(trained.classes)} classes of its head those of the data are kept"
-    return model, f"; a new head: the {len(trained.classes)} classes of its own are others than the data's"

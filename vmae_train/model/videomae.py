@@ -8,6 +8,9 @@ D values of a cube ((p0 p1 p2) c).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import msgspec
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
@@ -23,12 +26,14 @@ from vmae_train.model.vit import Block, PatchEmbed, run_blocks
 
 __all__ = [
     "Classifier",
+    "Continued",
     "HeadModel",
     "MultiLabelClassifier",
     "PretrainModel",
     "RegressedValue",
     "Regressor",
     "VideoModel",
+    "classifier_on",
     "take_encoder",
     "take_head",
 ]
@@ -168,3 +173,32 @@ def take_head(model: Classifier, trained: Classifier) -> bool:
     rows = [place[name] for name in model.classes]
     model.head.load_state_dict({name: value[rows] for name, value in trained.head.state_dict().items()})
     return True
+
+
+class Continued(NamedTuple):
+    """A classifier on a trained encoder, and in words what became of the trained model's head."""
+
+    model: Classifier
+    head: str
+
+
+def classifier_on(
+    given: PretrainModel | HeadModel, recipe: Geometry, classes: tuple[str, ...], *, seed: int, new_head: bool
+) -> Continued:
+    """The given classifier where its classes are these, else a classifier of these on its encoder.
+
+    `recipe` decides pooling and head. Without `new_head`, of a classifier's head is kept what `take_head` takes.
+    """
+    trained = given if isinstance(given, Classifier) and not new_head else None
+    if trained is not None and trained.geometry.pooling != recipe.pooling:
+        trained = None
+    if trained is not None and trained.classes == classes:
+        return Continued(trained, "")
+    own = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
+    model = Classifier(msgspec.structs.replace(given.geometry, **own), classes, seed=seed)
+    take_encoder(model, given)
+    if trained is None:
+        return Continued(model, "")
+    if take_head(model, trained):
+        return Continued(model, f"; of the {len(trained.classes)} classes of its head those of the data are kept")
+    return Continued(model, f"; a new head: the {len(trained.classes)} classes of its own are others than the data's")
