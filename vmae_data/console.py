@@ -114,10 +114,13 @@ def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[st
     from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
 
     if name is None:
-        for known in list_recipes(package):
+        names = list_recipes(package)
+        for known in names:
             head = recipe_head(read_recipe(package, known)).splitlines()
             about = next((line for line in head[1:] if line.strip()), "")
-            print(f"{known:28} {about}") if not as_json else print_json({"recipe": known, "about": about})
+            print(f"{known:{max(map(len, names))}}  {about}") if not as_json else print_json(
+                {"recipe": known, "about": about}
+            )
         return
     spec = msgspec.to_builtins(load_recipe(package, name, spec_of(name), settings or ()))
     if as_json:
