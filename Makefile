@@ -29,7 +29,7 @@ check: $(INSTALLED)
 
 # A process a core, and one thread in each: threads that wait for each other would cost more than they bring.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
 # Longer than a test may be: hundreds of damaged sources, many kills, full disks, many steps.
 soak: $(INSTALLED)
