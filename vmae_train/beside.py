@@ -8,10 +8,17 @@ from vmae_data.page import Charts, Note, Part, Table
 from vmae_data.recipes import difference
 from vmae_train.charts import Curve, curves, log_curve
 from vmae_train.evaluation.compare import difference_words, standard_error
+from vmae_train.evaluation.metrics import Scores
 from vmae_train.evaluation.story import RunStory
 from vmae_train.training.run import data_words
 
-__all__ = ["comparison", "top1_curve"]
+__all__ = ["comparison", "validation_curve", "validation_title"]
+
+_TITLES = {
+    "top1": "Validation top-1 on the way, %",
+    "mean_ap": "Validation mAP on the way, %",
+    "mae": "Validation MAE on the way",
+}
 
 
 def comparison(story: RunStory, others: Sequence[RunStory]) -> Iterator[Part]:
@@ -21,7 +28,7 @@ def comparison(story: RunStory, others: Sequence[RunStory]) -> Iterator[Part]:
     every = _with_names([story, *others])
     rows = tuple(_score_row(name, one) for name, one in every)
     yield Table(
-        ("run", "began", "steps", "top-1 %", "± s.e.", "top-5 %", "mean of classes %", "videos", "views"),
+        ("run", "began", "steps", "score", "± s.e.", "top-5 %", "mean of classes %", "videos", "views"),
         rows,
         (2, 3, 4, 5, 6, 7),
     )
@@ -29,7 +36,11 @@ def comparison(story: RunStory, others: Sequence[RunStory]) -> Iterator[Part]:
         yield from _difference(every[0][0], story, name, other)
     loss = curves("Training loss", [log_curve(name, one.log, "loss") for name, one in every])
     yield Charts(
-        tuple(f for f in (loss, curves("Validation top-1 on the way, %", [top1_curve(*one) for one in every])) if f)
+        tuple(
+            figure
+            for figure in (loss, curves(validation_title(story), [validation_curve(*one) for one in every]))
+            if figure
+        )
     )
 
 
@@ -45,10 +56,12 @@ def _score_row(name: str, one: RunStory) -> tuple[str, ...]:
     scores = one.scores
     if scores is None:
         return (name, one.origin, f"{one.step}, not finished", *["–"] * 6)
+    if not isinstance(scores, Scores):
+        return (name, one.origin, str(one.step), str(scores.headline), *["–"] * 3, str(scores.videos), scores.views)
     top5 = f"{scores.top5:.2f}" if scores.top5 is not None else "–"
     error = f"{standard_error(scores.top1, scores.videos):.2f}"
     return (
-        name, one.origin, str(one.step), f"{scores.top1:.2f}", error, top5, f"{scores.mean_class:.2f}",
+        name, one.origin, str(one.step), str(scores.headline), error, top5, f"{scores.mean_class:.2f}",
         str(scores.videos), scores.views,
     )  # fmt: skip
 
@@ -64,7 +77,14 @@ def _difference(first: str, story: RunStory, second: str, other: RunStory) -> It
             f"{first} and {second} are not scored alike ({'; '.join(unlike)}): their numbers don't compare.", True
         )
         return
-    yield Note(difference_words(first, story.scores, second, other.scores))
+    a, b = story.scores, other.scores
+    if isinstance(a, Scores) and isinstance(b, Scores):
+        yield Note(difference_words(first, a, second, b))
+    else:
+        yield Note(
+            f"{first}: {a.headline}, {second}: {b.headline}, on the same {a.videos} videos. How much of the difference "
+            "is chance is not known from one run each."
+        )
     if story.step != other.step or _samples(story) != _samples(other):
         yield Note(f"They did not have the same budget: {_budget(story)} against {_budget(other)}.", warning=True)
     changed = difference(story.facts.recipe, other.facts.recipe)
@@ -81,7 +101,9 @@ def _unlike(story: RunStory, other: RunStory) -> list[str]:
     unlike = []
     if story.facts.validation_digest != other.facts.validation_digest:
         unlike.append("other validation videos")
-    for name in ("videos", "views", "control"):
+    if story.scores.headline.key != other.scores.headline.key:
+        unlike.append(f"{story.scores.headline.name} and {other.scores.headline.name}")
+    for name in ("videos", "views", "merge", "control"):
         a, b = getattr(story.scores, name), getattr(other.scores, name)
         if a != b:
             unlike.append(f"{name}: {a} and {b}")
@@ -96,10 +118,21 @@ def _budget(story: RunStory) -> str:
     return f"{story.step} steps of {story.facts.recipe['train']['batch']} clips"
 
 
-def top1_curve(name: str, one: RunStory) -> Curve:
+def _measured(one: RunStory) -> str:
+    """The log's key for the score of this run."""
+    if one.scores is not None:
+        return one.scores.headline.key
+    return next((key for key in _TITLES if any(key in line for line in one.log)), "top1")
+
+
+def validation_title(one: RunStory) -> str:
+    return _TITLES[_measured(one)]
+
+
+def validation_curve(name: str, one: RunStory) -> Curve:
     """The scores in between; the last one too where it has as many views."""
-    curve = log_curve(name, one.log, "top1", kind="validation")
+    curve = log_curve(name, one.log, _measured(one), kind="validation")
     views = {line["views"] for line in one.log if line.get("kind") == "validation"}
-    if one.scores is None or views - {one.scores.views}:
+    if one.scores is None or views - {one.scores.views} or one.step in curve.step:
         return curve
-    return Curve(name, [*curve.step, one.step], [*curve.value, one.scores.top1])
+    return Curve(name, [*curve.step, one.step], [*curve.value, one.scores.headline.value])

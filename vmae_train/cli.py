@@ -23,7 +23,7 @@ from vmae_data.console import (
     show_facts,
     show_recipes,
 )
-from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.errors import VmaeError
 
 __all__ = ["app", "main"]
 
@@ -71,6 +71,13 @@ class Layout(Enum):
     NATIVE = "native"
     OFFICIAL = "official"
     HF = "hf"
+
+
+class Merge(Enum):
+    """What is averaged over the views of a video."""
+
+    SOFTMAX = "softmax"
+    LOGIT = "logit"
 
 
 def _need_torch() -> None:
@@ -171,7 +178,16 @@ def evaluate(
         int | None, typer.Option(min=1, help="Source frames between a clip's frames; left out: the run's.")
     ] = None,
     frozen: Annotated[bool, typer.Option("--frozen", help="A control: one frame repeated, no motion.")] = False,
+    merge: Annotated[
+        Merge, typer.Option(help="Average the views' probabilities, or their logits; of values always the values.")
+    ] = Merge.SOFTMAX,
     out: Annotated[str | None, typer.Option(metavar="FILE|URL", help="Write the scores as JSON.")] = None,
+    predictions: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="Write what the model says of each video as Parquet.")
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="Write a page: scores, confusion, every class.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Videos at a time.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decode processes.")] = 1,
     device: Device = None,
@@ -180,46 +196,16 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a classifier; each video is decoded once for all its views."""
+    """Score a finetuned model; each video is decoded once for all its views."""
     _need_torch()
-    import msgspec
+    from vmae_train.score import Looks, Told, evaluate_checkpoint
+    from vmae_train.training.world import open_world
 
-    from vmae_data.read.shards import Shards
-    from vmae_data.store import commit_bytes, writable_place
-    from vmae_train.clips.loader import LoaderSpec
-    from vmae_train.clips.views import ClipSpec
-    from vmae_train.evaluation.evaluate import evaluate as run
-    from vmae_train.evaluation.evaluate import parse_views
-    from vmae_train.model.load import load_model
-    from vmae_train.model.videomae import Classifier
-    from vmae_train.training.run import run_clip
-    from vmae_train.training.world import choose_device, open_world
-
+    looks = Looks(views, merge.value, stride, frozen=frozen, batch=batch, workers=workers)
+    told = Told(out, predictions, html)
+    style = progress_style(quiet, as_json)
     with open_world(device) as world:
-        with world.agreed():
-            wanted = parse_views(views)
-            target = writable_place(out, "--out") if out is not None else None
-            model = load_model(checkpoint)
-            if not isinstance(model, Classifier):
-                raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
-            shards = Shards.open(data)
-            where = choose_device(device, world=world)
-            clip = ClipSpec(stride=stride) if stride else run_clip(checkpoint) or ClipSpec.of(shards.index)
-            clip = msgspec.structs.replace(clip, frozen=clip.frozen or frozen)
-        scores = run(
-            model.to(where),
-            shards,
-            views=wanted,
-            clip=clip,
-            loader=LoaderSpec(workers=workers),
-            device=where,
-            batch=batch,
-            style=progress_style(quiet, as_json),
-            world=world,
-        )
-        with world.agreed():
-            if target is not None and world.is_main:
-                commit_bytes(target, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+        scores = evaluate_checkpoint(checkpoint, data, looks, told, device=device, style=style, world=world)
     if world.is_main:
         _tell_scores(scores, quiet, as_json)
         _tell_unreadable(scores.unreadable)
@@ -385,13 +371,14 @@ def _tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> Non
 def _tell_scores(scores: Any, quiet: bool, as_json: bool) -> None:
     import msgspec
 
-    top5 = f", top-5 {scores.top5:.2f} %" if scores.top5 is not None else ""
-    control = f" ({scores.control})" if scores.control else ""
-    words = (
-        f"top-1 {scores.top1:.2f} %{top5}, mean of classes {scores.mean_class:.2f} %, "
-        f"{scores.videos} videos, {scores.views} views{control}"
-    )
-    _tell(quiet, as_json, msgspec.to_builtins(scores), words)
+    words = [str(scores.headline)]
+    if scores.headline.key == "top1":
+        words += [f"top-5 {scores.top5:.2f} %"] if scores.top5 is not None else []
+        words.append(f"mean of classes {scores.mean_class:.2f} %")
+    elif scores.headline.key == "mae":
+        words.append(f"RMSE {scores.rmse:.4g}")
+    words += [f"{scores.videos} videos", f"{scores.views} views" + (f" ({scores.control})" if scores.control else "")]
+    _tell(quiet, as_json, msgspec.to_builtins(scores), ", ".join(words))
 
 
 def _tell_unreadable(unreadable: dict[str, str]) -> None:

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import msgspec
-from einops import repeat
-from torch import Tensor
 
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.mix import Mix
-from vmae_data.read.shards import Shards
+from vmae_data.read.shards import LabelKind, Shards
 from vmae_data.store import commit_bytes, lock
 from vmae_train.clips.augment import Augment
-from vmae_train.clips.colour import planes_of_views
-from vmae_train.clips.loader import Batch
-from vmae_train.clips.mixing import MixSpec, draw_shares, mix_clips, soft_cross_entropy, soft_targets
+from vmae_train.clips.mixing import MixSpec
 from vmae_train.clips.views import check_spacing, view_sampler
-from vmae_train.evaluation.evaluate import check_classes, check_one_class, check_same_classes, evaluate, parse_views
-from vmae_train.evaluation.metrics import Scores
+from vmae_train.evaluation.answers import scores_of
+from vmae_train.evaluation.evaluate import answer_videos, check_classes, parse_views
+from vmae_train.evaluation.metrics import AnyScores, Merge
 from vmae_train.model.fetched import EVALUATION
-from vmae_train.model.load import load_start
+from vmae_train.model.loss import ValueDistance
 from vmae_train.model.videomae import (
-    Classifier,
     HeadModel,
-    PretrainModel,
-    classifier_on,
 )
+from vmae_train.objective import FinetuneLoss, Probe, check_labels, first_model, label_words
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
@@ -39,13 +33,17 @@ from vmae_train.training.run import BatchLayout, RunFacts, check_run, other_data
 from vmae_train.training.start import RunSpec, begin_together, settle
 from vmae_train.training.world import World, choose_device
 
-__all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "FirstModel", "finetune", "first_classifier"]
+__all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
 
 
 class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the validation set is scored: at the end, and every `every_steps` where that is given."""
+    """How the validation set is scored: at the end, and every `every_steps` where that is given.
+
+    `merge`: the mean over a video's views is of probabilities (softmax) or of logits (logit).
+    """
 
     views: str = "5x3"
+    merge: Merge = "softmax"
     every_steps: int | None = None
     every_views: str = "1x1"
     batch: int = 8
@@ -61,11 +59,16 @@ class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A finetuning recipe. The whole encoder is trained; with `probe`, only what stands on it."""
+    """A finetuning recipe. The whole encoder is trained; with `probe`, only what stands on it.
+
+    The data's labels say what is learnt: one class (cross entropy), several (binary cross entropy of each) or values
+    (`value_loss`: squared or absolute error, in spreads of the training set).
+    """
 
     evaluate: EvaluateSpec = EvaluateSpec()
-    probe: Literal["linear", "attentive"] | None = None
+    probe: Probe | None = None
     mix: MixSpec = MixSpec()
+    value_loss: ValueDistance = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,30 +80,7 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class FinetuneReport(NamedTuple):
     state: RunState
-    scores: Scores
-
-
-class FinetuneLoss:
-    """From a batch of planes to the cross entropy; everything on the device."""
-
-    def __init__(self, model: Classifier, augment: Augment, mixing: MixSpec, *, repeats: int = 1) -> None:
-        self.model, self.augment, self.mixing, self.repeats = model, augment, mixing, repeats
-
-    def __call__(self, batch: Batch) -> Tensor:
-        draws, augment = batch.draws.repeated(self.repeats), self.augment
-        planes = planes_of_views(batch.planes, batch.index_BVT)
-        boxes = augment.draw(planes.size_B2, draws, batch.may_flip_B)
-        clips = augment.erase(augment.normalise(augment(planes, boxes, augment.draw_policy(draws))), draws)
-        label_B, weight_B = (repeat(x, "b -> (b r)", r=self.repeats) for x in (batch.label_B, batch.weight_B))
-        mixed = None
-        if self.mixing.is_on:
-            shares = draw_shares(self.mixing, draws, repeats=self.repeats, size=augment.size)
-            mixed = mix_clips(clips, weight_B, shares, group=self.mixing.mix_group * self.repeats)
-        target_BK = soft_targets(
-            label_B, mixed, num_classes=len(self.model.classes), smoothing=self.mixing.label_smoothing
-        )
-        loss_B = soft_cross_entropy(self.model(clips if mixed is None else mixed.clips, draws), target_BK)
-        return (loss_B * weight_B).sum() / weight_B.sum().clamp_min(1)
+    scores: AnyScores
 
 
 def finetune(
@@ -131,7 +111,7 @@ def finetune(
             num_clips = parse_views(views).clips
             view_sampler(spec.clip, val_shards.index, settled.geometry.num_frames, num_clips)
             check_spacing(spec.clip, val_shards, settled.geometry.num_frames, num_clips)
-        _check_labels(mix)
+        check_labels(mix, spec.mix)
         _check_groups(spec, settled.layout)
     with world.on_main(lock(mirror.folder, "training")):
         with world.agreed():
@@ -152,16 +132,16 @@ def finetune(
             )
             check_run(mirror.folder, facts, mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
-            model, start = first_classifier(spec, init, classes)
-            model = model.to(where)
+            first = first_model(spec.model, spec.geometry(), mix, init=init, probe=spec.probe, seed=spec.seed)
+            model = first.model.to(where)
             check_classes(model, val_shards)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
             engine = settled.engine(model, optimizer, where)
         state = begin_together(world, mirror, facts, model, optimizer, keep=spec.checkpoint.keep)
         rows = {
-            "classes": str(len(classes)),
+            "labels": label_words(mix),
             "augmentation": augmentation_words(spec, may_flip=bool(mix.may_flip_N.any())),
-            "start": start,
+            "start": first.start,
             **({"other data": other} if (other := other_data(init, mix)) else {}),
             **({"probe": f"{spec.probe}; the encoder is frozen"} if spec.probe else {}),
             **settled.rows(engine, state.step),
@@ -170,11 +150,13 @@ def finetune(
         validation_run = _Validation(spec, engine, val_shards, world)
         if state.step < settled.steps:
             augment = Augment(settled.augment).to(where)
-            with settled.loader(state.step, where) as loader:
+            with settled.loader(state.step, where, targets=mix.sets[0].label_kind is not LabelKind.CLASS) as loader:
                 state = train(
                     engine,
                     loader,
-                    FinetuneLoss(model.train(), augment, spec.mix, repeats=spec.train.repeats),
+                    FinetuneLoss(
+                        model.train(), augment, spec.mix, repeats=spec.train.repeats, value_loss=spec.value_loss
+                    ),
                     world=world,
                     place=RunPlace(mirror, spec.checkpoint, spec.log, style),
                     start=state,
@@ -192,14 +174,15 @@ class _Validation:
     def __init__(self, spec: FinetuneSpec, engine: Engine, shards: Shards, world: World) -> None:
         self._spec, self._engine, self._shards, self._world = spec, engine, shards, world
 
-    def _scores(self, views: str, style: ProgressStyle) -> Scores:
+    def _scores(self, views: str, style: ProgressStyle) -> AnyScores:
         spec, model = self._spec, self._engine.model
-        assert isinstance(model, Classifier)
-        scores = evaluate(
+        assert isinstance(model, HeadModel)
+        answers = answer_videos(
             model,
             self._shards,
             views=parse_views(views),
             clip=spec.clip,
+            merge=spec.evaluate.merge,
             loader=spec.loader,
             cache=spec.cache,
             device=self._engine.device,
@@ -209,18 +192,19 @@ class _Validation:
             world=self._world,
         )
         model.train()
-        return scores
+        with self._world.agreed():
+            return scores_of(answers)
 
     def in_between(self, _step: int) -> dict[str, object]:
         scores = self._scores(self._spec.evaluate.every_views, ProgressStyle.QUIET)
-        return {"top1": scores.top1, "views": scores.views}
+        return {scores.headline.key: scores.headline.value, "views": scores.views}
 
-    def finish(self, mirror: Mirror, style: ProgressStyle) -> Scores:
+    def finish(self, mirror: Mirror, style: ProgressStyle) -> AnyScores:
         """The scores of the finished run; those that are there already are not made again."""
         # The first process's answer: another one's file system may be late.
-        found = self._world.gather_record(_finished_scores(mirror.folder), Scores | None)[0]
+        found = self._world.gather_record(_finished_scores(mirror.folder), AnyScores | None)[0]
         if found is not None:
-            return cast(Scores, found)
+            return cast(AnyScores, found)
         scores = self._scores(self._spec.evaluate.views, style)
         with self._world.agreed():
             if self._world.is_main:
@@ -229,12 +213,13 @@ class _Validation:
         return scores
 
 
-def _finished_scores(out: Path) -> Scores | None:
+def _finished_scores(out: Path) -> AnyScores | None:
     """The scores of a run that was finished before."""
     try:
-        return msgspec.json.decode((out / EVALUATION).read_bytes(), type=Scores)
+        found: AnyScores = msgspec.json.decode((out / EVALUATION).read_bytes(), type=AnyScores)
     except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
+    return found
 
 
 def augmentation_words(spec: FinetuneSpec, *, may_flip: bool) -> str:
@@ -262,48 +247,3 @@ def _check_groups(spec: FinetuneSpec, layout: BatchLayout) -> None:
             f"mix.mix_group = {group}: {layout.world} processes, each with micro-batches of {layout.size} of a batch of "
             f"{batch}, would cut groups apart; the share of a process and train.micro_batch must be multiples of it"
         )
-
-
-def _check_labels(mix: Mix) -> None:
-    for shards in mix.sets:
-        _check_labelled(shards)
-        check_same_classes(shards, mix.sets[0].classes, "the first data set's", "build it with --classes")
-
-
-def _check_labelled(shards: Shards) -> None:
-    check_one_class(shards)
-    if not shards.classes:
-        raise MisuseError(f"{shards.url}: has no labels; finetuning needs class folders or a listing with labels")
-    without = int((shards.label_N < 0).sum())
-    if without:
-        raise MisuseError(
-            f"{shards.url}: {without} of {len(shards)} samples have no label; build it from labelled videos"
-        )
-
-
-class FirstModel(NamedTuple):
-    """What a finetuning begins with, and in words where it is from."""
-
-    model: Classifier
-    start: str
-
-
-def first_classifier(spec: FinetuneSpec, init: str | None, classes: tuple[str, ...]) -> FirstModel:
-    """A fresh head on a trained encoder, another classifier's weights, or all fresh; a probe's encoder is frozen.
-
-    Of a classifier of other classes, the rows of its head are kept where it names all of the data's.
-    """
-    pooling: Literal["mean", "attentive"] = "attentive" if spec.probe == "attentive" else "mean"
-    recipe = msgspec.structs.replace(spec.geometry(), pooling=pooling)
-    if init is None:
-        model = Classifier(recipe, classes, seed=spec.seed)
-        start = f"from scratch ({recipe.init or 'trunc'} initialisation): no --init was given"
-    else:
-        given = load_start(init, recipe, position_resize=spec.model.position_resize)
-        assert isinstance(given, PretrainModel | HeadModel)
-        model, kept = classifier_on(given, recipe, classes, seed=spec.seed, new_head=spec.probe is not None)
-        start = f"{init}{kept}"
-    if spec.probe is not None:
-        model.freeze_encoder()
-    model.set_options(spec.model.options)
-    return FirstModel(model, start)

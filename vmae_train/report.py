@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
+from vmae_data.page import Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
 from vmae_data.recipes import build_spec
 from vmae_data.store import writable_place
-from vmae_train.beside import comparison, top1_curve
-from vmae_train.charts import confusion_picture, curves, log_curve
-from vmae_train.evaluation.compare import standard_error
+from vmae_train.accuracy import accuracy, headline_fact
+from vmae_train.beside import comparison, validation_curve, validation_title
+from vmae_train.charts import curves, log_curve
 from vmae_train.evaluation.story import RunStory, pretraining_of, read_story
 from vmae_train.inference.drawing import page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
@@ -29,7 +29,6 @@ from vmae_train.training.run import clip_of, data_words
 __all__ = ["write_report"]
 
 PICTURED, RECONSTRUCTED = 12, 4
-CONFUSIONS = 10  # the most frequent wrong answers
 
 
 def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Path] = ()) -> None:
@@ -72,8 +71,7 @@ def _glance(story: RunStory) -> Iterator[Part]:
         facts.append(Fact("last loss", f"{losses[-1]:.4g}", f"first logged {losses[0]:.4g}"))
     if story.scores is not None:
         scores = story.scores
-        error = standard_error(scores.top1, scores.videos)
-        facts.append(Fact("top-1", f"{scores.top1:.2f} %", f"± {error:.1f}, standard error"))
+        facts.append(headline_fact(scores))
         facts.append(Fact("validation videos", str(scores.videos), f"{scores.views} views each"))
     speeds = log_curve("", story.log, "clips_per_second").value
     if speeds:
@@ -92,42 +90,10 @@ def _glance(story: RunStory) -> Iterator[Part]:
 
 
 def _accuracy(story: RunStory) -> Iterator[Part]:
-    scores = story.scores
-    if scores is None:
-        if story.is_finetuning:
-            yield Note("There is no score yet: the validation set is scored when the last step is done.")
-        return
-    counts = {name: sum(row) for name, row in zip(scores.classes, scores.confusion, strict=True)}
-    filled = [name for name in scores.classes if counts[name]]
-    facts = [
-        Fact("top-1", f"{scores.top1:.2f} %", f"± {standard_error(scores.top1, scores.videos):.1f}, standard error"),
-        Fact("mean of classes", f"{scores.mean_class:.2f} %", f"{len(filled)} classes"),
-        Fact("by chance", f"{100 / len(scores.classes):.4g} %", f"guessing among {len(scores.classes)}"),
-    ]
-    if scores.top5 is not None:
-        facts.insert(1, Fact("top-5", f"{scores.top5:.2f} %"))
-    yield Facts(tuple(facts))
-    if scores.control:
-        yield Note(f"A control: {scores.control}.", warning=True)
-    confusion = np.asarray(scores.confusion, dtype=np.int64)
-    used = np.flatnonzero(confusion.sum(axis=0))
-    if len(used) == 1 and len(filled) > 1:
-        yield Note(f"Every video got the same answer, {scores.classes[used[0]]}: this model tells nothing apart.", True)
-    yield Charts((confusion_picture(confusion, scores.classes),), wide=True)
-    yield Note("Right answers of each class:")
-    bars = tuple(Bar(n, scores.per_class[n], f"{scores.per_class[n]:.1f} % of {counts[n]}") for n in filled)
-    yield Bars(bars, f"all {len(filled)} classes", top=100)
-    wrong = _wrong_answers(confusion, scores.classes)
-    if wrong:
-        yield Note("The most frequent wrong answers:")
-        yield Table(("true class", "answer", "videos"), wrong, (2,))
-
-
-def _wrong_answers(confusion: np.ndarray, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    off = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
-    order = np.argsort(-off, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [divmod(int(place), len(classes)) for place in order if off.flat[place]]
-    return tuple((classes[true], classes[answer], str(off[true, answer])) for true, answer in pairs)
+    if story.scores is not None:
+        yield from accuracy(story.scores)
+    elif story.is_finetuning:
+        yield Note("There is no score yet: the validation set is scored when the last step is done.")
 
 
 def _videos(story: RunStory) -> Iterator[Part]:
@@ -158,7 +124,7 @@ def _training(story: RunStory) -> Iterator[Part]:
         curves("Norm of the gradient", [log_curve("norm", story.log, "grad_norm")]),
         curves("Waiting for data, % of the time", [log_curve("wait", story.log, "data_wait", scale=100)]),
         curves("Clips a second", [log_curve("clips", story.log, "clips_per_second")]),
-        curves("Validation top-1 on the way, %", [top1_curve("top-1", story)]) if story.is_finetuning else None,
+        curves(validation_title(story), [validation_curve("", story)]) if story.is_finetuning else None,
     ]
     figures: tuple[Figure, ...] = tuple(figure for figure in drawn if figure is not None)
     if figures:

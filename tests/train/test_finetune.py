@@ -19,9 +19,10 @@ from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.loader import Batch, Request
 from vmae_train.clips.mask import MaskSpec
 from vmae_train.clips.mixing import MixSpec
-from vmae_train.finetune import FinetuneLoss, FinetuneSpec, _check_groups, augmentation_words, finetune
+from vmae_train.finetune import FinetuneSpec, _check_groups, augmentation_words, finetune
 from vmae_train.model.videomae import Classifier, PretrainModel
 from vmae_train.model.vit import ModelSpec
+from vmae_train.objective import FinetuneLoss
 from vmae_train.pretrain import PretrainLoss, PretrainSpec
 from vmae_train.training.log import read_log
 from vmae_train.training.run import BatchLayout

@@ -22,7 +22,8 @@ from vmae_data.read.shards import Shards
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.clips.views import ClipSpec
-from vmae_train.evaluation.evaluate import check_classes, evaluate, parse_views
+from vmae_train.evaluation.answers import scores_of
+from vmae_train.evaluation.evaluate import answer_videos, check_classes, parse_views
 from vmae_train.evaluation.metrics import score
 from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.model.load import load_model
@@ -245,9 +246,11 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
     with torch.no_grad():
         model.head.weight.mul_(1000)
     found = [
-        evaluate(
-            model, shards, views=parse_views("2x3"), clip=ClipSpec.of(shards.index), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
-            batch=batch, style=ProgressStyle.QUIET,
+        scores_of(
+            answer_videos(
+                model, shards, views=parse_views("2x3"), clip=ClipSpec.of(shards.index), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
+                batch=batch, style=ProgressStyle.QUIET,
+            )
         )
         for batch, workers in ((1, 0), (5, 1), (32, 2))
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +127,11 @@ class Mix:
     @cached_property
     def label_N(self) -> NDArray[np.int64]:
         return np.concatenate([shards.label_N for shards in self.sets])
+
+    def targets(self, numbers: Iterable[int]) -> NDArray[np.float32]:
+        """Rows of `Table.targets`; the sets have the same kind of labels, and as many."""
+        places = [self.locate(number) for number in numbers]
+        return np.concatenate([self.sets[place.part].targets((place.number,)) for place in places])
 
     @cached_property
     def is_bt709_N(self) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vmae_data import draws
@@ -113,6 +115,32 @@ class Table:
             return None if several is None else tuple(several)
         label = int(self.label_N[number])
         return label if label >= 0 else None
+
+    @cached_property
+    def num_targets(self) -> int:
+        """Classes, or values a sample. Raises DataError where not all samples have as many values."""
+        if self.label_kind is not LabelKind.VALUES:
+            return len(self.classes)
+        lengths = pc.unique(pc.list_value_length(self._table.column("labels")).drop_null()).to_pylist()
+        if len(lengths) > 1:
+            raise DataError(
+                f"{self.url}: some samples have {min(lengths)} values, others {max(lengths)}; build it from labels of "
+                "as many values each"
+            )
+        return int(lengths[0]) if lengths else 0
+
+    def targets(self, numbers: Iterable[int]) -> NDArray[np.float32]:
+        """A row a sample: 1 for each of its several classes and 0 for the others, or its values; zeros without a label."""
+        labels = [self.label(number) for number in numbers]
+        rows = np.zeros((len(labels), self.num_targets), dtype=np.float32)
+        for row, label in zip(rows, labels, strict=True):
+            if label is None:
+                continue
+            if self.label_kind is LabelKind.VALUES:
+                row[:] = label
+            else:
+                row[np.atleast_1d(np.asarray(label, dtype=np.int64))] = 1
+        return rows
 
     @cached_property
     def class_count_K(self) -> NDArray[np.int64]:

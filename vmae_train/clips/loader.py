@@ -97,6 +97,7 @@ class Batch(NamedTuple):
     valid: int  # samples of weight 1, known without asking the device
     draws: ClipDraws
     request: Request
+    target_BK: Float32[Tensor, "B K"] | None = None  # asked for, where labels are several classes or values
 
 
 class Unreadable:
@@ -147,7 +148,7 @@ class ClipLoader:
     """Brings the requested batches in their order. Use as a context manager.
 
     Worker processes decode into shared slots; which worker decodes what changes nothing. `sampler` is one for
-    all data sets or one for each. `waited` adds up the seconds that the caller stood waiting for a batch, `moved`
+    all data sets or one for each. `targets`: batches bring rows of several classes or of values. `waited` adds up the seconds that the caller stood waiting for a batch, `moved`
     those among them that went into handing it to the device, `took` what the workers spent. `remarks` is what a
     person should know, in the order in which it was found.
     """
@@ -164,10 +165,12 @@ class ClipLoader:
         spec: LoaderSpec,
         cache: CacheSpec | None = None,
         device: torch.device | str = "cpu",
+        targets: bool = False,
     ) -> None:
         self.mix, self.spec, self.seed = Mix.of(data), spec, seed
         self.device = torch.device(device)
         self.layout = SlotLayout(batch, frames, *padded_size(self.mix))
+        self._targets = targets
         self.slots = SharedSlots(spec.ahead + 1, self.layout)
         self.unreadable = Unreadable(len(self.mix))
         self.waited = self.moved = 0.0
@@ -285,6 +288,7 @@ class ClipLoader:
                 self.device, seed=self.seed, epoch=np.asarray(coming.request.epochs, dtype=np.uint64), sample=numbers
             ),
             request=coming.request,
+            target_BK=put(self.mix.targets(known)) if self._targets else None,
         )
 
     def _index(self, places: Sequence[FilledPlace], put: Any) -> Tensor | None:

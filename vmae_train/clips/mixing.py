@@ -21,7 +21,7 @@ from torch import Tensor
 from vmae_data.draws import Draw, Purpose
 from vmae_train.clips.draws import ClipDraws
 
-__all__ = ["MixSpec", "Mixed", "Shares", "draw_shares", "mix_clips", "soft_cross_entropy", "soft_targets"]
+__all__ = ["MixSpec", "Mixed", "Shares", "draw_shares", "mix_clips", "soft_cross_entropy", "soft_rows", "soft_targets"]
 
 
 class MixSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,10 +142,15 @@ def soft_targets(
     """Smoothed one-hot labels, mixed as the clips are. A label below 0 (a place without a clip) counts as class 0."""
     hot_BK = F.one_hot(label_B.clamp_min(0), num_classes).float()
     smooth_BK = hot_BK * (1 - smoothing) + smoothing / num_classes
+    return soft_rows(smooth_BK, mixed)
+
+
+def soft_rows(target_BK: Float32[Tensor, "B K"], mixed: Mixed | None) -> Float32[Tensor, "B K"]:
+    """Rows of targets, mixed as the clips are."""
     if mixed is None:
-        return smooth_BK
+        return target_BK
     share_B1 = mixed.share_B[:, None]
-    return smooth_BK * share_B1 + smooth_BK[mixed.partner_B] * (1 - share_B1)
+    return target_BK * share_B1 + target_BK[mixed.partner_B] * (1 - share_B1)
 
 
 def soft_cross_entropy(logits_BK: Float[Tensor, "B K"], target_BK: Float32[Tensor, "B K"]) -> Float32[Tensor, " B"]:

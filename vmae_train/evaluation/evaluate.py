@@ -1,4 +1,4 @@
-"""Row 19. A classifier and an index → scores. Each video is decoded once for all its views, and counted once.
+"""Row 19. A model with a head and an index → answers. Each video is decoded once for all its views, and counted once.
 
 B videos of a batch, V clips of a video, R crops of a frame, T frames, K classes.
 """
@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
@@ -25,11 +23,18 @@ from vmae_train.clips.boxes import view_boxes
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.views import ClipSpec, check_spacing, view_sampler
-from vmae_train.evaluation.metrics import Scores, score
-from vmae_train.model.videomae import Classifier
+from vmae_train.evaluation.answers import Answers, Found, activate, answers_from, merge_by_source
+from vmae_train.evaluation.metrics import Merge
+from vmae_train.model.videomae import Classifier, HeadModel, MultiLabelClassifier, Regressor
 from vmae_train.training.world import World
 
-__all__ = ["Views", "check_classes", "check_one_class", "check_same_classes", "evaluate", "parse_views"]
+__all__ = ["Views", "answer_videos", "check_classes", "check_same_classes", "parse_views"]
+
+_KINDS = {
+    LabelKind.CLASS: (Classifier, "one class a video"),
+    LabelKind.CLASSES: (MultiLabelClassifier, "several classes a video"),
+    LabelKind.VALUES: (Regressor, "values for regression"),
+}
 
 
 class Views(NamedTuple):
@@ -50,16 +55,16 @@ def parse_views(text: str) -> Views:
     return Views(int(found[1]), int(found[2]))
 
 
-def check_one_class(shards: Shards) -> None:
-    """Raises MisuseError where a video has several classes, or values for regression."""
-    if shards.label_kind is not LabelKind.CLASS:
-        what = "several classes a video" if shards.label_kind is LabelKind.CLASSES else "values for regression"
-        raise MisuseError(f"{shards.url}: its labels are {what}; this version learns and scores one class a video")
-
-
-def check_classes(model: Classifier, shards: Shards) -> None:
-    """Raises MisuseError unless the data's classes are the model's, name by name."""
-    check_one_class(shards)
+def check_classes(model: HeadModel, shards: Shards) -> None:
+    """Raises MisuseError unless the data's labels are what the model answers: their kind, and the classes name by name."""
+    wanted, labels = _KINDS[shards.label_kind]
+    if not isinstance(model, wanted):
+        answers = next(words for kind, words in _KINDS.values() if isinstance(model, kind))
+        raise MisuseError(f"{shards.url}: its labels are {labels}, the model answers {answers}; name other data")
+    if isinstance(model, Regressor):
+        if shards.num_targets != len(model.values):
+            raise MisuseError(f"{shards.url}: has {shards.num_targets} values a video, the model {len(model.values)}")
+        return
     if not shards.classes:
         raise MisuseError(f"{shards.url}: has no labels; a classifier needs a labelled data set")
     check_same_classes(shards, model.classes, "the model's", "build it with --classes")
@@ -80,35 +85,39 @@ def check_same_classes(shards: Shards, classes: tuple[str, ...], whose: str, adv
         raise MisuseError(f"{shards.url}: other classes than {whose} ({first}); {advice}")
 
 
-def evaluate(
-    model: Classifier,
+def answer_videos(
+    model: HeadModel,
     shards: Shards,
     *,
     views: Views,
     clip: ClipSpec,
     loader: LoaderSpec,
-    cache: CacheSpec | None = None,
     device: torch.device,
+    merge: Merge = "softmax",
+    cache: CacheSpec | None = None,
     batch: int = 8,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     style: ProgressStyle = ProgressStyle.AUTO,
     world: World | None = None,
-) -> Scores:
-    """Softmax of every view, averaged over the views of a video (and over the segments of one source).
+) -> Answers:
+    """What the model says of every video: the mean over its views, and over the segments of one source.
 
-    `clip` says how a video's frames are sampled. The processes of `world` share out the batches and all get the scores,
-    the same as one process alone. Videos that can't be read or have no label are left out and named.
-    Raises DataError when nothing is left.
+    `clip` says how a video's frames are sampled. `merge`: softmax (of several classes, sigmoid) of each view before the
+    mean, or of the mean of the logits. The processes of `world` share out the batches and all get the answers, the
+    same as one process alone. Videos that can't be read are left out and named.
+    Raises MisuseError where labels and model don't fit, DataError for too many that can't be read.
     """
     world = world or World()
     with world.agreed():
         check_classes(model, shards)
+        if merge == "logit" and isinstance(model, Regressor):
+            raise MisuseError("merge = logit: values have no logits; leave it out")
         geometry = model.geometry
         check_spacing(clip, shards, geometry.num_frames, views.clips)
         sampler = view_sampler(clip, shards.index, geometry.num_frames, views.clips)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
-    augment = Augment(spec).to(device)
-    found = _Answers(len(model.classes))
+    augment, kind = Augment(spec).to(device), shards.label_kind
+    found = Found(model.head.out_features)
     model.eval()
     frames = min(views.clips * geometry.num_frames, int(shards.frames_NP[:, 0].max()))
     requests = list(_in_order(len(shards), batch))[world.rank :: world.size]
@@ -124,18 +133,25 @@ def evaluate(
                 clips = view_clips(one, augment, views, geometry.num_frames)
                 with autocast():
                     logits = model(clips)
-                found.add(one, rearrange(logits.float().softmax(dim=-1), "(b n) k -> b n k", b=batch).mean(dim=1))
+                outputs = activate(logits.float(), kind) if merge == "softmax" else logits.float()
+                found.add(one, rearrange(outputs, "(b n) k -> b n k", b=batch).mean(dim=1))
                 shown.advance(sum(sample != EMPTY for sample in one.request.samples))
         unreadable = batches.unreadable
     try:
         for others in world.gather_record(unreadable.by_key, dict[str, str]):
             unreadable.join(others)
-        probability, label = _by_source(shards, found.gathered(world), len(model.classes))
     except DataError as error:
         world.raise_first(error)  # all find the same
-    listed = dict(sorted(unreadable.by_key.items()))
-    control = "one frame repeated" if clip.frozen else None
-    return score(probability, label, classes=model.classes, views=str(views), unreadable=listed, control=control)
+    return answers_from(
+        shards,
+        merge_by_source(shards, found.gathered(world), merge),
+        tuple(value.name for value in model.values) if isinstance(model, Regressor) else model.classes,
+        clips=views.clips * views.crops,
+        views=str(views),
+        merge=merge,
+        control="one frame repeated" if clip.frozen else None,
+        unreadable=dict(sorted(unreadable.by_key.items())),
+    )
 
 
 def _in_order(total: int, batch: int) -> Iterator[Request]:
@@ -153,55 +169,3 @@ def view_clips(batch: Batch, augment: Augment, views: Views, num_frames: int) ->
     boxes = view_boxes(planes.size_B2, num_crops=views.crops, size=augment.size)
     rgb = augment(planes, boxes)
     return augment.normalise(rearrange(rgb, "b c (v t) h w -> (b v) c t h w", t=num_frames))
-
-
-class _Answers:
-    """What a process found: sample numbers, and probabilities on the host."""
-
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self._samples: list[int] = []
-        self._rows: list[NDArray[np.float32]] = []
-
-    def add(self, batch: Batch, probability_BK: Tensor) -> None:
-        values = probability_BK.cpu().numpy()
-        for place, (sample, weight) in enumerate(zip(batch.request.samples, batch.weight_B.tolist(), strict=True)):
-            if sample != EMPTY and weight:
-                self._samples.append(sample)
-                self._rows.append(values[place])
-
-    def gathered(self, world: World) -> _Gathered:
-        """Those of all processes, by sample number: so sums don't hang on who found what."""
-        samples = np.asarray(self._samples, dtype=np.int64)
-        rows = np.asarray(self._rows, dtype=np.float32).reshape(-1, self._num_classes)
-        numbers = np.concatenate([np.frombuffer(data, dtype=np.int64) for data in world.gather(samples.tobytes())])
-        flat = np.concatenate([np.frombuffer(data, dtype=np.float32) for data in world.gather(rows.tobytes())])
-        order = np.argsort(numbers)
-        return _Gathered(numbers[order], flat.reshape(-1, self._num_classes)[order])
-
-
-class _Gathered(NamedTuple):
-    """Ascending sample numbers, each once, and the mean of their views' probabilities."""
-
-    sample_N: NDArray[np.int64]
-    probability_NK: NDArray[np.float32]
-
-
-class _Labelled(NamedTuple):
-    probability_NK: NDArray[np.float64]
-    label_N: NDArray[np.int64]
-
-
-def _by_source(shards: Shards, found: _Gathered, num_classes: int) -> _Labelled:
-    """The mean over the segments of a source, wherever they were read. Raises DataError when no source has a label."""
-    sources = int(shards.source_N.max()) + 1
-    sum_NK, count_N = np.zeros((sources, num_classes)), np.zeros(sources, dtype=np.int64)
-    label_N = np.full(sources, -1, dtype=np.int64)
-    source = shards.source_N[found.sample_N]
-    np.add.at(sum_NK, source, found.probability_NK.astype(np.float64))
-    np.add.at(count_N, source, 1)
-    label_N[source] = shards.label_N[found.sample_N]
-    known = (count_N > 0) & (label_N >= 0)
-    if not known.any():
-        raise DataError(f"{shards.url}: not one labelled video could be read; verify the shards")
-    return _Labelled(sum_NK[known] / count_N[known, None], label_N[known])

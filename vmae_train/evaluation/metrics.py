@@ -1,32 +1,66 @@
-"""Scores → accuracies and the confusion matrix. Numbers only.
+"""Answers and labels → scores: accuracies and the confusion matrix, mean average precision, errors of values.
 
-N videos, K classes.
+N videos, K classes, R values.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scores", "score"]
+__all__ = [
+    "AnyScores",
+    "Headline",
+    "LabelScores",
+    "Merge",
+    "Scores",
+    "ValueErrors",
+    "ValueScores",
+    "average_precision",
+    "label_score",
+    "score",
+    "value_score",
+]
+
+Merge = Literal["softmax", "logit"]
+"""What is averaged over the views of a video: probabilities, or what they are made of."""
 
 
-class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """What an evaluation gave. `unreadable` names the videos that were left out of every number."""
+class Headline(NamedTuple):
+    """The one number of a score that two models are compared by."""
+
+    key: str  # in logs
+    name: str
+    value: float
+    unit: str
+    higher_is_better: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.2f} %" if self.unit == "%" else f"{self.name} {self.value:.4g}"
+
+
+class _Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every evaluation gives. `unreadable` names the videos that were left out of every number."""
 
     videos: int
     views: str
+    unreadable: dict[str, str]
+    merge: str = "softmax"
+    control: str | None = None
+
+
+class Scores(_Scored, frozen=True, kw_only=True, tag="class"):
+    """Of one class a video. Accuracies in per cent."""
+
     top1: float
     top5: float | None
     mean_class: float
     classes: tuple[str, ...]
     per_class: dict[str, float]
     confusion: list[list[int]]  # rows: true class, columns: answer
-    unreadable: dict[str, str]
-    control: str | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.confusion), *(len(row) for row in self.confusion)}
@@ -36,6 +70,50 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
         if min((n for row in self.confusion for n in row), default=0) < 0 or not named <= self.per_class.keys():
             raise ValueError("confusion and per_class don't belong together")
 
+    @property
+    def headline(self) -> Headline:
+        return Headline("top1", "top-1", self.top1, "%", higher_is_better=True)
+
+
+class LabelScores(_Scored, frozen=True, kw_only=True, tag="classes"):
+    """Of several classes a video. Average precisions in per cent; classes that no video shows have none."""
+
+    mean_ap: float
+    classes: tuple[str, ...]
+    per_class: dict[str, float]
+    positives: dict[str, int]  # videos that show the class, of every class
+
+    def __post_init__(self) -> None:
+        if self.positives.keys() != set(self.classes) or not self.per_class.keys() <= self.positives.keys():
+            raise ValueError("classes, per_class and positives don't belong together")
+
+    @property
+    def headline(self) -> Headline:
+        return Headline("mean_ap", "mAP", self.mean_ap, "%", higher_is_better=True)
+
+
+class ValueErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one value, in its own units."""
+
+    mae: float
+    rmse: float
+    spread: float  # standard deviation of the true values: the RMSE of answering their mean
+
+
+class ValueScores(_Scored, frozen=True, kw_only=True, tag="values"):
+    """Of values. `mae` and `rmse` are means over the values, in the values' own units."""
+
+    mae: float
+    rmse: float
+    per_value: dict[str, ValueErrors]
+
+    @property
+    def headline(self) -> Headline:
+        return Headline("mae", "MAE", self.mae, "", higher_is_better=False)
+
+
+AnyScores = Scores | LabelScores | ValueScores
+
 
 def score(
     probability_NK: NDArray[Any],
@@ -44,6 +122,7 @@ def score(
     classes: tuple[str, ...],
     views: str,
     unreadable: dict[str, str],
+    merge: str = "softmax",
     control: str | None = None,
 ) -> Scores:
     """Accuracies in per cent. A tie goes to the lower class number; top-5 only where there are more than 5."""
@@ -66,5 +145,80 @@ def score(
         per_class=right,
         confusion=confusion_KK.tolist(),
         unreadable=unreadable,
+        merge=merge,
+        control=control,
+    )
+
+
+def label_score(
+    probability_NK: NDArray[Any],
+    present_NK: NDArray[Any],
+    *,
+    classes: tuple[str, ...],
+    views: str,
+    unreadable: dict[str, str],
+    merge: str = "softmax",
+    control: str | None = None,
+) -> LabelScores:
+    """Average precision of every class that some video shows, and their mean; 0 where none shows any."""
+    positives = {name: int(present_NK[:, k].sum()) for k, name in enumerate(classes)}
+    precision = {
+        name: 100 * average_precision(probability_NK[:, k], present_NK[:, k])
+        for k, name in enumerate(classes)
+        if positives[name]
+    }
+    return LabelScores(
+        videos=len(present_NK),
+        views=views,
+        mean_ap=float(np.mean(list(precision.values()))) if precision else 0.0,
+        classes=classes,
+        per_class=precision,
+        positives=positives,
+        unreadable=unreadable,
+        merge=merge,
+        control=control,
+    )
+
+
+def average_precision(score_N: NDArray[Any], present_N: NDArray[Any]) -> float:
+    """Sum over distinct scores, from the highest down, of (gain in recall) × precision, without interpolation.
+
+    Videos of the same score come in together, so their order changes nothing.
+    """
+    order_N = np.argsort(-score_N, kind="stable")
+    ranked_N = score_N[order_N]
+    last = np.append(ranked_N[1:] != ranked_N[:-1], True)  # of each group of equal scores
+    found = np.cumsum(present_N[order_N] > 0)[last]
+    precision = found / (np.flatnonzero(last) + 1)
+    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+
+
+def value_score(
+    predicted_NR: NDArray[Any],
+    value_NR: NDArray[Any],
+    *,
+    names: tuple[str, ...],
+    views: str,
+    unreadable: dict[str, str],
+    control: str | None = None,
+) -> ValueScores:
+    """Errors of each value in its own units, and their means over the values."""
+    error_NR = predicted_NR.astype(np.float64) - value_NR
+    each = {
+        name: ValueErrors(
+            mae=float(np.abs(error_NR[:, r]).mean()),
+            rmse=float(np.sqrt(np.square(error_NR[:, r]).mean())),
+            spread=float(value_NR[:, r].astype(np.float64).std()),
+        )
+        for r, name in enumerate(names)
+    }
+    return ValueScores(
+        videos=len(value_NR),
+        views=views,
+        mae=float(np.mean([one.mae for one in each.values()])),
+        rmse=float(np.mean([one.rmse for one in each.values()])),
+        per_value=each,
+        unreadable=unreadable,
+        merge="mean",
         control=control,
     )

@@ -11,7 +11,7 @@ import msgspec
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.read.mix import Mix
 from vmae_data.read.shards import Shards
-from vmae_train.evaluation.metrics import Scores
+from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.model.fetched import EVALUATION, fetched
 from vmae_train.model.load import newest_checkpoint
 from vmae_train.training.checkpoint import STATE, RunState
@@ -31,7 +31,7 @@ class RunStory:
     log: list[dict[str, Any]]
     checkpoint: Path | None
     state: RunState
-    scores: Scores | None
+    scores: AnyScores | None
     mix: Mix | None
     why_no_shards: str
 
@@ -79,12 +79,12 @@ def read_story(place: str | Path) -> RunStory:
     state = RunState(step=0, samples=0)
     if checkpoint is not None:
         state = _decode(checkpoint / STATE, RunState)
-    scores = _decode(run / EVALUATION, Scores) if (run / EVALUATION).exists() else None
+    scores = _decode(run / EVALUATION, AnyScores) if (run / EVALUATION).exists() else None
     mix, why = _open_data(facts)
     return RunStory(run.resolve().name, run, facts, read_log(run), checkpoint, state, scores, mix, why)
 
 
-def _decode(path: Path, kind: type[Any]) -> Any:
+def _decode(path: Path, kind: Any) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:

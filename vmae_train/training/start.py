@@ -85,7 +85,7 @@ class Settled(NamedTuple):
             clip_grad=spec.optim.clip_grad,
         )
 
-    def loader(self, start: int, device: torch.device) -> ClipLoader:
+    def loader(self, start: int, device: torch.device, *, targets: bool = False) -> ClipLoader:
         """The micro-batches of steps `start` to the end."""
         spec = self.spec
         return ClipLoader(
@@ -98,6 +98,7 @@ class Settled(NamedTuple):
             spec=spec.loader,
             cache=spec.cache,
             device=device,
+            targets=targets,
         )
 
     def rows(self, engine: Engine, done: int) -> dict[str, str]:
