@@ -178,6 +178,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Source frames between a clip's frames; left out: the run's.")
     ] = None,
     frozen: Annotated[bool, typer.Option("--frozen", help="A control: one frame repeated, no motion.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run the checkpoint that scored best on the way, not the last.")
+    ] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="The mean of the weights (ema.decay), not the last.")] = False,
     merge: Annotated[
         Merge, typer.Option(help="Average the views' probabilities, or their logits; of values always the values.")
     ] = Merge.SOFTMAX,
@@ -201,7 +205,7 @@ def evaluate(
     from vmae_train.score import Looks, Told, evaluate_checkpoint
     from vmae_train.training.world import open_world
 
-    looks = Looks(views, merge.value, stride, frozen=frozen, batch=batch, workers=workers)
+    looks = Looks(views, merge.value, stride, frozen=frozen, batch=batch, workers=workers, best=best, ema=ema)
     told = Told(out, predictions, html)
     style = progress_style(quiet, as_json)
     with open_world(device) as world:

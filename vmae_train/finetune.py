@@ -25,8 +25,8 @@ from vmae_train.model.videomae import (
 )
 from vmae_train.objective import FinetuneLoss, Probe, check_labels, first_model, label_words
 from vmae_train.training.checkpoint import RunState
-from vmae_train.training.engine import Engine, RunPlace, train
-from vmae_train.training.log import print_start
+from vmae_train.training.engine import Engine, RunPlace, Validated, train
+from vmae_train.training.log import is_validated, print_start
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
 from vmae_train.training.run import BatchLayout, RunFacts, check_run, other_data
@@ -137,7 +137,7 @@ def finetune(
             check_classes(model, val_shards)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
             engine = settled.engine(model, optimizer, where)
-        state = begin_together(world, mirror, facts, model, optimizer, keep=spec.checkpoint.keep)
+        state = begin_together(world, mirror, facts, engine, keep=spec.checkpoint.keep)
         rows = {
             "labels": label_words(mix),
             "augmentation": augmentation_words(spec, may_flip=bool(mix.may_flip_N.any())),
@@ -148,7 +148,7 @@ def finetune(
         }
         print_start(f"finetune → {mirror.shown}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
         validation_run = _Validation(spec, engine, val_shards, world)
-        if state.step < settled.steps:
+        if state.step < settled.steps or validation_run.is_owed(mirror.folder, state.step):
             augment = Augment(settled.augment).to(where)
             with settled.loader(state.step, where, targets=mix.sets[0].label_kind is not LabelKind.CLASS) as loader:
                 state = train(
@@ -195,9 +195,17 @@ class _Validation:
         with self._world.agreed():
             return scores_of(answers)
 
-    def in_between(self, _step: int) -> dict[str, object]:
+    def in_between(self) -> Validated:
         scores = self._scores(self._spec.evaluate.every_views, ProgressStyle.QUIET)
-        return {scores.headline.key: scores.headline.value, "views": scores.views}
+        headline = scores.headline
+        line = {headline.key: headline.value, "views": scores.views}
+        return Validated(line, headline.key, headline.value, headline.higher_is_better)
+
+    def is_owed(self, folder: Path, step: int) -> bool:
+        """Whether the last step's score in between, by which the best checkpoint is chosen, is still to be made."""
+        every = self._spec.evaluate.every_steps
+        owed = bool(every) and step % (every or 1) == 0 and not is_validated(folder, step)
+        return bool(self._world.gather_record(owed, bool)[0])
 
     def finish(self, mirror: Mirror, style: ProgressStyle) -> AnyScores:
         """The scores of the finished run; those that are there already are not made again."""

@@ -106,7 +106,7 @@ def pretrain(
             model = first_model(spec, init).to(where).train()
             optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
             engine = settled.engine(model, optimizer, where)
-        state = begin_together(world, mirror, facts, model, optimizer, keep=spec.checkpoint.keep)
+        state = begin_together(world, mirror, facts, engine, keep=spec.checkpoint.keep)
         quiet = world.style(style) is ProgressStyle.QUIET
         print_start(f"pretrain → {mirror.shown}", _rows(settled, spec, engine, state.step), quiet=quiet)
         if state.step >= settled.steps:

@@ -26,7 +26,10 @@ __all__ = ["Looks", "Told", "evaluate_checkpoint"]
 
 
 class Looks(NamedTuple):
-    """How videos are looked at. `stride` None: as the checkpoint's run did, else as its shards allow."""
+    """How videos are looked at. `stride` None: as the checkpoint's run did, else as its shards allow.
+
+    `best`: of a run the checkpoint that scored best on the way. `ema`: with the mean of the weights.
+    """
 
     views: str = "5x3"
     merge: Merge = "softmax"
@@ -34,6 +37,8 @@ class Looks(NamedTuple):
     frozen: bool = False
     batch: int = 8
     workers: int = 1
+    best: bool = False
+    ema: bool = False
 
 
 class Told(NamedTuple):
@@ -68,7 +73,7 @@ def evaluate_checkpoint(
     with world.agreed():
         views = parse_views(looks.views)
         places = _Places(*(_place(url, f"--{name}") for name, url in told._asdict().items()))
-        model = load_model(checkpoint)
+        model = load_model(checkpoint, best=looks.best, ema=looks.ema)
         if not isinstance(model, HeadModel):
             raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
         shards = Shards.open(data)

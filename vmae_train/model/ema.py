@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -14,9 +15,22 @@ from torch import Tensor, nn
 from vmae_data.errors import DataError
 from vmae_data.store import commit_bytes, read_bytes
 
-__all__ = ["EMA_FILE", "WeightMean"]
+__all__ = ["EMA_FILE", "EmaSpec", "WeightMean"]
 
 EMA_FILE = "ema.safetensors"
+
+
+class EmaSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How slowly the mean of the weights follows them, a share a step; None: none is kept."""
+
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay = {self.decay}: expected 0 or more, below 1")
+
+    def of(self, model: nn.Module) -> WeightMean | None:
+        return None if self.decay is None else WeightMean(model, self.decay)
 
 
 class WeightMean:

@@ -13,11 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from vmae_data.errors import DataError, NotThereError
-from vmae_data.store import RemotePlace, copy_here, exists, node_folder, place_of
+from vmae_data.store import RemotePlace, copy_here, exists, node_folder, place_of, read_bytes
 from vmae_data.store.remote import list_tree, stat
+from vmae_train.model.ema import EMA_FILE
 
 __all__ = [
+    "BEST",
     "CHECKPOINTS",
     "DESCRIPTION",
     "EVALUATION",
@@ -25,13 +29,14 @@ __all__ = [
     "MARKER",
     "RUN",
     "WEIGHTS",
+    "checkpoint_name",
     "fetched",
     "whole_checkpoints",
 ]
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS, DESCRIPTION, MARKER = "model.safetensors", "model.json", "state.json"
-RUN, LOG, EVALUATION = "run.json", "log.jsonl", "evaluation.json"
+RUN, LOG, EVALUATION, BEST = "run.json", "log.jsonl", "evaluation.json", "best.json"
 # The only names of a store's listing that become names of files here.
 _WHOLE = re.compile(rf"(step-\d{{9,18}})/{re.escape(MARKER)}")
 
@@ -43,8 +48,13 @@ class _Wanted(NamedTuple):
     path: str
 
 
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
 def fetched(path: str | Path) -> Path:
-    """The local folder of a run, or of a checkpoint, that a path or URL names.
+    """The local folder of a run, or of a checkpoint, that a path or URL names. Of a run the last checkpoint comes
+    along, and the best where one is named.
 
     Raises NotThereError, DataError for a URL that names neither, StoreError.
     """
@@ -57,11 +67,12 @@ def fetched(path: str | Path) -> Path:
         raise NotThereError(
             f"{place}: holds neither {DESCRIPTION} nor {RUN}; name a run, or the folder of a checkpoint"
         )
-    wanted = [_Wanted(place / name, name) for name in (RUN, LOG, EVALUATION)]
+    wanted = [_Wanted(place / name, name) for name in (RUN, LOG, EVALUATION, BEST)]
     if place.scheme.startswith("http"):
         raise DataError(f"{place}: is a run on a web server, which has no listing; name one of its checkpoints")
     if whole := whole_checkpoints(place):
-        wanted += _files_of(place / CHECKPOINTS / whole[-1], f"{CHECKPOINTS}/{whole[-1]}/")
+        for name in dict.fromkeys((whole[-1], *_best_of(place, whole))):
+            wanted += _files_of(place / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}/")
     return _copied(place, wanted)
 
 
@@ -69,6 +80,21 @@ def whole_checkpoints(run: RemotePlace) -> list[str]:
     """The names of a run's checkpoints that were written to their end, oldest first."""
     found = (_WHOLE.fullmatch(listed.path) for listed in list_tree(run / CHECKPOINTS))
     return sorted((match[1] for match in found if match), key=lambda name: int(name.removeprefix("step-")))
+
+
+def _best_of(run: RemotePlace, whole: list[str]) -> list[str]:
+    """The name of the best checkpoint, where it is among the whole ones."""
+    if not exists(run / BEST):
+        return []
+    try:
+        name = checkpoint_name(msgspec.json.decode(read_bytes(run / BEST), type=_Named).step)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DataError(f"{run / BEST}: can't be read ({error}); name a checkpoint instead") from error
+    return [name] if name in whole else []
+
+
+class _Named(msgspec.Struct):
+    step: int
 
 
 def _fetch_checkpoint(place: RemotePlace) -> Path:
@@ -80,7 +106,7 @@ def _fetch_checkpoint(place: RemotePlace) -> Path:
 
 
 def _files_of(checkpoint: RemotePlace, prefix: str) -> list[_Wanted]:
-    return [_Wanted(checkpoint / name, f"{prefix}{name}") for name in (WEIGHTS, DESCRIPTION, MARKER)]
+    return [_Wanted(checkpoint / name, f"{prefix}{name}") for name in (WEIGHTS, DESCRIPTION, EMA_FILE, MARKER)]
 
 
 def _copied(place: RemotePlace, wanted: list[_Wanted]) -> Path:

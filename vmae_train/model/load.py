@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
 from vmae_data.store import commit_bytes, commit_file, read_bytes, temporary_beside
+from vmae_train.model.best import best_checkpoint
 from vmae_train.model.description import (
     MODEL_FORMAT,
     ModelFile,
@@ -27,6 +28,7 @@ from vmae_train.model.description import (
     empty_model,
     encode_description,
 )
+from vmae_train.model.ema import EMA_FILE
 from vmae_train.model.fetched import CHECKPOINTS, DESCRIPTION, MARKER, WEIGHTS, fetched
 from vmae_train.model.geometry import Geometry, PositionResize, hidden_dim
 from vmae_train.model.huggingface import CONFIG, read_hf
@@ -94,10 +96,18 @@ def load_model(
     device: torch.device | str = "cpu",
     classes: Sequence[str] | None = None,
     position_resize: PositionResize = "recompute",
+    best: bool = False,
+    ema: bool = False,
     **model: Any,
 ) -> VideoModel:
-    """A model in eval mode, from what `read_model` reads. Raises as it does; remarks are warnings."""
-    read = read_model(path, model, classes=classes, position_resize=position_resize)
+    """A model in eval mode, from what `read_model` reads. Raises as it does; remarks are warnings.
+
+    `best`: of a run the checkpoint that scored best on the way, not the last. `ema`: the mean of the weights, where the
+    training kept one. Raises DataError where there is none.
+    """
+    read = read_model(path, model, classes=classes, position_resize=position_resize, best=best)
+    if ema:
+        read = read._replace(state=_mean_weights(read.path.parent))
     for remark in read.remarks:
         warnings.warn(f"{read.path}: {remark}", stacklevel=2)
     return read.build().to(device)
@@ -109,6 +119,7 @@ def read_model(
     *,
     classes: Sequence[str] | None = None,
     position_resize: str = "recompute",
+    best: bool = False,
 ) -> ReadModel:
     """From a folder holding model.json, a run (its newest whole checkpoint), a checkpoint file of VideoMAE or
     VideoMAEv2, a DeepSpeed checkpoint folder or a folder of Hugging Face's transformers.
@@ -120,13 +131,21 @@ def read_model(
     Raises DataError for what can't be read, MisuseError for a `given` that does not fit the file.
     """
     resize = _checked(given, position_resize)
-    read = _read(fetched(path), given, {}, classes)
+    folder = fetched(path)
+    read = _read(best_checkpoint(folder) if best else folder, given, {}, classes)
     rest = {name: value for name, value in given.items() if name not in _CLIP_FIELDS}
     check_given(read.path, read.description.geometry, rest)
     if classes is not None and tuple(classes) != (read.description.classes or tuple(classes)):
         raise MisuseError(f"{read.path}: names its classes itself, and otherwise; leave the names out")
     clips = {name: given.get(name) for name in _CLIP_FIELDS}
     return _resized(read, resize, **clips)
+
+
+def _mean_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / EMA_FILE
+    if not path.is_file():
+        raise DataError(f"{path}: not there; a mean of the weights is kept by trainings with ema.decay")
+    return _read_weights(path)
 
 
 def load_start(path: str | Path, recipe: Geometry, *, position_resize: PositionResize) -> VideoModel:

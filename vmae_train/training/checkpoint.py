@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from vmae_data.errors import DataError
 from vmae_data.store import TEMPORARY, commit_bytes, sync_folder
+from vmae_train.model.best import read_best
+from vmae_train.model.ema import WeightMean
+from vmae_train.model.fetched import checkpoint_name
 from vmae_train.model.load import load_weights, newest_checkpoint, save_model
 from vmae_train.model.videomae import VideoModel
 from vmae_train.training.optim import trained_parameters
@@ -22,7 +25,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointSpec",
     "RunState",
-    "checkpoint_name",
     "last_checkpoint",
     "load_checkpoint",
     "resume",
@@ -58,14 +60,16 @@ class Checkpoint(NamedTuple):
     state: RunState
 
 
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:09d}"
-
-
 def save_checkpoint(
-    run: Path, model: VideoModel, optimizer: torch.optim.Optimizer, state: RunState, *, keep: int
+    run: Path,
+    model: VideoModel,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    *,
+    keep: int,
+    ema: WeightMean | None = None,
 ) -> Path:
-    """Write RUN/checkpoints/step-… whole, then take away all but the last `keep`."""
+    """Write RUN/checkpoints/step-… whole, then take away all but the last `keep` and the best."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / checkpoint_name(state.step)
@@ -77,10 +81,15 @@ def save_checkpoint(
     temporary.mkdir()
     save_model(temporary, model)
     commit_bytes(temporary / OPTIMIZER, save(_optimizer_tensors(model, optimizer)))
+    if ema is not None:
+        ema.save(temporary)
     commit_bytes(temporary / STATE, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
     temporary.rename(final)
     sync_folder(folder)
+    best = read_best(run)
     for old in _complete(folder)[:-keep]:
+        if best is not None and old.name == best.name:
+            continue
         (old / STATE).unlink()  # first: what is half removed must not look whole
     for unmarked in folder.glob("step-*"):
         if not (unmarked / STATE).exists():
@@ -141,12 +150,14 @@ def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.
     optimizer.load_state_dict(state)
 
 
-def resume(run: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> RunState:
+def resume(run: Path, model: VideoModel, optimizer: torch.optim.Optimizer, ema: WeightMean | None = None) -> RunState:
     """The state to go on from: that of the last checkpoint, loaded, or the very start."""
     last = last_checkpoint(run)
     if last is None:
         return RunState(step=0, samples=0)
     load_checkpoint(last, model, optimizer)
+    if ema is not None:
+        ema.load(last.path)
     return last.state
 
 

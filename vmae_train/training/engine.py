@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.progress import ProgressStyle, meter
 from vmae_train.clips.loader import Batch, ClipLoader
+from vmae_train.model.best import Best, read_best, write_best
+from vmae_train.model.ema import WeightMean
+from vmae_train.model.fetched import BEST
 from vmae_train.model.videomae import VideoModel
 from vmae_train.training.agree import Agreed, Signals, StepAgreement
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, save_checkpoint
 from vmae_train.training.clock import Clock, Remarks, note
-from vmae_train.training.log import LogSpec, RunLog
+from vmae_train.training.log import LogSpec, RunLog, is_validated
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import Schedule
 from vmae_train.training.run import BatchLayout, TrainingOrder
 from vmae_train.training.world import Spread, World
 
-__all__ = ["Engine", "Loss", "TrainSpec", "train"]
+__all__ = ["Engine", "Loss", "TrainSpec", "Validated", "train"]
 
 
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +62,15 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
 
 
+class Validated(NamedTuple):
+    """A score on the way: its line in the log, and the number that the best checkpoint is chosen by."""
+
+    line: dict[str, Any]
+    metric: str
+    value: float
+    higher_is_better: bool
+
+
 Loss = Callable[[Batch], Tensor]
 """A micro-batch → the weighted mean of its samples' losses."""
 
@@ -68,10 +80,10 @@ class Engine:
 
     def __init__(
         self, model: VideoModel, optimizer: torch.optim.Optimizer, schedule: Schedule, spec: TrainSpec, *,
-        layout: BatchLayout, device: torch.device, clip_grad: float | None,
+        layout: BatchLayout, device: torch.device, clip_grad: float | None, ema: WeightMean | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.schedule, self.spec = model, optimizer, schedule, spec
-        self.layout, self.device, self.clip_grad = layout, device, clip_grad
+        self.layout, self.device, self.clip_grad, self.ema = layout, device, clip_grad, ema
         self.dtype = _precision(spec.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         # The first step whose loss was not finite, kept on the device so that no step waits for it.
@@ -137,6 +149,8 @@ class Engine:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -178,7 +192,7 @@ def train(
     start: RunState,
     order: TrainingOrder,
     title: str,
-    validate: Callable[[int], dict[str, Any]] | None = None,
+    validate: Callable[[], Validated] | None = None,
     validate_every: int | None = None,
 ) -> RunState:
     """Steps `start.step` to the schedule's end, with checkpoints, log and progress.
@@ -196,6 +210,8 @@ def train(
         meter(title, steps, world.style(place.style), start=start.step) as shown,
     ):
         agree = StepAgreement(world, signals, loader.unreadable)
+        if validate is not None and keeper.owes_validation(start.step, validate_every):  # stopped before it was done
+            keeper.validated(start.step, validate())
         for step in range(start.step, steps):
             numbers = engine.step(step, batches, spread, agree)
             done, asked = step + 1, numbers.agreed
@@ -217,8 +233,8 @@ def train(
             if done % place.checkpoint.every_steps == 0 or done == steps or asked.save:
                 keeper.save(done)
             agree.stop(asked)
-            if validate is not None and validate_every and done % validate_every == 0 and done != steps:
-                keeper.write({"kind": "validation", "step": done, **validate(done)})
+            if validate is not None and keeper.owes_validation(done, validate_every):
+                keeper.validated(done, validate())
                 clock.restart()
         agree.stop(agree(0, None))  # asked for since the last step's agreement
     return keeper.state_at(steps)
@@ -257,11 +273,32 @@ class _Keeper:
         with self._world.agreed():
             if self._log is not None:
                 self._log.sync()
-                model, optimizer = self._engine.model, self._engine.optimizer
-                keep = self._place.checkpoint.keep
-                mirror = self._place.mirror
-                save_checkpoint(mirror.folder, model, optimizer, self.state_at(step), keep=keep)
+                engine, keep, mirror = self._engine, self._place.checkpoint.keep, self._place.mirror
+                state = self.state_at(step)
+                save_checkpoint(mirror.folder, engine.model, engine.optimizer, state, keep=keep, ema=engine.ema)
                 mirror.publish_checkpoint(keep)
+
+    def owes_validation(self, step: int, every: int | None) -> bool:
+        """Whether a step is one to score at, and was not scored yet."""
+        if not every or step == 0 or step % every:
+            return False
+        with self._world.agreed():
+            scored = is_validated(self._place.mirror.folder, step) if self._world.is_main else False
+        return not self._world.gather_record(scored, bool)[0]
+
+    def validated(self, step: int, found: Validated) -> None:
+        """Keep the checkpoint of the best score; the log's line last, so that a kill in between is made good."""
+        best = Best(step=step, metric=found.metric, value=found.value, higher_is_better=found.higher_is_better)
+        mirror = self._place.mirror
+        with self._world.agreed():
+            better = best.beats(read_best(mirror.folder)) if self._world.is_main else False
+        if self._world.gather_record(better, bool)[0]:
+            self.save(step)
+            with self._world.agreed():
+                if self._world.is_main:
+                    write_best(mirror.folder, best)
+                    mirror.publish(BEST)
+        self.write({"kind": "validation", "step": step, **found.line})
 
     def refuse_broken(self) -> None:
         """Raises VmaeError when a loss was not finite, in any process; called before such weights would be kept."""

@@ -63,6 +63,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def is_validated(run: Path, step: int) -> bool:
+    """Whether the log holds the score of a step."""
+    return any(line["step"] == step and line["kind"] == "validation" for line in read_log(run))
+
+
 def print_start(title: str, rows: dict[str, str], *, quiet: bool) -> None:
     """The resolved values of a run, as a table on stderr."""
     if quiet:

@@ -30,7 +30,19 @@ from vmae_data.store import (
     sync_folder,
 )
 from vmae_data.store.remote import list_tree, put
-from vmae_train.model.fetched import CHECKPOINTS, DESCRIPTION, EVALUATION, LOG, MARKER, RUN, WEIGHTS, whole_checkpoints
+from vmae_train.model.best import read_best
+from vmae_train.model.ema import EMA_FILE
+from vmae_train.model.fetched import (
+    BEST,
+    CHECKPOINTS,
+    DESCRIPTION,
+    EVALUATION,
+    LOG,
+    MARKER,
+    RUN,
+    WEIGHTS,
+    whole_checkpoints,
+)
 from vmae_train.model.load import newest_checkpoint
 from vmae_train.training.checkpoint import OPTIMIZER
 
@@ -38,7 +50,7 @@ __all__ = ["Mirror"]
 
 PUBLISHED = "published.json"
 # In the order in which they are sent.
-_FILES = (WEIGHTS, DESCRIPTION, OPTIMIZER, MARKER)
+_FILES = (WEIGHTS, DESCRIPTION, OPTIMIZER, EMA_FILE, MARKER)
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +114,7 @@ class Mirror:
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         if whole:
             self._fetch(whole[-1])
-        self._copy_files((LOG, EVALUATION))
+        self._copy_files((LOG, EVALUATION, BEST))
 
     def begin(self) -> None:
         """Take the run over, and publish what it is made of and what could not be published before.
@@ -141,12 +153,14 @@ class Mirror:
             there = self._place / CHECKPOINTS / checkpoint.name
             remove(there / MARKER)
             for name in _FILES:
-                put(there / name, checkpoint / name)
+                if name != EMA_FILE or (checkpoint / name).is_file():
+                    put(there / name, checkpoint / name)
         self._remove_old(keep)
 
     def _remove_old(self, keep: int) -> None:
         assert self._place is not None
-        kept = whole_checkpoints(self._place)[-keep:]
+        best = read_best(self.folder)
+        kept = [*whole_checkpoints(self._place)[-keep:], *([best.name] if best else [])]
         found: dict[str, list[str]] = {}
         for listed in list_tree(self._place / CHECKPOINTS):
             name, _, file = listed.path.partition("/")
@@ -175,7 +189,7 @@ class Mirror:
 
     def _leave_behind(self) -> None:
         """Remove the local copy of a run that is not the one at the place any more. Raises VmaeError."""
-        for name in (PUBLISHED, RUN, LOG, EVALUATION):
+        for name in (PUBLISHED, RUN, LOG, EVALUATION, BEST):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
 
@@ -214,6 +228,8 @@ class Mirror:
             try:
                 copy_here(self._place / CHECKPOINTS / name / file, temporary / file)
             except NotThereError as error:
+                if file == EMA_FILE:  # of a run that keeps no mean of its weights
+                    continue
                 raise DataError(
                     f"{self._place / CHECKPOINTS / name}: lacks {file}; remove its {MARKER} to go on from the one before"
                 ) from error

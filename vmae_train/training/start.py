@@ -18,7 +18,8 @@ from vmae_data.read.stream import Sampler, is_remote
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
 from vmae_train.clips.views import ClipSpec, check_spacing, kept_step, train_sampler
-from vmae_train.model.fetched import EVALUATION, RUN
+from vmae_train.model.ema import EmaSpec
+from vmae_train.model.fetched import BEST, EVALUATION, RUN
 from vmae_train.model.videomae import VideoModel
 from vmae_train.model.vit import Geometry, ModelSpec
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, resume
@@ -45,6 +46,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache: CacheSpec = CacheSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log: LogSpec = LogSpec()
+    ema: EmaSpec = EmaSpec()
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -83,6 +85,7 @@ class Settled(NamedTuple):
             layout=self.layout,
             device=device,
             clip_grad=spec.optim.clip_grad,
+            ema=spec.ema.of(model),
         )
 
     def loader(self, start: int, device: torch.device, *, targets: bool = False) -> ClipLoader:
@@ -170,8 +173,7 @@ def begin_together(
     world: World,
     mirror: Mirror,
     facts: RunFacts,
-    model: VideoModel,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
     *,
     keep: int,
 ) -> RunState:
@@ -187,12 +189,12 @@ def begin_together(
             last_checkpoint(run)  # takes leftovers away, before others look
             mirror.publish(RUN)
             mirror.publish_checkpoint(keep)
-            mirror.publish(EVALUATION)
+            mirror.publish(EVALUATION, BEST)
     with world.agreed():
         if world.local_rank == 0 and not world.is_main:  # of another machine
             mirror.pull(newer_stays=False)
     with world.agreed():
-        state = resume(run, model, optimizer)
+        state = resume(run, engine.model, engine.optimizer, engine.ema)
     steps = world.gather_record(state.step, int)
     with world.agreed():
         if state.step != steps[0]:
