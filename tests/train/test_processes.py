@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.command import run_command
@@ -219,16 +220,32 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
 ) -> None:
     out = tmp_path / "run"
     words: list[str | Path] = ["--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards, "--out", out]
-    for setting in ("train.steps=6", "optim.warmup_steps=2", "evaluate.every_steps=3", "evaluate.batch=5"):
+    for setting in (
+        "train.steps=6",
+        "optim.warmup_steps=2",
+        "evaluate.every_steps=3",
+        "evaluate.batch=5",
+        "ema.decay=0.9",
+    ):
         words += ["--set", setting]
     _run(2, "vmae_train.cli", "finetune", *words, "--quiet")
     two = json.loads((out / "evaluation.json").read_text())
     assert two["videos"] == len(Shards.open(str(demo_shards)))
-    assert [line["step"] for line in read_log(out) if line["kind"] == "validation"] == [3]
+    assert [line["step"] for line in read_log(out) if line["kind"] == "validation"] == [3, 6]
+    assert json.loads((out / "best.json").read_text())["step"] in (3, 6)
     again = ["evaluate", out, "--data", demo_shards, "--views", "2x3", "--batch", "5", "--quiet", "--json"]
     one = json.loads(run_command("vmae_train", *again).stdout)
     assert two == one
-    assert json.loads(_run(2, "vmae_train.cli", *again).stdout) == one
+    again += ["--ema", "--merge", "logit", "--predictions"]
+    alone, together = tmp_path / "alone.parquet", tmp_path / "together.parquet"
+    mean = json.loads(run_command("vmae_train", *again, alone).stdout)
+    assert json.loads(_run(2, "vmae_train.cli", *again, together).stdout) == mean
+    rows = [pq.read_table(path).to_pydict() for path in (alone, together)]
+    assert np.allclose(*(np.array(found.pop("probabilities")) for found in rows), atol=1e-5)
+    assert rows[0].pop("top5")
+    assert rows[1].pop("top5")
+    assert rows[0] == rows[1]
+    assert len(set(rows[0]["key"])) == two["videos"]
     # Segments of one video, read by different processes.
     cut = tmp_path / "cut"
     settings = ["--set", "longest_seconds=0.7", "--set", "samples_per_shard=8", "--classes", demo_shards, "--quiet"]
