@@ -23,7 +23,7 @@ from vmae_train.model.loss import ValueDistance
 from vmae_train.model.videomae import (
     HeadModel,
 )
-from vmae_train.objective import FinetuneLoss, Probe, check_labels, first_model, label_words
+from vmae_train.objective import FinetuneLoss, Probe, check_labels, first_model, label_words, learnt_from
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.engine import Engine, RunPlace, Validated, train
 from vmae_train.training.log import is_validated, print_start
@@ -132,7 +132,7 @@ def finetune(
             )
             check_run(mirror.folder, facts, mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
-            first = first_model(spec.model, spec.geometry(), mix, init=init, probe=spec.probe, seed=spec.seed)
+            first = first_model(spec.model, spec.geometry(), learnt_from(mix), init=init, probe=spec.probe, seed=spec.seed)
             model = first.model.to(where)
             check_classes(model, val_shards)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)

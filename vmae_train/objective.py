@@ -32,7 +32,7 @@ from vmae_train.model.videomae import (
 )
 from vmae_train.model.vit import ModelSpec
 
-__all__ = ["FinetuneLoss", "FirstModel", "Probe", "check_labels", "first_model", "label_words"]
+__all__ = ["FinetuneLoss", "FirstModel", "Learnt", "Probe", "check_labels", "first_model", "label_words", "learnt_from"]
 
 Probe = Literal["linear", "attentive"]
 
@@ -85,6 +85,42 @@ def label_words(mix: Mix) -> str:
     return f"{_words_of(mix.sets[0])}; {loss[mix.sets[0].label_kind]}"
 
 
+class Learnt(NamedTuple):
+    """What a head has to answer: classes by name, or values with mean and spread of the training set."""
+
+    kind: LabelKind
+    classes: tuple[str, ...]
+    values: tuple[RegressedValue, ...] = ()
+
+    def fresh(self, geometry: Geometry, seed: int) -> HeadModel:
+        """A new model for it."""
+        if self.kind is LabelKind.CLASS:
+            return Classifier(geometry, self.classes, seed=seed)
+        if self.kind is LabelKind.CLASSES:
+            return MultiLabelClassifier(geometry, self.classes, seed=seed)
+        return Regressor(geometry, self.values, seed=seed)
+
+    def is_of(self, model: HeadModel) -> bool:
+        """Whether a model that has learnt before answers just that, if not in this set's spreads."""
+        if isinstance(model, Regressor):
+            return len(model.values) == len(self.values)
+        kind = MultiLabelClassifier if self.kind is LabelKind.CLASSES else Classifier
+        return isinstance(model, kind) and model.classes == self.classes
+
+
+def learnt_from(mix: Mix) -> Learnt:
+    """A value that is always the same has spread 1."""
+    first = mix.sets[0]
+    if first.label_kind is not LabelKind.VALUES:
+        return Learnt(first.label_kind, first.classes)
+    values_NR = mix.targets(range(len(mix))).astype(np.float64)
+    values = (
+        RegressedValue(name=f"value {r}", mean=float(column.mean()), spread=float(column.std()) or 1.0)
+        for r, column in enumerate(values_NR.T, 1)
+    )
+    return Learnt(first.label_kind, (), tuple(values))
+
+
 class FirstModel(NamedTuple):
     """What a finetuning begins with, and in words where it is from."""
 
@@ -93,7 +129,7 @@ class FirstModel(NamedTuple):
 
 
 def first_model(
-    spec: ModelSpec, geometry: Geometry, mix: Mix, *, init: str | None, probe: Probe | None, seed: int
+    spec: ModelSpec, geometry: Geometry, learnt: Learnt, *, init: str | None, probe: Probe | None, seed: int
 ) -> FirstModel:
     """A fresh head on a trained encoder, another such model's weights, or all fresh; a probe's encoder is frozen.
 
@@ -102,53 +138,31 @@ def first_model(
     recipe = msgspec.structs.replace(geometry, pooling="attentive" if probe == "attentive" else "mean")
     if init is None:
         start = f"from scratch ({recipe.init or 'trunc'} initialisation): no --init was given"
-        first = FirstModel(_fresh(recipe, mix, seed), start)
+        first = FirstModel(learnt.fresh(recipe, seed), start)
     else:
         given = load_start(init, recipe, position_resize=spec.position_resize)
         assert isinstance(given, PretrainModel | HeadModel)
-        first = _continued(given, recipe, mix, init=init, seed=seed, new_head=probe is not None)
+        first = _continued(given, recipe, learnt, init=init, seed=seed, new_head=probe is not None)
     if probe is not None:
         first.model.freeze_encoder()
     first.model.set_options(spec.options)
     return first
 
 
-def _fresh(geometry: Geometry, mix: Mix, seed: int) -> HeadModel:
-    """A new model for the labels of the data."""
-    first = mix.sets[0]
-    if first.label_kind is LabelKind.CLASS:
-        return Classifier(geometry, first.classes, seed=seed)
-    if first.label_kind is LabelKind.CLASSES:
-        return MultiLabelClassifier(geometry, first.classes, seed=seed)
-    return Regressor(geometry, _regressed(mix), seed=seed)
-
-
-def _regressed(mix: Mix) -> tuple[RegressedValue, ...]:
-    """Mean and spread of each value over the training set; a value that is always the same has spread 1."""
-    values_NR = mix.targets(range(len(mix))).astype(np.float64)
-    return tuple(
-        RegressedValue(name=f"value {r}", mean=float(column.mean()), spread=float(column.std()) or 1.0)
-        for r, column in enumerate(values_NR.T, 1)
-    )
-
-
 def _continued(
-    given: PretrainModel | HeadModel, recipe: Geometry, mix: Mix, *, init: str, seed: int, new_head: bool
+    given: PretrainModel | HeadModel, recipe: Geometry, learnt: Learnt, *, init: str, seed: int, new_head: bool
 ) -> FirstModel:
     """The given model where it answers what the data's labels are, else a new head on its encoder."""
-    labels = mix.sets[0]
-    if labels.label_kind is LabelKind.CLASS:
-        model, kept = classifier_on(given, recipe, labels.classes, seed=seed, new_head=new_head)
+    if learnt.kind is LabelKind.CLASS:
+        model, kept = classifier_on(given, recipe, learnt.classes, seed=seed, new_head=new_head)
         return FirstModel(model, f"{init}{kept}")
-    same_kind = MultiLabelClassifier if labels.label_kind is LabelKind.CLASSES else Regressor
-    if isinstance(given, same_kind) and not new_head and given.geometry.pooling == recipe.pooling:
-        if (given.classes, given.head.out_features) == (labels.classes, labels.num_targets):
-            return FirstModel(given, init)
+    trained = given if isinstance(given, HeadModel) and not new_head else None
+    if trained is not None and learnt.is_of(trained) and trained.geometry.pooling == recipe.pooling:
+        return FirstModel(trained, init)
     own = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
-    fresh = _fresh(msgspec.structs.replace(given.geometry, **own), mix, seed)
+    fresh = learnt.fresh(msgspec.structs.replace(given.geometry, **own), seed)
     take_encoder(fresh, given)
-    told = "; a new head: its own answers something else" if isinstance(given, HeadModel) and not new_head else ""
-    return FirstModel(fresh, f"{init}{told}")
+    return FirstModel(fresh, init if trained is None else f"{init}; a new head: its own answers something else")
 
 
 class FinetuneLoss:
