@@ -132,7 +132,9 @@ def finetune(
             )
             check_run(mirror.folder, facts, mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
-            first = first_model(spec.model, spec.geometry(), learnt_from(mix), init=init, probe=spec.probe, seed=spec.seed)
+            first = first_model(
+                spec.model, spec.geometry(), learnt_from(mix), init=init, probe=spec.probe, seed=spec.seed
+            )
             model = first.model.to(where)
             check_classes(model, val_shards)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)

@@ -15,12 +15,14 @@ from vmae_data.errors import MisuseError
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.mix import Mix, parse_data
+from vmae_data.read.shards import LabelKind
 from vmae_data.recipes import load_recipe
-from vmae_train.finetune import FinetuneSpec, FirstModel, finetune, first_classifier
+from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.model.convert import convert
 from vmae_train.model.heads import Classifier
 from vmae_train.model.load import load_model, save_model
 from vmae_train.model.videomae import PretrainModel
+from vmae_train.objective import FirstModel, Learnt, first_model
 from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.training.log import read_log
 from vmae_train.training.run import other_data
@@ -138,9 +140,9 @@ def of_three_classes(tmp_path: Path) -> Path:
 
 
 def _first(init: Path, classes: tuple[str, ...], *words: str) -> FirstModel:
-    return first_classifier(
-        load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*SHORT, *words]), str(init), classes
-    )
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*SHORT, *words])
+    learnt = Learnt(LabelKind.CLASS, classes)
+    return first_model(spec.model, spec.geometry(), learnt, init=str(init), probe=spec.probe, seed=spec.seed)
 
 
 def test_of_a_head_with_more_classes_those_of_the_data_are_kept_by_name(of_three_classes: Path) -> None:
