@@ -75,7 +75,10 @@ def _of_classes(scores: Scores) -> Iterator[Part]:
     bars = tuple(Bar(n, scores.per_class[n], f"{scores.per_class[n]:.1f} % of {counts[n]}") for n in filled)
     yield Bars(bars, f"all {len(filled)} classes", top=100)
     yield Table(
-        ("class", "videos", "right", "right %", "given as answer"), _class_rows(scores), (1, 2, 3, 4), folded="table"
+        ("class", "videos", "right", "right %", "given as answer"),
+        _class_rows(scores),
+        (1, 2, 3, 4),
+        folded="every class",
     )
     wrong = _wrong_answers(confusion, scores.classes)
     if wrong:
@@ -117,7 +120,8 @@ def _of_labels(scores: LabelScores) -> Iterator[Part]:
 
 
 def _of_values(scores: ValueScores) -> Iterator[Part]:
-    yield Facts((headline_fact(scores), Fact("RMSE", f"{scores.rmse:.4g}")))
+    over = f"mean over {len(scores.per_value)} values" if len(scores.per_value) > 1 else ""
+    yield Facts((headline_fact(scores)._replace(note=over), Fact("RMSE", f"{scores.rmse:.4g}", over)))
     yield from _control(scores)
     rows = tuple(
         (name, f"{one.mae:.4g}", f"{one.rmse:.4g}", f"{one.spread:.4g}") for name, one in scores.per_value.items()
