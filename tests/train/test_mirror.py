@@ -175,10 +175,17 @@ def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_buck
     shown = [run_command(*[w for w in _words(data, f"{url}/run") if w != "--quiet"], env=env)]
     ft = ["vmae_train", "finetune", "--recipe", "finetune/demo", "--data", data, "--val", data, "--out", f"{url}/ft"]
     settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'"]
+    settings += ["--set", "evaluate.every_steps=2", "--set", "ema.decay=0.9"]
     shown.append(run_command(*ft, "--init", f"{url}/run", *settings, env=env))
     scores = ["evaluate", f"{url}/ft", "--data", data, "--views", "1x1", "--out", f"{url}/out/scores.json"]
     shown.append(run_command("vmae_train", *scores, env=env))
     assert _bytes_at(s3_bucket, "out/scores.json") == _bytes_at(s3_bucket, "ft/evaluation.json")
+    best = json.loads(_bytes_at(s3_bucket, "ft/best.json"))["step"]
+    there = _names(s3_bucket, "ft")
+    assert {f"{_checkpoint(step)}/{name}" for step in (best, 4) for name in ("ema.safetensors", "state.json")} <= there
+    answers = ["evaluate", f"{url}/ft", "--data", data, "--best", "--ema", "--predictions", f"{url}/out/a.parquet"]
+    shown.append(run_command("vmae_train", *answers, env=env))
+    assert _bytes_at(s3_bucket, "out/a.parquet").startswith(b"PAR1")
     picture = ["reconstruct", f"{url}/run/{_checkpoint(STEPS)}", "--data", data, "--out", f"{url}/out/a.png"]
     shown.append(run_command("vmae_train", *picture, env=env))
     assert _bytes_at(s3_bucket, "out/a.png").startswith(b"\x89PNG")
