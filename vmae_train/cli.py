@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -57,6 +58,13 @@ Scratch = Annotated[
     typer.Option(metavar="DIR", help="Where a run in a bucket works; left out: a folder of this machine's cache."),
 ]
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Take two steps on the data, write nothing, and say what the whole takes: time, memory, disk."
+    ),
+]
+
 
 class Probe(Enum):
     """What learns on a frozen encoder."""
@@ -97,6 +105,7 @@ def pretrain(
     init: Annotated[str | None, typer.Option(metavar="CKPT", help="Start from these weights.")] = None,
     scratch: Scratch = None,
     settings: Settings = None,
+    dry_run: DryRun = False,
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
@@ -114,6 +123,9 @@ def pretrain(
     with open_world(device) as world:
         with world.agreed():
             spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
+        if dry_run:
+            _rehearse(run, spec, quiet, as_json, data=data, init=init, device=device, style=style, world=world)
+            return
         state = run(spec, data=data, out=out, scratch=scratch, init=init, device=device, style=style, world=world)
     if world.is_main:
         told = {"out": str(out), "step": state.step, "unreadable": state.unreadable}
@@ -135,6 +147,7 @@ def finetune(
         Probe | None, typer.Option(help="Freeze the encoder; train a linear head, or attentive pooling and a head.")
     ] = None,
     settings: Settings = None,
+    dry_run: DryRun = False,
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
@@ -153,6 +166,10 @@ def finetune(
         with world.agreed():
             chosen = [f"probe={probe.value}"] if probe else []
             spec = load_recipe("vmae_train", recipe, FinetuneSpec, [*(settings or ()), *chosen])
+        if dry_run:
+            where = {"data": data, "validation": val, "init": init, "device": device, "style": style, "world": world}
+            _rehearse(run, spec, quiet, as_json, **where)
+            return
         report = run(
             spec,
             data=data,
@@ -361,6 +378,36 @@ def _spec_of(name: str) -> Any:
         return PretrainSpec
     first = text.splitlines()[0] if text else ""
     return FinetuneSpec if "evaluate" in tables or "finetune" in f"{name} {first}" else PretrainSpec
+
+
+def _rehearse(run: Callable[..., object], spec: object, quiet: bool, as_json: bool, **where: Any) -> None:
+    """Tell what two steps of a training showed; by the main process."""
+    from datetime import timedelta
+
+    from vmae_train.training.rehearsal import rehearsal_of
+
+    found = rehearsal_of(run, spec, **where)
+    if not where["world"].is_main:
+        return
+    if as_json:
+        cautions = [caution._asdict() for caution in found.cautions]
+        print_json(
+            {**found._asdict(), "total_seconds": found.total_seconds, "disk_mb": found.disk_mb, "cautions": cautions}
+        )
+    elif not quiet:
+        waits = found.wait_seconds / found.step_seconds if found.step_seconds else 0.0
+        rows = {
+            "steps": f"{found.steps} of {found.batch} videos, {found.epochs:g} epochs",
+            "time": f"{timedelta(seconds=round(found.total_seconds))} (h:mm:ss), from the second step ({found.step_seconds:.4g} s); "
+            f"{waits:.0%} of it waiting for data (limits: {found.limits}); evaluation and checkpoints not counted",
+            "memory": f"{found.memory_mb:.0f} MB at the peak, of {'this process' if found.device == 'cpu' else found.device}",
+            "disk": f"{found.disk_mb:.1f} MB: {found.checkpoints} checkpoints of {found.checkpoint_mb:.1f} MB, "
+            "and one more while it is written",
+            "loss": f"{found.loss:.4f}",
+        }
+        show_facts("dry run: nothing was written", rows.items())
+    for caution in found.cautions:
+        print(f"warning: {caution.text}", file=sys.stderr)
 
 
 def _tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> None:

@@ -29,7 +29,8 @@ from vmae_train.training.engine import Engine, RunPlace, Validated, train
 from vmae_train.training.log import is_validated, print_start
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
-from vmae_train.training.run import BatchLayout, RunFacts, check_run, other_data
+from vmae_train.training.rehearsal import rehearse
+from vmae_train.training.run import BatchLayout, RunFacts, check_run
 from vmae_train.training.start import RunSpec, begin_together, settle
 from vmae_train.training.world import World, choose_device
 
@@ -94,10 +95,13 @@ def finetune(
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     world: World | None = None,
+    dry_run: bool = False,
 ) -> FinetuneReport:
     """Finetune in the folder or bucket `out`, or go on where it was stopped, and score the validation set.
 
     A run in a bucket works in a folder below `scratch`, else in one of this machine's cache.
+
+    A `dry_run` takes two steps, writes no checkpoint and raises Rehearsed (see `training.rehearsal`).
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
@@ -137,6 +141,7 @@ def finetune(
             )
             model = first.model.to(where)
             check_classes(model, val_shards)
+            warned = settled.facts("finetune", init=init, frozen=spec.probe is not None)
             optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
             engine = settled.engine(model, optimizer, where)
         state = begin_together(world, mirror, facts, engine, keep=spec.checkpoint.keep)
@@ -144,23 +149,26 @@ def finetune(
             "labels": label_words(mix),
             "augmentation": augmentation_words(spec, may_flip=bool(mix.may_flip_N.any())),
             "start": first.start,
-            **({"other data": other} if (other := other_data(init, mix)) else {}),
             **({"probe": f"{spec.probe}; the encoder is frozen"} if spec.probe else {}),
             **settled.rows(engine, state.step),
         }
-        print_start(f"finetune → {mirror.shown}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
+        print_start(
+            "finetune, a dry run" if dry_run else f"finetune → {mirror.shown}",
+            rows,
+            quiet=world.style(style) is ProgressStyle.QUIET,
+        )
         validation_run = _Validation(spec, engine, val_shards, world)
         if state.step < settled.steps or validation_run.is_owed(mirror.folder, state.step):
             augment = Augment(settled.augment).to(where)
             with settled.loader(state.step, where, targets=mix.sets[0].label_kind is not LabelKind.CLASS) as loader:
-                state = train(
+                state = (rehearse if dry_run else train)(
                     engine,
                     loader,
                     FinetuneLoss(
                         model.train(), augment, spec.mix, repeats=spec.train.repeats, value_loss=spec.value_loss
                     ),
                     world=world,
-                    place=RunPlace(mirror, spec.checkpoint, spec.log, style),
+                    place=RunPlace(mirror, spec.checkpoint, spec.log, style, warned),
                     start=state,
                     order=settled.order,
                     title="finetune steps",

@@ -25,6 +25,7 @@ from vmae_train.training.engine import Engine, RunPlace, train
 from vmae_train.training.log import print_start
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
+from vmae_train.training.rehearsal import rehearse
 from vmae_train.training.run import RunFacts, check_run
 from vmae_train.training.start import RunSpec, Settled, begin_together, settle
 from vmae_train.training.world import World, choose_device
@@ -73,11 +74,14 @@ def pretrain(
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     world: World | None = None,
+    dry_run: bool = False,
 ) -> RunState:
     """Pretrain in the folder or bucket `out`, or go on where it was stopped; with the other processes of `world`, if any.
 
     `data` are data sets, `URL` or `URL:WEIGHT` each. A run in a bucket works in a folder below `scratch`, else in one of
     this machine's cache.
+
+    A `dry_run` takes two steps, writes no checkpoint and raises Rehearsed (see `training.rehearsal`).
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
@@ -104,21 +108,26 @@ def pretrain(
             check_run(mirror.folder, facts, mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
             model = first_model(spec, init).to(where).train()
+            warned = settled.facts("pretrain", init=init)
             optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
             engine = settled.engine(model, optimizer, where)
         state = begin_together(world, mirror, facts, engine, keep=spec.checkpoint.keep)
         quiet = world.style(style) is ProgressStyle.QUIET
-        print_start(f"pretrain → {mirror.shown}", _rows(settled, spec, engine, state.step), quiet=quiet)
+        print_start(
+            "pretrain, a dry run" if dry_run else f"pretrain → {mirror.shown}",
+            _rows(settled, spec, engine, state.step),
+            quiet=quiet,
+        )
         if state.step >= settled.steps:
             return state
         augment = Augment(settled.augment).to(where)
         with settled.loader(state.step, where) as loader:
-            return train(
+            return (rehearse if dry_run else train)(
                 engine,
                 loader,
                 PretrainLoss(model, augment, spec.mask, repeats=spec.train.repeats),
                 world=world,
-                place=RunPlace(mirror, spec.checkpoint, spec.log, style),
+                place=RunPlace(mirror, spec.checkpoint, spec.log, style, warned),
                 start=state,
                 order=settled.order,
                 title="pretrain steps",

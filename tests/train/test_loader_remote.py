@@ -167,7 +167,7 @@ def test_a_training_from_a_bucket_goes_on_with_the_network_off_once_its_data_is_
     words = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--set", "train.steps=8", "--out"]
     run_command(*words, tmp_path / "here", "--data", demo_shards, "--set", "log.every_steps=1")
     run_command(*words, tmp_path / "there", "--data", remote_shards, *cache)
-    lines = read_log(tmp_path / "there")
+    lines = read_log(tmp_path / "there", "train")
     assert {key: lines[0][key] is not None for key in ("limits", "cache_hits", "read_mb")} == dict.fromkeys(
         ("limits", "cache_hits", "read_mb"), True
     )
@@ -178,7 +178,7 @@ def test_a_training_from_a_bucket_goes_on_with_the_network_off_once_its_data_is_
     network.change(Faults(down_seconds=3600))
     again = run_command(*words, tmp_path / "off", "--data", remote_shards, *cache)
     assert "its store does not answer; the copy that this machine has is used" in " ".join(again.stderr.split())
-    lines = read_log(tmp_path / "off")
+    lines = read_log(tmp_path / "off", "train")
     assert {(line["cache_hits"], line["read_mb"]) for line in lines} == {(1.0, 0.0)}
-    losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("here", "there", "off")]
+    losses = [[line["loss"] for line in read_log(tmp_path / name, "train")] for name in ("here", "there", "off")]
     assert losses[0] == losses[1] == losses[2]

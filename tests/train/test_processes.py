@@ -54,7 +54,7 @@ def _pretrain(shards: Path, out: Path, *settings: str, steps: int = STEPS) -> li
 
 
 def _losses(run: Path) -> list[float]:
-    lines = read_log(run)
+    lines = read_log(run, "train")
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
 
@@ -127,7 +127,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(
     words = _pretrain(demo_shards, out, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=2000)
     process = subprocess.Popen(_torchrun(2, "vmae_train.cli", *words), stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + HANGS_SECONDS
-    while len(read_log(out)) < 3 and process.poll() is None and time.monotonic() < until:
+    while len(read_log(out, "train")) < 3 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     os.kill(_process_of_rank(process.pid, 1), signal.SIGTERM)
     _, said = process.communicate(timeout=HANGS_SECONDS)
@@ -136,7 +136,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(
     assert said.count("vmae-train: stopped") == 1
     (saved,) = (out / "checkpoints").glob("step-*/state.json")
     step = json.loads(saved.read_text())["step"]
-    assert len(read_log(out)) == step >= 3
+    assert len(read_log(out, "train")) == step >= 3
     whole = tmp_path / "whole"
     more = _pretrain(demo_shards, whole, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=2000)
     _until(whole, step + 4, _torchrun(1, "vmae_train.cli", *more))
@@ -148,11 +148,11 @@ def _until(run: Path, lines: int, command: list[str]) -> None:
     """Let a run go on until its log has so many lines, then stop it by its launcher."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     until = time.monotonic() + HANGS_SECONDS
-    while len(read_log(run)) < lines and process.poll() is None and time.monotonic() < until:
+    while len(read_log(run, "train")) < lines and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     process.terminate()
     process.wait(timeout=HANGS_SECONDS)
-    assert len(read_log(run)) >= lines
+    assert len(read_log(run, "train")) >= lines
 
 
 def _process_of_rank(launcher: int, rank: int) -> int:

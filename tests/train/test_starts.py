@@ -34,7 +34,7 @@ SHORT = ["train.steps=4", "log.every_steps=1", "model.depth=2", "model.position=
 def _pretrain(shards: Path, out: Path, *words: str, init: Path | None = None) -> list[float]:
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [*SHORT, *words])
     pretrain(spec, data=[str(shards)], out=out, init=str(init) if init else None, style=QUIET)
-    return [line["loss"] for line in read_log(out)]
+    return [line["loss"] for line in read_log(out, "train")]
 
 
 def _finetune(shards: Path, out: Path, *words: str, init: Path | None = None) -> Classifier:

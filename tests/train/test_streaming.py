@@ -129,7 +129,7 @@ def test_credentials_that_expire_end_a_training_with_one_line_and_it_goes_on(
     network.change(Faults())
     for out, data in (("run", url), ("other", str(demo_shards))):
         subprocess.run(_train(data, tmp_path / out), check=True, timeout=250)
-    losses = [[line["loss"] for line in read_log(tmp_path / out)] for out in ("run", "other")]
+    losses = [[line["loss"] for line in read_log(tmp_path / out, "train")] for out in ("run", "other")]
     assert len(losses[0]) == 40 and losses[0] == losses[1]
 
 

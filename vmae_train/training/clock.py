@@ -118,7 +118,7 @@ def _memory_mb(device: torch.device) -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def note(line: dict[str, Any], batch: int) -> str:
+def note(line: dict[str, Any], loss: str) -> str:
     speed = f"{line['clips_per_second']:.0f} clips/s, " if line["clips_per_second"] else ""
     limit = "" if line["limits"] == "compute" else f" ({line['limits']})"
-    return f"loss {line['loss']:.4f}, {speed}{line['data_wait']:.0%} waiting for data{limit}"
+    return f"{loss} {line['loss']:.4f}, {speed}{line['data_wait']:.0%} waiting for data{limit}"

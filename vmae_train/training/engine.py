@@ -22,12 +22,14 @@ from vmae_train.model.ema import WeightMean
 from vmae_train.model.fetched import BEST
 from vmae_train.model.videomae import VideoModel
 from vmae_train.training.agree import Agreed, Signals, StepAgreement
+from vmae_train.training.cautions import Caution, TrainingFacts, at_start, from_log
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, save_checkpoint
 from vmae_train.training.clock import Clock, Remarks, note
 from vmae_train.training.log import LogSpec, RunLog, is_validated
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import Schedule
-from vmae_train.training.run import BatchLayout, TrainingOrder
+from vmae_train.training.run import BatchLayout, TrainingOrder, read_facts
+from vmae_train.training.trackers import Tracker, open_trackers
 from vmae_train.training.world import Spread, World
 
 __all__ = ["Engine", "Loss", "TrainSpec", "Validated", "train"]
@@ -180,6 +182,7 @@ class RunPlace(NamedTuple):
     checkpoint: CheckpointSpec
     log: LogSpec
     style: ProgressStyle
+    facts: TrainingFacts
 
 
 def train(
@@ -210,6 +213,8 @@ def train(
         meter(title, steps, world.style(place.style), start=start.step) as shown,
     ):
         agree = StepAgreement(world, signals, loader.unreadable)
+        for caution in keeper.cautions(start.step, at_start(place.facts)):
+            shown.remark(f"warning: {caution.text}")
         if validate is not None and keeper.owes_validation(start.step, validate_every):  # stopped before it was done
             keeper.validated(start.step, validate())
         for step in range(start.step, steps):
@@ -226,7 +231,9 @@ def train(
                     batch=engine.spec.batch,
                 )
                 keeper.write(line)
-                shown.note = note(line, engine.spec.batch)
+                shown.note = note(line, "masked loss" if place.facts.kind == "pretrain" else "loss")
+                for caution in keeper.cautions(done):
+                    shown.remark(f"warning: {caution.text}")
                 for remark in remarks.fresh():
                     shown.remark(remark)
             shown.advance()
@@ -250,9 +257,15 @@ class _Keeper:
         if engine.scaler.is_enabled() and start.scaler:
             engine.scaler.load_state_dict(start.scaler)
         self._log: RunLog | None = None
+        self._trackers: list[Tracker] = []
         with world.agreed():
             if world.is_main:
-                self._log = RunLog(place.mirror.folder, step=start.step)
+                run, kind = place.mirror.folder, place.facts.kind
+                self._log = log = RunLog(run, step=start.step)
+                recipe = read_facts(run).recipe
+                self._trackers = open_trackers(
+                    place.log, run, kind=kind, step=start.step, past=log.lines, recipe=recipe
+                )
 
     def state_at(self, step: int) -> RunState:
         scaler = self._engine.scaler
@@ -266,6 +279,21 @@ class _Keeper:
     def write(self, line: dict[str, Any]) -> None:
         if self._log is not None:
             self._log.write(line)
+            for tracker in self._trackers:
+                tracker.write(line)
+
+    def cautions(self, step: int, found: list[Caution] | None = None) -> list[Caution]:
+        """Of what was found at the start, or is in the log, what this run was not told before; now it is logged."""
+        if self._log is None:
+            return []
+        lines, facts = self._log.lines, self._place.facts
+        told = {line.get("name") for line in lines if line["kind"] == "warning"}
+        if found is None:
+            found = from_log(lines, facts.kind, self._engine.schedule.warmup)
+        fresh = [caution for caution in found if caution.name not in told]
+        for caution in fresh:
+            self.write({"kind": "warning", "step": step, **caution._asdict()})
+        return fresh
 
     def save(self, step: int) -> None:
         """The others wait, so that a run that is to end does not end before it is saved."""
@@ -308,6 +336,8 @@ class _Keeper:
             self._world.raise_first(_broken(int(at), self._place.mirror, self._order))
 
     def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
         if self._log is not None:
             self._log.close()
 

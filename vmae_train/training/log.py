@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,9 +16,16 @@ __all__ = ["LogSpec", "RunLog", "print_start", "read_log"]
 
 
 class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often numbers are fetched from the device and written."""
+    """How often numbers are fetched from the device and written, and where beside RUN/log.jsonl.
+
+    `tensorboard` writes to RUN/tensorboard, `wandb` to RUN/wandb and, `online`, to its server.
+    """
 
     every_steps: int = 50
+    tensorboard: bool = False
+    wandb: Literal["online", "offline"] | None = None
+    wandb_project: str = "vmae"
+    wandb_name: str | None = None
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -30,12 +37,13 @@ class RunLog:
 
     def __init__(self, run: Path, *, step: int) -> None:
         path = run / LOG
-        kept = [line for line in read_log(run) if line["step"] <= step]
+        self.lines = [line for line in read_log(run) if line["step"] <= step]
         if path.exists():
-            commit_bytes(path, b"".join(msgspec.json.encode(line) + b"\n" for line in kept))
+            commit_bytes(path, b"".join(msgspec.json.encode(line) + b"\n" for line in self.lines))
         self._file = path.open("ab")
 
     def write(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
         self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
@@ -47,8 +55,8 @@ class RunLog:
         self._file.close()
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's log; one that a kill cut short, or that is not ours, is left out."""
+def read_log(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Every whole line of a run's log, or those of a kind (train, validation, warning); one that a kill cut short, or that is not ours, is left out."""
     path = run / LOG
     if not path.exists():
         return []
@@ -58,7 +66,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             line = msgspec.json.decode(raw, type=dict[str, Any])
         except (msgspec.DecodeError, RecursionError):
             continue
-        if isinstance(line.get("step"), int) and isinstance(line.get("kind"), str):
+        if isinstance(line.get("step"), int) and isinstance(line.get("kind"), str) and kind in (None, line["kind"]):
             lines.append(line)
     return lines
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,12 +22,14 @@ from vmae_train.model.ema import EmaSpec
 from vmae_train.model.fetched import BEST, EVALUATION, RUN
 from vmae_train.model.videomae import VideoModel
 from vmae_train.model.vit import Geometry, ModelSpec
+from vmae_train.training.cautions import TrainingFacts
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, resume
 from vmae_train.training.engine import Engine, TrainSpec
 from vmae_train.training.log import LogSpec
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import OptimSpec, Schedule
-from vmae_train.training.run import BatchLayout, RunFacts, TrainingOrder, begin_run
+from vmae_train.training.run import BatchLayout, RunFacts, TrainingOrder, begin_run, other_data
+from vmae_train.training.trackers import check_trackers
 from vmae_train.training.world import World
 
 __all__ = ["RunSpec", "Settled", "begin_together", "settle"]
@@ -86,6 +88,21 @@ class Settled(NamedTuple):
             device=device,
             clip_grad=spec.optim.clip_grad,
             ema=spec.ema.of(model),
+        )
+
+    def facts(self, kind: Literal["pretrain", "finetune"], *, init: str | None, frozen: bool = False) -> TrainingFacts:
+        """What warnings hang on. Raises DataError for an --init whose run can't be read."""
+        layout = self.layout
+        return TrainingFacts(
+            kind=kind,
+            published_size=self.spec.model.size != "tiny",
+            frozen=frozen,
+            base_lr=self.spec.optim.base_lr,
+            batch=self.spec.train.batch,
+            world=layout.world,
+            places=layout.world * layout.portions * layout.size,
+            schedule=self.schedule,
+            other_data=other_data(init, self.mix) if kind == "finetune" else None,
         )
 
     def loader(self, start: int, device: torch.device, *, targets: bool = False) -> ClipLoader:
@@ -147,6 +164,7 @@ def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
 
     Raises MisuseError where they don't fit each other, DataError for data that can't be read.
     """
+    check_trackers(spec.log)
     mix = Mix.open([parse_data(text) for text in data])
     geometry = spec.geometry()
     for shards in mix.sets:

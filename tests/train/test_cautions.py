@@ -1,0 +1,83 @@
+"""Early warnings: each known trouble is told, and no published recipe is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vmae_data.recipes import list_recipes, load_recipe
+from vmae_train.cli import _spec_of
+from vmae_train.training.cautions import TrainingFacts, at_start, from_log
+from vmae_train.training.optim import Schedule
+
+SCHEDULE = Schedule(peak=6e-4, lowest=0, warmup=40, steps=800)
+SOUND = TrainingFacts("pretrain", True, False, 1.5e-4, 1024, 8, 1024, SCHEDULE)
+
+
+def _lines(losses: list[float], **more: Any) -> list[dict[str, Any]]:
+    line = {"kind": "train", "data_wait": 0.0, "limits": "compute"}
+    return [{**line, "step": step, "loss": loss, **more} for step, loss in enumerate(losses, 1)]
+
+
+def _names(facts: TrainingFacts) -> list[str]:
+    return [caution.name for caution in at_start(facts)]
+
+
+def test_a_sound_training_gets_no_warning() -> None:
+    assert _names(SOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "word"),
+    [
+        ("learning rate", {"base_lr": 6e-3}, "0.0006 to 0.004"),
+        ("learning rate", {"base_lr": 1e-5}, "given is 1e-05"),
+        ("small batch", {"batch": 32, "places": 32}, "train.batch = 32"),
+        ("uneven batch", {"places": 1040}, "16 of 1040 places"),
+        ("endless warm-up", {"schedule": Schedule(peak=1e-4, lowest=0, warmup=80, steps=80)}, "all 80 steps"),
+        ("other data", {"other_data": "trained elsewhere"}, "trained elsewhere"),
+    ],
+)
+def test_each_trouble_is_told_alone_with_its_numbers(name: str, changes: dict[str, Any], word: str) -> None:
+    (caution,) = at_start(SOUND._replace(**changes))
+    assert caution.name == name and word in caution.text and "\n" not in caution.text
+
+
+def test_rates_of_probes_and_small_own_models_have_no_published_rule() -> None:
+    odd = SOUND._replace(base_lr=1.0, batch=8, places=8)
+    assert set(_names(odd)) == {"learning rate", "small batch"}
+    assert _names(odd._replace(frozen=True)) == _names(odd._replace(published_size=False)) == []
+
+
+@pytest.mark.parametrize("name", list_recipes("vmae_train"))
+def test_no_recipe_is_warned_of_its_rate_or_batch(name: str) -> None:
+    spec = load_recipe("vmae_train", name, _spec_of(name), ())
+    kind = "pretrain" if name.startswith("pretrain/") else "finetune"
+    batch = spec.train.batch
+    facts = SOUND._replace(
+        kind=kind, published_size=spec.model.size != "tiny", base_lr=spec.optim.base_lr, batch=batch, places=batch
+    )
+    assert _names(facts) == []
+
+
+def test_a_loss_that_stays_is_told_and_near_one_by_its_reason() -> None:
+    (near,) = from_log(_lines([1.2] * 10 + [0.998, 1.001] * 10), "pretrain", warmup=10)
+    assert near.name == "constant loss" and "each cube's mean" in near.text
+    (stuck,) = from_log(_lines([0.693] * 20), "finetune", warmup=0)
+    assert "each cube's mean" not in stuck.text and "0.693" in stuck.text
+
+
+def test_a_loss_that_falls_or_fell_or_warms_up_is_not_told() -> None:
+    falling = [0.99**step for step in range(30)]
+    assert from_log(_lines(falling), "pretrain", warmup=0) == []
+    assert from_log(_lines([*falling, *[0.7] * 40]), "pretrain", warmup=0) == []  # flat at its end
+    assert from_log(_lines([1.0] * 29), "pretrain", warmup=10) == []
+
+
+@pytest.mark.parametrize(("stage", "word"), [("decode", "loader.workers"), ("network", "cache"), ("transfer", "way")])
+def test_waiting_is_told_by_its_stage_when_it_lasts(stage: str, word: str) -> None:
+    waiting = _lines([1.0] * 5, data_wait=0.95, limits=stage)
+    (caution,) = from_log(waiting, "pretrain", warmup=0)
+    assert caution.name == "waiting for data" and word in caution.text and "95%" in caution.text
+    assert from_log([*waiting[:4], *_lines([1.0])], "pretrain", warmup=0) == []

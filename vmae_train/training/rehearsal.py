@@ -1,0 +1,133 @@
+"""A dry run: the first two steps of a training as it would be, and what the whole would take."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmae_train.clips.loader import ClipLoader
+from vmae_train.training.agree import Signals, StepAgreement
+from vmae_train.training.cautions import Caution, at_start
+from vmae_train.training.checkpoint import RunState
+from vmae_train.training.clock import Spent
+from vmae_train.training.engine import Engine, Loss, RunPlace, Validated
+from vmae_train.training.run import TrainingOrder
+from vmae_train.training.world import World
+
+__all__ = ["Rehearsal", "Rehearsed", "rehearsal_of", "rehearse"]
+
+STEPS = 2
+
+
+class Rehearsal(NamedTuple):
+    """What two steps showed. Of several processes the most memory and the longest wait count."""
+
+    steps: int
+    epochs: float
+    batch: int
+    loss: float  # of the second step
+    step_seconds: float  # the second step; the first has the start of decoders and kernels in it
+    wait_seconds: float  # of it, for data
+    limits: str  # the stage that limits: compute, transfer, decode, network
+    memory_mb: float  # the device's peak; on a CPU that of the process
+    device: str
+    checkpoint_mb: float
+    checkpoints: int
+    cautions: tuple[Caution, ...]
+
+    @property
+    def total_seconds(self) -> float:
+        """The whole training, without evaluation and checkpoints."""
+        return self.steps * self.step_seconds
+
+    @property
+    def disk_mb(self) -> float:
+        """The kept checkpoints, and the one that is written before the oldest goes."""
+        return (self.checkpoints + 1) * self.checkpoint_mb
+
+
+class Rehearsed(Exception):
+    """The end of a dry run, in place of the training that would follow."""
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        super().__init__("a dry run has ended")
+        self.rehearsal = rehearsal
+
+
+def rehearsal_of(run: Callable[..., object], spec: object, **where: Any) -> Rehearsal:
+    """What the two first steps of `pretrain` or `finetune` show, taken in a folder that goes again.
+
+    Raises what they raise.
+    """
+    with TemporaryDirectory(prefix="vmae-dry-run-") as folder:
+        try:
+            run(spec, out=folder, dry_run=True, **where)
+        except Rehearsed as end:
+            return end.rehearsal
+    raise AssertionError("a dry run went on to its end")
+
+
+def rehearse(
+    engine: Engine,
+    loader: ClipLoader,
+    loss_of: Loss,
+    *,
+    world: World,
+    place: RunPlace,
+    start: RunState,
+    order: TrainingOrder,
+    title: str,
+    validate: Callable[[], Validated] | None = None,
+    validate_every: int | None = None,
+) -> RunState:
+    """Take the place of `train` for two steps. Raises Rehearsed with what they showed; nothing is written."""
+    batches, spread = iter(loader), world.spread(engine.model, loss_of)
+    seconds, loss, spent = 0.0, 0.0, Spent.by(loader)
+    with Signals() as signals:
+        agree = StepAgreement(world, signals, loader.unreadable)
+        for step in range(min(STEPS, engine.schedule.steps)):
+            began_at, before = time.perf_counter(), Spent.by(loader)
+            numbers = engine.step(step, batches, spread, agree)
+            loss = float(numbers.loss)  # waits for the device
+            seconds, spent = time.perf_counter() - began_at, Spent.by(loader).since(before)
+            agree.stop(numbers.agreed)
+    everyone = world.gather_floats([loss, seconds, spent.waited, _peak_mb(engine.device)])
+    losses, times, waits, memories = zip(*everyone, strict=True)
+    raise Rehearsed(
+        Rehearsal(
+            steps=engine.schedule.steps,
+            epochs=round(engine.schedule.steps / order.steps_per_epoch, 2),
+            batch=engine.spec.batch,
+            loss=sum(losses),
+            step_seconds=max(times),
+            wait_seconds=max(waits),
+            limits=spent.limit(seconds),
+            memory_mb=round(max(memories), 1),
+            device=str(engine.device),
+            checkpoint_mb=round(_checkpoint_mb(engine), 3),
+            checkpoints=place.checkpoint.keep,
+            cautions=tuple(at_start(place.facts)),
+        )
+    )
+
+
+def _checkpoint_mb(engine: Engine) -> float:
+    """The weights, the optimizer's two moments of each, and their running mean in float32 where one is kept."""
+    tensors: list[Tensor] = [*engine.model.state_dict().values()]
+    tensors += [
+        value for state in engine.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    ]
+    mean = sum(4 * value.numel() for value in engine.model.state_dict().values()) if engine.ema is not None else 0
+    return (mean + sum(tensor.numel() * tensor.element_size() for tensor in tensors)) / 1e6
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
