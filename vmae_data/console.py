@@ -217,6 +217,8 @@ def num_cores() -> int:
 
 def check_file_place(option: str, path: Path | None) -> None:
     """Refuse, before the work and not after it, a place where no file can be written. Raises MisuseError."""
+    if path is not None and path.parts[:1] and path.parts[0].endswith(":"):
+        raise MisuseError(f"{option} {path}: URLs are not taken here; name a file of this machine")
     if path is not None and path.is_dir():
         raise MisuseError(f"{option} {path}: is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():
@@ -277,6 +279,9 @@ def _speaks() -> bool:
 def _tell(name: str, words: str, status: int) -> int:
     """One line on stderr, whatever the path in it holds; the traceback on request."""
     if "--debug" in sys.argv:
-        raise
+        import traceback
+
+        traceback.print_exc()
+        return status
     print(f"{name}: {_one_line(words)}", file=sys.stderr)
     return status

@@ -24,7 +24,7 @@ from vmae_data.console import (
     show_facts,
     show_recipes,
 )
-from vmae_data.errors import VmaeError
+from vmae_data.errors import MisuseError, VmaeError
 
 __all__ = ["app", "main"]
 
@@ -332,6 +332,8 @@ def feed(
     from vmae_data.recipes import load_recipe
     from vmae_train.feed import feed as run
 
+    if not appetite < 1e9:
+        raise MisuseError(f"--appetite {appetite:g}: expected clips a second, such as 1000")
     spec = load_recipe("vmae_train", recipe, _spec_of(recipe), settings or ())
     report = run(spec, data=data, seconds=seconds, device=device, style=progress_style(quiet, as_json))
     if as_json:

@@ -72,6 +72,8 @@ def feed(
     The first batches, on which everything starts, are counted apart. Raises MisuseError and DataError as a training does,
     and MisuseError where the recipe's steps are too few to measure.
     """
+    if not 0 < seconds < 1e6:
+        raise MisuseError(f"--seconds {seconds:g}: expected a number of seconds, such as 20")
     settled = settle(spec, data, World())
     where = choose_device(device, threads=spec.train.threads)
     with settled.loader(0, where) as loader:

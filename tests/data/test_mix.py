@@ -76,8 +76,6 @@ def test_a_batch_late_in_a_long_run_comes_quickly() -> None:
         ("http://host:9000/:2", "http://host:9000/", 2.0),
         ("C:/shards", "C:/shards", None),
         ("shards/a:b", "shards/a:b", None),
-        ("shards/a:1e5", "shards/a:1e5", None),
-        ("shards/a:-1", "shards/a:-1", None),
     ],
 )
 def test_a_weight_is_a_number_after_the_last_colon(text: str, url: str, weight: float | None) -> None:
@@ -111,3 +109,9 @@ def test_samples_are_numbered_through(demo_shards: Path) -> None:
     assert mix.key(count + 3) == f"{shards.key(3)} (data 2)"
     assert mix.sample_number(count + 3) == shards.sample_number(3)
     assert Mix.of(shards).key(3) == shards.key(3)
+
+
+@pytest.mark.parametrize("text", ["s3://b/k:-1", "s3://b/k:nan", "s3://b/k:1e3", "s3://b/k:", "", "x:inf"])
+def test_what_is_meant_as_a_weight_and_is_none_is_refused(text: str) -> None:
+    with pytest.raises(MisuseError, match="--data"):
+        parse_data(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmae_data.errors import MisuseError, VmaeError
-from vmae_data.store import RemotePlace, local_path, place_of, set_options, shown_options
+from vmae_data.store import RemotePlace, local_path, place_of, read_bytes, set_options, shown_options
 from vmae_data.store.options import VARIABLE, access_of
 
 
@@ -38,6 +38,11 @@ def test_places_are_joined_and_named_as_paths_are():
         ("s3:///x", "names no bucket"),
         ("https://user:hunter2@host/x", "--storage-option"),
         ("https://host/x?sig=hunter2", "--storage-option"),
+        ("s3://bucket/x?X-Amz-Signature=hunter2", "--storage-option"),
+        ("s3://bucket/../x", "has .. in it"),
+        ("http://host:x/y", "no host, or host:port"),
+        ("http://host:99999/y", "no host, or host:port"),
+        ("http://host:80:3", "no host, or host:port"),
     ],
 )
 def test_a_url_that_can_not_be_used_is_refused_without_its_secrets(url, says):
@@ -67,6 +72,39 @@ def test_an_option_that_can_not_be_read_is_refused(option):
     with pytest.raises(MisuseError, match="--storage-option"):
         set_options([option])
         access_of("s3")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["127.0.0.1:9000", "localhost:9000", "notaurl", "http://u:hunter2@host:9", "http://a b"]
+)
+def test_an_endpoint_that_is_no_url_is_refused_before_the_client_meets_it(endpoint, monkeypatch):
+    set_options([f"endpoint={endpoint}"])
+    with pytest.raises(MisuseError, match="expected http://HOST:PORT") as caught:
+        access_of("s3")
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv(VARIABLE, "{}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(MisuseError, match="expected http://HOST:PORT"):
+        access_of("s3")
+
+
+def test_a_key_with_a_line_end_is_named_and_not_shown(monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "hunter2\r")
+    with pytest.raises(MisuseError, match="AWS_SESSION_TOKEN: has a line end") as caught:
+        access_of("s3")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["root_certificate=/no/pem", "header.bad name=x"])
+def test_client_options_that_can_not_be_used_are_one_line(option):
+    set_options([option, "skip_signature=true", "region=us-east-1"])
+    with pytest.raises(MisuseError, match="can't be used for s3://bucket"):
+        read_bytes(place_of("s3://bucket/x"))
+
+
+def test_an_option_that_is_not_known_to_be_harmless_is_not_shown():
+    set_options(["acess_key=hunter2", "region=r1"])
+    assert shown_options() == {"acess_key": "…", "region": "r1"}
 
 
 def test_a_profile_gives_keys_and_the_environment_goes_before_the_default_one(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.errors import DataError, SampleError
+from vmae_data.errors import DataError, NotThereError, SampleError
 from vmae_data.read.ahead import ReadAhead, Wanted
 from vmae_data.read.cache import RemoteShard, ShardCache
 from vmae_data.read.table import MemberPlace, Table
@@ -157,7 +157,12 @@ class Fetcher:
         if not self._ahead.is_asked(far.wanted) and (data := self._from_cache(far)) is not None:
             self._add(Took(hits=1))
             return data
-        found = self._ahead.take(far.wanted)
+        try:
+            found = self._ahead.take(far.wanted)
+        except NotThereError as error:
+            raise DataError(
+                f"{error.args[0].partition(';')[0]}, and the index lists it; put it back, then go on"
+            ) from None
         self._add(Took(range_bytes=found.read, misses=self._cache is not None))
         return found.data
 

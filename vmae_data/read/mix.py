@@ -28,6 +28,7 @@ from vmae_data.read.shards import Shards
 __all__ = ["DataChoice", "Mix", "MixOrder", "MixedBatch", "parse_data"]
 
 _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
+_LIKE_A_NUMBER = re.compile(r"|-[\d.]+|nan|[+-]?inf|[\d.]+e[+-]?\d+", re.I)
 _HOST_ONLY = re.compile(r"https?://[^/]*")
 
 
@@ -43,7 +44,13 @@ def parse_data(text: str) -> DataChoice:
 
     Raises MisuseError for a weight of 0.
     """
+    if not text:
+        raise MisuseError("--data: is empty; name a folder of shards or its index.json")
     url, colon, last = text.rpartition(":")
+    if colon and _LIKE_A_NUMBER.fullmatch(last) and not Path(text).exists():
+        raise MisuseError(
+            f"--data {text}: a weight of {last or 'nothing'}; expected a number above 0, such as 0.25, or no weight"
+        )
     if not colon or not url or not _NUMBER.fullmatch(last) or _HOST_ONLY.fullmatch(url) or Path(text).exists():
         return DataChoice(text)
     if float(last) <= 0 or not math.isfinite(float(last)):

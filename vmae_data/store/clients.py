@@ -85,7 +85,7 @@ def open_store(place: RemotePlace) -> Opened:
         if access.config:
             raise MisuseError(f"--storage-option {next(iter(access.config))}: not known for {place.scheme}://")
         return twice(stores.HTTPStore.from_url, place.root)
-    except exceptions.BaseError as error:
+    except (exceptions.BaseError, ValueError, TypeError) as error:
         key = re.search(r"[Cc]onfiguration key[^'\"]*['\"]([a-z0-9_.]+)['\"]", str(error))
         what = f"--storage-option {key[1]}: not known for" if key else "options that can't be used for"
         raise MisuseError(f"{what} {place.root}; see docs/storage.md") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from configparser import ConfigParser, Error
 from datetime import timedelta
@@ -34,8 +35,18 @@ CONNECT_SECONDS = 10.0
 _TIMES = ("timeout", "read_timeout", "connect_timeout")
 _CLIENT = ("allow_http", "allow_invalid_certificates", "proxy_url", "root_certificate", "user_agent")
 _HEADER = "header."
-# What a name has to hold to be a secret: its value is never shown.
-_SECRET = ("secret", "token", "password", "key", "sas", "signature", "credential", "authorization", "header.")
+_SHOWN = (
+    *_TIMES,
+    "give_up",
+    "endpoint",
+    "region",
+    "profile",
+    "skip_signature",
+    "allow_http",
+    "account_name",
+    "proxy_url",
+)
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._~\-\[\]:]+(/[^\s@]*)?")
 
 
 class Access(NamedTuple):
@@ -75,8 +86,8 @@ def shown_options() -> dict[str, str]:
 
 
 def _is_secret(key: str, value: str) -> bool:
-    """By its name, or as a URL with a password in it: a proxy's may have one."""
-    return any(word in key for word in _SECRET) or "@" in value
+    """All but what is known to be none: a name may be misspelt, and a proxy's URL may hold a password."""
+    return key not in _SHOWN or "@" in value
 
 
 def access_of(scheme: str) -> Access:
@@ -112,6 +123,8 @@ def access_of(scheme: str) -> Access:
             raise MisuseError(
                 "az://: no account is named; set AZURE_STORAGE_ACCOUNT_NAME, or --storage-option account_name=…"
             )
+    _check_texts(config)
+    _check_endpoint(_endpoint(scheme, config))
     if scheme == "http" or _endpoint(scheme, config).startswith("http://"):
         client.setdefault("allow_http", True)
     return Access(config, client, give_up)
@@ -175,6 +188,26 @@ def _seconds(key: str, value: str) -> float:
     if not 0 < seconds < 1e6:
         raise MisuseError(f"--storage-option {key}={value}: expected seconds, such as 60")
     return seconds
+
+
+def _check_texts(config: Mapping[str, Any]) -> None:
+    """The client panics at a line end in a key, such as a file with Windows' line ends gives."""
+    names = (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_REGION",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+    )
+    for name, value in (*config.items(), *((name, os.environ.get(name, "")) for name in names)):
+        if not str(value).isprintable():
+            raise MisuseError(f"{name}: has a line end or another control character in it; set it again without")
+
+
+def _check_endpoint(endpoint: str) -> None:
+    if endpoint and not _ENDPOINT.fullmatch(endpoint):
+        shown = endpoint.rpartition("@")[2]
+        raise MisuseError(f"endpoint {shown}: expected http://HOST:PORT or https://HOST, without a password")
 
 
 def _endpoint(scheme: str, config: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ _SCHEMES = {
     "http": "http",
     "https": "https",
 }
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
@@ -95,13 +96,18 @@ def place_of(url: str | Path) -> Place:
     if scheme not in _SCHEMES:
         raise MisuseError(f"{scheme}://: not a kind of store that is known; use a path, {_known()}")
     container, _, path = rest.partition("/")
-    if "@" in container or (scheme.startswith("http") and ("?" in path or "?" in container)):
+    if "@" in container or "?" in rest:
         shown = f"{scheme}://{container.rpartition('@')[2].partition('?')[0]}/…"
         raise MisuseError(f"{shown}: a URL with a password or a query in it; give these by --storage-option")
     if not container:
         raise MisuseError(
             f"{url}: names no {'host' if scheme.startswith('http') else 'bucket'}; write {scheme}://NAME/…"
         )
+    if ".." in path.split("/"):
+        raise MisuseError(f"{url}: has .. in it, which a store does not know; write the path without")
+    host = _HOST.fullmatch(container)
+    if scheme.startswith("http") and (host is None or int(host[1] or 80) > 65535):
+        raise MisuseError(f"{url}: {container} is no host, or host:port; check the URL")
     return RemotePlace(f"{_SCHEMES[scheme]}://{container}", "/".join(part for part in path.split("/") if part))
 
 

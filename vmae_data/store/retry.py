@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
-from vmae_data.errors import DataError, NotThereError, ReplacedError, StoreError, VmaeError
+from vmae_data.errors import DataError, MisuseError, NotThereError, ReplacedError, StoreError, VmaeError
 from vmae_data.store.clients import CLIENTS, LONGEST_WAIT
 from vmae_data.store.options import Access
 from vmae_data.store.place import RemotePlace
@@ -71,8 +71,13 @@ def again(
         opened = CLIENTS.get(place)
         try:
             return call(opened.writer if writes else opened.reader)
-        except Exception as error:
-            if isinstance(error, VmaeError):
+        except BaseException as error:
+            # What the client is made with can make it panic, and its panic is no Exception.
+            if type(error).__name__ == "PanicException":
+                raise MisuseError(
+                    f"{place}: an option or variable of its store can't be used; check endpoint, keys and tokens"
+                ) from None
+            if isinstance(error, VmaeError) or not isinstance(error, Exception):
                 raise
             trouble = _trouble_of(error, place)
             tries += 1
