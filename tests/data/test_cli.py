@@ -207,7 +207,7 @@ def test_a_default_destination_is_named_after_the_source(demo_videos: Path, tmp_
 
 def test_a_plain_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
     assert "Traceback" not in run_command("vmae_data", "build", tmp_path / "no", status=2).stderr
-    assert "Traceback" in run_command("vmae_data", "build", tmp_path / "no", "--debug", status=1).stderr
+    assert "Traceback" in run_command("vmae_data", "build", tmp_path / "no", "--debug", status=2).stderr
 
 
 def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:
