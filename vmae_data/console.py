@@ -23,6 +23,7 @@ __all__ = [
     "StorageOptions",
     "check_file_place",
     "counted",
+    "local_argument",
     "new_app",
     "num_cores",
     "print_json",
@@ -215,10 +216,15 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def local_argument(text: str) -> Path:
+    """The parser of arguments that name a path of this machine: as a plain path a URL would be a folder called `s3:`."""
+    from vmae_data.store import local_path
+
+    return local_path(text)
+
+
 def check_file_place(option: str, path: Path | None) -> None:
     """Refuse, before the work and not after it, a place where no file can be written. Raises MisuseError."""
-    if path is not None and path.parts[:1] and path.parts[0].endswith(":"):
-        raise MisuseError(f"{option} {path}: URLs are not taken here; name a file of this machine")
     if path is not None and path.is_dir():
         raise MisuseError(f"{option} {path}: is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():

@@ -17,6 +17,7 @@ from vmae_data.console import (
     Quiet,
     Settings,
     StorageOptions,
+    local_argument,
     new_app,
     print_json,
     progress_style,
@@ -261,11 +262,16 @@ def convert(
         str,
         typer.Argument(metavar="SRC", help="A run, a checkpoint, an official .pth, or a Hugging Face folder."),
     ],
-    dest: Annotated[Path, typer.Argument(metavar="DST", help="A new folder; for official, a new file.")],
+    dest: Annotated[
+        Path, typer.Argument(parser=local_argument, metavar="DST", help="A new folder; for official, a new file.")
+    ],
     to: Annotated[Layout, typer.Option(help="Ours; VideoMAE's own .pth; a folder for transformers.")],
     settings: Settings = None,
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Names for the head's outputs, one a line, where SRC has none.")
+        Path | None,
+        typer.Option(
+            parser=local_argument, metavar="FILE", help="Names for the head's outputs, one a line, where SRC has none."
+        ),
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,

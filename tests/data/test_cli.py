@@ -219,3 +219,20 @@ def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Pa
     assert ".lock" in done.stderr
     assert done.stderr.count("\n") == 1
     assert run_command("vmae_data", "build", "new\nline", status=2).stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("vmae_data", "demo", "s3://bucket/demo"),
+        ("vmae_data", "inspect", "shards", "--html", "s3://bucket/page.html"),
+        ("vmae_data", "audit", "shards", "--out", "s3://bucket/rows.csv"),
+        ("vmae_data", "audit", "shards", "--html", "s3://bucket/page.html"),
+        ("vmae_train", "convert", "run", "s3://bucket/model", "--to", "native"),
+        ("vmae_train", "convert", "run", "model", "--to", "native", "--classes", "s3://bucket/names"),
+    ],
+)
+def test_a_url_where_a_path_is_wanted_makes_no_folder_of_its_name(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_command(*words, status=2, cwd=tmp_path)
+    assert "has to be a path of this machine" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

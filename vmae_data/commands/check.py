@@ -14,6 +14,7 @@ from vmae_data.console import (
     StorageOptions,
     check_file_place,
     counted,
+    local_argument,
     num_cores,
     print_json,
     progress_style,
@@ -54,7 +55,9 @@ def verify(
 
 def inspect(
     dest: Annotated[str, typer.Argument(help="A folder of shards, a path or a URL.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(parser=local_argument, metavar="FILE", help="Write a page with pictures.")
+    ] = None,
     storage: StorageOptions = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -79,9 +82,12 @@ def audit(
         typer.Argument(help="Folders of shards, paths or URLs. Of two copies the one named later is excluded."),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a row a sample: FILE.parquet or FILE.csv.")
+        Path | None,
+        typer.Option(parser=local_argument, metavar="FILE", help="Write a row a sample: FILE.parquet or FILE.csv."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that shows the worst.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(parser=local_argument, metavar="FILE", help="Write a page that shows the worst.")
+    ] = None,
     mirrored: Annotated[bool, typer.Option("--mirrored", help="Find mirrored copies too.")] = False,
     settings: Annotated[
         list[str] | None,

@@ -13,6 +13,7 @@ from vmae_data.console import (
     Quiet,
     Settings,
     StorageOptions,
+    local_argument,
     num_cores,
     print_json,
     progress_style,
@@ -24,7 +25,9 @@ __all__ = ["demo", "doctor", "recipes"]
 
 
 def demo(
-    dest: Annotated[Path, typer.Argument(help="Where the videos go: DEST/CLASS/*.mp4.")],
+    dest: Annotated[
+        Path, typer.Argument(parser=local_argument, metavar="DEST", help="Where the videos go: DEST/CLASS/*.mp4.")
+    ],
     videos: Annotated[int, typer.Option(min=1, help="How many videos.")] = 800,
     seed: Annotated[int, typer.Option(min=0, help="Other seeds give other scenes.")] = 0,
     broken: Annotated[bool, typer.Option("--broken", help="Add a few damaged files.")] = False,
