@@ -96,10 +96,9 @@ def train_sampler(clip: ClipSpec, index: Index, num_frames: int, *, centre: bool
     if clip.sampler == "uniform":
         sampler = UniformClip(num_frames, centre, clip.short_videos, by_source)
     elif clip.sampler == "dense":
-        stride = clip.stride if by_source else kept_step(clip, index)
-        if stride is None:
-            kept_step(clip, index)  # says what is wrong
-        sampler = DenseClip(num_frames, stride or 1, centre, by_source)
+        # A recipe by rate on shards by stride ends in kept_step's refusal.
+        stride = clip.stride if by_source and clip.stride is not None else kept_step(clip, index)
+        sampler = DenseClip(num_frames, stride, centre, by_source)
     elif centre:
         sampler = SpacedViews(num_frames, kept_step(clip, index), 1)
     else:
