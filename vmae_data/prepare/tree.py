@@ -59,7 +59,7 @@ def sizes_of(folder: Folder, paths: Sequence[bytes]) -> list[int | None]:
     """Bytes of each file, None where there is none. A bucket is listed once, a web server is asked for each."""
     if isinstance(folder, bytes):
         return [_size_here(os.path.join(folder, path)) for path in paths]
-    if folder.scheme.startswith("http"):
+    if folder.is_web:
         return list(in_threads(file_size, (place_within(folder, path) for path in paths)))
     listed = list_tree(folder)
     return [listed.get(path.decode("utf-8")) for path in paths]

@@ -131,7 +131,7 @@ def is_folder(place: Place) -> bool:
 
 def listable(place: Place) -> bool:
     """Whether its folder can be listed; a web server's can't."""
-    return isinstance(place, Path) or not place.scheme.startswith("http")
+    return isinstance(place, Path) or not place.is_web
 
 
 def list_names(folder: Place) -> dict[str, int]:

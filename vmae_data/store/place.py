@@ -40,6 +40,11 @@ class RemotePlace:
         return self.root.partition("://")[0]
 
     @property
+    def is_web(self) -> bool:
+        """Of a web server: it has no listing, and nothing can be written to it."""
+        return self.scheme in ("http", "https")
+
+    @property
     def container(self) -> str:
         """The bucket, container or host."""
         return self.root.partition("://")[2]
@@ -114,7 +119,7 @@ def place_of(url: str | Path) -> Place:
 def writable_place(url: str | Path, option: str) -> Place:
     """The place of a file that is going to be written. Raises MisuseError, naming the option, for a web server's."""
     place = place_of(url)
-    if isinstance(place, RemotePlace) and (place.scheme.startswith("http") or not place.path):
+    if isinstance(place, RemotePlace) and (place.is_web or not place.path):
         wanted = "a web server takes no files" if place.path else "names no file"
         raise MisuseError(f"{option} {place}: {wanted}; name a file here or in a bucket")
     return place

@@ -215,7 +215,7 @@ def list_tree(place: RemotePlace) -> Iterator[Listed]:
 
 
 def _listable(place: RemotePlace) -> RemotePlace:
-    if place.scheme.startswith("http"):
+    if place.is_web:
         raise MisuseError(f"{place}: a web server has no listing; name a bucket or a folder")
     return place
 

@@ -5,13 +5,10 @@ Nothing here lets an obstore error's own text through: it may hold a signed URL.
 
 from __future__ import annotations
 
-import http.client
 import random
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +18,7 @@ from vmae_data.store.clients import CLIENTS, LONGEST_WAIT
 from vmae_data.store.options import Access
 from vmae_data.store.place import RemotePlace
 
-__all__ = ["STOPPING", "Transient", "again", "status_of", "waited"]
+__all__ = ["STOPPING", "Transient", "again", "status_of"]
 
 Answer = TypeVar("Answer")
 FIRST_WAIT = 0.2  # seconds
@@ -48,14 +45,8 @@ class _Trouble(NamedTuple):
     busy: bool = False  # the store asks for patience
 
 
-_local = threading.local()
 STOPPING = threading.Event()
 """Set when the command is to end: threads that wait for a store would hold it up."""
-
-
-def waited() -> float:
-    """Seconds that this thread has waited between tries, in all."""
-    return getattr(_local, "waited", 0.0)
 
 
 def again(
@@ -96,7 +87,6 @@ def again(
                     f"{place}: can't be {done} ({trouble.words}, {tries} tries in {spent:.0f} s); "
                     "check the store and the network, then run the same command again"
                 ) from None
-            _local.waited = waited() + wait
             if STOPPING.wait(wait):
                 raise StoreError(
                     f"{place}: can't be {done} ({trouble.words}); stopped while it was tried again"
@@ -170,12 +160,16 @@ def _wish(store: Any, place: RemotePlace, access: Access) -> float | None:
 
     obstore does not show the headers of a failed answer, so the store is asked once more, by a signed URL.
     """
+    # Here, for each process would pay for their import and few stores are ever busy.
+    import urllib.error
+    import urllib.request
+
     import obstore
 
     try:
         url = (
             f"{place.root}/{place.path}"
-            if place.scheme.startswith("http")
+            if place.is_web
             else obstore.sign(store, "GET", place.path, timedelta(minutes=1))
         )
         headers = {**access.client.get("default_headers", {}), "Range": "bytes=0-0"}
@@ -184,7 +178,5 @@ def _wish(store: Any, place: RemotePlace, access: Access) -> float | None:
     except urllib.error.HTTPError as error:
         given = error.headers.get("Retry-After", "")
         return float(given) if given.isdigit() else None
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
-    except Exception:  # a store that signs no URLs
+    except Exception:  # no answer, none that can be read, or a store that signs no URLs
         return None

@@ -68,7 +68,7 @@ def fetched(path: str | Path) -> Path:
             f"{place}: holds neither {DESCRIPTION} nor {RUN}; name a run, or the folder of a checkpoint"
         )
     wanted = [_Wanted(place / name, name) for name in (RUN, LOG, EVALUATION, BEST)]
-    if place.scheme.startswith("http"):
+    if place.is_web:
         raise DataError(f"{place}: is a run on a web server, which has no listing; name one of its checkpoints")
     if whole := whole_checkpoints(place):
         for name in dict.fromkeys((whole[-1], *_best_of(place, whole))):

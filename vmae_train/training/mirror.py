@@ -80,7 +80,7 @@ class Mirror:
                 )
             self.folder = place
             return
-        if place.scheme.startswith("http"):
+        if place.is_web:
             raise MisuseError(f"--out {out}: a web server takes no files; name a folder or a bucket")
         if not place.path:
             raise MisuseError(f"--out {out}: is a whole bucket; name a folder in it, as in {out}/run")
