@@ -1,6 +1,6 @@
 """What an index of a million samples costs: seconds and private memory to open it, seconds for an epoch's order.
 
-python tools/bench_index.py SHARDS [--samples 1000000] [--batch 1024]
+python -m tools.bench_index SHARDS [--samples 1000000] [--batch 1024]
 
 SHARDS is any built data set: its rows are repeated under other keys, 500 a shard, and written as a table and an index of
 the same form. Each figure is taken in a process of its own. Prints the lines of docs/benchmarks.md.
@@ -17,11 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
-import pyarrow as pa
 
-from vmae_data.format import INDEX, SAMPLES, ShardListing, encode_record, tar_name
+from tools.made_sets import write_enlarged
+from vmae_data.format import ShardListing, tar_name
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.shards import Shards
 
@@ -39,32 +38,30 @@ def main() -> None:
         _open(given.opened, given.batch)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _write(Shards.open(given.shards), given.samples, Path(folder))
-        size = (Path(folder) / SAMPLES).stat().st_size
+        size = _write(Shards.open(given.shards), given.samples, Path(folder))
         print(f"{given.samples:,} samples: table of {size / 1e6:.0f} MB", flush=True)
-        words = [sys.executable, __file__, given.shards, "--batch", str(given.batch), "--opened", folder]
+        words = [
+            sys.executable,
+            "-m",
+            "tools.bench_index",
+            given.shards,
+            "--batch",
+            str(given.batch),
+            "--opened",
+            folder,
+        ]
         for _ in range(3):
             subprocess.run(words, check=True)
 
 
-def _write(shards: Shards, samples: int, folder: Path) -> None:
+def _write(shards: Shards, samples: int, folder: Path) -> int:
     """The data set's rows again and again, under keys of their own."""
-    times = -(-samples // len(shards))
-    table = pa.concat_tables([shards._table] * times).slice(0, samples)
     numbers = np.arange(samples)
-    keys = [f"video-{hashlib.sha256(str(n).encode()).hexdigest()[:16]}" for n in numbers]
     columns = {
-        "key": pa.array(keys),
-        "source": pa.array(numbers, pa.int32()),
-        "shard": pa.array(numbers // PER_SHARD, pa.int32()),
+        "key": [f"video-{hashlib.sha256(str(n).encode()).hexdigest()[:16]}" for n in numbers],
+        "source": numbers,
+        "shard": numbers // PER_SHARD,
     }
-    for name, column in columns.items():
-        table = table.set_column(table.column_names.index(name), name, column)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=samples)
-    data = sink.getvalue().to_pybytes()
-    (folder / SAMPLES).write_bytes(data)
     first = shards.index.shardlist[0]
     listing = tuple(
         ShardListing(
@@ -76,10 +73,7 @@ def _write(shards: Shards, samples: int, folder: Path) -> None:
         )
         for number in range(-(-samples // PER_SHARD))
     )
-    index = msgspec.structs.replace(
-        shards.index, samples=samples, samples_sha256=hashlib.sha256(data).hexdigest(), shardlist=listing
-    )
-    (folder / INDEX).write_bytes(encode_record(index))
+    return write_enlarged(shards, folder, columns, listing)
 
 
 def _private_mb() -> float:

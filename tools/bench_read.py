@@ -8,20 +8,12 @@ Makes a small set, puts it into a local S3 server and reads it through a proxy. 
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 import time
-from pathlib import Path
 
-from tests.s3_server import s3_server
 from tools.faults.network import Faults
 from tools.faults.proxy import proxy_process
-from vmae_data.build import build_shards
-from vmae_data.demo import write_demo
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.progress import ProgressStyle
+from tools.made_sets import demo_in_bucket
 from vmae_data.read.shards import Shards
-from vmae_data.recipes import load_recipe
 from vmae_data.store import set_options
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
 from vmae_train.clips.views import ExactStride
@@ -36,22 +28,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batches", type=int, default=24)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "s3") as server:
-        folder = Path(name)
-        write_demo(folder / "videos", num_videos=64, seed=1, broken=False, workers=2)
-        spec = load_recipe("vmae_data", "demo", BuildSpec, ["samples_per_shard=16"])
-        build_shards(str(folder / "videos"), folder / "shards", spec, workers=2, style=ProgressStyle.QUIET)
-        bucket = server.bucket("bench")
-        os.environ.update(bucket.environment, VMAE_CACHE=str(folder / "node"))
-        url = bucket.upload(folder / "shards")
-        print("disk:", measure(str(folder / "shards"), given.workers, given.batches, early=False))
-        with proxy_process(server.endpoint) as proxy:
+    with demo_in_bucket(samples_per_shard=16) as made:
+        print("disk:", measure(str(made.shards), given.workers, given.batches, early=False))
+        with proxy_process(made.bucket.server.endpoint) as proxy:
             set_options([f"endpoint={proxy.url}"])
             for latency in given.latency:
                 proxy.change(Faults(latency_seconds=latency))
                 for early in (False, True):
                     words = "early" if early else "late"
-                    print(f"{latency} s, {words}:", measure(url, given.workers, given.batches, early=early), flush=True)
+                    print(
+                        f"{latency} s, {words}:",
+                        measure(made.url, given.workers, given.batches, early=early),
+                        flush=True,
+                    )
 
 
 def measure(url: str, workers: int, batches: int, *, early: bool) -> str:

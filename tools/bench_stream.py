@@ -30,14 +30,11 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
-import msgspec
-import numpy as np
-import pyarrow as pa
-
 from tests.s3_server import S3Bucket, s3_server
 from tools.faults.network import Faults
 from tools.faults.proxy import proxy_process
-from vmae_data.format import INDEX, SAMPLES, ShardListing, encode_record, tar_name
+from tools.made_sets import write_enlarged
+from vmae_data.format import ShardListing, tar_name
 from vmae_data.read.ahead import RANGES_AT_A_TIME
 from vmae_data.read.fetch import Fetcher, Member
 from vmae_data.read.order import epoch_batches
@@ -236,27 +233,16 @@ def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
             )
         )
         commit_file(path, place_of(f"{URL}/{path.name}"))
-    table = pa.concat_tables([shards._table] * -(-samples // len(shards))).slice(0, samples)
     keys_, shard_, offset_, sums = zip(*rows, strict=True)
     columns = {
-        "key": pa.array(keys_),
-        "source": pa.array(np.arange(samples), pa.int32()),
-        "shard": pa.array(shard_, pa.int32()),
-        "offset": pa.array([[n] for n in offset_], table.schema.field("offset").type),
-        "size": pa.array([[size]] * samples, table.schema.field("size").type),
-        "sha256": pa.array([[one] for one in sums], table.schema.field("sha256").type),
+        "key": keys_,
+        "source": range(samples),
+        "shard": shard_,
+        "offset": [[n] for n in offset_],
+        "size": [[size]] * samples,
+        "sha256": [[one] for one in sums],
     }
-    for name, column in columns.items():
-        table = table.set_column(table.column_names.index(name), name, column)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=samples)
-    data = sink.getvalue().to_pybytes()
-    commit_bytes(place_of(f"{URL}/{SAMPLES}"), data)
-    index = msgspec.structs.replace(
-        shards.index, samples=samples, samples_sha256=hashlib.sha256(data).hexdigest(), shardlist=tuple(listing)
-    )
-    commit_bytes(place_of(f"{URL}/{INDEX}"), encode_record(index))
+    write_enlarged(shards, place_of(URL), columns, listing)
 
 
 if __name__ == "__main__":

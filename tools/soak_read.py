@@ -13,22 +13,16 @@ import argparse
 import contextlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from vmae_data.build import build_shards
-from vmae_data.demo import write_demo
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.progress import ProgressStyle
 from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.fetch import Fetcher, Member, Took
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.shards import Shards
-from vmae_data.recipes import load_recipe
 
 GROWTH_MB = 16 * 1.048576
 
@@ -42,7 +36,12 @@ def main() -> None:
     parser.add_argument("--cache-bytes", default="1GB")
     given = parser.parse_args()
     spec = CacheSpec(dir=given.cache, bytes=given.cache_bytes if given.cache else None)
-    with contextlib.nullcontext(given.url) if given.url else made() as url:
+    with contextlib.ExitStack() as stack:
+        url = given.url
+        if url is None:
+            from tools.made_sets import demo_in_bucket  # it needs what tests need
+
+            url = stack.enter_context(demo_in_bucket(samples_per_shard=8)).url
         found = read(url, given.samples, given.piece, spec)
     first, second = max(found[1:5]), max(found[5:])
     grown = second - first
@@ -92,21 +91,6 @@ def endless(shards: Shards, piece: int) -> Iterator[list[Member]]:
 def resident_mb() -> float:
     with Path("/proc/self/statm").open() as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-@contextlib.contextmanager
-def made() -> Iterator[str]:
-    """A small set in a server of this machine."""
-    from tests.s3_server import s3_server
-
-    with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "s3") as server:
-        folder = Path(name)
-        write_demo(folder / "videos", num_videos=64, seed=1, broken=False, workers=2)
-        build_spec = load_recipe("vmae_data", "demo", BuildSpec, ["samples_per_shard=8"])
-        build_shards(str(folder / "videos"), folder / "shards", build_spec, workers=2, style=ProgressStyle.QUIET)
-        bucket = server.bucket("soak")
-        os.environ.update(bucket.environment, VMAE_CACHE=str(folder / "node"))
-        yield bucket.upload(folder / "shards")
 
 
 if __name__ == "__main__":
