@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vmae_data.recipes import list_recipes, load_recipe
-from vmae_train.cli import _spec_of
+from vmae_train.commands.options import spec_of
 from vmae_train.training.cautions import TrainingFacts, at_start, from_log
 from vmae_train.training.optim import Schedule
 
@@ -52,7 +52,7 @@ def test_rates_of_probes_and_small_own_models_have_no_published_rule() -> None:
 
 @pytest.mark.parametrize("name", list_recipes("vmae_train"))
 def test_no_recipe_is_warned_of_its_rate_or_batch(name: str) -> None:
-    spec = load_recipe("vmae_train", name, _spec_of(name), ())
+    spec = load_recipe("vmae_train", name, spec_of(name), ())
     kind = "pretrain" if name.startswith("pretrain/") else "finetune"
     batch = spec.train.batch
     facts = SOUND._replace(

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
-from vmae_train.cli import _spec_of
 from vmae_train.clips.mask import num_masked
+from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec, grid_of
 from vmae_train.training.optim import Schedule
@@ -203,7 +203,7 @@ def test_a_finetuning_recipe_resolves_to_the_published_numbers(name: str) -> Non
 @pytest.mark.parametrize("name", [f"pretrain/{one}" for one in PRETRAINING] + [f"finetune/{one}" for one in FINETUNING])
 def test_a_head_says_what_the_recipe_does(name: str) -> None:
     head = recipe_head(read_recipe("vmae_train", name))
-    spec = load_recipe("vmae_train", name, _spec_of(name))
+    spec = load_recipe("vmae_train", name, spec_of(name))
     lines = head.splitlines()
     assert lines[0].startswith(f"vmae-train {name.partition('/')[0]} --recipe {name} --data ")
     assert all(
@@ -230,7 +230,7 @@ def test_numbers_that_were_only_recalled_are_marked(name: str) -> None:
 
 def test_own_small_counts_in_steps_and_reads_shards_built_by_rate() -> None:
     for name in ("pretrain/own-small", "finetune/own-small"):
-        spec = load_recipe("vmae_train", name, _spec_of(name))
+        spec = load_recipe("vmae_train", name, spec_of(name))
         assert (spec.clip.rate, spec.clip.stride, spec.train.epochs) == (6.25, None, None)
         assert spec.optim.warmup_steps == spec.train.steps * 0.05
         head = recipe_head(read_recipe("vmae_train", name))

@@ -1,0 +1,107 @@
+"""`vmae-train evaluate`, `reconstruct` and `report`: what a finished model is worth, and how it looks."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, progress_style
+from vmae_train.commands.options import Checkpoint, Device, need_torch
+from vmae_train.commands.tell import tell_scores, tell_unreadable
+
+__all__ = ["evaluate", "reconstruct", "report"]
+
+
+class Merge(Enum):
+    """What is averaged over the views of a video."""
+
+    SOFTMAX = "softmax"
+    LOGIT = "logit"
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[str, typer.Option(metavar="URL", help="Labelled shards.")],
+    views: Annotated[str, typer.Option(metavar="CLIPSxCROPS", help="Clips in time × crops in space.")] = "5x3",
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Source frames between a clip's frames; left out: the run's.")
+    ] = None,
+    frozen: Annotated[bool, typer.Option("--frozen", help="A control: one frame repeated, no motion.")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run the checkpoint that scored best on the way, not the last.")
+    ] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="The mean of the weights (ema.decay), not the last.")] = False,
+    merge: Annotated[
+        Merge, typer.Option(help="Average the views' probabilities, or their logits; of values always the values.")
+    ] = Merge.SOFTMAX,
+    out: Annotated[str | None, typer.Option(metavar="FILE|URL", help="Write the scores as JSON.")] = None,
+    predictions: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="Write what the model says of each video as Parquet.")
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="Write a page: scores, confusion, every class.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Videos at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Decode processes.")] = 1,
+    device: Device = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a finetuned model; each video is decoded once for all its views."""
+    need_torch()
+    from vmae_train.score import Looks, Told, evaluate_checkpoint
+    from vmae_train.training.world import open_world
+
+    looks = Looks(views, merge.value, stride, frozen=frozen, batch=batch, workers=workers, best=best, ema=ema)
+    told = Told(out, predictions, html)
+    style = progress_style(quiet, as_json)
+    with open_world(device) as world:
+        scores = evaluate_checkpoint(checkpoint, data, looks, told, device=device, style=style, world=world)
+    if world.is_main:
+        tell_scores(scores, quiet, as_json)
+        tell_unreadable(scores.unreadable)
+
+
+def reconstruct(
+    checkpoint: Checkpoint,
+    data: Annotated[str, typer.Option(metavar="URL|VIDEO", help="Shards, or one video file.")],
+    out: Annotated[str, typer.Option(metavar="FILE|URL", help="A .png (frames side by side) or a .gif (moving).")],
+    videos: Annotated[int, typer.Option(min=1, help="How many samples.")] = 4,
+    ratio: Annotated[float | None, typer.Option(help="Share of hidden places; left out: the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds hide other places.")] = 0,
+    device: Device = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw what a pretraining model makes of hidden cubes: original, masked, reconstruction."""
+    need_torch()
+    from vmae_train.inference.reconstruct import reconstruct_file
+
+    unreadable = reconstruct_file(checkpoint, data, out, videos=videos, ratio=ratio, seed=seed, device=device)
+    if not quiet:
+        print(out)
+    tell_unreadable(unreadable)
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A pretraining or finetuning run; a path or a URL.")],
+    out: Annotated[str, typer.Option(metavar="FILE|URL", help="The HTML page.")],
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Another finetuning beside it; may be repeated.")
+    ] = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write one page on a run: data, curves, reconstructions, accuracy."""
+    need_torch()
+    from vmae_train.report import write_report
+
+    write_report(run, out, against=tuple(against or ()))
+    if not quiet:
+        print(out)
