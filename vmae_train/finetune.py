@@ -25,8 +25,10 @@ from vmae_train.model.videomae import (
 )
 from vmae_train.objective import FinetuneLoss, Probe, check_labels, first_model, label_words, learnt_from
 from vmae_train.training.checkpoint import RunState
-from vmae_train.training.engine import Engine, RunPlace, Validated, train
+from vmae_train.training.engine import Engine
+from vmae_train.training.keeper import RunPlace, Validated
 from vmae_train.training.log import is_validated, print_start
+from vmae_train.training.loop import Training, train
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
 from vmae_train.training.rehearsal import rehearse
@@ -161,7 +163,7 @@ def finetune(
         if state.step < settled.steps or validation_run.is_owed(mirror.folder, state.step):
             augment = Augment(settled.augment).to(where)
             with settled.loader(state.step, where, targets=mix.sets[0].label_kind is not LabelKind.CLASS) as loader:
-                state = (rehearse if dry_run else train)(
+                training = Training(
                     engine,
                     loader,
                     FinetuneLoss(
@@ -171,10 +173,10 @@ def finetune(
                     place=RunPlace(mirror, spec.checkpoint, spec.log, style, warned),
                     start=state,
                     order=settled.order,
-                    title="finetune steps",
                     validate=validation_run.in_between,
                     validate_every=spec.evaluate.every_steps,
                 )
+                state = rehearse(training) if dry_run else train(training)
         return FinetuneReport(state, validation_run.finish(mirror, style))
 
 

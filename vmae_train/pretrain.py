@@ -21,8 +21,10 @@ from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.model.vit import Geometry
 from vmae_train.training.checkpoint import RunState
-from vmae_train.training.engine import Engine, RunPlace, train
+from vmae_train.training.engine import Engine
+from vmae_train.training.keeper import RunPlace
 from vmae_train.training.log import print_start
+from vmae_train.training.loop import Training, train
 from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
 from vmae_train.training.rehearsal import rehearse
@@ -122,7 +124,7 @@ def pretrain(
             return state
         augment = Augment(settled.augment).to(where)
         with settled.loader(state.step, where) as loader:
-            return (rehearse if dry_run else train)(
+            training = Training(
                 engine,
                 loader,
                 PretrainLoss(model, augment, spec.mask, repeats=spec.train.repeats),
@@ -130,8 +132,8 @@ def pretrain(
                 place=RunPlace(mirror, spec.checkpoint, spec.log, style, warned),
                 start=state,
                 order=settled.order,
-                title="pretrain steps",
             )
+            return rehearse(training) if dry_run else train(training)
 
 
 def _rows(settled: Settled, spec: PretrainSpec, engine: Engine, done: int) -> dict[str, str]:

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vmae_train.clips.loader import ClipLoader
 from vmae_train.training.agree import Signals, StepAgreement
 from vmae_train.training.cautions import Caution, at_start
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.clock import Spent
-from vmae_train.training.engine import Engine, Loss, RunPlace, Validated
-from vmae_train.training.run import TrainingOrder
-from vmae_train.training.world import World
+from vmae_train.training.engine import Engine
+from vmae_train.training.loop import Training
 
 __all__ = ["Rehearsal", "Rehearsed", "rehearsal_of", "rehearse"]
 
@@ -73,21 +71,10 @@ def rehearsal_of(run: Callable[..., object], spec: object, **where: Any) -> Rehe
     raise AssertionError("a dry run went on to its end")
 
 
-def rehearse(
-    engine: Engine,
-    loader: ClipLoader,
-    loss_of: Loss,
-    *,
-    world: World,
-    place: RunPlace,
-    start: RunState,
-    order: TrainingOrder,
-    title: str,
-    validate: Callable[[], Validated] | None = None,
-    validate_every: int | None = None,
-) -> RunState:
+def rehearse(training: Training) -> RunState:
     """Take the place of `train` for two steps. Raises Rehearsed with what they showed; nothing is written."""
-    batches, spread = iter(loader), world.spread(engine.model, loss_of)
+    engine, loader, world = training.engine, training.loader, training.world
+    batches, spread = iter(loader), world.spread(engine.model, training.loss_of)
     seconds, loss, spent = 0.0, 0.0, Spent.by(loader)
     with Signals() as signals:
         agree = StepAgreement(world, signals, loader.unreadable)
@@ -102,7 +89,7 @@ def rehearse(
     raise Rehearsed(
         Rehearsal(
             steps=engine.schedule.steps,
-            epochs=round(engine.schedule.steps / order.steps_per_epoch, 2),
+            epochs=round(engine.schedule.steps / training.order.steps_per_epoch, 2),
             batch=engine.spec.batch,
             loss=sum(losses),
             step_seconds=max(times),
@@ -111,8 +98,8 @@ def rehearse(
             memory_mb=round(max(memories), 1),
             device=str(engine.device),
             checkpoint_mb=round(_checkpoint_mb(engine), 3),
-            checkpoints=place.checkpoint.keep,
-            cautions=tuple(at_start(place.facts)),
+            checkpoints=training.place.checkpoint.keep,
+            cautions=tuple(at_start(training.place.facts)),
         )
     )
 
