@@ -78,7 +78,7 @@ def evaluate_checkpoint(
             raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
         shards = Shards.open(data)
         where = choose_device(device, world=world)
-        clip = ClipSpec(stride=looks.stride) if looks.stride else run_clip(checkpoint) or ClipSpec.of(shards.index)
+        clip = ClipSpec(stride=looks.stride) if looks.stride else run_clip(checkpoint) or ClipSpec(stride="kept")
         clip = msgspec.structs.replace(clip, frozen=clip.frozen or looks.frozen)
     answers = answer_videos(
         model.to(where),

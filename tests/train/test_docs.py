@@ -18,8 +18,8 @@ from vmae_data.cli import app as shard_app
 from vmae_data.errors import RecipeError
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.recipes import list_recipes, load_recipe
-from vmae_train.cli import _spec_of
 from vmae_train.cli import app as train_app
+from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.model.convert import ConvertSpec
 from vmae_train.model.geometry import Geometry, ModelSpec
@@ -95,7 +95,7 @@ def _check_settings(context: typer.Context, command: str) -> None:
     elif command.startswith("vmae-shard"):
         load_recipe("vmae_data", recipe, BuildSpec, settings)
     elif recipe is not None and not recipe.endswith(".toml"):
-        kind = {"pretrain": PretrainSpec, "finetune": FinetuneSpec}.get(context.info_name or "") or _spec_of(recipe)
+        kind = {"pretrain": PretrainSpec, "finetune": FinetuneSpec}.get(context.info_name or "") or spec_of(recipe)
         load_recipe("vmae_train", recipe, kind, settings)
 
 

@@ -40,7 +40,7 @@ class Pretraining(NamedTuple):
     batch: int
     base_lr: float
     peak: float
-    stride: int
+    stride: int | str
     flip: bool
     decoder: tuple[int, int, int]  # dim, depth, heads
     ratio: float = 0.9
@@ -72,15 +72,17 @@ PRETRAINING = {
     "ucf101-b-3200": Pretraining("B", 3200, 192, 3e-4, 2.25e-4, 4, True, B, ratio=0.75),
     "ucf101-b-3200-official": Pretraining("B", 3200, 192, 3e-4, 2.25e-4, 4, False, B, ratio=0.75),
     "hmdb51-b-4800": Pretraining("B", 4800, 192, 3e-4, 2.25e-4, 4, True, B, ratio=0.75),
-    "v2-hybrid-b-200": Pretraining("B", 200, 32 * 32, 1e-3, 4e-3, 4, False, B, warmup=20, repeats=4, running_cell=True),
+    "v2-hybrid-b-200": Pretraining(
+        "B", 200, 32 * 32, 1e-3, 4e-3, "kept", False, B, warmup=20, repeats=4, running_cell=True
+    ),
     "v2-hybrid-l-300": Pretraining(
-        "L", 300, 48 * 32, 1e-3, 6e-3, 4, False, V2, warmup=30, repeats=4, running_cell=True
+        "L", 300, 48 * 32, 1e-3, 6e-3, "kept", False, V2, warmup=30, repeats=4, running_cell=True
     ),
     "v2-hybrid-h-300": Pretraining(
-        "H", 300, 64 * 32, 1e-3, 8e-3, 4, False, V2, warmup=30, repeats=4, running_cell=True
+        "H", 300, 64 * 32, 1e-3, 8e-3, "kept", False, V2, warmup=30, repeats=4, running_cell=True
     ),
     "v2-hybrid-g-300": Pretraining(
-        "g", 300, 64 * 32, 6e-4, 4.8e-3, 4, False, V2, warmup=30, repeats=4, clip_grad=0.02, running_cell=True
+        "g", 300, 64 * 32, 6e-4, 4.8e-3, "kept", False, V2, warmup=30, repeats=4, clip_grad=0.02, running_cell=True
     ),
 }
 

@@ -7,14 +7,14 @@ import pytest
 from tests.command import run_command
 from vmae_data.errors import RecipeError
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
-from vmae_train.cli import _spec_of
+from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec
 
 
 @pytest.mark.parametrize("name", list_recipes("vmae_train"))
 def test_every_training_recipe_loads_and_says_its_command(name: str) -> None:
-    spec = load_recipe("vmae_train", name, _spec_of(name))
+    spec = load_recipe("vmae_train", name, spec_of(name))
     assert spec.train.batch >= 1
     assert f"vmae-train {name.split('/')[0]}" in recipe_head(read_recipe("vmae_train", name))
 
@@ -84,7 +84,7 @@ def test_a_recipe_in_a_file_is_known_by_its_tables_not_by_its_path(tmp_path: Pat
     for name, spec in (("finetune/demo", FinetuneSpec), ("pretrain/demo", PretrainSpec)):
         path = tmp_path / "about-finetune.toml"
         path.write_text(read_recipe("vmae_train", name))
-        assert _spec_of(str(path)) is spec
+        assert spec_of(str(path)) is spec
 
 
 def test_epochs_take_the_place_of_a_recipes_steps_but_both_settings_contradict_each_other() -> None:

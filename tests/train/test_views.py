@@ -25,6 +25,7 @@ from vmae_train.clips.views import (
     train_sampler,
     view_sampler,
 )
+from vmae_train.inference.video import read_clip
 
 
 def _view(frames: int) -> SampleView:
@@ -84,6 +85,26 @@ def test_a_stride_that_the_shards_dont_divide_is_refused_with_both_numbers(demo_
         kept_step(ClipSpec(stride=2), by_four)
     with pytest.raises(MisuseError, match=r"asks for 6.25 frames a second, the shards keep one frame in 4"):
         kept_step(ClipSpec(rate=6.25), by_four)
+
+
+def test_the_kept_stride_is_that_of_each_data_set(demo_shards: Path) -> None:
+    index = Shards.open(str(demo_shards)).index  # stride 2
+    by_four = msgspec.structs.replace(index, stride=4)
+    by_rate = msgspec.structs.replace(index, stride=None, rate=Rational(25, 2))
+    kept = ClipSpec(stride="kept")
+    assert [kept.on(one) for one in (index, by_four, by_rate)] == [
+        ClipSpec(stride=2),
+        ClipSpec(stride=4),
+        ClipSpec(rate=12.5),
+    ]
+    assert [train_sampler(kept, one, 16) for one in (index, by_four, by_rate)] == [ExactStride(16, 1)] * 3
+    dense = ClipSpec(sampler="dense", stride="kept")
+    assert train_sampler(dense, by_four, 16) == DenseClip(16, 4)
+    assert train_sampler(dense, by_rate, 16) == DenseClip(16, 1, by_source=False)
+    with pytest.raises(MisuseError, match="spaced as its shards are"):
+        read_clip(Path("video.mp4"), 16, kept)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"stride": "every"}, ClipSpec)
 
 
 def test_shards_of_a_rate_serve_integer_parts_of_it(demo_shards: Path) -> None:

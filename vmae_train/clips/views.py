@@ -35,6 +35,8 @@ __all__ = [
 class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which frames make a clip: `stride` counts source frames, `rate` frames a second (of shards built by rate).
 
+    `stride = "kept"` takes neighbouring kept frames, so each of several data sets has the spacing it was built with.
+
     `sampler`: `stride` is pretraining's exact stride; `dense` spreads a clip's frames over num_frames × stride
     source frames, as published finetuning does (so 16 frames lie 64 / 15 apart, not 4); `uniform` (TSN) takes one
     frame of each of num_frames equal parts of the video. What `uniform` makes of a video with fewer frames than a
@@ -45,7 +47,7 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sampler: Literal["stride", "dense", "uniform"] = "stride"
     short_videos: Literal["v1", "v2"] = "v2"
 
-    stride: int | None = None  # 4 where no rate is given
+    stride: int | Literal["kept"] | None = None  # 4 where no rate is given
     rate: float | None = None
     frozen: bool = False
 
@@ -54,15 +56,18 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"stride = {self.stride}, rate = {self.rate}: give one of the two")
         if self.stride is None and self.rate is None:
             force_setattr(self, "stride", 4)
-        if self.stride is not None and self.stride < 1:
+        if isinstance(self.stride, int) and self.stride < 1:
             raise ValueError(f"stride = {self.stride}: must be 1 or more")
         if self.rate is not None and self.rate <= 0:
             raise ValueError(f"rate = {self.rate}: must be above 0")
 
-    @classmethod
-    def of(cls, index: Index) -> ClipSpec:
-        """Neighbouring kept frames of a data set."""
-        return cls(stride=index.stride) if index.rate is None else cls(rate=float(index.rate))
+    def on(self, index: Index) -> ClipSpec:
+        """The same in numbers, for a data set: "kept" is the stride or rate that it was built with."""
+        if self.stride != "kept":
+            return self
+        if index.rate is not None:
+            return msgspec.structs.replace(self, stride=None, rate=float(index.rate))
+        return msgspec.structs.replace(self, stride=index.stride)
 
 
 def kept_step(clip: ClipSpec, index: Index) -> int:
@@ -71,6 +76,8 @@ def kept_step(clip: ClipSpec, index: Index) -> int:
     Raises MisuseError where the shards don't hold such frames: their stride must divide the clip's,
     or the clip's rate their own.
     """
+    if clip.stride == "kept":
+        return 1
     if index.rate is not None:
         return _step_by_rate(clip, float(index.rate))
     if clip.stride is None or index.stride is None:
@@ -91,13 +98,13 @@ def train_sampler(clip: ClipSpec, index: Index, num_frames: int, *, centre: bool
 
     Raises MisuseError where the shards don't hold such frames.
     """
-    by_source = index.rate is None
+    clip, by_source = clip.on(index), index.rate is None
     sampler: Sampler
     if clip.sampler == "uniform":
         sampler = UniformClip(num_frames, centre, clip.short_videos, by_source)
     elif clip.sampler == "dense":
         # A recipe by rate on shards by stride ends in kept_step's refusal.
-        stride = clip.stride if by_source and clip.stride is not None else kept_step(clip, index)
+        stride = clip.stride if by_source and isinstance(clip.stride, int) else kept_step(clip, index)
         sampler = DenseClip(num_frames, stride, centre, by_source)
     elif centre:
         sampler = SpacedViews(num_frames, kept_step(clip, index), 1)
@@ -125,7 +132,7 @@ def check_spacing(clip: ClipSpec, shards: Shards, num_frames: int, num_clips: in
 
     Raises MisuseError where more than half of the videos would give the same frame to neighbours of a clip.
     """
-    kept = shards.index.stride
+    clip, kept = clip.on(shards.index), shards.index.stride
     if clip.sampler == "stride" or shards.index.rate is not None or kept is None or kept == 1:
         return None
     if clip.sampler == "uniform":
@@ -136,7 +143,7 @@ def check_spacing(clip: ClipSpec, shards: Shards, num_frames: int, num_clips: in
                 f"{'clip' if num_clips == 1 else 'clips'} of {num_frames}), the shards keep one in {kept}; "
                 "build shards with stride 1"
             )
-    elif (clip.stride or kept) < kept:
+    elif isinstance(clip.stride, int) and clip.stride < kept:
         raise MisuseError(f"clip.stride = {clip.stride}: the shards keep one frame in {kept}; give {kept} or more")
     return f"each wanted frame is the nearest kept one, at most {kept / 2:g} source frames away"
 

@@ -126,7 +126,7 @@ def reconstruct_shards(
     Raises MisuseError when the shards don't hold such clips.
     """
     geometry, device = model.geometry, model.mean_C.device
-    sampler = view_sampler(clip or ClipSpec.of(shards.index), shards.index, geometry.num_frames, 1)
+    sampler = view_sampler(clip or ClipSpec(stride="kept"), shards.index, geometry.num_frames, 1)
     numbers = spread(shards.label_N, videos, seed=seed)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
     augment = Augment(spec).to(device)

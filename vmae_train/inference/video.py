@@ -12,7 +12,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import INDEX
 from vmae_data.store import copy_here, exists, node_folder, place_of
 from vmae_data.store.remote import stat
@@ -50,7 +50,11 @@ def read_clip(path: Path, num_frames: int, clip: ClipSpec) -> U8:
     """A clip of the middle, upright, (T, H, W, 3); a short video repeats its tail.
 
     Decoded twice, first to count: headers lie, and a long video does not fit into memory.
+
+    Raises DataError where no frame decodes, MisuseError for a spacing that only shards have.
     """
+    if clip.stride == "kept":
+        raise MisuseError(f"{path}: the run's clips are spaced as its shards are (clip.stride = kept); name shards")
     total = sum(1 for _ in _decode(path))
     if total == 0:
         raise DataError(f"{path}: no frame decodes; name a video file or a folder of shards")

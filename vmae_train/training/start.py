@@ -247,7 +247,7 @@ def _clip_words(clip: ClipSpec, shards: Shards, num_frames: int) -> str:
 
 def _kept_spacing(clip: ClipSpec, shards: Shards) -> float:
     """Kept frames from one frame of a clip to the next."""
-    if clip.sampler == "dense" and clip.stride and shards.index.stride:
+    if clip.sampler == "dense" and isinstance(clip.stride, int) and shards.index.stride:
         return clip.stride / shards.index.stride
     return kept_step(clip, shards.index)
 
@@ -268,7 +268,7 @@ def _clip_rows(settled: Settled) -> dict[str, str]:
 
 
 def _rows_of(settled: Settled, shards: Shards) -> dict[str, str]:
-    clip, num_frames = settled.spec.clip, settled.geometry.num_frames
+    clip, num_frames = settled.spec.clip.on(shards.index), settled.geometry.num_frames
     room = padded_size(settled.mix)
     cut = int((shards.size_N2 > room).any(axis=1).sum())
     rows = {
