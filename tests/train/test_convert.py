@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import types
 from pathlib import Path
@@ -13,10 +14,10 @@ import safetensors.torch
 import torch
 
 from tests.command import run_command
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train import load_model
 from vmae_train.model.base import VideoModel
-from vmae_train.model.convert import ConvertSpec, convert
+from vmae_train.model.convert import ConvertSpec, Layout, convert
 from vmae_train.model.geometry import Geometry, ModelSpec
 from vmae_train.model.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
 from vmae_train.model.load import load_start, save_model
@@ -230,6 +231,18 @@ def test_bytes_that_are_no_checkpoint_are_one_line(tmp_path: Path, data: bytes) 
     with pytest.raises(DataError) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("to", ["native", "hf", "official"])
+def test_a_full_disk_leaves_nothing_and_names_what_was_wanted(to: Layout, native: Path, tmp_path: Path) -> None:
+    dest, limits = tmp_path / "converted", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(VmaeError, match=f"^{dest}.*: can't be written .*File too large.*; check the folder"):
+            convert(str(native), dest, to=to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["native"]
 
 
 def test_a_truncated_checkpoint_is_one_line(tmp_path: Path) -> None:

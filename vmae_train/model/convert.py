@@ -62,8 +62,12 @@ def _write_folder(dest: Path, description: ModelFile, state: dict[str, Tensor], 
         temporary.mkdir()
         remarks = write(temporary, description, state) or ()
         temporary.rename(dest)
+    except VmaeError as error:  # speaks of the folder that goes again
+        raise type(error)(str(error).replace(str(temporary), str(dest))) from error
     except OSError as error:
-        raise VmaeError(f"{dest}: can't be written ({error}); check the folder and its room") from error
+        raise VmaeError(
+            f"{dest}: can't be written ({error.strerror or error}); check the folder and its room"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(dest.absolute().parent)

@@ -84,9 +84,13 @@ def write_official(path: Path, description: ModelFile, state: dict[str, Tensor])
     try:
         with temporary.open("wb") as file:  # an open file: a path's name would get into the bytes
             torch.save({"model": state, _DESCRIPTION: encode_description(description).decode()}, file)
+        commit_file(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise VmaeError(f"{path}: can't be written ({error}); check the folder and its room") from error
-    commit_file(temporary, path)
+        met = error.__context__ if isinstance(error.__context__, OSError) else error  # what PyTorch's writer met
+        why = (met.strerror or met) if isinstance(met, OSError) else met
+        raise VmaeError(f"{path}: can't be written ({why}); check the folder and its room") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     eps = {geometry.encoder_eps, geometry.fc_eps} if description.kind != "pretrain" else {
         geometry.encoder_eps, geometry.decoder_eps, geometry.decoder_norm_eps
     }  # fmt: skip
