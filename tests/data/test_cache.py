@@ -76,12 +76,18 @@ def test_bytes_are_said_in_any_usual_way(given: float | str, wanted: float) -> N
     ("values", "words"),
     [
         ({"dir": "x"}, "has no limit; give cache.bytes"),
+        ({"bytes": "1GB"}, "cache.bytes = 1GB: has no folder; give cache.dir"),
+        (
+            {"dir": "s3://bucket/cache", "bytes": "1GB"},
+            "cache.dir = s3://bucket/cache: is a URL; a folder of this machine",
+        ),
+        ({"dir": "file:///cache", "bytes": "1GB"}, "a folder of this machine is wanted"),
         ({"dir": "x", "bytes": 0}, "must be 1 or more"),
         ({"dir": "x", "bytes": "lots"}, "cache.bytes = 'lots': expected bytes"),
         ({"dir": "x", "bytes": -5}, "expected bytes"),
     ],
 )
-def test_a_cache_without_a_sensible_limit_is_refused(values: dict[str, object], words: str) -> None:
+def test_a_cache_without_a_folder_or_a_sensible_limit_is_refused(values: dict[str, object], words: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=words):
         msgspec.convert(values, CacheSpec)
 

@@ -35,7 +35,13 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         if self.dir is None:
+            if self.bytes is not None:
+                raise ValueError(f"cache.bytes = {self.bytes}: has no folder; give cache.dir too, such as /nvme/cache")
             return
+        if "://" in self.dir:
+            raise ValueError(
+                f"cache.dir = {self.dir}: is a URL; a folder of this machine is wanted, such as /nvme/cache"
+            )
         if self.bytes is None:
             raise ValueError(f'cache.dir = {self.dir}: has no limit; give cache.bytes too, such as "200GB"')
         if self.limit < 1:
