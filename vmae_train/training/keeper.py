@@ -89,6 +89,15 @@ class Keeper:
             self.write({"kind": "warning", "step": step, **caution._asdict()})
         return fresh
 
+    def remarked(self, step: int, remarks: list[str]) -> None:
+        """What the loaders found that a person should know; in the log once, though it be found again by a later start."""
+        if self._log is None:
+            return
+        told = {line.get("text") for line in self._log.lines if line["kind"] == "warning"}
+        for text in remarks:
+            if text not in told:
+                self.write({"kind": "warning", "step": step, "name": "cache", "text": text})
+
     def save(self, step: int) -> None:
         """The others wait, so that a run that is to end does not end before it is saved."""
         self.refuse_broken()

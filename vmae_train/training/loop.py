@@ -75,7 +75,9 @@ def train(training: Training) -> RunState:
                 shown.note = note(line, "masked loss" if kind == "pretrain" else "loss")
                 for caution in keeper.cautions(done):
                     shown.remark(f"warning: {caution.text}")
-                for remark in remarks.fresh():
+                fresh = remarks.fresh()
+                keeper.remarked(done, fresh)
+                for remark in fresh:
                     shown.remark(remark)
             shown.advance()
             if done % place.checkpoint.every_steps == 0 or done == steps or asked.save:
