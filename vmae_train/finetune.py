@@ -33,7 +33,7 @@ from vmae_train.training.mirror import Mirror
 from vmae_train.training.optim import build_optimizer
 from vmae_train.training.rehearsal import rehearse
 from vmae_train.training.run import BatchLayout, RunFacts, check_run
-from vmae_train.training.start import RunSpec, begin_together, settle
+from vmae_train.training.start import RunSpec, begin_together, check_cache, settle
 from vmae_train.training.world import World, choose_device
 
 __all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
@@ -113,6 +113,7 @@ def finetune(
         settled, val_shards = settle(spec, data, world), Shards.open(validation)
         mix = settled.mix
         classes = mix.sets[0].classes
+        check_cache(spec.cache, val_shards)
         for views in {spec.evaluate.views, spec.evaluate.every_views}:
             num_clips = parse_views(views).clips
             view_sampler(spec.clip, val_shards.index, settled.geometry.num_frames, num_clips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.s3_server import S3Bucket
 from tools.faults.network import Faults
 from tools.faults.proxy import Proxy
 from vmae_data.build import build_shards
-from vmae_data.errors import ReplacedError, StoreError
+from vmae_data.errors import MisuseError, ReplacedError, StoreError
 from vmae_data.format import tar_name
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
@@ -23,9 +24,13 @@ from vmae_data.read.shards import Shards
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.clips.views import ExactStride
+from vmae_train.model.fetched import checkpoint_name
+from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.training.clock import Spent
 from vmae_train.training.log import read_log
 from vmae_train.training.run import BatchLayout, TrainingOrder
+from vmae_train.training.start import settle
+from vmae_train.training.world import World
 
 BATCH, SEED = 8, 3
 
@@ -145,6 +150,40 @@ def test_the_caches_of_two_nodes_hold_their_own_share_of_an_epoch(
     assert all(len(names) <= len(listed) // 2 + 1 for names in found)
     assert len(found[0] & found[1]) <= 1
     assert len(found[0] | found[1]) == len({one.sha256 for one in listed})
+
+
+def test_a_cache_without_room_for_the_largest_shard_is_refused_with_the_numbers(
+    remote_shards: str, demo_shards: Path, tmp_path: Path
+) -> None:
+    largest = max(listed.filesize for listed in Shards.open(str(demo_shards)).index.shardlist)
+
+    def settled(data: str, room: int) -> None:
+        cache = [f"cache.dir={tmp_path / 'cache'}", f"cache.bytes={room}"]
+        settle(load_recipe("vmae_train", "pretrain/demo", PretrainSpec, cache), [data], World())
+
+    settled(remote_shards, largest)
+    with pytest.raises(
+        MisuseError, match=f"cache.bytes = {largest - 1}: .* has {largest} bytes and would never be kept"
+    ):
+        settled(remote_shards, largest - 1)
+    settled(str(demo_shards), 1)  # is not cached anyway
+
+
+def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goes_on(
+    remote_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vmae_data.read.room._allocate", full)
+    settings = [f"cache.dir={tmp_path / 'cache'}", "cache.bytes=1GB", "log.every_steps=1", "loader.workers=0"]
+    settings += ["train.steps=8", "train.batch=4", "checkpoint.every_steps=4"]
+    spec, run = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, settings), tmp_path / "run"
+    for _ in range(2):
+        pretrain(spec, data=[remote_shards], out=run, style=ProgressStyle.QUIET, device="cpu")
+        (told,) = [line for line in read_log(run, "warning") if line["name"] == "cache"]
+        assert f"{tmp_path / 'cache' / 'shards'}: no room left on the disk" in told["text"]
+        shutil.rmtree(run / "checkpoints" / checkpoint_name(8))
 
 
 @pytest.mark.parametrize(

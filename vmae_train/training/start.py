@@ -32,7 +32,7 @@ from vmae_train.training.run import BatchLayout, RunFacts, TrainingOrder, begin_
 from vmae_train.training.trackers import check_trackers
 from vmae_train.training.world import World
 
-__all__ = ["RunSpec", "Settled", "begin_together", "settle"]
+__all__ = ["RunSpec", "Settled", "begin_together", "check_cache", "settle"]
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,6 +168,7 @@ def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
     mix = Mix.open([parse_data(text) for text in data])
     geometry = spec.geometry()
     for shards in mix.sets:
+        check_cache(spec.cache, shards)
         check_spacing(spec.clip, shards, geometry.num_frames)
     order = TrainingOrder(mix, seed=spec.seed, batch=spec.train.batch)
     augment = msgspec.structs.replace(spec.augment, size=geometry.image_size)
@@ -185,6 +186,18 @@ def settle(spec: RunSpec, data: Sequence[str], world: World) -> Settled:
         rank=world.rank,
         schedule=Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=per_epoch),
     )
+
+
+def check_cache(cache: CacheSpec, shards: Shards) -> None:
+    """Raises MisuseError where a cache has no room for some shard that it is there for: that would be fetched again and again."""
+    if cache.dir is None or not is_remote([shards.url]):
+        return
+    largest = max(shards.index.shardlist, key=lambda listed: listed.filesize)
+    if largest.filesize > cache.limit:
+        raise MisuseError(
+            f"cache.bytes = {cache.bytes}: {largest.url} of {shards.url} has {largest.filesize} bytes and would never be "
+            "kept; give room for many shards, or leave cache.dir and cache.bytes out"
+        )
 
 
 def begin_together(
