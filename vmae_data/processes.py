@@ -30,6 +30,7 @@ __all__ = [
     "limit_memory",
     "next_finished",
     "stop_on_signals",
+    "stop_with_torchrun",
 ]
 
 PR_SET_PDEATHSIG = 1
@@ -64,6 +65,19 @@ def die_with_parent(parent: int) -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent went before the call above
         os._exit(1)
+
+
+def stop_with_torchrun() -> None:
+    """In a process that torchrun started: have the kernel send SIGTERM when torchrun ends, whatever ends it.
+
+    One that is killed outright can't pass that on, and its processes would train on with nobody to stop them.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it went before the call above
+        signal.raise_signal(signal.SIGTERM)
 
 
 def limit_memory(most: int) -> None:

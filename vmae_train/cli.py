@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from vmae_data import __version__
 from vmae_data.console import new_app, run_app
+from vmae_data.processes import stop_with_torchrun
 from vmae_train.commands.convert import convert
 from vmae_train.commands.score import evaluate, reconstruct, report
 from vmae_train.commands.train import feed, finetune, pretrain, recipes
@@ -18,6 +19,7 @@ for command in (pretrain, finetune, evaluate, reconstruct, convert, report, feed
 
 
 def main() -> NoReturn:
+    stop_with_torchrun()
     run_app(app, "vmae-train")
 
 

@@ -188,3 +188,39 @@ def test_what_a_dead_worker_had_not_come_to_goes_to_another() -> None:
         found = _drain(pool)
     assert isinstance(found[99], WorkerDied)
     assert all(isinstance(found[n], tuple) for n in (1, 2, 3))
+
+
+_RANK = """\
+import os, signal, sys
+from vmae_data import processes
+if sys.argv[2] == "gone before":  # torchrun ends after its number was asked for and before the kernel was
+    def late(*words):
+        os.kill(os.getppid(), signal.SIGKILL)
+        while os.getppid() == torchrun:
+            pass
+        return 0
+    torchrun, processes._LIBC = os.getppid(), type("Libc", (), {"prctl": staticmethod(late)})
+def told(number, frame):
+    open(sys.argv[1], "a").write(f"told {number}")
+    os._exit(0)
+signal.signal(signal.SIGTERM, told)
+processes.stop_with_torchrun()
+print("ready", flush=True)
+signal.sigtimedwait([signal.SIGUSR1], 20)
+"""
+
+
+@pytest.mark.parametrize("when", ["gone later", "gone before"])
+def test_a_process_of_torchrun_is_asked_to_stop_when_torchrun_is_killed_outright(tmp_path: Path, when: str) -> None:
+    told = tmp_path / "told"
+    launch = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", launch, "-c", _RANK, str(told), when]
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+    torchrun = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert torchrun.stdout is not None
+    with torchrun:
+        if when == "gone later":
+            assert torchrun.stdout.readline() == "ready\n"
+            torchrun.kill()
+        torchrun.stdout.read()  # to the end of both
+    assert told.read_text() == f"told {signal.SIGTERM}"
