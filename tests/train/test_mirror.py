@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 
 from tests.command import command_line, run_command
 from tests.loopback import free_ports
-from tests.s3_server import S3Bucket
+from tests.s3_server import PUBLIC, S3Bucket, S3Server
 from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import proxy_thread
 from vmae_data.errors import MisuseError
+from vmae_train.model.fetched import fetched
 from vmae_train.training.mirror import Mirror
 
 STEPS = 12
@@ -273,3 +275,28 @@ def test_each_machine_of_a_training_takes_the_checkpoint_from_the_bucket(
     wanted = [line for line in _numbers((local_run / "log.jsonl").read_bytes()) if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [line["step"] for line in wanted]
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in wanted], rel=1e-4)
+
+
+def test_of_a_run_on_a_web_server_the_log_names_the_last_checkpoint_and_best_json_the_best(
+    object_storage: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMAE_CACHE", str(tmp_path))
+    run = f"run-{secrets.token_hex(4)}"
+    store, url = object_storage.bucket(PUBLIC).store(), f"{object_storage.endpoint}/{PUBLIC}/{run}"
+    lines = [{"kind": "train", "step": 4}, {"kind": "train", "step": 8}, {"kind": "validation", "step": 8}]
+    files = {
+        "run.json": b"{}",
+        "best.json": b'{"step": 4}',
+        "log.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in lines),
+        **{f"{_checkpoint(step)}/{name}": b"x" for step in (4, 8) for name in (STATE, "model.json")},
+    }
+    for name, data in files.items():
+        store.put(f"{run}/{name}", data)
+    folder = fetched(url)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(files)
+    store.delete(f"{run}/{_checkpoint(8)}/{STATE}")
+    with pytest.raises(
+        MisuseError, match=f"no checkpoint; name one, such as {url}/{_checkpoint(4)}, the best"
+    ) as caught:
+        fetched(url)
+    assert caught.value.exit_status == 2

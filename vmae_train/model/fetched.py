@@ -9,14 +9,14 @@ import fcntl
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.errors import DataError, NotThereError
-from vmae_data.store import RemotePlace, copy_here, exists, node_folder, place_of, read_bytes
+from vmae_data.errors import DataError, MisuseError, NotThereError
+from vmae_data.store import RemotePlace, copy_here, exists, file_size, node_folder, place_of, read_bytes, read_range
 from vmae_data.store.remote import list_tree, stat
 from vmae_train.model.ema import EMA_FILE
 
@@ -37,6 +37,7 @@ __all__ = [
 CHECKPOINTS = "checkpoints"
 WEIGHTS, DESCRIPTION, MARKER = "model.safetensors", "model.json", "state.json"
 RUN, LOG, EVALUATION, BEST = "run.json", "log.jsonl", "evaluation.json", "best.json"
+LOG_TAIL_BYTES = 1 << 16  # the last logging steps of a run
 # The only names of a store's listing that become names of files here.
 _WHOLE = re.compile(rf"(step-\d{{9,18}})/{re.escape(MARKER)}")
 
@@ -56,7 +57,8 @@ def fetched(path: str | Path) -> Path:
     """The local folder of a run, or of a checkpoint, that a path or URL names. Of a run the last checkpoint comes
     along, and the best where one is named.
 
-    Raises NotThereError, DataError for a URL that names neither, StoreError.
+    Raises NotThereError, DataError for a URL that names neither, StoreError, MisuseError for a run on a web server
+    whose last checkpoint nothing names.
     """
     place = place_of(path)
     if isinstance(place, Path):
@@ -68,32 +70,70 @@ def fetched(path: str | Path) -> Path:
             f"{place}: holds neither {DESCRIPTION} nor {RUN}; name a run, or the folder of a checkpoint"
         )
     wanted = [_Wanted(place / name, name) for name in (RUN, LOG, EVALUATION, BEST)]
-    if place.is_web:
-        raise DataError(f"{place}: is a run on a web server, which has no listing; name one of its checkpoints")
-    if whole := whole_checkpoints(place):
-        for name in dict.fromkeys((whole[-1], *_best_of(place, whole))):
-            wanted += _files_of(place / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}/")
+    best = _best_name(place)
+    whole = _told_checkpoints(place, best) if place.is_web else whole_checkpoints(place)
+    for name in dict.fromkeys(name for name in (*whole[-1:], best) if name in whole):
+        wanted += _files_of(place / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}/")
     return _copied(place, wanted)
 
 
 def whole_checkpoints(run: RemotePlace) -> list[str]:
     """The names of a run's checkpoints that were written to their end, oldest first."""
     found = (_WHOLE.fullmatch(listed.path) for listed in list_tree(run / CHECKPOINTS))
-    return sorted((match[1] for match in found if match), key=lambda name: int(name.removeprefix("step-")))
+    return sorted((match[1] for match in found if match), key=_step_of)
 
 
-def _best_of(run: RemotePlace, whole: list[str]) -> list[str]:
-    """The name of the best checkpoint, where it is among the whole ones."""
+def _told_checkpoints(run: RemotePlace, best: str | None) -> list[str]:
+    """Of a run on a web server, which has no listing: the checkpoint of its log's last step (a finished run has it), and the best.
+
+    Raises MisuseError where that of the last step is not there: another one would be taken for the last.
+    """
+    last = _last_logged(run)
+    told = sorted({name for name in (last, best) if name is not None}, key=_step_of)
+    whole = [name for name in told if exists(run / CHECKPOINTS / name / MARKER)]
+    if last not in whole:
+        example = run / CHECKPOINTS / (best or checkpoint_name(1000))
+        raise MisuseError(
+            f"{run}: is a run on a web server, which has no listing, and of the last step in its {LOG} there is no checkpoint; "
+            f"name one, such as {example}{', the best' if best in whole else ''}"
+        )
+    return whole
+
+
+def _last_logged(run: RemotePlace) -> str | None:
+    """The checkpoint that the last logging step would have."""
+    size = file_size(run / LOG)
+    if not size:
+        return None
+    first = max(0, size - LOG_TAIL_BYTES)
+    for raw in reversed(read_range(run / LOG, first, size - first).splitlines()):
+        with suppress(msgspec.DecodeError, RecursionError):
+            line = msgspec.json.decode(raw, type=_Line)
+            if line.kind == "train":
+                return checkpoint_name(line.step)
+    return None
+
+
+def _best_name(run: RemotePlace) -> str | None:
+    """The name of the best checkpoint, where one was found."""
     if not exists(run / BEST):
-        return []
+        return None
     try:
-        name = checkpoint_name(msgspec.json.decode(read_bytes(run / BEST), type=_Named).step)
+        return checkpoint_name(msgspec.json.decode(read_bytes(run / BEST), type=_Named).step)
     except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(f"{run / BEST}: can't be read ({error}); name a checkpoint instead") from error
-    return [name] if name in whole else []
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 class _Named(msgspec.Struct):
+    step: int
+
+
+class _Line(msgspec.Struct):
+    kind: str
     step: int
 
 
