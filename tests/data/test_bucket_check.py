@@ -113,6 +113,7 @@ def test_a_public_data_set_is_opened_over_plain_http_and_a_listing_there_names_i
     assert json.loads(run_command("vmae_data", "inspect", f"{url}/set", "--json").stdout)["samples"] > 0
     run_command("vmae_data", "inspect", f"{url}/set/{INDEX}", "--html", tmp_path / "page.html")
     run_command("vmae_data", "verify", f"{url}/set", "--quiet")
+    assert "holds no shards" in run_command("vmae_data", "inspect", f"{url}/nothing", status=2).stderr
     assert read_classes(f"{url}/set") == Shards.open(str(demo_shards)).classes
     build(f"{url}/videos/list.tsv", tmp_path / "shards", demo_spec)
     shards = Shards.open(str(tmp_path / "shards"))

@@ -91,8 +91,9 @@ def test_a_set_that_is_not_there_not_finished_or_newer_is_one_line(damaged: Path
     with pytest.raises(DataError, match="no such folder"):
         Shards.open(str(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no shards"):
+    with pytest.raises(DataError, match="holds no shards") as caught:
         Shards.open(str(tmp_path / "empty"))
+    assert caught.value.exit_status == 2
     index = msgspec.json.decode((damaged / INDEX).read_bytes())
     (damaged / INDEX).write_bytes(msgspec.json.encode({**index, "version": 2}))
     with pytest.raises(DataError, match="format version 2.*update"):

@@ -47,9 +47,9 @@ def read_index(folder: Place, url: str, digest: str | None) -> IndexRead:
     except NotThereError:
         if not is_folder(folder):
             raise NotThereError(f"{url}: no such folder of shards; check the path") from None
-        started = exists(folder / "plan.json")
-        what = "its build was not finished; run it again" if started else "it holds no shards; build them first"
-        raise DataError(f"{url}: has no {INDEX}; {what}") from None
+        if exists(folder / "plan.json"):
+            raise DataError(f"{url}: has no {INDEX}; its build was not finished; run it again") from None
+        raise NotThereError(f"{url}: has no {INDEX}; it holds no shards; check the path, or build them first") from None
     index = decode_record(data, Index, str(path))
     check_index(index, str(path))
     return IndexRead(index, hashlib.sha256(data).hexdigest(), remark)
