@@ -7,7 +7,9 @@ import pytest
 
 from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.store import RemotePlace, local_path, place_of, read_bytes, set_options, shown_options
+from vmae_data.store.clients import open_store
 from vmae_data.store.options import VARIABLE, access_of
+from vmae_data.store.retry import _advice, _Trouble
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +144,35 @@ def test_a_profile_that_needs_more_says_what_to_run(monkeypatch, tmp_path):
     assert "hunter2" not in str(caught.value)
 
 
-def test_azure_needs_an_account():
-    with pytest.raises(MisuseError, match="AZURE_STORAGE_ACCOUNT_NAME"):
-        access_of("az")
+def test_azure_needs_an_account_and_says_for_which_url():
+    with pytest.raises(MisuseError, match="az://c/set/x: no account is named; set AZURE_STORAGE_ACCOUNT_NAME"):
+        read_bytes(place_of("az://c/set/x"))
+
+
+def test_a_web_server_passes_over_a_buckets_options_and_refuses_what_no_store_knows():
+    place = place_of("http://127.0.0.1:9")
+    set_options(["endpoint=http://host:9", "secret_access_key=hunter2", "account_key=hunter2", "skip_signature=true"])
+    open_store(place)
+    set_options(["endpiont=hunter2"])
+    with pytest.raises(MisuseError, match="--storage-option endpiont: not known for any store") as caught:
+        open_store(place)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT"])
+def test_a_key_file_of_google_that_is_not_there_is_named_and_a_key_in_its_place_is_not_shown(name, monkeypatch):
+    monkeypatch.setenv(name, "/nope.json")
+    with pytest.raises(MisuseError, match=f"gs://c/x: {name} = /nope.json: no such file"):
+        read_bytes(place_of("gs://c/x"))
+    monkeypatch.setenv(name, '{"private_key": "hunter2"}' + "x" * 300)
+    with pytest.raises(MisuseError, match=f"{name} = …: no such file") as caught:
+        read_bytes(place_of("gs://c/x"))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"), [("gs://c/x", "GOOGLE_"), ("az://c/x", "AZURE_"), ("http://h/x", "header"), ("s3://c/x", "AWS_")]
+)
+def test_who_is_refused_is_told_of_the_credentials_of_that_kind_of_store(url, named):
+    advice = _advice(_Trouble("refused: status 403", passing=False, refused=True), place_of(url))
+    assert [name for name in ("AWS_", "GOOGLE_", "AZURE_", "header") if name in advice] == [named]

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.store.options import VARIABLE, Access, access_of
+from vmae_data.store.options import VARIABLE, Access, access_of, missing_key_file
 from vmae_data.store.place import RemotePlace
 
 __all__ = ["CLIENTS", "LONGEST_WAIT", "Opened"]
@@ -58,7 +58,7 @@ def open_store(place: RemotePlace) -> Opened:
     from obstore import exceptions
     from obstore import store as stores
 
-    access = access_of(place.scheme)
+    access = access_of(place.scheme, str(place))
     config: Any = access.config or None
 
     limit = timedelta(seconds=access.give_up)
@@ -82,13 +82,33 @@ def open_store(place: RemotePlace) -> Opened:
             return twice(stores.GCSStore, place.container, config=config)
         if place.scheme == "az":
             return twice(stores.AzureStore, place.container, config=config)
-        if access.config:
-            raise MisuseError(f"--storage-option {next(iter(access.config))}: not known for {place.scheme}://")
+        for option in access.config:  # for another place of the same command, perhaps
+            if not _is_of_a_cloud(option):
+                raise MisuseError(f"--storage-option {option}: not known for any store; see docs/storage.md")
         return twice(stores.HTTPStore.from_url, place.root)
     except (exceptions.BaseError, ValueError, TypeError) as error:
+        if place.scheme == "gs" and (missing := missing_key_file(access.config)):
+            raise MisuseError(f"{place}: {missing}") from None
         key = re.search(r"[Cc]onfiguration key[^'\"]*['\"]([a-z0-9_.]+)['\"]", str(error))
         what = f"--storage-option {key[1]}: not known for" if key else "options that can't be used for"
         raise MisuseError(f"{what} {place.root}; see docs/storage.md") from None
+
+
+def _is_of_a_cloud(key: str) -> bool:
+    """Whether S3, GCS or Azure has such an option, whatever its value."""
+    from obstore import exceptions
+    from obstore import store as stores
+
+    makers: tuple[Callable[..., Any], ...] = (stores.S3Store, stores.GCSStore, stores.AzureStore)
+    for make in makers:
+        try:
+            make("any", config={key: ""})
+        except exceptions.UnknownConfigurationKeyError:
+            continue
+        except (exceptions.BaseError, ValueError, TypeError):
+            return True  # of the value, or of what else it takes
+        return True
+    return False
 
 
 CLIENTS = _Clients()

@@ -21,6 +21,7 @@ __all__ = [
     "Access",
     "access_of",
     "credential_names",
+    "missing_key_file",
     "options_text",
     "set_options",
     "shown_options",
@@ -90,8 +91,8 @@ def _is_secret(key: str, value: str) -> bool:
     return key not in _SHOWN or "@" in value
 
 
-def access_of(scheme: str) -> Access:
-    """What options, environment and profile say of a kind of store (`s3`, `gs`, `az`, `http`, `https`).
+def access_of(scheme: str, url: str = "") -> Access:
+    """What options, environment and profile say of a kind of store (`s3`, `gs`, `az`, `http`, `https`); errors name `url`.
 
     Raises MisuseError for values that can't be read, VmaeError where a profile needs more than is installed.
     """
@@ -121,7 +122,7 @@ def access_of(scheme: str) -> Access:
             config["account_name"] = account
         if not any(key.endswith("account_name") for key in config):
             raise MisuseError(
-                "az://: no account is named; set AZURE_STORAGE_ACCOUNT_NAME, or --storage-option account_name=…"
+                f"{url or 'az://'}: no account is named; set AZURE_STORAGE_ACCOUNT_NAME, or --storage-option account_name=…"
             )
     _check_texts(config)
     _check_endpoint(_endpoint(scheme, config))
@@ -168,6 +169,20 @@ def credential_names() -> dict[str, list[str]]:
         + [name for name in _FILES.get(scheme, ()) if Path(name).expanduser().is_file()]
         for scheme, names in _NAMES.items()
     }
+
+
+def missing_key_file(config: Mapping[str, Any]) -> str | None:
+    """Of Google's: who names a file of credentials that is not there, and which; None where all are there."""
+    given = {f"--storage-option {key}": str(value) for key, value in config.items() if key.endswith(_GS_FILES)}
+    given |= {name: os.environ.get(name, "") for name in (f"GOOGLE_{key.upper()}" for key in _GS_FILES)}
+    for name, value in given.items():
+        if value and not os.path.isfile(value):  # noqa: PTH113 - may be no path at all, but a key
+            shown = value if value.isprintable() and "{" not in value else "…"
+            return f"{name} = {shown}: no such file; name the file of a service account's key, or leave it out"
+    return None
+
+
+_GS_FILES = ("application_credentials", "service_account", "service_account_path")
 
 
 def _options() -> Mapping[str, str]:

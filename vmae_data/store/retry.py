@@ -78,7 +78,7 @@ def again(
             if trouble.refused and refused < REFUSED_TRIES:
                 CLIENTS.forget(place)
             elif not trouble.passing:
-                raise DataError(f"{place}: can't be {done} ({trouble.words}); {_advice(trouble)}") from None
+                raise DataError(f"{place}: can't be {done} ({trouble.words}); {_advice(trouble, place)}") from None
             if trouble.busy:
                 wait = _wish(opened.reader, place, opened.access) or wait
             limit = opened.access.give_up
@@ -93,9 +93,18 @@ def again(
                 ) from None
 
 
-def _advice(trouble: _Trouble) -> str:
+_REFUSED = {
+    "s3": "check the credentials (environment, AWS_PROFILE, --storage-option), then run the same command again",
+    "gs": "check the credentials (GOOGLE_APPLICATION_CREDENTIALS, or --storage-option service_account=FILE), then run the "
+    "same command again",
+    "az": "check the credentials (AZURE_STORAGE_ACCOUNT_KEY, or --storage-option account_key=…), then run the same command again",
+}
+_WEB_REFUSED = "check the URL, and whether the server wants a header (--storage-option header.NAME=…)"
+
+
+def _advice(trouble: _Trouble, place: RemotePlace) -> str:
     if trouble.refused:
-        return "check the credentials (environment, AWS_PROFILE, --storage-option), then run the same command again"
+        return _REFUSED.get(place.scheme, _WEB_REFUSED)
     return "check the URL and the storage options"
 
 
