@@ -120,22 +120,24 @@ def answer_videos(
     found = Found(model.head.out_features)
     model.eval()
     frames = min(views.clips * geometry.num_frames, int(shards.frames_NP[:, 0].max()))
-    requests = list(_in_order(len(shards), batch))[world.rank :: world.size]
-    mine = sum(sample != EMPTY for request in requests for sample in request.samples)
+    requests = list(_in_order(len(shards), batch))
+    mine = requests[world.rank :: world.size]
     with (
         world.agreed(),
         ClipLoader(
-            shards, sampler, requests, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
+            shards, sampler, mine, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
         ) as batches,
     ):
-        with meter("videos evaluated", mine, world.style(style)) as shown, torch.inference_mode():
-            for one in batches:
+        with meter("videos evaluated", len(shards), world.style(style)) as shown, torch.inference_mode():
+            for turn, one in enumerate(batches):
                 clips = view_clips(one, augment, views, geometry.num_frames)
                 with autocast():
                     logits = model(clips)
                 outputs = activate(logits.float(), kind) if merge == "softmax" else logits.float()
                 found.add(one, rearrange(outputs, "(b n) k -> b n k", b=batch).mean(dim=1))
-                shown.advance(sum(sample != EMPTY for sample in one.request.samples))
+                # The others are about as far: the main process, which shows it, has a batch in every turn.
+                turns = requests[turn * world.size : (turn + 1) * world.size]
+                shown.advance(sum(sample != EMPTY for request in turns for sample in request.samples))
         unreadable = batches.unreadable
     try:
         for others in world.gather_record(unreadable.by_key, dict[str, str]):
