@@ -132,15 +132,16 @@ def _whole(part_BN: Tensor, each: int) -> Tensor:
 def _decoded(spec: MaskSpec, mask: TubeMask, draws: ClipDraws, grid: Grid) -> Tensor:
     """The masked tokens that the running cell lets through.
 
-    Place (row, column) is number 2 · (row mod 2) + column mod 2 of its cell. A queue that leaves out its first
-    numbers is turned on by one with every slice, from one of its four phases. Over four slices each place is
-    left out equally often, so a tube mask always leaves the same number.
+    Place (row, column) is number 2 · (row mod 2) + column mod 2 of its cell, and a queue of four, of which the first
+    are left out, is laid over the numbers. Its head moves on by one with every slice, so that what is left out moves
+    back by one, from one of four phases: as in VideoMAEv2's code (dataset/masking_generator.py). Over four slices each
+    place is left out equally often, so a tube mask always leaves the same number.
     """
     token_BM = mask.masked_BM
     slice_BM, place_BM = token_BM // grid.places, token_BM % grid.places
     number_BM = CELL * ((place_BM // grid.columns) % CELL) + place_BM % grid.columns % CELL
     phase_B = integer(draws.bits(Purpose.RUNNING_CELL), CELL**2)
-    is_decoded_BM = (number_BM - slice_BM + phase_B[:, None]) % CELL**2 >= spec.left_out
+    is_decoded_BM = (number_BM + slice_BM + phase_B[:, None]) % CELL**2 >= spec.left_out
     # Equally many a sample: a stable sort brings them to the front without a shape that hangs on the data.
     count = token_BM.shape[1] * (CELL**2 - spec.left_out) // CELL**2
     first_BK = (~is_decoded_BM).to(torch.int8).argsort(dim=-1, stable=True)[:, :count]
