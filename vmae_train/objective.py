@@ -140,7 +140,7 @@ def first_model(
         start = f"from scratch ({recipe.init or 'trunc'} initialisation): no --init was given"
         first = FirstModel(learnt.fresh(recipe, seed), start)
     else:
-        given = load_start(init, recipe, position_resize=spec.position_resize)
+        given = load_start(init, recipe, position_resize=spec.position_resize, with_decoder=False)
         assert isinstance(given, PretrainModel | HeadModel)
         first = _continued(given, recipe, learnt, init=init, seed=seed, new_head=probe is not None)
     if probe is not None:

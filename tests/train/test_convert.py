@@ -314,7 +314,8 @@ def test_what_can_not_be_inferred_is_asked_for_by_name(tmp_path: Path) -> None:
         load_model(path, num_heads=3)
     text = str(caught.value)
     assert "don't say image_size, num_frames, decoder_num_heads" in text
-    assert "--set model.image_size" in text
+    assert f"vmae-train convert {path} FOLDER --to native --set model.image_size=… --set model.num_frames=… " in text
+    assert "load_model(…, image_size=…, num_frames=…, decoder_num_heads=…)" in text
     with pytest.raises(MisuseError, match=r"embed_dim = 96 must be a multiple of model.num_heads = 5"):
         load_model(path, **{**UNSAID, "num_heads": 5})
     with pytest.raises(MisuseError, match=r"model\.depth is 2, 3 was asked for"):

@@ -20,7 +20,7 @@ from vmae_data.recipes import load_recipe
 from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.model.convert import convert
 from vmae_train.model.heads import Classifier
-from vmae_train.model.load import load_model, save_model
+from vmae_train.model.load import load_model, load_start, save_model
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.objective import FirstModel, Learnt, first_model
 from vmae_train.pretrain import PretrainSpec, pretrain
@@ -127,6 +127,37 @@ def test_the_commands_probe_and_evaluate_what_was_converted(
     ]
     assert scores[0].startswith("top-1")
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("layout", ["native", "official", "bare"])
+def test_a_finetuning_takes_the_encoder_beside_any_decoder_and_a_pretraining_does_not(
+    layout: str, tmp_path: Path
+) -> None:
+    own = ["model.decoder_embed_dim=80", "model.decoder_num_heads=5"]  # which don't divide the file's 48
+    recipe = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [*SHORT, *own]).geometry()
+    changes = {"decoder_embed_dim": 48, "decoder_depth": 2, "decoder_num_heads": 2}
+    model, path = PretrainModel(msgspec.structs.replace(recipe, **changes), seed=5), tmp_path / "other"
+    path.mkdir()
+    save_model(path, model)
+    if layout != "native":
+        convert(str(path), tmp_path / "other.pth", to="official")
+        path = tmp_path / "other.pth"
+    if layout == "bare":  # says nothing of itself
+        torch.save(model.state_dict(), path)
+    for words in ([], ["probe=linear"]):
+        head = _first(path, ("a", "b"), *own, *words).model.state_dict()
+        for name, value in model.encoder.state_dict().items():
+            assert name.startswith("norm.") or torch.equal(head[name], value), name
+    with pytest.raises(MisuseError, match=r"decoder_embed_dim 48 \(recipe 80\), decoder_depth 2 \(recipe 1\)"):
+        load_start(path, recipe, position_resize="recompute")
+
+
+def test_weights_of_another_size_than_the_recipes_are_told_as_such(tmp_path: Path) -> None:
+    recipe = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, SHORT).geometry()
+    other = msgspec.structs.replace(recipe, embed_dim=64, num_heads=4)
+    torch.save(PretrainModel(other, seed=5).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(MisuseError, match=r"another size than the recipe's model \(embed_dim 64 \(recipe 192\)\)"):
+        load_start(tmp_path / "a.pth", recipe, position_resize="recompute")
 
 
 @pytest.fixture

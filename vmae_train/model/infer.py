@@ -41,10 +41,11 @@ def complete(
     foreign: Foreign, given: dict[str, Any], classes: Sequence[str] | None, *, fill: dict[str, Any]
 ) -> ModelFile:
     """The whole description. `given`: fields of Geometry that the caller knows; they fill what the file does not say.
-    `fill`: the same, but what published models of the size have comes before it.
+    `fill`: the same, of a recipe; but what published models of the size have comes before it.
 
     Without names, classes are called by their numbers. Raises DataError for weights that are no VideoMAE's or that
-    contradict the file, MisuseError for what is neither said nor given, or given otherwise.
+    contradict the file, MisuseError for what is neither said nor given, or given otherwise, and for another size than
+    the recipe's.
     """
     shapes = _shapes(foreign)
     fixed = {**shapes, **foreign.says}
@@ -55,6 +56,7 @@ def complete(
                 "they are of different models"
             )
     assumed = _assumed(fixed, pretrain=foreign.kind == "pretrain")
+    _check_heads(foreign.path, shapes, {**assumed, **given, **fixed}, fill)
     clips: dict[str, Any] = {name: assumed[name] for name in ("image_size", "num_frames") if name in assumed}
     known: dict[str, Any] = {
         **fill,
@@ -65,9 +67,11 @@ def complete(
     }  # other clips than those trained on are `resized`'s affair
     lacking = [name for name in _TOLD if name not in known]
     if lacking:
+        sets, arguments = (" ".join(f"--set model.{name}=…" for name in lacking), "=…, ".join(lacking))
         raise MisuseError(
             f"{foreign.path}: its weights don't say {', '.join(lacking)}, and {known['embed_dim']} × {known['depth']} "
-            f"blocks is no published size; give --set model.{lacking[0]}=…, or load_model(…, {lacking[0]}=…)"
+            f"blocks is no published size; give it as vmae-train convert {foreign.path} FOLDER --to native {sets}, and "
+            f"take that folder, or as load_model(…, {arguments}=…)"
         )
     try:
         geometry = msgspec.convert(known, Geometry)
@@ -78,6 +82,24 @@ def complete(
         return ModelFile(format=MODEL_FORMAT, kind=foreign.kind, geometry=geometry, values=values)
     named = () if foreign.kind == "pretrain" else _classes(foreign, classes)
     return ModelFile(format=MODEL_FORMAT, kind=foreign.kind, geometry=geometry, classes=named)
+
+
+def _check_heads(path: Path, shapes: dict[str, Any], said: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Raises MisuseError where heads would be taken from a recipe of another width than the weights'."""
+    if not any(
+        heads not in said and width in shapes and width in recipe and shapes[width] != recipe[width]
+        for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", "decoder_embed_dim"))
+    ):
+        return
+    different = [
+        f"{name} {value} (recipe {recipe[name]})"
+        for name, value in shapes.items()
+        if name in recipe and not _same(value, recipe[name])
+    ]
+    raise MisuseError(
+        f"--init {path}: is of another size than the recipe's model ({', '.join(different)}); "
+        "change the recipe's model, or take another file"
+    )
 
 
 def check_given(path: Path, geometry: Geometry, given: dict[str, Any]) -> None:

@@ -148,21 +148,29 @@ def _mean_weights(folder: Path) -> dict[str, Tensor]:
     return _read_weights(path)
 
 
-def load_start(path: str | Path, recipe: Geometry, *, position_resize: PositionResize) -> VideoModel:
+def load_start(
+    path: str | Path, recipe: Geometry, *, position_resize: PositionResize, with_decoder: bool = True
+) -> VideoModel:
     """The model that a training starts from, made one for the recipe's clips.
 
-    What its file does not say is taken from the recipe.
+    What its file does not say is taken from the recipe. A training that drops the decoder takes any: `with_decoder`
+    false.
     Raises MisuseError for a model of another geometry than the recipe's, as one list of the differences.
     """
-    fill = {name: value for name, value in msgspec.structs.asdict(recipe).items() if name not in _OWN_FIELDS}
+    asked = {
+        name: value
+        for name, value in msgspec.structs.asdict(recipe).items()
+        if name not in _OWN_FIELDS and (with_decoder or not name.startswith("decoder_"))
+    }
+    fill = asked if with_decoder else {**asked, "decoder_num_heads": 1}  # nobody will ask what it answers
     read = _read(fetched(path), {}, fill, None)
     read = _resized(read, position_resize, image_size=recipe.image_size, num_frames=recipe.num_frames)
-    found, wanted = (msgspec.structs.asdict(geometry) for geometry in (read.description.geometry, recipe))
+    found = msgspec.structs.asdict(read.description.geometry)
     headless = read.description.kind == "pretrain"
     different = [
-        f"{name} {found[name]} (recipe {wanted[name]})"
-        for name in found
-        if name not in _OWN_FIELDS and (headless or not name.startswith("decoder_")) and found[name] != wanted[name]
+        f"{name} {found[name]} (recipe {wanted})"
+        for name, wanted in asked.items()
+        if (headless or not name.startswith("decoder_")) and found[name] != wanted
     ]
     if different:
         raise MisuseError(f"--init {path}: is of another geometry ({', '.join(different)}); change the recipe's model")
