@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import resource
 import sys
 import types
@@ -224,13 +225,29 @@ def test_builtins_that_make_or_run_things_are_refused(tmp_path: Path) -> None:
             load_model(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x80\x02.", b"hello", b"\x80\x02K\x01."])
-def test_bytes_that_are_no_checkpoint_are_one_line(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "it is empty"),
+        (b"PK\x03\x04", "it is damaged, cut off"),
+        (b"\x80\x02.", "it is a pickle that torch.save did not write"),
+        (b"\x80\x02K\x01.", "it is a pickle that torch.save did not write"),
+        (pickle.dumps({"model": {}}), "it is a pickle that torch.save did not write"),
+        (pickle.dumps(Path("x")), "it is a pickle that torch.save did not write"),
+        (b"hello", "it is text that begins with 'hello'"),
+        (b"(101)", "it is text that begins with '(101)'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS"),
+        (bytes(range(255, 128, -1)), "it is nothing that torch.save writes"),
+    ],
+)
+def test_bytes_that_are_no_checkpoint_are_one_line(tmp_path: Path, data: bytes, says: str) -> None:
     path = tmp_path / "x.pth"
     path.write_bytes(data)
     with pytest.raises(DataError) as caught:
         load_model(path)
-    assert "\n" not in str(caught.value)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: not a readable checkpoint: {says}")
+    assert "\n" not in text and "weights_only" not in text
 
 
 @pytest.mark.parametrize("to", ["native", "hf", "official"])
@@ -261,7 +278,11 @@ def test_files_that_hold_no_whole_model_are_refused(tmp_path: Path) -> None:
         ("headless", {k: v for k, v in state.items() if not k.startswith("head")}, "neither encoder_to_decoder"),
         ("optimizer", {"optimizer": {"lr": 1.0}, "epoch": 3}, "found optimizer, epoch"),
         ("list", [1, 2], "holds a list"),
-        ("lacking", {"model": {k: v for k, v in state.items() if "blocks.1.mlp" not in k}}, "lacks 4 weights"),
+        (
+            "lacking",
+            {"model": {k: v for k, v in state.items() if "blocks.1.mlp" not in k}},
+            "4 weights are missing: blocks.1.mlp",
+        ),
         ("learned", {"model": {**state, "pos_embed": torch.randn(1, 128, 96)}}, "learned position code"),
         ("scaled", {"model": {**state, "blocks.0.attn.scale": torch.ones(3)}}, "attn.scale"),
     ):
@@ -274,7 +295,30 @@ def test_files_that_hold_no_whole_model_are_refused(tmp_path: Path) -> None:
 def test_a_stored_copy_of_the_fixed_position_code_is_left_out(tmp_path: Path) -> None:
     model = _model("classifier")
     torch.save({"model": {**model.state_dict(), "pos_embed": model.position_NE[None]}}, tmp_path / "a.pth")
-    _same_weights(model, load_model(tmp_path / "a.pth", **UNSAID))
+    with pytest.warns(UserWarning, match="pos_embed: the fixed position code"):
+        _same_weights(model, load_model(tmp_path / "a.pth", **UNSAID))
+
+
+def test_two_weights_of_one_name_are_refused_unless_they_are_the_same(tmp_path: Path) -> None:
+    model = _model("classifier")
+    state = model.state_dict()
+    for prefix in ("module.", "encoder."):
+        torch.save({**state, f"{prefix}head.weight": state["head.weight"]}, tmp_path / "a.pth")
+        _same_weights(model, load_model(tmp_path / "a.pth", **UNSAID))
+        torch.save({**state, f"{prefix}head.weight": state["head.weight"] + 1}, tmp_path / "a.pth")
+        with pytest.raises(DataError, match=rf"head.weight and {prefix}head.weight are one weight \(head.weight\)"):
+            load_model(tmp_path / "a.pth", **UNSAID)
+
+
+def test_weights_that_are_no_numbers_are_converted_and_told(tmp_path: Path) -> None:
+    model = _model("classifier")
+    with torch.no_grad():
+        model.get_parameter("head.bias")[0] = torch.nan
+        model.get_parameter("fc_norm.weight")[0] = torch.inf
+    path = _official(tmp_path / "a.pth", model)
+    remarks = convert(str(path), tmp_path / "b", to="native", spec=_spec(**UNSAID))
+    count = len(model.state_dict())
+    assert f"NaN or inf in 2 of {count} weights (fc_norm.weight, head.bias): its answers are none" in remarks
 
 
 # What is not said is inferred or given.

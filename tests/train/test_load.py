@@ -140,13 +140,33 @@ def test_missing_unknown_and_misshapen_weights_are_refused_by_name(folder: Path)
     whole = safetensors.torch.load_file(path)
     without = {name: value for name, value in whole.items() if name != "mask_token"}
     safetensors.torch.save_file(without, path)
-    assert "lacks 1 weights (mask_token)" in _refusal(folder)
-    safetensors.torch.save_file({**whole, "pos_embed": torch.zeros(2)}, path)
-    assert "has unknown 1 weights (pos_embed)" in _refusal(folder)
+    assert "1 weight is missing: mask_token; they are another model's, or not whole" in _refusal(folder)
+    safetensors.torch.save_file({**whole, "mask": torch.zeros(2), "extra": torch.zeros(2)}, path)
+    assert "2 weights are not of such a model: extra, mask;" in _refusal(folder)
+    safetensors.torch.save_file({**whole, "encoder.cls_token": torch.zeros(1, 1, 192)}, path)
+    assert "has a class token (encoder.cls_token), which these models have not" in _refusal(folder)
     safetensors.torch.save_file({**whole, "mask_token": torch.zeros(1, 1, 95)}, path)
-    assert "mask_token is float32 (1, 1, 95), its description wants float32 (1, 1, 96)" in _refusal(folder)
+    assert "mask_token holds 1 × 1 × 95 numbers, where this model has 1 × 1 × 96 numbers" in _refusal(folder)
     safetensors.torch.save_file({**whole, "mask_token": whole["mask_token"].half()}, path)
-    assert "mask_token is float16" in _refusal(folder)
+    assert "mask_token is kept as float16, where this model has float32" in _refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["encoder.pos_embed", "decoder.pos_embed"])
+def test_a_fixed_position_code_is_left_out_with_a_remark_and_others_are_refused_for_what_they_are(
+    name: str, folder: Path
+) -> None:
+    path = folder / "model.safetensors"
+    whole, model = safetensors.torch.load_file(path), load_model(folder)
+    assert isinstance(model, PretrainModel)
+    code = model.position_NE if name.startswith("encoder") else model.decoder_position_NE
+    safetensors.torch.save_file({**whole, name: code[None].clone()}, path)
+    with pytest.warns(UserWarning, match=f"{name}: the fixed position code"):
+        assert load_model(folder).state_dict().keys() == whole.keys()
+    safetensors.torch.save_file({**whole, name: code[None] + 1e-3}, path)
+    assert f"{name} is a learned position code" in _refusal(folder)
+    safetensors.torch.save_file({**whole, name: code[None, :-1].clone()}, path)
+    dim = code.shape[1]
+    assert f"1 × 127 × {dim} numbers, 16 frames of 32 px have 128 × {dim};" in _refusal(folder)
 
 
 def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -154,7 +174,7 @@ def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -
     other.mkdir()
     save_model(other, PretrainModel(msgspec.structs.replace(TINY, depth=2)))
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-    assert "its description is of another model" in _refusal(folder)
+    assert "they are another model's" in _refusal(folder)
 
 
 def test_a_description_of_a_far_larger_model_takes_no_memory(folder: Path) -> None:

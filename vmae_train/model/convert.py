@@ -45,9 +45,18 @@ def convert(
     read = read_model(source, given, classes=classes, position_resize=resize)
     model = read.build()  # refuses weights that are not the description's
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    remarks = read.remarks + _not_finite(state)
     if to == "official":
-        return read.remarks + write_official(dest, read.description, state)
-    return read.remarks + _write_folder(dest, read.description, state, _WRITERS[to])
+        return remarks + write_official(dest, read.description, state)
+    return remarks + _write_folder(dest, read.description, state, _WRITERS[to])
+
+
+def _not_finite(state: dict[str, Tensor]) -> tuple[str, ...]:
+    names = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if not names:
+        return ()
+    listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return (f"NaN or inf in {len(names)} of {len(state)} weights ({listed}): its answers are none",)
 
 
 _Writer = Callable[[Path, ModelFile, dict[str, Tensor]], "tuple[str, ...] | None"]

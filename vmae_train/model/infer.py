@@ -16,7 +16,7 @@ from vmae_train.model.geometry import Geometry, PublishedSize, published_size
 from vmae_train.model.heads import RegressedValue
 from vmae_train.model.position import position_code
 
-__all__ = ["Foreign", "check_given", "complete", "without_position_code"]
+__all__ = ["Coded", "Foreign", "check_given", "complete", "without_position_code"]
 
 # By width, for the encoders that were published: VideoMAEv2's H has g's decoder.
 _DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
@@ -115,12 +115,22 @@ def check_given(path: Path, geometry: Geometry, given: dict[str, Any]) -> None:
             )
 
 
-def without_position_code(foreign: Foreign, geometry: Geometry) -> dict[str, Tensor]:
+class Coded(NamedTuple):
+    """Weights without a position code, and what is worth knowing of that."""
+
+    state: dict[str, Tensor]
+    remarks: tuple[str, ...] = ()
+
+
+def without_position_code(path: Path, geometry: Geometry, state: dict[str, Tensor]) -> Coded:
     """The weights without a stored position code, which some copies of the original keep beside them.
 
-    Raises DataError where it is not the fixed one: a learned code can't be used.
+    Raises DataError where it is not the fixed one (a learned code can't be used), and for a class token.
     """
-    state = dict(foreign.state)
+    for name in ("cls_token", "encoder.cls_token"):
+        if name in state:
+            raise DataError(f"{path}: has a class token ({name}), which these models have not; take another file")
+    state, dropped = dict(state), []
     for name, dim in (
         ("pos_embed", geometry.embed_dim),
         ("encoder.pos_embed", geometry.embed_dim),
@@ -129,10 +139,23 @@ def without_position_code(foreign: Foreign, geometry: Geometry) -> dict[str, Ten
         stored = state.pop(name, None)
         if stored is None:
             continue
+        if stored.ndim < 2 or stored.numel() != geometry.num_tokens * dim:
+            raise DataError(
+                f"{path}: {name} is a position code of {_by(stored)} numbers, {geometry.num_frames} frames of "
+                f"{geometry.image_size} px have {geometry.num_tokens} × {dim}; say which clips the model is for "
+                "(image_size, num_frames), or take another file"
+            )
         code = position_code(geometry, dim)
-        if stored.numel() != code.numel() or not stored.float().reshape(code.shape).allclose(code, atol=1e-5):
-            raise DataError(f"{foreign.path}: {name} is a learned position code; only the fixed ones can be used")
-    return state
+        if not stored.float().reshape(code.shape).allclose(code, atol=1e-5):
+            raise DataError(f"{path}: {name} is a learned position code; only the fixed ones can be used")
+        dropped.append(name)
+    if not dropped:
+        return Coded(state)
+    return Coded(state, (f"{', '.join(dropped)}: the fixed position code, which is computed, not kept; left out",))
+
+
+def _by(x: Tensor) -> str:
+    return " × ".join(map(str, x.shape))
 
 
 _TOLD = ("image_size", "num_frames", "num_heads", "decoder_num_heads")

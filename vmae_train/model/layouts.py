@@ -8,10 +8,13 @@ Early releases of version 5 read them as zeros without a word.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vmae_data.errors import DataError
 
 __all__ = ["from_hf_names", "plain_names", "to_hf_names"]
 
@@ -54,17 +57,29 @@ _VERSION_5 = (
 _BLOCK = re.compile(r"(.*?(?:blocks|layer|layers|decoder_layers)\.\d+\.)(.*)")
 
 
-def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers put before the names: torch.compile, data-parallel training, a backbone of a detector."""
-    plain = {}
-    for name, value in state.items():
-        name = name.replace("_orig_mod.", "")
-        for prefix in ("module.", "backbone."):
-            name = name.removeprefix(prefix)
-        plain[name] = value
+def plain_names(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what wrappers put before the names: torch.compile, data-parallel training, a backbone of a detector.
+
+    Raises DataError where two weights, not the same, come to one name.
+    """
+    plain = _renamed_alone(path, {name: _unwrapped(name) for name in state}, state)
     if "encoder_to_decoder.weight" in plain:
         return plain
-    return {name.removeprefix("encoder."): value for name, value in plain.items()}
+    return _renamed_alone(path, {name: name.removeprefix("encoder.") for name in plain}, plain)
+
+
+def _unwrapped(name: str) -> str:
+    return name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("backbone.")
+
+
+def _renamed_alone(path: Path, names: dict[str, str], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for old, name in names.items():
+        if name in renamed and not torch.equal(renamed[name], state[old]):
+            both = " and ".join(other for other in names if names[other] == name)
+            raise DataError(f"{path}: {both} are one weight ({name}), with two values; keep the one that counts")
+        renamed[name] = state[old]
+    return renamed
 
 
 def to_hf_names(state: dict[str, Tensor], *, pretrain: bool) -> dict[str, Tensor]:

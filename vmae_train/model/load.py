@@ -218,12 +218,13 @@ def _read(path: Path, given: dict[str, Any], fill: dict[str, Any], classes: Sequ
     else:
         folder = _model_folder(path)
         description = decode_description(read_bytes(folder / DESCRIPTION), str(folder / DESCRIPTION))
-        return ReadModel(folder / WEIGHTS, description, _read_weights(folder / WEIGHTS))
+        path, found = folder / WEIGHTS, (description, _read_weights(folder / WEIGHTS))
     if isinstance(found, Foreign):
-        description = complete(found, given, classes, fill=fill)
-        return ReadModel(path, description, without_position_code(found, description.geometry), found.remarks)
-    description, state = found
-    return ReadModel(path, description, state)
+        description, state, remarks = complete(found, given, classes, fill=fill), found.state, found.remarks
+    else:
+        (description, state), remarks = found, ()
+    coded = without_position_code(path, description.geometry, state)
+    return ReadModel(path, description, coded.state, remarks + coded.remarks)
 
 
 def _resized(
@@ -287,20 +288,29 @@ def _check_room(path: Path, description: ModelFile, state: dict[str, Tensor]) ->
 def _check_state(path: Path, model: VideoModel, state: dict[str, Tensor]) -> None:
     wanted = model.state_dict()
     for what, names in (
-        ("lacks", wanted.keys() - state.keys()),
-        ("has unknown", state.keys() - wanted.keys()),
+        ("missing", wanted.keys() - state.keys()),
+        ("not of such a model", state.keys() - wanted.keys()),
     ):
         if names:
             listed = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise DataError(f"{path}: {what} {len(names)} weights ({listed}); its description is of another model")
+            count = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
+            raise DataError(f"{path}: {count} {what}: {listed}; they are another model's, or not whole")
     for name, value in wanted.items():
         found = state[name]
-        if found.shape != value.shape or found.dtype != value.dtype:
+        if found.shape != value.shape:
             raise DataError(
-                f"{path}: {name} is {_describe(found)}, its description wants {_describe(value)}; "
-                "they are of different models"
+                f"{path}: {name} holds {_numbers(found)}, where this model has {_numbers(value)}; "
+                "its weights are of different models"
+            )
+        if found.dtype != value.dtype:
+            raise DataError(
+                f"{path}: {name} is kept as {_kind(found)}, where this model has {_kind(value)}; take another checkpoint"
             )
 
 
-def _describe(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+def _numbers(x: Tensor) -> str:
+    return f"{' × '.join(map(str, x.shape)) or 1} numbers"
+
+
+def _kind(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

@@ -30,7 +30,7 @@ def read_official(path: Path) -> Foreign | tuple[ModelFile, dict[str, Tensor]]:
     Raises DataError for a file that holds no such weights, or that wants to run something.
     """
     content = read_pickle(path)
-    state = _float32(plain_names(_weights(path, content)))
+    state = _float32(plain_names(path, _weights(path, content)))
     described = content.get(_DESCRIPTION)
     if isinstance(described, str):
         return decode_description(described, f"{path}, {_DESCRIPTION}"), state

@@ -82,5 +82,28 @@ def _refusal(path: Path, error: Exception) -> DataError:
             f"{path}: names {named[1]}, which is not loaded from a checkpoint because it could run anything; "
             "save the weights alone, a dict of tensors"
         )
-    lines = str(error).splitlines() or [type(error).__name__]
-    return DataError(f"{path}: not a readable checkpoint ({lines[0][:200]}); take another file")
+    if isinstance(error, OSError) and error.strerror:
+        return DataError(f"{path}: can't be read ({error.strerror}); check the file")
+    return DataError(f"{path}: not a readable checkpoint: {_met(path)}")
+
+
+# The number that torch.save wrote first before it wrote zip files.
+_OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def _met(path: Path) -> str:
+    """What the file is instead, and what to do. torch's own words advise to let a checkpoint run what it will."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head:
+        return "it is empty; copy it again"
+    if head.startswith((b"PK", _OLD_MAGIC)):
+        return "it is damaged, cut off, or was not written by torch.save; copy it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+    if head.startswith(b"\x80"):
+        return "it is a pickle that torch.save did not write; save the weights with torch.save, a dict of tensors"
+    text = head.decode("utf-8", errors="replace").strip()
+    if text and text.isascii() and all(mark.isprintable() or mark.isspace() for mark in text):
+        return f"it is text that begins with {text.splitlines()[0][:30]!r}; take a file that torch.save wrote"
+    return "it is nothing that torch.save writes; take another file"
