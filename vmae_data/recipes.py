@@ -110,7 +110,7 @@ def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequen
     values = recipe_values(package, name) if name is not None else {}
     given = {override.partition("=")[0].strip() for override in overrides}
     for override in overrides:
-        _set(values, override, given)
+        _set(values, override, given, spec)
     return build_spec(values, spec, f"recipe {name}" if name else "settings")
 
 
@@ -188,7 +188,7 @@ def _type_at(kind: msgspec.inspect.Type, path: str) -> msgspec.inspect.Type | No
     return kind
 
 
-def _set(values: dict[str, Any], override: str, given: Collection[str]) -> None:
+def _set(values: dict[str, Any], override: str, given: Collection[str], spec: type[Any]) -> None:
     """Put `key=value` in its place. It takes the place of the recipe's other way to say the same, too."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -198,6 +198,10 @@ def _set(values: dict[str, Any], override: str, given: Collection[str]) -> None:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # an unquoted word, as shells make them
+    if not isinstance(value, str) and isinstance(
+        _type_at(msgspec.inspect.type_info(spec), key.strip()), msgspec.inspect.StrType
+    ):
+        value = text.strip()  # 0x3, 2026, true: TOML's numbers and words where text is wanted
     for part in parts[:-1]:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):

@@ -241,6 +241,27 @@ def test_a_run_can_not_be_published_on_a_web_server_or_as_a_whole_bucket(tmp_pat
         Mirror(tmp_path / "run", tmp_path / "scratch")
 
 
+@pytest.mark.parametrize("name", ["index.json", "shard-000000.tar"])
+def test_a_folder_of_shards_is_no_place_for_a_run(name: str, tmp_path: Path) -> None:
+    Mirror(tmp_path / "absent")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(MisuseError, match=rf"--out {tmp_path}: is a folder of shards \(it holds {name}\)"):
+        Mirror(tmp_path)
+    (tmp_path / "run.json").write_bytes(b"")  # a run that something else was put beside
+    Mirror(tmp_path)
+
+
+def test_a_folder_of_shards_in_a_bucket_is_no_place_for_a_run(
+    s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_bucket.store().put("data/index.json", b"{}")
+    Mirror(f"{s3_bucket.url}/run", tmp_path).pull()
+    with pytest.raises(MisuseError, match="data: is a folder of shards"):
+        Mirror(f"{s3_bucket.url}/data", tmp_path).pull()
+
+
 def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], words: list[str | Path]) -> list[str]:
     """One training of two machines, each with a cache of its own; gives what each said."""
     (port,) = free_ports(1)

@@ -7,7 +7,8 @@ import pytest
 from tests.command import run_command
 from vmae_data.errors import RecipeError
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
-from vmae_train.commands.options import spec_of
+from vmae_train.commands import train
+from vmae_train.commands.options import check_recipe, spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec
 
@@ -85,6 +86,32 @@ def test_a_recipe_in_a_file_is_known_by_its_tables_not_by_its_path(tmp_path: Pat
         path = tmp_path / "about-finetune.toml"
         path.write_text(read_recipe("vmae_train", name))
         assert spec_of(str(path)) is spec
+
+
+def test_a_recipe_of_the_other_command_is_told_as_such(tmp_path: Path) -> None:
+    for name, other, command in (
+        ("finetune/demo", PretrainSpec, r"finetune \(evaluate\)"),
+        ("pretrain/demo", FinetuneSpec, r"pretrain \(mask\)"),
+    ):
+        with pytest.raises(RecipeError, match=f"recipe {name}: is for vmae-train {command}"):
+            check_recipe(name, other)
+        check_recipe(name, spec_of(name))
+    (tmp_path / "bare.toml").write_text("seed = 1\n")
+    check_recipe(str(tmp_path / "bare.toml"), PretrainSpec)
+    check_recipe(str(tmp_path / "bare.toml"), FinetuneSpec)
+    data, out = [str(tmp_path)], str(tmp_path / "run")
+    with pytest.raises(RecipeError, match="is for vmae-train finetune"):
+        train.pretrain("finetune/demo", data, out, quiet=True, device="cpu")
+    with pytest.raises(RecipeError, match="is for vmae-train pretrain"):
+        train.finetune("pretrain/demo", data, data[0], out, quiet=True, device="cpu")
+
+
+def test_a_setting_that_is_text_is_taken_as_text_whatever_toml_makes_of_it() -> None:
+    with pytest.raises(RecipeError, match="0x3"):
+        load_recipe("vmae_train", "finetune/demo", FinetuneSpec, ["evaluate.views=0x3"])
+    names = (("log.wandb_name=2026-01-01", "2026-01-01"), ("log.wandb_name=7", "7"), ('log.wandb_name="a"', "a"))
+    for setting, name in names:
+        assert load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [setting]).log.wandb_name == name
 
 
 def test_epochs_take_the_place_of_a_recipes_steps_but_both_settings_contradict_each_other() -> None:

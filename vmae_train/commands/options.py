@@ -7,9 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from vmae_data.errors import VmaeError
+from vmae_data.errors import RecipeError, VmaeError
 
-__all__ = ["Checkpoint", "Data", "Device", "DryRun", "Recipe", "RunOut", "Scratch", "need_torch", "spec_of"]
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Device",
+    "DryRun",
+    "Recipe",
+    "RunOut",
+    "Scratch",
+    "check_recipe",
+    "need_torch",
+    "spec_of",
+]
 
 Recipe = Annotated[str, typer.Option(help="A recipe's name (`vmae-train recipes`), or a TOML file.")]
 Data = Annotated[
@@ -67,3 +78,19 @@ def spec_of(name: str) -> Any:
         return PretrainSpec
     first = text.splitlines()[0] if text else ""
     return FinetuneSpec if "evaluate" in tables or "finetune" in f"{name} {first}" else PretrainSpec
+
+
+def check_recipe(name: str, spec: Any) -> None:
+    """Raises RecipeError for a recipe with tables that only the other command's recipes have."""
+    from vmae_data.recipes import recipe_values
+    from vmae_train.finetune import FinetuneSpec
+    from vmae_train.pretrain import PretrainSpec
+
+    own = set(spec.__struct_fields__)
+    for command, other in (("pretrain", PretrainSpec), ("finetune", FinetuneSpec)):
+        tables = sorted(recipe_values("vmae_train", name).keys() & (set(other.__struct_fields__) - own))
+        if tables:
+            raise RecipeError(
+                f"recipe {name}: is for vmae-train {command} ({', '.join(tables)}); "
+                "give it to that command, or take another recipe"
+            )

@@ -19,7 +19,7 @@ from vmae_data.console import (
     show_recipes,
 )
 from vmae_data.errors import MisuseError
-from vmae_train.commands.options import Data, Device, DryRun, Recipe, RunOut, Scratch, need_torch, spec_of
+from vmae_train.commands.options import Data, Device, DryRun, Recipe, RunOut, Scratch, check_recipe, need_torch, spec_of
 from vmae_train.commands.tell import tell, tell_rehearsal, tell_scores, tell_unreadable
 
 __all__ = ["feed", "finetune", "pretrain", "recipes"]
@@ -56,6 +56,7 @@ def pretrain(
     style = progress_style(quiet, as_json)
     with open_world(device) as world:
         with world.agreed():
+            check_recipe(recipe, PretrainSpec)
             spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
         if dry_run:
             tell_rehearsal(run, spec, quiet, as_json, data=data, init=init, device=device, style=style, world=world)
@@ -97,6 +98,7 @@ def finetune(
     style = progress_style(quiet, as_json)
     with open_world(device) as world:
         with world.agreed():
+            check_recipe(recipe, FinetuneSpec)
             chosen = [f"probe={probe.value}"] if probe else []
             spec = load_recipe("vmae_train", recipe, FinetuneSpec, [*(settings or ()), *chosen])
         if dry_run:

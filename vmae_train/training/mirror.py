@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
+from vmae_data.format import INDEX
 from vmae_data.store import (
     TEMPORARY,
     Place,
@@ -68,7 +69,7 @@ class Mirror:
     """
 
     def __init__(self, out: str | Path, scratch: Path | None = None) -> None:
-        """Raises MisuseError for a place that no run can be published in."""
+        """Raises MisuseError for a place that no run can be published in, and for a folder of shards."""
         place = place_of(out)
         self.shown = str(out)
         self._place: RemotePlace | None = None
@@ -79,6 +80,7 @@ class Mirror:
                     f"--scratch {scratch}: is for runs in a bucket; --out {out} is a folder, leave it out"
                 )
             self.folder = place
+            self._check_no_shards()
             return
         if place.is_web:
             raise MisuseError(f"--out {out}: a web server takes no files; name a folder or a bucket")
@@ -87,6 +89,17 @@ class Mirror:
         self._place = place
         # Below a folder that is named, not in it: what is left behind there may be removed.
         self.folder = (scratch or node_folder("runs")) / hashlib.sha256(str(place).encode()).hexdigest()[:32]
+
+    def _check_no_shards(self) -> None:
+        """Raises MisuseError where data lie that a run would be mixed with."""
+        place = self._place or self.folder
+        if exists(place / RUN):
+            return
+        tar = None if self._place else next(self.folder.glob("shard-*.tar"), None)
+        if found := INDEX if exists(place / INDEX) else tar and tar.name:
+            raise MisuseError(
+                f"--out {self.shown}: is a folder of shards (it holds {found}); name a new folder for the run"
+            )
 
     def pull(self, *, newer_stays: bool = True) -> None:
         """Bring the local folder to where the run is: its last whole checkpoint, log and scores.
@@ -101,6 +114,7 @@ class Mirror:
             self._leave_behind()
         names = self._copy_files((RUN,))
         if RUN not in names:
+            self._check_no_shards()
             return
         if there is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
