@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from vmae_data.errors import MisuseError, StopRequested, ToldElsewhere, VmaeError
+from vmae_data.errors import StopRequested, ToldElsewhere, VmaeError
 
 __all__ = [
     "Check",
@@ -21,7 +21,6 @@ __all__ = [
     "Settings",
     "State",
     "StorageOptions",
-    "check_file_place",
     "counted",
     "local_argument",
     "new_app",
@@ -221,14 +220,6 @@ def local_argument(text: str) -> Path:
     from vmae_data.store import local_path
 
     return local_path(text)
-
-
-def check_file_place(option: str, path: Path | None) -> None:
-    """Refuse, before the work and not after it, a place where no file can be written. Raises MisuseError."""
-    if path is not None and path.is_dir():
-        raise MisuseError(f"{option} {path}: is a folder; name a file in it")
-    if path is not None and not path.parent.is_dir():
-        raise MisuseError(f"{option} {path}: there is no folder {path.parent}; make it, or name another place")
 
 
 def progress_style(quiet: bool, as_json: bool) -> Any:

@@ -25,6 +25,7 @@ __all__ = [
     "recipe_head",
     "recipe_values",
     "shortened",
+    "with_settings",
 ]
 
 T = TypeVar("T")
@@ -108,10 +109,15 @@ def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequen
     Raises RecipeError with the path of the key.
     """
     values = recipe_values(package, name) if name is not None else {}
+    return with_settings(values, spec, overrides, f"recipe {name}" if name else "settings")
+
+
+def with_settings(values: dict[str, Any], spec: type[T], overrides: Sequence[str], where: str) -> T:
+    """Values that came from `where`, changed by `key=value` overrides, checked. Raises RecipeError with the path of the key."""
     given = {override.partition("=")[0].strip() for override in overrides}
     for override in overrides:
         _set(values, override, given, spec)
-    return build_spec(values, spec, f"recipe {name}" if name else "settings")
+    return build_spec(values, spec, where)
 
 
 def recipe_values(package: str, name: str) -> dict[str, Any]:

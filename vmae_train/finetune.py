@@ -14,10 +14,12 @@ from vmae_data.read.shards import LabelKind, Shards
 from vmae_data.store import commit_bytes, lock
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.mixing import MixSpec
-from vmae_train.clips.views import check_spacing, view_sampler
+from vmae_train.clips.spacing import check_spacing
+from vmae_train.clips.views import view_sampler
 from vmae_train.evaluation.answers import scores_of
-from vmae_train.evaluation.evaluate import answer_videos, check_classes, parse_views
-from vmae_train.evaluation.metrics import AnyScores, Merge
+from vmae_train.evaluation.evaluate import answer_videos, check_classes
+from vmae_train.evaluation.look import EvaluateSpec, Look, parse_views
+from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.model.fetched import EVALUATION
 from vmae_train.model.loss import ValueDistance
 from vmae_train.model.videomae import (
@@ -36,29 +38,7 @@ from vmae_train.training.run import BatchLayout, RunFacts, check_run
 from vmae_train.training.start import RunSpec, begin_together, check_cache, settle
 from vmae_train.training.world import World, choose_device
 
-__all__ = ["EvaluateSpec", "FinetuneReport", "FinetuneSpec", "finetune"]
-
-
-class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the validation set is scored: at the end, and every `every_steps` where that is given.
-
-    `merge`: the mean over a video's views is of probabilities (softmax) or of logits (logit).
-    """
-
-    views: str = "5x3"
-    merge: Merge = "softmax"
-    every_steps: int | None = None
-    every_views: str = "1x1"
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        for text in (self.views, self.every_views):
-            try:
-                parse_views(text)
-            except MisuseError as error:
-                raise ValueError(str(error)) from error
-        if self.batch < 1 or (self.every_steps is not None and self.every_steps < 1):
-            raise ValueError(f"batch = {self.batch}, every_steps = {self.every_steps}: must be 1 or more")
+__all__ = ["FinetuneReport", "FinetuneSpec", "finetune"]
 
 
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,9 +173,7 @@ class _Validation:
         answers = answer_videos(
             model,
             self._shards,
-            views=parse_views(views),
-            clip=spec.clip,
-            merge=spec.evaluate.merge,
+            look=Look(parse_views(views), spec.clip, spec.evaluate.merge, spec.augment.antialias),
             loader=spec.loader,
             cache=spec.cache,
             device=self._engine.device,

@@ -1,40 +1,66 @@
-"""`vmae-train evaluate`, read as a table of contents: model, data, answers, scores, and the files that tell of them."""
+"""`vmae-train evaluate`, read as a table of contents: data, model, how it looks, answers, scores, files that tell of them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.cache import CacheSpec
 from vmae_data.read.shards import Shards
+from vmae_data.recipes import recipe_values, with_settings
 from vmae_data.store import Place, commit_bytes, writable_place
 from vmae_train.accuracy import write_scores
 from vmae_train.clips.loader import LoaderSpec
-from vmae_train.clips.views import ClipSpec
-from vmae_train.evaluation.answers import scores_of
-from vmae_train.evaluation.evaluate import answer_videos, parse_views
+from vmae_train.clips.spacing import clip_words
+from vmae_train.clips.views import ClipSpec, kept_step
+from vmae_train.evaluation.answers import Answers, scores_of
+from vmae_train.evaluation.evaluate import answer_videos
+from vmae_train.evaluation.look import Look, parse_views
 from vmae_train.evaluation.metrics import AnyScores, Merge
 from vmae_train.evaluation.predictions import write_predictions
 from vmae_train.model.load import load_model
 from vmae_train.model.videomae import HeadModel
-from vmae_train.training.run import run_clip
+from vmae_train.training.log import print_start
+from vmae_train.training.run import read_facts, run_of
 from vmae_train.training.world import World, choose_device
 
-__all__ = ["Looks", "Told", "evaluate_checkpoint"]
+__all__ = ["Evaluated", "Looks", "Told", "evaluate_checkpoint", "write_told"]
+
+
+class _Views(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an evaluation takes of a recipe's `[evaluate]`."""
+
+    views: str = "5x3"
+    merge: Merge = "softmax"
+
+
+class _Resize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an evaluation takes of a recipe's `[augment]`."""
+
+    antialias: bool = True
+
+
+class LookSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an evaluation takes of a finetuning recipe, and `--set` may change; and the cache, of `--set` only."""
+
+    clip: ClipSpec = ClipSpec()
+    evaluate: _Views = _Views()
+    augment: _Resize = _Resize()
+    cache: CacheSpec = CacheSpec()
 
 
 class Looks(NamedTuple):
-    """How videos are looked at. `stride` None: as the checkpoint's run did, else as its shards allow.
+    """How videos are looked at: as `recipe` says, else as the checkpoint's run did; changed by `settings` (`key=value`).
 
     `best`: of a run the checkpoint that scored best on the way. `ema`: with the mean of the weights.
     """
 
-    views: str = "5x3"
-    merge: Merge = "softmax"
-    stride: int | None = None
-    frozen: bool = False
+    recipe: str | None = None
+    settings: Sequence[str] = ()
     batch: int = 8
     workers: int = 1
     best: bool = False
@@ -48,62 +74,106 @@ class Told(NamedTuple):
     predictions: str | None = None
     html: str | None = None
 
+    def places(self) -> dict[str, Place]:
+        """By option. Raises MisuseError where a file can't be written."""
+        return {name: writable_place(url, f"--{name}") for name, url in self._asdict().items() if url is not None}
 
-class _Places(NamedTuple):
-    out: Place | None
-    predictions: Place | None
-    html: Place | None
+
+class Evaluated(NamedTuple):
+    checkpoint: str
+    answers: Answers
+    scores: AnyScores
 
 
 def evaluate_checkpoint(
     checkpoint: str,
     data: str,
     looks: Looks,
-    told: Told,
     *,
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     world: World | None = None,
-) -> AnyScores:
+) -> Evaluated:
     """Score a model with a head on labelled shards.
 
-    Raises MisuseError for a model, data or places that don't fit each other, DataError for what can't be read.
+    Raises MisuseError for a model, data or settings that don't fit each other, DataError for what can't be read.
     """
     world = world or World()
     with world.agreed():
-        views = parse_views(looks.views)
-        places = _Places(*(_place(url, f"--{name}") for name, url in told._asdict().items()))
         model = load_model(checkpoint, best=looks.best, ema=looks.ema)
         if not isinstance(model, HeadModel):
             raise MisuseError(f"{checkpoint}: is a pretraining model; finetune it first, then evaluate")
         shards = Shards.open(data)
         where = choose_device(device, world=world)
-        clip = ClipSpec(stride=looks.stride) if looks.stride else run_clip(checkpoint) or ClipSpec(stride="kept")
-        clip = msgspec.structs.replace(clip, frozen=clip.frozen or looks.frozen)
+        found = _look_spec(checkpoint, shards, looks)
+        spec = found.spec
+        look = Look(parse_views(spec.evaluate.views), spec.clip, spec.evaluate.merge, spec.augment.antialias)
+    rows = {
+        "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
+        "clip": f"{model.geometry.num_frames} frames, {clip_words(look.clip, shards, model.geometry.num_frames)}",
+        "views": f"{look.views} (clips × crops), mean of {look.merge}",
+        "resize": f"short side to {model.geometry.image_size} px, antialias {'on' if look.antialias else 'off'}",
+        "how": found.origin,
+        **({"control": look.control} if look.control else {}),
+    }
+    print_start(f"evaluate {checkpoint}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
     answers = answer_videos(
         model.to(where),
         shards,
-        views=views,
-        clip=clip,
-        merge=looks.merge,
+        look=look,
         loader=LoaderSpec(workers=looks.workers),
+        cache=spec.cache,
         device=where,
         batch=looks.batch,
         style=style,
         world=world,
     )
     with world.agreed():
-        scores = scores_of(answers)
-    with world.agreed():
-        if world.is_main:
-            if places.out is not None:
-                commit_bytes(places.out, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
-            if places.predictions is not None:
-                write_predictions(answers, places.predictions)
-            if places.html is not None:
-                write_scores(scores, places.html, model=checkpoint, data=data)
-    return scores
+        return Evaluated(checkpoint, answers, scores_of(answers))
 
 
-def _place(url: str | None, option: str) -> Place | None:
-    return None if url is None else writable_place(url, option)
+class _Found(NamedTuple):
+    spec: LookSpec
+    origin: str
+
+
+def _look_spec(checkpoint: str, shards: Shards, looks: Looks) -> _Found:
+    """The recipe that is named, else the run's, else what is published; with the settings."""
+    run = run_of(checkpoint)
+    if looks.recipe is not None:
+        values, origin = recipe_values("vmae_train", looks.recipe), f"recipe {looks.recipe}"
+        if "mask" in values:
+            raise MisuseError(f"--recipe {looks.recipe}: is a pretraining recipe; name that of the finetuning")
+    elif run is not None:
+        values, origin = read_facts(run).recipe, "the run's recipe"
+    else:
+        given = any(text.partition("=")[0].strip().startswith("clip.") for text in looks.settings)
+        origin = (
+            "settings"
+            if given
+            else f"nothing: {checkpoint} says not how its clips were chosen; --recipe or --set clip.… does"
+        )
+        values = {} if given else {"clip": msgspec.to_builtins(_published_clip(shards))}
+    taken: dict[str, Any] = {"clip": dict(values.get("clip", {}))}
+    for table, kind in (("evaluate", _Views), ("augment", _Resize)):
+        taken[table] = {key: value for key, value in values.get(table, {}).items() if key in kind.__struct_fields__}
+    return _Found(with_settings(taken, LookSpec, looks.settings, origin.partition(":")[0]), origin)
+
+
+def _published_clip(shards: Shards) -> ClipSpec:
+    """Stride 4, as the published models of Kinetics are scored; neighbouring frames of shards that hold no such clips."""
+    try:
+        kept_step(ClipSpec(), shards.index)
+    except MisuseError:
+        return ClipSpec(stride="kept")
+    return ClipSpec()
+
+
+def write_told(found: Evaluated, places: dict[str, Place]) -> None:
+    """The files that were asked for. Raises VmaeError where one can't be written."""
+    if "out" in places:
+        commit_bytes(places["out"], msgspec.json.format(msgspec.json.encode(found.scores)) + b"\n")
+    if "predictions" in places:
+        write_predictions(found.answers, places["predictions"])
+    if "html" in places:
+        write_scores(found.scores, places["html"], model=found.checkpoint, data=found.answers.url)

@@ -12,14 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from tests.command import run_command
 from vmae_data.build import build_shards
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import LabelKind, Shards
 from vmae_data.recipes import load_recipe
+from vmae_train.cli import app
 from vmae_train.evaluation.answers import Gathered, activate, merge_by_source
 from vmae_train.evaluation.metrics import average_precision, label_score, value_score
 from vmae_train.finetune import FinetuneSpec, finetune
@@ -90,7 +92,9 @@ def _finetune(shards: Path, out: Path, *more: str) -> Any:
     return finetune(spec, data=[str(shards)], validation=str(shards), out=out, device="cpu", style=QUIET).scores
 
 
-def test_several_classes_are_learnt_scored_and_written(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:
+def test_several_classes_are_learnt_scored_and_written(
+    demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = [["run", "jump"], ["sit"], [], ["run"], ["jump"], ["sit", "run"], ["sit"], ["run"]]
     shards = _labelled(demo_videos, tmp_path / "data", demo_spec, labels)
     with pytest.raises(MisuseError, match=r"label_smoothing = 0\.1: is for one class a video"):
@@ -104,6 +108,8 @@ def test_several_classes_are_learnt_scored_and_written(demo_videos: Path, demo_s
     done = run_command("vmae_train", "evaluate", tmp_path / "run", "--data", tmp_path / "data", *words)
     found = pq.read_table(table)
     assert json.loads(done.stdout)["kind"] == "classes"
+    listed = [json.loads(line)["path"] for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    assert sorted(found.column("path").to_pylist()) == sorted(listed)
     assert found.column("views").to_pylist() == [6] * len(shards)
     names = json.loads(found.schema.metadata[b"names"])
     told = dict(zip(found.column("key").to_pylist(), found.column("label").to_pylist(), strict=True))
@@ -113,6 +119,18 @@ def test_several_classes_are_learnt_scored_and_written(demo_videos: Path, demo_s
     again = label_score(probability, present, classes=tuple(names), views="2x3", unreadable={})
     assert again.per_class == pytest.approx(json.loads(done.stdout)["per_class"])
     assert "mAP" in page.read_text()
+    # What can't be written is found before the work where it can be, and takes no score with it where not.
+    evaluate = ["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "data"), "--views", "1x1", "--workers", "0"]
+    found = CliRunner().invoke(app, [*evaluate, "--out", str(tmp_path / "none" / "a.json")])
+    assert "there is no folder" in str(found.exception)
+
+    def full(place: Path, data: bytes) -> None:
+        raise VmaeError(f"{place}: no room")
+
+    monkeypatch.setattr("vmae_train.score.commit_bytes", full)
+    found = CliRunner().invoke(app, [*evaluate, "--out", str(tmp_path / "a.json")])
+    assert found.stdout.startswith("mAP")
+    assert "no room" in str(found.exception)
 
 
 def test_values_are_learnt_from_any_unit_and_scored(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:

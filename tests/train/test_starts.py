@@ -17,6 +17,7 @@ from vmae_data.progress import ProgressStyle
 from vmae_data.read.mix import Mix, parse_data
 from vmae_data.read.shards import LabelKind
 from vmae_data.recipes import load_recipe
+from vmae_train.clips.views import ClipSpec
 from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.model.convert import convert
 from vmae_train.model.heads import Classifier
@@ -24,6 +25,7 @@ from vmae_train.model.load import load_model, load_start, save_model
 from vmae_train.model.videomae import PretrainModel
 from vmae_train.objective import FirstModel, Learnt, first_model
 from vmae_train.pretrain import PretrainSpec, pretrain
+from vmae_train.score import Looks, evaluate_checkpoint
 from vmae_train.training.log import read_log
 from vmae_train.training.run import other_data
 
@@ -112,7 +114,7 @@ def test_drop_path_does_not_hang_on_the_micro_batch(demo_shards: Path, tmp_path:
 
 
 def test_the_commands_probe_and_evaluate_what_was_converted(
-    demo_shards: Path, pretrained: Path, tmp_path: Path
+    demo_shards: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_command("vmae_train", "convert", pretrained, tmp_path / "a.pth", "--to", "official", "--quiet")
     sets = [word for setting in SHORT for word in ("--set", setting)]
@@ -121,12 +123,23 @@ def test_the_commands_probe_and_evaluate_what_was_converted(
         *("--init", tmp_path / "a.pth", "--out", tmp_path / "out", "--probe", "linear", "--quiet", *sets),
     )
     run_command("vmae_train", "convert", tmp_path / "out", tmp_path / "hf", "--to", "hf", "--quiet")
-    scores = [
-        run_command("vmae_train", "evaluate", where, "--data", demo_shards, "--views", "1x1", "--stride", "2").stdout
-        for where in (tmp_path / "out", tmp_path / "hf")
-    ]
-    assert scores[0].startswith("top-1")
-    assert scores[0] == scores[1]
+    done = run_command("vmae_train", "evaluate", tmp_path / "out", "--data", demo_shards)
+    assert done.stdout.startswith("top-1")
+    assert "the run's recipe" in done.stderr
+    # A converted model has no run: a recipe says how its clips are chosen, else that nothing says it is told.
+    same = _evaluated(tmp_path / "hf", demo_shards, "augment.antialias=false", recipe="finetune/demo")
+    assert same.clip == ClipSpec(stride=2)
+    assert same == _evaluated(tmp_path / "out", demo_shards, "augment.antialias=false")
+    assert (same.views, same.antialias) == ("2x3", False)
+    capsys.readouterr()
+    assert _evaluated(tmp_path / "hf", demo_shards, "evaluate.views=1x1").clip == ClipSpec(stride=4)
+    assert "says not how its clips were chosen" in capsys.readouterr().err
+    with pytest.raises(MisuseError, match="is a pretraining recipe"):
+        _evaluated(tmp_path / "hf", demo_shards, recipe="pretrain/demo")
+
+
+def _evaluated(checkpoint: Path, data: Path, *settings: str, recipe: str | None = None) -> Any:
+    return evaluate_checkpoint(str(checkpoint), str(data), Looks(recipe, settings), device="cpu").scores
 
 
 @pytest.mark.parametrize("layout", ["native", "official", "bare"])

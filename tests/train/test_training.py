@@ -23,7 +23,8 @@ from vmae_data.recipes import load_recipe
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.clips.views import ClipSpec
 from vmae_train.evaluation.answers import scores_of
-from vmae_train.evaluation.evaluate import answer_videos, check_classes, parse_views
+from vmae_train.evaluation.evaluate import answer_videos, check_classes
+from vmae_train.evaluation.look import Look, parse_views
 from vmae_train.evaluation.metrics import score
 from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.model.load import load_model
@@ -252,7 +253,7 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
     found = [
         scores_of(
             answer_videos(
-                model, shards, views=parse_views("2x3"), clip=ClipSpec(stride="kept"), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
+                model, shards, look=Look(parse_views("2x3"), ClipSpec(stride="kept")), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
                 batch=batch, style=ProgressStyle.QUIET,
             )
         )

@@ -12,6 +12,7 @@ from vmae_data.draws import Draw, Purpose
 from vmae_data.errors import MisuseError
 from vmae_data.format import Rational, Regular
 from vmae_data.read.shards import SampleView, Shards
+from vmae_train.clips.spacing import check_spacing
 from vmae_train.clips.views import (
     ClipSpec,
     DenseClip,
@@ -20,7 +21,6 @@ from vmae_train.clips.views import (
     SpacedViews,
     UniformClip,
     UniformViews,
-    check_spacing,
     kept_step,
     train_sampler,
     view_sampler,

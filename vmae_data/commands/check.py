@@ -12,7 +12,6 @@ from vmae_data.console import (
     Json,
     Quiet,
     StorageOptions,
-    check_file_place,
     counted,
     local_argument,
     num_cores,
@@ -64,8 +63,10 @@ def inspect(
 ) -> None:
     """Show what a data set holds."""
     from vmae_data.check.inspect import inspect_shards, print_table, write_page
+    from vmae_data.store import writable_place
 
-    check_file_place("--html", html)
+    if html is not None:
+        writable_place(html, "--html")
     facts = inspect_shards(dest)
     if html is not None:
         write_page(facts, html)
@@ -103,13 +104,14 @@ def audit(
     from vmae_data.check.audit import AuditSpec, audit_shards, check_table_name, print_counts, write_table
     from vmae_data.check.audit_page import write_audit_page
     from vmae_data.recipes import load_recipe
-    from vmae_data.store import place_of
+    from vmae_data.store import place_of, writable_place
 
     flip = ["duplicates.mirrored=true"] if mirrored else []
     spec = load_recipe("vmae_data", None, AuditSpec, [*(settings or ()), *flip])
-    check_file_place("--html", html)
-    check_file_place("--out", out)
+    if html is not None:
+        writable_place(html, "--html")
     if out is not None:
+        writable_place(out, "--out")
         check_table_name(out)
     folders = [str(place_of(one)) for one in dest]
     audited = audit_shards(folders, spec, workers=workers or num_cores(), style=progress_style(quiet, as_json))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,18 @@ def place_of(url: str | Path) -> Place:
 
 
 def writable_place(url: str | Path, option: str) -> Place:
-    """The place of a file that is going to be written. Raises MisuseError, naming the option, for a web server's."""
+    """The place of a file that is going to be written, looked at before the work and not after it.
+
+    Raises MisuseError, naming the option, for one of a web server, for a folder, and where there is no folder to write into.
+    """
     place = place_of(url)
+    if isinstance(place, Path):
+        if place.is_dir():
+            raise MisuseError(f"{option} {place}: is a folder; name a file in it")
+        if not place.parent.is_dir():
+            raise MisuseError(f"{option} {place}: there is no folder {place.parent}; make it, or name another place")
+        if not os.access(place.parent, os.W_OK):
+            raise MisuseError(f"{option} {place}: nothing may be written into {place.parent}; name another place")
     if isinstance(place, RemotePlace) and (place.is_web or not place.path):
         wanted = "a web server takes no files" if place.path else "names no file"
         raise MisuseError(f"{option} {place}: {wanted}; name a file here or in a bucket")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vmae_data.draws import Draw, Purpose
 from vmae_data.errors import MisuseError
 from vmae_data.format import Index, expand_series
-from vmae_data.read.shards import SampleView, Shards
+from vmae_data.read.shards import SampleView
 from vmae_data.read.stream import ClipFrames, Sampler
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "SpacedViews",
     "UniformClip",
     "UniformViews",
-    "check_spacing",
     "kept_step",
     "train_sampler",
     "view_sampler",
@@ -125,27 +124,6 @@ def view_sampler(clip: ClipSpec, index: Index, num_frames: int, num_clips: int) 
     else:
         sampler = SpacedViews(num_frames, kept_step(clip, index), num_clips)
     return Frozen(sampler) if clip.frozen else sampler
-
-
-def check_spacing(clip: ClipSpec, shards: Shards, num_frames: int, num_clips: int = 1) -> str | None:
-    """What a person should know of a sampler that wants frames which thinned shards may not hold; None where it finds each.
-
-    Raises MisuseError where more than half of the videos would give the same frame to neighbours of a clip.
-    """
-    clip, kept = clip.on(shards.index), shards.index.stride
-    if clip.sampler == "stride" or shards.index.rate is not None or kept is None or kept == 1:
-        return None
-    if clip.sampler == "uniform":
-        spacing = float(np.median(shards.source_frames_N)) / num_frames / num_clips
-        if spacing < kept:
-            raise MisuseError(
-                f"{shards.url}: clip.sampler = uniform wants frames {spacing:.3g} source frames apart (median, {num_clips} "
-                f"{'clip' if num_clips == 1 else 'clips'} of {num_frames}), the shards keep one in {kept}; "
-                "build shards with stride 1"
-            )
-    elif isinstance(clip.stride, int) and clip.stride < kept:
-        raise MisuseError(f"clip.stride = {clip.stride}: the shards keep one frame in {kept}; give {kept} or more")
-    return f"each wanted frame is the nearest kept one, at most {kept / 2:g} source frames away"
 
 
 def _step_by_rate(clip: ClipSpec, rate: float) -> int:

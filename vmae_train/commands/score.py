@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, progress_style
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style
 from vmae_train.commands.options import Checkpoint, Device, need_torch
 from vmae_train.commands.tell import tell_scores, tell_unreadable
 
@@ -24,9 +24,18 @@ class Merge(Enum):
 def evaluate(
     checkpoint: Checkpoint,
     data: Annotated[str, typer.Option(metavar="URL", help="Labelled shards.")],
-    views: Annotated[str, typer.Option(metavar="CLIPSxCROPS", help="Clips in time × crops in space.")] = "5x3",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Look at videos as this finetuning recipe does: clips, views, merge, antialias; left out: the run's."
+        ),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(metavar="CLIPSxCROPS", help="Clips in time × crops in space; left out: the recipe's, else 5x3."),
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Source frames between a clip's frames; left out: the run's.")
+        int | None, typer.Option(min=1, help="Source frames between a clip's frames; the same as --set clip.stride=N.")
     ] = None,
     frozen: Annotated[bool, typer.Option("--frozen", help="A control: one frame repeated, no motion.")] = False,
     best: Annotated[
@@ -34,8 +43,10 @@ def evaluate(
     ] = False,
     ema: Annotated[bool, typer.Option("--ema", help="The mean of the weights (ema.decay), not the last.")] = False,
     merge: Annotated[
-        Merge, typer.Option(help="Average the views' probabilities, or their logits; of values always the values.")
-    ] = Merge.SOFTMAX,
+        Merge | None,
+        typer.Option(help="Average the views' probabilities, or their logits; of values always the values."),
+    ] = None,
+    settings: Settings = None,
     out: Annotated[str | None, typer.Option(metavar="FILE|URL", help="Write the scores as JSON.")] = None,
     predictions: Annotated[
         str | None, typer.Option(metavar="FILE|URL", help="Write what the model says of each video as Parquet.")
@@ -53,17 +64,29 @@ def evaluate(
 ) -> None:
     """Score a finetuned model; each video is decoded once for all its views."""
     need_torch()
-    from vmae_train.score import Looks, Told, evaluate_checkpoint
+    from vmae_train.evaluation.look import parse_views
+    from vmae_train.score import Looks, Told, evaluate_checkpoint, write_told
     from vmae_train.training.world import open_world
 
-    looks = Looks(views, merge.value, stride, frozen=frozen, batch=batch, workers=workers, best=best, ema=ema)
-    told = Told(out, predictions, html)
+    short = {
+        "evaluate.views": f"'{parse_views(views)}'" if views else None,
+        "evaluate.merge": merge.value if merge else None,
+        "clip.stride": stride,
+        "clip.frozen": "true" if frozen else None,
+    }
+    chosen = [*(settings or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    looks, told = Looks(recipe, chosen, batch, workers, best, ema), Told(out, predictions, html)
     style = progress_style(quiet, as_json)
     with open_world(device) as world:
-        scores = evaluate_checkpoint(checkpoint, data, looks, told, device=device, style=style, world=world)
-    if world.is_main:
-        tell_scores(scores, quiet, as_json)
-        tell_unreadable(scores.unreadable)
+        with world.agreed():
+            places = told.places()
+        found = evaluate_checkpoint(checkpoint, data, looks, device=device, style=style, world=world)
+        if world.is_main:  # before the files: what was found is not lost with a disk
+            tell_scores(found.scores, quiet, as_json)
+            tell_unreadable(found.scores.unreadable)
+        with world.agreed():
+            if world.is_main:
+                write_told(found, places)
 
 
 def reconstruct(

@@ -6,7 +6,7 @@ S samples that a process read, N source videos, K classes or values.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError
+from vmae_data.read.paths import source_paths
 from vmae_data.read.shards import LabelKind, Shards
 from vmae_train.clips.loader import EMPTY, Batch
+from vmae_train.evaluation.look import Look
 from vmae_train.evaluation.metrics import AnyScores, Merge, label_score, score, value_score
 from vmae_train.training.world import World
 
@@ -38,15 +40,14 @@ class Answers(NamedTuple):
     kind: LabelKind
     names: tuple[str, ...]  # of classes, or of values
     key: tuple[str, ...]  # of the sample; of a video in segments, what their keys share
+    path: tuple[str | None, ...]  # of the file that it was made of, where the plan tells
     source_N: NDArray[np.int64]
     output_NK: NDArray[np.float64]  # probabilities, or values
     label_N: NDArray[np.int64]  # the class; −1 where there is none, or where labels are of another kind
     target_NK: NDArray[np.float32] | None  # several classes, or values
     labelled_N: NDArray[np.bool_]
     views_N: NDArray[np.int64]  # how many clips were looked at
-    views: str
-    merge: Merge
-    control: str | None
+    look: Look
     unreadable: dict[str, str]
 
 
@@ -107,13 +108,10 @@ def answers_from(
     merged: Merged,
     names: tuple[str, ...],
     *,
-    clips: int,
-    views: str,
-    merge: Merge,
-    control: str | None,
+    look: Look,
     unreadable: dict[str, str],
 ) -> Answers:
-    """With keys and labels beside them. `clips`: the views of one sample."""
+    """With keys, files and labels beside them."""
     first = [int(n) for n in merged.first_N]
     is_class = shards.label_kind is LabelKind.CLASS
     return Answers(
@@ -121,15 +119,14 @@ def answers_from(
         kind=shards.label_kind,
         names=names,
         key=tuple(_SEGMENT.sub("", shards.key(n)) for n in first),
+        path=tuple(source_paths(shards, first)),
         source_N=merged.source_N,
         output_NK=merged.output_NK,
         label_N=shards.label_N[merged.first_N],
         target_NK=None if is_class else shards.targets(first),
         labelled_N=np.asarray([shards.label(n) is not None for n in first], dtype=np.bool_),
-        views_N=clips * merged.samples_N,
-        views=views,
-        merge=merge,
-        control=control,
+        views_N=look.views.clips * look.views.crops * merged.samples_N,
+        look=look,
         unreadable=unreadable,
     )
 
@@ -139,16 +136,18 @@ def scores_of(answers: Answers) -> AnyScores:
     known = answers.labelled_N
     if not known.any():
         raise DataError(f"{answers.url}: not one labelled video could be read; verify the shards")
-    output_NK, views, unreadable, control = answers.output_NK[known], answers.views, answers.unreadable, answers.control
+    output_NK, look = answers.output_NK[known], answers.look
+    how: dict[str, Any] = {
+        "views": str(look.views),
+        "clip": look.clip,
+        "antialias": look.antialias,
+        "merge": look.merge,
+        "control": look.control,
+        "unreadable": answers.unreadable,
+    }
     if answers.target_NK is None:
-        return score(
-            output_NK, answers.label_N[known], classes=answers.names, views=views, unreadable=unreadable,
-            merge=answers.merge, control=control,
-        )  # fmt: skip
+        return score(output_NK, answers.label_N[known], classes=answers.names, **how)
     target_NK = answers.target_NK[known]
     if answers.kind is LabelKind.CLASSES:
-        return label_score(
-            output_NK, target_NK, classes=answers.names, views=views, unreadable=unreadable, merge=answers.merge,
-            control=control,
-        )  # fmt: skip
-    return value_score(output_NK, target_NK, names=answers.names, views=views, unreadable=unreadable, control=control)
+        return label_score(output_NK, target_NK, classes=answers.names, **how)
+    return value_score(output_NK, target_NK, names=answers.names, **{**how, "merge": "mean"})

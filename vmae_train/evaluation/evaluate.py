@@ -5,10 +5,9 @@ B videos of a batch, V clips of a video, R crops of a frame, T frames, K classes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -17,42 +16,26 @@ from torch import Tensor
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.cache import CacheSpec
+from vmae_data.read.paths import source_paths
 from vmae_data.read.shards import LabelKind, Shards
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.boxes import view_boxes
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request
-from vmae_train.clips.views import ClipSpec, check_spacing, view_sampler
+from vmae_train.clips.spacing import check_spacing
+from vmae_train.clips.views import view_sampler
 from vmae_train.evaluation.answers import Answers, Found, activate, answers_from, merge_by_source
-from vmae_train.evaluation.metrics import Merge
+from vmae_train.evaluation.look import Look, Views
 from vmae_train.model.videomae import Classifier, HeadModel, MultiLabelClassifier, Regressor
 from vmae_train.training.world import World
 
-__all__ = ["Views", "answer_videos", "check_classes", "check_same_classes", "parse_views"]
+__all__ = ["answer_videos", "check_classes", "check_same_classes"]
 
 _KINDS = {
     LabelKind.CLASS: (Classifier, "one class a video"),
     LabelKind.CLASSES: (MultiLabelClassifier, "several classes a video"),
     LabelKind.VALUES: (Regressor, "values for regression"),
 }
-
-
-class Views(NamedTuple):
-    """How often a video is looked at: clips in time × crops in space."""
-
-    clips: int
-    crops: int
-
-    def __str__(self) -> str:
-        return f"{self.clips}x{self.crops}"
-
-
-def parse_views(text: str) -> Views:
-    """`5x3` → 5 clips, 3 crops. Raises MisuseError."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or not int(found[1]) or not int(found[2]):
-        raise MisuseError(f"--views {text}: expected CLIPSxCROPS, such as 5x3")
-    return Views(int(found[1]), int(found[2]))
 
 
 def check_classes(model: HeadModel, shards: Shards) -> None:
@@ -89,11 +72,9 @@ def answer_videos(
     model: HeadModel,
     shards: Shards,
     *,
-    views: Views,
-    clip: ClipSpec,
+    look: Look,
     loader: LoaderSpec,
     device: torch.device,
-    merge: Merge = "softmax",
     cache: CacheSpec | None = None,
     batch: int = 8,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -102,20 +83,21 @@ def answer_videos(
 ) -> Answers:
     """What the model says of every video: the mean over its views, and over the segments of one source.
 
-    `clip` says how a video's frames are sampled. `merge`: softmax (of several classes, sigmoid) of each view before the
-    mean, or of the mean of the logits. The processes of `world` share out the batches and all get the answers, the
+    `look.merge`: softmax (of several classes, sigmoid) of each view before the mean, or of the mean of the logits. The processes of `world` share out the batches and all get the answers, the
     same as one process alone. Videos that can't be read are left out and named.
     Raises MisuseError where labels and model don't fit, DataError for too many that can't be read.
     """
     world = world or World()
     with world.agreed():
         check_classes(model, shards)
-        if merge == "logit" and isinstance(model, Regressor):
+        if look.merge == "logit" and isinstance(model, Regressor):
             raise MisuseError("merge = logit: values have no logits; leave it out")
-        geometry = model.geometry
+        geometry, views, clip = model.geometry, look.views, look.clip
         check_spacing(clip, shards, geometry.num_frames, views.clips)
         sampler = view_sampler(clip, shards.index, geometry.num_frames, views.clips)
-    spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
+    spec = AugmentSpec(
+        size=geometry.image_size, crop="center", antialias=look.antialias, mean=geometry.mean, std=geometry.std
+    )
     augment, kind = Augment(spec).to(device), shards.label_kind
     found = Found(model.head.out_features)
     model.eval()
@@ -133,7 +115,7 @@ def answer_videos(
                 clips = view_clips(one, augment, views, geometry.num_frames)
                 with autocast():
                     logits = model(clips)
-                outputs = activate(logits.float(), kind) if merge == "softmax" else logits.float()
+                outputs = activate(logits.float(), kind) if look.merge == "softmax" else logits.float()
                 found.add(one, rearrange(outputs, "(b n) k -> b n k", b=batch).mean(dim=1))
                 # The others are about as far: the main process, which shows it, has a batch in every turn.
                 turns = requests[turn * world.size : (turn + 1) * world.size]
@@ -146,14 +128,21 @@ def answer_videos(
         world.raise_first(error)  # all find the same
     return answers_from(
         shards,
-        merge_by_source(shards, found.gathered(world), merge),
+        merge_by_source(shards, found.gathered(world), look.merge),
         tuple(value.name for value in model.values) if isinstance(model, Regressor) else model.classes,
-        clips=views.clips * views.crops,
-        views=str(views),
-        merge=merge,
-        control="one frame repeated" if clip.frozen else None,
-        unreadable=dict(sorted(unreadable.by_key.items())),
+        look=look,
+        unreadable=_with_paths(shards, unreadable.by_key),
     )
+
+
+def _with_paths(shards: Shards, unreadable: dict[str, str]) -> dict[str, str]:
+    """By key, why a video could not be read; with the file that it was made of, where the plan tells."""
+    if not unreadable:
+        return {}
+    numbers = [number for number in range(len(shards)) if shards.key(number) in unreadable]
+    found = {shards.key(n): path for n, path in zip(numbers, source_paths(shards, numbers), strict=True)}
+    told = {key: f" (made of {found[key]})" if found.get(key) else "" for key in unreadable}
+    return {key: f"{unreadable[key]}{told[key]}" for key in sorted(unreadable)}
 
 
 def _in_order(total: int, batch: int) -> Iterator[Request]:

@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae_train.clips.views import ClipSpec
+
 __all__ = [
     "AnyScores",
     "Headline",
@@ -43,13 +45,18 @@ class Headline(NamedTuple):
 
 
 class _Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What every evaluation gives. `unreadable` names the videos that were left out of every number."""
+    """What every evaluation gives, and how the videos were looked at, where that is known.
+
+    `unreadable` names the videos that were left out of every number.
+    """
 
     videos: int
     views: str
     unreadable: dict[str, str]
     merge: str = "softmax"
     control: str | None = None
+    clip: ClipSpec | None = None
+    antialias: bool | None = None
 
 
 class Scores(_Scored, frozen=True, kw_only=True, tag="class"):
@@ -109,7 +116,8 @@ class ValueScores(_Scored, frozen=True, kw_only=True, tag="values"):
 
     @property
     def headline(self) -> Headline:
-        return Headline("mae", "MAE", self.mae, "", higher_is_better=False)
+        name = "MAE" if len(self.per_value) == 1 else f"MAE (mean of {len(self.per_value)} values)"
+        return Headline("mae", name, self.mae, "", higher_is_better=False)
 
 
 AnyScores = Scores | LabelScores | ValueScores
@@ -120,12 +128,9 @@ def score(
     label_N: NDArray[np.int64],
     *,
     classes: tuple[str, ...],
-    views: str,
-    unreadable: dict[str, str],
-    merge: str = "softmax",
-    control: str | None = None,
+    **how: Any,
 ) -> Scores:
-    """Accuracies in per cent. A tie goes to the lower class number; top-5 only where there are more than 5."""
+    """Accuracies in per cent. A tie goes to the lower class number; top-5 only where there are more than 5. `how`: the fields of every evaluation."""
     order_NK = np.argsort(-probability_NK, axis=1, kind="stable")
     answer_N = order_NK[:, 0]
     confusion_KK = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -137,16 +142,13 @@ def score(
         top5 = float(100 * (order_NK[:, :5] == label_N[:, None]).any(axis=1).mean())
     return Scores(
         videos=len(label_N),
-        views=views,
         top1=float(100 * (answer_N == label_N).mean()),
         top5=top5,
         mean_class=float(np.mean(list(right.values()))),
         classes=classes,
         per_class=right,
         confusion=confusion_KK.tolist(),
-        unreadable=unreadable,
-        merge=merge,
-        control=control,
+        **how,
     )
 
 
@@ -155,12 +157,9 @@ def label_score(
     present_NK: NDArray[Any],
     *,
     classes: tuple[str, ...],
-    views: str,
-    unreadable: dict[str, str],
-    merge: str = "softmax",
-    control: str | None = None,
+    **how: Any,
 ) -> LabelScores:
-    """Average precision of every class that some video shows, and their mean; 0 where none shows any."""
+    """Average precision of every class that some video shows, and their mean; 0 where none shows any. `how` as in `score`."""
     positives = {name: int(present_NK[:, k].sum()) for k, name in enumerate(classes)}
     precision = {
         name: 100 * average_precision(probability_NK[:, k], present_NK[:, k])
@@ -169,14 +168,11 @@ def label_score(
     }
     return LabelScores(
         videos=len(present_NK),
-        views=views,
         mean_ap=float(np.mean(list(precision.values()))) if precision else 0.0,
         classes=classes,
         per_class=precision,
         positives=positives,
-        unreadable=unreadable,
-        merge=merge,
-        control=control,
+        **how,
     )
 
 
@@ -198,11 +194,9 @@ def value_score(
     value_NR: NDArray[Any],
     *,
     names: tuple[str, ...],
-    views: str,
-    unreadable: dict[str, str],
-    control: str | None = None,
+    **how: Any,
 ) -> ValueScores:
-    """Errors of each value in its own units, and their means over the values."""
+    """Errors of each value in its own units, and their means over the values. `how` as in `score`."""
     error_NR = predicted_NR.astype(np.float64) - value_NR
     each = {
         name: ValueErrors(
@@ -214,11 +208,8 @@ def value_score(
     }
     return ValueScores(
         videos=len(value_NR),
-        views=views,
         mae=float(np.mean([one.mae for one in each.values()])),
         rmse=float(np.mean([one.rmse for one in each.values()])),
         per_value=each,
-        unreadable=unreadable,
-        merge="mean",
-        control=control,
+        **how,
     )

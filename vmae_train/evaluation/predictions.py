@@ -20,14 +20,15 @@ TOP = 5
 
 
 def predictions_table(answers: Answers) -> pa.Table:
-    """Columns `key`, `source`, `label`, then `top5` and `probabilities`, or `values`, then `views`.
+    """Columns `key`, `path`, `source`, `label`, then `top5` and `probabilities`, or `values`, then `views`.
 
     `label` is a class's name, a list of names, or values; null where a video has none. `top5` are names, the likeliest
     first, fewer where there are fewer classes. Names of all classes or values, in the order of the columns of numbers,
-    stand in the schema's metadata.
+    stand in the schema's metadata, and so does how the videos were looked at. `path` is the source's, null where it is not known.
     """
     columns: dict[str, Any] = {
         "key": pa.array(answers.key, pa.string()),
+        "path": pa.array(answers.path, pa.string()),
         "source": pa.array(answers.source_N),
         "label": _labels(answers),
     }
@@ -39,11 +40,18 @@ def predictions_table(answers: Answers) -> pa.Table:
         top = [[answers.names[k] for k in row] for row in order_NK.tolist()]
         columns["top5"] = pa.array(top, pa.list_(pa.string()))
         columns["probabilities"] = numbers
+    look = answers.look
     columns["views"] = pa.array(answers.views_N)
     table = pa.table(columns)
     return table.replace_schema_metadata(
-        {"names": msgspec.json.encode(answers.names), "views": answers.views, "merge": answers.merge}
-        | ({"control": answers.control} if answers.control else {})
+        {
+            "names": msgspec.json.encode(answers.names),
+            "views": str(look.views),
+            "merge": "mean" if answers.kind is LabelKind.VALUES else look.merge,
+            "clip": msgspec.json.encode(look.clip),
+            "antialias": msgspec.json.encode(look.antialias),
+        }
+        | ({"control": look.control} if look.control else {})
     )
 
 

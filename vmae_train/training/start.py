@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
-import numpy as np
 import torch
 
 from vmae_data.errors import DataError, MisuseError
@@ -17,7 +16,8 @@ from vmae_data.read.shards import Shards
 from vmae_data.read.stream import Sampler, is_remote
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
-from vmae_train.clips.views import ClipSpec, check_spacing, kept_step, train_sampler
+from vmae_train.clips.spacing import check_spacing, clip_words, kept_spacing
+from vmae_train.clips.views import ClipSpec, train_sampler
 from vmae_train.model.ema import EmaSpec
 from vmae_train.model.fetched import BEST, EVALUATION, RUN
 from vmae_train.model.videomae import VideoModel
@@ -246,25 +246,6 @@ def _check_frame_sizes(shards: Shards, spec: AugmentSpec) -> None:
         )
 
 
-def _clip_words(clip: ClipSpec, shards: Shards, num_frames: int) -> str:
-    if clip.sampler == "uniform":
-        return f"one of each {num_frames}th part of the video"
-    spacing = f"stride {clip.stride} source frames" if clip.rate is None else f"{clip.rate:g} frames a second"
-    kept_rate = float(np.median(shards.rate_N))
-    between = _kept_spacing(clip, shards)
-    if clip.sampler == "dense":  # both ends of num_frames × stride are reached
-        seconds = between * num_frames / kept_rate
-        return f"spread over {num_frames} × {spacing}; {seconds:.2f} s at {kept_rate:.4g} kept frames/s (median)"
-    return f"{spacing}; {between * (num_frames - 1) / kept_rate:.2f} s at {kept_rate:.4g} kept frames/s (median)"
-
-
-def _kept_spacing(clip: ClipSpec, shards: Shards) -> float:
-    """Kept frames from one frame of a clip to the next."""
-    if clip.sampler == "dense" and isinstance(clip.stride, int) and shards.index.stride:
-        return clip.stride / shards.index.stride
-    return kept_step(clip, shards.index)
-
-
 def _clip_rows(settled: Settled) -> dict[str, str]:
     """A data set's rows; of several, one after the other."""
     mix = settled.mix
@@ -286,14 +267,14 @@ def _rows_of(settled: Settled, shards: Shards) -> dict[str, str]:
     cut = int((shards.size_N2 > room).any(axis=1).sum())
     rows = {
         "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
-        "clip": f"{num_frames} frames, {_clip_words(clip, shards, num_frames)}"
+        "clip": f"{num_frames} frames, {clip_words(clip, shards, num_frames)}"
         + (", one frame repeated" if clip.frozen else ""),
     }
     if shards.remark:
         rows["index"] = shards.remark
     if nearest := check_spacing(clip, shards, num_frames):
         rows["thinned"] = nearest
-    needed = num_frames if clip.sampler == "uniform" else num_frames * _kept_spacing(clip, shards)
+    needed = num_frames if clip.sampler == "uniform" else num_frames * kept_spacing(clip, shards)
     short = int((shards.frames_NP[:, 0] < needed).sum())
     if settled.spec.augment.flip and not shards.index.may_flip:
         rows["no flip"] = "this data set says that its videos may not be flipped"
