@@ -161,11 +161,15 @@ def test_the_running_cell_leaves_out_what_a_queue_turned_on_with_every_slice_doe
                     left_out.add((number * GRID.rows + row) * GRID.columns + column)
             queue.append(queue.popleft())
         patterns.append(left_out)
-    met = set()
+    met, phases = set(), []
     for masked, decoded in zip(mask.masked_BM.tolist(), mask.predicted_BK.tolist(), strict=True):
         expected = [sorted(set(masked) - left_out) for left_out in patterns]
         met.add(expected.index(decoded))
+        phases.append(expected.index(decoded))
     assert met == {0, 1, 2, 3}
+    assert mask.unasked_BU is not None
+    for phase, visible, unasked in zip(phases, mask.visible_BV.tolist(), mask.unasked_BU.tolist(), strict=True):
+        assert unasked == sorted(set(visible) - patterns[phase])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import nn
 
 from vmae_train.clips.draws import ClipDraws
-from vmae_train.clips.mask import TubeMask, tube_mask
+from vmae_train.clips.mask import Grid, MaskSpec, TubeMask, draw_mask, tube_mask
 from vmae_train.model.loss import cube_targets
 from vmae_train.model.videomae import Classifier, PretrainModel, take_encoder
 from vmae_train.model.vit import Block, Geometry, ModelSpec, PatchEmbed, position_code
@@ -209,6 +209,30 @@ def test_predictions_follow_the_order_asked_for_and_ignore_that_of_the_visible(d
     order = torch.randperm(96, generator=torch.Generator().manual_seed(1)).to(device)
     shuffled = TubeMask(visible_BV=mask.visible_BV.flip(1), masked_BM=mask.masked_BM[:, order])
     assert torch.allclose(model(clips, shuffled), plain[:, order], atol=1e-4)
+
+
+def test_the_running_cells_decoder_sees_what_videomae_v2s_does(device: torch.device) -> None:
+    """A mask token for every place that the pattern lets through, seen or not; the loss of the hidden ones only."""
+    model, clips = _model(device), _clips(device)
+    draws = ClipDraws.on(device, seed=0, epoch=0, sample=[1, 2])
+    mask = draw_mask(MaskSpec(ratio=0.75, decoder="running-cell"), draws, Grid(8, 4, 4))
+    assert mask.decoded_BK is not None
+    assert mask.unasked_BU is not None
+    targets = cube_targets(torch.rand_like(clips), mask.decoded_BK, model.geometry)
+    errors = []
+    for one in range(2):
+        visible, let_through = (
+            mask.visible_BV[one],
+            torch.cat((mask.decoded_BK[one], mask.unasked_BU[one])).sort().values,
+        )
+        seen = model.encoder(clips[one : one + 1], visible[None], model.position_NE[visible][None])
+        seen = model.encoder_to_decoder(seen) + model.decoder_position_NE[visible]
+        hidden = model.mask_token + model.decoder_position_NE[let_through]
+        cubes = model.decoder(torch.cat((seen, hidden), dim=1), len(let_through))[0]
+        counts = torch.isin(let_through, mask.masked_BM[one])
+        errors.append((cubes[counts] - targets[one]).square().mean())
+    expected = torch.stack(errors).mean()
+    assert torch.allclose(model.loss(clips, mask, targets_BMD=targets), expected, atol=1e-6)
 
 
 def test_only_the_cubes_to_decode_are_predicted(device: torch.device) -> None:

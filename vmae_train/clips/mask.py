@@ -4,7 +4,7 @@ A token's number is slice * places + place. Tube masks hide the same places in e
 "VideoMAE", NeurIPS 2022, section 3.3; the count of masked places is int(ratio * places), as in the original);
 the decoder's running cell is of Wang et al., "VideoMAE V2", CVPR 2023, section 3.2.
 
-B batch, S slices, P places of a slice, N tokens, V visible, M masked, K decoded tokens.
+B batch, S slices, P places of a slice, N tokens, V visible, M masked, K decoded, U unasked tokens.
 """
 
 from __future__ import annotations
@@ -77,11 +77,16 @@ class Grid(NamedTuple):
 
 
 class TubeMask(NamedTuple):
-    """Token numbers, ascending; every sample of a batch hides equally many. `decoded_BK` None: all masked."""
+    """Token numbers, ascending; every sample of a batch hides equally many. `decoded_BK` None: all masked.
+
+    `unasked_BU` are visible ones that a decoder's pattern lets through: the decoder is given a mask token for each of them
+    too, and what it says there counts in no loss (VideoMAEv2's models/modeling_pretrain.py and engine).
+    """
 
     visible_BV: Int64[Tensor, "B V"]
     masked_BM: Int64[Tensor, "B M"]
     decoded_BK: Int64[Tensor, "B K"] | None = None
+    unasked_BU: Int64[Tensor, "B U"] | None = None
 
     @property
     def predicted_BK(self) -> Int64[Tensor, "B K"]:
@@ -115,7 +120,12 @@ def draw_mask(spec: MaskSpec, draws: ClipDraws, grid: Grid) -> TubeMask:
     count = num_masked(spec, grid)
     if spec.kind == "tube":
         mask = tube_mask(draws, slices=grid.slices, places=grid.places, ratio=spec.ratio)
-        return mask if spec.decoder == "all" else mask._replace(decoded_BK=_decoded(spec, mask, draws, grid))
+        if spec.decoder == "all":
+            return mask
+        return mask._replace(
+            decoded_BK=_let_through(spec, mask.masked_BM, draws, grid),
+            unasked_BU=_let_through(spec, mask.visible_BV, draws, grid),
+        )
     parts = grid.slices if spec.kind == "frame" else grid.tokens
     each = grid.tokens // parts
     order_BN = permutation(draws.bits(Purpose.MASK, torch.arange(parts, device=draws.sample_B.device)))
@@ -129,15 +139,14 @@ def _whole(part_BN: Tensor, each: int) -> Tensor:
     return rearrange(part_BN.sort(dim=-1).values[..., None] * each + within, "b n e -> b (n e)")
 
 
-def _decoded(spec: MaskSpec, mask: TubeMask, draws: ClipDraws, grid: Grid) -> Tensor:
-    """The masked tokens that the running cell lets through.
+def _let_through(spec: MaskSpec, token_BM: Tensor, draws: ClipDraws, grid: Grid) -> Tensor:
+    """Those of some tubes' tokens that the running cell lets through.
 
     Place (row, column) is number 2 · (row mod 2) + column mod 2 of its cell, and a queue of four, of which the first
     are left out, is laid over the numbers. Its head moves on by one with every slice, so that what is left out moves
     back by one, from one of four phases: as in VideoMAEv2's code (dataset/masking_generator.py). Over four slices each
-    place is left out equally often, so a tube mask always leaves the same number.
+    place is left out equally often, so of tubes it always leaves the same number.
     """
-    token_BM = mask.masked_BM
     slice_BM, place_BM = token_BM // grid.places, token_BM % grid.places
     number_BM = CELL * ((place_BM // grid.columns) % CELL) + place_BM % grid.columns % CELL
     phase_B = integer(draws.bits(Purpose.RUNNING_CELL), CELL**2)

@@ -71,7 +71,8 @@ class PretrainModel(VideoModel):
             clips_BCTHW, mask.visible_BV, self.position_NE[mask.visible_BV], self._drop_path(draws), checkpointing=keep
         )
         seen_BVE = self.encoder_to_decoder(seen_BVE) + self.decoder_position_NE[mask.visible_BV]
-        hidden_BME = self.mask_token + self.decoder_position_NE[asked_BM]
+        hidden_BM = asked_BM if mask.unasked_BU is None else torch.cat((mask.unasked_BU, asked_BM), dim=1)
+        hidden_BME = self.mask_token + self.decoder_position_NE[hidden_BM]
         # Attention does not care for order, so what is asked for may stand last; the code says where it is.
         tokens_BNE = torch.cat((seen_BVE, hidden_BME), dim=1)
         cubes_BMD: Tensor = self.decoder(tokens_BNE, asked_BM.shape[1], checkpointing=keep)
