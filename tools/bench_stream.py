@@ -5,7 +5,7 @@ python tools/bench_stream.py SHARDS [--samples 2000] [--size 350000] [--limit 10
 A real S3 server (SeaweedFS) is started on loopback, and random shards of the wanted sample size are put into it, in the
 form of SHARDS (any built data set). Each figure is taken in a process of its own, ours and the others in turns, behind a
 proxy that lets LIMIT bytes/s through, and without it. Other readers are compared where they are installed: webdataset
-(`pipe:curl` of signed URLs), litdata's StreamingRawDataset. Server, client and sums share the machine.
+(`pipe:curl` of signed URLs), litdata's StreamingRawDataset (with s3fs, by which it lists). Server, client and sums share the machine.
 """
 
 from __future__ import annotations
@@ -179,12 +179,15 @@ def _webdataset() -> Iterator[int]:
 def _litdata() -> Iterator[int]:
     """The same samples as single objects, read by range of the same order."""
     from litdata import StreamingRawDataset
+    from litdata.streaming import downloader
     from torch.utils.data import DataLoader
 
-    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "region_name": os.environ["AWS_REGION"]}
-    data = StreamingRawDataset("s3://bench/raw/", storage_options=options)
-    for batch in DataLoader(data, batch_size=PIECE, collate_fn=list, shuffle=False):
-        yield from map(len, batch)
+    # It does not let its client speak plain HTTP, which the server here does.
+    downloader._OBSTORE_CLIENT_OPTIONS = {**(downloader._OBSTORE_CLIENT_OPTIONS or {}), "allow_http": True}
+    with tempfile.TemporaryDirectory() as folder:
+        data = StreamingRawDataset("s3://bench/raw/", cache_dir=folder, recompute_index=True)
+        for batch in DataLoader(data, batch_size=PIECE, collate_fn=list, shuffle=False):
+            yield from map(len, batch)
 
 
 TAKERS: dict[str, Callable[[], Iterator[int]]] = {
@@ -195,7 +198,7 @@ TAKERS: dict[str, Callable[[], Iterator[int]]] = {
 }
 
 
-IMPORTS = {"webdataset, pipe:curl": ("obstore", "webdataset"), "litdata raw": ("litdata", "torch.utils.data")}
+IMPORTS = {"webdataset, pipe:curl": ("obstore", "webdataset"), "litdata raw": ("litdata", "s3fs", "torch.utils.data")}
 
 
 def _server() -> object:
