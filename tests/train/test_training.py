@@ -218,7 +218,7 @@ def test_one_batch_can_be_learnt_by_heart(demo_shards: Path, tmp_path: Path) -> 
             "--out",
             tmp_path / "run",
         ],
-        *["--set", "train.steps=160", "--set", "optim.warmup_steps=10", "--set", "evaluate.views='1x1'", "--json"],
+        *["--set", "train.steps=50", "--set", "optim.warmup_steps=10", "--set", "evaluate.views='1x1'", "--json"],
     )
     scores = json.loads(done.stdout.splitlines()[-1])
     assert scores["top1"] == 100
