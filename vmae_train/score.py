@@ -148,16 +148,14 @@ def _look_spec(checkpoint: str, shards: Shards, looks: Looks) -> _Found:
         values, origin = read_facts(run).recipe, "the run's recipe"
     else:
         given = any(text.partition("=")[0].strip().startswith("clip.") for text in looks.settings)
-        origin = (
-            "settings"
-            if given
-            else f"nothing: {checkpoint} says not how its clips were chosen; --recipe or --set clip.… does"
-        )
+        unknown = "as published models of Kinetics are"
+        advice = f"{checkpoint} does not say how its clips were chosen, --recipe or --set clip.… does"
+        origin = "settings" if given else f"{unknown}; {advice}"
         values = {} if given else {"clip": msgspec.to_builtins(_published_clip(shards))}
     taken: dict[str, Any] = {"clip": dict(values.get("clip", {}))}
     for table, kind in (("evaluate", _Views), ("augment", _Resize)):
         taken[table] = {key: value for key, value in values.get(table, {}).items() if key in kind.__struct_fields__}
-    return _Found(with_settings(taken, LookSpec, looks.settings, origin.partition(":")[0]), origin)
+    return _Found(with_settings(taken, LookSpec, looks.settings, origin.partition(";")[0]), origin)
 
 
 def _published_clip(shards: Shards) -> ClipSpec:

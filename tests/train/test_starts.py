@@ -133,7 +133,7 @@ def test_the_commands_probe_and_evaluate_what_was_converted(
     assert (same.views, same.antialias) == ("2x3", False)
     capsys.readouterr()
     assert _evaluated(tmp_path / "hf", demo_shards, "evaluate.views=1x1").clip == ClipSpec(stride=4)
-    assert "says not how its clips were chosen" in capsys.readouterr().err
+    assert "as published models of Kinetics" in capsys.readouterr().err
     with pytest.raises(MisuseError, match="is a pretraining recipe"):
         _evaluated(tmp_path / "hf", demo_shards, recipe="pretrain/demo")
 
