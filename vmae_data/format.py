@@ -30,6 +30,7 @@ __all__ = [
     "FAILURES",
     "FORMAT_VERSION",
     "INDEX",
+    "NOT_JSON",
     "PLAN",
     "PLAN_TABLE",
     "SAMPLES",
@@ -67,6 +68,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `msgspec.json.decode` raises of bytes that are not the JSON that was wanted; not UTF-8 is an error of its own."""
 PLAN, PLAN_TABLE, SAMPLES, FAILURES, UNLISTED, INDEX = (
     "plan.json",
     "plan.arrow",
@@ -332,7 +335,7 @@ def decode_record(data: bytes, kind: type[T], where: str) -> T:
                 f"{where}: format version {version}, this program reads up to {FORMAT_VERSION}; update vmae"
             )
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DataError(f"{where}: can't be read as {kind.__name__} ({error}); remove it and build again") from error
 
 

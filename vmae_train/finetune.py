@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 import msgspec
 
 from vmae_data.errors import MisuseError
+from vmae_data.format import NOT_JSON
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import LabelKind, Shards
 from vmae_data.store import commit_bytes, lock
@@ -97,7 +98,7 @@ def finetune(
         for views in {spec.evaluate.views, spec.evaluate.every_views}:
             num_clips = parse_views(views).clips
             view_sampler(spec.clip, val_shards.index, settled.geometry.num_frames, num_clips)
-            check_spacing(spec.clip, val_shards, settled.geometry.num_frames, num_clips)
+            nearest = check_spacing(spec.clip, val_shards, settled.geometry.num_frames, num_clips)
         check_labels(mix, spec.mix)
         _check_groups(spec, settled.layout)
     with world.on_main(lock(mirror.folder, "training")):
@@ -132,6 +133,7 @@ def finetune(
             "labels": label_words(mix),
             "augmentation": augmentation_words(spec, may_flip=bool(mix.may_flip_N.any())),
             "start": first.start,
+            **({"validation, thinned": nearest} if nearest else {}),
             **({"probe": f"{spec.probe}; the encoder is frozen"} if spec.probe else {}),
             **settled.rows(engine, state.step),
         }
@@ -216,7 +218,7 @@ def _finished_scores(out: Path) -> AnyScores | None:
     """The scores of a run that was finished before."""
     try:
         found: AnyScores = msgspec.json.decode((out / EVALUATION).read_bytes(), type=AnyScores)
-    except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+    except (FileNotFoundError, *NOT_JSON):
         return None
     return found
 

@@ -15,7 +15,7 @@ from vmae_data.recipes import recipe_values, with_settings
 from vmae_data.store import Place, commit_bytes, writable_place
 from vmae_train.accuracy import write_scores
 from vmae_train.clips.loader import LoaderSpec
-from vmae_train.clips.spacing import clip_words
+from vmae_train.clips.spacing import check_spacing, clip_words
 from vmae_train.clips.views import ClipSpec, kept_step
 from vmae_train.evaluation.answers import Answers, scores_of
 from vmae_train.evaluation.evaluate import answer_videos
@@ -108,12 +108,14 @@ def evaluate_checkpoint(
         found = _look_spec(checkpoint, shards, looks)
         spec = found.spec
         look = Look(parse_views(spec.evaluate.views), spec.clip, spec.evaluate.merge, spec.augment.antialias)
+    nearest = check_spacing(look.clip, shards, model.geometry.num_frames, look.views.clips)
     rows = {
         "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
         "clip": f"{model.geometry.num_frames} frames, {clip_words(look.clip, shards, model.geometry.num_frames)}",
         "views": f"{look.views} (clips × crops), mean of {look.merge}",
         "resize": f"short side to {model.geometry.image_size} px, antialias {'on' if look.antialias else 'off'}",
         "how": found.origin,
+        **({"thinned": nearest} if nearest else {}),
         **({"control": look.control} if look.control else {}),
     }
     print_start(f"evaluate {checkpoint}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
@@ -147,11 +149,14 @@ def _look_spec(checkpoint: str, shards: Shards, looks: Looks) -> _Found:
     elif run is not None:
         values, origin = read_facts(run).recipe, "the run's recipe"
     else:
-        given = any(text.partition("=")[0].strip().startswith("clip.") for text in looks.settings)
+        named = {text.partition("=")[0].strip() for text in looks.settings}
+        given = any(name.startswith("clip.") for name in named)
         unknown = "as published models of Kinetics are"
         advice = f"{checkpoint} does not say how its clips were chosen, --recipe or --set clip.… does"
         origin = "settings" if given else f"{unknown}; {advice}"
-        values = {} if given else {"clip": msgspec.to_builtins(_published_clip(shards))}
+        values = {} if named & {"clip.stride", "clip.rate"} else {"clip": msgspec.to_builtins(_published_clip(shards))}
+    if looks.settings and origin != "settings":
+        origin = origin.replace(";", " and settings;") if ";" in origin else f"{origin} and settings"
     taken: dict[str, Any] = {"clip": dict(values.get("clip", {}))}
     for table, kind in (("evaluate", _Views), ("augment", _Resize)):
         taken[table] = {key: value for key, value in values.get(table, {}).items() if key in kind.__struct_fields__}

@@ -17,7 +17,7 @@ from vmae_data.check.facts import DataFacts, inspect_shards
 from vmae_data.check.histogram import histogram
 from vmae_data.check.survey import sample_seconds
 from vmae_data.console import show_facts, size_words, time_words
-from vmae_data.format import FAILURES, Failure, Index, SampleFacts, ShardMarker, decode_record
+from vmae_data.format import FAILURES, NOT_JSON, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.page import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
@@ -218,7 +218,7 @@ def _failures(facts: DataFacts) -> Iterator[Part]:
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:
             failure = msgspec.json.decode(line, type=Failure)
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        except NOT_JSON as error:
             yield Note(f"{FAILURES}, line {number}: can't be read ({error})", warning=True)
             continue
         by_reason.setdefault(failure.reason, []).append(failure)

@@ -19,6 +19,7 @@ from vmae_data.format import (
     FAILURES,
     FORMAT_VERSION,
     INDEX,
+    NOT_JSON,
     PLAN,
     PLAN_TABLE,
     SAMPLES,
@@ -320,7 +321,7 @@ def _failure_problems(
     except NotThereError:
         yield Problem(FAILURES, "missing")
         return
-    except (DataError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (DataError, *NOT_JSON) as error:
         yield Problem(FAILURES, f"can't be read ({printable(str(error))})")
         return
     counts = dict(sorted(Counter(failure.reason for failure in failures).items()))

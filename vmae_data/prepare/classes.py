@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import INDEX, Index, decode_record
+from vmae_data.format import INDEX, NOT_JSON, Index, decode_record
 from vmae_data.store import Place, exists, is_folder, listable, place_of, read_bytes
 
 __all__ = ["class_index", "label_numbers", "read_classes"]
@@ -24,7 +24,10 @@ def read_classes(url: str) -> tuple[str, ...]:
     if path.suffix == ".json":
         names = _classes_of_json(path)
     else:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        try:
+            lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise MisuseError(f"{url}: is not text in UTF-8 ({error}); name a file of one class a line") from error
         names = class_index(lines) or tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise MisuseError(f"{url}: has no classes; name an index with labels, or a file of one class a line")
@@ -40,7 +43,7 @@ def _classes_of_json(path: Place) -> tuple[str, ...]:
     data = read_bytes(path)
     try:
         is_index = "shardlist" in msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         is_index = False
     return decode_record(data, Index, str(path)).classes if is_index else label_numbers(path)
 
@@ -52,7 +55,7 @@ def label_numbers(path: Place) -> tuple[str, ...]:
     """
     try:
         numbers = msgspec.json.decode(read_bytes(path), type=dict[str, int], strict=False)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise MisuseError(f'{path}: is not JSON of names and numbers, {{"name": "0", …}} ({error})') from error
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise MisuseError(f"{path}: its {len(numbers)} class numbers are not 0 to {len(numbers) - 1}, each once")

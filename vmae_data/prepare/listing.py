@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.format import NOT_JSON, path_to_text
 from vmae_data.prepare.tree import is_video
 from vmae_data.store import Place, read_bytes
 
@@ -105,7 +105,7 @@ def read_listing(where: Place, columns: Columns) -> Records | Lines:
 def _decode_object(line: bytes, where: Place, number: int) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         known = f" ({KNOWN_FORMATS})" if number == 1 else ""
         raise MisuseError(
             f'{where}: entry {number} is not {{"path": …, "label": …}} ({error}); mend the listing{known}'
@@ -115,7 +115,7 @@ def _decode_object(line: bytes, where: Place, number: int) -> dict[str, Any]:
 def _decode_array(data: bytes, where: Place) -> list[dict[str, Any]]:
     try:
         return msgspec.json.decode(data, type=list[dict[str, Any]])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise MisuseError(f"{where}: is not a JSON array of objects ({error}); {KNOWN_FORMATS}") from error
 
 
@@ -226,7 +226,7 @@ def _json_array(text: str | bytes) -> list[Any] | None:
         return None
     try:
         return msgspec.json.decode(text, type=list)
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return None  # a name that begins with a bracket
 
 

@@ -18,6 +18,7 @@ import msgspec
 from vmae_data.errors import DataError, NewerFormatError
 from vmae_data.format import (
     FORMAT_VERSION,
+    NOT_JSON,
     Extent,
     Failure,
     Label,
@@ -84,7 +85,7 @@ def read_staged(staging: Path, key: str) -> StagedSource | None:
     try:
         staged = msgspec.json.decode(path.read_bytes(), type=StagedSource)
         sizes = [(staging / m.file).stat().st_size == m.size for s in staged.samples for m in s.members]
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+    except (OSError, *NOT_JSON):
         return None
     return staged if all(sizes) else None
 

@@ -29,7 +29,8 @@ def check_spacing(clip: ClipSpec, shards: Shards, num_frames: int, num_clips: in
             )
     elif isinstance(clip.stride, int) and clip.stride < kept:
         raise MisuseError(f"clip.stride = {clip.stride}: the shards keep one frame in {kept}; give {kept} or more")
-    return f"each wanted frame is the nearest kept one, at most {kept / 2:g} source frames away"
+    behind = f", or {kept - 1} behind the last" if kept - 1 > kept / 2 else ""
+    return f"each wanted frame is the nearest kept one, at most {kept / 2:g} source frames away{behind}"
 
 
 def clip_words(clip: ClipSpec, shards: Shards, num_frames: int) -> str:

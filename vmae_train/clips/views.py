@@ -288,8 +288,11 @@ def _video_of(sample: SampleView, by_source: bool) -> _Video:
     if not by_source:
         return _Video(np.arange(sample.frames), sample.frames)
     at = np.asarray(expand_series(sample.kept), dtype=np.int64)
+    step = int(np.diff(at).max()) if len(at) > 1 else sample.source_frames
+    if at[0] == 0 and 0 < sample.source_frames - at[-1] <= step:  # the whole source: its length is the published one's
+        return _Video(at, sample.source_frames)
+    # A segment is a video of its own, and where it ends nothing says: past its last kept frame so far as that is nearest.
     at -= at[0]
-    # Past the last kept frame only so far as that is the nearest: no wanted frame is more than half a step off.
     beyond = int(np.median(np.diff(at))) // 2 if len(at) > 1 else 0
     return _Video(at, int(at[-1]) + beyond + 1)
 

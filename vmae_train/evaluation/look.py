@@ -28,7 +28,7 @@ def parse_views(text: str) -> Views:
     """`5x3` → 5 clips, 3 crops. Raises MisuseError."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if not found or not int(found[1]) or not int(found[2]):
-        raise MisuseError(f"--views {text}: expected CLIPSxCROPS, such as 5x3")
+        raise MisuseError(f"views = {text}: expected CLIPSxCROPS, such as 5x3")
     return Views(int(found[1]), int(found[2]))
 
 

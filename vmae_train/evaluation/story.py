@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from vmae_data.errors import DataError, VmaeError
+from vmae_data.format import NOT_JSON
 from vmae_data.read.mix import Mix
 from vmae_data.read.shards import Shards
 from vmae_train.evaluation.metrics import AnyScores
@@ -87,7 +88,7 @@ def read_story(place: str | Path) -> RunStory:
 def _decode(path: Path, kind: Any) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise DataError(f"{path}: can't be read ({error}); the run was damaged, or is of another version") from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from vmae_data.errors import DataError
+from vmae_data.format import NOT_JSON
 from vmae_data.store import commit_bytes
 from vmae_train.model.fetched import BEST, CHECKPOINTS, MARKER, checkpoint_name
 
@@ -38,7 +39,7 @@ def read_best(run: Path) -> Best | None:
         return msgspec.json.decode(path.read_bytes(), type=Best)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise DataError(f"{path}: can't be read ({error}); remove it to choose the best anew") from error
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from vmae_data.errors import DataError
+from vmae_data.format import NOT_JSON
 from vmae_train.model.geometry import Geometry
 from vmae_train.model.videomae import (
     Classifier,
@@ -86,5 +87,5 @@ def decode_description(data: bytes | str, where: str) -> ModelFile:
         if version > MODEL_FORMAT:
             raise DataError(f"{where}: format {version}, this version reads up to {MODEL_FORMAT}; update vmae")
         return msgspec.json.decode(data, type=ModelFile)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DataError(f"{where}: not a model's description ({error}); take another checkpoint") from error

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotThereError
+from vmae_data.format import NOT_JSON
 from vmae_data.store import RemotePlace, copy_here, exists, file_size, node_folder, place_of, read_bytes, read_range
 from vmae_data.store.remote import list_tree, stat
 from vmae_train.model.ema import EMA_FILE
@@ -107,7 +108,7 @@ def _last_logged(run: RemotePlace) -> str | None:
         return None
     first = max(0, size - LOG_TAIL_BYTES)
     for raw in reversed(read_range(run / LOG, first, size - first).splitlines()):
-        with suppress(msgspec.DecodeError, RecursionError):
+        with suppress(*NOT_JSON):
             line = msgspec.json.decode(raw, type=_Line)
             if line.kind == "train":
                 return checkpoint_name(line.step)
@@ -120,7 +121,7 @@ def _best_name(run: RemotePlace) -> str | None:
         return None
     try:
         return checkpoint_name(msgspec.json.decode(read_bytes(run / BEST), type=_Named).step)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DataError(f"{run / BEST}: can't be read ({error}); name a checkpoint instead") from error
 
 

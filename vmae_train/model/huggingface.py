@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
+from vmae_data.format import NOT_JSON
 from vmae_data.store import commit_bytes, commit_file, read_bytes, temporary_beside
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 from vmae_train.model.description import Kind, ModelFile
@@ -188,7 +189,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _decode(path: Path, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(read_bytes(path), type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DataError(f"{path}: not a file of transformers' VideoMAE ({error}); take another model") from error
 
 

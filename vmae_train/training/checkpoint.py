@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vmae_data.errors import DataError
+from vmae_data.format import NOT_JSON
 from vmae_data.store import TEMPORARY, commit_bytes, sync_folder
 from vmae_train.model.best import read_best
 from vmae_train.model.ema import WeightMean
@@ -111,7 +112,7 @@ def last_checkpoint(run: Path) -> Checkpoint | None:
     path = folder / STATE
     try:
         state = msgspec.json.decode(path.read_bytes(), type=RunState)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise DataError(
             f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before"
         ) from error

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vmae_data.format import NOT_JSON
 from vmae_data.store import commit_bytes
 from vmae_train.model.fetched import LOG
 
@@ -64,7 +65,7 @@ def read_log(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     for raw in path.read_bytes().split(b"\n"):
         try:
             line = msgspec.json.decode(raw, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             continue
         if isinstance(line.get("step"), int) and isinstance(line.get("kind"), str) and kind in (None, line["kind"]):
             lines.append(line)

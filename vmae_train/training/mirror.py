@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
-from vmae_data.format import INDEX
+from vmae_data.format import INDEX, NOT_JSON
 from vmae_data.store import (
     TEMPORARY,
     Place,
@@ -256,7 +256,7 @@ def _decode_published(place: Place) -> Published | None:
         return msgspec.json.decode(read_bytes(place), type=Published)
     except NotThereError:
         return None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise DataError(
             f"{place}: is not what a training wrote ({error}); remove it to go on from what is there"
         ) from error

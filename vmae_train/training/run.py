@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, MisuseError
+from vmae_data.format import NOT_JSON
 from vmae_data.read.mix import Mix, MixedBatch, MixOrder
 from vmae_data.read.order import epoch_batches, rank_slice
 from vmae_data.read.shards import Shards
@@ -213,7 +214,7 @@ def read_facts(folder: Path) -> RunFacts:
     path = folder / RUN
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise DataError(f"{folder}: is not a run ({error}); name the --out of a training") from error
     try:
         msgspec.convert(facts.recipe, _Tables)
