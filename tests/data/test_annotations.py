@@ -12,7 +12,7 @@ import pytest
 
 from vmae_data.errors import MisuseError
 from vmae_data.prepare.classes import read_classes
-from vmae_data.prepare.listing import Columns
+from vmae_data.prepare.listing import Columns, read_listing
 from vmae_data.prepare.sources import Listing, find_sources
 
 BOM = b"\xef\xbb\xbf"
@@ -209,6 +209,17 @@ def test_ssv2_names_are_sorted_without_a_labels_file_and_given_classes_go_first(
     assert _find(videos, path).classes == ("Bending something", "Holding something next to something")
     listing = find_sources(str(videos), given, annotations=str(path))
     assert {s.path: s.label for s in listing.sources} == {b"78687.mp4": 0, b"42326.mp4": 1}
+
+
+def test_classes_and_records_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    for name, data in (("names.txt", b"caf\xe9\nrun\n"), ("labels.json", b'{"caf\xe9": "0"}')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MisuseError, match=name):
+            read_classes(str(tmp_path / name))
+    for data in (b'{"path": "a.mp4", "label": "caf\xe9"}', b'[{"path": "a.mp4", "label": "caf\xe9"}]'):
+        (tmp_path / "rows.json").write_bytes(data)
+        with pytest.raises(MisuseError, match="rows.json"):
+            read_listing(tmp_path / "rows.json", Columns())
 
 
 def test_numbers_of_a_labels_file_must_be_without_gaps(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -130,6 +131,15 @@ def test_a_flipped_byte_of_a_video_names_the_video(copied: Path) -> None:
     extent = entry.members[0].extent
     _flip(copied / tar_name(0), extent.offset + extent.size // 2)
     assert any(f"{entry.key}.mp4: its sum" in found for file, found in _problems(copied) if file == tar_name(0))
+
+
+@pytest.mark.parametrize("name", [INDEX, PLAN, FAILURES, marker_name(1)])
+def test_a_text_that_is_not_utf_8_is_named(copied: Path, name: str) -> None:
+    data = (copied / name).read_bytes()
+    found = re.search(rb'": ?"[a-z0-9]', data)
+    assert found is not None
+    (copied / name).write_bytes(data[: found.end()] + b"\xe9" + data[found.end() + 1 :])
+    assert name in _files(_problems(copied))
 
 
 @pytest.mark.parametrize("name", [PLAN, PLAN_TABLE, SAMPLES, FAILURES, tar_name(1), marker_name(1)])

@@ -140,16 +140,20 @@ def test_a_geometry_that_no_machine_has_room_for_is_refused(folder: Path, change
     assert str(folder) in _refusal(lambda: load_model(folder))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' + '{"a":' * 100_000, '{"format": NaN}', "", "\x00", "7"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"format": ' + '{"a":' * 100_000, '{"format": NaN}', "", "\x00", "7", '{"kind": "caf\udce9"}'],
+)
 def test_json_that_is_none_of_ours_is_refused_whatever_it_is(folder: Path, run: Path, text: str) -> None:
-    (folder / "model.json").write_text(text)
+    data = text.encode("utf-8", "surrogateescape")  # not UTF-8 is an error of its own
+    (folder / "model.json").write_bytes(data)
     _refusal(lambda: load_model(folder))
     last = last_checkpoint(run)
     assert last is not None
-    (last.path / "state.json").write_text(text)
+    (last.path / "state.json").write_bytes(data)
     _refusal(lambda: last_checkpoint(run))
     _refusal(lambda: read_story(run))
-    (run / "run.json").write_text(text)
+    (run / "run.json").write_bytes(data)
     _refusal(lambda: read_facts(run))
 
 
