@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import resource
 import sys
@@ -248,6 +249,17 @@ def test_bytes_that_are_no_checkpoint_are_one_line(tmp_path: Path, data: bytes, 
     text = str(caught.value)
     assert text.startswith(f"{path}: not a readable checkpoint: {says}")
     assert "\n" not in text and "weights_only" not in text
+
+
+@pytest.mark.parametrize("to", ["native", "hf", "official"])
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(to: Layout, native: Path, tmp_path: Path) -> None:
+    dest, before = tmp_path / "converted", os.umask(0o027)
+    try:
+        convert(str(native), dest, to=to)
+    finally:
+        os.umask(before)
+    for path in dest.iterdir() if dest.is_dir() else [dest]:
+        assert path.stat().st_mode & 0o777 == 0o640, path.name
 
 
 @pytest.mark.parametrize("to", ["native", "hf", "official"])

@@ -13,15 +13,16 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vmae_data.errors import DataError, MisuseError, VmaeError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
-from vmae_data.store import commit_bytes, commit_file, read_bytes, temporary_beside
+from vmae_data.store import commit_bytes, read_bytes
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 from vmae_train.model.description import Kind, ModelFile
 from vmae_train.model.geometry import Geometry, hidden_dim
 from vmae_train.model.infer import Foreign
 from vmae_train.model.layouts import from_hf_names, to_hf_names
 from vmae_train.model.unpickle import read_pickle
+from vmae_train.model.weights import write_weights
 
 __all__ = ["CONFIG", "read_hf", "write_hf"]
 
@@ -200,13 +201,8 @@ def write_hf(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> 
     """
     geometry = description.geometry
     _check_writable(folder, description)
-    weights = folder / _WEIGHTS
     named = to_hf_names(state, pretrain=description.kind == "pretrain")
-    try:
-        safetensors.torch.save_file(named, temporary_beside(weights), metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise VmaeError(f"{weights}: can't be written ({error}); check the folder and its room") from error
-    commit_file(temporary_beside(weights), weights)
+    write_weights(folder / _WEIGHTS, named, metadata={"format": "pt"})
     commit_bytes(folder / _PREPROCESSOR, _json(_preprocessor(geometry)))
     commit_bytes(folder / CONFIG, _json(_config(description)))
     eps = geometry.decoder_norm_eps if description.kind == "pretrain" else geometry.fc_eps

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
-from vmae_data.store import commit_bytes, commit_file, read_bytes, temporary_beside
+from vmae_data.errors import DataError, MisuseError, NotThereError
+from vmae_data.store import commit_bytes, read_bytes
 from vmae_train.model.best import best_checkpoint
 from vmae_train.model.description import (
     MODEL_FORMAT,
@@ -35,6 +35,7 @@ from vmae_train.model.huggingface import CONFIG, read_hf
 from vmae_train.model.infer import Foreign, check_given, complete, without_position_code
 from vmae_train.model.official import DEEPSPEED_FILE, read_official
 from vmae_train.model.videomae import VideoModel
+from vmae_train.model.weights import write_weights
 
 __all__ = [
     "MODEL_FORMAT",
@@ -81,12 +82,7 @@ def save_model(folder: Path, model: VideoModel) -> None:
 
 
 def write_native(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> None:
-    weights = folder / WEIGHTS
-    try:
-        safetensors.torch.save_file(state, temporary_beside(weights))
-    except SafetensorError as error:
-        raise VmaeError(f"{weights}: can't be written ({error}); check the folder and its room") from error
-    commit_file(temporary_beside(weights), weights)
+    write_weights(folder / WEIGHTS, state)
     commit_bytes(folder / DESCRIPTION, encode_description(description))
 
 
