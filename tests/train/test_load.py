@@ -162,11 +162,26 @@ def test_a_fixed_position_code_is_left_out_with_a_remark_and_others_are_refused_
     safetensors.torch.save_file({**whole, name: code[None].clone()}, path)
     with pytest.warns(UserWarning, match=f"{name}: the fixed position code"):
         assert load_model(folder).state_dict().keys() == whole.keys()
+    for kind in (torch.float32, torch.float16, torch.bfloat16):
+        safetensors.torch.save_file({**whole, name: (code[None] + 2e-2).to(kind)}, path)
+        assert f"{name} is a learned position code" in _refusal(folder)
     safetensors.torch.save_file({**whole, name: code[None] + 1e-3}, path)
     assert f"{name} is a learned position code" in _refusal(folder)
     safetensors.torch.save_file({**whole, name: code[None, :-1].clone()}, path)
     dim = code.shape[1]
     assert f"1 × 127 × {dim} numbers, 16 frames of 32 px have 128 × {dim};" in _refusal(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_fixed_position_code_in_half_precision_is_a_fixed_one(kind: torch.dtype, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole, model = safetensors.torch.load_file(path), load_model(folder)
+    assert isinstance(model, PretrainModel)
+    kept = model.position_NE[None].to(kind)
+    for stored in (kept, kept.float()):  # as kept, and as whoever widens all weights has it
+        safetensors.torch.save_file({**whole, "encoder.pos_embed": stored}, path)
+        with pytest.warns(UserWarning, match="encoder.pos_embed: the fixed position code"):
+            assert load_model(folder).state_dict().keys() == whole.keys()
 
 
 def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -> None:

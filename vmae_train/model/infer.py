@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
@@ -145,13 +146,22 @@ def without_position_code(path: Path, geometry: Geometry, state: dict[str, Tenso
                 f"{geometry.image_size} px have {geometry.num_tokens} × {dim}; say which clips the model is for "
                 "(image_size, num_frames), or take another file"
             )
-        code = position_code(geometry, dim)
-        if not stored.float().reshape(code.shape).allclose(code, atol=1e-5):
+        if not _is_rounded(stored, position_code(geometry, dim)):
             raise DataError(f"{path}: {name} is a learned position code; only the fixed ones can be used")
         dropped.append(name)
     if not dropped:
         return Coded(state)
     return Coded(state, (f"{', '.join(dropped)}: the fixed position code, which is computed, not kept; left out",))
+
+
+def _is_rounded(stored: Tensor, code: Tensor) -> bool:
+    """Whether numbers are the code's, as it is or as kept in half precision, also where they were widened since."""
+    stored = stored.float().reshape(code.shape)
+    return any(
+        torch.equal(stored.to(kind).float(), stored)
+        and stored.allclose(code, rtol=max(torch.finfo(kind).eps / 2, 1e-5), atol=1e-5)
+        for kind in (torch.float32, torch.float16, torch.bfloat16)
+    )
 
 
 def _by(x: Tensor) -> str:
