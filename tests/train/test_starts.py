@@ -173,6 +173,19 @@ def test_weights_of_another_size_than_the_recipes_are_told_as_such(tmp_path: Pat
         load_start(tmp_path / "a.pth", recipe, position_resize="recompute")
 
 
+def test_a_start_that_does_not_fit_names_the_keys_of_the_recipe_that_would(tmp_path: Path) -> None:
+    recipe = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, SHORT).geometry()
+    save_model(tmp_path, PretrainModel(recipe, seed=5))
+    others = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    for changes, keys in (
+        ({"mean": others["mean"]}, "augment.mean"),
+        (others, "augment.mean and augment.std"),
+        ({"depth": recipe.depth + 1, **others}, "model and augment.mean and augment.std"),
+    ):
+        with pytest.raises(MisuseError, match=f"change the recipe's {keys}$"):
+            load_start(tmp_path, msgspec.structs.replace(recipe, **changes), position_resize="recompute")
+
+
 @pytest.fixture
 def of_three_classes(tmp_path: Path) -> Path:
     """A classifier that was trained on other classes than the demo's, as far as its names say."""

@@ -56,6 +56,8 @@ _OWN_FIELDS = (
     *("init", "init_scale", "pooling", "position_grid"),
     *("encoder_eps", "decoder_eps", "decoder_norm_eps", "fc_eps"),
 )
+# Fields of a model that a recipe does not have in its [model].
+_PIXEL_KEYS = {"mean": "augment.mean", "std": "augment.std"}
 
 
 class ReadModel(NamedTuple):
@@ -164,12 +166,16 @@ def load_start(
     found = msgspec.structs.asdict(read.description.geometry)
     headless = read.description.kind == "pretrain"
     different = [
-        f"{name} {found[name]} (recipe {wanted})"
+        name
         for name, wanted in asked.items()
         if (headless or not name.startswith("decoder_")) and found[name] != wanted
     ]
     if different:
-        raise MisuseError(f"--init {path}: is of another geometry ({', '.join(different)}); change the recipe's model")
+        what = ", ".join(f"{name} {found[name]} (recipe {asked[name]})" for name in different)
+        keys = dict.fromkeys(_PIXEL_KEYS.get(name, "model") for name in different)
+        raise MisuseError(
+            f"--init {path}: is not the recipe's model ({what}); change the recipe's {' and '.join(keys)}"
+        )
     for remark in read.remarks:
         warnings.warn(f"{read.path}: {remark}", stacklevel=2)
     return read.build()
