@@ -51,6 +51,7 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_BARE = re.compile(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # .75 and 1., which are no numbers in TOML
 _BYTES = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?) ?([a-z]*)")
 
 
@@ -204,10 +205,11 @@ def _set(values: dict[str, Any], override: str, given: Collection[str], spec: ty
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # an unquoted word, as shells make them
-    if not isinstance(value, str) and isinstance(
-        _type_at(msgspec.inspect.type_info(spec), key.strip()), msgspec.inspect.StrType
-    ):
+    wanted = _type_at(msgspec.inspect.type_info(spec), key.strip())
+    if not isinstance(value, str) and isinstance(wanted, msgspec.inspect.StrType):
         value = text.strip()  # 0x3, 2026, true: TOML's numbers and words where text is wanted
+    if value is text and isinstance(wanted, msgspec.inspect.FloatType) and _BARE.fullmatch(text.strip()):
+        value = float(text)
     for part in parts[:-1]:
         inner = values.setdefault(part, {})
         if not isinstance(inner, dict):

@@ -81,6 +81,17 @@ def test_a_setting_takes_the_place_of_the_recipes_other_way_to_say_it() -> None:
     assert (k400.stride, k400.rate) == (None, 12.5)
 
 
+@pytest.mark.parametrize(("text", "rate"), [(".5", 0.5), ("12.", 12.0), ("+.5e1", 5.0), (" .25 ", 0.25)])
+def test_a_setting_may_leave_out_the_zero_before_or_after_the_point(text: str, rate: float) -> None:
+    assert load_recipe("vmae_data", "own", BuildSpec, [f"rate={text}"]).rate == rate
+
+
+@pytest.mark.parametrize("text", [".", "-", "1.2.3", ".5x", '".5"', "nan."])
+def test_text_that_is_no_number_is_none(text: str) -> None:
+    with pytest.raises(RecipeError, match="rate: Expected `float"):
+        load_recipe("vmae_data", "own", BuildSpec, [f"rate={text}"])
+
+
 def test_a_recipe_lies_over_its_base_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "below.toml").write_text(
         "short_side = 288\nrate = 12.5\ncolumns = { path = 'file', label = 'class' }\n"
