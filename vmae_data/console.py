@@ -205,9 +205,9 @@ def _toml(values: dict[str, Any], table: str = "") -> str:
     return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
 
 
-def counted(count: int, thing: str) -> str:
-    """`1 video`, `2 videos`."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
+def counted(count: float, thing: str) -> str:
+    """`1 video`, `2 videos`, `0.5 videos`."""
+    return f"{count if isinstance(count, int) else f'{count:g}'} {thing}{'' if count == 1 else 's'}"
 
 
 def num_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,26 @@ def test_a_dry_run_says_what_the_whole_takes_and_writes_nothing(
         size = sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e6
         assert found["checkpoint_mb"] == pytest.approx(size, rel=0.02)
         assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["loss"] == pytest.approx(found["loss"])
+
+
+@pytest.mark.parametrize(("every_steps", "kept"), [(30, "2 checkpoints"), (31, "1 checkpoint")])
+def test_the_disk_of_a_dry_run_has_the_best_checkpoint_where_one_will_be_kept(
+    every_steps: int, kept: str, demo_shards: Path, tmp_path: Path
+) -> None:
+    words = [
+        "vmae_train",
+        "finetune",
+        "--recipe",
+        "finetune/demo",
+        "--data",
+        demo_shards,
+        "--val",
+        demo_shards,
+        *SETTINGS,
+    ]
+    keys = ("checkpoint.keep=1", "train.steps=30", f"evaluate.every_steps={every_steps}")
+    words += [word for key in keys for word in ("--set", key)]
+    told = " ".join(run_command(*words, "--out", tmp_path / "run", "--dry-run").stdout.replace("│", " ").split())
+    (disk,) = re.findall(r"disk ([\d.]+) MB: ", told)
+    (number, size) = re.findall(rf"MB: ({kept}) of ([\d.]+) MB, and one more while it is written", told)[0]
+    assert float(disk) == pytest.approx((int(number.split()[0]) + 1) * float(size), abs=0.3)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vmae_data.console import print_json, show_facts
+from vmae_data.console import counted, print_json, show_facts
 
 __all__ = ["tell", "tell_rehearsal", "tell_scores", "tell_unreadable"]
 
@@ -57,11 +57,11 @@ def tell_rehearsal(run: Callable[..., object], spec: object, quiet: bool, as_jso
     elif not quiet:
         waits = found.wait_seconds / found.step_seconds if found.step_seconds else 0.0
         rows = {
-            "steps": f"{found.steps} of {found.batch} videos, {found.epochs:g} epochs",
+            "steps": f"{found.steps} of {counted(found.batch, 'video')}, {counted(found.epochs, 'epoch')}",
             "time": f"{timedelta(seconds=round(found.total_seconds))} (h:mm:ss), from the second step ({found.step_seconds:.4g} s); "
             f"{waits:.0%} of it waiting for data (limits: {found.limits}); evaluation and checkpoints not counted",
             "memory": f"{found.memory_mb:.0f} MB at the peak, of {'this process' if found.device == 'cpu' else found.device}",
-            "disk": f"{found.disk_mb:.1f} MB: {found.checkpoints} checkpoints of {found.checkpoint_mb:.1f} MB, "
+            "disk": f"{found.disk_mb:.1f} MB: {counted(found.checkpoints, 'checkpoint')} of {found.checkpoint_mb:.1f} MB, "
             "and one more while it is written",
             "loss": f"{found.loss:.4f}",
         }

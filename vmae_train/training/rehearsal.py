@@ -36,7 +36,7 @@ class Rehearsal(NamedTuple):
     memory_mb: float  # the device's peak; on a CPU that of the process
     device: str
     checkpoint_mb: float
-    checkpoints: int
+    checkpoints: int  # kept at the end, at most: the last ones, and the best where scores on the way choose one
     cautions: tuple[Caution, ...]
 
     @property
@@ -98,10 +98,15 @@ def rehearse(training: Training) -> RunState:
             memory_mb=round(max(memories), 1),
             device=str(engine.device),
             checkpoint_mb=round(_checkpoint_mb(engine), 3),
-            checkpoints=training.place.checkpoint.keep,
+            checkpoints=training.place.checkpoint.keep + _keeps_best(training),
             cautions=tuple(at_start(training.place.facts)),
         )
     )
+
+
+def _keeps_best(training: Training) -> bool:
+    every = training.validate_every
+    return every is not None and every <= training.engine.schedule.steps
 
 
 def _checkpoint_mb(engine: Engine) -> float:
