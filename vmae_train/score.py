@@ -12,7 +12,7 @@ from vmae_data.progress import ProgressStyle
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.shards import Shards
 from vmae_data.recipes import recipe_values, with_settings
-from vmae_data.store import Place, commit_bytes, writable_place
+from vmae_data.store import Place, commit_bytes, writable_places
 from vmae_train.accuracy import write_scores
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.clips.spacing import check_spacing, clip_words
@@ -75,8 +75,9 @@ class Told(NamedTuple):
     html: str | None = None
 
     def places(self) -> dict[str, Place]:
-        """By option. Raises MisuseError where a file can't be written."""
-        return {name: writable_place(url, f"--{name}") for name, url in self._asdict().items() if url is not None}
+        """By option. Raises MisuseError where a file can't be written, or two are the same."""
+        places = writable_places({f"--{name}": url for name, url in self._asdict().items()})
+        return {option.removeprefix("--"): place for option, place in places.items()}
 
 
 class Evaluated(NamedTuple):

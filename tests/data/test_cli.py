@@ -125,6 +125,8 @@ def test_the_version_is_one_line(program: str) -> None:
         (["inspect", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
         (["audit", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
         (["audit", "VIDEOS", "--out", "NOWHERE/rows.csv"], "there is no folder"),
+        (["audit", "VIDEOS", "--html", "/dev/null"], "--html /dev/null: is a device or a pipe"),
+        (["audit", "VIDEOS", "--out", "OUT.csv", "--html", "OUT.csv"], "is the file of --out too"),
         (
             ["audit", "VIDEOS", "--set", "foo=1"],
             "static, near_static, black, frozen, blurred, cuts, duplicates, exclude",

@@ -1,12 +1,22 @@
 """What URLs name, and how a store is reached. What a store answers is tested against a real one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from vmae_data.errors import MisuseError, VmaeError
-from vmae_data.store import RemotePlace, local_path, place_of, read_bytes, set_options, shown_options
+from vmae_data.store import (
+    RemotePlace,
+    local_path,
+    place_of,
+    read_bytes,
+    set_options,
+    shown_options,
+    writable_place,
+    writable_places,
+)
 from vmae_data.store.clients import open_store
 from vmae_data.store.options import VARIABLE, access_of
 from vmae_data.store.retry import _advice, _Trouble
@@ -176,3 +186,41 @@ def test_a_key_file_of_google_that_is_not_there_is_named_and_a_key_in_its_place_
 def test_who_is_refused_is_told_of_the_credentials_of_that_kind_of_store(url, named):
     advice = _advice(_Trouble("refused: status 403", passing=False, refused=True), place_of(url))
     assert [name for name in ("AWS_", "GOOGLE_", "AZURE_", "header") if name in advice] == [named]
+
+
+def test_a_file_is_not_written_over_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-pipe").symlink_to("pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    for name, says in (("pipe", "a device or a pipe"), ("to-pipe", "a device or a pipe"), ("circle", "in a circle")):
+        with pytest.raises(MisuseError, match=f"--html .*{name}: .*{says}"):
+            writable_place(tmp_path / name, "--html")
+    with pytest.raises(MisuseError, match="a device or a pipe"):
+        writable_place("/dev/null", "--html")
+
+
+def test_a_link_is_followed_to_what_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "page.html").symlink_to("far/real.html")
+    assert writable_place(tmp_path / "page.html", "--html") == (tmp_path / "far" / "real.html").resolve()
+    (tmp_path / "lost.html").symlink_to("nowhere/real.html")
+    with pytest.raises(MisuseError, match="there is no folder"):
+        writable_place(tmp_path / "lost.html", "--html")
+
+
+@pytest.mark.parametrize("name", ["index.json", "plan.json"])
+def test_nothing_else_is_written_into_a_folder_of_shards(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(MisuseError, match="is a data set; name a place outside it"):
+        writable_place(tmp_path / "page.html", "--html")
+
+
+def test_two_files_have_two_places(tmp_path):
+    (tmp_path / "link.csv").symlink_to("rows.csv")
+    rows, page = tmp_path / "rows.csv", tmp_path / "page.html"
+    assert writable_places({"--out": rows, "--html": page, "--more": None}) == {"--out": rows, "--html": page}
+    for same in (rows, tmp_path / "link.csv", f"{tmp_path}/./rows.csv"):
+        with pytest.raises(MisuseError, match="--html .*: is the file of --out too"):
+            writable_places({"--out": rows, "--html": same})
+    with pytest.raises(MisuseError, match="is the file of --out too"):
+        writable_places({"--out": "s3://bucket/a", "--html": "s3://bucket/a"})

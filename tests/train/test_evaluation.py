@@ -28,6 +28,7 @@ from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.model.best import Best, best_checkpoint
 from vmae_train.model.load import load_model
 from vmae_train.model.videomae import MultiLabelClassifier, Regressor
+from vmae_train.score import Told
 from vmae_train.training.log import read_log
 
 QUIET = ProgressStyle.QUIET
@@ -204,3 +205,10 @@ def test_a_lower_error_is_better_and_an_equal_score_is_not() -> None:
     assert not high.beats(low)
     assert not low.beats(low)
     assert high.beats(None)
+
+
+def test_two_files_of_an_evaluation_have_two_places(tmp_path: Path) -> None:
+    told = Told(str(tmp_path / "scores.json"), html=str(tmp_path / "page.html"))
+    assert told.places() == {"out": tmp_path / "scores.json", "html": tmp_path / "page.html"}
+    with pytest.raises(MisuseError, match="--html .*: is the file of --out too"):
+        told._replace(html=told.out).places()

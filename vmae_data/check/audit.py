@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -109,7 +108,7 @@ def print_counts(judged: Judged) -> None:
     Console(highlight=False).print(table)
 
 
-def check_table_name(path: Path) -> None:
+def check_table_name(path: Place) -> None:
     """Refuse another ending before the work, not after it."""
     if path.suffix.lower() not in TABLES:
         raise MisuseError(f"--out {path}: expected a name that ends in {' or '.join(TABLES)}")
@@ -135,7 +134,7 @@ _COLUMNS = pa.schema(
 )
 
 
-def write_table(rows: Sequence[Row], path: Path) -> None:
+def write_table(rows: Sequence[Row], path: Place) -> None:
     """One row a sample, as Parquet or CSV by the name's ending. Same rows, same bytes."""
     check_table_name(path)
     columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), _COLUMNS.types, strict=True)]

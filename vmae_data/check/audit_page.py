@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -17,6 +16,7 @@ from vmae_data.page import Charts, Fact, Facts, Figure, Gallery, Note, Pair, Pai
 from vmae_data.pictures import Picture, film
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.shards import Shards
+from vmae_data.store import Place
 
 __all__ = ["write_audit_page"]
 
@@ -35,7 +35,7 @@ _TITLES: dict[Flag, str] = {
 }
 
 
-def write_audit_page(data_sets: Sequence[Shards], judged: Judged, spec: AuditSpec, html: Path) -> None:
+def write_audit_page(data_sets: Sequence[Shards], judged: Judged, spec: AuditSpec, html: Place) -> None:
     """Write the page. Raises DataError where a shard is gone."""
     pictures = _Pictures(data_sets)
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -22,7 +21,7 @@ from vmae_data.page import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, No
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
 from vmae_data.read.shards import Shards
-from vmae_data.store import Span, read_bytes, read_each, read_spans
+from vmae_data.store import Place, Span, read_bytes, read_each, read_spans
 
 __all__ = ["DataFacts", "inspect_shards", "print_table", "write_page"]
 
@@ -86,7 +85,7 @@ def _share(facts: DataFacts) -> str:
     return f"{100 * facts.bytes / whole:.3g} % of the sources' {size_words(whole)}"
 
 
-def write_page(facts: DataFacts, html: Path) -> None:
+def write_page(facts: DataFacts, html: Place) -> None:
     """The page: figures, pictures, distributions, failures, remarks. Raises DataError where a shard is gone."""
     looked_at = list(_facts_of(facts.shards, spread(facts.shards.label_N, LOOKED_AT)))
     index = facts.index

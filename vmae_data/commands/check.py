@@ -65,11 +65,10 @@ def inspect(
     from vmae_data.check.inspect import inspect_shards, print_table, write_page
     from vmae_data.store import writable_place
 
-    if html is not None:
-        writable_place(html, "--html")
+    page = None if html is None else writable_place(html, "--html")
     facts = inspect_shards(dest)
-    if html is not None:
-        write_page(facts, html)
+    if page is not None:
+        write_page(facts, page)
         print(html)
     elif as_json:
         print_json(facts.as_dict())
@@ -104,21 +103,20 @@ def audit(
     from vmae_data.check.audit import AuditSpec, audit_shards, check_table_name, print_counts, write_table
     from vmae_data.check.audit_page import write_audit_page
     from vmae_data.recipes import load_recipe
-    from vmae_data.store import place_of, writable_place
+    from vmae_data.store import place_of, writable_places
 
     flip = ["duplicates.mirrored=true"] if mirrored else []
     spec = load_recipe("vmae_data", None, AuditSpec, [*(settings or ()), *flip])
-    if html is not None:
-        writable_place(html, "--html")
-    if out is not None:
-        writable_place(out, "--out")
-        check_table_name(out)
+    places = writable_places({"--out": out, "--html": html})
+    table, page = places.get("--out"), places.get("--html")
+    if table is not None:
+        check_table_name(table)
     folders = [str(place_of(one)) for one in dest]
     audited = audit_shards(folders, spec, workers=workers or num_cores(), style=progress_style(quiet, as_json))
-    if out is not None:
-        write_table(audited.judged.rows, out)
-    if html is not None:
-        write_audit_page(audited.data_sets, audited.judged, spec, html)
+    if table is not None:
+        write_table(audited.judged.rows, table)
+    if page is not None:
+        write_audit_page(audited.data_sets, audited.judged, spec, page)
     if as_json:
         for row in audited.judged.rows:
             print_json(row._asdict())

@@ -36,7 +36,7 @@ from vmae_data.store.local import (
     writer_name,
 )
 from vmae_data.store.options import credential_names, options_text, set_options, shown_options, take_options
-from vmae_data.store.place import Place, RemotePlace, local_path, place_of, writable_place
+from vmae_data.store.place import Place, RemotePlace, local_path, place_of, writable_place, writable_places
 
 __all__ = [
     "LOCK",
@@ -78,6 +78,7 @@ __all__ = [
     "try_lock",
     "writable",
     "writable_place",
+    "writable_places",
     "write_error",
     "writer_name",
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmae_data.errors import MisuseError
+from vmae_data.format import INDEX, PLAN
 
-__all__ = ["Place", "RemotePlace", "local_path", "place_of", "writable_place"]
+__all__ = ["Place", "RemotePlace", "local_path", "place_of", "writable_place", "writable_places"]
 
 # How a store may be called → how it is called here.
 _SCHEMES = {
@@ -120,20 +122,48 @@ def place_of(url: str | Path) -> Place:
 def writable_place(url: str | Path, option: str) -> Place:
     """The place of a file that is going to be written, looked at before the work and not after it.
 
-    Raises MisuseError, naming the option, for one of a web server, for a folder, and where there is no folder to write into.
+    The file gets its name by a rename: a link is followed first, so that what it leads to is replaced and not the link.
+    Raises MisuseError, naming the option, for one of a web server, for what is there and no file (a folder, a device,
+    a pipe), where there is no folder to write into, and in a folder of shards of this machine, where it would be a foreign file.
     """
     place = place_of(url)
-    if isinstance(place, Path):
-        if place.is_dir():
-            raise MisuseError(f"{option} {place}: is a folder; name a file in it")
-        if not place.parent.is_dir():
-            raise MisuseError(f"{option} {place}: there is no folder {place.parent}; make it, or name another place")
-        if not os.access(place.parent, os.W_OK):
-            raise MisuseError(f"{option} {place}: nothing may be written into {place.parent}; name another place")
-    if isinstance(place, RemotePlace) and (place.is_web or not place.path):
-        wanted = "a web server takes no files" if place.path else "names no file"
-        raise MisuseError(f"{option} {place}: {wanted}; name a file here or in a bucket")
+    if isinstance(place, RemotePlace):
+        if place.is_web or not place.path:
+            wanted = "a web server takes no files" if place.path else "names no file"
+            raise MisuseError(f"{option} {place}: {wanted}; name a file here or in a bucket")
+        return place
+    if place.is_dir():
+        raise MisuseError(f"{option} {place}: is a folder; name a file in it")
+    if place.exists() and not place.is_file():
+        raise MisuseError(f"{option} {place}: is a device or a pipe, which a file would replace; name a file")
+    if place.is_symlink():
+        place = Path(os.path.realpath(place))
+        if place.is_symlink():
+            raise MisuseError(f"{option} {place}: is a link that leads in a circle; name a file")
+    if not place.parent.is_dir():
+        raise MisuseError(f"{option} {place}: there is no folder {place.parent}; make it, or name another place")
+    if not os.access(place.parent, os.W_OK):
+        raise MisuseError(f"{option} {place}: nothing may be written into {place.parent}; name another place")
+    if any((place.parent / name).is_file() for name in (INDEX, PLAN)):
+        raise MisuseError(f"{option} {place}: {place.parent} is a data set; name a place outside it")
     return place
+
+
+def writable_places(urls: Mapping[str, str | Path | None]) -> dict[str, Place]:
+    """The places of several files, by option, without those that are not given.
+
+    Raises MisuseError as `writable_place` does, and where two are the same: the later one would replace the other.
+    """
+    places: dict[str, Place] = {}
+    for option, url in urls.items():
+        if url is None:
+            continue
+        place = writable_place(url, option)
+        same = next((other for other, before in places.items() if before.resolve() == place.resolve()), None)
+        if same is not None:
+            raise MisuseError(f"{option} {place}: is the file of {same} too; name another")
+        places[option] = place
+    return places
 
 
 def local_path(url: str | Path) -> Path:
