@@ -149,6 +149,33 @@ def test_ssv2_numbers_come_from_the_labels_file_beside(tmp_path: Path, videos: P
         _find(videos, tmp_path / "labels", "val1")
 
 
+def test_what_the_other_files_of_a_folder_list_is_not_unlisted(tmp_path: Path, videos: Path) -> None:
+    _ssv2(tmp_path / "labels")
+    _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm", "9.webm")
+    for split in ("train", "val", "test"):
+        assert _find(videos, tmp_path / "labels", split).unlisted == (b"9.webm",)
+    lists = tmp_path / "k400"
+    _touch(tmp_path / "clips", *(f"{name * 11}_000000_000010.mp4" for name in "abc"), "stray.mp4")
+    _write(lists / "train.csv", f"{KINETICS_HEADER}\nrun,aaaaaaaaaaa,0,10,train\n")
+    _write(lists / "validate.csv", f"{KINETICS_HEADER}\nrun,bbbbbbbbbbb,0,10,validate\n")
+    _write(lists / "test.csv", "youtube_id,time_start,time_end,split\nccccccccccc,0,10,test\n")
+    assert _find(tmp_path / "clips", lists, "train").unlisted == (b"stray.mp4",)
+
+
+@pytest.mark.parametrize(
+    "broken", ["{", b"\0\1", f"{KINETICS_HEADER}\na,b\n", f"{KINETICS_HEADER}\na,bbbbbbbbbbb,inf,10,val\n", "["]
+)
+def test_a_broken_file_of_another_split_does_not_stop_this_one(
+    tmp_path: Path, videos: Path, broken: str | bytes
+) -> None:
+    _touch(videos, "aaaaaaaaaaa_000000_000010.mp4", "bbbbbbbbbbb_000000_000010.mp4")
+    _write(tmp_path / "k400/train.csv", f"{KINETICS_HEADER}\nrun,aaaaaaaaaaa,0,10,train\n")
+    _write(tmp_path / "k400/val.csv", broken)
+    listing = _find(videos, tmp_path / "k400", "train")
+    assert _labels(listing) == {"aaaaaaaaaaa_000000_000010.mp4": "run"}
+    assert listing.unlisted == (b"bbbbbbbbbbb_000000_000010.mp4",)
+
+
 def test_without_a_split_every_row_of_a_folder_is_taken(tmp_path: Path, videos: Path) -> None:
     _ssv2(tmp_path / "labels")
     _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm", "9.webm")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from vmae_data.errors import MisuseError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import path_to_text
 from vmae_data.prepare.classes import class_index, label_numbers
 from vmae_data.prepare.listing import (
@@ -98,7 +98,18 @@ def _read_folder(where: Place, tree: VideoTree, split: str | None, columns: Colu
         known = ", ".join(numbered or sorted({str(_split_of(path)) for path in fitting}))
         found = " and ".join(path.name for path in chosen[:2]) or "no file"
         raise MisuseError(f"{where}: {found} for --split {split}; splits here: {known}; or name the file")
-    return read_annotations(chosen[0], tree, split, columns, by_stem=by_stem)
+    own = read_annotations(chosen[0], tree, split, columns, by_stem=by_stem)
+    rest = (path for path in fitting if path not in chosen)
+    return own._replace(others=own.others.union(*(_paths_of(path, tree, columns, by_stem=by_stem) for path in rest)))
+
+
+def _paths_of(path: Place, tree: VideoTree, columns: Columns, *, by_stem: bool) -> frozenset[bytes]:
+    """What the file of another split names; nothing where it is broken, for this split is built without it."""
+    try:
+        found = read_annotations(path, tree, None, columns, by_stem=by_stem)
+    except (MisuseError, DataError):
+        return frozenset()
+    return frozenset(row.path for row in found.rows) | found.others
 
 
 def _every_row(files: Sequence[tuple[Place, Annotated]]) -> Annotated:
@@ -191,7 +202,7 @@ def _kinetics(records: Records, where: Place) -> Iterable[_Entry]:
     for number, (label, video, start, end, split) in enumerate(cells, records.first):
         try:
             stem = b"%b_%06d_%06d" % (video, int(float(start)), int(float(end)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise MisuseError(
                 f"{where}: entry {number} has {video!r}, {start!r}, {end!r} for youtube_id, time_start and time_end; "
                 "expected an id and two numbers"
