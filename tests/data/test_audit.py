@@ -17,11 +17,13 @@ from PIL import Image
 from tests.command import run_command
 from vmae_data.build import BuildReport, build_shards
 from vmae_data.check.audit import Audited, AuditSpec, audit_shards, write_table
+from vmae_data.check.audit_page import write_audit_page
 from vmae_data.check.duplicates import DuplicateSpec, find_duplicates
 from vmae_data.check.hashes import MIRROR, Fingerprint, fingerprint
 from vmae_data.check.judge import Row
 from vmae_data.check.measures import GRID, grey_levels, measure, sharpness_of, shrink
 from vmae_data.errors import MisuseError
+from vmae_data.format import ShardMarker, decode_record
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.shards import Shards
@@ -320,6 +322,28 @@ def test_a_sample_that_cant_be_read_is_a_row_that_says_so(planted: Planted, tmp_
     assert [row.key for row in bad] == [shards.key(0)]
     assert bad[0].flags == "unreadable" and bad[0].motion is None and not bad[0].exclude
     assert len(rows) == len(shards)
+
+
+def test_a_sample_whose_facts_are_damaged_is_a_row_that_says_so(planted: Planted, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(planted.train, tmp_path / "train"))
+    shards = Shards.open(str(folder))
+    shard = shards.shard_path(0)
+    marker = decode_record(shard.with_suffix(".json").read_bytes(), ShardMarker, "marker")
+    entry = marker.samples[0]
+    data = bytearray(shard.read_bytes())
+    data[entry.facts.offset + 1] ^= 1
+    shard.write_bytes(bytes(data))
+    audited = _audit(folder)
+    rows = {row.key: row for row in audited.judged.rows}
+    whole = {row.key: row for row in planted.audited.judged.rows if row.listing == shards.index.id}
+    bad = rows[entry.key]
+    assert len(rows) == len(shards)
+    assert [row.key for row in rows.values() if row.has("unreadable")] == [entry.key]
+    assert (bad.path, bad.label, bad.split) == (None, whole[entry.key].label, whole[entry.key].split)
+    assert f"the sum of {entry.key}.json" in (bad.error or "")
+    write_table(audited.judged.rows, tmp_path / "rows.csv")
+    write_audit_page(audited.data_sets, audited.judged, AuditSpec(), tmp_path / "page.html")
+    assert entry.key in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["audit.parquet", "audit.csv"])

@@ -135,7 +135,7 @@ def _match_words(match: Match, *, same: bool) -> str:
 
 def _tile(row: Row, pictures: tuple[Picture, ...], *lines: str) -> Tile:
     label = f"{row.label}, " if row.label is not None else ""
-    return Tile(pictures, row.path, (f"{row.data_set}: {label}{row.seconds or 0:.1f} s", *lines))
+    return Tile(pictures, row.path or row.key, (f"{row.data_set}: {label}{row.seconds or 0:.1f} s", *lines))
 
 
 def _worst(judged: Judged, flag: Flag, pictures: _Pictures) -> Iterator[Part]:

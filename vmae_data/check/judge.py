@@ -41,7 +41,7 @@ class Row(NamedTuple):
     data_set: str
     listing: str  # the data set's id
     key: str
-    path: str  # of the source, as in KEY.json
+    path: str | None  # of the source, as in KEY.json; None where that can't be read
     segment: int | None
     label: str | None
     split: str | None

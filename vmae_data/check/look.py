@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vmae_data.check.hashes import Fingerprint, fingerprint
 from vmae_data.check.measures import Measures, grey_levels, measure, sharpness_of, shrink
 from vmae_data.decode import decode_frames
-from vmae_data.errors import DataError, SampleError
+from vmae_data.errors import DataError, NewerFormatError, SampleError
 from vmae_data.format import MemberEntry, SampleEntry, SampleFacts, ShardMarker, decode_record, expand_series
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.shards import Shards
@@ -38,7 +38,7 @@ class Looked(NamedTuple):
     data_set: int  # its place among the data sets
     number: int  # in its data set
     key: str
-    path: str
+    path: str | None  # None where KEY.json is what can't be read
     segment: int | None
     label: str | None
     split: str | None
@@ -70,22 +70,22 @@ class Look:
     def _look(self, data_set: int, number: int) -> Looked:
         shards = self._open(data_set)
         entry = self._entry(data_set, number)
-        facts = _read_facts(shards, number, entry)
-        seen, words = None, None
+        facts, seen, words = None, None, None
         try:
+            facts = _read_facts(shards, number, entry)
             data = self._fetchers[data_set].fetch(number)
             seen = _see(data, entry.members[0], entry.key, full_range=bool(shards.full_range_N[number]))
         except SampleError as error:
             words = error.detail
-        label = facts.class_name if facts.class_name is not None else facts.label
+        label = shards.label(number)
         return Looked(
             data_set=data_set,
             number=number,
             key=entry.key,
-            path=facts.source.path,
-            segment=facts.segment.number if facts.segment else None,
-            label=None if label is None else str(label),
-            split=facts.split,
+            path=facts.source.path if facts else None,
+            segment=facts.segment.number if facts and facts.segment else None,
+            label=None if label is None else shards.classes[label] if isinstance(label, int) else str(label),
+            split=facts.split if facts else shards.index.split,
             frames=entry.members[0].phase.frames,
             sha256=shards.place(number).sha256,
             seen=seen,
@@ -107,11 +107,17 @@ class Look:
 
 
 def _read_facts(shards: Shards, number: int, entry: SampleEntry) -> SampleFacts:
+    """The sample's KEY.json. Raises SampleError where it is damaged, DataError where the shard is gone."""
     path = shards.shard_path(shards.place(number).shard)
     data = read_range(path, entry.facts.offset, entry.facts.size)
     if hashlib.sha256(data).hexdigest() != entry.facts.sha256:
-        raise DataError(f"{path}: the sum of {entry.key}.json is wrong; verify the shards")
-    return decode_record(data, SampleFacts, f"{path.name}: {entry.key}.json")
+        raise SampleError(entry.key, f"the sum of {entry.key}.json in {path.name} is wrong; verify the shards")
+    try:
+        return decode_record(data, SampleFacts, f"{path.name}: {entry.key}.json")
+    except NewerFormatError:
+        raise
+    except DataError as error:
+        raise SampleError(entry.key, str(error)) from error
 
 
 def _see(data: bytes, member: MemberEntry, key: str, *, full_range: bool) -> Seen:
