@@ -19,11 +19,11 @@ from tests.data.test_resize import _write
 from vmae_data.build import build_shards
 from vmae_data.check import survey
 from vmae_data.check.inspect import inspect_shards, print_table, write_page
-from vmae_data.check.survey import sample_seconds
 from vmae_data.errors import DataError
 from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, decode_record, encode_record
 from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.lengths import sample_seconds
 from vmae_data.read.shards import Shards
 
 HOSTILE = "<script>alert(1)</script>"
@@ -288,6 +288,16 @@ def test_lengths_are_those_of_the_frames_times_not_of_a_nominal_rate(uneven_and_
         assert [sample_seconds(one) for one in steady] == pytest.approx(wanted)
     assert max(sample_seconds(sample.facts) for sample in Shards.open(str(tmp_path / "whole"))) > 20
     assert max(sample_seconds(sample.facts) for sample in Shards.open(str(tmp_path / "cut"))) < 1.5
+
+
+def test_a_card_tells_how_long_its_frames_are_shown(uneven_and_steady: Path, tmp_path: Path) -> None:
+    spec = BuildSpec(short_side=32, stride=1)
+    build_shards(str(uneven_and_steady), tmp_path / "whole", spec, workers=1, style=ProgressStyle.QUIET)
+    page = _page(tmp_path / "whole", tmp_path / "page.html")
+    seconds = {s.facts.source.path: sample_seconds(s.facts) for s in Shards.open(str(tmp_path / "whole"))}
+    assert seconds["uneven.mkv"] > 20
+    for one in seconds.values():
+        assert f"50 frames, {one:.1f} s" in page
 
 
 def test_of_very_many_shards_some_speak_for_all(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ import msgspec
 from vmae_data import page
 from vmae_data.check.facts import DataFacts, inspect_shards
 from vmae_data.check.histogram import histogram
-from vmae_data.check.survey import sample_seconds
 from vmae_data.console import show_facts, size_words, time_words
 from vmae_data.format import FAILURES, NOT_JSON, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.page import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table
 from vmae_data.pictures import spread
 from vmae_data.read.contact import contact_sheet
+from vmae_data.read.lengths import sample_seconds
 from vmae_data.read.shards import Shards
 from vmae_data.store import Place, Span, read_bytes, read_each, read_spans
 

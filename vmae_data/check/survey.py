@@ -16,18 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae_data.errors import DataError
-from vmae_data.format import (
-    Extent,
-    PhaseFacts,
-    Regular,
-    SampleFacts,
-    Series,
-    decode_record,
-)
+from vmae_data.format import Extent, PhaseFacts, decode_record
+from vmae_data.read.lengths import Span, span_of
 from vmae_data.read.shards import Shards
 from vmae_data.store import read_bytes, read_range
 
-__all__ = ["Survey", "sample_seconds", "survey"]
+__all__ = ["Survey", "survey"]
 
 MOST_SHARDS = 200
 MOST_SHARDS_OF_A_STORE = 8
@@ -99,59 +93,20 @@ def _entries(shards: Shards, place: int) -> dict[str, _Entry]:
         return {}
 
 
-class _Span(NamedTuple):
-    """The first and the last kept frame: their numbers, and seconds between them."""
-
-    first: int
-    last: int
-    begins: float
-    ends: float
-
-    def joined(self, other: _Span) -> _Span:
-        return _Span(
-            min(self.first, other.first),
-            max(self.last, other.last),
-            min(self.begins, other.begins),
-            max(self.ends, other.ends),
-        )
-
-    def seconds(self, start: int, stop: int, rate: float) -> float:
-        """How long source frames [start, stop) are shown: by the times, and at the nominal rate where none is known."""
-        return max(0.0, self.ends - self.begins) + (stop - start - (self.last - self.first)) / rate
-
-
-def _span(phase: PhaseFacts) -> _Span:
-    base = float(phase.source_time_base)
-    (first, last), (begins, ends) = _ends(phase.source_frames), _ends(phase.source_times)
-    return _Span(first, last, begins * base, ends * base)
-
-
-def _ends(series: Series) -> tuple[int, int]:
-    if isinstance(series, Regular):
-        return series.first, series.first + series.step * (series.count - 1)
-    return series[0], series[-1]
-
-
 def _seconds(shards: Shards, rows: Sequence[int], entries: dict[str, _Entry]) -> dict[int, float]:
     """Of the sources of a shard whose samples are told of; all segments of one lie in one shard."""
-    spans: dict[int, _Span] = {}
+    spans: dict[int, Span] = {}
     last: dict[int, int] = {}
     for row in rows:
         entry = entries.get(shards.key(row))
         if entry is not None:
-            source, span = int(shards.source_N[row]), _span(entry.members[0].phase)
+            source, span = int(shards.source_N[row]), span_of(entry.members[0].phase)
             spans[source] = span.joined(spans[source]) if source in spans else span
             last[source] = row
     return {
         source: span.seconds(0, shards.view(last[source]).source_frames, float(shards.source_rate_N[last[source]]))
         for source, span in spans.items()
     }
-
-
-def sample_seconds(facts: SampleFacts) -> float:
-    """How long a sample's part of its source lasts, by the times of its frames."""
-    start, stop = (facts.segment.start, facts.segment.stop) if facts.segment else (0, facts.source.frames)
-    return _span(facts.phases[0]).seconds(start, stop, float(facts.source.rate))
 
 
 def _profiles(shards: Shards, place: int, entries: dict[str, _Entry], rows: Sequence[int]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vmae_data.errors import SampleError
 from vmae_data.page import Gallery, Tile
 from vmae_data.pictures import film
-from vmae_data.read.fetch import Fetcher
+from vmae_data.read.lengths import sample_seconds
 from vmae_data.read.shards import Shards
 
 __all__ = ["ContactSheet", "contact_sheet"]
@@ -22,32 +22,30 @@ class ContactSheet(NamedTuple):
 
 
 def contact_sheet(shards: Shards, numbers: Sequence[int]) -> ContactSheet:
-    """Pictures of the samples of these numbers. Raises DataError where a shard is gone."""
-    fetcher = Fetcher(shards)
+    """Pictures of the samples of these numbers. Raises DataError where a shard or its marker is gone."""
     tiles, unreadable = [], {}
-    try:
-        for number in numbers:
-            try:
-                tiles.append(_tile(shards, fetcher, number))
-            except SampleError as error:
-                unreadable[error.key] = error.detail
-    finally:
-        fetcher.close()
+    for number in numbers:
+        try:
+            tiles.append(_tile(shards, number))
+        except SampleError as error:
+            unreadable[error.key] = error.detail
     return ContactSheet(Gallery(tuple(tiles)), unreadable)
 
 
-def _tile(shards: Shards, fetcher: Fetcher, number: int) -> Tile:
+def _tile(shards: Shards, number: int) -> Tile:
     key = shards.key(number)
+    sample = shards.sample(number)
     frames = int(shards.frames_NP[number, 0])
     height, width = (int(n) for n in shards.size_N2[number])
     pictures = film(
-        fetcher.fetch(number),
+        sample.data,
         sorted({0, frames // 2, frames - 1}),
         key,
         is_bt709=bool(shards.is_bt709_N[number]),
         full_range=bool(shards.full_range_N[number]),
     )
-    size = f"{width} × {height}, {frames} {'frames' if frames > 1 else 'frame'}, {frames / float(shards.rate_N[number]):.1f} s"
+    counted = f"{frames} {'frames' if frames > 1 else 'frame'}"
+    size = f"{width} × {height}, {counted}, {sample_seconds(sample.facts):.1f} s"
     shown = _label_text(shards, number)
     return Tile(pictures, shown, (key, size)) if shown else Tile(pictures, key, (size,))
 
