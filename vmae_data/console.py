@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from vmae_data.errors import StopRequested, ToldElsewhere, VmaeError
+from vmae_data.errors import MisuseError, StopRequested, ToldElsewhere, VmaeError
 
 __all__ = [
     "Check",
@@ -219,6 +219,8 @@ def local_argument(text: str) -> Path:
     """The parser of arguments that name a path of this machine: as a plain path a URL would be a folder called `s3:`."""
     from vmae_data.store import local_path
 
+    if not text:
+        raise MisuseError("an empty argument, where a path is wanted; give one, or leave it out")
     return local_path(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from vmae_data.console import (
     Settings,
     StorageOptions,
     counted,
+    local_argument,
     num_cores,
     print_json,
     progress_style,
@@ -37,7 +39,9 @@ MaxFailures = Annotated[
 Staging = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Where finished encodes wait; left out: in DEST, for a store's in this machine's cache."
+        parser=local_argument,
+        metavar="DIR",
+        help="Where finished encodes wait; left out: in DEST, for a store's in this machine's cache.",
     ),
 ]
 
@@ -108,14 +112,26 @@ def build(
     from vmae_data.recipes import load_recipe
     from vmae_data.store import exists, place_of, writable
 
+    _refuse_empty(
+        {
+            "SOURCE": source,
+            "DEST": dest,
+            "--recipe": recipe,
+            "--annotations": annotations,
+            "--classes": classes,
+            "--exclude": exclude,
+            "--address": address,
+            "--ffmpeg": ffmpeg,
+        }
+    )
     spec = load_recipe("vmae_data", recipe, BuildSpec, settings or ())
     allowed = allowed_failures(max_failures)
     if split is not None and not re.fullmatch(r"(train|val|test)[1-9]?", split):
         raise MisuseError(f"--split {split}: expected train, val or test, with a number for UCF101 and HMDB51 (train1)")
     if address is not None and executor is Executor.LOCAL:
         raise MisuseError(f"--address {address}: is for --executor ray only")
-    folder = writable(place_of(dest)) if dest else Path("shards") / _name_of(place_of(source))
-    known = read_classes(classes) if classes else ()
+    folder = writable(place_of(dest)) if dest is not None else Path("shards") / _name_of(place_of(source))
+    known = read_classes(classes) if classes is not None else ()
     chosen = _part(part)
     if dry_run:
         estimate = estimate_build(
@@ -180,12 +196,20 @@ def merge(
     from vmae_data.store import exists, place_of
 
     allowed = allowed_failures(max_failures)
+    _refuse_empty({"DEST": dest})
     folder = place_of(dest)
     if exists(folder):
         raise MisuseError(f"{dest}: is a file; name the folder that the parts were built in")
     report = merge_parts(folder, staging)
     tell_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
     judge_failures(report, max_failures, allowed)
+
+
+def _refuse_empty(given: Mapping[str, str | None]) -> None:
+    """An empty argument is what an unset variable of a shell leaves, not one that was left out."""
+    for name, value in given.items():
+        if value == "":
+            raise MisuseError(f"{name} is empty; give a value, or leave it out")
 
 
 def _part(text: str | None) -> Part | None:
