@@ -256,6 +256,12 @@ def test_numbers_of_a_labels_file_must_be_without_gaps(tmp_path: Path) -> None:
         read_classes(_write(tmp_path / "labels.json", "[1]"))
 
 
+@pytest.mark.parametrize("text", ["run\njump\nrun\n", "1 run\n2 jump\n3 run\n"])
+def test_a_class_that_is_named_twice_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(MisuseError, match=r"classes\.txt: names the class 'run' twice"):
+        read_classes(_write(tmp_path / "classes.txt", text))
+
+
 def _ucf(folder: Path) -> None:
     _write(folder / "classInd.txt", "1 ApplyEyeMakeup\r\n2 YoYo\r\n\r\n")
     _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -16,7 +17,7 @@ __all__ = ["class_index", "label_numbers", "read_classes"]
 def read_classes(url: str) -> tuple[str, ...]:
     """The classes of another data set (its folder or index.json), SSv2's labels, UCF101's classInd.txt, or one name a line.
 
-    Raises MisuseError when there are none.
+    Raises MisuseError when there are none, for one that is named twice, and for what is no text.
     """
     path = place_of(url)
     if _is_data_set(path):
@@ -31,6 +32,9 @@ def read_classes(url: str) -> tuple[str, ...]:
         names = class_index(lines) or tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise MisuseError(f"{url}: has no classes; name an index with labels, or a file of one class a line")
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise MisuseError(f"{url}: names the class {twice!r} twice; a class has one number")
     return names
 
 
