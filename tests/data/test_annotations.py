@@ -176,6 +176,16 @@ def test_a_broken_file_of_another_split_does_not_stop_this_one(
     assert listing.unlisted == (b"bbbbbbbbbbb_000000_000010.mp4",)
 
 
+@pytest.mark.parametrize("text", ["", "\n\n", "[]", "path,label\n", f"{KINETICS_HEADER}\n"])
+def test_a_listing_without_rows_is_said_to_have_none(tmp_path: Path, videos: Path, text: str) -> None:
+    _touch(videos, "a.mp4")
+    path = _write(tmp_path / "list.csv", text)
+    with pytest.raises(MisuseError, match=r"list\.csv: has no rows; "):
+        find_sources(path)
+    with pytest.raises(MisuseError, match=r"list\.csv: has no rows of --split val; "):
+        _find(videos, path, "val")
+
+
 def test_without_a_split_every_row_of_a_folder_is_taken(tmp_path: Path, videos: Path) -> None:
     _ssv2(tmp_path / "labels")
     _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm", "9.webm")

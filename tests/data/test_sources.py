@@ -131,7 +131,7 @@ def test_an_absolute_path_is_known_by_its_relative_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no videos found"),
+        ("", "has no rows"),
         ("one\n", "1 fields"),
         ("a.mp4,1,2\nb.mp4,1,2\n", "3 fields"),
         ("{\n", "entry 1"),

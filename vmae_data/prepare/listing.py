@@ -165,6 +165,8 @@ def _text_records(lines: Sequence[bytes], where: Place, columns: Columns) -> Rec
 
 def named_rows(records: Records, columns: Columns, where: Place) -> Iterator[Row]:
     """Rows of a file with named columns. Raises MisuseError for a column that is not there and a cell that can't be read."""
+    if not records.columns and not records.length:  # an empty JSON array
+        return
     path_column = _column(records, columns.path, PATH_COLUMNS, "columns.path", where)
     if path_column is None:
         raise MisuseError(

@@ -81,8 +81,12 @@ def find_sources(
         found = read_annotations(where, VideoTree(folder), split, columns, by_stem=False)
     else:
         raise MisuseError(f"{source}: neither a folder of videos nor a listing; check the path")
+    if not found.rows and (from_file or annotations is not None):
+        raise MisuseError(
+            f"{annotations or source}: has no rows{f' of --split {split}' if split else ''}; list the videos"
+        )
     if not found.rows:
-        raise MisuseError(f"{annotations or source}: no videos found (looked for {suffixes_text()}); check the path")
+        raise MisuseError(f"{source}: no videos found (looked for {suffixes_text()}); check the path")
     rows = _merge(found.rows, annotations or source)
     by_folder = not from_file and annotations is None
     numbered = _number(rows, classes or found.classes, annotations or source, values=not by_folder)
