@@ -98,7 +98,7 @@ def build_shards(
         seconds=time.monotonic() - started_at,
         unlisted=len(listing.unlisted),
         left_out=remaining.left_out,
-        unmatched=remaining.unmatched,
+        unmatched=len(remaining.unmatched),
     )
 
 

@@ -83,6 +83,23 @@ def test_a_dry_run_writes_nothing_and_says_the_same_in_both_forms(demo_videos: P
     assert "with " in shown
 
 
+def test_a_dry_run_tells_what_is_left_out_and_which_paths_are_no_sources(
+    tmp_path: Path, demo_videos: Path, demo_spec: BuildSpec
+) -> None:
+    chosen = sorted(str(path.relative_to(demo_videos)) for path in demo_videos.rglob("scene-*.mp4"))[:3]
+    videos = tmp_path / "videos"
+    for name in chosen:
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).symlink_to(demo_videos / name)
+    leave = tmp_path / "leave.txt"
+    leave.write_text("\n".join([*chosen[:2], *(f"no-{n}.mp4" for n in range(7))]))
+    found = estimate_build(str(videos), demo_spec, workers=1, exclude=str(leave), style=QUIET)
+    assert (found.videos, found.left_out, found.unmatched) == (1, 2, 7)
+    lines = estimate_lines(found)
+    assert "left out    2 that --exclude names" in lines
+    assert "no source   7 that --exclude names: no-0.mp4, no-1.mp4, no-2.mp4, no-3.mp4, no-4.mp4, …" in lines
+
+
 def test_nothing_to_measure_is_told(tmp_path: Path, demo_spec: BuildSpec) -> None:
     (tmp_path / "list.txt").write_text("gone.mp4 1\n")
     found = estimate_build(str(tmp_path / "list.txt"), demo_spec, workers=1, style=QUIET)

@@ -35,7 +35,7 @@ def test_what_matches_in_part_or_names_nothing_is_taken(listing: Listing, tmp_pa
     named.write_text("../videos/a.mp4\nz.mp4\n")
     remaining = exclude_sources(listing, str(named))
     assert [source.path for source in remaining.listing.sources] == [b"b.mp4", b"c.mp4"]
-    assert (remaining.left_out, remaining.unmatched) == (1, 1)
+    assert (remaining.left_out, remaining.unmatched) == (1, (b"z.mp4",))
     named.write_text("")
     assert exclude_sources(listing, str(named)).left_out == 0
     (tmp_path / "none.csv").write_text("path,exclude\na.mp4,false\n")

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from vmae_data.format import encode_record
+from vmae_data.format import encode_record, path_to_text
+from vmae_data.page import printable
 from vmae_data.prepare.exclude import exclude_sources
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.plan import BuildSpec, Plan, make_plan
@@ -32,6 +33,7 @@ SAMPLE_VIDEOS = 12
 SAMPLE_SECONDS = 20.0  # no video is begun after that
 LONGEST_SECONDS = 120.0  # and none is waited for after that
 TAR_BLOCK = 512
+UNMATCHED_SHOWN = 5
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -48,6 +50,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     videos: int  # found
     missing: int  # listed, but not there
     unlisted: int
+    left_out: int  # sources that `exclude` named
+    unmatched: int  # paths that it named and that are no sources here
+    unmatched_first: tuple[str, ...]
     classes: int
     bytes: int  # of the videos found
     shards: int
@@ -104,7 +109,8 @@ def estimate_build(
     """
     binary = find_ffmpeg(ffmpeg)
     found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
-    listing = exclude_sources(found, exclude).listing
+    remaining = exclude_sources(found, exclude)
+    listing = remaining.listing
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     there = list(_there(plan))
     chosen = choose_sample(there, max(SAMPLE_VIDEOS, workers))
@@ -118,6 +124,9 @@ def estimate_build(
         videos=len(there),
         missing=len(plan.sources) - len(there),
         unlisted=len(listing.unlisted),
+        left_out=remaining.left_out,
+        unmatched=len(remaining.unmatched),
+        unmatched_first=tuple(path_to_text(path) for path in remaining.unmatched[:UNMATCHED_SHOWN]),
         classes=len(listing.classes),
         bytes=total,
         shards=plan.facts.shards,
@@ -223,6 +232,11 @@ def estimate_lines(found: Estimate) -> list[str]:
     lines = [f"videos      {found.videos}, {_size(found.bytes)}"]
     lines += [f"missing     {found.missing} listed, not there"] if found.missing else []
     lines += [f"not listed  {found.unlisted} there, not in the annotations"] if found.unlisted else []
+    lines += [f"left out    {found.left_out} that --exclude names"] if found.left_out else []
+    if found.unmatched:
+        names = ", ".join(map(printable, found.unmatched_first))
+        more = ", …" if found.unmatched > len(found.unmatched_first) else ""
+        lines.append(f"no source   {found.unmatched} that --exclude names: {names}{more}")
     lines.append(f"classes     {found.classes or 'none'}")
     failed = sum(found.sample_failures.values())
     words = ", ".join(f"{count} {reason}" for reason, count in found.sample_failures.items())

@@ -24,11 +24,11 @@ ADVICE = "give a file of `vmae-shard audit --out`, or text with one source path 
 
 
 class Remaining(NamedTuple):
-    """What is left of a listing, how many sources were left out, and how many of the file's paths are not in it."""
+    """What is left of a listing, how many sources were left out, and which of the file's paths are not in it."""
 
     listing: Listing
     left_out: int
-    unmatched: int
+    unmatched: tuple[bytes, ...]
 
 
 def exclude_sources(listing: Listing, file: str | None) -> Remaining:
@@ -38,7 +38,7 @@ def exclude_sources(listing: Listing, file: str | None) -> Remaining:
     holds several data sets of which none is this one, names no source, or leaves none.
     """
     if file is None:
-        return Remaining(listing, 0, 0)
+        return Remaining(listing, 0, ())
     path = place_of(file)
     data = read_bytes(path)
     if path.suffix.lower() in (".parquet", ".csv"):
@@ -54,7 +54,8 @@ def exclude_sources(listing: Listing, file: str | None) -> Remaining:
         )
     if not left:
         raise MisuseError(f"{file}: leaves out all {left_out} sources; nothing is left to build")
-    return Remaining(listing._replace(sources=left), left_out, len(named) - left_out)
+    known = {source.path for source in listing.sources}
+    return Remaining(listing._replace(sources=left), left_out, tuple(path for path in named if path not in known))
 
 
 def _of_text(data: bytes, listing: Listing, file: str) -> dict[bytes, None]:
