@@ -14,15 +14,15 @@ from vmae_data.execute.local import run_local
 from vmae_data.execute.ray_cluster import need_ray, run_on_ray
 from vmae_data.execute.site import site_of
 from vmae_data.execute.work import Progress, ShardDone, Work
-from vmae_data.format import FAILURES, INDEX, SAMPLES, UNLISTED, Index, decode_record, path_to_line
+from vmae_data.format import FAILURES, INDEX, PLAN, SAMPLES, UNLISTED, Index, decode_record, path_to_line, path_to_text
 from vmae_data.merge import BuildReport, finish, made_of, write_part_failures
 from vmae_data.prepare.exclude import exclude_sources
 from vmae_data.prepare.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.prepare.plan import WHOLE, BuildSpec, Part, make_plan, settle_plan
 from vmae_data.prepare.sources import find_sources
-from vmae_data.prepare.tree import Folder
+from vmae_data.prepare.tree import Folder, is_video
 from vmae_data.progress import Meter, ProgressStyle, meter
-from vmae_data.store import Place, commit_bytes, exists, read_bytes, remove, writer_name
+from vmae_data.store import Place, commit_bytes, exists, list_names, read_bytes, remove, writer_name
 
 __all__ = ["BuildReport", "build_shards"]
 
@@ -109,6 +109,24 @@ def _refuse_destination(dest: Place, source: Folder) -> None:
         there = next((path for path in (dest, *dest.parents) if path.exists()), dest)
         if there.exists() and not there.is_dir():
             raise MisuseError(f"{there}: is a file; name a folder, or a place where one can be made")
+    video = None if exists(dest / PLAN) else _video_in(dest)
+    if video is not None:
+        raise MisuseError(
+            f"{dest}: holds videos, such as {path_to_text(video)}; name a folder of its own for the shards"
+        )
+
+
+def _video_in(folder: Place) -> bytes | None:
+    """A video right in a folder, or of one of this machine in a folder of it, as where each class has its own."""
+    if not isinstance(folder, Path):
+        return next(filter(is_video, map(str.encode, list_names(folder))), None)
+    top = os.fsencode(folder)
+    for parent, folders, names in os.walk(top):
+        video = next((name for name in sorted(names) if is_video(name) and not name.startswith(b".")), None)
+        if video is not None:
+            return os.path.relpath(os.path.join(parent, video), top)
+        folders[:] = sorted(name for name in folders if not name.startswith(b".")) if parent == top else []
+    return None
 
 
 def _refuse_newer_index(path: Place) -> None:

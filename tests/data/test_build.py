@@ -318,6 +318,17 @@ def test_a_damaged_marker_is_made_again(
     assert _digests(dest) == _digests(demo_shards)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "class/a.mkv"])
+def test_a_folder_of_other_videos_is_no_destination(
+    demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(MisuseError, match=f"holds videos, such as {name}; name a folder of its own"):
+        build_shards(str(demo_videos), tmp_path, demo_spec, workers=1, style=QUIET)
+    assert {path.name for path in tmp_path.iterdir()} == {name.split("/")[0]}
+
+
 def test_the_source_is_no_destination(demo_videos: Path, demo_spec: BuildSpec) -> None:
     with pytest.raises(MisuseError, match="is the source itself"):
         build_shards(str(demo_videos), demo_videos, demo_spec, workers=1, style=QUIET)
