@@ -155,6 +155,17 @@ def test_a_slower_source_is_kept_whole_and_said_to_be_slower(tmp_path: Path) -> 
     assert "shows 5 frames a second, fewer than the 6.25 asked for" in sample.facts.remarks
 
 
+def test_a_source_is_slower_by_its_frames_times_not_by_its_container(tmp_path: Path) -> None:
+    _write(tmp_path / "slow.mkv", 12, pts=[*range(6), *range(94, 100)])  # at 25 a second by its header
+    _write(tmp_path / "steady.mkv", 30)
+    slow, steady = (
+        _encode(tmp_path / name, tmp_path, stride=None, rate=25.0, crf=1).samples[0].facts
+        for name in ("slow.mkv", "steady.mkv")
+    )
+    assert "shows 2.78 frames a second, fewer than the 25 asked for" in slow.remarks
+    assert not any("asked for" in remark for remark in steady.remarks)
+
+
 def test_phases_are_members_of_one_sample(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 30)
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, phases=2, crf=1).samples

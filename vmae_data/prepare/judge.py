@@ -20,6 +20,7 @@ from vmae_data.prepare.thinning import ends_early
 __all__ = ["frame_times", "judge_run", "judge_size", "remarks_on"]
 
 DAMAGED_ABOVE = 0.1  # of the frames, lost anywhere
+SLOWER_BELOW = 0.99  # of the rate asked for: containers round times, Matroska's to a thousandth of a second
 _CLAIMED_SIZE = re.compile(r"Picture size (\d+)x(\d+) (?:exceeds specified max pixel count|is invalid)")
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
@@ -139,6 +140,14 @@ def remarks_on(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> tuple[str
         remarks.append(f"ffmpeg complained: {run.reason()}")
     if info.duration is None:
         remarks.append("no declared duration: truncation was not tested")
-    if thinning.rate is not None and float(info.rate) < float(thinning.rate):
-        remarks.append(f"shows {float(info.rate):g} frames a second, fewer than the {float(thinning.rate):g} asked for")
+    shown = _shown_rate(run, info)
+    if thinning.rate is not None and shown < SLOWER_BELOW * float(thinning.rate):
+        remarks.append(f"shows {shown:.3g} frames a second, fewer than the {float(thinning.rate):g} asked for")
     return tuple(remarks)
+
+
+def _shown_rate(run: FfmpegRun, info: VideoInfo) -> float:
+    """Frames a second on average, by their times; of a single frame what the container says."""
+    times = frame_times(run, info)
+    ticks = max(times) - min(times)
+    return (len(times) - 1) * info.time_base.den / (ticks * info.time_base.num) if ticks else float(info.rate)
