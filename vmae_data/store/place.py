@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import INDEX, PLAN
 
 __all__ = ["Place", "RemotePlace", "local_path", "place_of", "writable_place", "writable_places"]
 
@@ -144,6 +143,8 @@ def writable_place(url: str | Path, option: str) -> Place:
         raise MisuseError(f"{option} {place}: there is no folder {place.parent}; make it, or name another place")
     if not os.access(place.parent, os.W_OK):
         raise MisuseError(f"{option} {place}: nothing may be written into {place.parent}; name another place")
+    from vmae_data.format import INDEX, PLAN  # here: `doctor` runs without what the format needs
+
     if any((place.parent / name).is_file() for name in (INDEX, PLAN)):
         raise MisuseError(f"{option} {place}: {place.parent} is a data set; name a place outside it")
     return place
