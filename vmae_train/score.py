@@ -26,6 +26,7 @@ from vmae_train.model.load import load_model
 from vmae_train.model.videomae import HeadModel
 from vmae_train.training.log import print_start
 from vmae_train.training.run import read_facts, run_of
+from vmae_train.training.start import check_cache
 from vmae_train.training.world import World, choose_device
 
 __all__ = ["Evaluated", "Looks", "Told", "evaluate_checkpoint", "write_told"]
@@ -82,6 +83,7 @@ class Told(NamedTuple):
 
 class Evaluated(NamedTuple):
     checkpoint: str
+    shards: Shards
     answers: Answers
     scores: AnyScores
 
@@ -109,16 +111,8 @@ def evaluate_checkpoint(
         found = _look_spec(checkpoint, shards, looks)
         spec = found.spec
         look = Look(parse_views(spec.evaluate.views), spec.clip, spec.evaluate.merge, spec.augment.antialias)
-    nearest = check_spacing(look.clip, shards, model.geometry.num_frames, look.views.clips)
-    rows = {
-        "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
-        "clip": f"{model.geometry.num_frames} frames, {clip_words(look.clip, shards, model.geometry.num_frames)}",
-        "views": f"{look.views} (clips × crops), mean of {look.merge}",
-        "resize": f"short side to {model.geometry.image_size} px, antialias {'on' if look.antialias else 'off'}",
-        "how": found.origin,
-        **({"thinned": nearest} if nearest else {}),
-        **({"control": look.control} if look.control else {}),
-    }
+        check_cache(spec.cache, shards)
+        rows = _rows(model, shards, look, found)
     print_start(f"evaluate {checkpoint}", rows, quiet=world.style(style) is ProgressStyle.QUIET)
     answers = answer_videos(
         model.to(where),
@@ -132,17 +126,34 @@ def evaluate_checkpoint(
         world=world,
     )
     with world.agreed():
-        return Evaluated(checkpoint, answers, scores_of(answers))
+        return Evaluated(checkpoint, shards, answers, scores_of(answers))
 
 
 class _Found(NamedTuple):
     spec: LookSpec
-    origin: str
+    origin: str  # where it is from
+    advice: str = ""  # where nothing says how clips were chosen
+
+
+def _rows(model: HeadModel, shards: Shards, look: Look, found: _Found) -> dict[str, str]:
+    """How videos are looked at, for the table at the start. Raises MisuseError where the shards don't hold such clips."""
+    frames, size = model.geometry.num_frames, model.geometry.image_size
+    nearest = check_spacing(look.clip, shards, frames, look.views.clips)
+    return {
+        "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
+        "clip": f"{frames} frames, {clip_words(look.clip, shards, frames)}",
+        "views": f"{look.views} (clips × crops), mean of {look.merge}",
+        "resize": f"short side to {size} px, antialias {'on' if look.antialias else 'off'}",
+        "how": "; ".join(text for text in (found.origin, found.advice) if text),
+        **({"thinned": nearest} if nearest else {}),
+        **({"control": look.control} if look.control else {}),
+    }
 
 
 def _look_spec(checkpoint: str, shards: Shards, looks: Looks) -> _Found:
     """The recipe that is named, else the run's, else what is published; with the settings."""
-    run = run_of(checkpoint)
+    run, advice = run_of(checkpoint), ""
+    named = {text.partition("=")[0].strip() for text in looks.settings}
     if looks.recipe is not None:
         values, origin = recipe_values("vmae_train", looks.recipe), f"recipe {looks.recipe}"
         if "mask" in values:
@@ -150,18 +161,19 @@ def _look_spec(checkpoint: str, shards: Shards, looks: Looks) -> _Found:
     elif run is not None:
         values, origin = read_facts(run).recipe, "the run's recipe"
     else:
-        named = {text.partition("=")[0].strip() for text in looks.settings}
-        given = any(name.startswith("clip.") for name in named)
-        unknown = "as published models of Kinetics are"
-        advice = f"{checkpoint} does not say how its clips were chosen, --recipe or --set clip.… does"
-        origin = "settings" if given else f"{unknown}; {advice}"
-        values = {} if named & {"clip.stride", "clip.rate"} else {"clip": msgspec.to_builtins(_published_clip(shards))}
-    if looks.settings and origin != "settings":
-        origin = origin.replace(";", " and settings;") if ";" in origin else f"{origin} and settings"
+        values, origin = {}, "as published models of Kinetics are"
+        if not named & {"clip.stride", "clip.rate"}:
+            values = {"clip": msgspec.to_builtins(_published_clip(shards))}
+        if any(name.startswith("clip.") for name in named):
+            origin = "settings"
+        else:
+            advice = f"{checkpoint} does not say how its clips were chosen, --recipe or --set clip.… does"
+    if named and origin != "settings":
+        origin += " and settings"
     taken: dict[str, Any] = {"clip": dict(values.get("clip", {}))}
     for table, kind in (("evaluate", _Views), ("augment", _Resize)):
         taken[table] = {key: value for key, value in values.get(table, {}).items() if key in kind.__struct_fields__}
-    return _Found(with_settings(taken, LookSpec, looks.settings, origin.partition(";")[0]), origin)
+    return _Found(with_settings(taken, LookSpec, looks.settings, origin), origin, advice)
 
 
 def _published_clip(shards: Shards) -> ClipSpec:
@@ -178,6 +190,6 @@ def write_told(found: Evaluated, places: dict[str, Place]) -> None:
     if "out" in places:
         commit_bytes(places["out"], msgspec.json.format(msgspec.json.encode(found.scores)) + b"\n")
     if "predictions" in places:
-        write_predictions(found.answers, places["predictions"])
+        write_predictions(found.answers, found.shards, places["predictions"])
     if "html" in places:
-        write_scores(found.scores, places["html"], model=found.checkpoint, data=found.answers.url)
+        write_scores(found.scores, places["html"], model=found.checkpoint, data=found.shards.url)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError
-from vmae_data.read.paths import source_paths
 from vmae_data.read.shards import LabelKind, Shards
 from vmae_train.clips.loader import EMPTY, Batch
 from vmae_train.evaluation.look import Look
@@ -40,7 +39,7 @@ class Answers(NamedTuple):
     kind: LabelKind
     names: tuple[str, ...]  # of classes, or of values
     key: tuple[str, ...]  # of the sample; of a video in segments, what their keys share
-    path: tuple[str | None, ...]  # of the file that it was made of, where the plan tells
+    sample_N: NDArray[np.int64]  # of a video in segments, the first that was read
     source_N: NDArray[np.int64]
     output_NK: NDArray[np.float64]  # probabilities, or values
     label_N: NDArray[np.int64]  # the class; −1 where there is none, or where labels are of another kind
@@ -111,7 +110,7 @@ def answers_from(
     look: Look,
     unreadable: dict[str, str],
 ) -> Answers:
-    """With keys, files and labels beside them."""
+    """With keys and labels beside them."""
     first = [int(n) for n in merged.first_N]
     is_class = shards.label_kind is LabelKind.CLASS
     return Answers(
@@ -119,7 +118,7 @@ def answers_from(
         kind=shards.label_kind,
         names=names,
         key=tuple(_SEGMENT.sub("", shards.key(n)) for n in first),
-        path=tuple(source_paths(shards, first)),
+        sample_N=merged.first_N,
         source_N=merged.source_N,
         output_NK=merged.output_NK,
         label_N=shards.label_N[merged.first_N],

@@ -83,8 +83,9 @@ def answer_videos(
 ) -> Answers:
     """What the model says of every video: the mean over its views, and over the segments of one source.
 
-    `look.merge`: softmax (of several classes, sigmoid) of each view before the mean, or of the mean of the logits. The processes of `world` share out the batches and all get the answers, the
-    same as one process alone. Videos that can't be read are left out and named.
+    `look.merge`: softmax (of several classes, sigmoid) of each view before the mean, or of the mean of the logits. The
+    processes of `world` share out the batches and all get the answers, the same as one process alone. Videos that can't
+    be read are left out and named.
     Raises MisuseError where labels and model don't fit, DataError for too many that can't be read.
     """
     world = world or World()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vmae_data.read.shards import LabelKind
+from vmae_data.read.paths import source_paths
+from vmae_data.read.shards import LabelKind, Shards
 from vmae_data.store import Place, commit_bytes
 from vmae_train.evaluation.answers import Answers
 
@@ -19,16 +21,17 @@ __all__ = ["predictions_table", "write_predictions"]
 TOP = 5
 
 
-def predictions_table(answers: Answers) -> pa.Table:
+def predictions_table(answers: Answers, paths: Sequence[str | None]) -> pa.Table:
     """Columns `key`, `path`, `source`, `label`, then `top5` and `probabilities`, or `values`, then `views`.
 
     `label` is a class's name, a list of names, or values; null where a video has none. `top5` are names, the likeliest
     first, fewer where there are fewer classes. Names of all classes or values, in the order of the columns of numbers,
-    stand in the schema's metadata, and so does how the videos were looked at. `path` is the source's, null where it is not known.
+    stand in the schema's metadata, and so does how the videos were looked at. `paths` are those of the source files, None
+    where one is not known.
     """
     columns: dict[str, Any] = {
         "key": pa.array(answers.key, pa.string()),
-        "path": pa.array(answers.path, pa.string()),
+        "path": pa.array(paths, pa.string()),
         "source": pa.array(answers.source_N),
         "label": _labels(answers),
     }
@@ -55,10 +58,11 @@ def predictions_table(answers: Answers) -> pa.Table:
     )
 
 
-def write_predictions(answers: Answers, place: Place) -> None:
+def write_predictions(answers: Answers, shards: Shards, place: Place) -> None:
     """Raises VmaeError where the file can't be written."""
     out = io.BytesIO()
-    pq.write_table(predictions_table(answers), out, compression="zstd")
+    table = predictions_table(answers, source_paths(shards, answers.sample_N.tolist()))
+    pq.write_table(table, out, compression="zstd")
     commit_bytes(place, out.getvalue())
 
 

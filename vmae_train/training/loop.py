@@ -54,9 +54,8 @@ def train(training: Training) -> RunState:
         agree = StepAgreement(world, signals, loader.unreadable)
         for caution in keeper.cautions(start.step, at_start(place.facts)):
             shown.remark(f"warning: {caution.text}")
-        if validate is not None and keeper.owes_validation(
-            start.step, training.validate_every
-        ):  # stopped before it was done
+        # Where the run was stopped before it was done.
+        if validate is not None and keeper.owes_validation(start.step, training.validate_every):
             keeper.validated(start.step, validate())
         for step in range(start.step, steps):
             numbers = engine.step(step, batches, spread, agree)
