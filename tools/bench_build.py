@@ -41,7 +41,7 @@ from vmae_data.format import (
 )
 from vmae_data.prepare.command import Output, encode_arguments
 from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.plan import BuildSpec, make_plan, read_plan, settle_plan
+from vmae_data.prepare.plan import BuildSpec, make_plan, read_plan, write_plan
 from vmae_data.prepare.probe import probe_video
 from vmae_data.prepare.sources import find_sources
 from vmae_data.prepare.thinning import select_by_stride
@@ -207,7 +207,7 @@ def _in_a_process(listing: Path, dest: Path) -> _Begun:
 def _begin(listing: Path, dest: Path) -> _Begun:
     began = time.monotonic()
     plan = make_plan(find_sources(str(listing)), SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
-    settle_plan(dest, plan)
+    write_plan(dest, plan)
     next(Work(site_of(dest), plan, "ffmpeg").to_do())
     return _Begun(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

@@ -18,7 +18,7 @@ from vmae_data.format import FAILURES, INDEX, PLAN, SAMPLES, UNLISTED, Index, de
 from vmae_data.merge import BuildReport, finish, made_of, write_part_failures
 from vmae_data.prepare.exclude import exclude_sources
 from vmae_data.prepare.ffmpeg import ffmpeg_python, find_ffmpeg
-from vmae_data.prepare.plan import WHOLE, BuildSpec, Part, make_plan, settle_plan
+from vmae_data.prepare.plan import WHOLE, BuildSpec, Part, compare_plan, make_plan, write_plan
 from vmae_data.prepare.sources import find_sources
 from vmae_data.prepare.tree import Folder, is_video
 from vmae_data.progress import Meter, ProgressStyle, meter
@@ -70,8 +70,9 @@ def build_shards(
     with site.held("build", part):
         # What is there is read before anything is written: it may be of a newer version.
         _refuse_newer_index(dest / INDEX)
+        plan = compare_plan(dest, plan)
         work = Work(site, plan, binary.path, part or WHOLE)
-        settle_plan(dest, plan)
+        write_plan(dest, plan)
         on_start()
         _name_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:

@@ -257,8 +257,11 @@ class Failure(Struct, frozen=True, kw_only=True):
     detail: str
 
 
-class PlanFacts(Struct, frozen=True, kw_only=True):
-    """plan.json: all that the bytes depend on. Two plans that are equal give equal shards."""
+class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """plan.json: all that the bytes depend on. Two plans that are equal give equal shards.
+
+    A new field needs a default, which is not written: the digest of a plan stays what it was when it was stored.
+    """
 
     version: int
     listing: str  # digest of relative paths and labels; also the data set's id in every draw

@@ -25,6 +25,7 @@ __all__ = [
     "recipe_head",
     "recipe_values",
     "shortened",
+    "with_defaults",
     "with_settings",
 ]
 
@@ -219,6 +220,18 @@ def _set(values: dict[str, Any], override: str, given: Collection[str], spec: ty
     other = _ALTERNATIVES.get(parts[-1])
     if other and ".".join((*parts[:-1], other)) not in given:
         values.pop(other, None)
+
+
+def with_defaults(values: dict[str, Any], spec: type[Any]) -> dict[str, Any]:
+    """A stored recipe, completed by the defaults of the keys that `spec` has gained since.
+
+    A recipe that does not fit `spec` is returned as it is: its difference from a new one then names the keys.
+    """
+    try:
+        completed: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(msgspec.convert(values, type=spec)))
+    except msgspec.ValidationError:
+        return values
+    return completed
 
 
 def shortened(text: str) -> str:

@@ -118,7 +118,7 @@ def finetune(
                 init=init,
                 classes=classes,
             )
-            check_run(mirror.folder, facts, mirror.shown)
+            check_run(mirror.folder, facts, type(spec), mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
             first = first_model(
                 spec.model, spec.geometry(), learnt_from(mix), init=init, probe=spec.probe, seed=spec.seed

@@ -107,7 +107,7 @@ def pretrain(
                 data_weight=mix.weights,
                 init=init,
             )
-            check_run(mirror.folder, facts, mirror.shown)
+            check_run(mirror.folder, facts, type(spec), mirror.shown)
             where = choose_device(device, threads=spec.train.threads, world=world)
             model = first_model(spec, init).to(where).train()
             warned = settled.facts("pretrain", init=init)

@@ -30,7 +30,7 @@ from vmae_data.execute.site import site_of
 from vmae_data.execute.work import ShardDone, ShardWork, Work
 from vmae_data.prepare.ffmpeg import find_ffmpeg
 from vmae_data.prepare.pack import PackJob
-from vmae_data.prepare.plan import BuildSpec, Part, make_plan, settle_plan
+from vmae_data.prepare.plan import BuildSpec, Part, make_plan, write_plan
 from vmae_data.prepare.sources import find_sources
 from vmae_data.progress import ProgressStyle
 
@@ -189,7 +189,7 @@ def one_shard(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> tuple[
     binary = find_ffmpeg()
     listing = find_sources(str(demo_videos))
     plan = make_plan(listing, demo_spec, split=None, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
-    settle_plan(tmp_path, plan)
+    write_plan(tmp_path, plan)
     work = next(Work(site_of(tmp_path), plan, binary.path).to_do())
     return work, Same(__version__, binary.version, binary.sha256, None)
 

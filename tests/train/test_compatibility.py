@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import torch
 from tests.command import run_command
 from tests.compatibility.make import LAYOUT, PHASES, THINNED, machine
 from tools.batches import own_clips
+from vmae_data.build import build_shards
+from vmae_data.errors import MisuseError
 from vmae_data.format import PlanFacts
 from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.recipes import load_recipe
+from vmae_data.prepare.plan import BuildSpec
+from vmae_data.progress import ProgressStyle
+from vmae_data.recipes import load_recipe, with_settings
 from vmae_train import load_model
 from vmae_train.clips.fingerprint import ClipFingerprint
-from vmae_train.pretrain import PretrainSpec
+from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.training.world import World
 
 MADE = Path(__file__).parent.parent / "compatibility"
@@ -141,3 +146,36 @@ def test_a_hundred_steps_have_the_same_losses(tmp_path: Path, kind: str, data: l
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses) == 100
     _assert_same_losses(losses, expected[kind], made_on=expected["machine"])
+
+
+class _LaterPretrainSpec(PretrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    a_later_key: float = 0.5
+
+
+class _LaterBuildSpec(BuildSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    a_later_key: str = "as before"
+
+
+def test_a_run_resumes_when_the_program_has_gained_a_key(made: Path) -> None:
+    def resume(*settings: str) -> int:
+        spec = load_recipe("vmae_train", "run-pretrain.toml", _LaterPretrainSpec, ["loader.workers=0", *settings])
+        return pretrain(spec, data=["shards:3", "phases:1"], out="pretrain", style=ProgressStyle.QUIET).step
+
+    with pytest.raises(MisuseError, match=re.escape("recipe.a_later_key: 0.5 → 0.25")):
+        resume("a_later_key=0.25")
+    assert resume() == 20
+    assert json.loads(Path("pretrain/run.json").read_bytes())["recipe"]["a_later_key"] == 0.5
+
+
+def test_a_build_resumes_when_the_program_has_gained_a_key(made: Path) -> None:
+    _needs_the_same_ffmpeg()
+    values = [setting for setting in THINNED if setting != "--set"]
+
+    def resume(*settings: str) -> None:
+        spec = with_settings({}, _LaterBuildSpec, [*values, *settings], "the test's recipe")
+        build_shards("sources", made / "unfinished", spec, workers=1, style=ProgressStyle.QUIET)
+
+    with pytest.raises(MisuseError, match=re.escape("recipe.a_later_key: 'as before' → 'another'")):
+        resume("a_later_key=another")
+    resume()
+    assert _digests(made / "unfinished") == _digests(MADE / "shards")  # plan.json too: it stays as it was stored

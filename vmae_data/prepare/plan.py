@@ -7,13 +7,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import pyarrow as pa
 from msgspec.structs import force_setattr
 
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, NotThereError
 from vmae_data.format import (
     FORMAT_VERSION,
     PLAN,
@@ -29,7 +29,7 @@ from vmae_data.labels import label_columns, label_words
 from vmae_data.prepare.listing import Columns
 from vmae_data.prepare.sources import Listing, SourceVideo
 from vmae_data.prepare.tree import Folder
-from vmae_data.recipes import difference, shortened
+from vmae_data.recipes import difference, shortened, with_defaults
 from vmae_data.store import Place, commit_bytes, create_bytes, read_bytes, writer_name
 
 __all__ = [
@@ -39,11 +39,12 @@ __all__ = [
     "Plan",
     "Profile",
     "Thinning",
+    "compare_plan",
     "listing_digest",
     "make_plan",
     "read_plan",
-    "settle_plan",
     "spec_of",
+    "write_plan",
 ]
 
 
@@ -178,13 +179,17 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
         sources=len(ordered),
         shards=-(-len(ordered) // spec.samples_per_shard),
         classes=listing.classes,
-        # What the columns gave stands in the listing's digest.
-        recipe={key: value for key, value in msgspec.to_builtins(spec).items() if key != "columns"},
+        recipe=_plan_recipe(msgspec.to_builtins(spec)),
         split=split,
         ffmpeg=ffmpeg,
         ffmpeg_sha256=ffmpeg_sha256,
     )
     return Plan(facts, listing.folder, tuple(ordered), spec)
+
+
+def _plan_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Without `columns`: what they gave is in the listing's digest."""
+    return {key: value for key, value in values.items() if key != "columns"}
 
 
 def listing_digest(listing: Listing) -> str:
@@ -201,20 +206,34 @@ def _listing_lines(listing: Listing) -> Iterator[bytes]:
         yield f"{path_to_text(source.path)}\t{label}\n".encode("utf-8", "surrogateescape")
 
 
-def settle_plan(dest: Place, plan: Plan) -> None:
-    """Write the plan, or make sure that the one which is there says the same.
+def compare_plan(dest: Place, plan: Plan) -> Plan:
+    """The plan with the facts that `dest` stores, if any: digests come from the plan as stored.
 
-    Of parts that begin at the same time the first one's plan holds.
+    Keys that recipes have gained since are compared with their defaults.
     Raises MisuseError with the difference: one destination holds one plan.
     """
+    try:
+        stored = read_plan(dest)
+    except NotThereError:
+        return plan
+    completed = msgspec.structs.replace(stored, recipe=_plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
+    _refuse_difference(dest, completed, plan.facts)
+    return plan._replace(facts=stored)
+
+
+def write_plan(dest: Place, plan: Plan) -> None:
+    """Write the plan. Of parts that begin at the same time the first one's plan holds. Raises MisuseError as `compare_plan`."""
     if not create_bytes(dest / PLAN, encode_record(plan.facts)):
-        old = read_plan(dest)
-        changed = difference(msgspec.to_builtins(old), msgspec.to_builtins(plan.facts))
-        if changed:
-            raise MisuseError(
-                f"{dest}: was planned otherwise ({shortened('; '.join(changed))}); give the old settings, or name another folder"
-            )
+        _refuse_difference(dest, read_plan(dest), plan.facts)
     commit_bytes(dest / PLAN_TABLE, _plan_table(plan), writer_name())
+
+
+def _refuse_difference(dest: Place, stored: PlanFacts, given: PlanFacts) -> None:
+    changed = difference(msgspec.to_builtins(stored), msgspec.to_builtins(given))
+    if changed:
+        raise MisuseError(
+            f"{dest}: was planned otherwise ({shortened('; '.join(changed))}); give the old settings, or name another folder"
+        )
 
 
 def read_plan(dest: Place) -> PlanFacts:

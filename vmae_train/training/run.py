@@ -15,7 +15,7 @@ from vmae_data.format import NOT_JSON
 from vmae_data.read.mix import Mix, MixedBatch, MixOrder
 from vmae_data.read.order import epoch_batches, rank_slice
 from vmae_data.read.shards import Shards
-from vmae_data.recipes import build_spec, difference, shortened
+from vmae_data.recipes import build_spec, difference, shortened, with_defaults
 from vmae_data.store import commit_bytes
 from vmae_train.clips.loader import EMPTY, Request
 from vmae_train.clips.views import ClipSpec
@@ -99,16 +99,18 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("data, data_digest and data_weight are not of as many data sets")
 
 
-def check_run(folder: Path, facts: RunFacts, shown: str) -> None:
-    """Make sure that the run which is there, if any, is this one; `shown` is what its place is called.
+def check_run(folder: Path, facts: RunFacts, spec: type[msgspec.Struct], shown: str) -> None:
+    """Check that the run in `folder`, if any, is this one. `spec` is the recipe's class, `shown` the run's path or URL.
 
-    Raises MisuseError with the difference.
+    Keys that the program has gained since are compared with their defaults. Raises MisuseError with the difference.
     """
     if not (folder / RUN).exists():
         return
     # As it will be read back: a tuple comes back as a list.
     given = msgspec.json.decode(msgspec.json.encode(facts), type=RunFacts)
-    changed = difference(_fixed(read_facts(folder)), _fixed(given))
+    stored = read_facts(folder)
+    stored = msgspec.structs.replace(stored, recipe=with_defaults(stored.recipe, spec))
+    changed = difference(_fixed(stored), _fixed(given))
     if changed:
         raise MisuseError(
             f"{shown}: was started otherwise ({shortened('; '.join(changed))}); "
