@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import WORKERS
 from tests.s3_server import S3Bucket
 from vmae_data.build import build_shards
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.store import (
-    Place,
-    RemotePlace,
+from vmae_data.storage import (
+    RemotePath,
+    StoragePath,
     list_tree,
     read_bytes,
     remote,
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
     """A bucket that this process and its children reach, and the node's own folder of this test."""
 
     bucket: S3Bucket
-    folder: RemotePlace
+    folder: RemotePath
     node: Path
 
     @property
@@ -43,20 +43,20 @@ def reach(bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def digests(place: Place) -> dict[str, str]:
+def digests(place: StoragePath) -> dict[str, str]:
     """Every file below a folder, here or in a bucket, and its sum."""
-    if isinstance(place, RemotePlace):
+    if isinstance(place, RemotePath):
         return {path: hashlib.sha256(read_bytes(place / path)).hexdigest() for path in list_tree(place)}
     files = [path for path in place.rglob("*") if path.is_file()]
     return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def send(folder: Path, to: RemotePlace) -> None:
+def send(folder: Path, to: RemotePath) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             remote.put(to / str(path.relative_to(folder)), path)
 
 
-def build(videos: Path | str, dest: Place, spec: BuildSpec, **how: object) -> int:
+def build(videos: Path | str, dest: StoragePath, spec: BuildSpec, **how: object) -> int:
     """Build and tell how many sources were encoded."""
     return build_shards(str(videos), dest, spec, workers=WORKERS, style=QUIET, **how).encoded  # type: ignore[arg-type]

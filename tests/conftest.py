@@ -15,12 +15,12 @@ from tests.gcs_server import GcsBucket, GcsServer, fake_gcs_server, gcs_server
 from tests.s3_server import S3Bucket, S3Server, s3_server
 from tools.faults.proxy import Proxy, proxy_thread
 from vmae_data.build import build_shards
-from vmae_data.demo import write_demo
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.demo.videos import write_demo
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
-from vmae_data.store import set_options
-from vmae_data.store.options import VARIABLE
+from vmae_data.storage import set_options
+from vmae_data.storage.options import VARIABLE
 
 QUIET = ProgressStyle.QUIET
 WORKERS = 2
@@ -115,7 +115,7 @@ def network(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(VARIABLE, "{}")
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
-    monkeypatch.setattr("vmae_data.store.retry.FIRST_WAIT", 0.02)
+    monkeypatch.setattr("vmae_data.storage.retry.FIRST_WAIT", 0.02)
     with proxy_thread(s3_bucket.server.endpoint) as proxy:
         set_options(["give_up=4", "read_timeout=2", "connect_timeout=1", f"endpoint={proxy.url}"])
         yield proxy

@@ -16,9 +16,9 @@ from vmae_data.recipes import load_recipe
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.fingerprint import ClipFingerprint, fingerprints
 from vmae_train.clips.mask import draw_mask
+from vmae_train.distributed import Distributed, choose_device, init_distributed
 from vmae_train.pretrain import PretrainSpec, grid_of
-from vmae_train.training.start import settle
-from vmae_train.training.world import World, choose_device, open_world
+from vmae_train.training.setup import set_up_training
 
 
 def main() -> None:
@@ -31,30 +31,30 @@ def main() -> None:
     parser.add_argument("--end", type=int, help="the step before which to end; left out: the recipe's last")
     given = parser.parse_args()
     spec = load_recipe("vmae_train", given.recipe, PretrainSpec, given.set)
-    with open_world("cpu") as world:
-        by_step = own_clips(spec, given.data, given.first, given.end, world)
+    with init_distributed("cpu") as distributed:
+        by_step = own_clips(spec, given.data, given.first, given.end, distributed)
         # A global batch is the share of the first process, then of the second, …
-        everybody = world.gather_record(by_step, list[list[ClipFingerprint]])
-    if world.is_main:
+        everybody = distributed.all_gather(by_step, list[list[ClipFingerprint]])
+    if distributed.is_main:
         steps = [[clip for clips in shares for clip in clips] for shares in zip(*everybody, strict=True)]
         given.out.write_bytes(b"".join(msgspec.json.encode(clips) + b"\n" for clips in steps))
 
 
 def own_clips(
-    spec: PretrainSpec, data: list[str], start: int, stop: int | None, world: World
+    spec: PretrainSpec, data: list[str], start: int, stop: int | None, distributed: Distributed
 ) -> list[list[ClipFingerprint]]:
     """What this process sees of each step."""
-    settled = settle(spec, data, world)
+    setup = set_up_training(spec, data, distributed)
     if stop is not None:
-        schedule = msgspec.structs.replace(settled.schedule, steps=stop)
-        settled = settled._replace(schedule=schedule)
+        schedule = msgspec.structs.replace(setup.schedule, steps=stop)
+        setup = setup._replace(schedule=schedule)
     where = choose_device("cpu", threads=spec.train.threads)
-    augment, geometry = Augment(settled.augment), settled.geometry
-    by_step: list[list[ClipFingerprint]] = [[] for _ in range(start, settled.steps)]
-    with settled.loader(start, where) as loader:
+    augment, geometry = Augment(setup.augment), setup.geometry
+    by_step: list[list[ClipFingerprint]] = [[] for _ in range(start, setup.steps)]
+    with setup.loader(start, where) as loader:
         for batch in loader:
-            mask = draw_mask(spec.mask, batch.draws, grid_of(geometry))
-            found = fingerprints(batch, settled.mix, settled.samplers, augment, mask)
+            mask = draw_mask(spec.mask, batch.rng, grid_of(geometry))
+            found = fingerprints(batch, setup.mix, setup.samplers, augment, mask)
             by_step[batch.request.step - start] += found
     return by_step
 

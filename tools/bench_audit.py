@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 import av
 
+from vmae_data.audit.audit import AuditSpec, audit_shards
+from vmae_data.audit.duplicates import DuplicateSpec
+from vmae_data.audit.flags import Judged
 from vmae_data.build import build_shards
-from vmae_data.check.audit import AuditSpec, audit_shards
-from vmae_data.check.duplicates import DuplicateSpec
-from vmae_data.check.judge import Judged
-from vmae_data.demo import write_demo
-from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.demo.videos import write_demo
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 
@@ -152,13 +152,13 @@ def tables(judged: Judged) -> str:
     for number, one in enumerate(samples):
         kind, _, name = one.path.partition("/") if one.data_set else ("distinct", "", one.path)
         family = name.partition("/")[0]
-        keeper = judged.duplicates.keeper.get(number)
+        recorder = judged.duplicates.recorder.get(number)
         seen[kind, family] += 1
-        right = keeper is not None and samples[keeper].path == name
+        right = recorder is not None and samples[recorder].path == name
         found[kind, family] += right
-        if keeper is not None and not right:
-            wrong.append(f"{one.path} as {samples[keeper].path} ({judged.duplicates.match[number]})")
-        if one.data_set and keeper is None:
+        if recorder is not None and not right:
+            wrong.append(f"{one.path} as {samples[recorder].path} ({judged.duplicates.match[number]})")
+        if one.data_set and recorder is None:
             missed.append(one.path)
     kinds = sorted({kind for kind, _ in seen})
     families = sorted({family for _, family in seen})

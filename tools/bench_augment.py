@@ -22,10 +22,10 @@ from PIL import Image
 from tools.real_clip import read_real_clip
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import Planes, planes_to_rgb
-from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.erasing import ErasingSpec
-from vmae_train.clips.mixing import MixSpec, draw_shares, mix_clips
+from vmae_train.clips.mixup import MixupSpec, draw_shares, mixup_clips
 from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, draw_policy, rand_augment
+from vmae_train.clips.rng import ClipRng
 
 SIZE, FRAMES, BOXES = 224, 16, 20
 
@@ -39,8 +39,8 @@ def gap(video: Path) -> None:
         augment = Augment(AugmentSpec(size=SIZE, antialias=antialias))
         found = []
         for sample in range(BOXES):
-            draws = ClipDraws.on("cpu", seed=0, epoch=0, sample=[sample])
-            boxes = augment.draw(clip.planes.size_B2, draws, torch.tensor([False]))
+            rng = ClipRng.on("cpu", seed=0, epoch=0, sample=[sample])
+            boxes = augment.draw(clip.planes.size_B2, rng, torch.tensor([False]))
             ours = augment(clip.planes, boxes)[0].permute(1, 2, 3, 0).numpy()
             top, left, height, width = (int(x) for x in boxes[:4])
             for t in range(0, FRAMES, 5):
@@ -56,16 +56,16 @@ def _words(apart: np.ndarray) -> str:
 def cost(video: Path, num_clips: int, device: str) -> None:
     one = read_real_clip(video, num_frames=FRAMES, stride=1, first=5).planes
     planes = Planes(*(x.repeat(num_clips, *[1] * (x.ndim - 1)).to(device) for x in one))
-    draws = ClipDraws.on(device, seed=0, epoch=0, sample=np.arange(num_clips, dtype=np.uint64))
+    rng = ClipRng.on(device, seed=0, epoch=0, sample=np.arange(num_clips, dtype=np.uint64))
     may_flip_B = torch.ones(num_clips, dtype=torch.bool, device=device)
 
     def crop(**keys: object) -> Callable[[], object]:
         augment = Augment(AugmentSpec(size=SIZE, **keys)).to(device)  # type: ignore[arg-type]
-        return lambda: augment(planes, augment.draw(planes.size_B2, draws, may_flip_B), augment.draw_policy(draws))
+        return lambda: augment(planes, augment.draw(planes.size_B2, rng, may_flip_B), augment.draw_policy(rng))
 
     frames = planes_to_rgb(planes).round().to(torch.uint8)
     clips = torch.randn(num_clips, 3, FRAMES, SIZE, SIZE, device=device)
-    mixing = MixSpec(mixup=0.8, cutmix=1.0, mix_group=num_clips)
+    mixing = MixupSpec(mixup=0.8, cutmix=1.0, mix_group=num_clips)
     erasing = Augment(AugmentSpec(size=SIZE, erasing=ErasingSpec(prob=1.0))).to(device)
     height, width = planes.size_B2[0].tolist()
     print(
@@ -79,10 +79,10 @@ def cost(video: Path, num_clips: int, device: str) -> None:
         "the same with RandAugment, bicubic": crop(
             flip=True, crop="resized", antialias=False, randaugment=RandAugmentSpec()
         ),
-        "RandAugment's draws": lambda: draw_policy(RandAugmentSpec(), draws.host),
-        "erasing, every clip": lambda: erasing.erase(clips, draws),
-        "mixup or CutMix": lambda: mix_clips(
-            clips, may_flip_B.float(), draw_shares(mixing, draws, repeats=1, size=SIZE), group=num_clips
+        "RandAugment's draws": lambda: draw_policy(RandAugmentSpec(), rng.host),
+        "erasing, every clip": lambda: erasing.erase(clips, rng),
+        "mixup or CutMix": lambda: mixup_clips(
+            clips, may_flip_B.float(), draw_shares(mixing, rng, repeats=1, size=SIZE), group=num_clips
         ),
     }
     for op in Op:
@@ -95,14 +95,14 @@ def cost(video: Path, num_clips: int, device: str) -> None:
 
 def _milliseconds(step: Callable[[], object], device: str) -> float:
     """On a CPU the process's own time: other programs may run beside it."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    throughput = time.process_time if device == "cpu" else time.perf_counter
     times = []
     for _ in range(6):
-        started_at = clock()
+        started_at = throughput()
         step()
         if device != "cpu":
             torch.cuda.synchronize()
-        times.append(1000 * (clock() - started_at))
+        times.append(1000 * (throughput() - started_at))
     return median(times[1:])
 
 

@@ -23,8 +23,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.execute.site import site_of
-from vmae_data.execute.work import Work
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.ffmpeg_arguments import Output, encode_arguments
+from vmae_data.encode.probe import probe_video
+from vmae_data.encode.thinning import select_by_stride
+from vmae_data.executors.jobs import BuildJobs
 from vmae_data.format import (
     FORMAT_VERSION,
     Extent,
@@ -39,12 +43,9 @@ from vmae_data.format import (
     marker_name,
     tar_name,
 )
-from vmae_data.prepare.command import Output, encode_arguments
-from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.plan import BuildSpec, make_plan, read_plan, write_plan
-from vmae_data.prepare.probe import probe_video
-from vmae_data.prepare.sources import find_sources
-from vmae_data.prepare.thinning import select_by_stride
+from vmae_data.shards.plan import make_plan, read_plan, write_plan
+from vmae_data.shards.workspace import workspace_of
+from vmae_data.sources.find import find_sources
 
 SPEC = BuildSpec()
 COPIES = 20  # of each source, so that starting Python counts nearly as little as in a real build
@@ -208,7 +209,7 @@ def _begin(listing: Path, dest: Path) -> _Begun:
     began = time.monotonic()
     plan = make_plan(find_sources(str(listing)), SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
     write_plan(dest, plan)
-    next(Work(site_of(dest), plan, "ffmpeg").to_do())
+    next(BuildJobs(workspace_of(dest), plan, "ffmpeg").to_do())
     return _Begun(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

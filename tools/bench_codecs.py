@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.decode import decode_all, decode_some, read_packets
-from vmae_data.prepare.command import Output, encode_arguments, picture_filters
-from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.prepare.probe import VideoInfo, probe_video, scaled_size
-from vmae_data.prepare.thinning import select_by_stride
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.ffmpeg_arguments import Output, encode_arguments, picture_filters
+from vmae_data.encode.probe import VideoInfo, probe_video, scaled_size
+from vmae_data.encode.thinning import select_by_stride
 
 STRIDE = 4
 CLIP = 16

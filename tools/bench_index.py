@@ -21,8 +21,8 @@ import numpy as np
 
 from tools.made_sets import write_enlarged
 from vmae_data.format import ShardListing, tar_name
+from vmae_data.read.dataset import Shards
 from vmae_data.read.order import epoch_batches
-from vmae_data.read.shards import Shards
 
 PER_SHARD = 500
 

@@ -13,11 +13,11 @@ import time
 from tools.faults.network import Faults
 from tools.faults.proxy import proxy_process
 from tools.made_sets import demo_in_bucket
-from vmae_data.read.shards import Shards
-from vmae_data.store import set_options
+from vmae_data.read.dataset import Shards
+from vmae_data.storage import set_options
+from vmae_train.clips.frame_sampling import ExactStride
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
-from vmae_train.clips.views import ExactStride
-from vmae_train.training.run import BatchLayout, TrainingOrder
+from vmae_train.runs.metadata import BatchLayout, TrainingOrder
 
 BATCH = 8
 

@@ -35,11 +35,11 @@ from tools.faults.network import Faults
 from tools.faults.proxy import proxy_process
 from tools.made_sets import write_enlarged
 from vmae_data.format import ShardListing, tar_name
-from vmae_data.read.ahead import RANGES_AT_A_TIME
+from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher, Member
 from vmae_data.read.order import epoch_batches
-from vmae_data.read.shards import Shards
-from vmae_data.store import commit_bytes, commit_file, place_of, remote
+from vmae_data.read.prefetch import RANGES_AT_A_TIME
+from vmae_data.storage import commit_bytes, commit_file, remote, storage_path
 
 PER_SHARD = 250
 BATCH = 64
@@ -224,7 +224,7 @@ def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
                 rows.append((key, shard, tar.offset - -(-size // 512) * 512, hashlib.sha256(data).digest()))
-                commit_bytes(place_of(f"s3://bench/raw/{key}.mp4"), data)
+                commit_bytes(storage_path(f"s3://bench/raw/{key}.mp4"), data)
         digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
         listing.append(
             ShardListing(
@@ -235,7 +235,7 @@ def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
                 marker_sha256=first.marker_sha256,
             )
         )
-        commit_file(path, place_of(f"{URL}/{path.name}"))
+        commit_file(path, storage_path(f"{URL}/{path.name}"))
     keys_, shard_, offset_, sums = zip(*rows, strict=True)
     columns = {
         "key": keys_,
@@ -245,7 +245,7 @@ def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
         "size": [[size]] * samples,
         "sha256": [[one] for one in sums],
     }
-    write_enlarged(shards, place_of(URL), columns, listing)
+    write_enlarged(shards, storage_path(URL), columns, listing)
 
 
 if __name__ == "__main__":

@@ -15,19 +15,19 @@ import pyarrow as pa
 
 from tests.s3_server import S3Bucket, s3_server
 from vmae_data.build import build_shards
-from vmae_data.demo import write_demo
+from vmae_data.demo.videos import write_demo
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import INDEX, SAMPLES, ShardListing, encode_record
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
-from vmae_data.store import Place, commit_bytes
+from vmae_data.storage import StoragePath, commit_bytes
 
 __all__ = ["DemoBucket", "demo_in_bucket", "write_enlarged"]
 
 
 def write_enlarged(
-    shards: Shards, dest: Place, columns: Mapping[str, Sequence[Any]], listing: Sequence[ShardListing]
+    shards: Shards, dest: StoragePath, columns: Mapping[str, Sequence[Any]], listing: Sequence[ShardListing]
 ) -> int:
     """A table and an index in `dest`: the given columns, and the others of `shards` again and again. Bytes of the table."""
     samples = sum(one.nsamples for one in listing)

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vmae_data.pictures import Row, sheet
-from vmae_data.read.shards import Shards
-from vmae_data.store import commit_bytes
+from vmae_data.read.dataset import Shards
+from vmae_data.storage import commit_bytes
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import planes_to_rgb
-from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.erasing import ErasingSpec
+from vmae_train.clips.frame_sampling import ExactStride
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.mask import Grid, MaskSpec, draw_mask
-from vmae_train.clips.mixing import MixSpec, draw_shares, mix_clips
+from vmae_train.clips.mixup import MixupSpec, draw_shares, mixup_clips
 from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, rand_augment
-from vmae_train.clips.views import ExactStride
+from vmae_train.clips.rng import ClipRng
 
 U8 = NDArray[np.uint8]
 SIZE, FRAMES, TILE = 224, 16, 112
@@ -66,16 +66,16 @@ def _first_two(url: str) -> Batch:
     return batch
 
 
-def _draws(batch: Batch, seed: int) -> ClipDraws:
-    return ClipDraws.of(batch.draws.host._replace(seed=seed), "cpu")
+def _draws(batch: Batch, seed: int) -> ClipRng:
+    return ClipRng.of(batch.rng.host._replace(seed=seed), "cpu")
 
 
 def _clips(batch: Batch, seed: int = 0, **keys: Any) -> torch.Tensor:
     """RGB of 0..255, B 3 T S S."""
     augment = Augment(AugmentSpec(size=SIZE, **keys))
-    draws = _draws(batch, seed)
-    boxes = augment.draw(batch.planes.size_B2, draws, batch.may_flip_B)
-    return augment(batch.planes, boxes, augment.draw_policy(draws))
+    rng = _draws(batch, seed)
+    boxes = augment.draw(batch.planes.size_B2, rng, batch.may_flip_B)
+    return augment(batch.planes, boxes, augment.draw_policy(rng))
 
 
 def _tile(rgb_CHW: torch.Tensor) -> U8:
@@ -133,8 +133,8 @@ def _erasing_and_mixing(batch: Batch) -> list[Row]:
     erased = augment.erase(clips.clone(), _draws(batch, 2))
     rows.append(Row(shown(erased), "other noise in each frame", "Random erasing: one box a clip"))
     for name, keys, seed in (("Mixup", {"mixup": 0.8}, 6), ("CutMix", {"cutmix": 1.0}, 4)):
-        shares = draw_shares(MixSpec(**keys, mix_group=2), _draws(batch, seed), repeats=1, size=SIZE)
-        mixed = mix_clips(clips, torch.ones(2), shares, group=2)
+        shares = draw_shares(MixupSpec(**keys, mix_group=2), _draws(batch, seed), repeats=1, size=SIZE)
+        mixed = mixup_clips(clips, torch.ones(2), shares, group=2)
         share = float(mixed.share_B[0])
         rows.append(Row(shown(mixed.clips), f"share {share:.2f}, labels as well", f"{name}: one share a group"))
     return rows
@@ -142,7 +142,7 @@ def _erasing_and_mixing(batch: Batch) -> list[Row]:
 
 def _masks(batch: Batch) -> list[Row]:
     clip = _clips(batch, crop="center")[0]
-    draws = ClipDraws.of(_draws(batch, 3).host.chosen(np.array([0])), "cpu")
+    rng = ClipRng.of(_draws(batch, 3).host.chosen(np.array([0])), "cpu")
     rows = []
     for title, spec in (
         ("mask.kind = tube, ratio .9", MaskSpec()),
@@ -150,7 +150,7 @@ def _masks(batch: Batch) -> list[Row]:
         ("mask.kind = frame, ratio .75", MaskSpec(kind="frame", ratio=0.75)),
         ("tube, mask.decoder = running-cell, decoder_ratio .5", MaskSpec(decoder="running-cell")),
     ):
-        mask = draw_mask(spec, draws, GRID)
+        mask = draw_mask(spec, rng, GRID)
         left = torch.full((GRID.tokens,), NOT_DECODED if spec.decoder != "all" else HIDDEN)
         left[mask.predicted_BK[0]] = HIDDEN
         left[mask.visible_BV[0]] = 1.0

@@ -17,12 +17,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tools.faults.workspace import Result, Workspace, command, left_over, run
+
 from tools.damages.clips import Bench
 from tools.damages.judge import judge_all, make_all
 from tools.damages.table import DAMAGES, docs_page
-from tools.faults.site import Result, Site, command, left_over, run
 from tools.faults.table import FAULTS
-from vmae_data.demo import write_demo
+from vmae_data.demo.videos import write_demo
 
 _DOCS = Path(__file__).parents[1] / "docs" / "damages.md"
 # The largest real frame of the table, 8K, takes some 600 MB with x264's; a header's claim must not take more.
@@ -106,9 +107,9 @@ def faults(folder: Path, kills: int, seed: int) -> Iterator[Result]:
     ended = run(command(videos, whole))
     seconds = time.monotonic() - started_at
     yield _within("the undisturbed build", f"status {ended.status}, {seconds:.1f} s", "status 0", ended.status == 0)
-    site = Site(folder, videos, whole, seconds, kills, seed)
+    workspace = Workspace(folder, videos, whole, seconds, kills, seed)
     for fault in FAULTS:
-        yield from fault.run(site)
+        yield from fault.run(workspace)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from vmae_data.build import build_shards
-from vmae_data.demo import write_demo
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.demo.videos import write_demo
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.build import build_shards
-from vmae_data.demo import write_demo
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.demo.videos import write_demo
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 
@@ -45,13 +45,16 @@ def main() -> None:
     given = parser.parse_args()
     differing = 0
     with tempfile.TemporaryDirectory() as name:
-        site = Path(name)
-        data = [make_shards(site, "first", videos=24, settings=()), make_shards(site, "second", 16, ("short_side=48",))]
-        wanted = {mixed: batches(site, data, Case(1, 0, mixed)) for mixed in (False, True)}
+        workspace = Path(name)
+        data = [
+            make_shards(workspace, "first", videos=24, settings=()),
+            make_shards(workspace, "second", 16, ("short_side=48",)),
+        ]
+        wanted = {mixed: batches(workspace, data, Case(1, 0, mixed)) for mixed in (False, True)}
         total = 0
         for case in cases(given.processes, given.workers):
             total += 1
-            same = batches(site, data, case) == wanted[case.mixed][case.first :]
+            same = batches(workspace, data, case) == wanted[case.mixed][case.first :]
             differing += not same
             if given.verbose or not same:
                 print(f"{'ok    ' if same else 'DIFFER'} {case}", flush=True)
@@ -70,16 +73,16 @@ def cases(processes: list[int], workers: list[int]) -> Iterator[Case]:
             yield Case(*next(turns), mixed, first)
 
 
-def make_shards(site: Path, name: str, videos: int, settings: tuple[str, ...]) -> Path:
-    write_demo(site / f"{name}-videos", num_videos=videos, seed=videos, workers=2)
+def make_shards(workspace: Path, name: str, videos: int, settings: tuple[str, ...]) -> Path:
+    write_demo(workspace / f"{name}-videos", num_videos=videos, seed=videos, workers=2)
     spec = load_recipe("vmae_data", "demo", BuildSpec, ["samples_per_shard=5", *settings])
-    build_shards(str(site / f"{name}-videos"), site / name, spec, workers=2, style=ProgressStyle.QUIET)
-    return site / name
+    build_shards(str(workspace / f"{name}-videos"), workspace / name, spec, workers=2, style=ProgressStyle.QUIET)
+    return workspace / name
 
 
-def batches(site: Path, data: list[Path], case: Case) -> list[str]:
+def batches(workspace: Path, data: list[Path], case: Case) -> list[str]:
     """The fingerprints of the case's batches, a line a step; none where it hangs or fails."""
-    out = site / "batches.jsonl"
+    out = workspace / "batches.jsonl"
     out.unlink(missing_ok=True)
     named = [f"{data[0]}:2", f"{data[1]}:1"] if case.mixed else [str(data[0])]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from vmae_data.read.cache import CacheSpec, ShardCache
-from vmae_data.read.fetch import Fetcher, Member, Took
+from vmae_data.read.dataset import Shards
+from vmae_data.read.fetch import Fetcher, Member, ReadTimings
 from vmae_data.read.order import epoch_batches
-from vmae_data.read.shards import Shards
 
 GROWTH_MB = 16 * 1.048576
 
@@ -54,7 +54,7 @@ def read(url: str, samples: int, piece: int, spec: CacheSpec) -> list[float]:
     shards = Shards.open(url)
     cache = ShardCache(spec) if spec.dir is not None else None
     fetcher = Fetcher(shards, cache=cache)
-    took, found, done, started_at = Took(), [], 0, time.monotonic()
+    took, found, done, started_at = ReadTimings(), [], 0, time.monotonic()
     pieces = endless(shards, piece)
     coming = next(pieces)
     fetcher.ask(coming)

@@ -9,27 +9,28 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotThereError
-from vmae_data.execute.local import run_local
-from vmae_data.execute.ray_cluster import need_ray, run_on_ray
-from vmae_data.execute.site import site_of
-from vmae_data.execute.work import Progress, ShardDone, Work
+from vmae_data.executors.jobs import BuildJobs, Progress, ShardDone
+from vmae_data.executors.local import run_local
+from vmae_data.executors.ray_cluster import need_ray, run_on_ray
 from vmae_data.format import FAILURES, INDEX, PLAN, SAMPLES, UNLISTED, Index, decode_record, path_to_line, path_to_text
-from vmae_data.merge import BuildReport, finish, made_of, write_part_failures
-from vmae_data.prepare.exclude import exclude_sources
-from vmae_data.prepare.ffmpeg import ffmpeg_python, find_ffmpeg
-from vmae_data.prepare.plan import WHOLE, BuildSpec, Part, compare_plan, make_plan, write_plan
-from vmae_data.prepare.sources import find_sources
-from vmae_data.prepare.tree import Folder, is_video
 from vmae_data.progress import Meter, ProgressStyle, meter
-from vmae_data.store import Place, commit_bytes, exists, list_names, read_bytes, remove, writer_name
+from vmae_data.shards.merge import BuildReport, finish, made_of, write_part_failures
+from vmae_data.shards.plan import WHOLE, Part, compare_plan, make_plan, write_plan
+from vmae_data.shards.workspace import workspace_of
+from vmae_data.sources.exclude import exclude_sources
+from vmae_data.sources.find import find_sources
+from vmae_data.sources.video_files import Folder, is_video
+from vmae_data.storage import StoragePath, commit_bytes, exists, list_names, read_bytes, remove, writer_name
 
 __all__ = ["BuildReport", "build_shards"]
 
 
 def build_shards(
     source: str,
-    dest: Place,
+    dest: StoragePath,
     spec: BuildSpec,
     *,
     workers: int | None = None,
@@ -57,7 +58,7 @@ def build_shards(
     Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
     """
     started_at = time.monotonic()
-    site = site_of(dest, staging)
+    workspace = workspace_of(dest, staging)
     ffmpeg_python()  # before any work: another package of that name may hide it
     if executor == "ray":
         need_ray(address)
@@ -67,20 +68,20 @@ def build_shards(
     listing = remaining.listing
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     _refuse_destination(dest, listing.folder)
-    with site.held("build", part):
+    with workspace.held("build", part):
         # What is there is read before anything is written: it may be of a newer version.
         _refuse_newer_index(dest / INDEX)
         plan = compare_plan(dest, plan)
-        work = Work(site, plan, binary.path, part or WHOLE)
+        work = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         write_plan(dest, plan)
         on_start()
         _name_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
-            site.clean_half_written()
+            workspace.clean_half_written()
         if retry_failed:
             work.forget_failures()
         if not work.finished:
-            site.staging.mkdir(parents=True, exist_ok=True)
+            workspace.staging.mkdir(parents=True, exist_ok=True)
             # The index says that the data set is whole, which it isn't while a shard is missing.
             for name in (INDEX, SAMPLES, FAILURES):
                 remove(dest / name)
@@ -88,7 +89,7 @@ def build_shards(
             encoded = _carry_out(work, _execute(work, executor, workers, address, ffmpeg), shown)
         index = None
         if part is None:
-            index = finish(site, plan.facts, work.heads())
+            index = finish(workspace, plan.facts, work.heads())
         elif not exists(dest / INDEX):  # merged already: a part that is run again adds nothing
             write_part_failures(dest, part, work.heads())
     return BuildReport(
@@ -103,7 +104,7 @@ def build_shards(
     )
 
 
-def _refuse_destination(dest: Place, source: Folder) -> None:
+def _refuse_destination(dest: StoragePath, source: Folder) -> None:
     if (os.path.realpath(os.fsencode(dest)) if isinstance(dest, Path) else dest) == source:
         raise MisuseError(f"{dest}: is the source itself; name another destination")
     if isinstance(dest, Path):
@@ -117,7 +118,7 @@ def _refuse_destination(dest: Place, source: Folder) -> None:
         )
 
 
-def _video_in(folder: Place) -> bytes | None:
+def _video_in(folder: StoragePath) -> bytes | None:
     """A video right in a folder, or of one of this machine in a folder of it, as where each class has its own."""
     if not isinstance(folder, Path):
         return next(filter(is_video, map(str.encode, list_names(folder))), None)
@@ -130,7 +131,7 @@ def _video_in(folder: Place) -> bytes | None:
     return None
 
 
-def _refuse_newer_index(path: Place) -> None:
+def _refuse_newer_index(path: StoragePath) -> None:
     """A newer version's data set is not ours to change; a damaged index is, for it is written anew."""
     try:
         data = read_bytes(path)
@@ -144,7 +145,7 @@ def _refuse_newer_index(path: Place) -> None:
         return
 
 
-def _name_unlisted(path: Place, unlisted: tuple[bytes, ...]) -> None:
+def _name_unlisted(path: StoragePath, unlisted: tuple[bytes, ...]) -> None:
     """A video that no annotation names is left out: a person should be able to see which."""
     if unlisted:
         commit_bytes(path, "".join(f"{path_to_line(name)}\n" for name in unlisted).encode(), writer_name())
@@ -153,7 +154,7 @@ def _name_unlisted(path: Place, unlisted: tuple[bytes, ...]) -> None:
 
 
 def _execute(
-    work: Work, executor: Literal["local", "ray"], workers: int | None, address: str | None, ffmpeg: str | None
+    work: BuildJobs, executor: Literal["local", "ray"], workers: int | None, address: str | None, ffmpeg: str | None
 ) -> Generator[Progress, None, None]:
     """The shards that are still to be made, by whoever makes them."""
     if work.finished:
@@ -171,7 +172,7 @@ class _Encoded(NamedTuple):
     bytes: int  # of those that gave samples
 
 
-def _carry_out(work: Work, progress: Generator[Progress, None, None], shown: Meter) -> _Encoded:
+def _carry_out(work: BuildJobs, progress: Generator[Progress, None, None], shown: Meter) -> _Encoded:
     """Follow an executor to its end."""
     encoded, size = 0, 0
     failed = sum(len(head.failures) for head in work.done.values())

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from vmae_data.errors import MisuseError, StopRequested, ToldElsewhere, VmaeError
+from vmae_data.errors import MisuseError, ReportedElsewhere, StopRequested, VmaeError
 
 __all__ = [
     "Check",
@@ -47,7 +47,7 @@ Settings = Annotated[
 def _take_options(options: list[str] | None) -> list[str] | None:
     """Before the command runs, so that all that it starts has them."""
     if options:
-        from vmae_data.store import set_options
+        from vmae_data.storage import set_options
 
         set_options(options)
     return options
@@ -217,7 +217,7 @@ def num_cores() -> int:
 
 def local_argument(text: str) -> Path:
     """The parser of arguments that name a path of this machine: as a plain path a URL would be a folder called `s3:`."""
-    from vmae_data.store import local_path
+    from vmae_data.storage import local_path
 
     if not text:
         raise MisuseError("an empty argument, where a path is wanted; give one, or leave it out")
@@ -247,7 +247,7 @@ def run_app(application: typer.Typer, name: str) -> NoReturn:
     status = 0
     try:
         status = application(prog_name=name, standalone_mode=False) or 0
-    except ToldElsewhere as error:
+    except ReportedElsewhere as error:
         status = error.exit_status
     except VmaeError as error:
         status = _tell(name, str(error), error.exit_status)

@@ -9,11 +9,11 @@ __all__ = [
     "NotThereError",
     "RecipeError",
     "ReplacedError",
+    "ReportedElsewhere",
     "SampleError",
     "SourceError",
     "StopRequested",
     "StoreError",
-    "ToldElsewhere",
     "VmaeError",
 ]
 
@@ -83,7 +83,7 @@ class SampleError(DataError):
         return f"sample {self.key}: {self.detail}"
 
 
-class ToldElsewhere(VmaeError):
+class ReportedElsewhere(VmaeError):
     """Another process of the same command has failed and says why; this one ends with the same status, and silently."""
 
     def __init__(self, exit_status: int) -> None:

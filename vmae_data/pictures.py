@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vmae_data.decode import FramePlanes, decode_frames
-from vmae_data.draws import Purpose, bits, permutation
+from vmae_data.rng import Purpose, bits, permutation
 
 __all__ = ["Picture", "Row", "enlarge", "film", "moving_picture", "picture", "planes_to_rgb", "sheet", "spread"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vmae_data import __version__
 
 if TYPE_CHECKING:
+    from vmae_train.checkpoints.load import load_model
     from vmae_train.clips.mask import TubeMask
-    from vmae_train.model.load import load_model
 
 __all__ = ["TubeMask", "__version__", "load_model"]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return TubeMask
     if name == "load_model":
-        from vmae_train.model.load import load_model
+        from vmae_train.checkpoints.load import load_model
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

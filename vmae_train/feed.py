@@ -17,12 +17,12 @@ import torch
 
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle, meter
-from vmae_data.read.fetch import Took
+from vmae_data.read.fetch import ReadTimings
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch, ClipLoader
-from vmae_train.training.start import RunSpec, Settled, settle
-from vmae_train.training.world import World, choose_device
+from vmae_train.distributed import Distributed, choose_device
+from vmae_train.training.setup import RunSpec, TrainingSetup, set_up_training
 
 __all__ = ["FeedReport", "Stage", "feed"]
 
@@ -74,11 +74,11 @@ def feed(
     """
     if not 0 < seconds < 1e6:
         raise MisuseError(f"--seconds {seconds:g}: expected a number of seconds, such as 20")
-    settled = settle(spec, data, World())
+    setup = set_up_training(spec, data, Distributed())
     where = choose_device(device, threads=spec.train.threads)
-    with settled.loader(0, where) as loader:
-        counted = _bring(loader, settled, seconds, style)
-    return _report(counted, settled, _augment_seconds(settled, counted.last, where))
+    with setup.loader(0, where) as loader:
+        counted = _bring(loader, setup, seconds, style)
+    return _report(counted, setup, _augment_seconds(setup, counted.last, where))
 
 
 class _Counted(msgspec.Struct, frozen=True):
@@ -87,19 +87,19 @@ class _Counted(msgspec.Struct, frozen=True):
     clips: int
     seconds: float
     first: float
-    took: Took
+    took: ReadTimings
     moved: float
     cpu: float
     last: Any  # Batch
     unreadable: dict[str, str]
 
 
-def _bring(loader: ClipLoader, settled: Settled, seconds: float, style: ProgressStyle) -> _Counted:
+def _bring(loader: ClipLoader, setup: TrainingSetup, seconds: float, style: ProgressStyle) -> _Counted:
     began = time.perf_counter()
     batches = iter(loader)
     last = next(batches)
     first = time.perf_counter() - began
-    for _ in range(settled.spec.loader.ahead):  # until then they were decoded while nobody waited
+    for _ in range(setup.spec.loader.ahead):  # until then they were decoded while nobody waited
         last = next(batches, last)
     start, took, moved, cpu = time.perf_counter(), loader.took, loader.moved, _cpu_seconds()
     clips, shown_for = 0, 0
@@ -131,13 +131,13 @@ def _for_seconds(batches: Iterator[Batch], stop: float) -> Iterator[Batch]:
             return
 
 
-def _augment_seconds(settled: Settled, batch: Batch, device: torch.device) -> float:
+def _augment_seconds(setup: TrainingSetup, batch: Batch, device: torch.device) -> float:
     """Of the device, a clip: colour, crop, flip and normalisation of the recipe."""
-    augment = Augment(settled.augment).to(device)
+    augment = Augment(setup.augment).to(device)
 
     def once() -> None:
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        rgb = augment(planes, augment.draw(planes.size_B2, batch.draws, batch.may_flip_B))
+        rgb = augment(planes, augment.draw(planes.size_B2, batch.rng, batch.may_flip_B))
         augment.normalise(rgb)
 
     def settle_device() -> None:
@@ -154,9 +154,9 @@ def _augment_seconds(settled: Settled, batch: Batch, device: torch.device) -> fl
     return (time.perf_counter() - began) / times / len(batch.request.samples)
 
 
-def _report(counted: _Counted, settled: Settled, augment: float) -> FeedReport:
+def _report(counted: _Counted, setup: TrainingSetup, augment: float) -> FeedReport:
     clips, seconds, took = counted.clips, counted.seconds, counted.took
-    workers = settled.spec.loader.workers
+    workers = setup.spec.loader.workers
     rate = clips / seconds
     stages = (
         Stage(name="network", seconds_a_clip=took.waiting / clips, busy=took.waiting / (max(1, workers) * seconds)),

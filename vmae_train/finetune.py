@@ -11,33 +11,33 @@ import msgspec
 from vmae_data.errors import MisuseError
 from vmae_data.format import NOT_JSON
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import LabelKind, Shards
-from vmae_data.store import commit_bytes, lock
+from vmae_data.read.dataset import LabelKind, Shards
+from vmae_data.storage import commit_bytes, lock
 from vmae_train.clips.augment import Augment
-from vmae_train.clips.mixing import MixSpec
-from vmae_train.clips.spacing import check_spacing
-from vmae_train.clips.views import view_sampler
+from vmae_train.clips.frame_sampling import view_sampler
+from vmae_train.clips.frame_spacing import check_spacing
+from vmae_train.clips.mixup import MixupSpec
+from vmae_train.distributed import Distributed, choose_device
+from vmae_train.evaluation.answer_videos import answer_videos, check_classes
 from vmae_train.evaluation.answers import scores_of
-from vmae_train.evaluation.evaluate import answer_videos, check_classes
-from vmae_train.evaluation.look import EvaluateSpec, Look, parse_views
 from vmae_train.evaluation.metrics import AnyScores
-from vmae_train.model.fetched import EVALUATION
-from vmae_train.model.loss import ValueDistance
-from vmae_train.model.videomae import (
+from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
+from vmae_train.models.losses import ValueDistance
+from vmae_train.models.videomae import (
     HeadModel,
 )
-from vmae_train.objective import FinetuneLoss, Probe, check_labels, first_model, label_words, learnt_from
+from vmae_train.runs.layout import EVALUATION
+from vmae_train.runs.log import is_validated, print_start
+from vmae_train.runs.metadata import BatchLayout, RunFacts, check_run
+from vmae_train.runs.remote_run import RemoteRun
 from vmae_train.training.checkpoint import RunState
+from vmae_train.training.dry_run import take_dry_run_steps
 from vmae_train.training.engine import Engine
-from vmae_train.training.keeper import RunPlace, Validated
-from vmae_train.training.log import is_validated, print_start
 from vmae_train.training.loop import Training, train
-from vmae_train.training.mirror import Mirror
-from vmae_train.training.optim import build_optimizer
-from vmae_train.training.rehearsal import rehearse
-from vmae_train.training.run import BatchLayout, RunFacts, check_run
-from vmae_train.training.start import RunSpec, begin_together, check_cache, settle
-from vmae_train.training.world import World, choose_device
+from vmae_train.training.objectives import FinetuneLoss, Probe, check_labels, first_model, label_words, learnt_from
+from vmae_train.training.optimizer import build_optimizer
+from vmae_train.training.recorder import RunPlace, Validated
+from vmae_train.training.setup import RunSpec, begin_together, check_cache, set_up_training
 
 __all__ = ["FinetuneReport", "FinetuneSpec", "finetune"]
 
@@ -51,7 +51,7 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     evaluate: EvaluateSpec = EvaluateSpec()
     probe: Probe | None = None
-    mix: MixSpec = MixSpec()
+    mix: MixupSpec = MixupSpec()
     value_loss: ValueDistance = "mse"
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ def finetune(
     init: str | None = None,
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
-    world: World | None = None,
+    distributed: Distributed | None = None,
     dry_run: bool = False,
 ) -> FinetuneReport:
     """Finetune in the folder or bucket `out`, or go on where it was stopped, and score the validation set.
@@ -88,24 +88,24 @@ def finetune(
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
-    world = world or World()
-    with world.agreed():
-        mirror = Mirror(out, scratch)
-        settled, val_shards = settle(spec, data, world), Shards.open(validation)
-        mix = settled.mix
+    distributed = distributed or Distributed()
+    with distributed.all_or_none():
+        remote_run = RemoteRun(out, scratch)
+        setup, val_shards = set_up_training(spec, data, distributed), Shards.open(validation)
+        mix = setup.mix
         classes = mix.sets[0].classes
         check_cache(spec.cache, val_shards)
         for views in {spec.evaluate.views, spec.evaluate.every_views}:
             num_clips = parse_views(views).clips
-            view_sampler(spec.clip, val_shards.index, settled.geometry.num_frames, num_clips)
-            nearest = check_spacing(spec.clip, val_shards, settled.geometry.num_frames, num_clips)
+            view_sampler(spec.clip, val_shards.index, setup.geometry.num_frames, num_clips)
+            nearest = check_spacing(spec.clip, val_shards, setup.geometry.num_frames, num_clips)
         check_labels(mix, spec.mix)
-        _check_groups(spec, settled.layout)
-    with world.on_main(lock(mirror.folder, "training")):
-        with world.agreed():
-            if world.local_rank == 0:  # one a machine
-                mirror.pull(newer_stays=world.is_main)
-        with world.agreed():
+        _check_groups(spec, setup.layout)
+    with distributed.on_main_process(lock(remote_run.folder, "training")):
+        with distributed.all_or_none():
+            if distributed.local_rank == 0:  # one a machine
+                remote_run.pull(newer_stays=distributed.is_main)
+        with distributed.all_or_none():
             facts = RunFacts(
                 kind="finetune",
                 recipe=msgspec.to_builtins(spec),
@@ -118,56 +118,56 @@ def finetune(
                 init=init,
                 classes=classes,
             )
-            check_run(mirror.folder, facts, type(spec), mirror.shown)
-            where = choose_device(device, threads=spec.train.threads, world=world)
+            check_run(remote_run.folder, facts, type(spec), remote_run.shown)
+            where = choose_device(device, threads=spec.train.threads, distributed=distributed)
             first = first_model(
                 spec.model, spec.geometry(), learnt_from(mix), init=init, probe=spec.probe, seed=spec.seed
             )
             model = first.model.to(where)
             check_classes(model, val_shards)
-            warned = settled.facts("finetune", init=init, frozen=spec.probe is not None)
-            optimizer = build_optimizer(model, spec.optim, depth=settled.geometry.depth)
-            engine = settled.engine(model, optimizer, where)
-        state = begin_together(world, mirror, facts, engine, keep=spec.checkpoint.keep)
+            warned = setup.facts("finetune", init=init, frozen=spec.probe is not None)
+            optimizer = build_optimizer(model, spec.optim, depth=setup.geometry.depth)
+            engine = setup.engine(model, optimizer, where)
+        state = begin_together(distributed, remote_run, facts, engine, keep=spec.checkpoint.keep)
         rows = {
             "labels": label_words(mix),
             "augmentation": augmentation_words(spec, may_flip=bool(mix.may_flip_N.any())),
             "start": first.start,
             **({"validation, thinned": nearest} if nearest else {}),
             **({"probe": f"{spec.probe}; the encoder is frozen"} if spec.probe else {}),
-            **settled.rows(engine, state.step),
+            **setup.rows(engine, state.step),
         }
         print_start(
-            "finetune, a dry run" if dry_run else f"finetune → {mirror.shown}",
+            "finetune, a dry run" if dry_run else f"finetune → {remote_run.shown}",
             rows,
-            quiet=world.style(style) is ProgressStyle.QUIET,
+            quiet=distributed.style(style) is ProgressStyle.QUIET,
         )
-        validation_run = _Validation(spec, engine, val_shards, world)
-        if state.step < settled.steps or validation_run.is_owed(mirror.folder, state.step):
-            augment = Augment(settled.augment).to(where)
-            with settled.loader(state.step, where, targets=mix.sets[0].label_kind is not LabelKind.CLASS) as loader:
+        validation_run = _Validation(spec, engine, val_shards, distributed)
+        if state.step < setup.steps or validation_run.is_owed(remote_run.folder, state.step):
+            augment = Augment(setup.augment).to(where)
+            with setup.loader(state.step, where, targets=mix.sets[0].label_kind is not LabelKind.CLASS) as loader:
                 training = Training(
                     engine,
                     loader,
                     FinetuneLoss(
                         model.train(), augment, spec.mix, repeats=spec.train.repeats, value_loss=spec.value_loss
                     ),
-                    world=world,
-                    place=RunPlace(mirror, spec.checkpoint, spec.log, style, warned),
+                    distributed=distributed,
+                    place=RunPlace(remote_run, spec.checkpoint, spec.log, style, warned),
                     start=state,
-                    order=settled.order,
+                    order=setup.order,
                     validate=validation_run.in_between,
                     validate_every=spec.evaluate.every_steps,
                 )
-                state = rehearse(training) if dry_run else train(training)
-        return FinetuneReport(state, validation_run.finish(mirror, style))
+                state = take_dry_run_steps(training) if dry_run else train(training)
+        return FinetuneReport(state, validation_run.finish(remote_run, style))
 
 
 class _Validation:
     """Scores of the validation set, by all processes together."""
 
-    def __init__(self, spec: FinetuneSpec, engine: Engine, shards: Shards, world: World) -> None:
-        self._spec, self._engine, self._shards, self._world = spec, engine, shards, world
+    def __init__(self, spec: FinetuneSpec, engine: Engine, shards: Shards, distributed: Distributed) -> None:
+        self._spec, self._engine, self._shards, self._world = spec, engine, shards, distributed
 
     def _scores(self, views: str, style: ProgressStyle) -> AnyScores:
         spec, model = self._spec, self._engine.model
@@ -175,17 +175,17 @@ class _Validation:
         answers = answer_videos(
             model,
             self._shards,
-            look=Look(parse_views(views), spec.clip, spec.evaluate.merge, spec.augment.antialias),
+            protocol=EvaluationProtocol(parse_views(views), spec.clip, spec.evaluate.merge, spec.augment.antialias),
             loader=spec.loader,
             cache=spec.cache,
             device=self._engine.device,
             batch=spec.evaluate.batch,
             autocast=self._engine.autocast,
             style=style,
-            world=self._world,
+            distributed=self._world,
         )
         model.train()
-        with self._world.agreed():
+        with self._world.all_or_none():
             return scores_of(answers)
 
     def in_between(self) -> Validated:
@@ -198,19 +198,19 @@ class _Validation:
         """Whether the last step's score in between, by which the best checkpoint is chosen, is still to be made."""
         every = self._spec.evaluate.every_steps
         owed = bool(every) and step % (every or 1) == 0 and not is_validated(folder, step)
-        return bool(self._world.gather_record(owed, bool)[0])
+        return bool(self._world.all_gather(owed, bool)[0])
 
-    def finish(self, mirror: Mirror, style: ProgressStyle) -> AnyScores:
+    def finish(self, remote_run: RemoteRun, style: ProgressStyle) -> AnyScores:
         """The scores of the finished run; those that are there already are not made again."""
         # The first process's answer: another one's file system may be late.
-        found = self._world.gather_record(_finished_scores(mirror.folder), AnyScores | None)[0]
+        found = self._world.all_gather(_finished_scores(remote_run.folder), AnyScores | None)[0]
         if found is not None:
             return cast(AnyScores, found)
         scores = self._scores(self._spec.evaluate.views, style)
-        with self._world.agreed():
+        with self._world.all_or_none():
             if self._world.is_main:
-                commit_bytes(mirror.folder / EVALUATION, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
-                mirror.publish(EVALUATION)
+                commit_bytes(remote_run.folder / EVALUATION, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
+                remote_run.publish(EVALUATION)
         return scores
 
 
@@ -243,8 +243,8 @@ def augmentation_words(spec: FinetuneSpec, *, may_flip: bool) -> str:
 def _check_groups(spec: FinetuneSpec, layout: BatchLayout) -> None:
     """Raises MisuseError where a group of mixed samples would lie on two processes or in two micro-batches."""
     group, batch = spec.mix.mix_group, spec.train.batch
-    if spec.mix.is_on and (batch % (group * layout.world) or layout.size % group):
+    if spec.mix.is_on and (batch % (group * layout.world_size) or layout.size % group):
         raise MisuseError(
-            f"mix.mix_group = {group}: {layout.world} processes, each with micro-batches of {layout.size} of a batch of "
+            f"mix.mix_group = {group}: {layout.world_size} processes, each with micro-batches of {layout.size} of a batch of "
             f"{batch}, would cut groups apart; the share of a process and train.micro_batch must be multiples of it"
         )

@@ -11,26 +11,26 @@ from torch import Tensor
 
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
-from vmae_data.store import lock
+from vmae_data.storage import lock
+from vmae_train.checkpoints.load import load_start
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
 from vmae_train.clips.mask import Grid, MaskSpec, draw_mask, num_masked
-from vmae_train.model.load import load_start
-from vmae_train.model.loss import cube_targets
-from vmae_train.model.videomae import PretrainModel
-from vmae_train.model.vit import Geometry
+from vmae_train.distributed import Distributed, choose_device
+from vmae_train.models.losses import cube_targets
+from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.vit import Geometry
+from vmae_train.runs.log import print_start
+from vmae_train.runs.metadata import RunFacts, check_run
+from vmae_train.runs.remote_run import RemoteRun
 from vmae_train.training.checkpoint import RunState
+from vmae_train.training.dry_run import take_dry_run_steps
 from vmae_train.training.engine import Engine
-from vmae_train.training.keeper import RunPlace
-from vmae_train.training.log import print_start
 from vmae_train.training.loop import Training, train
-from vmae_train.training.mirror import Mirror
-from vmae_train.training.optim import build_optimizer
-from vmae_train.training.rehearsal import rehearse
-from vmae_train.training.run import RunFacts, check_run
-from vmae_train.training.start import RunSpec, Settled, begin_together, settle
-from vmae_train.training.world import World, choose_device
+from vmae_train.training.optimizer import build_optimizer
+from vmae_train.training.recorder import RunPlace
+from vmae_train.training.setup import RunSpec, TrainingSetup, begin_together, set_up_training
 
 __all__ = ["PretrainLoss", "PretrainSpec", "pretrain"]
 
@@ -56,14 +56,14 @@ class PretrainLoss:
     def __call__(self, batch: Batch) -> Tensor:
         geometry = self.model.geometry
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        draws, augment = batch.draws.repeated(self.repeats), self.augment
-        boxes = augment.draw(planes.size_B2, draws, batch.may_flip_B)
-        rgb = augment(planes, boxes, augment.draw_policy(draws))
-        mask = draw_mask(self.mask, draws, grid_of(geometry))
+        rng, augment = batch.rng.repeated(self.repeats), self.augment
+        boxes = augment.draw(planes.size_B2, rng, batch.may_flip_B)
+        rgb = augment(planes, boxes, augment.draw_policy(rng))
+        mask = draw_mask(self.mask, rng, grid_of(geometry))
         targets = cube_targets(rgb / 255, mask.predicted_BK, geometry)
         weight_B = repeat(batch.weight_B, "b -> (b r)", r=self.repeats)
         clips = augment.normalise(rgb)
-        return self.model.loss(clips, mask, targets_BMD=targets, weight_B=weight_B, draws=draws)
+        return self.model.loss(clips, mask, targets_BMD=targets, weight_B=weight_B, rng=rng)
 
 
 def pretrain(
@@ -75,7 +75,7 @@ def pretrain(
     init: str | None = None,
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
-    world: World | None = None,
+    distributed: Distributed | None = None,
     dry_run: bool = False,
 ) -> RunState:
     """Pretrain in the folder or bucket `out`, or go on where it was stopped; with the other processes of `world`, if any.
@@ -87,16 +87,16 @@ def pretrain(
 
     Raises MisuseError for a recipe, data or folder that don't fit each other, VmaeError for a run that can't go on.
     """
-    world = world or World()
-    with world.agreed():
-        mirror = Mirror(out, scratch)
-        settled = settle(spec, data, world)
-    mix, geometry = settled.mix, settled.geometry
-    with world.on_main(lock(mirror.folder, "training")):
-        with world.agreed():
-            if world.local_rank == 0:  # one a machine
-                mirror.pull(newer_stays=world.is_main)
-        with world.agreed():
+    distributed = distributed or Distributed()
+    with distributed.all_or_none():
+        remote_run = RemoteRun(out, scratch)
+        setup = set_up_training(spec, data, distributed)
+    mix, geometry = setup.mix, setup.geometry
+    with distributed.on_main_process(lock(remote_run.folder, "training")):
+        with distributed.all_or_none():
+            if distributed.local_rank == 0:  # one a machine
+                remote_run.pull(newer_stays=distributed.is_main)
+        with distributed.all_or_none():
             recipe = msgspec.to_builtins(spec)
             facts = RunFacts(
                 kind="pretrain",
@@ -107,46 +107,46 @@ def pretrain(
                 data_weight=mix.weights,
                 init=init,
             )
-            check_run(mirror.folder, facts, type(spec), mirror.shown)
-            where = choose_device(device, threads=spec.train.threads, world=world)
+            check_run(remote_run.folder, facts, type(spec), remote_run.shown)
+            where = choose_device(device, threads=spec.train.threads, distributed=distributed)
             model = first_model(spec, init).to(where).train()
-            warned = settled.facts("pretrain", init=init)
+            warned = setup.facts("pretrain", init=init)
             optimizer = build_optimizer(model, spec.optim, depth=geometry.depth)
-            engine = settled.engine(model, optimizer, where)
-        state = begin_together(world, mirror, facts, engine, keep=spec.checkpoint.keep)
-        quiet = world.style(style) is ProgressStyle.QUIET
+            engine = setup.engine(model, optimizer, where)
+        state = begin_together(distributed, remote_run, facts, engine, keep=spec.checkpoint.keep)
+        quiet = distributed.style(style) is ProgressStyle.QUIET
         print_start(
-            "pretrain, a dry run" if dry_run else f"pretrain → {mirror.shown}",
-            _rows(settled, spec, engine, state.step),
+            "pretrain, a dry run" if dry_run else f"pretrain → {remote_run.shown}",
+            _rows(setup, spec, engine, state.step),
             quiet=quiet,
         )
-        if state.step >= settled.steps:
+        if state.step >= setup.steps:
             return state
-        augment = Augment(settled.augment).to(where)
-        with settled.loader(state.step, where) as loader:
+        augment = Augment(setup.augment).to(where)
+        with setup.loader(state.step, where) as loader:
             training = Training(
                 engine,
                 loader,
                 PretrainLoss(model, augment, spec.mask, repeats=spec.train.repeats),
-                world=world,
-                place=RunPlace(mirror, spec.checkpoint, spec.log, style, warned),
+                distributed=distributed,
+                place=RunPlace(remote_run, spec.checkpoint, spec.log, style, warned),
                 start=state,
-                order=settled.order,
+                order=setup.order,
             )
-            return rehearse(training) if dry_run else train(training)
+            return take_dry_run_steps(training) if dry_run else train(training)
 
 
-def _rows(settled: Settled, spec: PretrainSpec, engine: Engine, done: int) -> dict[str, str]:
-    geometry = settled.geometry
+def _rows(setup: TrainingSetup, spec: PretrainSpec, engine: Engine, done: int) -> dict[str, str]:
+    geometry = setup.geometry
     masked = num_masked(spec.mask, grid_of(geometry))
-    flips = spec.augment.flip and bool(settled.mix.may_flip_N.any())
+    flips = spec.augment.flip and bool(setup.mix.may_flip_N.any())
     return {
         "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
         f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}, {geometry.num_tokens} tokens, "
         f"{geometry.position}",
         "mask": f"{spec.mask.kind}, {masked} of {geometry.num_tokens} tokens hidden, decoder {spec.mask.decoder}",
         "crop": f"{spec.augment.crop} to {geometry.image_size} px, flip {'on' if flips else 'off'}",
-        **settled.rows(engine, done),
+        **setup.rows(engine, done),
     }
 
 

@@ -10,12 +10,12 @@ import pytest
 from tests.buckets import Setting, reach
 from tests.s3_server import S3Bucket
 from tools.faults.proxy import Proxy, proxy_thread
-from vmae_data.store import (
-    RemotePlace,
-    place_of,
+from vmae_data.storage import (
+    RemotePath,
     set_options,
+    storage_path,
 )
-from vmae_data.store.options import VARIABLE
+from vmae_data.storage.options import VARIABLE
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def s3(s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(VARIABLE, "{}")
     set_options(["give_up=5"])
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
-    folder = place_of(f"{s3_bucket.url}/sets/demo")
-    assert isinstance(folder, RemotePlace)
+    folder = storage_path(f"{s3_bucket.url}/sets/demo")
+    assert isinstance(folder, RemotePath)
     return Setting(s3_bucket, folder, tmp_path / "node")
 
 

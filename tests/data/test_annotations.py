@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from vmae_data.errors import MisuseError
-from vmae_data.prepare.classes import read_classes
-from vmae_data.prepare.listing import Columns, read_listing
-from vmae_data.prepare.sources import Listing, find_sources
+from vmae_data.sources.classes import read_classes
+from vmae_data.sources.find import Listing, find_sources
+from vmae_data.sources.listing import Columns, read_listing
 
 BOM = b"\xef\xbb\xbf"
 

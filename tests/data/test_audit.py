@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.command import run_command
+from vmae_data.audit.audit import Audited, AuditSpec, audit_shards, write_table
+from vmae_data.audit.audit_page import write_audit_page
+from vmae_data.audit.duplicates import DuplicateSpec, find_duplicates
+from vmae_data.audit.flags import Row
+from vmae_data.audit.hashes import MIRROR, Fingerprint, fingerprint
+from vmae_data.audit.measures import GRID, grey_levels, measure, sharpness_of, shrink
 from vmae_data.build import BuildReport, build_shards
-from vmae_data.check.audit import Audited, AuditSpec, audit_shards, write_table
-from vmae_data.check.audit_page import write_audit_page
-from vmae_data.check.duplicates import DuplicateSpec, find_duplicates
-from vmae_data.check.hashes import MIRROR, Fingerprint, fingerprint
-from vmae_data.check.judge import Row
-from vmae_data.check.measures import GRID, grey_levels, measure, sharpness_of, shrink
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError
 from vmae_data.format import ShardMarker, decode_record
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
 
 U8 = NDArray[np.uint8]
 HEIGHT, WIDTH, RATE, FRAMES = 96, 128, 24, 72
@@ -276,7 +276,7 @@ def test_noisy_copies_are_found_among_thousands_and_nothing_else() -> None:
     copies = [_noisy(prints[number], draw, flips=6) for number in range(0, 2000, 20)]
     digests = [bytes([0]) + n.to_bytes(4, "big") for n in range(2100)]
     found = find_duplicates([*prints, *copies], digests, range(2100), DuplicateSpec())
-    assert found.keeper == {2000 + n: 20 * n for n in range(100)}
+    assert found.recorder == {2000 + n: 20 * n for n in range(100)}
     assert found.nominated < 300  # of two million pairs
 
 
@@ -289,7 +289,7 @@ def test_a_frame_that_all_videos_share_floods_nothing_and_makes_no_copies() -> N
         one.look_T[:4], one.move_T[:4] = title, title
         prints.append(one)
     found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(500)], range(500), DuplicateSpec())
-    assert not found.keeper
+    assert not found.recorder
     assert found.nominated < 500 * 4 * 4 * 32
 
 
@@ -298,7 +298,7 @@ def test_many_copies_of_one_video_are_all_copies_of_the_first() -> None:
     first = _random_print(draw)
     prints = [first, *(_noisy(first, draw, flips=2) for _ in range(200))]
     found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(201)], range(201), DuplicateSpec())
-    assert found.keeper == dict.fromkeys(range(1, 201), 0)
+    assert found.recorder == dict.fromkeys(range(1, 201), 0)
 
 
 def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
@@ -306,8 +306,8 @@ def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
     one = _random_print(draw)
     same = find_duplicates([one, one], [b"a", b"a"], ["video", "video"], DuplicateSpec())
     other = find_duplicates([one, one], [b"a", b"b"], ["video", "other"], DuplicateSpec())
-    assert not same.keeper
-    assert other.keeper == {1: 0}
+    assert not same.recorder
+    assert other.recorder == {1: 0}
 
 
 def test_a_sample_that_cant_be_read_is_a_row_that_says_so(planted: Planted, tmp_path: Path) -> None:

@@ -19,19 +19,20 @@ from tests.buckets import SETTINGS, Setting, build, digests, send
 from tests.command import command_line, run_command
 from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import Proxy
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError
 from vmae_data.format import INDEX, PLAN_TABLE, marker_name
-from vmae_data.merge import merge_parts
-from vmae_data.prepare.plan import BuildSpec, Part
-from vmae_data.prepare.sources import find_sources
-from vmae_data.read.shards import Shards
-from vmae_data.store import (
+from vmae_data.read.dataset import Shards
+from vmae_data.shards.merge import merge_parts
+from vmae_data.shards.plan import Part
+from vmae_data.sources.find import find_sources
+from vmae_data.storage import (
     list_tree,
-    place_of,
     read_bytes,
     remove,
+    storage_path,
 )
-from vmae_data.store.options import VARIABLE
+from vmae_data.storage.options import VARIABLE
 
 
 def test_a_build_into_a_bucket_has_the_bytes_of_a_local_one_and_leaves_nothing(
@@ -154,7 +155,7 @@ def test_options_of_the_command_line_reach_every_process(
     run_command("vmae_data", "build", str(s3.folder), f"{s3.bucket.url}/made", *SETTINGS, "--quiet", *words)
     run_command("vmae_data", "verify", f"{s3.bucket.url}/made", "--quiet", *words)
     monkeypatch.setenv(VARIABLE, json.dumps(given))
-    made = place_of(f"{s3.bucket.url}/made")
+    made = storage_path(f"{s3.bucket.url}/made")
     assert digests(made) == digests(demo_shards)
 
 

@@ -13,20 +13,20 @@ from tests.buckets import QUIET, SETTINGS, Setting, build, reach, send
 from tests.command import run_command
 from tests.s3_server import PUBLIC
 from tools.faults.proxy import Proxy
-from vmae_data.check.verify import Problem, verify_shards
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import INDEX, tar_name
-from vmae_data.prepare.classes import read_classes
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.read.shards import Shards
-from vmae_data.store import (
-    RemotePlace,
+from vmae_data.read.dataset import Shards
+from vmae_data.sources.classes import read_classes
+from vmae_data.storage import (
+    RemotePath,
     commit_bytes,
     list_tree,
-    place_of,
     read_bytes,
     remote,
     remove,
+    storage_path,
 )
+from vmae_data.verify.verify import Problem, verify_shards
 
 
 def test_verify_fetches_each_tar_once_and_finds_what_is_wrong(
@@ -99,8 +99,8 @@ def test_a_public_data_set_is_opened_over_plain_http_and_a_listing_there_names_i
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    public = place_of(f"s3://{PUBLIC}/{s3.bucket.name}")
-    assert isinstance(public, RemotePlace)
+    public = storage_path(f"s3://{PUBLIC}/{s3.bucket.name}")
+    assert isinstance(public, RemotePath)
     send(demo_shards, public / "set")
     videos = sorted(demo_videos.glob("*/scene-*.mp4"))[:3]
     names = [str(path.relative_to(demo_videos)) for path in videos]

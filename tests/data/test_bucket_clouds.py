@@ -9,10 +9,10 @@ import pytest
 from tests.azure_server import AzureContainer
 from tests.buckets import QUIET, build, digests
 from tests.gcs_server import GcsBucket
-from vmae_data.check.verify import verify_shards
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.store import place_of, set_options
-from vmae_data.store.options import VARIABLE
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.storage import set_options, storage_path
+from vmae_data.storage.options import VARIABLE
+from vmae_data.verify.verify import verify_shards
 
 
 def test_azure_takes_a_build_and_gives_its_sources(
@@ -28,7 +28,7 @@ def test_azure_takes_a_build_and_gives_its_sources(
     monkeypatch.setenv(VARIABLE, "{}")
     set_options(["allow_http=true", "give_up=5"])
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
-    videos, folder = place_of(f"{azure_container.url}/videos"), place_of(f"{azure_container.url}/sets/demo")
+    videos, folder = storage_path(f"{azure_container.url}/videos"), storage_path(f"{azure_container.url}/sets/demo")
     store = azure_container.store()
     for path in demo_videos.rglob("*.*"):
         store.put(f"videos/{path.relative_to(demo_videos)}", path)
@@ -55,4 +55,4 @@ def test_google_gives_sources_and_a_data_set(
             gcs_bucket.put(f"{name}/{path.relative_to(folder)}", path.read_bytes())
     build(f"{gcs_bucket.url}/videos", tmp_path / "shards", demo_spec)
     assert digests(tmp_path / "shards") == digests(demo_shards)
-    assert verify_shards(place_of(f"{gcs_bucket.url}/set"), workers=2, style=QUIET).problems == ()
+    assert verify_shards(storage_path(f"{gcs_bucket.url}/set"), workers=2, style=QUIET).problems == ()

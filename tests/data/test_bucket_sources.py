@@ -9,14 +9,14 @@ import pytest
 
 from tests.buckets import SETTINGS, Setting, build, digests, send
 from tests.command import run_command
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError
 from vmae_data.format import FAILURES, INDEX
-from vmae_data.prepare.classes import read_classes
-from vmae_data.prepare.exclude import exclude_sources
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.prepare.sources import find_sources
-from vmae_data.read.shards import Shards
-from vmae_data.store import (
+from vmae_data.read.dataset import Shards
+from vmae_data.sources.classes import read_classes
+from vmae_data.sources.exclude import exclude_sources
+from vmae_data.sources.find import find_sources
+from vmae_data.storage import (
     commit_bytes,
 )
 

@@ -17,13 +17,13 @@ import pytest
 
 from tests.command import command_line, run_command
 from vmae_data.build import build_shards
-from vmae_data.draws import Purpose, bits, uniform
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError, VmaeError
-from vmae_data.execute.site import STAGING
 from vmae_data.format import FAILURES, Failure, ShardMarker, decode_record, tar_name
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
+from vmae_data.rng import Purpose, bits, uniform
+from vmae_data.shards.workspace import STAGING
 
 QUIET = ProgressStyle.QUIET
 
@@ -175,7 +175,7 @@ def test_two_builds_into_one_folder_exclude_each_other(demo_videos: Path, demo_s
     holder = subprocess.Popen(
         [
             sys.executable, "-c",
-            "import sys, time; from pathlib import Path; from vmae_data.store import lock\n"
+            "import sys, time; from pathlib import Path; from vmae_data.storage import lock\n"
             "with lock(Path(sys.argv[1]), 'build'): print('held', flush=True); time.sleep(60)",
             str(tmp_path),
         ],

@@ -20,12 +20,12 @@ from tools.faults.network import Faults
 from tools.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.processes import Pool, next_finished
-from vmae_data.read import room
+from vmae_data.read import cache_directory
 from vmae_data.read.cache import CacheSpec, RemoteShard, ShardCache
+from vmae_data.read.cache_directory import CacheDirectory
 from vmae_data.read.fetch import Fetcher
-from vmae_data.read.room import Room
 from vmae_data.recipes import byte_count
-from vmae_data.store import RemotePlace
+from vmae_data.storage import RemotePath
 
 LIMIT = "1GB"
 
@@ -49,7 +49,7 @@ def _shards(table: Shards) -> list[RemoteShard]:
     found = []
     for number, listed in enumerate(table.index.shardlist):
         place = table.shard_path(number)
-        assert isinstance(place, RemotePlace)
+        assert isinstance(place, RemotePath)
         found.append(RemoteShard(place, listed.filesize, listed.sha256))
     return found
 
@@ -177,14 +177,14 @@ def test_what_was_used_last_is_removed_last_and_stays_readable_where_it_is_open(
 
 
 def test_a_cache_that_is_too_small_keeps_what_it_has_instead_of_churning(tmp_path: Path) -> None:
-    kept = Room(tmp_path, 100)
+    kept = CacheDirectory(tmp_path, 100)
     for name in ("a", "b"):
         temporary = kept.reserve(name, 50)
         assert temporary is not None
         kept.commit(temporary, name)
     assert kept.reserve("c", 50) is None  # both were used a moment ago
     assert kept.reserve("d", 101) is None
-    at = time.time() - room.FRESH_SECONDS - 1
+    at = time.time() - cache_directory.FRESH_SECONDS - 1
     os.utime(kept.path("b"), (at, at))
     temporary = kept.reserve("c", 50)
     assert temporary is not None
@@ -280,17 +280,17 @@ def test_a_full_disk_is_said_once_and_the_samples_come_by_range(remote_shards: s
 
 
 def test_old_shards_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Room(tmp_path, 10**9)
+    kept = CacheDirectory(tmp_path, 10**9)
     (tmp_path / "old.tar").write_bytes(b"x")
-    at = time.time() - room.FRESH_SECONDS - 1
+    at = time.time() - cache_directory.FRESH_SECONDS - 1
     os.utime(tmp_path / "old.tar", (at, at))
-    allocate = room._allocate
+    allocate = cache_directory._allocate
 
     def full(path: Path, size: int) -> None:
         if (tmp_path / "old.tar").exists():
             raise OSError(28, "No space left on device")
         allocate(path, size)
 
-    monkeypatch.setattr(room, "_allocate", full)
+    monkeypatch.setattr(cache_directory, "_allocate", full)
     assert kept.reserve("new", 10) is not None
     assert not (tmp_path / "old.tar").exists()

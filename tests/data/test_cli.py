@@ -22,9 +22,9 @@ from tests.command import run_command
         "import vmae_data.cli, typer.testing as t; t.CliRunner().invoke(vmae_data.cli.app, ['--help'])",
         "import vmae_data.cli, typer.testing as t; t.CliRunner().invoke(vmae_data.cli.app, ['build', '--help'])",
         "import vmae_train.cli, typer.testing as t; t.CliRunner().invoke(vmae_train.cli.app, ['pretrain', '--help'])",
-        "import vmae_data.prepare.resize, vmae_data.prepare.pack, vmae_data.build, vmae_data.demo",
-        "import vmae_data.read.stream, vmae_data.check.verify, vmae_data.check.inspect, vmae_data.check.audit_page",
-        "import vmae_train, vmae_train.clips, vmae_train.clips.views",
+        "import vmae_data.encode.encode_source, vmae_data.shards.pack, vmae_data.build, vmae_data.demo.videos",
+        "import vmae_data.read.stream, vmae_data.verify.verify, vmae_data.inspect.inspect, vmae_data.audit.audit_page",
+        "import vmae_train, vmae_train.clips, vmae_train.clips.frame_sampling",
         "from vmae_data import Shards",
     ],
 )
@@ -70,7 +70,7 @@ def test_a_build_in_processes_of_its_own_loads_torch_only_to_pack(demo_videos: P
         "import sys\n"
         "from vmae_data.processes import Pool, next_finished\n"
         "from tests.data.test_cli import loaded_modules\n"
-        "from vmae_data.prepare.resize import encode_source\n"
+        "from vmae_data.encode.encode_source import encode_source\n"
         "if __name__ == '__main__':\n"
         "    with Pool(1) as pool:\n"
         "        pool.submit(0, loaded_modules)\n"

@@ -20,17 +20,17 @@ from tools.damages.judge import Finding, judge_all, make_all
 from tools.damages.records import Damage
 from tools.damages.table import DAMAGES, FAST, docs_page
 from tools.faults.disks import at_limit
-from tools.faults.site import Site, left_over
+from tools.faults.workspace import Workspace, left_over
 from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.encode_source import EncodeJob, encode_source
+from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.ffmpeg_result import _time_in_holes
+from vmae_data.encode.probe import cut_box
 from vmae_data.errors import DataError
 from vmae_data.format import key_of
-from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.judge import _time_in_holes
-from vmae_data.prepare.pack import _write_tar
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.prepare.probe import cut_box
-from vmae_data.prepare.resize import EncodeJob, encode_source
 from vmae_data.progress import ProgressStyle
+from vmae_data.shards.pack import _write_tar
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_disk_that_fills_up_while_a_tar_is_written_is_named_and_the_build_goes
     tmp_path: Path, demo_videos: Path, demo_shards: Path
 ) -> None:
     largest = max(path.stat().st_size for path in demo_shards.glob("*.tar"))
-    result = at_limit(Site(tmp_path, demo_videos, demo_shards, seconds=0, kills=0, seed=0), largest // 3)
+    result = at_limit(Workspace(tmp_path, demo_videos, demo_shards, seconds=0, kills=0, seed=0), largest // 3)
     assert result.as_expected, result.found
 
 

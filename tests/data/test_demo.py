@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vmae_data.demo import MARKER, render_video, write_demo
-from vmae_data.errors import MisuseError
-from vmae_data.scenes import (
+from vmae_data.demo.scenes import (
     ARM,
     CLASSES,
     FASTEST,
@@ -28,6 +26,8 @@ from vmae_data.scenes import (
     frames_of,
     plan_scenes,
 )
+from vmae_data.demo.videos import MARKER, render_video, write_demo
+from vmae_data.errors import MisuseError
 
 SEED, VIDEOS = 5, 24  # of the fixture `demo_videos`
 NEVER = ["empty", "text", "without-moov"]

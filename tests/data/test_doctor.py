@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.command import run_command
-from vmae_data.check.doctor import examine
-from vmae_data.check.machine import _file_system, core_quota, look_at_folder, memory_bytes
 from vmae_data.console import Check, State
-from vmae_data.prepare.ffmpeg import find_ffmpeg
+from vmae_data.doctor.doctor import examine
+from vmae_data.doctor.machine import _file_system, core_quota, look_at_folder, memory_bytes
+from vmae_data.encode.ffmpeg import find_ffmpeg
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from vmae_data import draws
-from vmae_data.draws import Draw, Purpose
+from vmae_data import rng
+from vmae_data.rng import Purpose, Rng
 
 
 def _splitmix64(x: int) -> int:
@@ -21,7 +21,7 @@ def test_splitmix64_gives_its_published_first_numbers() -> None:
     # Seed 1234567; from the generator's reference output.
     state, found = 1234567, []
     for _ in range(3):
-        found.append(int(draws.splitmix64(state)))
+        found.append(int(rng.splitmix64(state)))
         state = (state + 0x9E3779B97F4A7C15) % 2**64
     assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
@@ -30,33 +30,33 @@ def test_bits_chain_every_argument_in_the_stated_order() -> None:
     expected = 7
     for x in (3, 2**63 + 5, 1, 2, int(Purpose.MASK), 9):
         expected = _splitmix64(expected ^ x)
-    assert int(draws.bits(7, 3, np.uint64(2**63 + 5), 1, 2, Purpose.MASK, 9)) == expected
+    assert int(rng.bits(7, 3, np.uint64(2**63 + 5), 1, 2, Purpose.MASK, 9)) == expected
 
 
 def test_integers_and_uniforms_follow_their_formulas() -> None:
-    h = draws.bits(1, 0, np.arange(10_000), 0, 0, Purpose.CROP_SIZE)
-    assert draws.integer(h, 10).tolist() == [((int(x) >> 32) * 10) >> 32 for x in h]
-    assert draws.uniform(h).tolist() == [(int(x) >> 40) / 2**24 for x in h]
-    counts = np.bincount(draws.integer(h, 10), minlength=10)
+    h = rng.bits(1, 0, np.arange(10_000), 0, 0, Purpose.CROP_SIZE)
+    assert rng.integer(h, 10).tolist() == [((int(x) >> 32) * 10) >> 32 for x in h]
+    assert rng.uniform(h).tolist() == [(int(x) >> 40) / 2**24 for x in h]
+    counts = np.bincount(rng.integer(h, 10), minlength=10)
     assert np.abs(counts - 1000).max() < 150  # five standard deviations
 
 
 def test_a_permutation_holds_every_number_once() -> None:
-    h = draws.bits(1, 0, 5, 0, 0, Purpose.MASK, np.arange(196))
-    assert sorted(draws.permutation(h).tolist()) == list(range(196))
+    h = rng.bits(1, 0, 5, 0, 0, Purpose.MASK, np.arange(196))
+    assert sorted(rng.permutation(h).tolist()) == list(range(196))
 
 
 def test_a_sample_is_known_by_data_set_and_key_not_by_row() -> None:
-    assert draws.sample_number("a", "k") == draws.sample_number("a", "k")
-    assert draws.sample_number("a", "k") != draws.sample_number("b", "k")
-    draw = Draw(seed=1, epoch=2, sample=draws.sample_number("a", "k"))
+    assert rng.sample_number("a", "k") == rng.sample_number("a", "k")
+    assert rng.sample_number("a", "k") != rng.sample_number("b", "k")
+    draw = Rng(seed=1, epoch=2, sample=rng.sample_number("a", "k"))
     assert draw.integer(Purpose.FRAMES, 100) == int(
-        draws.integer(draws.bits(1, 2, np.uint64(draw.sample), 0, 0, Purpose.FRAMES), 100)
+        rng.integer(rng.bits(1, 2, np.uint64(draw.sample), 0, 0, Purpose.FRAMES), 100)
     )
 
 
 def test_normal_numbers_are_normal() -> None:
-    found = np.sort(draws.normal(draws.bits(1, 0, np.arange(5000), 0, 0, Purpose.RANDAUGMENT_MAGNITUDE)))
+    found = np.sort(rng.normal(rng.bits(1, 0, np.arange(5000), 0, 0, Purpose.RANDAUGMENT_MAGNITUDE)))
     expected = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in found])
     assert np.abs(expected - np.arange(1, 5001) / 5000).max() < 1.95 / math.sqrt(5000)
 
@@ -64,12 +64,12 @@ def test_normal_numbers_are_normal() -> None:
 @pytest.mark.parametrize(("a", "b"), [(0.8, 0.8), (1.0, 1.0), (0.05, 0.3), (4.0, 2.0)])
 def test_beta_numbers_have_the_moments_of_their_distribution(a: float, b: float) -> None:
     count = 2000
-    found = np.array([Draw(3, 1, sample).beta(Purpose.MIX_SHARE, a, b) for sample in range(count)])
+    found = np.array([Rng(3, 1, sample).beta(Purpose.MIX_SHARE, a, b) for sample in range(count)])
     variance = a * b / ((a + b) ** 2 * (a + b + 1))
     assert ((found >= 0) & (found <= 1)).all()
     assert abs(found.mean() - a / (a + b)) < 5 * math.sqrt(variance / count)
     assert abs(found.var() - variance) < 5 * math.sqrt(((found - found.mean()) ** 2).var() / count)
-    assert found[7] == Draw(3, 1, 7).beta(Purpose.MIX_SHARE, a, b)
+    assert found[7] == Rng(3, 1, 7).beta(Purpose.MIX_SHARE, a, b)
 
 
 def test_no_two_purposes_share_a_number() -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from tests.command import run_command
 from vmae_data.build import build_shards
-from vmae_data.prepare.estimate import Spread, _Sized, choose_sample, estimate_build, estimate_lines, scale_up
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.prepare.sources import SourceVideo
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.estimate import Spread, _Sized, choose_sample, estimate_build, estimate_lines, scale_up
 from vmae_data.progress import ProgressStyle
+from vmae_data.sources.find import SourceVideo
 
 QUIET = ProgressStyle.QUIET
 

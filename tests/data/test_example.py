@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vmae_data.check.verify import verify_shards
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
+from vmae_data.verify.verify import verify_shards
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "shards" / "example"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vmae_data.errors import MisuseError
-from vmae_data.prepare.exclude import exclude_sources
-from vmae_data.prepare.sources import Listing, find_sources
+from vmae_data.sources.exclude import exclude_sources
+from vmae_data.sources.find import Listing, find_sources
 
 
 @pytest.fixture

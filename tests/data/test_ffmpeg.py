@@ -6,14 +6,14 @@ import sys
 import time
 from pathlib import Path
 
-from vmae_data.prepare.ffmpeg import _Reader, find_ffmpeg, run_ffmpeg, telling
+from vmae_data.encode.ffmpeg import _Reader, find_ffmpeg, run_ffmpeg, telling
 
 
 def test_ffmpeg_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys\n"
-        "from vmae_data.prepare.ffmpeg import run_ffmpeg\n"
+        "from vmae_data.encode.ffmpeg import run_ffmpeg\n"
         "run_ffmpeg([sys.argv[1], '-nostdin', '-f', 'lavfi', '-re', '-i', 'testsrc', '-f', 'null', sys.argv[2]], {})\n"
     )
     mark = str(tmp_path / "endless")

@@ -23,8 +23,8 @@ from vmae_data.decode import FrameSize, decode_frames, decode_some
 from vmae_data.errors import DataError, SampleError
 from vmae_data.format import marker_name, tar_name
 from vmae_data.read.cache import CacheSpec, ShardCache
+from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher
-from vmae_data.read.shards import Shards
 
 HUGE = 10**18
 

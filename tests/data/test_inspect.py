@@ -17,14 +17,14 @@ import pytest
 from tests.command import run_command
 from tests.data.test_resize import _write
 from vmae_data.build import build_shards
-from vmae_data.check import survey
-from vmae_data.check.inspect import inspect_shards, print_table, write_page
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError
 from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, decode_record, encode_record
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.inspect import survey
+from vmae_data.inspect.inspect import inspect_shards, print_table, write_page
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.lengths import sample_seconds
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
+from vmae_data.read.durations import sample_seconds
 
 HOSTILE = "<script>alert(1)</script>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

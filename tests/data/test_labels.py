@@ -11,13 +11,13 @@ import pytest
 
 from tests.command import run_command
 from vmae_data.build import BuildReport, build_shards
-from vmae_data.check.inspect import inspect_shards, write_page
-from vmae_data.check.verify import verify_shards
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import FAILURES, PLAN_TABLE, SAMPLES, UNLISTED, Label, path_from_text
+from vmae_data.inspect.inspect import inspect_shards, write_page
 from vmae_data.labels import label_columns, label_words, table_labels
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import LabelKind, Shards
+from vmae_data.read.dataset import LabelKind, Shards
+from vmae_data.verify.verify import verify_shards
 
 QUIET = ProgressStyle.QUIET
 

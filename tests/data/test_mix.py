@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmae_data.errors import MisuseError
-from vmae_data.read.mix import DataChoice, Mix, MixOrder, parse_data
+from vmae_data.read.dataset import Shards
+from vmae_data.read.mixture import DataChoice, Mixture, MixtureOrder, parse_data
 from vmae_data.read.order import epoch_sequence
-from vmae_data.read.shards import Shards
 
 SIZES = [[7, 9, 8], [5] * 20]  # 24 and 100 samples
 
@@ -24,7 +24,7 @@ def test_an_epoch_of_a_set_in_a_mix_holds_every_sample_once(sizes: list[int]) ->
 
 
 def test_each_set_walks_its_own_epochs_without_a_gap_or_a_repeat() -> None:
-    order = MixOrder(SIZES, [1, 1], seed=3, batch=31)
+    order = MixtureOrder(SIZES, [1, 1], seed=3, batch=31)
     assert order.steps_per_epoch == 124 // 31
     steps = [order.batch(step) for step in range(40)]
     samples = np.concatenate([batch.sample_B for batch in steps])
@@ -38,23 +38,23 @@ def test_each_set_walks_its_own_epochs_without_a_gap_or_a_repeat() -> None:
 
 
 def test_any_step_can_be_asked_for_first() -> None:
-    whole = MixOrder(SIZES, [2, 1], seed=3, batch=31)
+    whole = MixtureOrder(SIZES, [2, 1], seed=3, batch=31)
     wanted = [whole.batch(step) for step in range(13)]
     for step in (12, 5, 0, 7):
-        found = MixOrder(SIZES, [2, 1], seed=3, batch=31).batch(step)
+        found = MixtureOrder(SIZES, [2, 1], seed=3, batch=31).batch(step)
         assert np.array_equal(found.sample_B, wanted[step].sample_B)
         assert np.array_equal(found.epoch_B, wanted[step].epoch_B)
 
 
 @pytest.mark.parametrize(("weights", "share"), [([3, 1], 0.75), ([], 24 / 124), ([0.5, 1.5], 0.25)])
 def test_the_shares_are_those_of_the_weights_and_else_of_the_lengths(weights: list[float], share: float) -> None:
-    order = MixOrder(SIZES, weights, seed=0, batch=124)
+    order = MixtureOrder(SIZES, weights, seed=0, batch=124)
     found = np.mean([(order.batch(step).sample_B < 24).mean() for step in range(200)])
     assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / (200 * 124))
 
 
 def test_a_batch_late_in_a_long_run_comes_quickly() -> None:
-    order = MixOrder([[500] * 1600, [500] * 400], [2, 1], seed=0, batch=1024)
+    order = MixtureOrder([[500] * 1600, [500] * 400], [2, 1], seed=0, batch=1024)
     started_at = time.perf_counter()
     order.batch(3 * order.steps_per_epoch + 100)
     assert time.perf_counter() - started_at < 5  # 0.4 s on one slow core
@@ -94,21 +94,21 @@ def test_wrong_mixes_are_refused(demo_shards: Path) -> None:
     with pytest.raises(MisuseError, match="a weight of 0"):
         parse_data("shards/a:0")
     with pytest.raises(MisuseError, match="is there twice"):
-        Mix.open([one, one])
+        Mixture.open([one, one])
     with pytest.raises(MisuseError, match="has no weight, others have"):
-        Mix.open([one, DataChoice(str(demo_shards), 2.0)])
+        Mixture.open([one, DataChoice(str(demo_shards), 2.0)])
 
 
 def test_samples_are_numbered_through(demo_shards: Path) -> None:
     shards = Shards.open(str(demo_shards))
-    mix = Mix([shards, shards])
+    mix = Mixture([shards, shards])
     count = len(shards)
     assert len(mix) == 2 * count
     assert mix.locate(count - 1) == (0, count - 1)
     assert mix.locate(count) == (1, 0)
     assert mix.key(count + 3) == f"{shards.key(3)} (data 2)"
     assert mix.sample_number(count + 3) == shards.sample_number(3)
-    assert Mix.of(shards).key(3) == shards.key(3)
+    assert Mixture.of(shards).key(3) == shards.key(3)
 
 
 @pytest.mark.parametrize("text", ["s3://b/k:-1", "s3://b/k:nan", "s3://b/k:1e3", "s3://b/k:", "", "x:inf"])

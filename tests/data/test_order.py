@@ -39,13 +39,13 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
     assert not np.array_equal(first, epoch_batches([50] * 20, seed=2, epoch=3, batch=32))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_ranks_that_divide_the_streams_read_whole_streams(world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_ranks_that_divide_the_streams_read_whole_streams(world_size: int) -> None:
     shards, size, batch = 256, 10, 64
     order = epoch_batches([size] * shards, seed=0, epoch=0, batch=batch)
     owners: dict[int, set[int]] = {}
     for batch_samples in order:
-        pieces = [rank_slice(batch_samples, rank, world) for rank in range(world)]
+        pieces = [rank_slice(batch_samples, rank, world_size) for rank in range(world_size)]
         assert np.array_equal(np.concatenate(pieces), batch_samples)
         for rank, piece in enumerate(pieces):
             for shard in piece // size:
@@ -54,14 +54,14 @@ def test_ranks_that_divide_the_streams_read_whole_streams(world: int) -> None:
     assert shared <= stream_count(batch)  # at most one per border between streams
 
 
-@pytest.mark.parametrize("world", [2, 4, 8, 32])
-def test_a_node_that_reads_whole_streams_sees_its_share_of_the_shards_and_one_a_border(world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 4, 8, 32])
+def test_a_node_that_reads_whole_streams_sees_its_share_of_the_shards_and_one_a_border(world_size: int) -> None:
     shards, size, batch = 250, 10, 64
     for epoch in range(3):
         order = epoch_batches([size] * shards, seed=0, epoch=epoch, batch=batch)
-        for rank in range(world):
-            seen = {int(n) // size for batch_samples in order for n in rank_slice(batch_samples, rank, world)}
-            assert len(seen) <= -(-shards // world) + 1
+        for rank in range(world_size):
+            seen = {int(n) // size for batch_samples in order for n in rank_slice(batch_samples, rank, world_size)}
+            assert len(seen) <= -(-shards // world_size) + 1
 
 
 def test_a_stream_is_shuffled_within_its_window_only() -> None:

@@ -25,10 +25,10 @@ from PIL import Image
 
 from vmae_data.build import build_shards
 from vmae_data.decode import decode_all
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import FAILURES, INDEX, ShardMarker, decode_record
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import Sample, Shards
+from vmae_data.read.dataset import Sample, Shards
 
 # RGB in whole levels and back to luma, chroma upsampled in the reader's own way: 1.2 on these videos.
 LUMA_TOLERANCE = 2.0

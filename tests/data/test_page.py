@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmae_data.check.histogram import histogram
 from vmae_data.decode import FramePlanes
-from vmae_data.page import Bar, Bars, Charts, Fact, Facts, Figure, Gallery, Note, Section, Table, Tile, write_page
+from vmae_data.histogram import histogram
+from vmae_data.html import Bar, Bars, Charts, Fact, Facts, Figure, Gallery, Note, Section, Table, Tile, write_page
 from vmae_data.pictures import Row, enlarge, moving_picture, picture, planes_to_rgb, sheet, spread
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from tests.command import command_line, run_command
 from vmae_data.build import build_shards
-from vmae_data.check.verify import verify_shards
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.format import PLAN, marker_name
-from vmae_data.merge import merge_parts
-from vmae_data.prepare.plan import BuildSpec, Part
 from vmae_data.progress import ProgressStyle
-from vmae_data.store import create_bytes
+from vmae_data.shards.merge import merge_parts
+from vmae_data.shards.plan import Part
+from vmae_data.storage import create_bytes
+from vmae_data.verify.verify import verify_shards
 
 QUIET = ProgressStyle.QUIET
 
@@ -42,7 +43,7 @@ def _part_command(source: Path, dest: Path, part: str, *more: str) -> list[str]:
 def _holding(folder: Path, call: str) -> Iterator[None]:
     """Another process that holds a lock."""
     script = (
-        "import sys, time; from pathlib import Path; from vmae_data.store import lock, lock_part\n"
+        "import sys, time; from pathlib import Path; from vmae_data.storage import lock, lock_part\n"
         f"with {call}: print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE)
@@ -185,7 +186,7 @@ def test_a_part_with_another_plan_is_refused(
 
 def _create(path: Path, text: str) -> bool:
     code = (
-        "import sys; from pathlib import Path; from vmae_data.store import create_bytes\n"
+        "import sys; from pathlib import Path; from vmae_data.storage import create_bytes\n"
         "sys.stdin.readline(); print(create_bytes(Path(sys.argv[1]), sys.argv[2].encode() * 100000))"
     )
     done = subprocess.run(

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmae_data.encode.probe import VideoInfo, probe_video, scaled_size
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
-from vmae_data.prepare.probe import VideoInfo, probe_video, scaled_size
 
 
 def _info(width: int, height: int) -> VideoInfo:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.data.test_resize import _encode, _write
 from vmae_data.decode import decode_some
+from vmae_data.encode.probe import probe_video
 from vmae_data.format import Rational, expand_series
-from vmae_data.prepare.probe import probe_video
 
 
 @pytest.mark.parametrize(("profile", "codec"), [("h264", "h264"), ("mpeg4", "mpeg4"), ("mjpeg", "mjpeg")])

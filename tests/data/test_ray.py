@@ -24,15 +24,16 @@ from tests.command import command_line, run_command
 from tests.s3_server import S3Bucket
 from vmae_data import __version__
 from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import VmaeError
-from vmae_data.execute.ray_cluster import Same, make_shard, run_on_ray
-from vmae_data.execute.site import site_of
-from vmae_data.execute.work import ShardDone, ShardWork, Work
-from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.pack import PackJob
-from vmae_data.prepare.plan import BuildSpec, Part, make_plan, write_plan
-from vmae_data.prepare.sources import find_sources
+from vmae_data.executors.jobs import BuildJobs, ShardDone, ShardJob
+from vmae_data.executors.ray_cluster import Same, make_shard, run_on_ray
 from vmae_data.progress import ProgressStyle
+from vmae_data.shards.pack import PackJob
+from vmae_data.shards.plan import Part, make_plan, write_plan
+from vmae_data.shards.workspace import workspace_of
+from vmae_data.sources.find import find_sources
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vmae[ray]'")
 QUIET = ProgressStyle.QUIET
@@ -185,16 +186,16 @@ def test_a_source_that_crashes_its_worker_twice_is_the_same_failure_as_locally(
 
 
 @pytest.fixture
-def one_shard(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> tuple[ShardWork, Same]:
+def one_shard(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> tuple[ShardJob, Same]:
     binary = find_ffmpeg()
     listing = find_sources(str(demo_videos))
     plan = make_plan(listing, demo_spec, split=None, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     write_plan(tmp_path, plan)
-    work = next(Work(site_of(tmp_path), plan, binary.path).to_do())
+    work = next(BuildJobs(workspace_of(tmp_path), plan, binary.path).to_do())
     return work, Same(__version__, binary.version, binary.sha256, None)
 
 
-def test_a_node_with_another_ffmpeg_or_version_is_refused(one_shard: tuple[ShardWork, Same]) -> None:
+def test_a_node_with_another_ffmpeg_or_version_is_refused(one_shard: tuple[ShardJob, Same]) -> None:
     work, same = one_shard
     with pytest.raises(VmaeError, match="is not the plan's .*install the same imageio-ffmpeg on every node"):
         list(make_shard(work, same._replace(ffmpeg_sha256="0" * 64), 1))
@@ -202,7 +203,7 @@ def test_a_node_with_another_ffmpeg_or_version_is_refused(one_shard: tuple[Shard
         list(make_shard(work, same._replace(version="9"), 1))
 
 
-def test_a_node_that_does_not_see_the_sources_books_no_failure(one_shard: tuple[ShardWork, Same]) -> None:
+def test_a_node_that_does_not_see_the_sources_books_no_failure(one_shard: tuple[ShardJob, Same]) -> None:
     work, same = one_shard
     blind = work._replace(encodes=tuple(job._replace(folder=b"/nowhere") for job in work.encodes))
     with pytest.raises(VmaeError, match="/nowhere: is not there"):
@@ -210,7 +211,7 @@ def test_a_node_that_does_not_see_the_sources_books_no_failure(one_shard: tuple[
 
 
 def test_a_task_leaves_its_shard_and_takes_away_what_killed_ones_left(
-    one_shard: tuple[ShardWork, Same], demo_shards: Path
+    one_shard: tuple[ShardJob, Same], demo_shards: Path
 ) -> None:
     work, same = one_shard
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -225,9 +226,7 @@ def test_a_task_leaves_its_shard_and_takes_away_what_killed_ones_left(
     assert tar.read_bytes() == (demo_shards / tar.name).read_bytes()
 
 
-def test_an_error_of_a_task_is_one_line_with_its_shard_and_node(
-    cluster: str, one_shard: tuple[ShardWork, Same]
-) -> None:
+def test_an_error_of_a_task_is_one_line_with_its_shard_and_node(cluster: str, one_shard: tuple[ShardJob, Same]) -> None:
     work, _ = one_shard
     other: PackJob = work.pack._replace(plan="0" * 64)
     with pytest.raises(VmaeError, match=r"^shard 0 on node \S+: .* DEST must lie where every node sees it$"):

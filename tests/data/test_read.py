@@ -11,14 +11,14 @@ import pytest
 
 from vmae_data import Shards
 from vmae_data.decode import decode_all, decode_frames
-from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
 from vmae_data.format import INDEX, SAMPLES, Index, tar_name
+from vmae_data.read.dataset import SampleView
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
-from vmae_data.read.shards import SampleView
-from vmae_data.read.slots import SharedSlots, SlotLayout
+from vmae_data.read.shared_buffers import BufferLayout, SharedBuffers
 from vmae_data.read.stream import ClipFrames, DataPart, Decoder, WantedClip
+from vmae_data.rng import Rng
 
 
 @pytest.fixture
@@ -120,14 +120,14 @@ def test_the_index_is_a_wids_index_too(demo_shards: Path) -> None:
 
 
 class _FirstFour:
-    def __call__(self, sample: SampleView, draw: Draw) -> ClipFrames:
+    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
         return ClipFrames((0, 1, 2, 3), np.arange(4)[None])
 
 
 def test_planes_land_in_their_place_and_padding_is_zero(demo_shards: Path) -> None:
     shards = Shards.open(str(demo_shards))
     height, width = (int(n) // 2 * 2 + 8 for n in shards.size_N2.max(axis=0))
-    slots = SharedSlots(2, SlotLayout(3, 4, height, width))
+    slots = SharedBuffers(2, BufferLayout(3, 4, height, width))
     slots.flat(1)[:] = 255  # what lay there before
     filled = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(
         1, [WantedClip(2, 5, 0, 0), WantedClip(0, 1, 0, 0)]
@@ -151,7 +151,7 @@ def test_a_bad_sample_is_said_and_leaves_black_frames(damaged: Path) -> None:
     with (damaged / tar_name(0)).open("r+b") as file:
         file.seek(place.offset)
         file.write(bytes(place.size))
-    slots = SharedSlots(1, SlotLayout(1, 4, 64, 64))
+    slots = SharedBuffers(1, BufferLayout(1, 4, 64, 64))
     slots.flat(0)[:] = 255
     ((filled,), *_) = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(
         0, [WantedClip(0, 2, 0, 0)]

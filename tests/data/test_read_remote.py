@@ -18,10 +18,10 @@ from tools.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.errors import ReplacedError, SampleError, StoreError
 from vmae_data.format import INDEX, tar_name
-from vmae_data.read import ahead, opening
-from vmae_data.read.ahead import GAP_BYTES, SPAN_BYTES, ReadAhead, Wanted, merge_neighbours
+from vmae_data.read import load_index, prefetch
 from vmae_data.read.fetch import Fetcher, Member
-from vmae_data.store import RemotePlace
+from vmae_data.read.prefetch import GAP_BYTES, SPAN_BYTES, Prefetcher, Wanted, merge_neighbours
+from vmae_data.storage import RemotePath
 
 
 def _tars(network: Proxy) -> list[str]:
@@ -30,7 +30,7 @@ def _tars(network: Proxy) -> list[str]:
 
 
 def _wanted(offset: int, size: int, shard: str = "x.tar") -> Wanted:
-    return Wanted("k", RemotePlace("s3://b", shard), offset, size, b"")
+    return Wanted("k", RemotePath("s3://b", shard), offset, size, b"")
 
 
 members = st.builds(
@@ -98,9 +98,9 @@ def test_what_was_asked_for_comes_while_nobody_waits(remote_shards: str, network
 def test_no_more_bytes_are_ahead_than_allowed_but_what_is_waited_for(
     remote_shards: str, network: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "GAP_BYTES", -1)  # each a range of its own
+    monkeypatch.setattr(prefetch, "GAP_BYTES", -1)  # each a range of its own
     shards = Shards.open(remote_shards)
-    reader = ReadAhead(most=shards.place(0).size + shards.place(1).size)
+    reader = Prefetcher(most=shards.place(0).size + shards.place(1).size)
     fetcher = Fetcher(shards, ahead=reader)
     fetcher.ask([Member(n) for n in range(6)])
     _until(lambda: len(_tars(network)) == 2)
@@ -165,7 +165,7 @@ def test_a_store_that_does_not_answer_stops_the_reader(remote_shards: str, netwo
 def test_an_index_has_a_copy_for_days_without_network_and_a_newer_one_is_taken(
     remote_shards: str, network: Proxy, s3_bucket: S3Bucket, demo_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "COPY_SECONDS", 0.3)
+    monkeypatch.setattr(load_index, "COPY_SECONDS", 0.3)
     first = Shards.open(remote_shards)
     assert first.remark is None
     asked = len(network.seen().exchanges)

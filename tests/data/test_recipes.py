@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import RecipeError
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.recipes import difference, list_recipes, load_recipe, read_recipe, recipe_head
 
 

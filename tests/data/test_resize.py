@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from vmae_data.decode import decode_all
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.encode_source import EncodeJob, StagedSource, encode_source
+from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.ffmpeg_arguments import Output, encode_arguments
+from vmae_data.encode.probe import probe_video
+from vmae_data.encode.thinning import select_by_stride
 from vmae_data.format import Regular, expand_series, key_of
-from vmae_data.prepare.command import Output, encode_arguments
-from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.plan import BuildSpec
-from vmae_data.prepare.probe import probe_video
-from vmae_data.prepare.resize import EncodeJob, StagedSource, encode_source
-from vmae_data.prepare.thinning import select_by_stride
 
 
 def _write(

@@ -14,7 +14,7 @@ from tests.s3_server import S3Bucket
 from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import proxy_thread
 from vmae_data.format import INDEX
-from vmae_data.store.options import VARIABLE
+from vmae_data.storage.options import VARIABLE
 
 SETTINGS = ["--recipe", "demo", "--set", "samples_per_shard=8"]
 BOTH = ("GET", "HEAD", "PUT", "POST")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vmae_data.errors import MisuseError
-from vmae_data.prepare.sources import find_sources
+from vmae_data.sources.find import find_sources
 
 
 def _listing(tmp_path: Path, text: str | bytes, name: str = "list.txt") -> str:

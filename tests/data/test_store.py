@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from vmae_data.errors import MisuseError, VmaeError
-from vmae_data.store import (
-    RemotePlace,
+from vmae_data.storage import (
+    RemotePath,
     local_path,
-    place_of,
     read_bytes,
     set_options,
     shown_options,
-    writable_place,
-    writable_places,
+    storage_path,
+    writable_path,
+    writable_paths,
 )
-from vmae_data.store.clients import open_store
-from vmae_data.store.options import VARIABLE, access_of
-from vmae_data.store.retry import _advice, _Trouble
+from vmae_data.storage.clients import open_store
+from vmae_data.storage.options import VARIABLE, access_of
+from vmae_data.storage.retry import _advice, _Trouble
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +31,18 @@ def _no_access(monkeypatch, tmp_path):
 
 
 def test_places_are_joined_and_named_as_paths_are():
-    place = place_of("s3://bucket//a/b/shard-000001.tar/")
-    assert place == RemotePlace("s3://bucket", "a/b/shard-000001.tar")
+    place = storage_path("s3://bucket//a/b/shard-000001.tar/")
+    assert place == RemotePath("s3://bucket", "a/b/shard-000001.tar")
     assert (place.scheme, place.container, place.name, place.stem, place.suffix) == (
         "s3", "bucket", "shard-000001.tar", "shard-000001", ".tar",
     )  # fmt: skip
     assert str(place.parent / "index.json") == "s3://bucket/a/b/index.json"
     assert str(place.with_suffix(".json")) == "s3://bucket/a/b/shard-000001.json"
-    assert str(place_of("s3://bucket")) == "s3://bucket" and str(place_of("s3://bucket") / "x") == "s3://bucket/x"
-    assert place_of("HTTP://host:90/x").root == "http://host:90"
-    assert place_of("file:///a/b") == Path("/a/b") and place_of("a:b/c") == Path("a:b/c")
+    assert (
+        str(storage_path("s3://bucket")) == "s3://bucket" and str(storage_path("s3://bucket") / "x") == "s3://bucket/x"
+    )
+    assert storage_path("HTTP://host:90/x").root == "http://host:90"
+    assert storage_path("file:///a/b") == Path("/a/b") and storage_path("a:b/c") == Path("a:b/c")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_places_are_joined_and_named_as_paths_are():
 )
 def test_a_url_that_can_not_be_used_is_refused_without_its_secrets(url, says):
     with pytest.raises(MisuseError, match=says) as caught:
-        place_of(url)
+        storage_path(url)
     assert "hunter2" not in str(caught.value)
 
 
@@ -111,7 +113,7 @@ def test_a_key_with_a_line_end_is_named_and_not_shown(monkeypatch):
 def test_client_options_that_can_not_be_used_are_one_line(option):
     set_options([option, "skip_signature=true", "region=us-east-1"])
     with pytest.raises(MisuseError, match="can't be used for s3://bucket"):
-        read_bytes(place_of("s3://bucket/x"))
+        read_bytes(storage_path("s3://bucket/x"))
 
 
 def test_an_option_that_is_not_known_to_be_harmless_is_not_shown():
@@ -156,11 +158,11 @@ def test_a_profile_that_needs_more_says_what_to_run(monkeypatch, tmp_path):
 
 def test_azure_needs_an_account_and_says_for_which_url():
     with pytest.raises(MisuseError, match="az://c/set/x: no account is named; set AZURE_STORAGE_ACCOUNT_NAME"):
-        read_bytes(place_of("az://c/set/x"))
+        read_bytes(storage_path("az://c/set/x"))
 
 
 def test_a_web_server_passes_over_a_buckets_options_and_refuses_what_no_store_knows():
-    place = place_of("http://127.0.0.1:9")
+    place = storage_path("http://127.0.0.1:9")
     set_options(["endpoint=http://host:9", "secret_access_key=hunter2", "account_key=hunter2", "skip_signature=true"])
     open_store(place)
     set_options(["endpiont=hunter2"])
@@ -173,10 +175,10 @@ def test_a_web_server_passes_over_a_buckets_options_and_refuses_what_no_store_kn
 def test_a_key_file_of_google_that_is_not_there_is_named_and_a_key_in_its_place_is_not_shown(name, monkeypatch):
     monkeypatch.setenv(name, "/nope.json")
     with pytest.raises(MisuseError, match=f"gs://c/x: {name} = /nope.json: no such file"):
-        read_bytes(place_of("gs://c/x"))
+        read_bytes(storage_path("gs://c/x"))
     monkeypatch.setenv(name, '{"private_key": "hunter2"}' + "x" * 300)
     with pytest.raises(MisuseError, match=f"{name} = …: no such file") as caught:
-        read_bytes(place_of("gs://c/x"))
+        read_bytes(storage_path("gs://c/x"))
     assert "hunter2" not in str(caught.value)
 
 
@@ -184,7 +186,7 @@ def test_a_key_file_of_google_that_is_not_there_is_named_and_a_key_in_its_place_
     ("url", "named"), [("gs://c/x", "GOOGLE_"), ("az://c/x", "AZURE_"), ("http://h/x", "header"), ("s3://c/x", "AWS_")]
 )
 def test_who_is_refused_is_told_of_the_credentials_of_that_kind_of_store(url, named):
-    advice = _advice(_Trouble("refused: status 403", passing=False, refused=True), place_of(url))
+    advice = _advice(_Trouble("refused: status 403", passing=False, refused=True), storage_path(url))
     assert [name for name in ("AWS_", "GOOGLE_", "AZURE_", "header") if name in advice] == [named]
 
 
@@ -194,33 +196,33 @@ def test_a_file_is_not_written_over_what_is_no_file(tmp_path):
     (tmp_path / "circle").symlink_to("circle")
     for name, says in (("pipe", "a device or a pipe"), ("to-pipe", "a device or a pipe"), ("circle", "in a circle")):
         with pytest.raises(MisuseError, match=f"--html .*{name}: .*{says}"):
-            writable_place(tmp_path / name, "--html")
+            writable_path(tmp_path / name, "--html")
     with pytest.raises(MisuseError, match="a device or a pipe"):
-        writable_place("/dev/null", "--html")
+        writable_path("/dev/null", "--html")
 
 
 def test_a_link_is_followed_to_what_is_written(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "page.html").symlink_to("far/real.html")
-    assert writable_place(tmp_path / "page.html", "--html") == (tmp_path / "far" / "real.html").resolve()
+    assert writable_path(tmp_path / "page.html", "--html") == (tmp_path / "far" / "real.html").resolve()
     (tmp_path / "lost.html").symlink_to("nowhere/real.html")
     with pytest.raises(MisuseError, match="there is no folder"):
-        writable_place(tmp_path / "lost.html", "--html")
+        writable_path(tmp_path / "lost.html", "--html")
 
 
 @pytest.mark.parametrize("name", ["index.json", "plan.json"])
 def test_nothing_else_is_written_into_a_folder_of_shards(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(MisuseError, match="is a data set; name a place outside it"):
-        writable_place(tmp_path / "page.html", "--html")
+        writable_path(tmp_path / "page.html", "--html")
 
 
 def test_two_files_have_two_places(tmp_path):
     (tmp_path / "link.csv").symlink_to("rows.csv")
     rows, page = tmp_path / "rows.csv", tmp_path / "page.html"
-    assert writable_places({"--out": rows, "--html": page, "--more": None}) == {"--out": rows, "--html": page}
+    assert writable_paths({"--out": rows, "--html": page, "--more": None}) == {"--out": rows, "--html": page}
     for same in (rows, tmp_path / "link.csv", f"{tmp_path}/./rows.csv"):
         with pytest.raises(MisuseError, match="--html .*: is the file of --out too"):
-            writable_places({"--out": rows, "--html": same})
+            writable_paths({"--out": rows, "--html": same})
     with pytest.raises(MisuseError, match="is the file of --out too"):
-        writable_places({"--out": "s3://bucket/a", "--html": "s3://bucket/a"})
+        writable_paths({"--out": "s3://bucket/a", "--html": "s3://bucket/a"})

@@ -13,8 +13,8 @@ from tests.s3_server import S3Bucket
 from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import Proxy, proxy_thread
 from vmae_data.errors import DataError, NotThereError, ReplacedError, StoreError
-from vmae_data.store import (
-    RemotePlace,
+from vmae_data.storage import (
+    RemotePath,
     commit_bytes,
     commit_file,
     copy_here,
@@ -24,15 +24,15 @@ from vmae_data.store import (
     hash_file,
     is_folder,
     list_names,
-    place_of,
     read_bytes,
     read_range,
     remote,
     remove,
     set_options,
+    storage_path,
 )
-from vmae_data.store.options import VARIABLE
-from vmae_data.store.retry import STOPPING
+from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.retry import STOPPING
 
 BOTH = ("GET", "HEAD", "PUT", "POST", "DELETE")
 
@@ -42,20 +42,20 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time limits scaled down."""
     monkeypatch.setenv(VARIABLE, "{}")
     set_options(["give_up=4", "read_timeout=0.5", "connect_timeout=1"])
-    monkeypatch.setattr("vmae_data.store.retry.FIRST_WAIT", 0.02)
+    monkeypatch.setattr("vmae_data.storage.retry.FIRST_WAIT", 0.02)
 
 
 @pytest.fixture
-def folder(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, patience: None) -> RemotePlace:
+def folder(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, patience: None) -> RemotePath:
     for name, value in s3_bucket.environment.items():
         monkeypatch.setenv(name, value)
-    place = place_of(f"{s3_bucket.url}/set")
-    assert isinstance(place, RemotePlace)
+    place = storage_path(f"{s3_bucket.url}/set")
+    assert isinstance(place, RemotePath)
     return place
 
 
 @pytest.fixture
-def network(s3_bucket: S3Bucket, folder: RemotePlace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def network(s3_bucket: S3Bucket, folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """All that goes to `folder` goes through it; without faults until they are set."""
     with proxy_thread(s3_bucket.server.endpoint) as proxy:
         set_options([f"endpoint={proxy.url}"])
@@ -66,7 +66,7 @@ def _faults(*faults: Fault, seed: int = 1) -> Faults:
     return Faults(faults=faults, seed=seed, methods=BOTH)
 
 
-def test_files_of_a_bucket_are_files(folder: RemotePlace, tmp_path: Path) -> None:
+def test_files_of_a_bucket_are_files(folder: RemotePath, tmp_path: Path) -> None:
     commit_bytes(folder / "a.txt", b"hello")
     assert read_bytes(folder / "a.txt") == b"hello"
     assert [read_range(folder / "a.txt", *where) for where in ((1, 3), (3, 100), (10, 5))] == [b"ell", b"lo", b""]
@@ -83,7 +83,7 @@ def test_files_of_a_bucket_are_files(folder: RemotePlace, tmp_path: Path) -> Non
         read_bytes(folder / "b")
 
 
-def test_a_large_file_goes_there_and_back_in_parts(folder: RemotePlace, network: Proxy, tmp_path: Path) -> None:
+def test_a_large_file_goes_there_and_back_in_parts(folder: RemotePath, network: Proxy, tmp_path: Path) -> None:
     data = random.Random(0).randbytes(20 * 10**6)
     (tmp_path / "x").write_bytes(data)
     commit_file(tmp_path / "x", folder / "x.tar")
@@ -107,7 +107,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_passes_is_waited_for(name: str, folder: RemotePlace, network: Proxy, tmp_path: Path) -> None:
+def test_what_passes_is_waited_for(name: str, folder: RemotePath, network: Proxy, tmp_path: Path) -> None:
     data = random.Random(1).randbytes(300_000)
     commit_bytes(folder / "x", data)
     network.change(_faults(FAULTS[name]))
@@ -119,7 +119,7 @@ def test_what_passes_is_waited_for(name: str, folder: RemotePlace, network: Prox
     assert sum(network.seen().faults.values()) > 1
 
 
-def test_uploads_get_through_too(folder: RemotePlace, network: Proxy, tmp_path: Path) -> None:
+def test_uploads_get_through_too(folder: RemotePath, network: Proxy, tmp_path: Path) -> None:
     data = random.Random(2).randbytes(17 * 10**6)
     network.change(_faults(Fault(kind=Kind.STATUS, share=0.2), Fault(kind=Kind.CUT, share=0.2), seed=3))
     (tmp_path / "x").write_bytes(data)
@@ -128,7 +128,7 @@ def test_uploads_get_through_too(folder: RemotePlace, network: Proxy, tmp_path: 
     assert read_bytes(folder / "x") == data
 
 
-def test_a_file_whose_making_was_not_heard_of_is_known_as_ours(folder: RemotePlace, network: Proxy) -> None:
+def test_a_file_whose_making_was_not_heard_of_is_known_as_ours(folder: RemotePath, network: Proxy) -> None:
     network.change(_faults(Fault(kind=Kind.LOSE, most=1)))
     assert create_bytes(folder / "plan", b"ours")
     assert not create_bytes(folder / "plan", b"theirs")
@@ -136,7 +136,7 @@ def test_a_file_whose_making_was_not_heard_of_is_known_as_ours(folder: RemotePla
 
 
 def test_the_wait_that_a_busy_store_asks_for_is_kept(
-    folder: RemotePlace, network: Proxy, monkeypatch: pytest.MonkeyPatch
+    folder: RemotePath, network: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
     wait = STOPPING.wait
@@ -148,7 +148,7 @@ def test_the_wait_that_a_busy_store_asks_for_is_kept(
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0])
-def test_a_store_that_is_gone_is_waited_for_a_bounded_time(seconds: float, folder: RemotePlace, network: Proxy) -> None:
+def test_a_store_that_is_gone_is_waited_for_a_bounded_time(seconds: float, folder: RemotePath, network: Proxy) -> None:
     commit_bytes(folder / "x", b"hello")
     network.change(Faults(down_seconds=seconds))
     if seconds < 4:
@@ -158,7 +158,7 @@ def test_a_store_that_is_gone_is_waited_for_a_bounded_time(seconds: float, folde
         read_bytes(folder / "x")
 
 
-def test_an_object_that_was_replaced_is_noticed(folder: RemotePlace) -> None:
+def test_an_object_that_was_replaced_is_noticed(folder: RemotePath) -> None:
     commit_bytes(folder / "x", b"one")
     part = remote.read_part(folder / "x", 0, 2)
     assert remote.read_part(folder / "x", 1, 2, part.etag).data == b"ne"
@@ -168,14 +168,14 @@ def test_an_object_that_was_replaced_is_noticed(folder: RemotePlace) -> None:
 
 
 def test_an_object_that_is_replaced_in_the_middle_of_a_copy_is_no_mixture(
-    folder: RemotePlace, network: Proxy, tmp_path: Path
+    folder: RemotePath, network: Proxy, tmp_path: Path
 ) -> None:
     first, second = (random.Random(n).randbytes(30 * 10**6) for n in (1, 2))
     commit_bytes(folder / "x", first)
     fetched: list[int] = []
     part = remote.read_part
 
-    def replacing(place: RemotePlace, offset: int, size: int, etag: str | None = None) -> remote.Part:
+    def replacing(place: RemotePath, offset: int, size: int, etag: str | None = None) -> remote.Part:
         if not fetched:
             fetched.append(offset)
             commit_bytes(folder / "x", second)
@@ -188,7 +188,7 @@ def test_an_object_that_is_replaced_in_the_middle_of_a_copy_is_no_mixture(
     assert list(tmp_path.iterdir()) == []
 
 
-def _refusals(folder: RemotePlace, network: Proxy) -> Iterator[Callable[[], object]]:
+def _refusals(folder: RemotePath, network: Proxy) -> Iterator[Callable[[], object]]:
     network.change(_faults(Fault(kind=Kind.EXPIRED)))
     yield lambda: read_bytes(folder / "x")
     network.change(Faults())
@@ -198,7 +198,7 @@ def _refusals(folder: RemotePlace, network: Proxy) -> Iterator[Callable[[], obje
     yield lambda: list_names(folder)
 
 
-def test_refused_credentials_end_soon_and_stay_secret(folder: RemotePlace, network: Proxy, s3_bucket: S3Bucket) -> None:
+def test_refused_credentials_end_soon_and_stay_secret(folder: RemotePath, network: Proxy, s3_bucket: S3Bucket) -> None:
     commit_bytes(folder / "x", b"hello")
     for call in _refusals(folder, network):
         asked = len(network.seen().exchanges)
@@ -211,7 +211,7 @@ def test_refused_credentials_end_soon_and_stay_secret(folder: RemotePlace, netwo
 
 
 def test_credentials_that_were_renewed_meanwhile_are_taken(
-    folder: RemotePlace, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+    folder: RemotePath, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit_bytes(folder / "x", b"hello")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "old")
@@ -222,5 +222,5 @@ def test_credentials_that_were_renewed_meanwhile_are_taken(
         os.environ["AWS_SECRET_ACCESS_KEY"] = s3_bucket.server.secret
         return renewed(low, high)
 
-    monkeypatch.setattr("vmae_data.store.retry.random.uniform", renew)
+    monkeypatch.setattr("vmae_data.storage.retry.random.uniform", renew)
     assert read_bytes(folder / "x") == b"hello"

@@ -16,8 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.command import run_command
-from vmae_data.check.shard import ShardTask, check_shard
-from vmae_data.check.verify import Problem, verify_shards
 from vmae_data.errors import DataError
 from vmae_data.format import (
     FAILURES,
@@ -33,6 +31,8 @@ from vmae_data.format import (
     tar_name,
 )
 from vmae_data.progress import ProgressStyle
+from vmae_data.verify.check_shard import ShardTask, check_shard
+from vmae_data.verify.verify import Problem, verify_shards
 
 
 @pytest.fixture

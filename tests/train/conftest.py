@@ -8,7 +8,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook(
     [
-        "vmae_train.clips.draws",
+        "vmae_train.clips.rng",
         "vmae_train.clips.mask",
         "vmae_train.clips.affine",
         "vmae_train.clips.augment",
@@ -16,10 +16,10 @@ install_import_hook(
         "vmae_train.clips.colour",
         "vmae_train.clips.erasing",
         "vmae_train.clips.image_ops",
-        "vmae_train.clips.mixing",
+        "vmae_train.clips.mixup",
         "vmae_train.clips.randaugment",
         "vmae_train.clips.resample",
-        "vmae_train.model",
+        "vmae_train.models",
     ],
     "beartype.beartype",
 )

@@ -15,8 +15,8 @@ from PIL import Image
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.boxes import Boxes, view_boxes
 from vmae_train.clips.colour import Planes, planes_to_rgb
-from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.resample import BilinearCrop, SeparableCrop
+from vmae_train.clips.rng import ClipRng
 
 CPU = torch.device("cpu")
 
@@ -54,8 +54,8 @@ def _planes(
     )
 
 
-def _draws(samples: int, device: torch.device = CPU, *, seed: int = 1) -> ClipDraws:
-    return ClipDraws.on(device, seed=seed, epoch=0, sample=np.arange(samples, dtype=np.uint64))
+def _draws(samples: int, device: torch.device = CPU, *, seed: int = 1) -> ClipRng:
+    return ClipRng.on(device, seed=seed, epoch=0, sample=np.arange(samples, dtype=np.uint64))
 
 
 def _may_flip(samples: int, device: torch.device = CPU) -> torch.Tensor:
@@ -279,7 +279,7 @@ def test_a_box_hangs_on_its_sample_and_not_on_the_batch(device: torch.device) ->
     size_B2 = torch.tensor([[36, 48], [60, 40], [33, 90], [36, 48]], device=device)
     together = augment.draw(size_B2, _draws(4, device), _may_flip(4, device))
     for b in range(4):
-        alone = ClipDraws.on(device, seed=1, epoch=0, sample=[b])
+        alone = ClipRng.on(device, seed=1, epoch=0, sample=[b])
         for x, y in zip(together, augment.draw(size_B2[b : b + 1], alone, _may_flip(1, device)), strict=True):
             assert torch.equal(x[b : b + 1], y)
 
@@ -373,13 +373,13 @@ def test_autocast_and_low_matmul_precision_change_no_pixel(precision: str, devic
 
 
 def test_augmenting_touches_no_global_generator_and_never_waits_for_the_device(device: torch.device) -> None:
-    planes, draws, may_flip_B = _planes([(36, 48)], device), _draws(1, device), _may_flip(1, device)
+    planes, rng, may_flip_B = _planes([(36, 48)], device), _draws(1, device), _may_flip(1, device)
     before = torch.random.get_rng_state()
     on_device = torch.cuda.get_rng_state() if device.type == "cuda" else before
     augment = Augment(AugmentSpec(size=32, flip=True)).to(device)
-    augment(planes, augment.draw(planes.size_B2, draws, may_flip_B))
+    augment(planes, augment.draw(planes.size_B2, rng, may_flip_B))
     with _waiting_is_an_error(device):
-        augment.normalise(augment(planes, augment.draw(planes.size_B2, draws, may_flip_B)))
+        augment.normalise(augment(planes, augment.draw(planes.size_B2, rng, may_flip_B)))
     assert torch.equal(torch.random.get_rng_state(), before)
     if device.type == "cuda":
         assert torch.equal(torch.cuda.get_rng_state(), on_device)

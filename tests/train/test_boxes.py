@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_data import draws as reference
-from vmae_data.draws import Purpose
+from vmae_data import rng as reference
+from vmae_data.rng import Purpose
 from vmae_train.clips.boxes import RESIZED_ATTEMPTS, Boxes, resized_boxes
-from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.rng import ClipRng
 
 SCALE, RATIO = (0.08, 1.0), (0.75, 1.3333)
 
 
-def _draws(samples: int, device: torch.device | str = "cpu") -> ClipDraws:
-    return ClipDraws.on(device, seed=8, epoch=3, sample=np.arange(samples, dtype=np.uint64))
+def _draws(samples: int, device: torch.device | str = "cpu") -> ClipRng:
+    return ClipRng.on(device, seed=8, epoch=3, sample=np.arange(samples, dtype=np.uint64))
 
 
 def _boxes(size: tuple[int, int], count: int, **keys: tuple[float, float]) -> Boxes:
@@ -30,7 +30,7 @@ def test_boxes_are_those_of_the_published_walk_over_the_reference_draws(device: 
     sizes = [(256, 340), (340, 256), (240, 240), (120, 300), (300, 100)] * 8
     found = resized_boxes(torch.tensor(sizes, device=device), _draws(len(sizes), device), scale=SCALE, ratio=RATIO)
     for b, (height, width) in enumerate(sizes):
-        draw = reference.Draw(seed=8, epoch=3, sample=b)
+        draw = reference.Rng(seed=8, epoch=3, sample=b)
         for attempt in range(RESIZED_ATTEMPTS):
             area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * draw.uniform(Purpose.CROP_AREA, attempt))
             low, high = math.log(RATIO[0]), math.log(RATIO[1])

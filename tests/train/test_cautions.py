@@ -8,8 +8,8 @@ import pytest
 
 from vmae_data.recipes import list_recipes, load_recipe
 from vmae_train.commands.options import spec_of
-from vmae_train.training.cautions import TrainingFacts, at_start, from_log
-from vmae_train.training.optim import Schedule
+from vmae_train.training.diagnostics import TrainingFacts, check_log, check_setup
+from vmae_train.training.optimizer import Schedule
 
 SCHEDULE = Schedule(peak=6e-4, lowest=0, warmup=40, steps=800)
 SOUND = TrainingFacts("pretrain", True, False, 1.5e-4, 1024, 8, 1024, SCHEDULE)
@@ -21,7 +21,7 @@ def _lines(losses: list[float], **more: Any) -> list[dict[str, Any]]:
 
 
 def _names(facts: TrainingFacts) -> list[str]:
-    return [caution.name for caution in at_start(facts)]
+    return [caution.name for caution in check_setup(facts)]
 
 
 def test_a_sound_training_gets_no_warning() -> None:
@@ -40,7 +40,7 @@ def test_a_sound_training_gets_no_warning() -> None:
     ],
 )
 def test_each_trouble_is_told_alone_with_its_numbers(name: str, changes: dict[str, Any], word: str) -> None:
-    (caution,) = at_start(SOUND._replace(**changes))
+    (caution,) = check_setup(SOUND._replace(**changes))
     assert caution.name == name and word in caution.text and "\n" not in caution.text
 
 
@@ -62,22 +62,22 @@ def test_no_recipe_is_warned_of_its_rate_or_batch(name: str) -> None:
 
 
 def test_a_loss_that_stays_is_told_and_near_one_by_its_reason() -> None:
-    (near,) = from_log(_lines([1.2] * 10 + [0.998, 1.001] * 10), "pretrain", warmup=10)
+    (near,) = check_log(_lines([1.2] * 10 + [0.998, 1.001] * 10), "pretrain", warmup=10)
     assert near.name == "constant loss" and "each cube's mean" in near.text
-    (stuck,) = from_log(_lines([0.693] * 20), "finetune", warmup=0)
+    (stuck,) = check_log(_lines([0.693] * 20), "finetune", warmup=0)
     assert "each cube's mean" not in stuck.text and "0.693" in stuck.text
 
 
 def test_a_loss_that_falls_or_fell_or_warms_up_is_not_told() -> None:
     falling = [0.99**step for step in range(30)]
-    assert from_log(_lines(falling), "pretrain", warmup=0) == []
-    assert from_log(_lines([*falling, *[0.7] * 40]), "pretrain", warmup=0) == []  # flat at its end
-    assert from_log(_lines([1.0] * 29), "pretrain", warmup=10) == []
+    assert check_log(_lines(falling), "pretrain", warmup=0) == []
+    assert check_log(_lines([*falling, *[0.7] * 40]), "pretrain", warmup=0) == []  # flat at its end
+    assert check_log(_lines([1.0] * 29), "pretrain", warmup=10) == []
 
 
 @pytest.mark.parametrize(("stage", "word"), [("decode", "loader.workers"), ("network", "cache"), ("transfer", "way")])
 def test_waiting_is_told_by_its_stage_when_it_lasts(stage: str, word: str) -> None:
     waiting = _lines([1.0] * 5, data_wait=0.95, limits=stage)
-    (caution,) = from_log(waiting, "pretrain", warmup=0)
+    (caution,) = check_log(waiting, "pretrain", warmup=0)
     assert caution.name == "waiting for data" and word in caution.text and "95%" in caution.text
-    assert from_log([*waiting[:4], *_lines([1.0])], "pretrain", warmup=0) == []
+    assert check_log([*waiting[:4], *_lines([1.0])], "pretrain", warmup=0) == []

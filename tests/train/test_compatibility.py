@@ -18,16 +18,16 @@ from tests.command import run_command
 from tests.compatibility.make import LAYOUT, PHASES, THINNED, machine
 from tools.batches import own_clips
 from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import MisuseError
 from vmae_data.format import PlanFacts
-from vmae_data.prepare.ffmpeg import find_ffmpeg
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe, with_settings
 from vmae_train import load_model
 from vmae_train.clips.fingerprint import ClipFingerprint
+from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec, pretrain
-from vmae_train.training.world import World
 
 MADE = Path(__file__).parent.parent / "compatibility"
 EXAMPLE = Path("shards/example").resolve()
@@ -126,7 +126,7 @@ def test_the_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         for line in (MADE / "batches.jsonl").read_bytes().splitlines()
     ]
     spec = load_recipe("vmae_train", "run-pretrain.toml", PretrainSpec)
-    found = own_clips(spec, [f"{MADE}/shards:3", f"{MADE}/phases:1"], 0, len(expected), World())
+    found = own_clips(spec, [f"{MADE}/shards:3", f"{MADE}/phases:1"], 0, len(expected), Distributed())
     without_crops = [
         [[msgspec.structs.replace(clip, crop="") for clip in batch] for batch in batches]
         for batches in (found, expected)

@@ -18,12 +18,12 @@ import torch
 from tests.command import run_command
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train import load_model
-from vmae_train.model.base import VideoModel
-from vmae_train.model.convert import ConvertSpec, Layout, convert
-from vmae_train.model.geometry import Geometry, ModelSpec
-from vmae_train.model.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
-from vmae_train.model.load import load_start, save_model
-from vmae_train.model.videomae import PretrainModel
+from vmae_train.checkpoints.convert import ConvertSpec, Layout, convert
+from vmae_train.checkpoints.load import load_start, save_model
+from vmae_train.models.base import VideoModel
+from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
+from vmae_train.models.videomae import PretrainModel
 
 TINY = ModelSpec(
     size="tiny", depth=2, decoder_depth=1, embed_dim=96, decoder_embed_dim=48, position="sinusoid-1d"
@@ -338,7 +338,7 @@ def test_weights_that_are_no_numbers_are_converted_and_told(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("size", ["S", "B", "L", "H", "g"])
 def test_published_sizes_are_told_from_their_weights(size: str) -> None:
-    from vmae_train.model.infer import Foreign, complete
+    from vmae_train.checkpoints.infer import Foreign, complete
 
     wanted = msgspec.convert({"size": size, "decoder_depth": 3}, ModelSpec).geometry()
     shapes = _meta_state(wanted)
@@ -348,7 +348,7 @@ def test_published_sizes_are_told_from_their_weights(size: str) -> None:
 
 def _meta_state(geometry: Geometry) -> dict[str, torch.Tensor]:
     """Names and shapes of a pretraining model, without memory."""
-    from vmae_train.model.videomae import Decoder, Encoder
+    from vmae_train.models.videomae import Decoder, Encoder
 
     with torch.device("meta"):
         parts = torch.nn.ModuleDict({"encoder": Encoder(geometry), "decoder": Decoder(geometry)})
@@ -357,7 +357,7 @@ def _meta_state(geometry: Geometry) -> dict[str, torch.Tensor]:
 
 
 def test_videomae_v2s_huge_model_has_the_decoder_of_g() -> None:
-    from vmae_train.model.infer import Foreign, complete
+    from vmae_train.checkpoints.infer import Foreign, complete
 
     geometry = ModelSpec(size="H", decoder_embed_dim=512, decoder_depth=4, decoder_num_heads=8).geometry()
     found = complete(Foreign(Path("x.pth"), "pretrain", _meta_state(geometry), {}), {}, None, fill={}).geometry

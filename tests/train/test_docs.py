@@ -15,16 +15,16 @@ import typer
 from typer.core import TyperGroup
 
 from vmae_data.cli import app as shard_app
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import RecipeError
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.recipes import list_recipes, load_recipe
+from vmae_train.checkpoints.convert import ConvertSpec
+from vmae_train.checkpoints.load import save_model
 from vmae_train.cli import app as train_app
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
-from vmae_train.model.convert import ConvertSpec
-from vmae_train.model.geometry import Geometry, ModelSpec
-from vmae_train.model.load import save_model
-from vmae_train.model.videomae import Classifier
+from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.models.videomae import Classifier
 from vmae_train.pretrain import PretrainSpec
 
 DOCS = Path(__file__).parents[2] / "docs"

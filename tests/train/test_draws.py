@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import vmae_data.draws as reference
-from vmae_data.draws import Purpose
-from vmae_train.clips.draws import ClipDraws, integer, permutation, splitmix64, uniform
+import vmae_data.rng as reference
+from vmae_data.rng import Purpose
+from vmae_train.clips.rng import ClipRng, integer, permutation, splitmix64, uniform
 
 NUMBERS = st.integers(0, 2**64 - 1)
 EDGES = np.array([0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1], dtype=np.uint64)
@@ -28,13 +28,13 @@ def _some_bits(count: int) -> np.ndarray:
 @settings(deadline=None, max_examples=50)
 @given(seed=NUMBERS, epoch=st.integers(0, 2**32), samples=st.lists(NUMBERS, min_size=1, max_size=4))
 def test_bits_are_those_of_the_numpy_draws(seed: int, epoch: int, samples: list[int]) -> None:
-    draws = ClipDraws.on("cpu", seed=seed, epoch=epoch, sample=samples, visit=2, repeat=1)
+    rng = ClipRng.on("cpu", seed=seed, epoch=epoch, sample=samples, visit=2, repeat=1)
     numbers = np.array(samples, dtype=np.uint64)
     for purpose in Purpose:
         one = reference.bits(seed, epoch, numbers, 2, 1, purpose, 5)
-        assert np.array_equal(_numbers(draws.bits(purpose, 5)), one)
+        assert np.array_equal(_numbers(rng.bits(purpose, 5)), one)
         row = reference.bits(seed, epoch, numbers[:, None], 2, 1, purpose, np.arange(7))
-        assert np.array_equal(_numbers(draws.bits(purpose, torch.arange(7))), row)
+        assert np.array_equal(_numbers(rng.bits(purpose, torch.arange(7))), row)
 
 
 def test_splitmix64_is_numpys(device: torch.device) -> None:
@@ -66,14 +66,14 @@ def test_permutations_are_numpys_and_keep_the_order_of_equals(device: torch.devi
 
 def test_draws_of_a_batch_are_those_of_each_sample_alone(device: torch.device) -> None:
     samples = [5, 2**63 + 1, 17]
-    batch = ClipDraws.on(device, seed=3, epoch=4, sample=samples, visit=[0, 1, 2], repeat=[2, 1, 0])
+    batch = ClipRng.on(device, seed=3, epoch=4, sample=samples, visit=[0, 1, 2], repeat=[2, 1, 0])
     for row, sample in enumerate(samples):
-        alone = reference.Draw(seed=3, epoch=4, sample=sample, visit=row, repeat=2 - row)
+        alone = reference.Rng(seed=3, epoch=4, sample=sample, visit=row, repeat=2 - row)
         assert integer(batch.bits(Purpose.FLIP), 1000)[row].item() == alone.integer(Purpose.FLIP, 1000)
 
 
 def test_draws_touch_no_global_generator(device: torch.device) -> None:
     before = torch.random.get_rng_state()
-    draws = ClipDraws.on("cpu", seed=1, epoch=1, sample=[1, 2]).to(device)
-    permutation(draws.bits(Purpose.MASK, torch.arange(16, device=device)))
+    rng = ClipRng.on("cpu", seed=1, epoch=1, sample=[1, 2]).to(device)
+    permutation(rng.bits(Purpose.MASK, torch.arange(16, device=device)))
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vmae_data.errors import DataError
-from vmae_train.model.ema import EMA_FILE, WeightMean
-from vmae_train.model.geometry import ModelSpec
-from vmae_train.model.videomae import PretrainModel
+from vmae_train.checkpoints.ema import EMA_FILE, WeightMean
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.videomae import PretrainModel
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()
 

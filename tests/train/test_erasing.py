@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.erasing import ErasingSpec, draw_erased, erase
+from vmae_train.clips.rng import ClipRng
 
 SIZE = 32
 
 
-def _draws(samples: int, device: torch.device | str = "cpu", *, first: int = 0) -> ClipDraws:
-    return ClipDraws.on(device, seed=6, epoch=2, sample=np.arange(first, first + samples, dtype=np.uint64))
+def _draws(samples: int, device: torch.device | str = "cpu", *, first: int = 0) -> ClipRng:
+    return ClipRng.on(device, seed=6, epoch=2, sample=np.arange(first, first + samples, dtype=np.uint64))
 
 
 def _erased(samples: int, device: torch.device, *, first: int = 0, frames: int = 4) -> torch.Tensor:
-    draws = _draws(samples, device, first=first)
+    rng = _draws(samples, device, first=first)
     clips = torch.full((samples, 3, frames, SIZE, SIZE), 7.0, device=device)
-    return erase(clips, draws, draw_erased(ErasingSpec(prob=1.0), draws.host, SIZE))
+    return erase(clips, rng, draw_erased(ErasingSpec(prob=1.0), rng.host, SIZE))
 
 
 def test_one_clip_in_four_is_erased() -> None:
@@ -81,9 +81,9 @@ def test_a_clips_noise_hangs_on_its_sample_and_not_on_the_batch_or_the_device(de
 
 
 def test_clips_that_are_not_erased_stay_as_they_are(device: torch.device) -> None:
-    draws = _draws(20, device)
-    erased = draw_erased(ErasingSpec(), draws.host, SIZE)
-    clips = erase(torch.full((20, 3, 2, SIZE, SIZE), 7.0, device=device), draws, erased)
+    rng = _draws(20, device)
+    erased = draw_erased(ErasingSpec(), rng.host, SIZE)
+    clips = erase(torch.full((20, 3, 2, SIZE, SIZE), 7.0, device=device), rng, erased)
     changed = (clips != 7.0).any(dim=(1, 2, 3, 4)).cpu().numpy()
     assert 0 < changed.sum() < 20
     assert np.array_equal(np.flatnonzero(changed), erased.place_N)

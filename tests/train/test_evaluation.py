@@ -16,20 +16,20 @@ from typer.testing import CliRunner
 
 from tests.command import run_command
 from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import LabelKind, Shards
+from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.recipes import load_recipe
+from vmae_train.checkpoints.load import load_model
 from vmae_train.cli import app
+from vmae_train.evaluate import Told
 from vmae_train.evaluation.answers import Gathered, activate, merge_by_source
 from vmae_train.evaluation.metrics import average_precision, label_score, value_score
 from vmae_train.finetune import FinetuneSpec, finetune
-from vmae_train.model.best import Best, best_checkpoint
-from vmae_train.model.load import load_model
-from vmae_train.model.videomae import MultiLabelClassifier, Regressor
-from vmae_train.score import Told
-from vmae_train.training.log import read_log
+from vmae_train.models.videomae import MultiLabelClassifier, Regressor
+from vmae_train.runs.best import Best, best_checkpoint
+from vmae_train.runs.log import read_log
 
 QUIET = ProgressStyle.QUIET
 SETTINGS = ("train.steps=2", "train.batch=4", "log.every_steps=1", "optim.warmup_steps=1", "evaluate.views=1x1")
@@ -128,7 +128,7 @@ def test_several_classes_are_learnt_scored_and_written(
     def full(place: Path, data: bytes) -> None:
         raise VmaeError(f"{place}: no room")
 
-    monkeypatch.setattr("vmae_train.score.commit_bytes", full)
+    monkeypatch.setattr("vmae_train.evaluate.commit_bytes", full)
     found = CliRunner().invoke(app, [*evaluate, "--out", str(tmp_path / "a.json")])
     assert found.stdout.startswith("mAP")
     assert "no room" in str(found.exception)

@@ -10,7 +10,7 @@ from tests.s3_server import S3Bucket
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
-from vmae_data.store import commit_bytes, place_of
+from vmae_data.storage import commit_bytes, storage_path
 from vmae_train.feed import feed
 from vmae_train.pretrain import PretrainSpec
 
@@ -63,7 +63,7 @@ def test_what_comes_from_a_bucket_and_from_the_cache_is_told(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
     for path in demo_shards.iterdir():
-        commit_bytes(place_of(f"{s3_bucket.url}/set") / path.name, path.read_bytes())
+        commit_bytes(storage_path(f"{s3_bucket.url}/set") / path.name, path.read_bytes())
     url = f"{s3_bucket.url}/set"
     found = feed(_spec(), data=[url], seconds=1, style=ProgressStyle.QUIET)
     assert found.read_mb > 0 and found.cache_hits is None

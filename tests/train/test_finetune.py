@@ -15,17 +15,17 @@ from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import Planes
-from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.loader import Batch, Request
 from vmae_train.clips.mask import MaskSpec
-from vmae_train.clips.mixing import MixSpec
+from vmae_train.clips.mixup import MixupSpec
+from vmae_train.clips.rng import ClipRng
 from vmae_train.finetune import FinetuneSpec, _check_groups, augmentation_words, finetune
-from vmae_train.model.videomae import Classifier, PretrainModel
-from vmae_train.model.vit import ModelSpec
-from vmae_train.objective import FinetuneLoss
+from vmae_train.models.videomae import Classifier, PretrainModel
+from vmae_train.models.vit import ModelSpec
 from vmae_train.pretrain import PretrainLoss, PretrainSpec
-from vmae_train.training.log import read_log
-from vmae_train.training.run import BatchLayout
+from vmae_train.runs.log import read_log
+from vmae_train.runs.metadata import BatchLayout
+from vmae_train.training.objectives import FinetuneLoss
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()
 CLASSES = ("left", "right", "up")
@@ -38,7 +38,7 @@ EVERYTHING: dict[str, Any] = {
     "randaugment": {},
     "erasing": {"prob": 0.5},
 }
-PUBLISHED_MIX = MixSpec(mixup=0.8, cutmix=1.0, label_smoothing=0.1, mix_group=4)
+PUBLISHED_MIX = MixupSpec(mixup=0.8, cutmix=1.0, label_smoothing=0.1, mix_group=4)
 
 
 def _batch(samples: list[int], *, unreadable: tuple[int, ...] = ()) -> Batch:
@@ -65,12 +65,12 @@ def _batch(samples: list[int], *, unreadable: tuple[int, ...] = ()) -> Batch:
         weight_B=weight_B,
         may_flip_B=torch.ones(len(samples), dtype=torch.bool),
         valid=int(weight_B.sum()),
-        draws=ClipDraws.on("cpu", seed=5, epoch=1, sample=np.asarray(samples, dtype=np.uint64)),
+        rng=ClipRng.on("cpu", seed=5, epoch=1, sample=np.asarray(samples, dtype=np.uint64)),
         request=Request(1, 0, tuple(samples)),
     )
 
 
-def _loss(mixing: MixSpec, *, repeats: int = 1, **changes: Any) -> FinetuneLoss:
+def _loss(mixing: MixupSpec, *, repeats: int = 1, **changes: Any) -> FinetuneLoss:
     augment = Augment(msgspec.convert(EVERYTHING | changes, AugmentSpec))
     return FinetuneLoss(Classifier(TINY, CLASSES, seed=1), augment, mixing, repeats=repeats)
 
@@ -99,7 +99,7 @@ def test_a_clip_is_mixed_with_no_other_group() -> None:
 def test_repeats_are_clips_of_the_same_frames_with_draws_of_their_own_sample_by_sample() -> None:
     seen: list[torch.Tensor] = []
     for repeats in (1, 2):
-        loss = _loss(MixSpec(), repeats=repeats)
+        loss = _loss(MixupSpec(), repeats=repeats)
         loss.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
         with torch.no_grad():
             loss(_batch([3, 4, 5]))
@@ -111,15 +111,15 @@ def test_repeats_are_clips_of_the_same_frames_with_draws_of_their_own_sample_by_
 
 def test_everything_off_is_the_plain_crop_and_plain_cross_entropy() -> None:
     off = {"crop": "center", "antialias": True, "flip": False, "randaugment": None, "erasing": None}
-    loss, batch = _loss(MixSpec(), **off), _batch([0, 1, 2], unreadable=(1,))
+    loss, batch = _loss(MixupSpec(), **off), _batch([0, 1, 2], unreadable=(1,))
     with torch.no_grad():
         augment = loss.augment
         clips = augment.normalise(
-            augment(batch.planes, augment.draw(batch.planes.size_B2, batch.draws, batch.may_flip_B))
+            augment(batch.planes, augment.draw(batch.planes.size_B2, batch.rng, batch.may_flip_B))
         )
         each = torch.nn.functional.cross_entropy(loss.model(clips), batch.label_B, reduction="none")
         assert float(loss(batch)) == pytest.approx(float(each[[0, 2]].mean()), abs=1e-6)
-        nothing = _loss(MixSpec(), **{**off, "randaugment": {"prob": 0.0}, "erasing": {"prob": 0.0}})
+        nothing = _loss(MixupSpec(), **{**off, "randaugment": {"prob": 0.0}, "erasing": {"prob": 0.0}})
         assert float(nothing(batch)) == float(loss(batch))
 
 
@@ -131,8 +131,8 @@ def test_pretraining_repeats_crops_and_masks_of_one_decoded_clip() -> None:
         together = float(PretrainLoss(model, augment, MaskSpec(ratio=0.75), repeats=3)(batch))
         alone = []
         for repeat in range(3):
-            draws = ClipDraws.on("cpu", seed=5, epoch=1, sample=[0, 1], repeat=repeat)
-            alone.append(float(PretrainLoss(model, augment, MaskSpec(ratio=0.75))(batch._replace(draws=draws))))
+            rng = ClipRng.on("cpu", seed=5, epoch=1, sample=[0, 1], repeat=repeat)
+            alone.append(float(PretrainLoss(model, augment, MaskSpec(ratio=0.75))(batch._replace(rng=rng))))
     assert len(set(alone)) == 3
     assert together == pytest.approx(sum(alone) / 3, abs=1e-5)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.mask import tube_mask
-from vmae_train.model.geometry import ModelSpec, TrainOptions
-from vmae_train.model.heads import Classifier, HeadModel, MultiLabelClassifier, RegressedValue, Regressor
-from vmae_train.model.loss import label_losses, value_losses, weighted_mean
-from vmae_train.model.videomae import PretrainModel, take_encoder
-from vmae_train.model.vit import drop_path_scale
+from vmae_train.clips.rng import ClipRng
+from vmae_train.models.geometry import ModelSpec, TrainOptions
+from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, RegressedValue, Regressor
+from vmae_train.models.losses import label_losses, value_losses, weighted_mean
+from vmae_train.models.videomae import PretrainModel, take_encoder
+from vmae_train.models.vit import drop_path_scale
 
 SPEC = ModelSpec(size="tiny", depth=3, decoder_depth=1, embed_dim=48, decoder_embed_dim=24)
 TINY = SPEC.geometry()
@@ -28,8 +28,8 @@ def _clips(device: torch.device | str = "cpu", batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, 16, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
 
 
-def _draws(device: torch.device | str = "cpu", samples: int = 2, first: int = 0) -> ClipDraws:
-    return ClipDraws.on(device, seed=1, epoch=0, sample=list(range(first, first + samples)))
+def _draws(device: torch.device | str = "cpu", samples: int = 2, first: int = 0) -> ClipRng:
+    return ClipRng.on(device, seed=1, epoch=0, sample=list(range(first, first + samples)))
 
 
 def _classifier(**options: object) -> Classifier:
@@ -106,7 +106,7 @@ def _gradients(model: PretrainModel | HeadModel, device: torch.device) -> dict[s
     model.zero_grad()
     if isinstance(model, PretrainModel):
         mask = tube_mask(_draws(device), slices=8, places=16, ratio=0.75)
-        loss = model.loss(_clips(device), mask, draws=_draws(device))
+        loss = model.loss(_clips(device), mask, rng=_draws(device))
     else:
         loss = model(_clips(device), _draws(device)).square().sum()
     loss.backward()
@@ -263,10 +263,10 @@ _COMPILED = """
 from functools import partialmethod
 import torch
 from torch import nn
-from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.rng import ClipDraws
 from vmae_train.clips.mask import tube_mask
-from vmae_train.model.geometry import ModelSpec, TrainOptions
-from vmae_train.model.videomae import PretrainModel
+from vmae_train.models.geometry import ModelSpec, TrainOptions
+from vmae_train.models.videomae import PretrainModel
 
 # The graphs are traced as ever; making machine code of them takes minutes on a small machine.
 nn.Module.compile = partialmethod(nn.Module.compile, backend="eager")

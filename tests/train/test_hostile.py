@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from tests.command import run_command
 from vmae_data.errors import VmaeError
 from vmae_train import load_model
-from vmae_train.evaluation.story import read_story
-from vmae_train.model.load import save_model
-from vmae_train.model.videomae import Classifier, PretrainModel
-from vmae_train.model.vit import ModelSpec
-from vmae_train.report import write_report
+from vmae_train.checkpoints.load import save_model
+from vmae_train.models.videomae import Classifier, PretrainModel
+from vmae_train.models.vit import ModelSpec
+from vmae_train.reports.run_page import write_report
+from vmae_train.reports.run_reader import read_run
+from vmae_train.runs.metadata import read_facts
 from vmae_train.training.checkpoint import last_checkpoint
-from vmae_train.training.run import read_facts
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 HUGE = 10**18
@@ -152,7 +152,7 @@ def test_json_that_is_none_of_ours_is_refused_whatever_it_is(folder: Path, run: 
     assert last is not None
     (last.path / "state.json").write_bytes(data)
     _refusal(lambda: last_checkpoint(run))
-    _refusal(lambda: read_story(run))
+    _refusal(lambda: read_run(run))
     (run / "run.json").write_bytes(data)
     _refusal(lambda: read_facts(run))
 
@@ -175,7 +175,7 @@ def test_a_state_of_another_step_than_its_folders_is_refused(run: Path, step: ob
 
 @pytest.mark.parametrize("name", ["step-000000004/..", "step-../../../x", "step-000000004\n", "step-x"])
 def test_only_names_of_steps_are_names_of_published_checkpoints(name: str) -> None:
-    from vmae_train.model.fetched import _WHOLE
+    from vmae_train.runs.run_files import _WHOLE
 
     assert _WHOLE.fullmatch("step-000000004/state.json")
     assert not _WHOLE.fullmatch(f"{name}/state.json")
@@ -207,7 +207,7 @@ def test_a_run_whose_recipe_is_none_is_refused(run: Path, change: Any) -> None:
     facts = json.loads((run / "run.json").read_text())
     change(facts["recipe"])
     (run / "run.json").write_text(json.dumps(facts))
-    assert str(run) in _refusal(lambda: read_story(run))
+    assert str(run) in _refusal(lambda: read_run(run))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_run_whose_recipe_is_none_is_refused(run: Path, change: Any) -> None:
 )
 def test_a_run_whose_data_are_none_is_refused(run: Path, changes: dict[str, Any]) -> None:
     _edit(run / "run.json", **changes)
-    _refusal(lambda: read_story(run))
+    _refusal(lambda: read_run(run))
 
 
 def test_a_run_that_points_elsewhere_is_read_as_a_run_and_nothing_is_written(run: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_run_that_points_elsewhere_is_read_as_a_run_and_nothing_is_written(run
 )
 def test_scores_that_don_t_hold_together_are_refused(run: Path, changes: dict[str, Any]) -> None:
     _edit(run / "evaluation.json", **changes)
-    _refusal(lambda: read_story(run))
+    _refusal(lambda: read_run(run))
 
 
 def test_what_a_run_says_can_steer_neither_a_terminal_nor_a_page(run: Path, tmp_path: Path, demo_shards: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.command import run_command
 from vmae_data.build import build_shards
-from vmae_data.prepare.plan import BuildSpec
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
 
 

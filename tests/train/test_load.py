@@ -11,9 +11,9 @@ import torch
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train import load_model
-from vmae_train.model.load import newest_checkpoint, save_model
-from vmae_train.model.videomae import Classifier, PretrainModel, VideoModel
-from vmae_train.model.vit import ModelSpec
+from vmae_train.checkpoints.load import newest_checkpoint, save_model
+from vmae_train.models.videomae import Classifier, PretrainModel, VideoModel
+from vmae_train.models.vit import ModelSpec
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from vmae_data.draws import Draw
 from vmae_data.errors import DataError
 from vmae_data.format import tar_name
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
+from vmae_data.rng import Rng
 from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.frame_sampling import ExactStride, SpacedViews
 from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request, padded_size
 from vmae_train.clips.mask import tube_mask
-from vmae_train.clips.views import ExactStride, SpacedViews
-from vmae_train.training.run import BatchLayout, TrainingOrder
+from vmae_train.runs.metadata import BatchLayout, TrainingOrder
 
 SEED, BATCH, RANKS = 3, 8, 4
 
@@ -27,11 +27,11 @@ class Seen:
         self.keys = [shards.key(n) for n in batch.request.samples]
         sampler = ExactStride(16, 1)
         self.frames = [
-            sampler(shards.view(n), Draw(SEED, batch.request.epoch, shards.sample_number(n))).decode
+            sampler(shards.view(n), Rng(SEED, batch.request.epoch, shards.sample_number(n))).decode
             for n in batch.request.samples
         ]
-        boxes = augment.draw(batch.planes.size_B2, batch.draws, torch.ones(len(self.keys), dtype=torch.bool))
-        mask = tube_mask(batch.draws, slices=8, places=16, ratio=0.75)
+        boxes = augment.draw(batch.planes.size_B2, batch.rng, torch.ones(len(self.keys), dtype=torch.bool))
+        mask = tube_mask(batch.rng, slices=8, places=16, ratio=0.75)
         self.tensors = {
             "y": batch.planes.y_BTHW,
             "u": batch.planes.u_BTHW,

@@ -15,22 +15,22 @@ from tests.s3_server import S3Bucket
 from tools.faults.network import Faults
 from tools.faults.proxy import Proxy
 from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError, ReplacedError, StoreError
 from vmae_data.format import tar_name
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.cache import CacheSpec
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
+from vmae_train.clips.frame_sampling import ExactStride
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
-from vmae_train.clips.views import ExactStride
-from vmae_train.model.fetched import checkpoint_name
+from vmae_train.world_size import Distributed
 from vmae_train.pretrain import PretrainSpec, pretrain
-from vmae_train.training.clock import Spent
-from vmae_train.training.log import read_log
-from vmae_train.training.run import BatchLayout, TrainingOrder
-from vmae_train.training.start import settle
-from vmae_train.training.world import World
+from vmae_train.runs.log import read_log
+from vmae_train.runs.metadata import BatchLayout, TrainingOrder
+from vmae_train.runs.run_files import checkpoint_name
+from vmae_train.training.setup import set_up_training
+from vmae_train.training.throughput import Timings
 
 BATCH, SEED = 8, 3
 
@@ -41,12 +41,12 @@ def _loader(
     workers: int = 1,
     cache: CacheSpec | None = None,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     steps: int | None = None,
 ) -> ClipLoader:
     shards = Shards.open(url)
     order = TrainingOrder(shards, seed=SEED, batch=BATCH)
-    layout = BatchLayout.of(BATCH, None, world)
+    layout = BatchLayout.of(BATCH, None, world_size)
     requests = order.requests(0, steps or order.steps_per_epoch, layout, rank)
     spec = LoaderSpec(workers=workers, ahead=2, read_ahead="4MB")
     return ClipLoader(
@@ -77,7 +77,7 @@ def test_batches_of_a_bucket_are_those_of_the_folder(
 def test_a_set_that_is_in_the_cache_is_read_with_the_network_off(
     remote_shards: str, demo_shards: Path, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmae_data.read.opening.COPY_SECONDS", 0.3)
+    monkeypatch.setattr("vmae_data.read.load_index.COPY_SECONDS", 0.3)
     cache = CacheSpec(dir=str(tmp_path / "cache"), bytes="1GB")
     with _loader(str(demo_shards)) as loader:
         here = _planes(list(loader))
@@ -140,7 +140,7 @@ def test_the_caches_of_two_nodes_hold_their_own_share_of_an_epoch(
     for rank in range(2):
         cache = CacheSpec(dir=str(tmp_path / f"node-{rank}"), bytes="1GB")
         for _ in range(10):
-            with _loader(url, cache=cache, rank=rank, world=2) as loader:
+            with _loader(url, cache=cache, rank=rank, world_size=2) as loader:
                 list(loader)
                 time.sleep(0.3)
             if loader.took.misses == 0:
@@ -157,16 +157,16 @@ def test_a_cache_without_room_for_the_largest_shard_is_refused_with_the_numbers(
 ) -> None:
     largest = max(listed.filesize for listed in Shards.open(str(demo_shards)).index.shardlist)
 
-    def settled(data: str, room: int) -> None:
+    def setup(data: str, room: int) -> None:
         cache = [f"cache.dir={tmp_path / 'cache'}", f"cache.bytes={room}"]
-        settle(load_recipe("vmae_train", "pretrain/demo", PretrainSpec, cache), [data], World())
+        set_up_training(load_recipe("vmae_train", "pretrain/demo", PretrainSpec, cache), [data], Distributed())
 
-    settled(remote_shards, largest)
+    setup(remote_shards, largest)
     with pytest.raises(
         MisuseError, match=f"cache.bytes = {largest - 1}: .* has {largest} bytes and would never be kept"
     ):
-        settled(remote_shards, largest - 1)
-    settled(str(demo_shards), 1)  # is not cached anyway
+        setup(remote_shards, largest - 1)
+    setup(str(demo_shards), 1)  # is not cached anyway
 
 
 def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goes_on(
@@ -175,7 +175,7 @@ def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goe
     def full(path: Path, size: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vmae_data.read.room._allocate", full)
+    monkeypatch.setattr("vmae_data.read.cache_directory._allocate", full)
     settings = [f"cache.dir={tmp_path / 'cache'}", "cache.bytes=1GB", "log.every_steps=1", "loader.workers=0"]
     settings += ["train.steps=8", "train.batch=4", "checkpoint.every_steps=4"]
     spec, run = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, settings), tmp_path / "run"
@@ -196,7 +196,7 @@ def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goe
     ],
 )
 def test_the_stage_that_limits_is_told_by_where_the_time_went(spent: dict[str, float], limit: str) -> None:
-    assert Spent(**spent, read=0, hits=0, misses=0).limit(10) == limit
+    assert Timings(**spent, read=0, hits=0, misses=0).limit(10) == limit
 
 
 def test_a_training_from_a_bucket_goes_on_with_the_network_off_once_its_data_is_in_the_cache(

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-import vmae_data.draws as reference
-from vmae_data.draws import Purpose
-from vmae_train.clips.draws import ClipDraws
+import vmae_data.rng as reference
+from vmae_data.rng import Purpose
 from vmae_train.clips.mask import Grid, MaskSpec, TubeMask, draw_mask, num_masked, num_masked_places, tube_mask
+from vmae_train.clips.rng import ClipRng
 
 SLICES, PLACES = 8, 196
 
 
 def _mask(device: torch.device, *, samples: int = 4, ratio: float = 0.9, epoch: int = 0) -> TubeMask:
-    draws = ClipDraws.on(device, seed=7, epoch=epoch, sample=list(range(samples)))
-    return tube_mask(draws, slices=SLICES, places=PLACES, ratio=ratio)
+    rng = ClipRng.on(device, seed=7, epoch=epoch, sample=list(range(samples)))
+    return tube_mask(rng, slices=SLICES, places=PLACES, ratio=ratio)
 
 
 def test_tube_mask_hides_the_same_places_in_every_slice(device: torch.device) -> None:
@@ -58,23 +58,23 @@ def test_masks_differ_between_samples_and_epochs() -> None:
 
 
 def test_every_place_is_hidden_equally_often() -> None:
-    draws = ClipDraws.on("cpu", seed=1, epoch=0, sample=list(range(4000)))
-    hidden = tube_mask(draws, slices=1, places=16, ratio=0.75).masked_BM
+    rng = ClipRng.on("cpu", seed=1, epoch=0, sample=list(range(4000)))
+    hidden = tube_mask(rng, slices=1, places=16, ratio=0.75).masked_BM
     share = torch.bincount(hidden.flatten(), minlength=16) / 4000
     assert (share - 0.75).abs().max() < 5 * (0.75 * 0.25 / 4000) ** 0.5
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.001])
 def test_a_ratio_that_hides_nothing_is_refused_with_its_numbers(ratio: float) -> None:
-    draws = ClipDraws.on("cpu", seed=1, epoch=0, sample=[1])
+    rng = ClipRng.on("cpu", seed=1, epoch=0, sample=[1])
     with pytest.raises(ValueError, match=rf"mask.ratio = {ratio} hides 0 of 16 places"):
-        tube_mask(draws, slices=1, places=16, ratio=ratio)
+        tube_mask(rng, slices=1, places=16, ratio=ratio)
 
 
 def test_a_single_place_cannot_be_masked_in_part() -> None:
-    draws = ClipDraws.on("cpu", seed=1, epoch=0, sample=[1])
+    rng = ClipRng.on("cpu", seed=1, epoch=0, sample=[1])
     with pytest.raises(ValueError, match="1 places of a slice"):
-        tube_mask(draws, slices=8, places=1, ratio=0.9)
+        tube_mask(rng, slices=8, places=1, ratio=0.9)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 90.0])
@@ -110,7 +110,7 @@ GRID = Grid(8, 14, 14)
 
 
 def _drawn(spec: MaskSpec, device: torch.device | str = "cpu", samples: int = 6, grid: Grid = GRID) -> TubeMask:
-    return draw_mask(spec, ClipDraws.on(device, seed=7, epoch=0, sample=list(range(samples))), grid)
+    return draw_mask(spec, ClipRng.on(device, seed=7, epoch=0, sample=list(range(samples))), grid)
 
 
 @pytest.mark.parametrize(

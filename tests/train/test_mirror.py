@@ -20,8 +20,8 @@ from tests.s3_server import PUBLIC, S3Bucket, S3Server
 from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import proxy_thread
 from vmae_data.errors import MisuseError
-from vmae_train.model.fetched import fetched
-from vmae_train.training.mirror import Mirror
+from vmae_train.runs.remote_run import RemoteRun
+from vmae_train.runs.run_files import local_copy
 
 STEPS = 12
 MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", "memory_mb"}
@@ -236,19 +236,19 @@ def _bytes_at(bucket: S3Bucket, name: str) -> bytes:
 def test_a_run_can_not_be_published_on_a_web_server_or_as_a_whole_bucket(tmp_path: Path) -> None:
     for out, words in (("http://host/run", "takes no files"), ("s3://bucket", "a folder in it")):
         with pytest.raises(MisuseError, match=words):
-            Mirror(out)
+            RemoteRun(out)
     with pytest.raises(MisuseError, match="leave it out"):
-        Mirror(tmp_path / "run", tmp_path / "scratch")
+        RemoteRun(tmp_path / "run", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("name", ["index.json", "shard-000000.tar"])
 def test_a_folder_of_shards_is_no_place_for_a_run(name: str, tmp_path: Path) -> None:
-    Mirror(tmp_path / "absent")
+    RemoteRun(tmp_path / "absent")
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(MisuseError, match=rf"--out {tmp_path}: is a folder of shards \(it holds {name}\)"):
-        Mirror(tmp_path)
+        RemoteRun(tmp_path)
     (tmp_path / "run.json").write_bytes(b"")  # a run that something else was put beside
-    Mirror(tmp_path)
+    RemoteRun(tmp_path)
 
 
 def test_a_folder_of_shards_in_a_bucket_is_no_place_for_a_run(
@@ -257,9 +257,9 @@ def test_a_folder_of_shards_in_a_bucket_is_no_place_for_a_run(
     for name, value in s3_bucket.environment.items():
         monkeypatch.setenv(name, value)
     s3_bucket.store().put("data/index.json", b"{}")
-    Mirror(f"{s3_bucket.url}/run", tmp_path).pull()
+    RemoteRun(f"{s3_bucket.url}/run", tmp_path).pull()
     with pytest.raises(MisuseError, match="data: is a folder of shards"):
-        Mirror(f"{s3_bucket.url}/data", tmp_path).pull()
+        RemoteRun(f"{s3_bucket.url}/data", tmp_path).pull()
 
 
 def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], words: list[str | Path]) -> list[str]:
@@ -313,11 +313,11 @@ def test_of_a_run_on_a_web_server_the_log_names_the_last_checkpoint_and_best_jso
     }
     for name, data in files.items():
         store.put(f"{run}/{name}", data)
-    folder = fetched(url)
+    folder = local_copy(url)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(files)
     store.delete(f"{run}/{_checkpoint(8)}/{STATE}")
     with pytest.raises(
         MisuseError, match=f"no checkpoint; name one, such as {url}/{_checkpoint(4)}, the best"
     ) as caught:
-        fetched(url)
+        local_copy(url)
     assert caught.value.exit_status == 2

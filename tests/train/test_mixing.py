@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vmae_train.clips.draws import ClipDraws
-from vmae_train.clips.mixing import MixSpec, Shares, draw_shares, mix_clips, soft_cross_entropy, soft_targets
+from vmae_train.clips.mixup import MixupSpec, Shares, draw_shares, mixup_clips, soft_cross_entropy, soft_targets
+from vmae_train.clips.rng import ClipRng
 
 SIZE = 16
-PUBLISHED = MixSpec(mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+PUBLISHED = MixupSpec(mixup=0.8, cutmix=1.0, label_smoothing=0.1)
 
 
-def _draws(samples: list[int], device: torch.device | str = "cpu") -> ClipDraws:
-    return ClipDraws.on(device, seed=9, epoch=1, sample=samples)
+def _draws(samples: list[int], device: torch.device | str = "cpu") -> ClipRng:
+    return ClipRng.on(device, seed=9, epoch=1, sample=samples)
 
 
 def _clips(count: int, device: torch.device) -> torch.Tensor:
@@ -25,7 +25,7 @@ def _clips(count: int, device: torch.device) -> torch.Tensor:
     return number.expand(-1, 3, 2, SIZE, SIZE).clone()
 
 
-def _shares(spec: MixSpec, groups: int, size: int = 224) -> Shares:
+def _shares(spec: MixupSpec, groups: int, size: int = 224) -> Shares:
     spec = msgspec.structs.replace(spec, mix_group=1)
     return draw_shares(spec, _draws(list(range(groups))), repeats=1, size=size)
 
@@ -35,7 +35,7 @@ def _distance_to(cdf: np.ndarray) -> float:
 
 
 def test_mixup_shares_are_beta_numbers() -> None:
-    share = np.sort(_shares(MixSpec(mixup=0.8), 3000).share_B.numpy().astype(np.float64))
+    share = np.sort(_shares(MixupSpec(mixup=0.8), 3000).share_B.numpy().astype(np.float64))
     assert abs(share.mean() - 0.5) < 5 * math.sqrt(0.096 / 3000)
     assert abs(share.var() - 0.8**2 / (1.6**2 * 2.6)) < 0.008
     grid = (np.arange(200000) + 0.5) / 200000
@@ -45,7 +45,7 @@ def test_mixup_shares_are_beta_numbers() -> None:
 
 
 def test_cutmix_boxes_have_uniform_shares_before_they_are_cut_and_shares_that_fit_after() -> None:
-    shares = _shares(MixSpec(cutmix=1.0), 4000)
+    shares = _shares(MixupSpec(cutmix=1.0), 4000)
     top, left, bottom, right = shares.box_B4.unbind(-1)
     assert ((top >= 0) & (left >= 0) & (bottom <= 224) & (right <= 224)).all()
     kept = 1 - (bottom - top) * (right - left) / 224**2
@@ -64,13 +64,13 @@ def test_half_of_the_groups_are_cut_and_prob_leaves_the_rest_unmixed() -> None:
     assert abs(float(is_cut.float().mean()) - 0.5) < 0.06
     some = _shares(msgspec.structs.replace(PUBLISHED, prob=0.3), 3000)
     assert abs(float((some.share_B < 1).float().mean()) - 0.3) < 0.05
-    assert not MixSpec().is_on
-    assert not MixSpec(mixup=0.8, prob=0.0).is_on
+    assert not MixupSpec().is_on
+    assert not MixupSpec(mixup=0.8, prob=0.0).is_on
 
 
 def test_a_clip_is_mixed_with_its_counterpart_in_the_reversed_group_only(device: torch.device) -> None:
-    shares = draw_shares(MixSpec(mixup=0.8, mix_group=4), _draws(list(range(8)), device), repeats=1, size=SIZE)
-    mixed = mix_clips(_clips(8, device), torch.ones(8, device=device), shares, group=4)
+    shares = draw_shares(MixupSpec(mixup=0.8, mix_group=4), _draws(list(range(8)), device), repeats=1, size=SIZE)
+    mixed = mixup_clips(_clips(8, device), torch.ones(8, device=device), shares, group=4)
     assert mixed.partner_B.tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
     share = shares.share_B.cpu()
     assert len(set(share[:4].tolist())) == 1
@@ -84,7 +84,7 @@ def test_a_clip_is_mixed_with_its_counterpart_in_the_reversed_group_only(device:
 def test_cutmix_pastes_the_box_of_the_partner_in_every_frame(device: torch.device) -> None:
     box = torch.tensor([[2, 3, 9, 16]], device=device).expand(2, 4)
     shares = Shares(torch.full((2,), 1 - 7 * 13 / 256, device=device), box)
-    mixed = mix_clips(_clips(2, device), torch.ones(2, device=device), shares, group=2).clips
+    mixed = mixup_clips(_clips(2, device), torch.ones(2, device=device), shares, group=2).clips
     wanted = torch.zeros(SIZE, SIZE)
     wanted[2:9, 3:16] = 1
     for t in range(2):
@@ -93,12 +93,12 @@ def test_cutmix_pastes_the_box_of_the_partner_in_every_frame(device: torch.devic
 
 
 def test_a_clip_that_could_not_be_read_is_mixed_into_none(device: torch.device) -> None:
-    for spec in (MixSpec(mixup=0.8, mix_group=4), MixSpec(cutmix=1.0, mix_group=4)):
+    for spec in (MixupSpec(mixup=0.8, mix_group=4), MixupSpec(cutmix=1.0, mix_group=4)):
         shares = draw_shares(spec, _draws([1, 2, 3, 4], device), repeats=1, size=SIZE)
         weight_B = torch.tensor([1.0, 0.0, 1.0, 1.0], device=device)
         clips = _clips(4, device)
         clips[1] = 1000.0
-        mixed = mix_clips(clips, weight_B, shares, group=4)
+        mixed = mixup_clips(clips, weight_B, shares, group=4)
         assert torch.equal(mixed.clips[2], clips[2])
         assert float(mixed.share_B[2]) == 1
         assert mixed.clips[[0, 2, 3]].max() <= 3
@@ -115,16 +115,16 @@ def test_groups_hang_on_no_micro_batch_and_no_device(device: torch.device) -> No
 
 
 def test_repeated_clips_are_in_their_samples_group(device: torch.device) -> None:
-    draws = _draws([5, 6, 7, 8], device).repeated(2)
-    shares = draw_shares(MixSpec(mixup=0.8, mix_group=2), draws, repeats=2, size=SIZE)
+    rng = _draws([5, 6, 7, 8], device).repeated(2)
+    shares = draw_shares(MixupSpec(mixup=0.8, mix_group=2), rng, repeats=2, size=SIZE)
     assert len(set(shares.share_B[:4].tolist())) == 1
-    mixed = mix_clips(_clips(8, device), torch.ones(8, device=device), shares, group=4)
+    mixed = mixup_clips(_clips(8, device), torch.ones(8, device=device), shares, group=4)
     assert mixed.partner_B.tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
 
 
 def test_a_batch_of_broken_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="mix_group = 4 does not divide a batch of 6"):
-        draw_shares(MixSpec(mixup=0.8, mix_group=4), _draws(list(range(6))), repeats=1, size=SIZE)
+        draw_shares(MixupSpec(mixup=0.8, mix_group=4), _draws(list(range(6))), repeats=1, size=SIZE)
 
 
 def test_targets_are_smoothed_first_and_mixed_then(device: torch.device) -> None:
@@ -133,7 +133,7 @@ def test_targets_are_smoothed_first_and_mixed_then(device: torch.device) -> None
         torch.tensor([0.7, 0.7, 0.7, 0.7], device=device), torch.zeros((4, 4), dtype=torch.int64, device=device)
     )
     weight_B = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
-    mixed = mix_clips(_clips(4, device), weight_B, shares, group=4)
+    mixed = mixup_clips(_clips(4, device), weight_B, shares, group=4)
     target_BK = soft_targets(label_B, mixed, num_classes=5, smoothing=0.1).cpu()
     off, on = 0.1 / 5, 0.9 + 0.1 / 5
     assert target_BK[1].tolist() == pytest.approx([off, 0.7 * off + 0.3 * on, 0.7 * on + 0.3 * off, off, off])
@@ -162,4 +162,4 @@ def test_without_mixing_the_loss_is_cross_entropy_with_label_smoothing(device: t
 )
 def test_mixing_that_cannot_be_is_refused_by_name(keys: dict[str, object], named: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=named):
-        msgspec.convert(keys, MixSpec)
+        msgspec.convert(keys, MixupSpec)

@@ -9,11 +9,11 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from vmae_train.clips.draws import ClipDraws
 from vmae_train.clips.mask import Grid, MaskSpec, TubeMask, draw_mask, tube_mask
-from vmae_train.model.loss import cube_targets
-from vmae_train.model.videomae import Classifier, PretrainModel, take_encoder
-from vmae_train.model.vit import Block, Geometry, ModelSpec, PatchEmbed, position_code
+from vmae_train.clips.rng import ClipRng
+from vmae_train.models.losses import cube_targets
+from vmae_train.models.videomae import Classifier, PretrainModel, take_encoder
+from vmae_train.models.vit import Block, Geometry, ModelSpec, PatchEmbed, position_code
 
 TINY = ModelSpec(size="tiny", depth=2, decoder_depth=1).geometry()
 CLASSES = ("left", "right", "up")
@@ -25,8 +25,8 @@ def _clips(device: torch.device, *, batch: int = 2, geometry: Geometry = TINY, s
 
 
 def _mask(device: torch.device, *, batch: int = 2, geometry: Geometry = TINY) -> TubeMask:
-    draws = ClipDraws.on(device, seed=1, epoch=0, sample=list(range(batch)))
-    return tube_mask(draws, slices=geometry.slices, places=geometry.places, ratio=0.75)
+    rng = ClipRng.on(device, seed=1, epoch=0, sample=list(range(batch)))
+    return tube_mask(rng, slices=geometry.slices, places=geometry.places, ratio=0.75)
 
 
 def _model(device: torch.device, *, seed: int = 0) -> PretrainModel:
@@ -214,8 +214,8 @@ def test_predictions_follow_the_order_asked_for_and_ignore_that_of_the_visible(d
 def test_the_running_cells_decoder_sees_what_videomae_v2s_does(device: torch.device) -> None:
     """A mask token for every place that the pattern lets through, seen or not; the loss of the hidden ones only."""
     model, clips = _model(device), _clips(device)
-    draws = ClipDraws.on(device, seed=0, epoch=0, sample=[1, 2])
-    mask = draw_mask(MaskSpec(ratio=0.75, decoder="running-cell"), draws, Grid(8, 4, 4))
+    rng = ClipRng.on(device, seed=0, epoch=0, sample=[1, 2])
+    mask = draw_mask(MaskSpec(ratio=0.75, decoder="running-cell"), rng, Grid(8, 4, 4))
     assert mask.decoded_BK is not None
     assert mask.unasked_BU is not None
     targets = cube_targets(torch.rand_like(clips), mask.decoded_BK, model.geometry)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vmae_train.model.geometry import Geometry, ModelSpec
-from vmae_train.model.position import position_code
+from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.models.positions import position_code
 
 TINY = ModelSpec(size="tiny").geometry()
 FLAT = msgspec.structs.replace(TINY, position="sinusoid-1d")

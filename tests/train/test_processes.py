@@ -19,10 +19,10 @@ import pytest
 from tests.command import run_command
 from vmae_data.errors import MisuseError
 from vmae_data.format import tar_name
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
 from vmae_train.clips.loader import EMPTY
-from vmae_train.training.log import read_log
-from vmae_train.training.run import BatchLayout
+from vmae_train.runs.log import read_log
+from vmae_train.runs.metadata import BatchLayout
 
 STEPS = 8
 HANGS_SECONDS = 120
@@ -171,14 +171,14 @@ def test_sizes_that_nothing_divides_come_to_their_end(demo_shards: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "world"), [(8, None, 1), (8, 2, 4), (7, None, 3), (10, 2, 2), (9, 3, 8), (24, 8, 3)]
+    ("batch", "micro", "world_size"), [(8, None, 1), (8, 2, 4), (7, None, 3), (10, 2, 2), (9, 3, 8), (24, 8, 3)]
 )
 def test_every_sample_has_one_place_and_every_process_as_many_micro_batches(
-    batch: int, micro: int | None, world: int
+    batch: int, micro: int | None, world_size: int
 ) -> None:
-    layout = BatchLayout.of(batch, micro, world)
-    shares = [list(layout.micro_batches(np.arange(batch), rank, EMPTY)) for rank in range(world)]
-    assert {len(share) for share in shares} == {layout.portions}
+    layout = BatchLayout.of(batch, micro, world_size)
+    shares = [list(layout.micro_batches(np.arange(batch), rank, EMPTY)) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {layout.grad_accum_steps}
     assert {len(portion) for share in shares for portion in share} == {layout.size}
     assert [n for share in shares for portion in share for n in portion if n != EMPTY] == list(range(batch))
     assert all(any(n != EMPTY for portion in share for n in portion) for share in shares)

@@ -13,8 +13,8 @@ from vmae_train.clips.mask import num_masked
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec, grid_of
-from vmae_train.training.optim import Schedule
-from vmae_train.training.start import RunSpec
+from vmae_train.training.optimizer import Schedule
+from vmae_train.training.setup import RunSpec
 
 
 class Encoder(NamedTuple):

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from vmae_data import draws as reference
-from vmae_data.draws import Purpose
-from vmae_train.clips.draws import ClipDraws, HostDraws
+from vmae_data import rng as reference
+from vmae_data.rng import Purpose
 from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, draw_policy, rand_augment, strength_of
+from vmae_train.clips.rng import ClipRng, HostRng
 
 SIZES = [(36, 48), (60, 40), (48, 48)]
 LEVELS = [0.0, 3.3, 7.0, 10.0]
@@ -114,22 +114,22 @@ def test_what_lies_in_the_padding_never_matters(op: Op, device: torch.device) ->
 
 def test_a_batch_of_different_policies_equals_each_clip_alone(device: torch.device) -> None:
     clips, size_B2 = _clips(device)
-    draws = ClipDraws.on(device, seed=11, epoch=0, sample=[5, 6, 7])
+    rng = ClipRng.on(device, seed=11, epoch=0, sample=[5, 6, 7])
     spec = RandAugmentSpec(prob=1.0)
-    policy = draw_policy(spec, draws.host)
+    policy = draw_policy(spec, rng.host)
     before = clips.clone()
     together = rand_augment(clips, size_B2, policy, "bilinear")
     assert torch.equal(clips, before)
     for b, (height, width) in enumerate(SIZES):
         own = (slice(b, b + 1), slice(None), slice(None), slice(height), slice(width))
-        alone = draw_policy(spec, HostDraws(11, *(x[b : b + 1] for x in draws.host[1:])))
+        alone = draw_policy(spec, HostRng(11, *(x[b : b + 1] for x in rng.host[1:])))
         assert torch.equal(rand_augment(clips[own], size_B2[b : b + 1], alone, "bilinear"), together[own])
 
 
 def test_all_frames_of_a_clip_get_the_same_operation(device: torch.device) -> None:
     clips, size_B2 = _clips(device)
     still = clips[:, :, :1].expand(-1, -1, 4, -1, -1)
-    policy = draw_policy(RandAugmentSpec(prob=1.0), ClipDraws.on(device, seed=3, epoch=1, sample=[1, 2, 3]).host)
+    policy = draw_policy(RandAugmentSpec(prob=1.0), ClipRng.on(device, seed=3, epoch=1, sample=[1, 2, 3]).host)
     found = rand_augment(still, size_B2, policy, "bicubic")
     for t in range(1, 4):
         assert torch.equal(found[:, :, t], found[:, :, 0])
@@ -138,16 +138,16 @@ def test_all_frames_of_a_clip_get_the_same_operation(device: torch.device) -> No
 def test_every_device_gives_the_same_operations_and_nearly_the_same_pixels(device: torch.device) -> None:
     def clips(where: torch.device) -> torch.Tensor:
         given, size_B2 = _clips(where)
-        draws = ClipDraws.on(where, seed=4, epoch=0, sample=[1, 2, 3])
-        return rand_augment(given, size_B2, draw_policy(RandAugmentSpec(prob=1.0), draws.host), "bicubic").cpu()
+        rng = ClipRng.on(where, seed=4, epoch=0, sample=[1, 2, 3])
+        return rand_augment(given, size_B2, draw_policy(RandAugmentSpec(prob=1.0), rng.host), "bicubic").cpu()
 
     apart = (clips(device).int() - clips(torch.device("cpu")).int()).abs()
     assert float((apart > 0).float().mean()) < 0.01
 
 
 def _policy(count: int, **keys: float) -> Policy:
-    draws = ClipDraws.on("cpu", seed=2, epoch=0, sample=np.arange(count, dtype=np.uint64))
-    return draw_policy(msgspec.convert(keys, RandAugmentSpec), draws.host)
+    rng = ClipRng.on("cpu", seed=2, epoch=0, sample=np.arange(count, dtype=np.uint64))
+    return draw_policy(msgspec.convert(keys, RandAugmentSpec), rng.host)
 
 
 def test_operations_are_drawn_equally_often_and_half_of_them_done() -> None:
@@ -174,7 +174,7 @@ def test_magnitudes_are_normal_and_clipped() -> None:
 def test_draws_are_those_of_the_reference_one_by_one() -> None:
     policy = _policy(20, prob=1.0)
     for sample in range(20):
-        one = reference.Draw(seed=2, epoch=0, sample=sample)
+        one = reference.Rng(seed=2, epoch=0, sample=sample)
         ops = [one.integer(Purpose.RANDAUGMENT_OP, 15, i) for i in range(4)]
         assert policy.op_BL[sample].tolist() == ops
 
@@ -205,7 +205,7 @@ def test_a_policy_that_cannot_be_is_refused_by_name(keys: dict[str, object], nam
 def test_nothing_waits_for_the_device_and_no_generator_is_touched(device: torch.device) -> None:
     clips, size_B2 = _clips(device)
     policy = draw_policy(
-        RandAugmentSpec(prob=1.0, layers=40), ClipDraws.on("cpu", seed=4, epoch=0, sample=[1, 2, 3]).host
+        RandAugmentSpec(prob=1.0, layers=40), ClipRng.on("cpu", seed=4, epoch=0, sample=[1, 2, 3]).host
     )
     before = torch.random.get_rng_state()
     rand_augment(clips, size_B2, policy, "bicubic")

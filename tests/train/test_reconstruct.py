@@ -14,11 +14,12 @@ from PIL import Image
 from tests.command import run_command
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
-from vmae_train.clips.draws import ClipDraws
-from vmae_train.clips.views import ClipSpec
+from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.clips.rng import ClipRng
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
+from vmae_train.inference.read_video import read_clip
 from vmae_train.inference.reconstruct import (
     Drawn,
     load_pretrained,
@@ -27,10 +28,9 @@ from vmae_train.inference.reconstruct import (
     reconstruct_file,
     reconstruct_shards,
 )
-from vmae_train.inference.video import read_clip
-from vmae_train.model.loss import cube_targets
-from vmae_train.model.videomae import Classifier, PretrainModel
-from vmae_train.model.vit import Geometry, ModelSpec
+from vmae_train.models.losses import cube_targets
+from vmae_train.models.videomae import Classifier, PretrainModel
+from vmae_train.models.vit import Geometry, ModelSpec
 from vmae_train.pretrain import PretrainSpec, pretrain
 
 GREY = 127.5
@@ -106,9 +106,7 @@ def test_perfect_predictions_give_the_original_back() -> None:
     size = geometry.image_size
     pixels = torch.randint(0, 256, (2, 3, geometry.num_frames, size, size), generator=torch.Generator().manual_seed(1))
     model.answer(pixels / 255)
-    clips = reconstruct_clips(
-        model, pixels / 255, ClipDraws.on("cpu", seed=0, epoch=0, sample=[3, 5]), 0.75, ["a", "b"]
-    )
+    clips = reconstruct_clips(model, pixels / 255, ClipRng.on("cpu", seed=0, epoch=0, sample=[3, 5]), 0.75, ["a", "b"])
     for clip, original in zip(clips, rearrange(pixels, "b c t h w -> b t h w c").numpy(), strict=True):
         assert clip.loss == 0
         assert np.abs(clip.predicted_THWC.astype(int) - original).max() <= 1
@@ -183,7 +181,7 @@ def test_another_suffix_is_refused_before_anything_is_read(tmp_path: Path, suffi
 
 
 def test_a_classifier_and_what_is_no_data_are_refused(tiny_run: Path, tmp_path: Path) -> None:
-    from vmae_train.model.load import save_model
+    from vmae_train.checkpoints.load import save_model
 
     (tmp_path / "classifier").mkdir()
     geometry: Geometry = ModelSpec(size="tiny", decoder_depth=1).geometry()

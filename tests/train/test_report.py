@@ -17,12 +17,12 @@ from tests.command import run_command
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
-from vmae_train.charts import Curve, confusion_picture, curves, log_curve
-from vmae_train.evaluation.compare import difference_words, standard_error
 from vmae_train.evaluation.metrics import Scores, score
 from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.pretrain import PretrainSpec, pretrain
-from vmae_train.report import write_report
+from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
+from vmae_train.reports.run_page import write_report
+from vmae_train.reports.significance import difference_words, standard_error
 
 FEW_STEPS = ["train.steps=4", "optim.warmup_steps=1", "log.every_steps=1", "loader.workers=0"]
 HOSTILE = "<script>alert(1)</script>$x_1$"

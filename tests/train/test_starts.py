@@ -11,23 +11,23 @@ import torch
 
 from tests.command import run_command
 from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError
-from vmae_data.prepare.plan import BuildSpec
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.mix import Mix, parse_data
-from vmae_data.read.shards import LabelKind
+from vmae_data.read.dataset import LabelKind
+from vmae_data.read.mixture import Mixture, parse_data
 from vmae_data.recipes import load_recipe
-from vmae_train.clips.views import ClipSpec
+from vmae_train.checkpoints.convert import convert
+from vmae_train.checkpoints.load import load_model, load_start, save_model
+from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.evaluate import EvaluationRequest, evaluate_checkpoint
 from vmae_train.finetune import FinetuneSpec, finetune
-from vmae_train.model.convert import convert
-from vmae_train.model.heads import Classifier
-from vmae_train.model.load import load_model, load_start, save_model
-from vmae_train.model.videomae import PretrainModel
-from vmae_train.objective import FirstModel, Learnt, first_model
+from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec, pretrain
-from vmae_train.score import Looks, evaluate_checkpoint
-from vmae_train.training.log import read_log
-from vmae_train.training.run import other_data
+from vmae_train.runs.log import read_log
+from vmae_train.runs.metadata import other_data
+from vmae_train.training.objectives import FirstModel, Learnt, first_model
 
 QUIET = ProgressStyle.QUIET
 SHORT = ["train.steps=4", "log.every_steps=1", "model.depth=2", "model.position=sinusoid-1d"]
@@ -139,7 +139,7 @@ def test_the_commands_probe_and_evaluate_what_was_converted(
 
 
 def _evaluated(checkpoint: Path, data: Path, *settings: str, recipe: str | None = None) -> Any:
-    return evaluate_checkpoint(str(checkpoint), str(data), Looks(recipe, settings), device="cpu").scores
+    return evaluate_checkpoint(str(checkpoint), str(data), EvaluationRequest(recipe, settings), device="cpu").scores
 
 
 @pytest.mark.parametrize("layout", ["native", "official", "bare"])
@@ -232,18 +232,18 @@ def test_numbers_are_not_taken_for_names_of_classes(tmp_path: Path) -> None:
 def test_weights_of_other_videos_are_told_and_those_of_the_same_are_not(
     demo_shards: Path, demo_videos: Path, demo_spec: BuildSpec, pretrained: Path, tmp_path: Path
 ) -> None:
-    mix = Mix.open([parse_data(str(demo_shards))])
+    mix = Mixture.open([parse_data(str(demo_shards))])
     assert other_data(None, mix) is None
     assert other_data(str(pretrained), mix) is None
     assert other_data(str(next((pretrained / "checkpoints").iterdir())), mix) is None
     again = tmp_path / "again"
     build_shards(str(demo_videos), again, msgspec.structs.replace(demo_spec, crf=30), workers=2, style=QUIET)
-    prepared_otherwise = Mix.open([parse_data(str(again))])
+    prepared_otherwise = Mixture.open([parse_data(str(again))])
     assert prepared_otherwise.digests != mix.digests
     assert other_data(str(pretrained), prepared_otherwise) is None
     fewer = tmp_path / "fewer"
     shutil.copytree(next(path for path in demo_videos.iterdir() if path.is_dir()), tmp_path / "videos" / "only")
     build_shards(str(tmp_path / "videos"), fewer, demo_spec, workers=2, style=QUIET)
-    told = other_data(str(pretrained), Mix.open([parse_data(str(fewer))]))
+    told = other_data(str(pretrained), Mixture.open([parse_data(str(fewer))]))
     assert told is not None
     assert told.startswith(f"--init was trained on {demo_shards}, not on these videos")

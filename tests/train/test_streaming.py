@@ -18,18 +18,18 @@ from tools.faults.network import Fault, Faults, Kind
 from tools.faults.proxy import Proxy, proxy_thread
 from vmae_data.errors import DataError
 from vmae_data.recipes import load_recipe
-from vmae_data.store import commit_bytes, place_of, set_options
-from vmae_data.store.options import VARIABLE
+from vmae_data.storage import commit_bytes, set_options, storage_path
+from vmae_data.storage.options import VARIABLE
+from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec
-from vmae_train.training.log import read_log
-from vmae_train.training.world import World
+from vmae_train.runs.log import read_log
 
 SETTINGS = ("train.batch=8", "train.steps=6", "loader.workers=1")
 
 
 def _clips(data: str, *settings: str) -> list[Any]:
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [*SETTINGS, *settings])
-    return own_clips(spec, [data], 0, None, World())
+    return own_clips(spec, [data], 0, None, Distributed())
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def url(s3_bucket: S3Bucket, demo_shards: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
     monkeypatch.setenv(VARIABLE, "{}")
     for path in demo_shards.iterdir():
-        commit_bytes(place_of(f"{s3_bucket.url}/set") / path.name, path.read_bytes())
+        commit_bytes(storage_path(f"{s3_bucket.url}/set") / path.name, path.read_bytes())
     return f"{s3_bucket.url}/set"
 
 
@@ -150,7 +150,7 @@ def test_a_shard_that_is_replaced_while_it_is_read_ends_a_training_with_one_line
     while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     for path in demo_shards.glob("*.tar"):
-        commit_bytes(place_of(url) / path.name, b"x" + path.read_bytes()[:-1])
+        commit_bytes(storage_path(url) / path.name, b"x" + path.read_bytes()[:-1])
     said = process.communicate(timeout=100)[1]
     assert process.returncode == 1 and "Traceback" not in said
     assert "was replaced while it was read" in said.splitlines()[-1]

@@ -14,9 +14,9 @@ from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 from vmae_train.pretrain import PretrainSpec, pretrain
-from vmae_train.training import trackers
-from vmae_train.training.log import LogSpec, read_log
-from vmae_train.training.trackers import Tracker, open_trackers
+from vmae_train.runs import trackers
+from vmae_train.runs.log import LogSpec, read_log
+from vmae_train.runs.trackers import Tracker, open_trackers
 
 
 def _open(

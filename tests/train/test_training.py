@@ -18,19 +18,19 @@ from tests.command import command_line, run_command
 from vmae_data.errors import MisuseError
 from vmae_data.format import tar_name
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.shards import Shards
+from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
+from vmae_train.checkpoints.load import load_model
+from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.clips.loader import LoaderSpec
-from vmae_train.clips.views import ClipSpec
+from vmae_train.evaluation.answer_videos import answer_videos, check_classes
 from vmae_train.evaluation.answers import scores_of
-from vmae_train.evaluation.evaluate import answer_videos, check_classes
-from vmae_train.evaluation.look import Look, parse_views
 from vmae_train.evaluation.metrics import score
+from vmae_train.evaluation.protocol import EvaluationProtocol, parse_views
 from vmae_train.finetune import FinetuneSpec, finetune
-from vmae_train.model.load import load_model
-from vmae_train.model.videomae import Classifier
+from vmae_train.models.videomae import Classifier
 from vmae_train.pretrain import PretrainSpec, pretrain
-from vmae_train.training.log import read_log
+from vmae_train.runs.log import read_log
 
 STEPS = 24
 SETTINGS = ["--set", f"train.steps={STEPS}", "--set", "checkpoint.every_steps=5", "--set", "log.every_steps=1"]
@@ -253,7 +253,7 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
     found = [
         scores_of(
             answer_videos(
-                model, shards, look=Look(parse_views("2x3"), ClipSpec(stride="kept")), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
+                model, shards, protocol=EvaluationProtocol(parse_views("2x3"), ClipSpec(stride="kept")), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
                 batch=batch, style=ProgressStyle.QUIET,
             )
         )

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from vmae_train import load_model
-from vmae_train.clips.draws import ClipDraws
+from vmae_train.checkpoints.convert import convert
+from vmae_train.checkpoints.load import save_model
 from vmae_train.clips.mask import TubeMask, tube_mask
-from vmae_train.model.convert import convert
-from vmae_train.model.geometry import ModelSpec
-from vmae_train.model.heads import Classifier
-from vmae_train.model.load import save_model
-from vmae_train.model.videomae import PretrainModel
-from vmae_train.training.optim import OptimSpec, build_optimizer
+from vmae_train.clips.rng import ClipRng
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
+from vmae_train.training.optimizer import OptimSpec, build_optimizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
@@ -43,8 +43,8 @@ def _clips(seed: int, batch: int = 2) -> Tensor:
 
 
 def _mask(seed: int, batch: int = 2) -> TubeMask:
-    draws = ClipDraws.on("cpu", seed=seed, epoch=0, sample=list(range(batch)))
-    return tube_mask(draws, slices=8, places=16, ratio=0.75)
+    rng = ClipRng.on("cpu", seed=seed, epoch=0, sample=list(range(batch)))
+    return tube_mask(rng, slices=8, places=16, ratio=0.75)
 
 
 def _masked(mask: TubeMask) -> Tensor:

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmae_data.draws import Draw, Purpose
 from vmae_data.errors import MisuseError
 from vmae_data.format import Rational, Regular
-from vmae_data.read.shards import SampleView, Shards
-from vmae_train.clips.spacing import check_spacing
-from vmae_train.clips.views import (
+from vmae_data.read.dataset import SampleView, Shards
+from vmae_data.rng import Purpose, Rng
+from vmae_train.clips.frame_sampling import (
     ClipSpec,
     DenseClip,
     ExactStride,
@@ -25,7 +24,8 @@ from vmae_train.clips.views import (
     train_sampler,
     view_sampler,
 )
-from vmae_train.inference.video import read_clip
+from vmae_train.clips.frame_spacing import check_spacing
+from vmae_train.inference.read_video import read_clip
 
 
 def _view(frames: int) -> SampleView:
@@ -44,19 +44,19 @@ def _published(n: int, num_frames: int, stride: int, offset: int) -> list[int]:
 
 @given(st.integers(1, 400), st.sampled_from([1, 2, 4]), st.integers(0, 50))
 def test_an_exact_stride_clip_is_the_published_one(frames: int, stride: int, seed: int) -> None:
-    chosen = ExactStride(16, stride)(_view(frames), Draw(seed, 0, 7))
+    chosen = ExactStride(16, stride)(_view(frames), Rng(seed, 0, 7))
     positions = np.asarray(chosen.decode)[chosen.index_VT[0]].tolist()
     assert positions == _published(frames, 16, stride, positions[0])
     assert 0 <= positions[0] <= max(0, frames - 16 * stride)
 
 
 def test_every_possible_start_is_drawn() -> None:
-    starts = {ExactStride(16, 2)(_view(40), Draw(0, epoch, 1)).decode[0] for epoch in range(300)}
+    starts = {ExactStride(16, 2)(_view(40), Rng(0, epoch, 1)).decode[0] for epoch in range(300)}
     assert starts == set(range(40 - 32 + 1))
 
 
 def test_evaluation_clips_are_spread_from_end_to_end() -> None:
-    chosen = SpacedViews(16, 4, 5)(_view(300), Draw(0, 0, 0))
+    chosen = SpacedViews(16, 4, 5)(_view(300), Rng(0, 0, 0))
     positions = np.asarray(chosen.decode)[chosen.index_VT]
     assert positions[:, 0].tolist() == [4 * int(k * (75 - 16) / 4) for k in range(5)]
     assert (np.diff(positions, axis=1) == 4).all()
@@ -64,15 +64,15 @@ def test_evaluation_clips_are_spread_from_end_to_end() -> None:
 
 
 def test_a_single_evaluation_clip_is_central_and_a_short_video_repeats_its_tail() -> None:
-    chosen = SpacedViews(16, 1, 1)(_view(20), Draw(0, 0, 0))
+    chosen = SpacedViews(16, 1, 1)(_view(20), Rng(0, 0, 0))
     assert np.asarray(chosen.decode)[chosen.index_VT[0]].tolist() == list(range(2, 18))
-    short = SpacedViews(16, 1, 2)(_view(3), Draw(0, 0, 0))
+    short = SpacedViews(16, 1, 2)(_view(3), Rng(0, 0, 0))
     assert short.decode == (0, 1, 2)
     assert short.index_VT.tolist() == [[0, 1] + [2] * 14] * 2
 
 
 def test_a_frozen_clip_has_one_frame_only() -> None:
-    chosen = Frozen(ExactStride(16, 1))(_view(30), Draw(0, 0, 0))
+    chosen = Frozen(ExactStride(16, 1))(_view(30), Rng(0, 0, 0))
     assert len(chosen.decode) == 1
     assert chosen.index_VT.tolist() == [[0] * 16]
 
@@ -119,7 +119,7 @@ def test_shards_of_a_rate_serve_integer_parts_of_it(demo_shards: Path) -> None:
 
 def test_every_phase_is_drawn_and_its_own_length_counts() -> None:
     view = _view(20)._replace(phase_frames=(20, 18))
-    chosen = [ExactStride(16, 1)(view, Draw(0, epoch, 1)) for epoch in range(200)]
+    chosen = [ExactStride(16, 1)(view, Rng(0, epoch, 1)) for epoch in range(200)]
     starts = {phase: {one.decode[0] for one in chosen if one.phase == phase} for phase in (0, 1)}
     assert starts == {0: set(range(5)), 1: set(range(3))}
 
@@ -144,7 +144,7 @@ def _dense(n: int, stride: int, end_of) -> list[int]:
 @pytest.mark.parametrize("stride", [2, 4])
 def test_dense_clips_are_the_published_ones_at_every_length(stride: int) -> None:
     for n in LENGTHS:
-        draw = Draw(3, 0, n)
+        draw = Rng(3, 0, n)
         found = _positions(DenseClip(16, stride)(_view(n), draw))
         assert found == _dense(n, stride, lambda span, n: span + draw.integer(Purpose.FRAMES, n - span))  # noqa: B023
         centre = _positions(DenseClip(16, stride, centre=True)(_view(n), draw))
@@ -152,13 +152,13 @@ def test_dense_clips_are_the_published_ones_at_every_length(stride: int) -> None
 
 
 def test_dense_starts_cover_all_there_are() -> None:
-    starts = {_positions(DenseClip(16, 4)(_view(70), Draw(0, epoch, 1)))[0] for epoch in range(200)}
+    starts = {_positions(DenseClip(16, 4)(_view(70), Rng(0, epoch, 1)))[0] for epoch in range(200)}
     assert starts == set(range(70 - 64))
 
 
 def test_uniform_clips_are_the_published_ones_at_every_length() -> None:
     for n in LENGTHS:
-        draw, part = Draw(5, 0, n), n // 16
+        draw, part = Rng(5, 0, n), n // 16
         drawn = [i * part + draw.integer(Purpose.FRAMES, part, i) for i in range(16)] if part else []
         assert _positions(UniformClip(16, short_videos="v1")(_view(n), draw)) == (drawn or [0] * 16)
         assert _positions(UniformClip(16)(_view(n), draw)) == (drawn or [0] * (16 - n) + list(range(n)))
@@ -173,7 +173,7 @@ def test_uniform_clips_are_the_published_ones_at_every_length() -> None:
 
 
 def test_uniform_clips_draw_a_frame_of_each_part_on_its_own() -> None:
-    clips = np.asarray([_positions(UniformClip(16)(_view(64), Draw(0, epoch, 1))) for epoch in range(200)])
+    clips = np.asarray([_positions(UniformClip(16)(_view(64), Rng(0, epoch, 1))) for epoch in range(200)])
     within = clips - np.arange(16) * 4
     assert within.min() == 0 and within.max() == 3
     assert abs(np.corrcoef(within[:, 0], within[:, 1])[0, 1]) < 0.25
@@ -190,7 +190,7 @@ def _dense_views(n: int, stride: int, clips: int) -> list[list[int]]:
 @pytest.mark.parametrize("stride", [1, 4])
 def test_dense_test_views_are_the_published_ones_at_every_length(stride: int) -> None:
     for n in LENGTHS:
-        found = SpacedViews(16, stride, 5)(_view(n), Draw(0, 0, 0))
+        found = SpacedViews(16, stride, 5)(_view(n), Rng(0, 0, 0))
         assert [_positions(found, view) for view in range(5)] == _dense_views(n, stride, 5)
 
 
@@ -201,8 +201,8 @@ def test_on_thinned_shards_a_frame_is_at_most_half_a_step_from_the_wanted_one(ke
         last = (count - 1) * kept
         thinned = SampleView(0, "k", count, Regular(first=0, step=kept, count=count), n, 25.0, (count,))
         for sampler in (DenseClip(16, 4), UniformClip(16), UniformViews(16, 2)):
-            found = sampler(thinned, Draw(0, 1, n))
-            whole = sampler(_view(n), Draw(0, 1, n))
+            found = sampler(thinned, Rng(0, 1, n))
+            whole = sampler(_view(n), Rng(0, 1, n))
             for view in range(len(found.index_VT)):
                 wanted = np.asarray(_positions(whole, view))
                 off = np.asarray(_positions(found, view)) * kept - wanted
@@ -214,8 +214,8 @@ def test_on_thinned_shards_a_frame_is_at_most_half_a_step_from_the_wanted_one(ke
 
 def test_a_segment_is_a_video_of_its_own() -> None:
     segment = SampleView(0, "k", 25, Regular(first=400, step=4, count=25), 2000, 25.0, (25,))
-    assert _positions(UniformClip(16, centre=True)(segment, Draw(0, 0, 0)))[-1] <= 24
-    assert min(_positions(DenseClip(16, 4, centre=True)(segment, Draw(0, 0, 0)))) > 0
+    assert _positions(UniformClip(16, centre=True)(segment, Rng(0, 0, 0)))[-1] <= 24
+    assert min(_positions(DenseClip(16, 4, centre=True)(segment, Rng(0, 0, 0)))) > 0
 
 
 def test_a_recipe_names_its_samplers(demo_shards: Path) -> None:

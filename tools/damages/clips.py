@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_data.prepare.ffmpeg import find_ffmpeg
+from vmae_data.encode.ffmpeg import find_ffmpeg
 
 __all__ = ["FRAMES", "RATE", "Bench", "picture_is_right"]
 

@@ -144,9 +144,9 @@ def _share_outcome(suffix: str, percent: float) -> tuple[Outcome, ...]:
 
 def _flip(seed: int) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
-        draws = random.Random(seed)
-        place = draws.randrange(len(data))
-        return data[:place] + bytes([data[place] ^ draws.randrange(1, 256)]) + data[place + 1 :]
+        rng = random.Random(seed)
+        place = rng.randrange(len(data))
+        return data[:place] + bytes([data[place] ^ rng.randrange(1, 256)]) + data[place + 1 :]
 
     return change
 

@@ -10,14 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from tools.faults.site import (
+from tools.faults.workspace import (
     NO_ROOM,
     Result,
-    Site,
+    Workspace,
     after,
     command,
     run,
 )
+
 from vmae_data.format import INDEX
 
 __all__ = ["at_limit", "file_sizes", "link_loop", "no_permission", "no_space", "small_disk"]
@@ -25,21 +26,21 @@ __all__ = ["at_limit", "file_sizes", "link_loop", "no_permission", "no_space", "
 _NOBODY = 65534
 
 
-def file_sizes(site: Site) -> Iterator[Result]:
+def file_sizes(workspace: Workspace) -> Iterator[Result]:
     """RLIMIT_FSIZE: a write fails in the middle of a file, in our processes and in ffmpeg."""
-    largest = max(path.stat().st_size for path in site.whole.iterdir())
+    largest = max(path.stat().st_size for path in workspace.whole.iterdir())
     for limit in (500, 2500, 5000, largest // 3, largest - 1):
-        yield at_limit(site, limit)
+        yield at_limit(workspace, limit)
 
 
-def at_limit(site: Site, limit: int) -> Result:
+def at_limit(workspace: Workspace, limit: int) -> Result:
     """A build that may write no file of more bytes than this."""
     launcher = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
     launcher += "os.execv(sys.argv[2], sys.argv[2:])"
-    dest = site.dest(f"limit-{limit}")
-    ended = run([sys.executable, "-c", launcher, str(limit), *command(site.videos, dest)])
+    dest = workspace.dest(f"limit-{limit}")
+    ended = run([sys.executable, "-c", launcher, str(limit), *command(workspace.videos, dest)])
     expected = f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
-    return after(site, dest, f"files of at most {limit} bytes", expected, ended, 1, NO_ROOM)
+    return after(workspace, dest, f"files of at most {limit} bytes", expected, ended, 1, NO_ROOM)
 
 
 _NO_SPACE = """\
@@ -54,26 +55,26 @@ os.replace, os.link = refusing(os.replace), refusing(os.link)
 """
 
 
-def no_space(site: Site) -> Iterator[Result]:
+def no_space(workspace: Workspace) -> Iterator[Result]:
     """ENOSPC where a file is given its name, for each kind of file."""
-    folder = site.dest("patch")
+    folder = workspace.dest("patch")
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_NO_SPACE)
     names = ["plan.arrow", "plan.json", ".staged.json", ".mp4", "shard-000001.tar", "shard-000001.json"]
     for name in (*names, "failures.jsonl", "samples.arrow", "index.json"):
-        dest = site.dest("full")
+        dest = workspace.dest("full")
         path = os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
-        ended = run(command(site.videos, dest), PYTHONPATH=path, VMAE_SOAK_FULL=name)
+        ended = run(command(workspace.videos, dest), PYTHONPATH=path, VMAE_SOAK_FULL=name)
         expected = f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
-        yield after(site, dest, f"no space left for {name}", expected, ended, 1, NO_ROOM)
+        yield after(workspace, dest, f"no space left for {name}", expected, ended, 1, NO_ROOM)
 
 
-def small_disk(site: Site) -> Iterator[Result]:
+def small_disk(workspace: Workspace) -> Iterator[Result]:
     """A real file system that fills up, and is then made larger."""
-    total = sum(path.stat().st_size for path in site.whole.iterdir())
+    total = sum(path.stat().st_size for path in workspace.whole.iterdir())
     for share in (0.02, 0.3, 0.7, 1.0):
         name, expected = f"a disk of {share:.0%} of the shards", f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
-        disk = site.dest("disk")
+        disk = workspace.dest("disk")
         disk.mkdir()
         size = max(8192, int(total * share)) // 4096 * 4096
         mounted = subprocess.run(
@@ -83,9 +84,9 @@ def small_disk(site: Site) -> Iterator[Result]:
             yield Result(name, "skipped: mounting is not allowed here", expected, True)
             return
         try:
-            ended = run(command(site.videos, disk / "dest"))
+            ended = run(command(workspace.videos, disk / "dest"))
             subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
-            yield after(site, disk / "dest", name, expected, ended, 1, NO_ROOM)
+            yield after(workspace, disk / "dest", name, expected, ended, 1, NO_ROOM)
         finally:
             subprocess.run(["umount", disk], check=True)
 
@@ -114,18 +115,18 @@ def _switch() -> list[str] | None:
     return None
 
 
-def no_permission(site: Site) -> Iterator[Result]:
+def no_permission(workspace: Workspace) -> Iterator[Result]:
     """Files and folders without permission, for a user who is not almighty."""
     switch = _switch()
     if switch is None:
         yield Result("no permission", "skipped: can't be run as another user here", "", True)
         return
-    folder = site.dest("rights")
+    folder = workspace.dest("rights")
     videos, closed = folder / "videos", folder / "closed"
     (videos / "a").mkdir(parents=True)
-    for path in (site.folder, folder.parent, folder):
+    for path in (workspace.folder, folder.parent, folder):
         path.chmod(0o755)
-    good = sorted(site.videos.glob("*/scene-*.mp4"))[:2]
+    good = sorted(workspace.videos.glob("*/scene-*.mp4"))[:2]
     for path in good:
         shutil.copy(path, videos / "a")
     (videos / "a" / good[0].name).chmod(0)
@@ -154,11 +155,11 @@ def no_permission(site: Site) -> Iterator[Result]:
         yield Result(f"{title} without permission", expected if right else str(ended), expected, right)
 
 
-def link_loop(site: Site) -> Iterator[Result]:
+def link_loop(workspace: Workspace) -> Iterator[Result]:
     """Folders that link to each other: every video once."""
-    folder = site.dest("loop")
+    folder = workspace.dest("loop")
     (folder / "videos" / "a").mkdir(parents=True)
-    shutil.copy(sorted(site.videos.glob("*/scene-*.mp4"))[0], folder / "videos" / "a")
+    shutil.copy(sorted(workspace.videos.glob("*/scene-*.mp4"))[0], folder / "videos" / "a")
     (folder / "videos" / "a" / "up").symlink_to("..")
     (folder / "videos" / "b").symlink_to("a")
     ended = run([*command(folder / "videos", folder / "out"), "--json"])

@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 
-from tools.faults.site import (
+from tools.faults.workspace import (
     Ended,
     Result,
-    Site,
+    Workspace,
     after,
     command,
     digests,
@@ -23,38 +23,39 @@ from tools.faults.site import (
     run,
     start,
 )
-from vmae_data.execute.site import STAGING
+
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.format import INDEX
-from vmae_data.prepare.ffmpeg import find_ffmpeg
+from vmae_data.shards.workspace import STAGING
 
 __all__ = ["hang", "kills", "retries_killed", "signals", "two_builds"]
 
 
-def two_builds(site: Site) -> Iterator[Result]:
-    dest = site.dest("two")
-    builds = [start(command(site.videos, dest)) for _ in range(2)]
+def two_builds(workspace: Workspace) -> Iterator[Result]:
+    dest = workspace.dest("two")
+    builds = [start(command(workspace.videos, dest)) for _ in range(2)]
     said = [build.communicate(timeout=600)[1].strip() for build in builds]
     status = sorted(build.returncode for build in builds)
     right = status == [0, 1] and any("another build is writing here" in words for words in said)
-    right = right and digests(dest) == digests(site.whole) and not left_over()
+    right = right and digests(dest) == digests(workspace.whole) and not left_over()
     expected = "one is refused, the other gives the undisturbed build's bytes"
     yield Result("two builds into one destination", expected if right else f"status {status}: {said}", expected, right)
 
 
-def signals(site: Site) -> Iterator[Result]:
-    draws = random.Random(site.seed + 1)
+def signals(workspace: Workspace) -> Iterator[Result]:
+    rng = random.Random(workspace.seed + 1)
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        name = f"{signal.Signals(number).name.lower()}-{draws.random():.3f}"
-        dest = site.dest(name)
-        process = start(command(site.videos, dest))
-        many = draws.randrange(1, 15)  # half of the sources: the build has not ended when it is told to
+        name = f"{signal.Signals(number).name.lower()}-{rng.random():.3f}"
+        dest = workspace.dest(name)
+        process = start(command(workspace.videos, dest))
+        many = rng.randrange(1, 15)  # half of the sources: the build has not ended when it is told to
         while len(finished(dest)) < many and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
         expected = f"status {status}, one line, no process left; it goes on to the same bytes"
         title = f"{signal.Signals(number).name} in the middle"
-        yield after(site, dest, title, expected, Ended(process.returncode, said.strip()), status, "")
+        yield after(workspace, dest, title, expected, Ended(process.returncode, said.strip()), status, "")
 
 
 _WRAPPER = """\
@@ -65,12 +66,12 @@ exec "FFMPEG" "$@"
 """
 
 
-def hang(site: Site) -> Iterator[Result]:
+def hang(workspace: Workspace) -> Iterator[Result]:
     """An ffmpeg that never ends is ended, its source is listed; `--retry-failed` alone brings it in."""
-    folder = site.dest("hang")
+    folder = workspace.dest("hang")
     videos, flag, wrapper = folder / "videos", folder / "flag", folder / "ffmpeg"
     (videos / "a").mkdir(parents=True)
-    good = sorted(path for path in site.videos.glob("*/*.mp4") if "scene" in path.name)[:4]
+    good = sorted(path for path in workspace.videos.glob("*/*.mp4") if "scene" in path.name)[:4]
     for number, path in enumerate(good):
         shutil.copy(path, videos / "a" / ("HANG.mp4" if number == 0 else path.name))
     script = _WRAPPER.replace("FLAG", str(flag), 1).replace("FFMPEG", find_ffmpeg().path)
@@ -95,23 +96,23 @@ def hang(site: Site) -> Iterator[Result]:
     yield Result("--retry-failed after a hang", found, expected, kept and same)
 
 
-def retries_killed(site: Site) -> Iterator[Result]:
+def retries_killed(workspace: Workspace) -> Iterator[Result]:
     """A source is mended; `--retry-failed` is killed in the middle, and run again."""
     for title, settings in (("", ()), (" of segments", ("--set", "longest_seconds=0.5"))):
-        folder = site.dest("retried")
+        folder = workspace.dest("retried")
         videos, dest, whole = folder / "videos", folder / "dest", folder / "whole"
-        shutil.copytree(site.videos, videos)
+        shutil.copytree(workspace.videos, videos)
         run(command(videos, whole, *settings))
         good = sorted(videos.glob("*/scene-*.mp4"))[3]
         data = good.read_bytes()
         good.write_bytes(data[:100])
         run(command(videos, dest, *settings))
         good.write_bytes(data)
-        draws = random.Random(site.seed + 2)
+        rng = random.Random(workspace.seed + 2)
         problems = []
         for _ in range(6):
             process = start(command(videos, dest, "--retry-failed", *settings))
-            time.sleep(draws.uniform(0.5, 1.5) * site.seconds / 2)
+            time.sleep(rng.uniform(0.5, 1.5) * workspace.seconds / 2)
             process.kill()
             process.communicate()
             problems += [f"processes {left}" for left in (left_over(),) if left]
@@ -124,13 +125,13 @@ def retries_killed(site: Site) -> Iterator[Result]:
         yield Result(f"--retry-failed{title}, killed", "; ".join(problems) or expected, expected, not problems)
 
 
-def kills(site: Site) -> Iterator[Result]:
+def kills(workspace: Workspace) -> Iterator[Result]:
     """kill -9 at random moments, again and again; each time that a build is whole, it is held against the first."""
-    draws, dest, whole, problems = random.Random(site.seed), site.dest("killed"), 0, []
+    rng, dest, whole, problems = random.Random(workspace.seed), workspace.dest("killed"), 0, []
     done: set[str] = set()
-    for number in range(site.kills):
-        process = start(command(site.videos, dest))
-        time.sleep(draws.uniform(0, 1.2 * site.seconds))
+    for number in range(workspace.kills):
+        process = start(command(workspace.videos, dest))
+        time.sleep(rng.uniform(0, 1.2 * workspace.seconds))
         process.kill()
         process.communicate()
         if left := left_over():
@@ -143,13 +144,13 @@ def kills(site: Site) -> Iterator[Result]:
         done = now
         if (dest / INDEX).exists():
             whole += 1
-            if digests_but_lock(dest) != digests(site.whole):
+            if digests_but_lock(dest) != digests(workspace.whole):
                 problems.append(f"kill {number}: an index, but other bytes")
-            dest, done = site.dest("killed"), set()
-        print(f"  kill {number + 1} of {site.kills}: {len(now)} finished", end="\r", file=sys.stderr, flush=True)
-    run(command(site.videos, dest))
-    if digests(dest) != digests(site.whole):
+            dest, done = workspace.dest("killed"), set()
+        print(f"  kill {number + 1} of {workspace.kills}: {len(now)} finished", end="\r", file=sys.stderr, flush=True)
+    run(command(workspace.videos, dest))
+    if digests(dest) != digests(workspace.whole):
         problems.append("other bytes at the end")
-    expected = f"{site.kills} kills: nothing finished is lost, no process left, the undisturbed build's bytes"
+    expected = f"{workspace.kills} kills: nothing finished is lost, no process left, the undisturbed build's bytes"
     found = "; ".join(problems) or f"{expected} ({whole + 1} times to the end)"
     yield Result("kill -9 at random moments", found, expected, not problems)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from tools.faults.workspace import Result, Workspace
+
 from tools.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
 from tools.faults.processes import hang, kills, retries_killed, signals, two_builds
-from tools.faults.site import Result, Site
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -15,7 +16,7 @@ __all__ = ["FAULTS", "Fault"]
 class Fault(NamedTuple):
     """A way to disturb a build; `told` are its name and outcome, for people."""
 
-    run: Callable[[Site], Iterator[Result]]
+    run: Callable[[Workspace], Iterator[Result]]
     name: str
     outcome: str
 

@@ -27,8 +27,9 @@ from vmae_data.console import (
 from vmae_data.errors import MisuseError
 
 if TYPE_CHECKING:
-    from vmae_data.prepare.plan import BuildSpec, Part
-    from vmae_data.store import Place
+    from vmae_data.encode.build_spec import BuildSpec
+    from vmae_data.shards.plan import Part
+    from vmae_data.storage import StoragePath
 
 __all__ = ["build", "merge"]
 
@@ -104,13 +105,13 @@ def build(
 ) -> None:
     """Resize, thin and pack videos into shards. Run again, it goes on where it was stopped."""
     from vmae_data.build import build_shards
+    from vmae_data.encode.build_spec import BuildSpec
+    from vmae_data.estimate import estimate_build, estimate_lines
     from vmae_data.format import FAILURES, UNLISTED
-    from vmae_data.merge import part_failures_name
-    from vmae_data.prepare.classes import read_classes
-    from vmae_data.prepare.estimate import estimate_build, estimate_lines
-    from vmae_data.prepare.plan import BuildSpec
     from vmae_data.recipes import load_recipe
-    from vmae_data.store import exists, place_of, writable
+    from vmae_data.shards.merge import part_failures_name
+    from vmae_data.sources.classes import read_classes
+    from vmae_data.storage import exists, storage_path, writable
 
     _refuse_empty(
         {
@@ -130,7 +131,7 @@ def build(
         raise MisuseError(f"--split {split}: expected train, val or test, with a number for UCF101 and HMDB51 (train1)")
     if address is not None and executor is Executor.LOCAL:
         raise MisuseError(f"--address {address}: is for --executor ray only")
-    folder = writable(place_of(dest)) if dest is not None else Path("shards") / _name_of(place_of(source))
+    folder = writable(storage_path(dest)) if dest is not None else Path("shards") / _name_of(storage_path(source))
     known = read_classes(classes) if classes is not None else ()
     chosen = _part(part)
     if dry_run:
@@ -192,12 +193,12 @@ def merge(
 ) -> None:
     """Write the index of a build that was made in parts (`build --part I/N`)."""
     from vmae_data.format import FAILURES
-    from vmae_data.merge import merge_parts
-    from vmae_data.store import exists, place_of
+    from vmae_data.shards.merge import merge_parts
+    from vmae_data.storage import exists, storage_path
 
     allowed = allowed_failures(max_failures)
     _refuse_empty({"DEST": dest})
-    folder = place_of(dest)
+    folder = storage_path(dest)
     if exists(folder):
         raise MisuseError(f"{dest}: is a file; name the folder that the parts were built in")
     report = merge_parts(folder, staging)
@@ -213,7 +214,7 @@ def _refuse_empty(given: Mapping[str, str | None]) -> None:
 
 
 def _part(text: str | None) -> Part | None:
-    from vmae_data.prepare.plan import Part
+    from vmae_data.shards.plan import Part
 
     if text is None:
         return None
@@ -228,9 +229,9 @@ def _show_remarks(spec: BuildSpec, quiet: bool) -> None:
         print(f"remark: {remark}", file=sys.stderr)
 
 
-def _name_of(source: Place) -> str:
+def _name_of(source: StoragePath) -> str:
     """A folder's name as it is, a listing's without its ending."""
-    from vmae_data.store import exists
+    from vmae_data.storage import exists
 
     resolved = source.resolve()
     return (source.stem if exists(source) else resolved.name) or "root"

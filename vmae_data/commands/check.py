@@ -32,10 +32,10 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Check every sum, key and count, and decode every video. Exit with 1 where anything is wrong."""
-    from vmae_data.check.verify import verify_shards
-    from vmae_data.store import place_of
+    from vmae_data.storage import storage_path
+    from vmae_data.verify.verify import verify_shards
 
-    report = verify_shards(place_of(dest), workers=workers or num_cores(), style=progress_style(quiet, as_json))
+    report = verify_shards(storage_path(dest), workers=workers or num_cores(), style=progress_style(quiet, as_json))
     for problem in report.problems:
         if as_json:
             print_json({"file": problem.file, "problem": problem.found})
@@ -62,10 +62,10 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show what a data set holds."""
-    from vmae_data.check.inspect import inspect_shards, print_table, write_page
-    from vmae_data.store import writable_place
+    from vmae_data.inspect.inspect import inspect_shards, print_table, write_page
+    from vmae_data.storage import writable_path
 
-    page = None if html is None else writable_place(html, "--html")
+    page = None if html is None else writable_path(html, "--html")
     facts = inspect_shards(dest)
     if page is not None:
         write_page(facts, page)
@@ -100,18 +100,18 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Find static, black, frozen, blurred videos, duplicates, and leaks between data sets."""
-    from vmae_data.check.audit import AuditSpec, audit_shards, check_table_name, print_counts, write_table
-    from vmae_data.check.audit_page import write_audit_page
+    from vmae_data.audit.audit import AuditSpec, audit_shards, check_table_name, print_counts, write_table
+    from vmae_data.audit.audit_page import write_audit_page
     from vmae_data.recipes import load_recipe
-    from vmae_data.store import place_of, writable_places
+    from vmae_data.storage import storage_path, writable_paths
 
     flip = ["duplicates.mirrored=true"] if mirrored else []
     spec = load_recipe("vmae_data", None, AuditSpec, [*(settings or ()), *flip])
-    places = writable_places({"--out": out, "--html": html})
+    places = writable_paths({"--out": out, "--html": html})
     table, page = places.get("--out"), places.get("--html")
     if table is not None:
         check_table_name(table)
-    folders = [str(place_of(one)) for one in dest]
+    folders = [str(storage_path(one)) for one in dest]
     audited = audit_shards(folders, spec, workers=workers or num_cores(), style=progress_style(quiet, as_json))
     if table is not None:
         write_table(audited.judged.rows, table)

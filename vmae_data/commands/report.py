@@ -8,13 +8,13 @@ from vmae_data.console import print_json, show_facts, size_words, time_words
 from vmae_data.errors import MisuseError, VmaeError
 
 if TYPE_CHECKING:
-    from vmae_data.merge import BuildReport
-    from vmae_data.store import Place
+    from vmae_data.shards.merge import BuildReport
+    from vmae_data.storage import StoragePath
 
 __all__ = ["allowed_failures", "judge_failures", "tell_build"]
 
 
-def tell_build(report: BuildReport, folder: Place, failures: Place, *, quiet: bool, as_json: bool) -> None:
+def tell_build(report: BuildReport, folder: StoragePath, failures: StoragePath, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json({"dest": str(folder), **_build_facts(report)})
     elif not quiet:
@@ -37,7 +37,7 @@ def _build_facts(report: BuildReport) -> dict[str, Any]:
     }
 
 
-def _show_build(folder: Place, report: BuildReport, failures: Place) -> None:
+def _show_build(folder: StoragePath, report: BuildReport, failures: StoragePath) -> None:
     """The data set and this run as a table; the last line says how many sources failed."""
     made, index = report.made, report.index
     classes = f" in {len(index.classes)} classes" if index and index.classes else ""

@@ -37,7 +37,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Make a small labelled motion data set: real mp4 files in which only motion tells the class."""
-    from vmae_data.demo import broken_count, write_demo
+    from vmae_data.demo.videos import broken_count, write_demo
     from vmae_data.progress import meter
 
     total = videos + (broken_count() if broken else 0)
@@ -63,7 +63,7 @@ def recipes(
     debug: Debug = False,
 ) -> None:
     """List the build recipes, or show one with every value."""
-    from vmae_data.prepare.plan import BuildSpec
+    from vmae_data.encode.build_spec import BuildSpec
 
     show_recipes("vmae_data", name, lambda _name: BuildSpec, settings, as_json)
 
@@ -78,7 +78,7 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Say what works here: ffmpeg, codecs, packages, disks. Exit with 1 when a build can't work."""
-    from vmae_data.check.doctor import examine
-    from vmae_data.store import place_of
+    from vmae_data.doctor.doctor import examine
+    from vmae_data.storage import storage_path
 
-    show_checks(list(examine(place_of(dest) if dest else None, ffmpeg)), as_json)
+    show_checks(list(examine(storage_path(dest) if dest else None, ffmpeg)), as_json)

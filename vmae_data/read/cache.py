@@ -15,9 +15,9 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import VmaeError
-from vmae_data.read.room import TOUCH_SECONDS, Room, is_full
+from vmae_data.read.cache_directory import TOUCH_SECONDS, CacheDirectory, is_full
 from vmae_data.recipes import byte_count
-from vmae_data.store import RemotePlace, remote
+from vmae_data.storage import RemotePath, remote
 
 __all__ = ["CacheSpec", "RemoteShard", "ShardCache"]
 
@@ -55,7 +55,7 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class RemoteShard(NamedTuple):
     """A shard as its index lists it."""
 
-    place: RemotePlace
+    place: RemotePath
     size: int
     sha256: str
 
@@ -73,7 +73,7 @@ class ShardCache:
 
     def __init__(self, spec: CacheSpec) -> None:
         assert spec.dir is not None
-        self.room = Room(Path(spec.dir).expanduser() / "shards", spec.limit)
+        self.room = CacheDirectory(Path(spec.dir).expanduser() / "shards", spec.limit)
         self._files = threading.RLock()  # over these two: what is ahead is looked up while something else is read
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._looked_at = 0.0

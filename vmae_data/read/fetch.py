@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import DataError, NotThereError, SampleError
-from vmae_data.read.ahead import ReadAhead, Wanted
 from vmae_data.read.cache import RemoteShard, ShardCache
+from vmae_data.read.prefetch import Prefetcher, Wanted
 from vmae_data.read.table import MemberPlace, Table
-from vmae_data.store import RemotePlace
+from vmae_data.storage import RemotePath
 
-__all__ = ["Fetcher", "Member", "Took"]
+__all__ = ["Fetcher", "Member", "ReadTimings"]
 
 OPEN_SHARDS = 64
 TRIES = 3
@@ -29,7 +29,7 @@ class Member(NamedTuple):
     phase: int = 0
 
 
-class Took(NamedTuple):
+class ReadTimings(NamedTuple):
     """What it took to bring some samples. Bytes read for members that lie between are counted too."""
 
     waiting: float = 0.0  # seconds, for bytes
@@ -39,8 +39,8 @@ class Took(NamedTuple):
     hits: int = 0  # samples that came out of the cache
     misses: int = 0  # and those that were not there yet
 
-    def plus(self, other: Took) -> Took:
-        return Took(
+    def plus(self, other: ReadTimings) -> ReadTimings:
+        return ReadTimings(
             self.waiting + other.waiting,
             self.decoding + other.decoding,
             self.range_bytes + other.range_bytes,
@@ -49,9 +49,9 @@ class Took(NamedTuple):
             self.misses + other.misses,
         )
 
-    def minus(self, other: Took) -> Took:
+    def minus(self, other: ReadTimings) -> ReadTimings:
         """What came since."""
-        return Took(
+        return ReadTimings(
             self.waiting - other.waiting,
             self.decoding - other.decoding,
             self.range_bytes - other.range_bytes,
@@ -75,16 +75,16 @@ class Fetcher:
     reads ahead by itself, and there is no cache. Local ones are read as they are needed.
     """
 
-    def __init__(self, shards: Table, *, ahead: ReadAhead | None = None, cache: ShardCache | None = None) -> None:
+    def __init__(self, shards: Table, *, ahead: Prefetcher | None = None, cache: ShardCache | None = None) -> None:
         self.shards = shards
-        self._own = ReadAhead() if ahead is None and isinstance(shards.folder, RemotePlace) else None
+        self._own = Prefetcher() if ahead is None and isinstance(shards.folder, RemotePath) else None
         self._ahead, self._cache = ahead or self._own, cache
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._took = Took()
+        self._took = ReadTimings()
 
     def ask(self, members: Sequence[Member]) -> None:
         """Say what will be fetched next, each once: what is far away begins to come."""
-        if self._ahead is not None and isinstance(self.shards.folder, RemotePlace):
+        if self._ahead is not None and isinstance(self.shards.folder, RemotePath):
             located = [self._locate(member) for member in members]
             self._ahead.ask([far.wanted for far in located if not self._is_cached(far)])
 
@@ -96,15 +96,15 @@ class Fetcher:
         """
         started_at = time.perf_counter()
         try:
-            if isinstance(self.shards.folder, RemotePlace):
+            if isinstance(self.shards.folder, RemotePath):
                 return self._fetch_remote(Member(number, phase))
             return self._fetch_local(number, phase)
         finally:
-            self._add(Took(waiting=time.perf_counter() - started_at))
+            self._add(ReadTimings(waiting=time.perf_counter() - started_at))
 
-    def take_took(self) -> Took:
+    def take_took(self) -> ReadTimings:
         """What was spent since this was asked last; all but decoding."""
-        took, self._took = self._took, Took()
+        took, self._took = self._took, ReadTimings()
         return took
 
     def close(self) -> None:
@@ -113,14 +113,14 @@ class Fetcher:
         if self._own is not None:
             self._own.close()
 
-    def _add(self, took: Took) -> None:
+    def _add(self, took: ReadTimings) -> None:
         self._took = self._took.plus(took)
 
     def _fetch_local(self, number: int, phase: int) -> bytes:
         place = self.shards.place(number, phase)
         for _ in range(TRIES):
             data = self._read(place)
-            self._add(Took(range_bytes=len(data)))
+            self._add(ReadTimings(range_bytes=len(data)))
             if len(data) == place.size and hashlib.sha256(data).digest() == place.sha256:
                 return data
         raise SampleError(
@@ -155,7 +155,7 @@ class Fetcher:
         far = self._locate(member)
         assert self._ahead is not None
         if not self._ahead.is_asked(far.wanted) and (data := self._from_cache(far)) is not None:
-            self._add(Took(hits=1))
+            self._add(ReadTimings(hits=1))
             return data
         try:
             found = self._ahead.take(far.wanted)
@@ -163,14 +163,14 @@ class Fetcher:
             raise DataError(
                 f"{error.args[0].partition(';')[0]}, and the index lists it; put it back, then go on"
             ) from None
-        self._add(Took(range_bytes=found.read, misses=self._cache is not None))
+        self._add(ReadTimings(range_bytes=found.read, misses=self._cache is not None))
         return found.data
 
     def _locate(self, member: Member) -> _Far:
         place = self.shards.place(*member)
         listed = self.shards.index.shardlist[place.shard]
         shard = self.shards.shard_path(place.shard)
-        assert isinstance(shard, RemotePlace)
+        assert isinstance(shard, RemotePath)
         wanted = Wanted(self.shards.key(member.number), shard, place.offset, place.size, place.sha256)
         return _Far(wanted, RemoteShard(shard, listed.filesize, listed.sha256))
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_data import draws
-from vmae_data.draws import Purpose
+from vmae_data import rng
+from vmae_data.rng import Purpose
 
 __all__ = ["WINDOW_SHARDS", "epoch_batches", "epoch_sequence", "rank_slice", "stream_count"]
 
@@ -72,12 +72,12 @@ def _shuffled_shards(sizes: NDArray[np.int64], seed: int, epoch: int) -> NDArray
 
     Inside a shard too: the last N mod B samples sit out, and they must not be the same ones each epoch.
     """
-    shards = draws.permutation(draws.bits(seed, epoch, 0, 0, 0, Purpose.SHARDS, np.arange(len(sizes))))
+    shards = rng.permutation(rng.bits(seed, epoch, 0, 0, 0, Purpose.SHARDS, np.arange(len(sizes))))
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[shards]
     lengths = sizes[shards]
     within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     numbers = np.repeat(starts, lengths) + within
-    hashes = draws.bits(seed, epoch, 0, 0, 0, Purpose.WITHIN_SHARD, numbers)
+    hashes = rng.bits(seed, epoch, 0, 0, 0, Purpose.WITHIN_SHARD, numbers)
     return numbers[np.lexsort((hashes, np.repeat(np.arange(len(sizes)), lengths)))]
 
 
@@ -85,15 +85,15 @@ def _shuffle_blocks(streams_CN: NDArray[np.int64], window: int, seed: int, epoch
     """Permute each stream within blocks of `window` samples."""
     count, length = streams_CN.shape
     places = np.arange(count * length, dtype=np.uint64)
-    hashes = draws.bits(seed, epoch, 0, 0, 0, Purpose.WINDOW, places).reshape(count, length)
+    hashes = rng.bits(seed, epoch, 0, 0, 0, Purpose.WINDOW, places).reshape(count, length)
     blocks = np.broadcast_to(np.arange(length) // window, (count, length))
     order = np.lexsort((hashes, blocks), axis=-1)
     return np.take_along_axis(streams_CN, order, axis=-1)
 
 
-def rank_slice(batch: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+def rank_slice(batch: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
     """A rank's share of a global batch, contiguous: whole streams where `world` divides C.
 
     Where `world` does not divide the batch, shares differ by at most one sample.
     """
-    return batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
+    return batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size]

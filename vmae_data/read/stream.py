@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae_data.decode import FrameSize, decode_frames
-from vmae_data.draws import Draw
 from vmae_data.errors import DataError, SampleError
-from vmae_data.read.ahead import READ_AHEAD, ReadAhead
 from vmae_data.read.cache import CacheSpec, ShardCache
-from vmae_data.read.fetch import Fetcher, Member, Took
-from vmae_data.read.slots import SharedSlots, SlotPlanes
+from vmae_data.read.fetch import Fetcher, Member, ReadTimings
+from vmae_data.read.prefetch import READ_AHEAD, Prefetcher
+from vmae_data.read.shared_buffers import BufferPlanes, SharedBuffers
 from vmae_data.read.table import SampleView, Table
-from vmae_data.store import RemotePlace, place_of
+from vmae_data.rng import Rng
+from vmae_data.storage import RemotePath, storage_path
 
 __all__ = [
     "ClipFrames",
@@ -46,7 +46,7 @@ class ClipFrames(NamedTuple):
     phase: int = 0
 
 
-Sampler = Callable[[SampleView, Draw], ClipFrames]
+Sampler = Callable[[SampleView, Rng], ClipFrames]
 
 
 class WantedClip(NamedTuple):
@@ -73,7 +73,7 @@ class FilledPiece(NamedTuple):
     """A piece of work done: its places, what it took, and what a person should know."""
 
     places: list[FilledPlace]
-    took: Took
+    took: ReadTimings
     remarks: tuple[str, ...] = ()
 
 
@@ -96,7 +96,7 @@ class DataPart(NamedTuple):
 class _OpenPart:
     """A data set in the process that decodes."""
 
-    def __init__(self, part: DataPart, ahead: ReadAhead | None, cache: ShardCache | None) -> None:
+    def __init__(self, part: DataPart, ahead: Prefetcher | None, cache: ShardCache | None) -> None:
         self.shards = Table.open(part.url, part.digest)
         if self.shards.digest != part.digest:
             raise DataError(f"{part.url}: changed while it was read; start again")
@@ -121,10 +121,10 @@ class _Piece(NamedTuple):
 class Decoder:
     """Fills places of slots; one a process. Samples of several data sets are numbered through."""
 
-    def __init__(self, parts: Sequence[DataPart], slots: SharedSlots, reading: Reading | None = None) -> None:
+    def __init__(self, parts: Sequence[DataPart], slots: SharedBuffers, reading: Reading | None = None) -> None:
         reading = reading or Reading()
         remote = is_remote(part.url for part in parts)
-        self._ahead = ReadAhead(reading.read_ahead) if remote else None
+        self._ahead = Prefetcher(reading.read_ahead) if remote else None
         self._cache = ShardCache(reading.cache) if remote and reading.cache.dir is not None else None
         self.parts, self.slots = [_OpenPart(part, self._ahead, self._cache) for part in parts], slots
 
@@ -147,7 +147,7 @@ class Decoder:
         started_at = time.perf_counter()
         places = [_fill(planes, one) for one in piece.chosen]
         seconds = time.perf_counter() - started_at
-        took = Took()
+        took = ReadTimings()
         for part in self.parts:
             took = took.plus(part.fetcher.take_took())
         took = took._replace(decoding=seconds - took.waiting)
@@ -165,11 +165,11 @@ class Decoder:
     def _choose(self, clip: WantedClip) -> _ChosenClip:
         part = self.parts[bisect_right(self.parts, clip.sample, key=attrgetter("first")) - 1]
         view = part.shards.view(clip.sample - part.first)
-        draw = Draw(clip.seed, clip.epoch, part.shards.sample_number(view.number))
+        draw = Rng(clip.seed, clip.epoch, part.shards.sample_number(view.number))
         return _ChosenClip(clip, part, view, part.sampler(view, draw))
 
 
-def _fill(planes: SlotPlanes, chosen: _ChosenClip) -> FilledPlace:
+def _fill(planes: BufferPlanes, chosen: _ChosenClip) -> FilledPlace:
     clip, part, view, frames = chosen
     try:
         data = part.fetcher.fetch(view.number, frames.phase)
@@ -183,7 +183,7 @@ def _fill(planes: SlotPlanes, chosen: _ChosenClip) -> FilledPlace:
 
 
 def _decode(
-    data: bytes, wanted: tuple[int, ...], key: str, planes: SlotPlanes, place: int, size: FrameSize
+    data: bytes, wanted: tuple[int, ...], key: str, planes: BufferPlanes, place: int, size: FrameSize
 ) -> tuple[int, int]:
     top, left, height, width = _cut(*size, planes)
     for row, frame in enumerate(decode_frames(data, wanted, key, size)):
@@ -195,7 +195,7 @@ def _decode(
     return height, width
 
 
-def _cut(height: int, width: int, planes: SlotPlanes) -> tuple[int, int, int, int]:
+def _cut(height: int, width: int, planes: BufferPlanes) -> tuple[int, int, int, int]:
     """A frame larger than the slot is cut at the centre, at even places so that chroma stays sited."""
     room_h, room_w = planes.y_BFHW.shape[2:]
     top, left = max(0, height - room_h) // 4 * 2, max(0, width - room_w) // 4 * 2
@@ -211,9 +211,9 @@ def _copy(to: NDArray[np.uint8], plane: NDArray[np.uint8], top: int, left: int, 
 
 def is_remote(urls: Iterable[str]) -> bool:
     """Whether any of them lies on another machine, and is worth reading ahead."""
-    return any(isinstance(place_of(url), RemotePlace) for url in urls)
+    return any(isinstance(storage_path(url), RemotePath) for url in urls)
 
 
-def make_decoder(parts: Sequence[DataPart], slots: SharedSlots, reading: Reading | None = None) -> Decoder:
+def make_decoder(parts: Sequence[DataPart], slots: SharedBuffers, reading: Reading | None = None) -> Decoder:
     """The decode worker's entry."""
     return Decoder(parts, slots, reading)

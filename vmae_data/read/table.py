@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vmae_data import draws
+from vmae_data import rng
 from vmae_data.decode import FrameSize
 from vmae_data.errors import DataError
 from vmae_data.format import (
@@ -25,9 +25,9 @@ from vmae_data.format import (
     Regular,
     Series,
 )
-from vmae_data.read.claims import check_table
-from vmae_data.read.opening import read_index, table_here
-from vmae_data.store import Place, place_of
+from vmae_data.read.load_index import read_index, table_here
+from vmae_data.read.validation import check_table
+from vmae_data.storage import StoragePath, storage_path
 
 __all__ = ["LabelKind", "MemberPlace", "SampleView", "Table"]
 
@@ -68,9 +68,9 @@ class Table:
     """
 
     def __init__(self, url: str, digest: str | None = None) -> None:
-        place = place_of(url)
+        place = storage_path(url)
         self.url = url
-        self.folder: Place = place.parent if place.name == INDEX else place
+        self.folder: StoragePath = place.parent if place.name == INDEX else place
         self.index, self.digest, self.remark = read_index(self.folder, url, digest)
         # By its sum the index fixes the table: whoever gave the sum has checked every row.
         self._table = _map_table(self.folder / SAMPLES, self.index, checked=self.digest == digest)
@@ -207,7 +207,7 @@ class Table:
 
     def sample_number(self, number: int) -> int:
         """The 64 bits that stand for a sample in every draw."""
-        return draws.sample_number(self.index.id, self.key(number))
+        return rng.sample_number(self.index.id, self.key(number))
 
     def view(self, number: int) -> SampleView:
         first, step = (int(self._numbers(name)[number]) for name in ("kept_first", "kept_step"))
@@ -233,7 +233,7 @@ class Table:
             sha256=self._table.column("sha256")[number][phase].as_py(),
         )
 
-    def shard_path(self, shard: int) -> Place:
+    def shard_path(self, shard: int) -> StoragePath:
         return self.folder / self.index.shardlist[shard].url
 
     def _numbers(self, name: str) -> NDArray[Any]:
@@ -250,7 +250,7 @@ class Table:
         return {}
 
 
-def _map_table(place: Place, index: Index, *, checked: bool) -> pa.Table:
+def _map_table(place: StoragePath, index: Index, *, checked: bool) -> pa.Table:
     path = place if isinstance(place, Path) else table_here(place, index.samples_sha256)
     if not path.is_file():
         raise DataError(f"{path}: is missing, or no file; build the data set again")

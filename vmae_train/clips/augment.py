@@ -21,14 +21,14 @@ from kornia.augmentation import AugmentationSequential, RandomHorizontalFlip
 from kornia.augmentation.container.params import ParamItem
 from torch import Tensor, nn
 
-from vmae_data.draws import Purpose
+from vmae_data.rng import Purpose
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 from vmae_train.clips.boxes import Boxes, multiscale_boxes, random_boxes, resized_boxes, view_boxes
 from vmae_train.clips.colour import Planes, planes_to_rgb
-from vmae_train.clips.draws import ClipDraws, integer
 from vmae_train.clips.erasing import ErasingSpec, draw_erased, erase
 from vmae_train.clips.randaugment import Policy, RandAugmentSpec, draw_policy, rand_augment
 from vmae_train.clips.resample import BilinearCrop, SeparableCrop
+from vmae_train.clips.rng import ClipRng, integer
 
 __all__ = ["Augment", "AugmentSpec"]
 
@@ -84,31 +84,31 @@ class Augment(nn.Module):
         self.register_buffer("scale_C", scale, persistent=False)
         self.register_buffer("shift_C", shift, persistent=False)
 
-    def draw(self, size_B2: Int64[Tensor, "B 2"], draws: ClipDraws, may_flip_B: Bool[Tensor, " B"]) -> Boxes:
+    def draw(self, size_B2: Int64[Tensor, "B 2"], rng: ClipRng, may_flip_B: Bool[Tensor, " B"]) -> Boxes:
         """A box for each clip that there are draws for: several a sample, where they are repeated, sample-major.
 
         All integers, equal on every device.
         """
-        spec, size, repeats = self.spec, self.size, len(draws.sample_B) // len(size_B2)
+        spec, size, repeats = self.spec, self.size, len(rng.sample_B) // len(size_B2)
         if repeats > 1:
             size_B2 = repeat(size_B2, "b x -> (b r) x", r=repeats)
             may_flip_B = repeat(may_flip_B, "b -> (b r)", r=repeats)
         if spec.crop == "multiscale":
-            boxes = multiscale_boxes(size_B2, draws, size=size)
+            boxes = multiscale_boxes(size_B2, rng, size=size)
         elif spec.crop == "random":
-            boxes = random_boxes(size_B2, draws, size=size)
+            boxes = random_boxes(size_B2, rng, size=size)
         elif spec.crop == "resized":
-            boxes = resized_boxes(size_B2, draws, scale=spec.scale, ratio=spec.ratio)
+            boxes = resized_boxes(size_B2, rng, scale=spec.scale, ratio=spec.ratio)
         else:
             boxes = view_boxes(size_B2, num_crops=1, size=size)
         if spec.flip:
-            boxes = boxes._replace(flip_B=(integer(draws.bits(Purpose.FLIP), 2) == 1) & may_flip_B)
+            boxes = boxes._replace(flip_B=(integer(rng.bits(Purpose.FLIP), 2) == 1) & may_flip_B)
         return boxes
 
-    def draw_policy(self, draws: ClipDraws) -> Policy | None:
+    def draw_policy(self, rng: ClipRng) -> Policy | None:
         """The operations of RandAugment for each clip; None where there are none."""
         spec = self.spec.randaugment
-        return None if spec is None or spec.prob == 0 else draw_policy(spec, draws.host)
+        return None if spec is None or spec.prob == 0 else draw_policy(spec, rng.host)
 
     @torch.no_grad()
     def forward(self, planes: Planes, boxes: Boxes, policy: Policy | None = None) -> Float32[Tensor, "BR 3 T S S"]:
@@ -143,12 +143,12 @@ class Augment(nn.Module):
         """Clips as the model takes them: (rgb / 255 - mean) / std."""
         return rgb_BCTHW * _per_colour(self.scale_C) + _per_colour(self.shift_C)
 
-    def erase(self, clips_BCTHW: Float32[Tensor, "B 3 T S S"], draws: ClipDraws) -> Float32[Tensor, "B 3 T S S"]:
+    def erase(self, clips_BCTHW: Float32[Tensor, "B 3 T S S"], rng: ClipRng) -> Float32[Tensor, "B 3 T S S"]:
         """Random erasing of normalised clips, in place; nothing where it is off."""
         spec = self.spec.erasing
         if spec is None:
             return clips_BCTHW
-        return erase(clips_BCTHW, draws, draw_erased(spec, draws.host, clips_BCTHW.shape[-1]))
+        return erase(clips_BCTHW, rng, draw_erased(spec, rng.host, clips_BCTHW.shape[-1]))
 
 
 def _per_colour(x_C: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from vmae_data.draws import Purpose, uniform
-from vmae_train.clips.draws import ClipDraws, integer
+from vmae_data.rng import Purpose, uniform
+from vmae_train.clips.rng import ClipRng, integer
 
 __all__ = [
     "MULTISCALE_OFFSETS",
@@ -57,7 +57,7 @@ class Boxes(NamedTuple):
     limits_B4: Float32[Tensor, "B 4"]
 
 
-def multiscale_boxes(size_B2: Tensor, draws: ClipDraws, *, size: int) -> Boxes:
+def multiscale_boxes(size_B2: Tensor, rng: ClipRng, *, size: int) -> Boxes:
     """VideoMAE's MultiScaleCrop: one of 10 pairs of sizes, at one of 13 places."""
     short_B1 = size_B2.amin(dim=-1, keepdim=True)
     # int(short * (1, .875, .75, .66)), in integers so that every device agrees
@@ -68,21 +68,21 @@ def multiscale_boxes(size_B2: Tensor, draws: ClipDraws, *, size: int) -> Boxes:
     side_B4 = torch.minimum(side_B4, short_B1)
     pairs = torch.tensor(MULTISCALE_PAIRS, device=size_B2.device)
     places = torch.tensor(MULTISCALE_OFFSETS, device=size_B2.device)
-    extent_B2 = side_B4.gather(1, pairs[integer(draws.bits(Purpose.CROP_SIZE), len(pairs))])
-    start_B2 = places[integer(draws.bits(Purpose.CROP_PLACE), len(places))] * ((size_B2 - extent_B2) // 4)
+    extent_B2 = side_B4.gather(1, pairs[integer(rng.bits(Purpose.CROP_SIZE), len(pairs))])
+    start_B2 = places[integer(rng.bits(Purpose.CROP_PLACE), len(places))] * ((size_B2 - extent_B2) // 4)
     return _cropped_first(start_B2, extent_B2)
 
 
-def random_boxes(size_B2: Tensor, draws: ClipDraws, *, size: int) -> Boxes:
+def random_boxes(size_B2: Tensor, rng: ClipRng, *, size: int) -> Boxes:
     # The caller has looked at the sizes; looking again on a GPU would wait for it.
     assert size_B2.device.type != "cpu" or bool((size_B2 >= size).all()), f"a frame is smaller than {size}"
     both = torch.arange(2, device=size_B2.device)
-    start_B2 = integer(draws.bits(Purpose.CROP_PLACE, both), size_B2 - size + 1)
+    start_B2 = integer(rng.bits(Purpose.CROP_PLACE, both), size_B2 - size + 1)
     return _cropped_first(start_B2, torch.full_like(start_B2, size))
 
 
 def resized_boxes(
-    size_B2: Int64[Tensor, "B 2"], draws: ClipDraws, *, scale: tuple[float, float], ratio: tuple[float, float]
+    size_B2: Int64[Tensor, "B 2"], rng: ClipRng, *, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Boxes:
     """RandomResizedCrop: a share of the frame's area and a ratio of width to height, uniform in its logarithm.
 
@@ -91,9 +91,9 @@ def resized_boxes(
     products, square roots and roundings, which IEEE 754 fixes to the bit.
     """
     attempt_A = np.arange(RESIZED_ATTEMPTS)
-    area = scale[0] + (scale[1] - scale[0]) * uniform(draws.host.bits(Purpose.CROP_AREA, attempt_A))
+    area = scale[0] + (scale[1] - scale[0]) * uniform(rng.host.bits(Purpose.CROP_AREA, attempt_A))
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = np.exp(low + (high - low) * uniform(draws.host.bits(Purpose.CROP_RATIO, attempt_A)))
+    aspect = np.exp(low + (high - low) * uniform(rng.host.bits(Purpose.CROP_RATIO, attempt_A)))
     sides = torch.from_numpy(np.stack((area / aspect, area * aspect), axis=-1))
     sides_BA2 = sides.to(size_B2.device, non_blocking=True)
 
@@ -104,7 +104,7 @@ def resized_boxes(
     extent_B2 = torch.where(fits_BA.any(dim=-1, keepdim=True), extent_B2, _widest(size_B2, ratio))
     room_B2 = size_B2 - extent_B2
     both = torch.arange(2, device=size_B2.device)
-    drawn_B2 = integer(draws.bits(Purpose.CROP_PLACE, both), room_B2 + 1)
+    drawn_B2 = integer(rng.bits(Purpose.CROP_PLACE, both), room_B2 + 1)
     return _cropped_first(torch.where(fits_BA.any(dim=-1, keepdim=True), drawn_B2, room_B2 // 2), extent_B2)
 
 

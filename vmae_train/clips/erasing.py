@@ -20,8 +20,8 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmae_data.draws import Purpose, integer, uniform
-from vmae_train.clips.draws import ClipDraws, HostDraws
+from vmae_data.rng import Purpose, integer, uniform
+from vmae_train.clips.rng import ClipRng, HostRng
 
 __all__ = ["Erased", "ErasingSpec", "draw_erased", "erase"]
 
@@ -56,11 +56,11 @@ class Erased(NamedTuple):
     width_N: NDArray[np.int64]
 
 
-def draw_erased(spec: ErasingSpec, draws: HostDraws, size: int) -> Erased:
+def draw_erased(spec: ErasingSpec, rng: HostRng, size: int) -> Erased:
     """The first of a hundred tries that is smaller than the picture; a clip without one is left as it is."""
-    is_erased_B = uniform(draws.bits(Purpose.ERASE)) < spec.prob
+    is_erased_B = uniform(rng.bits(Purpose.ERASE)) < spec.prob
     place_N = np.flatnonzero(is_erased_B)
-    own = draws.chosen(place_N)
+    own = rng.chosen(place_N)
     attempt_A = np.arange(ATTEMPTS)
     area_NA = _between(spec.area, own, Purpose.ERASE_AREA, attempt_A) * size * size
     log_ratio = (math.log(spec.ratio[0]), math.log(spec.ratio[1]))
@@ -78,7 +78,7 @@ def draw_erased(spec: ErasingSpec, draws: HostDraws, size: int) -> Erased:
 
 
 @torch.no_grad()
-def erase(clips: Float32[Tensor, "B 3 T S S"], draws: ClipDraws, erased: Erased) -> Float32[Tensor, "B 3 T S S"]:
+def erase(clips: Float32[Tensor, "B 3 T S S"], rng: ClipRng, erased: Erased) -> Float32[Tensor, "B 3 T S S"]:
     """Standard normal noise in the boxes of normalised clips. `clips` are changed in place and given back.
 
     A pixel's noise hangs on its place alone: all boxes are filled as if they were as large as the largest, what
@@ -94,7 +94,7 @@ def erase(clips: Float32[Tensor, "B 3 T S S"], draws: ClipDraws, erased: Erased)
 
     frame, row, column = frame_T[:, None, None], row_NH[:, None, :, None], column_NW[:, None, None, :]
     number = rearrange((frame * size + row) * size + column, "n t h w -> n (t h w)")
-    bits = draws.chosen(erased.place_N).bits(Purpose.ERASE_NOISE, number)
+    bits = rng.chosen(erased.place_N).bits(Purpose.ERASE_NOISE, number)
     bits = bits.view(len(place_N), num_frames, row_NH.shape[1], column_NW.shape[1])
     table = _noise_table(device)
     for c in range(3):
@@ -103,10 +103,8 @@ def erase(clips: Float32[Tensor, "B 3 T S S"], draws: ClipDraws, erased: Erased)
     return clips
 
 
-def _between(
-    bounds: tuple[float, float], draws: HostDraws, purpose: Purpose, i: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    return bounds[0] + (bounds[1] - bounds[0]) * uniform(draws.bits(purpose, i))
+def _between(bounds: tuple[float, float], rng: HostRng, purpose: Purpose, i: NDArray[np.int64]) -> NDArray[np.float64]:
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform(rng.bits(purpose, i))
 
 
 def _within(start_N: NDArray[np.int64], extent_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
-from vmae_data.draws import Draw
 from vmae_data.format import expand_series
-from vmae_data.read.mix import Mix
+from vmae_data.read.mixture import Mixture
 from vmae_data.read.stream import Sampler
+from vmae_data.rng import Rng
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import EMPTY, Batch
@@ -42,12 +42,12 @@ class ClipFingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fingerprints(
-    batch: Batch, mix: Mix, samplers: tuple[Sampler, ...], augment: Augment, mask: TubeMask
+    batch: Batch, mix: Mixture, samplers: tuple[Sampler, ...], augment: Augment, mask: TubeMask
 ) -> list[ClipFingerprint]:
     """The clips of a micro-batch in order; empty places are left out."""
     planes = planes_of_views(batch.planes, batch.index_BVT)
-    boxes = augment.draw(planes.size_B2, batch.draws, batch.may_flip_B)
-    crops = augment(planes, boxes, augment.draw_policy(batch.draws))
+    boxes = augment.draw(planes.size_B2, batch.rng, batch.may_flip_B)
+    crops = augment(planes, boxes, augment.draw_policy(batch.rng))
     box = [getattr(boxes, name).tolist() for name in ("top_B", "left_B", "height_B", "width_B", "flip_B")]
     found = []
     for place, (sample, epoch) in enumerate(zip(batch.request.samples, batch.request.epochs, strict=True)):
@@ -55,7 +55,7 @@ def fingerprints(
             continue
         part, row = mix.locate(sample)
         view = mix.sets[part].view(row)
-        chosen = samplers[part](view, Draw(batch.draws.seed, epoch, mix.sample_number(sample)))
+        chosen = samplers[part](view, Rng(batch.rng.seed, epoch, mix.sample_number(sample)))
         kept = expand_series(view.kept)[np.asarray(chosen.decode)[chosen.index_VT[0]]]
         height, width = planes.size_B2[place].tolist()
         found.append(

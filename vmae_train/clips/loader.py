@@ -19,12 +19,12 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, SampleError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
-from vmae_data.read.ahead import READ_AHEAD
 from vmae_data.read.cache import CacheSpec
-from vmae_data.read.fetch import Took
-from vmae_data.read.mix import Mix
-from vmae_data.read.shards import Shards
-from vmae_data.read.slots import SharedSlots, SlotLayout
+from vmae_data.read.dataset import Shards
+from vmae_data.read.fetch import ReadTimings
+from vmae_data.read.mixture import Mixture
+from vmae_data.read.prefetch import READ_AHEAD
+from vmae_data.read.shared_buffers import BufferLayout, SharedBuffers
 from vmae_data.read.stream import (
     DataPart,
     FilledPiece,
@@ -37,7 +37,7 @@ from vmae_data.read.stream import (
 )
 from vmae_data.recipes import byte_count
 from vmae_train.clips.colour import Planes
-from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.rng import ClipRng
 
 __all__ = ["MAX_ASPECT", "Batch", "ClipLoader", "LoaderSpec", "Request", "Unreadable", "padded_size"]
 
@@ -95,7 +95,7 @@ class Batch(NamedTuple):
     weight_B: Float32[Tensor, " B"]
     may_flip_B: Bool[Tensor, " B"]
     valid: int  # samples of weight 1, known without asking the device
-    draws: ClipDraws
+    rng: ClipRng
     request: Request
     target_BK: Float32[Tensor, "B K"] | None = None  # asked for, where labels are several classes or values
 
@@ -129,12 +129,12 @@ class Unreadable:
             )
 
 
-def padded_size(data: Shards | Mix) -> tuple[int, int]:
+def padded_size(data: Shards | Mixture) -> tuple[int, int]:
     """The height and width that every frame of a data set, or of several, fits into, up to an aspect of 2.4.
 
     From the index, never from a batch, so that a batch's tensors don't depend on its company.
     """
-    heights, widths = zip(*(_padded_size(shards) for shards in Mix.of(data).sets), strict=True)
+    heights, widths = zip(*(_padded_size(shards) for shards in Mixture.of(data).sets), strict=True)
     return max(heights), max(widths)
 
 
@@ -155,7 +155,7 @@ class ClipLoader:
 
     def __init__(
         self,
-        data: Shards | Mix,
+        data: Shards | Mixture,
         sampler: Sampler | Sequence[Sampler],
         requests: Iterable[Request],
         *,
@@ -167,14 +167,14 @@ class ClipLoader:
         device: torch.device | str = "cpu",
         targets: bool = False,
     ) -> None:
-        self.mix, self.spec, self.seed = Mix.of(data), spec, seed
+        self.mix, self.spec, self.seed = Mixture.of(data), spec, seed
         self.device = torch.device(device)
-        self.layout = SlotLayout(batch, frames, *padded_size(self.mix))
+        self.layout = BufferLayout(batch, frames, *padded_size(self.mix))
         self._targets = targets
-        self.slots = SharedSlots(spec.ahead + 1, self.layout)
+        self.slots = SharedBuffers(spec.ahead + 1, self.layout)
         self.unreadable = Unreadable(len(self.mix))
         self.waited = self.moved = 0.0
-        self.took = Took()
+        self.took = ReadTimings()
         self.remarks: dict[str, None] = {}
         self._requests = iter(requests)
         arguments = (_parts(self.mix, sampler), self.slots, Reading(spec.read_ahead_bytes, cache or CacheSpec()))
@@ -284,7 +284,7 @@ class ClipLoader:
             weight_B=put(weight_B),
             may_flip_B=put(self.mix.may_flip_N[known]),
             valid=int(weight_B.sum()),
-            draws=ClipDraws.on(
+            rng=ClipRng.on(
                 self.device, seed=self.seed, epoch=np.asarray(coming.request.epochs, dtype=np.uint64), sample=numbers
             ),
             request=coming.request,
@@ -303,7 +303,7 @@ class ClipLoader:
         return torch.as_tensor(put(index_BVT))
 
 
-def _parts(mix: Mix, sampler: Sampler | Sequence[Sampler]) -> tuple[DataPart, ...]:
+def _parts(mix: Mixture, sampler: Sampler | Sequence[Sampler]) -> tuple[DataPart, ...]:
     samplers = [sampler] * len(mix.sets) if callable(sampler) else sampler
     return tuple(
         DataPart(shards.url, shards.digest, first, one)

@@ -17,8 +17,8 @@ from einops import rearrange
 from jaxtyping import Int64
 from torch import Tensor
 
-from vmae_data.draws import Purpose
-from vmae_train.clips.draws import ClipDraws, integer, permutation
+from vmae_data.rng import Purpose
+from vmae_train.clips.rng import ClipRng, integer, permutation
 
 __all__ = ["Grid", "MaskSpec", "TubeMask", "draw_mask", "num_masked", "num_masked_places", "tube_mask"]
 
@@ -112,23 +112,23 @@ def num_masked(spec: MaskSpec, grid: Grid) -> int:
     return count * each
 
 
-def draw_mask(spec: MaskSpec, draws: ClipDraws, grid: Grid) -> TubeMask:
+def draw_mask(spec: MaskSpec, rng: ClipRng, grid: Grid) -> TubeMask:
     """A mask for each sample of a batch, on its device.
 
     Raises ValueError as `num_masked` does.
     """
     count = num_masked(spec, grid)
     if spec.kind == "tube":
-        mask = tube_mask(draws, slices=grid.slices, places=grid.places, ratio=spec.ratio)
+        mask = tube_mask(rng, slices=grid.slices, places=grid.places, ratio=spec.ratio)
         if spec.decoder == "all":
             return mask
         return mask._replace(
-            decoded_BK=_let_through(spec, mask.masked_BM, draws, grid),
-            unasked_BU=_let_through(spec, mask.visible_BV, draws, grid),
+            decoded_BK=_let_through(spec, mask.masked_BM, rng, grid),
+            unasked_BU=_let_through(spec, mask.visible_BV, rng, grid),
         )
     parts = grid.slices if spec.kind == "frame" else grid.tokens
     each = grid.tokens // parts
-    order_BN = permutation(draws.bits(Purpose.MASK, torch.arange(parts, device=draws.sample_B.device)))
+    order_BN = permutation(rng.bits(Purpose.MASK, torch.arange(parts, device=rng.sample_B.device)))
     hidden = count // each
     return TubeMask(visible_BV=_whole(order_BN[:, hidden:], each), masked_BM=_whole(order_BN[:, :hidden], each))
 
@@ -139,7 +139,7 @@ def _whole(part_BN: Tensor, each: int) -> Tensor:
     return rearrange(part_BN.sort(dim=-1).values[..., None] * each + within, "b n e -> b (n e)")
 
 
-def _let_through(spec: MaskSpec, token_BM: Tensor, draws: ClipDraws, grid: Grid) -> Tensor:
+def _let_through(spec: MaskSpec, token_BM: Tensor, rng: ClipRng, grid: Grid) -> Tensor:
     """Those of some tubes' tokens that the running cell lets through.
 
     Place (row, column) is number 2 · (row mod 2) + column mod 2 of its cell, and a queue of four, of which the first
@@ -149,7 +149,7 @@ def _let_through(spec: MaskSpec, token_BM: Tensor, draws: ClipDraws, grid: Grid)
     """
     slice_BM, place_BM = token_BM // grid.places, token_BM % grid.places
     number_BM = CELL * ((place_BM // grid.columns) % CELL) + place_BM % grid.columns % CELL
-    phase_B = integer(draws.bits(Purpose.RUNNING_CELL), CELL**2)
+    phase_B = integer(rng.bits(Purpose.RUNNING_CELL), CELL**2)
     is_decoded_BM = (number_BM + slice_BM + phase_B[:, None]) % CELL**2 >= spec.left_out
     # Equally many a sample: a stable sort brings them to the front without a shape that hangs on the data.
     count = token_BM.shape[1] * (CELL**2 - spec.left_out) // CELL**2
@@ -171,14 +171,14 @@ def num_masked_places(*, places: int, ratio: float) -> int:
     return count
 
 
-def tube_mask(draws: ClipDraws, *, slices: int, places: int, ratio: float) -> TubeMask:
+def tube_mask(rng: ClipRng, *, slices: int, places: int, ratio: float) -> TubeMask:
     """Hide the first int(ratio * places) places of a random order of each sample's places.
 
     Raises ValueError when nothing or everything would be hidden.
     """
     count = num_masked_places(places=places, ratio=ratio)
-    numbers = torch.arange(places, device=draws.sample_B.device)
-    order_BP = permutation(draws.bits(Purpose.MASK, numbers))
+    numbers = torch.arange(places, device=rng.sample_B.device)
+    order_BP = permutation(rng.bits(Purpose.MASK, numbers))
     return TubeMask(
         visible_BV=_tubes(order_BP[:, count:], slices=slices, places=places),
         masked_BM=_tubes(order_BP[:, :count], slices=slices, places=places),

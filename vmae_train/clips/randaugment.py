@@ -19,10 +19,10 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmae_data.draws import Purpose, integer, normal, uniform
+from vmae_data.rng import Purpose, integer, normal, uniform
 from vmae_train.clips import image_ops
 from vmae_train.clips.affine import Interpolation, affine
-from vmae_train.clips.draws import HostDraws
+from vmae_train.clips.rng import HostRng
 
 __all__ = ["Op", "Policy", "RandAugmentSpec", "draw_policy", "rand_augment"]
 
@@ -89,16 +89,16 @@ class Policy(NamedTuple):
     sign_BL: NDArray[np.float64]
 
 
-def draw_policy(spec: RandAugmentSpec, draws: HostDraws) -> Policy:
+def draw_policy(spec: RandAugmentSpec, rng: HostRng) -> Policy:
     """Operations are drawn with replacement."""
     layer_L = np.arange(spec.layers)
-    op_BL = integer(draws.bits(Purpose.RANDAUGMENT_OP, layer_L), len(Op))
-    applied_BL = uniform(draws.bits(Purpose.RANDAUGMENT_APPLY, layer_L)) < spec.prob
-    noise_BL = normal(draws.bits(Purpose.RANDAUGMENT_MAGNITUDE, layer_L))
+    op_BL = integer(rng.bits(Purpose.RANDAUGMENT_OP, layer_L), len(Op))
+    applied_BL = uniform(rng.bits(Purpose.RANDAUGMENT_APPLY, layer_L)) < spec.prob
+    noise_BL = normal(rng.bits(Purpose.RANDAUGMENT_MAGNITUDE, layer_L))
     return Policy(
         op_BL=np.where(applied_BL, op_BL, SKIPPED),
         level_BL=np.clip(spec.magnitude + spec.magnitude_std * noise_BL, 0, MAX_MAGNITUDE),
-        sign_BL=np.where(integer(draws.bits(Purpose.RANDAUGMENT_SIGN, layer_L), 2) == 1, -1.0, 1.0),
+        sign_BL=np.where(integer(rng.bits(Purpose.RANDAUGMENT_SIGN, layer_L), 2) == 1, -1.0, 1.0),
     )
 
 

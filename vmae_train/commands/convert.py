@@ -51,8 +51,8 @@ def convert(
     """
     need_torch()
     from vmae_data.recipes import load_recipe
-    from vmae_train.model.convert import ConvertSpec, read_class_names
-    from vmae_train.model.convert import convert as run
+    from vmae_train.checkpoints.convert import ConvertSpec, read_class_names
+    from vmae_train.checkpoints.convert import convert as run
 
     spec = load_recipe("vmae_train", None, ConvertSpec, settings or ())
     names = read_class_names(classes) if classes is not None else None

@@ -64,9 +64,9 @@ def evaluate(
 ) -> None:
     """Score a finetuned model; each video is decoded once for all its views."""
     need_torch()
-    from vmae_train.evaluation.look import parse_views
-    from vmae_train.score import Looks, Told, evaluate_checkpoint, write_told
-    from vmae_train.training.world import open_world
+    from vmae_train.distributed import init_distributed
+    from vmae_train.evaluate import EvaluationRequest, Told, evaluate_checkpoint, write_told
+    from vmae_train.evaluation.protocol import parse_views
 
     short = {
         "evaluate.views": f"'{parse_views(views)}'" if views else None,
@@ -75,17 +75,17 @@ def evaluate(
         "clip.frozen": "true" if frozen else None,
     }
     chosen = [*(settings or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-    looks, told = Looks(recipe, chosen, batch, workers, best, ema), Told(out, predictions, html)
+    request, told = EvaluationRequest(recipe, chosen, batch, workers, best, ema), Told(out, predictions, html)
     style = progress_style(quiet, as_json)
-    with open_world(device) as world:
-        with world.agreed():
+    with init_distributed(device) as distributed:
+        with distributed.all_or_none():
             places = told.places()
-        found = evaluate_checkpoint(checkpoint, data, looks, device=device, style=style, world=world)
-        if world.is_main:  # before the files: what was found is not lost with a disk
+        found = evaluate_checkpoint(checkpoint, data, request, device=device, style=style, distributed=distributed)
+        if distributed.is_main:  # before the files: what was found is not lost with a disk
             tell_scores(found.scores, quiet, as_json)
             tell_unreadable(found.scores.unreadable)
-        with world.agreed():
-            if world.is_main:
+        with distributed.all_or_none():
+            if distributed.is_main:
                 write_told(found, places)
 
 
@@ -123,7 +123,7 @@ def report(
 ) -> None:
     """Write one page on a run: data, curves, reconstructions, accuracy."""
     need_torch()
-    from vmae_train.report import write_report
+    from vmae_train.reports.run_page import write_report
 
     write_report(run, out, against=tuple(against or ()))
     if not quiet:

@@ -8,11 +8,11 @@ from typing import Any
 
 from vmae_data.console import counted, print_json, show_facts
 
-__all__ = ["tell", "tell_rehearsal", "tell_scores", "tell_unreadable"]
+__all__ = ["print_dry_run", "tell", "tell_scores", "tell_unreadable"]
 
 
 def tell(quiet: bool, as_json: bool, values: dict[str, Any], words: str) -> None:
-    from vmae_data.page import printable
+    from vmae_data.html import printable
 
     if as_json:
         print_json(values)
@@ -34,25 +34,25 @@ def tell_scores(scores: Any, quiet: bool, as_json: bool) -> None:
 
 
 def tell_unreadable(unreadable: dict[str, str]) -> None:
-    from vmae_data.page import printable
+    from vmae_data.html import printable
 
     for key, why in unreadable.items():
         print(f"left out, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)
 
 
-def tell_rehearsal(run: Callable[..., object], spec: object, quiet: bool, as_json: bool, **where: Any) -> None:
+def print_dry_run(run: Callable[..., object], spec: object, quiet: bool, as_json: bool, **where: Any) -> None:
     """Tell what two steps of a training showed; by the main process."""
     from datetime import timedelta
 
-    from vmae_train.training.rehearsal import rehearsal_of
+    from vmae_train.training.dry_run import dry_run_report
 
-    found = rehearsal_of(run, spec, **where)
+    found = dry_run_report(run, spec, **where)
     if not where["world"].is_main:
         return
     if as_json:
-        cautions = [caution._asdict() for caution in found.cautions]
+        diagnostics = [caution._asdict() for caution in found.diagnostics]
         print_json(
-            {**found._asdict(), "total_seconds": found.total_seconds, "disk_mb": found.disk_mb, "cautions": cautions}
+            {**found._asdict(), "total_seconds": found.total_seconds, "disk_mb": found.disk_mb, "cautions": diagnostics}
         )
     elif not quiet:
         waits = found.wait_seconds / found.step_seconds if found.step_seconds else 0.0
@@ -66,5 +66,5 @@ def tell_rehearsal(run: Callable[..., object], spec: object, quiet: bool, as_jso
             "loss": f"{found.loss:.4f}",
         }
         show_facts("dry run: nothing was written", rows.items())
-    for caution in found.cautions:
+    for caution in found.diagnostics:
         print(f"warning: {caution.text}", file=sys.stderr)

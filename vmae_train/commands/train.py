@@ -20,7 +20,7 @@ from vmae_data.console import (
 )
 from vmae_data.errors import MisuseError
 from vmae_train.commands.options import Data, Device, DryRun, Recipe, RunOut, Scratch, check_recipe, need_torch, spec_of
-from vmae_train.commands.tell import tell, tell_rehearsal, tell_scores, tell_unreadable
+from vmae_train.commands.tell import print_dry_run, tell, tell_scores, tell_unreadable
 
 __all__ = ["feed", "finetune", "pretrain", "recipes"]
 
@@ -49,20 +49,24 @@ def pretrain(
     """Pretrain on unlabelled shards: predict the hidden cubes of a clip."""
     need_torch()
     from vmae_data.recipes import load_recipe
+    from vmae_train.distributed import init_distributed
     from vmae_train.pretrain import PretrainSpec
     from vmae_train.pretrain import pretrain as run
-    from vmae_train.training.world import open_world
 
     style = progress_style(quiet, as_json)
-    with open_world(device) as world:
-        with world.agreed():
+    with init_distributed(device) as distributed:
+        with distributed.all_or_none():
             check_recipe(recipe, PretrainSpec)
             spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
         if dry_run:
-            tell_rehearsal(run, spec, quiet, as_json, data=data, init=init, device=device, style=style, world=world)
+            print_dry_run(
+                run, spec, quiet, as_json, data=data, init=init, device=device, style=style, distributed=distributed
+            )
             return
-        state = run(spec, data=data, out=out, scratch=scratch, init=init, device=device, style=style, world=world)
-    if world.is_main:
+        state = run(
+            spec, data=data, out=out, scratch=scratch, init=init, device=device, style=style, distributed=distributed
+        )
+    if distributed.is_main:
         told = {"out": str(out), "step": state.step, "unreadable": state.unreadable}
         tell(quiet, as_json, told, f"{out}: {state.step} steps done")
         tell_unreadable(state.unreadable)
@@ -91,19 +95,26 @@ def finetune(
     """Train a classifier, the encoder end to end or a probe on it, and score it."""
     need_torch()
     from vmae_data.recipes import load_recipe
+    from vmae_train.distributed import init_distributed
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.finetune import finetune as run
-    from vmae_train.training.world import open_world
 
     style = progress_style(quiet, as_json)
-    with open_world(device) as world:
-        with world.agreed():
+    with init_distributed(device) as distributed:
+        with distributed.all_or_none():
             check_recipe(recipe, FinetuneSpec)
             chosen = [f"probe={probe.value}"] if probe else []
             spec = load_recipe("vmae_train", recipe, FinetuneSpec, [*(settings or ()), *chosen])
         if dry_run:
-            where = {"data": data, "validation": val, "init": init, "device": device, "style": style, "world": world}
-            tell_rehearsal(run, spec, quiet, as_json, **where)
+            where = {
+                "data": data,
+                "validation": val,
+                "init": init,
+                "device": device,
+                "style": style,
+                "world": distributed,
+            }
+            print_dry_run(run, spec, quiet, as_json, **where)
             return
         report = run(
             spec,
@@ -114,9 +125,9 @@ def finetune(
             init=init,
             device=device,
             style=style,
-            world=world,
+            distributed=distributed,
         )
-    if world.is_main:
+    if distributed.is_main:
         tell_scores(report.scores, quiet, as_json)
         tell_unreadable({**report.state.unreadable, **report.scores.unreadable})
 

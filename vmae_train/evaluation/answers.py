@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError
-from vmae_data.read.shards import LabelKind, Shards
+from vmae_data.read.dataset import LabelKind, Shards
 from vmae_train.clips.loader import EMPTY, Batch
-from vmae_train.evaluation.look import Look
+from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores, Merge, label_score, score, value_score
-from vmae_train.training.world import World
+from vmae_train.evaluation.protocol import EvaluationProtocol
 
 __all__ = ["Answers", "Found", "activate", "answers_from", "merge_by_source", "scores_of"]
 
@@ -46,7 +46,7 @@ class Answers(NamedTuple):
     target_NK: NDArray[np.float32] | None  # several classes, or values
     labelled_N: NDArray[np.bool_]
     views_N: NDArray[np.int64]  # how many clips were looked at
-    look: Look
+    protocol: EvaluationProtocol
     unreadable: dict[str, str]
 
 
@@ -65,12 +65,14 @@ class Found:
                 self._samples.append(sample)
                 self._rows.append(values[place])
 
-    def gathered(self, world: World) -> Gathered:
+    def gathered(self, distributed: Distributed) -> Gathered:
         """Those of all processes, by sample number: so sums don't hang on who found what."""
         samples = np.asarray(self._samples, dtype=np.int64)
         rows = np.asarray(self._rows, dtype=np.float32).reshape(-1, self._num_outputs)
-        numbers = np.concatenate([np.frombuffer(data, dtype=np.int64) for data in world.gather(samples.tobytes())])
-        flat = np.concatenate([np.frombuffer(data, dtype=np.float32) for data in world.gather(rows.tobytes())])
+        numbers = np.concatenate(
+            [np.frombuffer(data, dtype=np.int64) for data in distributed.gather(samples.tobytes())]
+        )
+        flat = np.concatenate([np.frombuffer(data, dtype=np.float32) for data in distributed.gather(rows.tobytes())])
         order = np.argsort(numbers)
         return Gathered(numbers[order], flat.reshape(-1, self._num_outputs)[order])
 
@@ -107,7 +109,7 @@ def answers_from(
     merged: Merged,
     names: tuple[str, ...],
     *,
-    look: Look,
+    protocol: EvaluationProtocol,
     unreadable: dict[str, str],
 ) -> Answers:
     """With keys and labels beside them."""
@@ -124,8 +126,8 @@ def answers_from(
         label_N=shards.label_N[merged.first_N],
         target_NK=None if is_class else shards.targets(first),
         labelled_N=np.asarray([shards.label(n) is not None for n in first], dtype=np.bool_),
-        views_N=look.views.clips * look.views.crops * merged.samples_N,
-        look=look,
+        views_N=protocol.views.clips * protocol.views.crops * merged.samples_N,
+        protocol=protocol,
         unreadable=unreadable,
     )
 
@@ -135,13 +137,13 @@ def scores_of(answers: Answers) -> AnyScores:
     known = answers.labelled_N
     if not known.any():
         raise DataError(f"{answers.url}: not one labelled video could be read; verify the shards")
-    output_NK, look = answers.output_NK[known], answers.look
+    output_NK, protocol = answers.output_NK[known], answers.protocol
     how: dict[str, Any] = {
-        "views": str(look.views),
-        "clip": look.clip,
-        "antialias": look.antialias,
-        "merge": look.merge,
-        "control": look.control,
+        "views": str(protocol.views),
+        "clip": protocol.clip,
+        "antialias": protocol.antialias,
+        "merge": protocol.merge,
+        "control": protocol.control,
         "unreadable": answers.unreadable,
     }
     if answers.target_NK is None:

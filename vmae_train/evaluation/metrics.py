@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_train.clips.views import ClipSpec
+from vmae_train.clips.frame_sampling import ClipSpec
 
 __all__ = [
     "AnyScores",

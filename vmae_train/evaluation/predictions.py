@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vmae_data.read.paths import source_paths
-from vmae_data.read.shards import LabelKind, Shards
-from vmae_data.store import Place, commit_bytes
+from vmae_data.read.dataset import LabelKind, Shards
+from vmae_data.read.source_paths import source_paths
+from vmae_data.storage import StoragePath, commit_bytes
 from vmae_train.evaluation.answers import Answers
 
 __all__ = ["predictions_table", "write_predictions"]
@@ -43,22 +43,22 @@ def predictions_table(answers: Answers, paths: Sequence[str | None]) -> pa.Table
         top = [[answers.names[k] for k in row] for row in order_NK.tolist()]
         columns["top5"] = pa.array(top, pa.list_(pa.string()))
         columns["probabilities"] = numbers
-    look = answers.look
+    protocol = answers.protocol
     columns["views"] = pa.array(answers.views_N)
     table = pa.table(columns)
     return table.replace_schema_metadata(
         {
             "names": msgspec.json.encode(answers.names),
-            "views": str(look.views),
-            "merge": "mean" if answers.kind is LabelKind.VALUES else look.merge,
-            "clip": msgspec.json.encode(look.clip),
-            "antialias": msgspec.json.encode(look.antialias),
+            "views": str(protocol.views),
+            "merge": "mean" if answers.kind is LabelKind.VALUES else protocol.merge,
+            "clip": msgspec.json.encode(protocol.clip),
+            "antialias": msgspec.json.encode(protocol.antialias),
         }
-        | ({"control": look.control} if look.control else {})
+        | ({"control": protocol.control} if protocol.control else {})
     )
 
 
-def write_predictions(answers: Answers, shards: Shards, place: Place) -> None:
+def write_predictions(answers: Answers, shards: Shards, place: StoragePath) -> None:
     """Raises VmaeError where the file can't be written."""
     out = io.BytesIO()
     table = predictions_table(answers, source_paths(shards, answers.sample_N.tolist()))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vmae_data.page import Charts, Figure
+from vmae_data.html import Charts, Figure
 from vmae_data.pictures import Row, enlarge, moving_picture, picture, sheet
 
 __all__ = ["Reconstruction", "draw_moving", "draw_still", "page_figures"]

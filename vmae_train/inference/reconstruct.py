@@ -19,25 +19,25 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmae_data.draws import sample_number
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.pictures import moving_picture, picture, spread
-from vmae_data.read.shards import Shards
-from vmae_data.store import commit_bytes, writable_place
+from vmae_data.read.dataset import Shards
+from vmae_data.rng import sample_number
+from vmae_data.storage import commit_bytes, writable_path
+from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import planes_of_views
-from vmae_train.clips.draws import ClipDraws
+from vmae_train.clips.frame_sampling import ClipSpec, view_sampler
 from vmae_train.clips.loader import EMPTY, ClipLoader, LoaderSpec, Request
 from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
-from vmae_train.clips.views import ClipSpec, view_sampler
+from vmae_train.clips.rng import ClipRng
+from vmae_train.distributed import choose_device
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
-from vmae_train.inference.video import fetched_video, read_clip
-from vmae_train.model.load import load_model
-from vmae_train.model.loss import cube_targets
-from vmae_train.model.videomae import PretrainModel
-from vmae_train.model.vit import Geometry
-from vmae_train.training.run import read_facts, run_clip, run_of
-from vmae_train.training.world import choose_device
+from vmae_train.inference.read_video import fetched_video, read_clip
+from vmae_train.models.losses import cube_targets
+from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.vit import Geometry
+from vmae_train.runs.metadata import read_facts, run_clip, run_of
 
 __all__ = [
     "Drawn",
@@ -69,7 +69,7 @@ def reconstruct_file(
 
     Raises MisuseError for a suffix, model, ratio or stride that can't work, DataError for what can't be read.
     """
-    place = writable_place(out, "--out")
+    place = writable_path(out, "--out")
     if place.suffix not in (".png", ".gif"):
         raise MisuseError(f"--out {out}: expected a name that ends in .png or .gif")
     model = load_pretrained(checkpoint, device)
@@ -146,9 +146,9 @@ def reconstruct_shards(
         for batch in batches:
             planes = planes_of_views(batch.planes, batch.index_BVT)
             never_B = torch.zeros_like(batch.weight_B, dtype=torch.bool)
-            rgb = augment(planes, augment.draw(planes.size_B2, batch.draws, never_B))
+            rgb = augment(planes, augment.draw(planes.size_B2, batch.rng, never_B))
             titles = [_title(shards, number) for number in batch.request.samples]
-            made = reconstruct_clips(model, rgb / 255, batch.draws, ratio, titles)
+            made = reconstruct_clips(model, rgb / 255, batch.rng, ratio, titles)
             clips += [clip for clip, weight in zip(made, batch.weight_B.tolist(), strict=True) if weight]
         return Drawn(clips, dict(batches.unreadable.by_key))
 
@@ -173,21 +173,21 @@ def _of_video(model: PretrainModel, path: Path, clip: ClipSpec, ratio: float, se
     frames = read_clip(path, geometry.num_frames, clip)
     clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
     rgb01 = clips * _per_colour(model.std_C) + _per_colour(model.mean_C)
-    draws = ClipDraws.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))
-    return reconstruct_clips(model, rgb01, draws, ratio, [path.name])[0]
+    rng = ClipRng.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))
+    return reconstruct_clips(model, rgb01, rng, ratio, [path.name])[0]
 
 
 @torch.inference_mode()
 def reconstruct_clips(
     model: PretrainModel,
     rgb01_BCTHW: Float32[Tensor, "B 3 T H W"],
-    draws: ClipDraws,
+    rng: ClipRng,
     ratio: float,
     titles: Sequence[str],
 ) -> list[Reconstruction]:
     """Hide cubes of RGB clips (0..1), have them predicted, and put the predictions in their places."""
     geometry = model.geometry
-    mask = tube_mask(draws, slices=geometry.slices, places=geometry.places, ratio=ratio)
+    mask = tube_mask(rng, slices=geometry.slices, places=geometry.places, ratio=ratio)
     clips = (rgb01_BCTHW - _per_colour(model.mean_C)) / _per_colour(model.std_C)
     predicted_BMD = model(clips, mask).float()
     error = predicted_BMD - cube_targets(rgb01_BCTHW, mask.masked_BM, geometry)

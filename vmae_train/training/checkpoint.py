@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from vmae_data.errors import DataError
 from vmae_data.format import NOT_JSON
-from vmae_data.store import TEMPORARY, commit_bytes, sync_folder
-from vmae_train.model.best import read_best
-from vmae_train.model.ema import WeightMean
-from vmae_train.model.fetched import checkpoint_name
-from vmae_train.model.load import load_weights, newest_checkpoint, save_model
-from vmae_train.model.videomae import VideoModel
-from vmae_train.training.optim import trained_parameters
+from vmae_data.storage import TEMPORARY, commit_bytes, sync_folder
+from vmae_train.checkpoints.ema import WeightMean
+from vmae_train.checkpoints.load import load_weights, save_model
+from vmae_train.models.videomae import VideoModel
+from vmae_train.runs.best import read_best
+from vmae_train.runs.layout import MARKER, OPTIMIZER, checkpoint_name, newest_checkpoint
+from vmae_train.training.optimizer import trained_parameters
 
 __all__ = [
     "Checkpoint",
@@ -32,7 +32,6 @@ __all__ = [
     "save_checkpoint",
 ]
 
-STATE, OPTIMIZER = "state.json", "optimizer.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -74,7 +73,7 @@ def save_checkpoint(
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / checkpoint_name(state.step)
-    if (final / STATE).exists():
+    if (final / MARKER).exists():
         return final
     temporary = folder / f"{TEMPORARY}{final.name}"
     for leftover in (temporary, final):  # `final` without state.json was never a checkpoint
@@ -84,22 +83,22 @@ def save_checkpoint(
     commit_bytes(temporary / OPTIMIZER, save(_optimizer_tensors(model, optimizer)))
     if ema is not None:
         ema.save(temporary)
-    commit_bytes(temporary / STATE, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
+    commit_bytes(temporary / MARKER, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
     temporary.rename(final)
     sync_folder(folder)
     best = read_best(run)
     for old in _complete(folder)[:-keep]:
         if best is not None and old.name == best.name:
             continue
-        (old / STATE).unlink()  # first: what is half removed must not look whole
+        (old / MARKER).unlink()  # first: what is half removed must not look whole
     for unmarked in folder.glob("step-*"):
-        if not (unmarked / STATE).exists():
+        if not (unmarked / MARKER).exists():
             shutil.rmtree(unmarked)
     return final
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"step-*/{STATE}"))
+    return sorted(path.parent for path in folder.glob(f"step-*/{MARKER}"))
 
 
 def last_checkpoint(run: Path) -> Checkpoint | None:
@@ -109,7 +108,7 @@ def last_checkpoint(run: Path) -> Checkpoint | None:
     folder = newest_checkpoint(run)
     if folder is None:
         return None
-    path = folder / STATE
+    path = folder / MARKER
     try:
         state = msgspec.json.decode(path.read_bytes(), type=RunState)
     except (OSError, *NOT_JSON) as error:

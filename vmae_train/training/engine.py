@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from vmae_data.errors import DataError, VmaeError
+from vmae_train.checkpoints.ema import WeightMean
 from vmae_train.clips.loader import Batch
-from vmae_train.model.ema import WeightMean
-from vmae_train.model.videomae import VideoModel
-from vmae_train.training.agree import Agreed, StepAgreement
-from vmae_train.training.optim import Schedule
-from vmae_train.training.run import BatchLayout
-from vmae_train.training.world import Spread
+from vmae_train.distributed import Spread
+from vmae_train.models.videomae import VideoModel
+from vmae_train.runs.metadata import BatchLayout
+from vmae_train.training.optimizer import Schedule
+from vmae_train.training.step_sync import Agreed, StepAgreement
 
 __all__ = ["Engine", "Loss", "StepNumbers", "TrainSpec"]
 
@@ -91,7 +91,7 @@ class Engine:
         counted, failed, last = 0, None, None
         try:
             with spread.apart():
-                for _ in range(self.layout.portions - 1):
+                for _ in range(self.layout.grad_accum_steps - 1):
                     batch = next(batches)
                     total += self._backward(batch, spread.loss)
                     counted += batch.valid
@@ -103,19 +103,19 @@ class Engine:
         if agreed.valid == 0:
             agree.refuse(DataError(f"step {number}: not one sample of the batch could be read; verify the shards"))
         assert last is not None
-        with agree.world.meeting():
+        with agree.distributed.waiting_for_peers():
             total += self._backward(last, spread.loss)
         self._note_broken(total, number)
         scale = self.spec.batch / agreed.valid
         norm = self._update(scale)
         if not self.scaler.is_enabled():  # a scaler meets infinite gradients now and then, and skips the step
             self._note_broken(norm, number)
-        return StepNumbers(total * (scale / self.layout.world), norm, rate, agreed)
+        return StepNumbers(total * (scale / self.layout.world_size), norm, rate, agreed)
 
     def _backward(self, batch: Batch, loss_of: Loss) -> Tensor:
         """Add a micro-batch's gradients, so that the mean over the processes is the sum over samples / batch."""
         with self.autocast():
-            loss = loss_of(batch) * (batch.valid * self.layout.world / self.spec.batch)
+            loss = loss_of(batch) * (batch.valid * self.layout.world_size / self.spec.batch)
         torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach()
 

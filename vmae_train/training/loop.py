@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from vmae_data.progress import meter
 from vmae_train.clips.loader import ClipLoader
-from vmae_train.training.agree import Signals, StepAgreement
-from vmae_train.training.cautions import at_start
+from vmae_train.distributed import Distributed
+from vmae_train.runs.metadata import TrainingOrder
 from vmae_train.training.checkpoint import RunState
-from vmae_train.training.clock import Clock, Remarks, note
+from vmae_train.training.diagnostics import check_setup
 from vmae_train.training.engine import Engine, Loss
-from vmae_train.training.keeper import Keeper, RunPlace, Validated
-from vmae_train.training.run import TrainingOrder
-from vmae_train.training.world import World
+from vmae_train.training.recorder import RunPlace, RunRecorder, Validated
+from vmae_train.training.step_sync import Signals, StepAgreement
+from vmae_train.training.throughput import Remarks, Throughput, note
 
 __all__ = ["Training", "train"]
 
@@ -26,7 +26,7 @@ class Training(NamedTuple):
     engine: Engine
     loader: ClipLoader
     loss_of: Loss
-    world: World
+    distributed: Distributed
     place: RunPlace
     start: RunState
     order: TrainingOrder
@@ -39,30 +39,30 @@ def train(training: Training) -> RunState:
 
     Raises VmaeError at a loss that is not finite, StopRequested on a signal, after saving.
     """
-    engine, loader, world, place = training.engine, training.loader, training.world, training.place
+    engine, loader, distributed, place = training.engine, training.loader, training.distributed, training.place
     start, order, kind = training.start, training.order, training.place.facts.kind
     validate, steps = training.validate, engine.schedule.steps
     loader.unreadable.by_key.update(start.unreadable)
-    keeper = Keeper(engine, loader, world, place, order, start)
-    batches, clock, remarks = iter(loader), Clock(loader, world), Remarks(loader, world)
-    spread = world.spread(engine.model, training.loss_of)
+    recorder = RunRecorder(engine, loader, distributed, place, order, start)
+    batches, throughput, remarks = iter(loader), Throughput(loader, distributed), Remarks(loader, distributed)
+    spread = distributed.spread(engine.model, training.loss_of)
     with (
         Signals() as signals,
-        closing(keeper),
-        meter(f"{kind} steps", steps, world.style(place.style), start=start.step) as shown,
+        closing(recorder),
+        meter(f"{kind} steps", steps, distributed.style(place.style), start=start.step) as shown,
     ):
-        agree = StepAgreement(world, signals, loader.unreadable)
-        for caution in keeper.cautions(start.step, at_start(place.facts)):
+        agree = StepAgreement(distributed, signals, loader.unreadable)
+        for caution in recorder.diagnostics(start.step, check_setup(place.facts)):
             shown.remark(f"warning: {caution.text}")
         # Where the run was stopped before it was done.
-        if validate is not None and keeper.owes_validation(start.step, training.validate_every):
-            keeper.validated(start.step, validate())
+        if validate is not None and recorder.owes_validation(start.step, training.validate_every):
+            recorder.validated(start.step, validate())
         for step in range(start.step, steps):
             numbers = engine.step(step, batches, spread, agree)
             done, asked = step + 1, numbers.agreed
             if done % place.log.every_steps == 0 or done == steps:
-                keeper.refuse_broken()
-                line = clock.line(
+                recorder.refuse_broken()
+                line = throughput.line(
                     done,
                     loss=numbers.loss,
                     grad_norm=numbers.grad_norm,
@@ -70,20 +70,20 @@ def train(training: Training) -> RunState:
                     epoch=step // order.steps_per_epoch,
                     batch=engine.spec.batch,
                 )
-                keeper.write(line)
+                recorder.write(line)
                 shown.note = note(line, "masked loss" if kind == "pretrain" else "loss")
-                for caution in keeper.cautions(done):
+                for caution in recorder.diagnostics(done):
                     shown.remark(f"warning: {caution.text}")
                 fresh = remarks.fresh()
-                keeper.remarked(done, fresh)
+                recorder.remarked(done, fresh)
                 for remark in fresh:
                     shown.remark(remark)
             shown.advance()
             if done % place.checkpoint.every_steps == 0 or done == steps or asked.save:
-                keeper.save(done)
+                recorder.save(done)
             agree.stop(asked)
-            if validate is not None and keeper.owes_validation(done, training.validate_every):
-                keeper.validated(done, validate())
-                clock.restart()
+            if validate is not None and recorder.owes_validation(done, training.validate_every):
+                recorder.validated(done, validate())
+                throughput.restart()
         agree.stop(agree(0, None))  # asked for since the last step's agreement
-    return keeper.state_at(steps)
+    return recorder.state_at(steps)

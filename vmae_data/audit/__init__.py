@@ -1,0 +1,1 @@
+"""`vmae-shard audit`: measures, near duplicates and flags of every sample."""

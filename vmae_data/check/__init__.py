@@ -1,1 +1,0 @@
-"""Looking at shards that are there: what they hold, and whether all of it is right."""

@@ -1,0 +1,1 @@
+"""The motion data set: synthetic videos whose class only motion tells."""

@@ -1,0 +1,1 @@
+"""`vmae-shard doctor`: what works on this machine."""

@@ -1,0 +1,288 @@
+"""What of a build works on this machine, tried and not only looked up.
+
+Nothing that may be missing is imported with this module: it is there to say so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from vmae_data.console import Check, State, size_words
+from vmae_data.doctor.machine import (
+    core_quota,
+    cores,
+    existing_part,
+    look_at_folder,
+    memory_bytes,
+    shared_memory_bytes,
+)
+from vmae_data.doctor.storage_access import storage_checks, store_checks
+from vmae_data.encode.ffmpeg import Ffmpeg, encoders_of, ffmpeg_python, find_ffmpeg, owners_of
+from vmae_data.errors import VmaeError
+from vmae_data.storage import RemotePath, StoragePath
+
+__all__ = ["examine"]
+
+OLDEST_PYTHON = (3, 11)
+# An encode of 1080p: 80 MB in ffmpeg and as much in its worker (2026-11); larger sources take more.
+MEMORY_A_CORE = 300e6
+# A shard comes to 100 to 300 MB, and lies in staging too while it is packed.
+LITTLE_SPACE = 2e9
+FEW_NAMES = 10_000
+FILE_ENCODERS = {"libx264": "profile h264", "mpeg4": "profile mpeg4", "mjpeg": "profile mjpeg"}
+TRIAL_FRAMES, TRIAL_RATE = 25, 25
+
+
+def examine(dest: StoragePath | None = None, ffmpeg: str | None = None) -> Iterator[Check]:
+    """Every check, in the order in which a build would meet what is missing.
+
+    `dest`: also tried as a destination; left out, the working directory is.
+    """
+    yield _python()
+    yield from _packages()
+    yield _module_named_ffmpeg()
+    yield from _binary(ffmpeg)
+    yield _cores()
+    yield _memory()
+    yield _shared_memory()
+    if not isinstance(dest, RemotePath):
+        yield _destination(dest)
+    yield _temporary_folder()
+    yield from storage_checks()
+    if isinstance(dest, RemotePath):
+        yield from store_checks(dest)
+
+
+def _python() -> Check:
+    found = f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {platform.machine()}"
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return Check("python", State.MISSING, found, "use Python 3.11 or later")
+    if sys.platform != "linux":
+        return Check("python", State.MISSING, found, "use Linux: ffmpeg and workers are ended by its kernel")
+    if platform.machine() != "x86_64":
+        return Check(
+            "python", State.WARNING, found, "shards made on x86-64 may have other bytes; build a set on one kind"
+        )
+    return Check("python", State.OK, found)
+
+
+def _packages() -> Iterator[Check]:
+    for name, module in (("pyarrow", "pyarrow"), ("msgspec", "msgspec"), ("numpy", "numpy"), ("Pillow", "PIL.Image")):
+        yield _package(name, module)
+    # Only looked up: its import brings torch, where that is installed.
+    yield _package("webdataset", None)
+    yield _pyav()
+
+
+def _package(name: str, module: str | None) -> Check:
+    try:
+        version = metadata.version(name)
+        if module is not None:
+            importlib.import_module(module)
+    except metadata.PackageNotFoundError:
+        return Check(name, State.MISSING, "not installed", f"python -m pip install {name}")
+    except Exception as error:  # whatever a broken package raises at import
+        advice = f"python -m pip install --force-reinstall {name}"
+        return Check(name, State.MISSING, f"can't be imported ({type(error).__name__}: {error})", advice)
+    return Check(name, State.OK, version)
+
+
+def _pyav() -> Check:
+    package = _package("av", "av")
+    if package.state is not State.OK:
+        return package._replace(name="PyAV")
+    import av
+
+    versions = ", ".join(f"{name} {'.'.join(map(str, v))}" for name, v in sorted(av.library_versions.items()))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            decoded = _write_and_count(Path(folder) / "trial.mp4")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        return Check(
+            "PyAV", State.MISSING, f"{package.found}: can't write a video and read it ({error})", "reinstall av"
+        )
+    if decoded != TRIAL_FRAMES:
+        found = f"{package.found}: {decoded} of {TRIAL_FRAMES} frames decode"
+        return Check("PyAV", State.MISSING, found, "python -m pip install --force-reinstall av")
+    return Check("PyAV", State.OK, f"{package.found} ({versions})")
+
+
+def _write_and_count(path: Path) -> int:
+    import av
+
+    write_trial_video(path)
+    with av.open(str(path)) as file:
+        return sum(1 for _ in file.decode(video=0))
+
+
+def write_trial_video(path: Path) -> None:
+    """One second of a moving edge, 128 × 96, made without the ffmpeg that is to be tried."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=TRIAL_RATE)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for number in range(TRIAL_FRAMES):
+            picture = np.zeros((96, 128, 3), np.uint8)
+            picture[:, 4 * number :] = 255
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+
+
+def _module_named_ffmpeg() -> Check:
+    """ffmpeg-python, or what has taken its name."""
+    owners = owners_of("ffmpeg")
+    try:
+        ffmpeg_python()
+    except VmaeError as error:
+        return _broken("ffmpeg-python", error)
+    others = [owner for owner in owners if owner != "ffmpeg-python"]
+    if others:
+        return Check(
+            "ffmpeg-python",
+            State.WARNING,
+            f"works, but {' and '.join(others)} brings a module ffmpeg too",
+            f"python -m pip uninstall {' '.join(others)}: the one installed last wins",
+        )
+    version = metadata.version("ffmpeg-python") if owners else "of unknown version"
+    return Check("ffmpeg-python", State.OK, f"{version}, the only package with a module ffmpeg")
+
+
+def _broken(name: str, error: VmaeError) -> Check:
+    """An error's line is what was found, a semicolon, and what to do."""
+    found, _, advice = str(error).rpartition("; ")
+    return Check(name, State.MISSING, found or advice, advice if found else "")
+
+
+def _binary(named: str | None) -> Iterator[Check]:
+    try:
+        binary = find_ffmpeg(named)
+        encoders = encoders_of(binary.path)
+    except VmaeError as error:
+        yield _broken("ffmpeg", error)
+        return
+    origin = "--ffmpeg" if named else "VMAE_FFMPEG" if os.environ.get("VMAE_FFMPEG") else "imageio-ffmpeg"
+    yield Check("ffmpeg", State.OK, f"{binary.version} of {origin}: {binary.path}, sha256 {binary.sha256}")
+    lacking = [name for name in FILE_ENCODERS if name not in encoders]
+    if lacking:
+        words = ", ".join(f"{name} ({FILE_ENCODERS[name]})" for name in lacking)
+        yield Check("encoders", State.WARNING, f"without {words}", "set VMAE_FFMPEG to one that has them, to use these")
+    else:
+        yield Check("encoders", State.OK, ", ".join(FILE_ENCODERS))
+    yield _trial_encode(binary)
+
+
+def _trial_encode(binary: Ffmpeg) -> Check:
+    """A second of video through the build's own step: probe, encode, and the trainer's decoder on what came out."""
+    name = "encode and decode"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _encode_in(Path(folder), binary)
+    except ImportError as error:
+        return Check(name, State.MISSING, f"not tried: {error}", "mend what is missing above")
+    except VmaeError as error:
+        return _broken(name, error)
+    except OSError as error:
+        return Check(
+            name, State.MISSING, f"{error.filename}: {error.strerror}", "free some room in the temporary folder"
+        )
+
+
+def _encode_in(folder: Path, binary: Ffmpeg) -> Check:
+    from vmae_data.encode.build_spec import BuildSpec
+    from vmae_data.encode.encode_source import EncodeJob, encode_source
+
+    write_trial_video(folder / "trial.mp4")
+    spec = BuildSpec()
+    job = EncodeJob(
+        key="trial",
+        path=b"trial.mp4",
+        folder=os.fsencode(folder),
+        label=None,
+        class_name=None,
+        split=None,
+        spec=spec,
+        ffmpeg=binary.path,
+        staging=folder,
+    )
+    staged = encode_source(job)
+    if staged.failure is not None:
+        found = f"{staged.failure.reason}: {staged.failure.detail}"
+        return Check("encode and decode", State.MISSING, found, "try another ffmpeg (VMAE_FFMPEG), or reinstall av")
+    facts = staged.samples[0].facts
+    found = f"1 s of video: {facts.phases[0].frames} of {facts.source.frames} frames kept, {facts.profile}, all decode"
+    return Check("encode and decode", State.OK, found)
+
+
+def _cores() -> Check:
+    usable, quota = cores(), core_quota()
+    found = f"{usable} of {os.cpu_count()} cores"
+    if quota is None:
+        return Check("cores", State.OK, found)
+    found += f", time of {quota:.4g} by control group"
+    if quota < usable:
+        return Check("cores", State.WARNING, found, f"--workers {max(1, int(quota))}: more only wait for each other")
+    return Check("cores", State.OK, found)
+
+
+def _memory() -> Check:
+    granted, usable = memory_bytes(), cores()
+    found = f"{size_words(granted)}, {size_words(granted / usable)} a core"
+    if granted < MEMORY_A_CORE * usable:
+        workers = max(1, int(granted / MEMORY_A_CORE))
+        return Check("memory", State.WARNING, found, f"--workers {workers}: an encode takes 200 MB and more")
+    return Check("memory", State.OK, found)
+
+
+def _shared_memory() -> Check:
+    """Told because people look for it first: containers grant 64 MB, which breaks other loaders."""
+    return Check(
+        "shared memory",
+        State.OK,
+        f"{size_words(shared_memory_bytes())}; not used, batches lie in memory without a name",
+    )
+
+
+def _destination(dest: Path | None) -> Check:
+    wanted = dest or Path()
+    there = existing_part(wanted)
+    name = "destination" if dest else "working directory"
+    return _folder(name, there, State.MISSING, "" if there == wanted.absolute() else f"{wanted}, to be made in ")
+
+
+def _temporary_folder() -> Check:
+    # Only this command writes there; a build keeps all it makes in its destination.
+    try:
+        return _folder("temporary folder", Path(tempfile.gettempdir()), State.WARNING, "")
+    except FileNotFoundError as error:
+        return Check(
+            "temporary folder", State.WARNING, str(error.strerror), "set TMPDIR to a folder that can be written"
+        )
+
+
+def _folder(name: str, folder: Path, worst: State, prefix: str) -> Check:
+    facts = look_at_folder(folder)
+    found = f"{prefix}{folder}: {facts.kind}, {size_words(facts.free_bytes)} free"
+    if facts.problem:
+        return Check(name, worst, f"{found}; {facts.problem}", "name another folder, or mend its rights or its mount")
+    found += "; write, sync, rename and flock work"
+    if facts.free_bytes < LITTLE_SPACE:
+        return Check(
+            name, State.WARNING, found, "free some room: shards come to 100 to 300 MB each, and as much in work"
+        )
+    if facts.free_names is not None and facts.free_names < FEW_NAMES:
+        return Check(name, State.WARNING, f"{found}, room for {facts.free_names} more files", "remove some files")
+    if facts.is_network:
+        return Check(
+            name, State.OK, found, "flock was tried on this machine only; build a set on one machine at a time"
+        )
+    return Check(name, State.OK, found)

@@ -1,1 +1,0 @@
-"""Who makes the shards: worker processes of this machine, or tasks of a Ray cluster."""

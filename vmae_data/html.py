@@ -1,0 +1,345 @@
+"""The one HTML page of every report: a single file without scripts, light or dark as the reader's system is.
+
+All text is escaped by the template; paths, class names and ffmpeg's words may hold anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, NamedTuple
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from vmae_data.pictures import Picture
+from vmae_data.storage import StoragePath, commit_bytes
+
+__all__ = [
+    "LONG_LIST",
+    "Bar",
+    "Bars",
+    "Charts",
+    "Fact",
+    "Facts",
+    "Figure",
+    "Gallery",
+    "Note",
+    "Pair",
+    "Pairs",
+    "Part",
+    "Section",
+    "Table",
+    "Tile",
+    "printable",
+    "write_page",
+]
+
+LONG_LIST = 48  # longer lists are folded away
+
+
+class Fact(NamedTuple):
+    """A number worth seeing first."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Key figures, side by side."""
+
+    facts: tuple[Fact, ...]
+    kind: ClassVar[str] = "facts"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence of its own; `warning` where a reader must not miss it."""
+
+    text: str
+    warning: bool = False
+    kind: ClassVar[str] = "note"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text. `numbers`: the columns that hold numbers. `folded`: under this line, closed at first."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: tuple[int, ...] = ()
+    folded: str = ""
+    kind: ClassVar[str] = "table"
+
+
+class Bar(NamedTuple):
+    name: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A named bar a row; long lists are folded under `what`. `top`: the value of a full bar, else the greatest."""
+
+    bars: tuple[Bar, ...]
+    what: str
+    top: float | None = None
+    kind: ClassVar[str] = "bars"
+
+    def share(self, bar: Bar) -> str:
+        top = self.top if self.top is not None else max((bar.value for bar in self.bars), default=0)
+        return f"{100 * bar.value / top:.2f}" if top > 0 else "0"
+
+    @property
+    def folded(self) -> bool:
+        return len(self.bars) > LONG_LIST
+
+
+class Figure(NamedTuple):
+    """A drawing (SVG, made by us) or a picture, and what it shows. `legend`: names in the order of the six colours."""
+
+    image: Picture | Markup
+    title: str
+    caption: str = ""
+    legend: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Figures in a grid; `wide`: one under the other."""
+
+    figures: tuple[Figure, ...]
+    wide: bool = False
+    kind: ClassVar[str] = "charts"
+
+
+class Tile(NamedTuple):
+    """One video of a gallery."""
+
+    pictures: tuple[Picture, ...]
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Many small pictures."""
+
+    tiles: tuple[Tile, ...]
+    kind: ClassVar[str] = "gallery"
+
+
+class Pair(NamedTuple):
+    """Two videos to be compared, and what is said of both."""
+
+    left: Tile
+    right: Tile
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Videos side by side."""
+
+    pairs: tuple[Pair, ...]
+    kind: ClassVar[str] = "pairs"
+
+
+Part = Facts | Note | Table | Bars | Charts | Gallery | Pairs
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    parts: tuple[Part, ...]
+
+
+def write_page(place: StoragePath, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
+    """Write the page so that it is there whole or not at all."""
+    html = _template().render(title=title, subtitle=subtitle, sections=[s for s in sections if s.parts])
+    commit_bytes(place, html.encode("utf-8", "replace") + b"\n")
+
+
+def printable(text: str) -> str:
+    r"""Text that can't steer a terminal or turn the reading direction: control characters become \xNN or \uNNNN."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) > 255 else f"\\x{ord(c):02x}" for c in text)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escape(_lines(str(value))),
+    )
+    environment.globals["is_picture"] = lambda image: isinstance(image, Picture)
+    return environment.from_string(_PAGE, globals={"style": Markup(_STYLE)})  # noqa: S704
+
+
+def _lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1d232b; --soft: #5c6773; --paper: #fcfcfb; --wash: #f0f2f4; --line: #dce0e5;
+  --warn: #8a5200; --warn-wash: #fff4de;
+  --c1: #2563c0; --c2: #c2570a; --c3: #187a4a; --c4: #8240a8; --c5: #b3312c; --c6: #5c6773; }
+@media (prefers-color-scheme: dark) { :root {
+  --ink: #e3e7ec; --soft: #98a3af; --paper: #14181d; --wash: #1e242b; --line: #303842;
+  --warn: #f0c27a; --warn-wash: #33290f;
+  --c1: #7db0ff; --c2: #ffa45c; --c3: #68d09a; --c4: #cfa6f7; --c5: #ff8d86; --c6: #98a3af; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; }
+main, header, footer { max-width: 72rem; margin: 0 auto; padding: 0 clamp(1rem, 4vw, 2.5rem); }
+header { padding-top: 2.6rem; }
+h1 { font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
+header p { color: var(--soft); margin: .5rem 0 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.22rem; margin: 2.9rem 0 .9rem; padding-top: 1.1rem; border-top: 1px solid var(--line); }
+footer { color: var(--soft); font-size: .84rem; padding-top: 3rem; padding-bottom: 2rem; }
+p.note { margin: .7rem 0; max-width: 46rem; overflow-wrap: anywhere; white-space: pre-line; }
+p.warning { background: var(--warn-wash); border-left: 3px solid var(--warn); padding: .6rem .9rem; max-width: none; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .7rem; margin: .9rem 0; }
+.facts div { background: var(--wash); border-radius: .5rem; padding: .7rem .9rem; min-width: 0; }
+.facts dt { color: var(--soft); font-size: .82rem; }
+.facts dd { margin: 0; font-size: 1.3rem; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
+  overflow-wrap: anywhere; }
+.facts dd.small { color: var(--soft); font-size: .8rem; font-weight: 400; }
+dl { margin: 0; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--line); vertical-align: bottom; }
+td { vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 8rem; }
+th, td { padding: .34rem 1.3rem .34rem 0; }
+td:first-child:not(.n) { min-width: min(12rem, 40vw); }
+th.n, td.n { text-align: right; white-space: nowrap; min-width: 3.5rem; }
+tr:last-child td { border-bottom: 0; }
+details { margin: .8rem 0; }
+summary { cursor: pointer; color: var(--c1); }
+.bars { columns: 21rem; column-gap: 2.4rem; margin: .8rem 0; font-size: .92rem; }
+.bars div { display: grid; grid-template-columns: minmax(0, 12.5rem) 1fr minmax(2.2rem, auto); gap: .7rem; align-items: center;
+  break-inside: avoid; padding: .13rem 0; }
+.bars span { overflow: hidden; overflow-wrap: anywhere; line-height: 1.3; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; }
+.bars i { display: block; height: .62rem; background: var(--wash); border-radius: .2rem; overflow: hidden; }
+.bars b { display: block; height: 100%; background: var(--c1); }
+.bars em { font-style: normal; color: var(--soft); font-variant-numeric: tabular-nums; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1.3rem 2rem; margin: 1rem 0; }
+.charts.wide { grid-template-columns: minmax(0, 1fr); }
+figure { margin: 0; min-width: 0; }
+figure > p { margin: 0 0 .4rem; font-weight: 500; font-size: .95rem; }
+figcaption { color: var(--soft); font-size: .84rem; margin-top: .35rem; max-width: 46rem; overflow-wrap: anywhere; }
+svg { display: block; width: 100%; height: auto; max-width: 60rem; color: var(--ink); }
+svg.chart, svg.curves { max-width: 26rem; } svg text { fill: var(--ink); font-family: inherit !important; }
+svg.chart text { font-size: 11px; } svg text.soft { fill: var(--soft); }
+.bar { fill: var(--c1); } .axis { stroke: var(--line); fill: none; }
+ul.legend { list-style: none; margin: 0 0 .3rem; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: .84rem; }
+ul.legend li::before { content: ""; display: inline-block; width: 1.1em; height: .22em; margin: 0 .45em .25em 0; background: currentColor; }
+ul.legend li { overflow-wrap: anywhere; }
+.c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
+.c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); }
+img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
+.picture { display: block; border-radius: .25rem; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16.5rem), 1fr)); gap: 1.3rem 1.1rem; margin: 1rem 0; }
+.strip { display: flex; gap: 2px; border-radius: .3rem; overflow: hidden; background: var(--wash); }
+.strip img { flex: 0 0 calc((100% - 4px) / 3); min-width: 0; aspect-ratio: 4/3; object-fit: contain; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.1rem; margin: 1rem 0; }
+.pairs > div { background: var(--wash); border-radius: .5rem; padding: .8rem; min-width: 0; }
+.pairs p { margin: .5rem 0 0; color: var(--soft); font-size: .84rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .9rem; } .pair .strip { background: none; }
+.gallery figcaption b, .pair figcaption b { display: block; color: var(--ink); font-weight: 500; }
+@media (max-width: 30rem) { .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } th, td { padding-right: .8rem; } }
+@media print { h2 { break-after: avoid; } figure, .facts div { break-inside: avoid; } }
+"""
+
+_PAGE = """
+{%- macro img(picture, class="", alt="") -%}
+<img src="{{ picture.uri }}" width="{{ picture.width }}" height="{{ picture.height }}" alt="{{ alt }}"
+ class="{{ class }}{{ ' tiny' if picture.tiny }}">
+{%- endmacro -%}
+{%- macro table(part) -%}
+<div class="scroll" tabindex="0"><table><thead><tr>
+{% for name in part.head %}<th{% if loop.index0 in part.numbers %} class="n"{% endif %}>{{ name }}</th>{% endfor %}
+</tr></thead><tbody>
+{% for row in part.rows %}
+<tr>{% for cell in row %}<td{% if loop.index0 in part.numbers %} class="n"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{%- endmacro -%}
+{%- macro tile(one) -%}
+<figure><div class="strip">{% for picture in one.pictures %}{{ img(picture) }}{% endfor %}</div>
+<figcaption><b>{{ one.title }}</b>{% for line in one.lines %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}</figcaption></figure>
+{%- endmacro -%}
+{%- macro bars(part) -%}
+<div class="bars">
+{% for bar in part.bars %}
+<div><span title="{{ bar.name }}">{{ bar.name }}</span><i><b style="width:{{ part.share(bar) }}%"></b></i><em>{{ bar.text }}</em></div>
+{% endfor %}
+</div>
+{%- endmacro -%}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<header><h1>{{ title }}</h1>{% if subtitle %}<p>{{ subtitle }}</p>{% endif %}</header>
+<main>
+{% for section in sections %}
+<section>
+<h2>{{ section.title }}</h2>
+{% for part in section.parts %}
+{% if part.kind == "facts" %}
+<dl class="facts">
+{% for fact in part.facts %}
+<div><dt>{{ fact.name }}</dt><dd>{{ fact.value }}</dd>{% if fact.note %}<dd class="small">{{ fact.note }}</dd>{% endif %}</div>
+{% endfor %}
+</dl>
+{% elif part.kind == "note" %}
+<p class="note{{ ' warning' if part.warning }}">{{ part.text }}</p>
+{% elif part.kind == "table" %}
+{% if part.folded %}<details><summary>{{ part.folded }}</summary>{{ table(part) }}</details>{% else %}{{ table(part) }}{% endif %}
+{% elif part.kind == "bars" %}
+{% if part.folded %}<details><summary>{{ part.what }}</summary>{{ bars(part) }}</details>{% else %}{{ bars(part) }}{% endif %}
+{% elif part.kind == "charts" %}
+<div class="charts{{ ' wide' if part.wide }}">
+{% for figure in part.figures %}
+<figure>{% if figure.title %}<p>{{ figure.title }}</p>{% endif %}
+{% if figure.legend %}<ul class="legend">{% for name in figure.legend %}<li class="c{{ loop.index0 % 6 + 1 }}">{{ name }}</li>{% endfor %}</ul>{% endif %}
+{% if is_picture(figure.image) %}{{ img(figure.image, "picture", figure.title) }}{% else %}{{ figure.image }}{% endif %}
+{% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
+{% endfor %}
+</div>
+{% elif part.kind == "pairs" %}
+<div class="pairs">
+{% for pair in part.pairs %}
+<div><div class="pair">{{ tile(pair.left) }}{{ tile(pair.right) }}</div>{% if pair.line %}<p>{{ pair.line }}</p>{% endif %}</div>
+{% endfor %}
+</div>
+{% else %}
+<div class="gallery">
+{% for one in part.tiles %}
+{{ tile(one) }}
+{% endfor %}
+</div>
+{% endif %}
+{% endfor %}
+</section>
+{% endfor %}
+</main>
+<footer>Made by vmae. One file, no scripts; nothing is loaded from elsewhere.</footer>
+</body>
+</html>
+"""

@@ -1,0 +1,87 @@
+"""Batch slots: decoded planes lie in memory that workers and trainer share, so no pixel is pickled.
+
+The memory has no name (memfd), so nothing can be left over, whoever is killed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from multiprocessing import reduction
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BufferLayout", "BufferPlanes", "SharedBuffers"]
+
+U8 = NDArray[np.uint8]
+
+
+class BufferLayout(NamedTuple):
+    """The shape of one slot: B clips of F frames, padded to one height and width (both even)."""
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def luma_bytes(self) -> int:
+        return self.clips * self.frames * self.height * self.width
+
+    @property
+    def chroma_bytes(self) -> int:
+        return self.luma_bytes // 4
+
+    @property
+    def bytes(self) -> int:
+        return self.luma_bytes + 2 * self.chroma_bytes
+
+    def split(self, flat: Any) -> BufferPlanes:
+        """Views of a flat buffer (NumPy or torch) as y, u, v planes."""
+        half = (self.clips, self.frames, self.height // 2, self.width // 2)
+        y, c = self.luma_bytes, self.chroma_bytes
+        return BufferPlanes(
+            flat[:y].reshape(self.clips, self.frames, self.height, self.width),
+            flat[y : y + c].reshape(half),
+            flat[y + c : y + 2 * c].reshape(half),
+        )
+
+
+class BufferPlanes(NamedTuple):
+    """y (B, F, H, W), u and v (B, F, H/2, W/2); uint8, of NumPy or torch."""
+
+    y_BFHW: Any
+    u_BFHW: Any
+    v_BFHW: Any
+
+
+class SharedBuffers:
+    """A row of equal slots in anonymous shared memory. Goes to a spawned process as an argument."""
+
+    def __init__(self, count: int, layout: BufferLayout, descriptor: int | None = None) -> None:
+        self.count, self.layout = count, layout
+        if descriptor is None:
+            descriptor = os.memfd_create("vmae-slots", os.MFD_CLOEXEC)
+            os.ftruncate(descriptor, max(1, count * layout.bytes))
+        self._descriptor = descriptor
+        self._map = mmap.mmap(descriptor, max(1, count * layout.bytes))
+
+    def flat(self, slot: int) -> U8:
+        """A slot's bytes."""
+        return np.frombuffer(self._map, np.uint8, self.layout.bytes, slot * self.layout.bytes)
+
+    def planes(self, slot: int) -> BufferPlanes:
+        return self.layout.split(self.flat(slot))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # While a process is spawned this hands the descriptor down to it.
+        return _attach, (self.count, self.layout, reduction.DupFd(self._descriptor))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _attach(count: int, layout: BufferLayout, descriptor: Any) -> SharedBuffers:
+    return SharedBuffers(count, layout, descriptor.detach())

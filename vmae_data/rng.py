@@ -1,0 +1,178 @@
+"""Chance as a pure function: every draw is a hash of what it is for.
+
+h = seed; for x in (epoch, sample, visit, repeat, purpose, i): h = splitmix64(h ^ x)
+
+So a draw depends on no generator's state, no worker, no rank, and any batch can be made again.
+splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from enum import IntEnum
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "Purpose",
+    "Rng",
+    "bits",
+    "fine_uniform",
+    "integer",
+    "normal",
+    "permutation",
+    "sample_number",
+    "splitmix64",
+    "uniform",
+]
+
+U64 = NDArray[np.uint64]
+_STANDARD_NORMAL = NormalDist()
+
+
+class Purpose(IntEnum):
+    """What a draw is for. Numbers are part of the format of a run: never renumber, only add."""
+
+    SHARDS = 1
+    WINDOW = 2
+    FRAMES = 3
+    CROP_SIZE = 4
+    CROP_PLACE = 5
+    FLIP = 6
+    MASK = 7
+    INIT = 8
+    DEMO = 9
+    WITHIN_SHARD = 10
+    PICTURES = 11
+    PHASE = 12
+    MIX = 13
+    RUNNING_CELL = 14
+    DROP_PATH = 15
+    DROPOUT = 16
+    RANDAUGMENT_OP = 20
+    RANDAUGMENT_APPLY = 21
+    RANDAUGMENT_MAGNITUDE = 22
+    RANDAUGMENT_SIGN = 23
+    CROP_AREA = 26
+    CROP_RATIO = 27
+    ERASE = 28
+    ERASE_AREA = 29
+    ERASE_RATIO = 30
+    ERASE_PLACE = 31
+    ERASE_NOISE = 32
+    MIX_APPLY = 33
+    MIX_SWITCH = 34
+    MIX_SHARE = 35
+    MIX_PLACE = 36
+
+
+def splitmix64(x: ArrayLike) -> U64:
+    """One step of splitmix64 on uint64 values, elementwise."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(x, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def bits(
+    seed: int,
+    epoch: ArrayLike,
+    sample: ArrayLike,
+    visit: ArrayLike,
+    repeat: ArrayLike,
+    purpose: Purpose,
+    i: ArrayLike = 0,
+) -> U64:
+    """64 random bits for each element of the broadcast arguments."""
+    h = np.asarray(seed, dtype=np.uint64)
+    for x in (epoch, sample, visit, repeat, int(purpose), i):
+        h = splitmix64(h ^ np.asarray(x, dtype=np.uint64))
+    return h
+
+
+def uniform(h: ArrayLike) -> NDArray[np.float64]:
+    """Numbers in [0, 1) from the top 24 bits, so that float32 holds them exactly."""
+    return np.asarray((np.asarray(h, dtype=np.uint64) >> np.uint64(40)).astype(np.float64) / float(1 << 24))
+
+
+def fine_uniform(h: ArrayLike) -> NDArray[np.float64]:
+    """Numbers in (0, 1), both excluded, from the top 52 bits: for logarithms and inverse distributions."""
+    high = np.asarray(h, dtype=np.uint64) >> np.uint64(12)
+    return np.asarray((high.astype(np.float64) + 0.5) / float(1 << 52))
+
+
+def normal(h: ArrayLike) -> NDArray[np.float64]:
+    """Standard normal numbers, one a hash, by the inverse of the distribution (Wichura's AS 241)."""
+    u = fine_uniform(h)
+    found = np.fromiter((_STANDARD_NORMAL.inv_cdf(float(x)) for x in u.flat), np.float64, u.size)
+    return found.reshape(u.shape)
+
+
+def integer(h: ArrayLike, n: ArrayLike) -> NDArray[np.int64]:
+    """Integers in [0, n), n below 2^32: ((h >> 32) * n) >> 32."""
+    high = np.asarray(h, dtype=np.uint64) >> np.uint64(32)
+    return np.asarray(((high * np.asarray(n, dtype=np.uint64)) >> np.uint64(32)).astype(np.int64))
+
+
+def permutation(h: U64) -> NDArray[np.int64]:
+    """The stable argsort of the hashes along the last axis."""
+    return np.argsort(h, axis=-1, kind="stable")
+
+
+def sample_number(data_id: str, key: str) -> int:
+    """The 64 bits that stand for a sample in every draw: from its data set and key, not from its row."""
+    return int.from_bytes(hashlib.sha256(f"{data_id}/{key}".encode()).digest()[:8], "big")
+
+
+class Rng(NamedTuple):
+    """Everything that a draw for one visit of one sample hangs on, but its purpose."""
+
+    seed: int
+    epoch: int
+    sample: int
+    visit: int = 0
+    repeat: int = 0
+
+    def integer(self, purpose: Purpose, n: int, i: int = 0) -> int:
+        """An integer in [0, n)."""
+        return int(integer(self._bits(purpose, i), n))
+
+    def uniform(self, purpose: Purpose, i: int = 0) -> float:
+        """A number in [0, 1)."""
+        return float(uniform(self._bits(purpose, i)))
+
+    def beta(self, purpose: Purpose, a: float, b: float) -> float:
+        """A number of the Beta distribution, in [0, 1]: x / (x + y) of two gamma numbers.
+
+        `a` and `b` above 0. The two gammas take turns in the counter i.
+        """
+        log_x, log_y = self._log_gamma(purpose, a, 0), self._log_gamma(purpose, b, 1)
+        return 1 / (1 + math.exp(min(log_y - log_x, 700.0)))
+
+    def _log_gamma(self, purpose: Purpose, shape: float, first: int) -> float:
+        """Logarithm of a gamma number. Marsaglia, Tsang, "A simple method for generating gamma variables", 2000.
+
+        Rejection with three draws a try, more than 19 in 20 are taken; a shape below 1 is lifted by one and
+        drawn back by u^(1 / shape), in logarithms so that a small shape does not underflow.
+        """
+        lifted = shape + 1 if shape < 1 else shape
+        d = lifted - 1 / 3
+        c = 1 / math.sqrt(9 * d)
+        for attempt in itertools.count():
+            i = 3 * (2 * attempt + first)
+            z, u, back = (self._bits(purpose, i + k) for k in range(3))
+            x = float(normal(z))
+            v = (1 + c * x) ** 3
+            if v > 0 and math.log(float(fine_uniform(u))) < x * x / 2 + d - d * v + d * math.log(v):
+                found = math.log(d * v)
+                return found if shape >= 1 else found + math.log(float(fine_uniform(back))) / shape
+        raise AssertionError("an endless count has ended")
+
+    def _bits(self, purpose: Purpose, i: int) -> U64:
+        return bits(self.seed, self.epoch, self.sample, self.visit, self.repeat, purpose, i)

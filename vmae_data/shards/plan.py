@@ -1,0 +1,160 @@
+"""Row 2. Sources and a recipe → which source goes into which shard, fixed before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.errors import DataError, MisuseError, NotThereError
+from vmae_data.format import (
+    FORMAT_VERSION,
+    PLAN,
+    PLAN_TABLE,
+    Label,
+    PlanFacts,
+    decode_record,
+    encode_record,
+    path_to_text,
+)
+from vmae_data.labels import label_columns
+from vmae_data.recipes import difference, shortened, with_defaults
+from vmae_data.sources.find import Listing, SourceVideo, listing_digest
+from vmae_data.sources.video_files import Folder
+from vmae_data.storage import StoragePath, commit_bytes, create_bytes, read_bytes, writer_name
+
+__all__ = [
+    "WHOLE",
+    "Part",
+    "Plan",
+    "compare_plan",
+    "make_plan",
+    "read_plan",
+    "spec_of",
+    "write_plan",
+]
+
+
+class Part(NamedTuple):
+    """Every `of`-th shard, from shard `number` on: what one job of several makes."""
+
+    number: int
+    of: int
+
+    def shards(self, total: int) -> range:
+        return range(self.number, total, self.of)
+
+
+WHOLE = Part(0, 1)
+
+
+class Plan(NamedTuple):
+    """The whole assignment: sources in plan order, cut by number into shards."""
+
+    facts: PlanFacts
+    folder: Folder
+    sources: tuple[SourceVideo, ...]
+    spec: BuildSpec
+
+    def shard_sources(self, shard: int) -> tuple[SourceVideo, ...]:
+        size = self.spec.samples_per_shard
+        return self.sources[shard * size : (shard + 1) * size]
+
+    def class_name(self, label: Label | None) -> str | None:
+        """The name of one class; several stand in the facts as numbers only."""
+        return self.facts.classes[label] if isinstance(label, int) else None
+
+
+def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: str, ffmpeg_sha256: str) -> Plan:
+    """Order the sources by a hash of (seed, key), so that classes mix, and cut them by number.
+
+    Raises MisuseError when two paths share a key.
+    """
+    ordered = sorted(listing.sources, key=lambda source: hashlib.sha256(f"{spec.seed}/{source.key}".encode()).digest())
+    for a, b in itertools.pairwise(ordered):
+        if a.key == b.key:
+            raise MisuseError(
+                f"{path_to_text(a.path)} and {path_to_text(b.path)} have the same key {a.key}; rename one of them"
+            )
+    facts = PlanFacts(
+        version=FORMAT_VERSION,
+        listing=listing_digest(listing),
+        sources=len(ordered),
+        shards=-(-len(ordered) // spec.samples_per_shard),
+        classes=listing.classes,
+        recipe=_plan_recipe(msgspec.to_builtins(spec)),
+        split=split,
+        ffmpeg=ffmpeg,
+        ffmpeg_sha256=ffmpeg_sha256,
+    )
+    return Plan(facts, listing.folder, tuple(ordered), spec)
+
+
+def _plan_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Without `columns`: what they gave is in the listing's digest."""
+    return {key: value for key, value in values.items() if key != "columns"}
+
+
+def compare_plan(dest: StoragePath, plan: Plan) -> Plan:
+    """The plan with the facts that `dest` stores, if any: digests come from the plan as stored.
+
+    Keys that recipes have gained since are compared with their defaults.
+    Raises MisuseError with the difference: one destination holds one plan.
+    """
+    try:
+        stored = read_plan(dest)
+    except NotThereError:
+        return plan
+    completed = msgspec.structs.replace(stored, recipe=_plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
+    _refuse_difference(dest, completed, plan.facts)
+    return plan._replace(facts=stored)
+
+
+def write_plan(dest: StoragePath, plan: Plan) -> None:
+    """Write the plan. Of parts that begin at the same time the first one's plan holds. Raises MisuseError as `compare_plan`."""
+    if not create_bytes(dest / PLAN, encode_record(plan.facts)):
+        _refuse_difference(dest, read_plan(dest), plan.facts)
+    commit_bytes(dest / PLAN_TABLE, _plan_table(plan), writer_name())
+
+
+def _refuse_difference(dest: StoragePath, stored: PlanFacts, given: PlanFacts) -> None:
+    changed = difference(msgspec.to_builtins(stored), msgspec.to_builtins(given))
+    if changed:
+        raise MisuseError(
+            f"{dest}: was planned otherwise ({shortened('; '.join(changed))}); give the old settings, or name another folder"
+        )
+
+
+def read_plan(dest: StoragePath) -> PlanFacts:
+    """The plan of a destination. Raises DataError where there is none."""
+    return decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
+
+
+def spec_of(plan: PlanFacts) -> BuildSpec:
+    """The recipe of a plan. Raises DataError where another version of this program wrote it."""
+    try:
+        return msgspec.convert(plan.recipe, BuildSpec)
+    except msgspec.ValidationError as error:
+        raise DataError(
+            f"{PLAN}: its recipe is not one of this version ({error}); use the version that built it"
+        ) from error
+
+
+def _plan_table(plan: Plan) -> bytes:
+    size = plan.spec.samples_per_shard
+    table = pa.table(
+        {
+            "key": pa.array([source.key for source in plan.sources], pa.string()),
+            "path": pa.array([path_to_text(source.path) for source in plan.sources], pa.string()),
+            **label_columns([source.label for source in plan.sources]),
+            "shard": pa.array([n // size for n in range(len(plan.sources))], pa.int32()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())

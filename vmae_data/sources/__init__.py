@@ -1,0 +1,1 @@
+"""Which source videos there are: folders, listings, annotation files, classes and exclusions."""

@@ -1,0 +1,1 @@
+"""`vmae-shard verify`: every file, checksum, count, key and frame of a data set."""

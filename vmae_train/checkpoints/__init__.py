@@ -1,0 +1,1 @@
+"""Models on disk: the native, official and Hugging Face formats, and conversion between them."""

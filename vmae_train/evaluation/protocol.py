@@ -1,0 +1,68 @@
+"""How a video is looked at to be scored: its views, the frames of its clips, how it is resized, what is averaged."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from vmae_data.errors import MisuseError
+from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.evaluation.metrics import Merge
+
+__all__ = ["EvaluateSpec", "EvaluationProtocol", "Views", "parse_views"]
+
+
+class Views(NamedTuple):
+    """How often a video is looked at: clips in time × crops in space."""
+
+    clips: int
+    crops: int
+
+    def __str__(self) -> str:
+        return f"{self.clips}x{self.crops}"
+
+
+def parse_views(text: str) -> Views:
+    """`5x3` → 5 clips, 3 crops. Raises MisuseError."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or not int(found[1]) or not int(found[2]):
+        raise MisuseError(f"views = {text}: expected CLIPSxCROPS, such as 5x3")
+    return Views(int(found[1]), int(found[2]))
+
+
+class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the validation set is scored: at the end, and every `every_steps` where that is given.
+
+    `merge`: the mean over a video's views is of probabilities (softmax) or of logits (logit).
+    """
+
+    views: str = "5x3"
+    merge: Merge = "softmax"
+    every_steps: int | None = None
+    every_views: str = "1x1"
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        for text in (self.views, self.every_views):
+            try:
+                parse_views(text)
+            except MisuseError as error:
+                raise ValueError(str(error)) from error
+        if self.batch < 1 or (self.every_steps is not None and self.every_steps < 1):
+            raise ValueError(f"batch = {self.batch}, every_steps = {self.every_steps}: must be 1 or more")
+
+
+class EvaluationProtocol(NamedTuple):
+    """What changes a score besides the model and the data."""
+
+    views: Views
+    clip: ClipSpec
+    merge: Merge = "softmax"
+    antialias: bool = True
+
+    @property
+    def control(self) -> str | None:
+        """Named where the score is that of a control."""
+        return "one frame repeated" if self.clip.frozen else None

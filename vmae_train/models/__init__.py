@@ -1,0 +1,1 @@
+"""The networks: nn.Modules, their geometry and their losses."""

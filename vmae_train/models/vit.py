@@ -1,0 +1,175 @@
+"""The parts both models share: cubes to tokens, blocks, first weights.
+
+Parameter names are the published checkpoints' own. Pre-norm blocks, exact GELU, q and v biases but no k bias,
+no class token. Tong et al., "VideoMAE", NeurIPS 2022.
+
+B batch, C colours, T frames, H rows, W columns, N tokens, E channels, L blocks, D values of a cube (c p0 p1 p2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vmae_data.rng import Purpose
+from vmae_train.clips.rng import ClipRng, uniform
+from vmae_train.models.geometry import Geometry, Init, ModelSpec, hidden_dim
+from vmae_train.models.positions import position_code
+
+__all__ = [
+    "Block",
+    "Geometry",
+    "Mlp",
+    "ModelSpec",
+    "PatchEmbed",
+    "drop_path_scale",
+    "initialise",
+    "position_code",
+    "run_blocks",
+    "take_tokens",
+]
+
+
+def take_tokens(values_BND: Float[Tensor, "B N D"], token_BK: Int64[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+    """The named tokens of each sample."""
+    return values_BND.gather(1, token_BK[..., None].expand(-1, -1, values_BND.shape[-1]))
+
+
+class PatchEmbed(nn.Module):
+    """Cubes to tokens. `proj` holds the convolution's weights; on single cubes it is one linear map."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.tubelet_size, self.patch_size = geometry.tubelet_size, geometry.patch_size
+        kernel = (geometry.tubelet_size, geometry.patch_size, geometry.patch_size)
+        self.proj = nn.Conv3d(3, geometry.embed_dim, kernel_size=kernel, stride=kernel)
+
+    def forward(
+        self, clips_BCTHW: Float[Tensor, "B 3 T H W"], token_BK: Int64[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B K E"]:
+        """Tokens of the named cubes only, or of all."""
+        cubes_BND = rearrange(
+            clips_BCTHW,
+            "b c (t p0) (h p1) (w p2) -> b (t h w) (c p0 p1 p2)",
+            p0=self.tubelet_size,
+            p1=self.patch_size,
+            p2=self.patch_size,
+        )
+        if token_BK is not None:
+            cubes_BND = take_tokens(cubes_BND, token_BK)
+        weight = rearrange(self.proj.weight, "e c p0 p1 p2 -> e (c p0 p1 p2)")
+        return F.linear(cubes_BND, weight, self.proj.bias)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); `scale_B2` multiplies the two branches of each sample."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, hidden_dim(dim, mlp_ratio))
+
+    def forward(
+        self, x_BNE: Float[Tensor, "B N E"], scale_B2: Float32[Tensor, "B 2"] | None = None
+    ) -> Float[Tensor, "B N E"]:
+        x_BNE = x_BNE + _scaled(self.attn(self.norm1(x_BNE)), scale_B2, 0)
+        return x_BNE + _scaled(self.mlp(self.norm2(x_BNE)), scale_B2, 1)
+
+
+def _scaled(branch_BNE: Tensor, scale_B2: Tensor | None, branch: int) -> Tensor:
+    return branch_BNE if scale_B2 is None else branch_BNE * scale_B2[:, branch, None, None].to(branch_BNE.dtype)
+
+
+def drop_path_scale(rng: ClipRng, *, depth: int, rate: float) -> Float32[Tensor, "L B 2"]:
+    """What multiplies the two branches of every block in each sample: 0, or 1 / (1 - its rate).
+
+    Rates rise evenly from 0 in the first block to `rate` in the last (Huang et al., "Stochastic depth", ECCV 2016).
+    """
+    device = rng.sample_B.device
+    numbers = torch.arange(2 * depth, device=device)
+    drawn_LB2 = rearrange(uniform(rng.bits(Purpose.DROP_PATH, numbers)), "b (l two) -> l b two", two=2)
+    rates_L11 = torch.linspace(0, rate, depth, device=device)[:, None, None]
+    return (drawn_LB2 >= rates_L11).float() / (1 - rates_L11)
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x_BNE: Tensor, scale_LB2: Tensor | None = None, *, checkpointing: bool = False
+) -> Tensor:
+    """All blocks in turn. `checkpointing` keeps only what goes between them and computes the rest again."""
+    for number, block in enumerate(blocks):
+        scale_B2 = None if scale_LB2 is None else scale_LB2[number]
+        if checkpointing and torch.is_grad_enabled():
+            # No generator is used inside a block, so none has to be put back.
+            x_BNE = checkpoint(block, x_BNE, scale_B2, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_BNE = block(x_BNE, scale_B2)
+    return x_BNE
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens given."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BNE: Tensor) -> Tensor:
+        # A bias of k adds the same to all scores of a query, so softmax would not see it.
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        q, k, v = rearrange(
+            F.linear(x_BNE, self.qkv.weight, bias),
+            "b n (three h e) -> three b h n e",
+            three=3,
+            h=self.num_heads,
+        )
+        joined_BNE = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
+        return self.proj(joined_BNE)  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x_BNE: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BNE)))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, *, init: Init, generator: torch.Generator) -> None:
+    """First weights, a pure function of the generator's seed: linear maps by `init`, biases 0, norms 1 and 0.
+
+    The convolution keeps PyTorch's own (uniform in ± 1 / sqrt(fan in)), as published.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            if init == "xavier":
+                nn.init.xavier_uniform_(part.weight, generator=generator)
+            else:
+                nn.init.trunc_normal_(part.weight, std=0.02, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Conv3d):
+            bound = 1 / math.sqrt(part.weight[0].numel())
+            nn.init.uniform_(part.weight, -bound, bound, generator=generator)
+            assert part.bias is not None
+            nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, Attention):
+            nn.init.zeros_(part.q_bias)
+            nn.init.zeros_(part.v_bias)

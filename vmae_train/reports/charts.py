@@ -1,0 +1,148 @@
+"""Curves of a training and the confusion of a classifier, as drawings that follow the page's light or dark.
+
+matplotlib knows no CSS, so curves are drawn in stand-in colours that become the page's own in the SVG.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from vmae_data.html import Figure, printable
+from vmae_data.pictures import picture
+
+__all__ = ["Curve", "confusion_picture", "curves", "log_curve"]
+
+# Stand-ins, never seen: the six colours of a page's series, its text and its lines.
+SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
+SOFT, LINE = "#0a0007", "#0a0008"
+NUMBERED = 24  # up to so many classes each cell of the confusion says its count
+ACCENT = (80, 140, 220)
+
+
+class Curve(NamedTuple):
+    """Values over steps."""
+
+    name: str
+    step: Sequence[float]
+    value: Sequence[float]
+
+
+def log_curve(name: str, lines: Sequence[dict[str, Any]], field: str, kind: str = "train", scale: float = 1) -> Curve:
+    """One field of a run's log, where it is there and finite."""
+    points = [
+        (float(line["step"]), scale * float(line[field]))
+        for line in lines
+        if line.get("kind") == kind and isinstance(line.get(field), (int, float)) and math.isfinite(line[field])
+    ]
+    return Curve(name, [step for step, _ in points], [value for _, value in points])
+
+
+def curves(title: str, lines: Sequence[Curve], caption: str = "", *, level: float | None = None) -> Figure | None:
+    """Curves over steps in one drawing; `level`: a dotted line to compare with. None where there is no line to draw."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    if max((len(line.step) for line in lines), default=0) < 2:
+        return None
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 10}):
+        canvas = Canvas(figsize=(4.5, 2.6), layout="constrained")
+        axes = canvas.add_subplot()
+        for n, line in enumerate(lines):
+            marker = "o" if len(line.step) < 3 else None
+            axes.plot(line.step, line.value, color=SERIES[n % 6], linewidth=1.3, marker=marker, markersize=3)
+        if level is not None:
+            axes.axhline(level, color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
+        axes.set_xlabel("step", color=SOFT)
+        axes.tick_params(colors=SOFT, labelcolor=SOFT, length=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        axes.locator_params(axis="y", nbins=5)
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(LINE)
+        axes.set_axisbelow(True)
+        out = io.BytesIO()
+        canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    legend = tuple(line.name for line in lines) if len(lines) > 1 else ()
+    return Figure(_page_svg(out.getvalue().decode("utf-8")), title, caption, legend)
+
+
+def _page_svg(svg: str) -> Markup:
+    """The drawing alone, sized by the page and in its colours. No text in it comes from outside."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )
+    svg = re.sub(r' id="(?!m|p|[0-9a-f]{6,})[^"]*"', "", svg)
+    for n, colour in enumerate(SERIES, 1):
+        svg = svg.replace(colour, f"var(--c{n})")
+    svg = svg.replace(SOFT, "var(--soft)").replace(LINE, "var(--line)")
+    return Markup(svg.replace("<svg", '<svg class="curves" role="img"', 1))  # noqa: S704
+
+
+def confusion_picture(confusion_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Rows: true class; columns: answer; darker: a greater share of the row."""
+    counts_K1 = confusion_KK.sum(axis=1, keepdims=True)
+    share_KK = confusion_KK / np.maximum(counts_K1, 1)
+    caption = "Rows: the true class. Columns: the answer. The stronger a cell, the greater its share of the row."
+    if len(classes) <= NUMBERED:
+        return Figure(_confusion_svg(confusion_KK, share_KK, classes), "", caption)
+    rgba = np.zeros((*share_KK.shape, 4), dtype=np.uint8)
+    rgba[..., :3] = ACCENT
+    rgba[..., 3] = np.rint(255 * np.sqrt(share_KK))
+    times = max(1, 640 // len(classes))
+    return Figure(picture(rgba.repeat(times, axis=0).repeat(times, axis=1), lossless=True), "", caption)
+
+
+def _confusion_svg(confusion_KK: NDArray[np.int64], share_KK: NDArray[np.float64], classes: Sequence[str]) -> Markup:
+    cell, left = 34, 168
+    classes = [printable(name) for name in classes]
+    side = cell * len(classes)
+    parts = [Markup('<svg viewBox="0 0 {} {}" class="confusion" role="img" style="max-width:{}px">').format(
+        left + side, side + 20, 1.25 * (left + side)
+    )]  # fmt: skip
+    for k, name in enumerate(classes):
+        y = k * cell
+        parts.append(
+            Markup('<text x="{}" y="{}" text-anchor="end" font-size="12">{}</text>').format(
+                left - 8, y + cell / 2 + 4, f"{_short(name)}  {k}"
+            )
+        )
+        parts.append(
+            Markup('<text x="{}" y="{}" text-anchor="middle" font-size="11" class="soft">{}</text>').format(
+                left + y + cell / 2, side + 15, k
+            )
+        )
+        for answer, count in enumerate(confusion_KK[k].tolist()):
+            parts.append(_cell(left + answer * cell, y, cell, count, float(share_KK[k, answer]), name, classes[answer]))
+    return Markup("").join(parts) + Markup("</svg>")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "…"
+
+
+def _cell(x: float, y: float, cell: int, count: int, share: float, true: str, answer: str) -> Markup:
+    number = Markup("")
+    if count:
+        ink = "var(--paper)" if share > 0.5 else "var(--ink)"
+        number = Markup('<text x="{}" y="{}" text-anchor="middle" font-size="12" style="fill:{}">{}</text>').format(
+            x + cell / 2, y + cell / 2 + 4, ink, count
+        )
+    return Markup(
+        '<g><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="2" style="fill:var(--wash)"/>'
+        '<rect x="{}" y="{}" width="{}" height="{}" rx="2" style="fill:var(--c1);fill-opacity:{:.3f}"/>{}</g>'
+    ).format(
+        f"{true} answered as {answer}: {count}",
+        x, y, cell - 2, cell - 2, x, y, cell - 2, cell - 2, share, number,
+    )  # fmt: skip

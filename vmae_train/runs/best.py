@@ -1,0 +1,58 @@
+"""RUN/best.json: which checkpoint of a run scored best on the way. That checkpoint is not taken away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from vmae_data.errors import DataError
+from vmae_data.format import NOT_JSON
+from vmae_data.storage import commit_bytes
+from vmae_train.runs.layout import BEST, CHECKPOINTS, MARKER, checkpoint_name
+
+__all__ = ["Best", "best_checkpoint", "read_best", "write_best"]
+
+
+class Best(msgspec.Struct, frozen=True, kw_only=True):
+    """The best score in between, and the step it is of; of equal ones the first."""
+
+    step: int
+    metric: str
+    value: float
+    higher_is_better: bool
+
+    @property
+    def name(self) -> str:
+        return checkpoint_name(self.step)
+
+    def beats(self, other: Best | None) -> bool:
+        if other is None:
+            return True
+        return self.value > other.value if self.higher_is_better else self.value < other.value
+
+
+def read_best(run: Path) -> Best | None:
+    """None where nothing was scored yet. Raises DataError for what no training wrote."""
+    path = run / BEST
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Best)
+    except FileNotFoundError:
+        return None
+    except (OSError, *NOT_JSON) as error:
+        raise DataError(f"{path}: can't be read ({error}); remove it to choose the best anew") from error
+
+
+def write_best(run: Path, best: Best) -> None:
+    commit_bytes(run / BEST, msgspec.json.format(msgspec.json.encode(best)) + b"\n")
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The folder of the best checkpoint. Raises DataError where the run has none."""
+    best = read_best(run)
+    if best is None:
+        raise DataError(f"{run}: has no {BEST}; finetune with evaluate.every_steps, or take the last checkpoint")
+    folder = run / CHECKPOINTS / best.name
+    if not (folder / MARKER).is_file():
+        raise DataError(f"{run / BEST}: names {best.name}, which is not there; take the last checkpoint")
+    return folder
