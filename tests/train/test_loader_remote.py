@@ -24,7 +24,7 @@ from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.frame_sampling import ExactStride
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
-from vmae_train.world_size import Distributed
+from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.runs.log import read_log
 from vmae_train.runs.metadata import BatchLayout, TrainingOrder
