@@ -1,0 +1,38 @@
+"""The files of a run's directory and of a checkpoint's, by name.
+
+A checkpoint is complete when its MARKER is there: it is written last and removed first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "BEST",
+    "CHECKPOINTS",
+    "DESCRIPTION",
+    "EMA_FILE",
+    "EVALUATION",
+    "LOG",
+    "MARKER",
+    "OPTIMIZER",
+    "RUN",
+    "WEIGHTS",
+    "checkpoint_name",
+    "newest_checkpoint",
+]
+
+RUN, LOG, EVALUATION, BEST, CHECKPOINTS = "run.json", "log.jsonl", "evaluation.json", "best.json", "checkpoints"
+WEIGHTS, DESCRIPTION, MARKER = "model.safetensors", "model.json", "state.json"
+OPTIMIZER, EMA_FILE = "optimizer.safetensors", "ema.safetensors"
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the directory of a step's checkpoint."""
+    return f"step-{step:09d}"
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The directory of a run's newest complete checkpoint, or None."""
+    complete = [folder for folder in (run / CHECKPOINTS).glob("step-*") if (folder / MARKER).is_file()]
+    return max(complete, key=lambda folder: folder.name, default=None)
