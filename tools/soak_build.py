@@ -17,12 +17,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.faults.workspace import Result, Workspace, command, left_over, run
-
 from tools.damages.clips import Bench
 from tools.damages.judge import judge_all, make_all
 from tools.damages.table import DAMAGES, docs_page
 from tools.faults.table import FAULTS
+from tools.faults.workspace import Result, Workspace, command, left_over, run
 from vmae_data.demo.videos import write_demo
 
 _DOCS = Path(__file__).parents[1] / "docs" / "damages.md"

@@ -18,7 +18,6 @@ from tools.faults.workspace import (
     command,
     run,
 )
-
 from vmae_data.format import INDEX
 
 __all__ = ["at_limit", "file_sizes", "link_loop", "no_permission", "no_space", "small_disk"]

@@ -23,7 +23,6 @@ from tools.faults.workspace import (
     run,
     start,
 )
-
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.format import INDEX
 from vmae_data.shards.workspace import STAGING

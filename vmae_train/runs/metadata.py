@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
+from vmae_data.read.dataset import Shards
 from vmae_data.read.mixture import Mixture, MixtureBatch, MixtureOrder
 from vmae_data.read.order import epoch_batches, rank_slice
-from vmae_data.read.dataset import Shards
 from vmae_data.recipes import build_spec, difference, shortened, with_defaults
 from vmae_data.storage import commit_bytes
-from vmae_train.clips.loader import EMPTY, Request
 from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.clips.loader import EMPTY, Request
 from vmae_train.runs.layout import RUN
 from vmae_train.runs.run_files import local_copy
 

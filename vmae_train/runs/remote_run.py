@@ -18,21 +18,33 @@ from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
 from vmae_data.format import INDEX, NOT_JSON
 from vmae_data.storage import (
     TEMPORARY,
-    StoragePath,
     RemotePath,
+    StoragePath,
     commit_bytes,
     copy_here,
     exists,
     list_names,
     node_folder,
-    storage_path,
     read_bytes,
     remove,
+    storage_path,
     sync_folder,
 )
 from vmae_data.storage.remote import list_tree, put
-from vmae_train.runs.layout import BEST, CHECKPOINTS, DESCRIPTION, EMA_FILE, EVALUATION, LOG, MARKER, OPTIMIZER, RUN, WEIGHTS, newest_checkpoint
 from vmae_train.runs.best import read_best
+from vmae_train.runs.layout import (
+    BEST,
+    CHECKPOINTS,
+    DESCRIPTION,
+    EMA_FILE,
+    EVALUATION,
+    LOG,
+    MARKER,
+    OPTIMIZER,
+    RUN,
+    WEIGHTS,
+    newest_checkpoint,
+)
 from vmae_train.runs.run_files import whole_checkpoints
 
 __all__ = ["RemoteRun"]

@@ -17,9 +17,29 @@ import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotThereError
 from vmae_data.format import NOT_JSON
-from vmae_data.storage import RemotePath, copy_here, exists, file_size, node_folder, storage_path, read_bytes, read_range
+from vmae_data.storage import (
+    RemotePath,
+    copy_here,
+    exists,
+    file_size,
+    node_folder,
+    read_bytes,
+    read_range,
+    storage_path,
+)
 from vmae_data.storage.remote import list_tree, stat
-from vmae_train.runs.layout import BEST, CHECKPOINTS, DESCRIPTION, EMA_FILE, EVALUATION, LOG, MARKER, RUN, WEIGHTS, checkpoint_name
+from vmae_train.runs.layout import (
+    BEST,
+    CHECKPOINTS,
+    DESCRIPTION,
+    EMA_FILE,
+    EVALUATION,
+    LOG,
+    MARKER,
+    RUN,
+    WEIGHTS,
+    checkpoint_name,
+)
 
 __all__ = ["local_copy", "whole_checkpoints"]
 
