@@ -16,10 +16,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@$(BIN)/python tools/demo.py
+	@$(BIN)/python -m tools.demo.short
 
 demo-long: $(INSTALLED)
-	@$(BIN)/python tools/demo_long.py
+	@$(BIN)/python -m tools.demo.long
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -33,13 +33,13 @@ test: check
 
 # Longer than a test may be: hundreds of damaged sources, many kills, full disks, many steps.
 soak: $(INSTALLED)
-	$(BIN)/python -m tools.soak_build
-	$(BIN)/python tools/soak_kills.py
-	$(BIN)/python -m tools.soak_read
-	$(BIN)/python -m tools.soak_order
+	$(BIN)/python -m tools.soak.build
+	$(BIN)/python -m tools.soak.kills
+	$(BIN)/python -m tools.soak.read
+	$(BIN)/python -m tools.soak.order
 
 example: $(INSTALLED)
-	$(BIN)/python tools/make_example.py
+	$(BIN)/python -m tools.demo.example
 
 clean:
 	rm -rf runs videos shards/demo-*

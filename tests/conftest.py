@@ -13,7 +13,7 @@ import pytest
 from tests.azure_server import AzureContainer, AzureServer, azure_server, azurite
 from tests.gcs_server import GcsBucket, GcsServer, fake_gcs_server, gcs_server
 from tests.s3_server import S3Bucket, S3Server, s3_server
-from tools.faults.proxy import Proxy, proxy_thread
+from tools.soak.faults.proxy import Proxy, proxy_thread
 from vmae_data.build import build_shards
 from vmae_data.demo.videos import write_demo
 from vmae_data.encode.build_spec import BuildSpec

@@ -139,9 +139,11 @@ def make_answers(folder: Path) -> None:
     )
     answer = subprocess.run([str(folder / "python"), "-c", model], check=True, capture_output=True, text=True)
     Path("official-expected.json").write_text(answer.stdout)
-    batches = [str(folder / "python"), "-m", "tools.batches", "--recipe", str(HERE / "run-pretrain.toml")]
+    checkout = folder.parent.parent
+    module = "tools.soak.batches" if (checkout / "tools" / "soak").exists() else "tools.batches"
+    batches = [str(folder / "python"), "-m", module, "--recipe", str(HERE / "run-pretrain.toml")]
     batches += ["--data", f"{HERE}/shards:3", "--data", f"{HERE}/phases:1", "--end", "10"]
-    subprocess.run([*batches, "--out", str(HERE / "batches.jsonl")], check=True, cwd=folder.parent.parent)
+    subprocess.run([*batches, "--out", str(HERE / "batches.jsonl")], check=True, cwd=checkout)
 
 
 def machine() -> str:

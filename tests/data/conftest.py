@@ -9,7 +9,7 @@ import pytest
 
 from tests.buckets import Setting, reach
 from tests.s3_server import S3Bucket
-from tools.faults.proxy import Proxy, proxy_thread
+from tools.soak.faults.proxy import Proxy, proxy_thread
 from vmae_data.storage import (
     RemotePath,
     set_options,

@@ -17,8 +17,8 @@ import pytest
 
 from tests.buckets import SETTINGS, Setting, build, digests, send
 from tests.command import command_line, run_command
-from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import Proxy
+from tools.soak.faults.network import Fault, Faults, Kind
+from tools.soak.faults.proxy import Proxy
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError
 from vmae_data.format import INDEX, PLAN_TABLE, marker_name

@@ -12,7 +12,7 @@ import pytest
 from tests.buckets import QUIET, SETTINGS, Setting, build, reach, send
 from tests.command import run_command
 from tests.s3_server import PUBLIC
-from tools.faults.proxy import Proxy
+from tools.soak.faults.proxy import Proxy
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import INDEX, tar_name
 from vmae_data.read.dataset import Shards

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tools.faults.network import Faults
-from tools.faults.proxy import Proxy
+from tools.soak.faults.network import Faults
+from tools.soak.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.processes import Pool, next_finished
 from vmae_data.read import cache_directory

@@ -1,4 +1,4 @@
-"""The fast part of `make soak`: every kind of damage, a hang and a full disk. The whole is tools/soak_build.py."""
+"""The fast part of `make soak`: every kind of damage, a hang and a full disk. The whole is tools/soak/build.py."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import msgspec
 import pytest
 
 from tests.command import run_command
-from tools.damages.clips import Bench
-from tools.damages.judge import Finding, judge_all, make_all
-from tools.damages.records import Damage
-from tools.damages.table import DAMAGES, FAST, docs_page
-from tools.faults.disks import at_limit
-from tools.faults.workspace import Workspace, left_over
+from tools.soak.damages.clips import Bench
+from tools.soak.damages.judge import Finding, judge_all, make_all
+from tools.soak.damages.records import Damage
+from tools.soak.damages.table import DAMAGES, FAST, docs_page
+from tools.soak.faults.disks import at_limit
+from tools.soak.faults.workspace import Workspace, left_over
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import EncodeJob, encode_source
@@ -55,7 +55,7 @@ def test_a_damage_has_its_stated_outcome(findings: dict[str, Finding], damage: D
 
 def test_every_damage_is_told_in_the_docs_and_none_twice() -> None:
     page = Path(__file__).parents[2] / "docs" / "damages.md"
-    assert page.read_text() == docs_page(), "run python -m tools.soak_build --write-docs"
+    assert page.read_text() == docs_page(), "run python -m tools.soak.build --write-docs"
     assert [title for title, count in Counter(map(_title, DAMAGES)).items() if count > 1] == []
     assert len(DAMAGES) > 300
 

@@ -17,8 +17,8 @@ from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDenie
 from tests.azure_server import AzureContainer
 from tests.gcs_server import GcsBucket
 from tests.s3_server import S3Bucket
-from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import proxy_thread
+from tools.soak.faults.network import Fault, Faults, Kind
+from tools.soak.faults.proxy import proxy_thread
 
 MB = 10**6
 FAST: dict[str, Any] = {

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.s3_server import S3Bucket
-from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import Proxy
+from tools.soak.faults.network import Fault, Faults, Kind
+from tools.soak.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.errors import ReplacedError, SampleError, StoreError
 from vmae_data.format import INDEX, tar_name

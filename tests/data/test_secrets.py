@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.command import command_line
 from tests.s3_server import S3Bucket
-from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import proxy_thread
+from tools.soak.faults.network import Fault, Faults, Kind
+from tools.soak.faults.proxy import proxy_thread
 from vmae_data.format import INDEX
 from vmae_data.storage.options import VARIABLE
 

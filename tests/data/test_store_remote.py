@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.s3_server import S3Bucket
-from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import Proxy, proxy_thread
+from tools.soak.faults.network import Fault, Faults, Kind
+from tools.soak.faults.proxy import Proxy, proxy_thread
 from vmae_data.errors import DataError, NotThereError, ReplacedError, StoreError
 from vmae_data.storage import (
     RemotePath,

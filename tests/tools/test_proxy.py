@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from tools.faults.network import Fault, Faults, Kind, choose
-from tools.faults.proxy import Proxy, proxy_process, proxy_thread
+from tools.soak.faults.network import Fault, Faults, Kind, choose
+from tools.soak.faults.proxy import Proxy, proxy_process, proxy_thread
 
 BODY = bytes(range(256)) * 4000
 
@@ -260,7 +260,15 @@ def test_faults_that_make_no_sense_are_refused() -> None:
         msgspec.json.decode(b'{"faults": [{"kind": "cut", "share": 2}]}', type=Faults)
     with pytest.raises(ValueError, match="seconds"):
         Fault(kind=Kind.STALL)
-    command = [sys.executable, "-m", "tools.faults.proxy", "--to", "http://127.0.0.1:1", "--faults", '{"fault": []}']
+    command = [
+        sys.executable,
+        "-m",
+        "tools.soak.faults.proxy",
+        "--to",
+        "http://127.0.0.1:1",
+        "--faults",
+        '{"fault": []}',
+    ]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "unknown field `fault`" in done.stderr

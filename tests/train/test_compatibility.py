@@ -16,7 +16,7 @@ import torch
 
 from tests.command import run_command
 from tests.compatibility.make import LAYOUT, PHASES, THINNED, machine
-from tools.batches import own_clips
+from tools.soak.batches import own_clips
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import find_ffmpeg

@@ -12,8 +12,8 @@ import torch
 
 from tests.command import run_command
 from tests.s3_server import S3Bucket
-from tools.faults.network import Faults
-from tools.faults.proxy import Proxy
+from tools.soak.faults.network import Faults
+from tools.soak.faults.proxy import Proxy
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError, ReplacedError, StoreError

@@ -17,8 +17,8 @@ import pytest
 from tests.command import command_line, run_command
 from tests.loopback import free_ports
 from tests.s3_server import PUBLIC, S3Bucket, S3Server
-from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import proxy_thread
+from tools.soak.faults.network import Fault, Faults, Kind
+from tools.soak.faults.proxy import proxy_thread
 from vmae_data.errors import MisuseError
 from vmae_train.runs.remote_run import RemoteRun
 from vmae_train.runs.run_files import local_copy

@@ -62,7 +62,7 @@ def _losses(run: Path) -> list[float]:
 def _batches(processes: int, workers: int, out: Path, *words: str | Path) -> list[str]:
     settings = ("augment.crop=multiscale", "augment.flip=true", "train.steps=7", f"loader.workers={workers}")
     more = [word for setting in settings for word in ("--set", setting)]
-    _run(processes, "tools.batches", "--recipe", "pretrain/demo", "--out", out, *more, *words)
+    _run(processes, "tools.soak.batches", "--recipe", "pretrain/demo", "--out", out, *more, *words)
     return out.read_text().splitlines()
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.command import command_line
 from tests.s3_server import S3Bucket
-from tools.batches import own_clips
-from tools.faults.network import Fault, Faults, Kind
-from tools.faults.proxy import Proxy, proxy_thread
+from tools.soak.batches import own_clips
+from tools.soak.faults.network import Fault, Faults, Kind
+from tools.soak.faults.proxy import Proxy, proxy_thread
 from vmae_data.errors import DataError
 from vmae_data.recipes import load_recipe
 from vmae_data.storage import commit_bytes, set_options, storage_path

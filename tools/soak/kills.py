@@ -1,6 +1,6 @@
 """`make soak`: a training killed at many random moments must end with the weights of one that was never killed.
 
-python tools/soak_kills.py [--kills 40] [--steps 60] [--seed 0]
+python -m tools.soak.kills [--kills 40] [--steps 60] [--seed 0]
 """
 
 from __future__ import annotations

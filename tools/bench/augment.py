@@ -1,7 +1,7 @@
 """How far crops from planes are from the published way, and what each augmentation costs.
 
-    python -m tools.bench_augment gap VIDEO...
-    python -m tools.bench_augment cost VIDEO [--clips 4] [--device cpu]
+    python -m tools.bench.augment gap VIDEO...
+    python -m tools.bench.augment cost VIDEO [--clips 4] [--device cpu]
 
 `gap`: 16 frames of each video, 20 random boxes of MultiScaleCrop. The published way is RGB by ffmpeg's converter, PIL's
 crop and its bilinear resize; differences are in grey levels.
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.real_clip import read_real_clip
+from tools.bench.real_clip import read_real_clip
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.erasing import ErasingSpec

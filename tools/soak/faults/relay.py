@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from tools.faults.network import Exchange, Fault, Faults, Kind, Seen, choose, draw
-from tools.faults.wire import PIECE, TO_END, HangUpError, Head, Peer, Piece, pieces, read_head
+from tools.soak.faults.network import Exchange, Fault, Faults, Kind, Seen, choose, draw
+from tools.soak.faults.wire import PIECE, TO_END, HangUpError, Head, Peer, Piece, pieces, read_head
 
 __all__ = ["Relay"]
 

@@ -2,7 +2,7 @@
 
 Under an hour on two cores once the shards are there. Everything from scratch runs while the
 pretraining does, on the other core. Ends with a table; a second call only prints it.
-`python tools/demo_long.py 80 400` takes 80 labels and 400 steps, and the same pretraining.
+`python -m tools.demo.long 80 400` takes 80 labels and 400 steps, and the same pretraining.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from demo import RUNS, finish, make_shards, run, start
+
+from tools.demo.short import RUNS, finish, make_shards, run, start
 
 LABELS = 200
 SEEDS = (0, 1, 2)

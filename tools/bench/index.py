@@ -1,6 +1,6 @@
 """What an index of a million samples costs: seconds and private memory to open it, seconds for an epoch's order.
 
-python -m tools.bench_index SHARDS [--samples 1000000] [--batch 1024]
+python -m tools.bench.index SHARDS [--samples 1000000] [--batch 1024]
 
 SHARDS is any built data set: its rows are repeated under other keys, 500 a shard, and written as a table and an index of
 the same form. Each figure is taken in a process of its own. Prints the lines of docs/benchmarks.md.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.made_sets import write_enlarged
+from tools.data_sets import write_enlarged
 from vmae_data.format import ShardListing, tar_name
 from vmae_data.read.dataset import Shards
 from vmae_data.read.order import epoch_batches
@@ -43,7 +43,7 @@ def main() -> None:
         words = [
             sys.executable,
             "-m",
-            "tools.bench_index",
+            "tools.bench.index",
             given.shards,
             "--batch",
             str(given.batch),

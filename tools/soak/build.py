@@ -1,6 +1,6 @@
 """`make soak`: a build of hundreds of damaged sources, and a build that is killed, starved and hung, against what each must give.
 
-    python -m tools.soak_build [--kills 100] [--seed 0] [--only damages|faults] [--write-docs]
+    python -m tools.soak.build [--kills 100] [--seed 0] [--only damages|faults] [--write-docs]
 
 A line for each case that differs (each case with --verbose), a summary, and exit status 1 on any difference.
 --write-docs writes docs/damages.md from the table and builds nothing.
@@ -17,14 +17,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.damages.clips import Bench
-from tools.damages.judge import judge_all, make_all
-from tools.damages.table import DAMAGES, docs_page
-from tools.faults.table import FAULTS
-from tools.faults.workspace import Result, Workspace, command, left_over, run
+from tools.soak.damages.clips import Bench
+from tools.soak.damages.judge import judge_all, make_all
+from tools.soak.damages.table import DAMAGES, docs_page
+from tools.soak.faults.table import FAULTS
+from tools.soak.faults.workspace import Result, Workspace, command, left_over, run
 from vmae_data.demo.videos import write_demo
 
-_DOCS = Path(__file__).parents[1] / "docs" / "damages.md"
+_DOCS = Path(__file__).parents[2] / "docs" / "damages.md"
 # The largest real frame of the table, 8K, takes some 600 MB with x264's; a header's claim must not take more.
 _MOST_MEMORY = 2 << 30
 _MOST_SECONDS = 900

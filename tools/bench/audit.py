@@ -1,6 +1,6 @@
 """Does `vmae-shard audit` find planted copies, and how often does it call distinct videos copies?
 
-python tools/bench_audit.py [VIDEOS...] [--demo 100] [--folder DIR] [--workers N]
+python -m tools.bench.audit [VIDEOS...] [--demo 100] [--folder DIR] [--workers N]
 
 Distinct videos are clips of SECONDS, or longer where those are few frames, cut from the files in the folders VIDEOS, one after the other and without overlap, and
 videos of the motion data set. Each is planted again five times: coded at crf 35, at half the size, without its first or last

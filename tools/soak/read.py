@@ -1,6 +1,6 @@
 """`make soak`: a reader's memory over many samples, fetched and hashed and not decoded.
 
-    python -m tools.soak_read [URL] [--samples 100000] [--cache DIR --cache-bytes 1GB] [--piece 32]
+    python -m tools.soak.read [URL] [--samples 100000] [--cache DIR --cache-bytes 1GB] [--piece 32]
 
 Without URL a small set is made, put into a local S3 server and read from there. Prints a line every tenth of the way:
 samples, samples a second, resident memory, megabytes read. Exit status 1 where memory of the second half is more than
@@ -39,7 +39,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         url = given.url
         if url is None:
-            from tools.made_sets import demo_in_bucket  # it needs what tests need
+            from tools.data_sets import demo_in_bucket  # it needs what tests need
 
             url = stack.enter_context(demo_in_bucket(samples_per_shard=8)).url
         found = read(url, given.samples, given.piece, spec)

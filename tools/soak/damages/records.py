@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.damages.clips import FRAMES, Bench
+from tools.soak.damages.clips import FRAMES, Bench
 
 __all__ = ["Damage", "Outcome", "failed", "made"]
 

@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.damages.clips import Bench
-from tools.damages.records import Damage, Outcome, failed, made
+from tools.soak.damages.clips import Bench
+from tools.soak.damages.records import Damage, Outcome, failed, made
 
 __all__ = ["LINKS", "NAMES", "OTHERS", "STREAMS"]
 

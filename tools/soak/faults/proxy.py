@@ -1,6 +1,6 @@
 """A proxy with faults before any HTTP store: in a thread for tests, as a process for benchmarks, or by hand.
 
-    python -m tools.faults.proxy --to http://127.0.0.1:8333 --faults '{"faults": [{"kind": "cut", "share": 0.1}]}'
+    python -m tools.soak.faults.proxy --to http://127.0.0.1:8333 --faults '{"faults": [{"kind": "cut", "share": 0.1}]}'
 
 It prints its address as one line; the client is given that as its endpoint. Host header, signature and body pass
 through untouched. What it saw is printed as JSON when it is interrupted.
@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tools.faults.network import Faults, Seen
-from tools.faults.relay import Relay
+from tools.soak.faults.network import Faults, Seen
+from tools.soak.faults.relay import Relay
 
 __all__ = ["Proxy", "proxy_process", "proxy_thread"]
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _SECONDS = 60  # a start, an answer, an end takes no longer, on a machine with no time either
 
 
@@ -102,7 +102,7 @@ class _ProcessProxy:
 @contextlib.contextmanager
 def proxy_process(store: str, faults: Faults | None = None) -> Iterator[Proxy]:
     """The same in a process of its own, which ends when this one does, whatever ends it (its stdin closes)."""
-    command = [sys.executable, "-m", "tools.faults.proxy", "--to", store, "--obey-stdin"]
+    command = [sys.executable, "-m", "tools.soak.faults.proxy", "--to", store, "--obey-stdin"]
     command += ["--faults", msgspec.json.encode(faults or Faults()).decode()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT)
     try:
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="URL", help="the store: http://HOST:PORT")
     parser.add_argument("--port", type=int, default=0, help="own port on 127.0.0.1 (default: a free one)")
     parser.add_argument(
-        "--faults", default="{}", metavar="JSON|FILE", help="faults, fields as in tools/faults/network.py"
+        "--faults", default="{}", metavar="JSON|FILE", help="faults, fields as in tools/soak/faults/network.py"
     )
     parser.add_argument(
         "--obey-stdin", action="store_true", help="end with stdin; its lines are `seen` or other faults"

@@ -1,6 +1,6 @@
 """What each codec profile costs and keeps: bytes, SSIM and PSNR against the scaled original, time to decode a clip.
 
-    python tools/bench_codecs.py VIDEOS --picture docs/codecs.png
+    python -m tools.bench.codecs VIDEOS --picture docs/codecs.png
 
 Every setting encodes the same kept frames (stride 4, short side 256) of the same videos with one thread.
 Quality is ffmpeg's own, on the frames that went into the encoder. A clip is 16 neighbouring kept frames from a

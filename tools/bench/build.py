@@ -1,9 +1,9 @@
 """What a build costs: CPU seconds against a bare ffmpeg that does the same, and against the usual way.
 
-    python tools/bench_build.py VIDEOS            # ratios on 720p sources made of the folder's videos
-    python tools/bench_build.py VIDEOS --hours 2  # peak memory on one long 1080p file
-    python tools/bench_build.py VIDEOS --skip     # what ffmpeg's skip_frame saves, and which frames it loses
-    python tools/bench_build.py --listing 1000000 # planning and resuming a long listing
+    python -m tools.bench.build VIDEOS            # ratios on 720p sources made of the folder's videos
+    python -m tools.bench.build VIDEOS --hours 2  # peak memory on one long 1080p file
+    python -m tools.bench.build VIDEOS --skip     # what ffmpeg's skip_frame saves, and which frames it loses
+    python -m tools.bench.build --listing 1000000 # planning and resuming a long listing
 
 The usual way scales every frame with x264's defaults, then thins by encoding again. All with one thread,
 one after another in one run; CPU seconds are user and system of the whole tree of processes.

@@ -1,6 +1,6 @@
 """The batches of a pretraining, as fingerprints: what its processes would see, without training.
 
-    torchrun --nproc-per-node 4 -m tools.batches --recipe pretrain/demo --data shards/demo-train --out batches.jsonl [--first 0] [--end 10]
+    torchrun --nproc-per-node 4 -m tools.soak.batches --recipe pretrain/demo --data shards/demo-train --out batches.jsonl [--first 0] [--end 10]
 
 A line a step: the clips of the global batch in order. The same for any number of processes and workers.
 """

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from tools.faults.workspace import (
+from tools.soak.faults.workspace import (
     Ended,
     Result,
     Workspace,

@@ -1,6 +1,6 @@
 """How far from a full shuffle training's order is: a full one, ours, and stock webdataset's beside each other.
 
-    python -m tools.order_quality [--epochs 3]
+    python -m tools.bench.shuffle [--epochs 3]
 
 A listing sorted by class, once put into shards as ours are planned (by a hash), once as it stands, the worst case.
 webdataset's is a shuffled shard list and its own buffer (`shuffle(1000)`), run on sample numbers. Prints Markdown.

@@ -1,6 +1,6 @@
 """Shards from object storage: bytes/s against the same client's plain GETs, CPU a gigabyte, samples/s against other readers, first batch.
 
-python tools/bench_stream.py SHARDS [--samples 2000] [--size 350000] [--limit 100e6] [--rounds 3]
+python -m tools.bench.stream SHARDS [--samples 2000] [--size 350000] [--limit 100e6] [--rounds 3]
 
 A real S3 server (SeaweedFS) is started on loopback, and random shards of the wanted sample size are put into it, in the
 form of SHARDS (any built data set). Each figure is taken in a process of its own, ours and the others in turns, behind a
@@ -31,9 +31,9 @@ from pathlib import Path
 from statistics import median
 
 from tests.s3_server import S3Bucket, s3_server
-from tools.faults.network import Faults
-from tools.faults.proxy import proxy_process
-from tools.made_sets import write_enlarged
+from tools.data_sets import write_enlarged
+from tools.soak.faults.network import Faults
+from tools.soak.faults.proxy import proxy_process
 from vmae_data.format import ShardListing, tar_name
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher, Member
@@ -78,7 +78,7 @@ def _rounds(given: argparse.Namespace, bucket: S3Bucket) -> dict[str, list[dict[
     found: dict[str, list[dict[str, float]]] = {name: [] for name in TAKERS}
     for _ in range(given.rounds):
         for name in TAKERS:  # in turns, so that a slow minute meets all
-            words = [sys.executable, "-m", "tools.bench_stream", given.shards, "--take", name]
+            words = [sys.executable, "-m", "tools.bench.stream", given.shards, "--take", name]
             done = subprocess.run(
                 words, env={**os.environ, **bucket.environment}, capture_output=True, text=True, check=False
             )

@@ -1,6 +1,6 @@
 """`make soak`: the batches of a pretraining by every number of processes and workers, and gone on with at every step.
 
-    python -m tools.soak_order [--processes 1 2 4] [--workers 0 1 3]
+    python -m tools.soak.order [--processes 1 2 4] [--workers 0 1 3]
 
 A line for each case that differs (each case with --verbose), a summary, and exit status 1 on any difference.
 """
@@ -86,7 +86,7 @@ def batches(workspace: Path, data: list[Path], case: Case) -> list[str]:
     out.unlink(missing_ok=True)
     named = [f"{data[0]}:2", f"{data[1]}:1"] if case.mixed else [str(data[0])]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
-    words = ["-m", "tools.batches", "--recipe", "pretrain/demo", "--out", str(out), "--first", str(case.first)]
+    words = ["-m", "tools.soak.batches", "--recipe", "pretrain/demo", "--out", str(out), "--first", str(case.first)]
     for setting in (f"train.steps={STEPS}", "train.micro_batch=2", f"loader.workers={case.workers}"):
         words += ["--set", setting]
     for url in named:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from tools.damages.clips import Bench, picture_is_right
-from tools.damages.records import Damage, Outcome
+from tools.soak.damages.clips import Bench, picture_is_right
+from tools.soak.damages.records import Damage, Outcome
 from vmae_data.decode import decode_all
 from vmae_data.format import (
     FAILURES,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.damages.clips import FRAMES, Bench
-from tools.damages.records import Damage, Outcome, failed, made
+from tools.soak.damages.clips import FRAMES, Bench
+from tools.soak.damages.records import Damage, Outcome, failed, made
 
 __all__ = ["CONTAINERS", "PICTURES", "TIMES"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from tools.damages.claims import CLAIMS
-from tools.damages.cuts import CUTS, FLIPS, SIZES
-from tools.damages.others import LINKS, NAMES, OTHERS, STREAMS
-from tools.damages.pictures import CONTAINERS, PICTURES, TIMES
-from tools.damages.records import Damage
-from tools.faults.table import FAULTS
+from tools.soak.damages.claims import CLAIMS
+from tools.soak.damages.cuts import CUTS, FLIPS, SIZES
+from tools.soak.damages.others import LINKS, NAMES, OTHERS, STREAMS
+from tools.soak.damages.pictures import CONTAINERS, PICTURES, TIMES
+from tools.soak.damages.records import Damage
+from tools.soak.faults.table import FAULTS
 
 __all__ = ["DAMAGES", "FAST", "docs_page"]
 
@@ -22,8 +22,8 @@ FAST = tuple(damage for damage in DAMAGES if damage.fast)
 _HEAD = """\
 # Damaged and unusual videos
 
-What a build makes of each of {count} sources. Written by `python -m tools.soak_build --write-docs` from the table in
-`tools/damages/`, which `make soak` builds and holds against what comes out; a fast subset is part of `make test`.
+What a build makes of each of {count} sources. Written by `python -m tools.soak.build --write-docs` from the table in
+`tools/soak/damages/`, which `make soak` builds and holds against what comes out; a fast subset is part of `make test`.
 
 Every source ends as a sample or as a line of `failures.jsonl` with its reason. *made* means: all frames of the source were decoded,
 and those that were kept were looked at and are the right ones, upright; a remark stands in the sample's `KEY.json`. Where

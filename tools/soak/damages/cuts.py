@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools.damages.boxes import bent, boundaries
-from tools.damages.clips import FRAMES, Bench
-from tools.damages.records import Damage, Outcome, failed, made
+from tools.soak.damages.boxes import bent, boundaries
+from tools.soak.damages.clips import FRAMES, Bench
+from tools.soak.damages.records import Damage, Outcome, failed, made
 
 __all__ = ["CUTS", "FLIPS", "SIZES"]
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from tools.faults.workspace import (
+from tools.soak.faults.workspace import (
     NO_ROOM,
     Result,
     Workspace,

@@ -6,9 +6,9 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.damages.boxes import bent, find_box
-from tools.damages.clips import Bench
-from tools.damages.records import Damage, Outcome, failed, made
+from tools.soak.damages.boxes import bent, find_box
+from tools.soak.damages.clips import Bench
+from tools.soak.damages.records import Damage, Outcome, failed, made
 
 __all__ = ["CLAIMS"]
 

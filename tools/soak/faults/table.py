@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tools.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
-from tools.faults.processes import hang, kills, retries_killed, signals, two_builds
-from tools.faults.workspace import Result, Workspace
+from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
+from tools.soak.faults.processes import hang, kills, retries_killed, signals, two_builds
+from tools.soak.faults.workspace import Result, Workspace
 
 __all__ = ["FAULTS", "Fault"]
 

@@ -1,6 +1,6 @@
 """Batches from a bucket through a network with latency: clips a second, with the next piece of work asked for early and not.
 
-    python -m tools.bench_read [--latency 0 0.02 0.05 0.2] [--workers 1] [--batches 24]
+    python -m tools.bench.latency [--latency 0 0.02 0.05 0.2] [--workers 1] [--batches 24]
 
 Makes a small set, puts it into a local S3 server and reads it through a proxy. The first batch is not counted.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import time
 
-from tools.faults.network import Faults
-from tools.faults.proxy import proxy_process
-from tools.made_sets import demo_in_bucket
+from tools.data_sets import demo_in_bucket
+from tools.soak.faults.network import Faults
+from tools.soak.faults.proxy import proxy_process
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import set_options
 from vmae_train.clips.frame_sampling import ExactStride
