@@ -11,6 +11,7 @@ import msgspec
 from vmae_data.errors import MisuseError
 from vmae_data.format import NOT_JSON
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.batches import BatchLayout
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.storage import commit_bytes, lock
 from vmae_train.clips.augment import Augment
@@ -28,7 +29,7 @@ from vmae_train.models.videomae import (
 )
 from vmae_train.runs.layout import EVALUATION
 from vmae_train.runs.log import is_validated, print_start
-from vmae_train.runs.metadata import BatchLayout, RunFacts, check_run
+from vmae_train.runs.metadata import RunFacts, check_run
 from vmae_train.runs.remote_run import RemoteRun
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.dry_run import take_dry_run_steps
@@ -243,8 +244,8 @@ def augmentation_words(spec: FinetuneSpec, *, may_flip: bool) -> str:
 def _check_groups(spec: FinetuneSpec, layout: BatchLayout) -> None:
     """Raises MisuseError where a group of mixed samples would lie on two processes or in two micro-batches."""
     group, batch = spec.mix.mix_group, spec.train.batch
-    if spec.mix.is_on and (batch % (group * layout.world_size) or layout.size % group):
+    if spec.mix.is_on and (batch % (group * layout.world_size) or layout.micro_batch % group):
         raise MisuseError(
-            f"mix.mix_group = {group}: {layout.world_size} processes, each with micro-batches of {layout.size} of a batch of "
+            f"mix.mix_group = {group}: {layout.world_size} processes, each with micro-batches of {layout.micro_batch} of a batch of "
             f"{batch}, would cut groups apart; the share of a process and train.micro_batch must be multiples of it"
         )

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from vmae_data.errors import MisuseError
 from vmae_data.read.dataset import Shards
-from vmae_data.read.mixture import DataChoice, Mixture, MixtureOrder, parse_data
-from vmae_data.read.order import epoch_sequence
+from vmae_data.read.mixture import DataChoice, Mixture, parse_data
+from vmae_data.read.order import MixtureOrder, epoch_sequence
 
 SIZES = [[7, 9, 8], [5] * 20]  # 24 and 100 samples
 

@@ -12,10 +12,11 @@ import torch
 
 from vmae_data.errors import MisuseError, RecipeError
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.batches import BatchLayout, Request
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import Planes
-from vmae_train.clips.loader import Batch, Request
+from vmae_train.clips.loader import Batch
 from vmae_train.clips.mask import MaskSpec
 from vmae_train.clips.mixup import MixupSpec
 from vmae_train.clips.rng import ClipRng
@@ -24,7 +25,6 @@ from vmae_train.models.videomae import Classifier, PretrainModel
 from vmae_train.models.vit import ModelSpec
 from vmae_train.pretrain import PretrainLoss, PretrainSpec
 from vmae_train.runs.log import read_log
-from vmae_train.runs.metadata import BatchLayout
 from vmae_train.training.objectives import FinetuneLoss
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()

@@ -9,13 +9,13 @@ import torch
 
 from vmae_data.errors import DataError
 from vmae_data.format import tar_name
+from vmae_data.read.batches import PADDING, BatchLayout, Request, TrainingOrder
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import Rng
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.frame_sampling import ExactStride, SpacedViews
-from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request, padded_size
+from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec, padded_size
 from vmae_train.clips.mask import tube_mask
-from vmae_train.runs.metadata import BatchLayout, TrainingOrder
 
 SEED, BATCH, RANKS = 3, 8, 4
 
@@ -132,7 +132,7 @@ def test_empty_places_and_several_views_come_with_their_index(demo_shards: Path)
     with ClipLoader(
         shards,
         SpacedViews(16, 1, 2),
-        [Request(0, 0, (3, EMPTY))],
+        [Request(0, 0, (3, PADDING))],
         batch=2,
         frames=24,
         seed=0,

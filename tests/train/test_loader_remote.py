@@ -19,6 +19,7 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError, ReplacedError, StoreError
 from vmae_data.format import tar_name
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
@@ -27,7 +28,6 @@ from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.runs.log import read_log
-from vmae_train.runs.metadata import BatchLayout, TrainingOrder
 from vmae_train.runs.run_files import checkpoint_name
 from vmae_train.training.setup import set_up_training
 from vmae_train.training.throughput import Timings
@@ -50,7 +50,7 @@ def _loader(
     requests = order.requests(0, steps or order.steps_per_epoch, layout, rank)
     spec = LoaderSpec(workers=workers, ahead=2, read_ahead="4MB")
     return ClipLoader(
-        shards, ExactStride(16, 1), requests, batch=layout.size, frames=16, seed=SEED, spec=spec, cache=cache
+        shards, ExactStride(16, 1), requests, batch=layout.micro_batch, frames=16, seed=SEED, spec=spec, cache=cache
     )
 
 

@@ -19,10 +19,9 @@ import pytest
 from tests.command import run_command
 from vmae_data.errors import MisuseError
 from vmae_data.format import tar_name
+from vmae_data.read.batches import PADDING, BatchLayout
 from vmae_data.read.dataset import Shards
-from vmae_train.clips.loader import EMPTY
 from vmae_train.runs.log import read_log
-from vmae_train.runs.metadata import BatchLayout
 
 STEPS = 8
 HANGS_SECONDS = 120
@@ -177,11 +176,11 @@ def test_every_sample_has_one_place_and_every_process_as_many_micro_batches(
     batch: int, micro: int | None, world_size: int
 ) -> None:
     layout = BatchLayout.of(batch, micro, world_size)
-    shares = [list(layout.micro_batches(np.arange(batch), rank, EMPTY)) for rank in range(world_size)]
+    shares = [list(layout.micro_batches(np.arange(batch), rank, PADDING)) for rank in range(world_size)]
     assert {len(share) for share in shares} == {layout.grad_accum_steps}
-    assert {len(portion) for share in shares for portion in share} == {layout.size}
-    assert [n for share in shares for portion in share for n in portion if n != EMPTY] == list(range(batch))
-    assert all(any(n != EMPTY for portion in share for n in portion) for share in shares)
+    assert {len(portion) for share in shares for portion in share} == {layout.micro_batch}
+    assert [n for share in shares for portion in share for n in portion if n != PADDING] == list(range(batch))
+    assert all(any(n != PADDING for portion in share for n in portion) for share in shares)
 
 
 def test_more_processes_than_places_are_refused_once_and_by_all(demo_shards: Path, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import time
 from tools.data_sets import demo_in_bucket
 from tools.soak.faults.network import Faults
 from tools.soak.faults.proxy import proxy_process
+from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import set_options
 from vmae_train.clips.frame_sampling import ExactStride
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
-from vmae_train.runs.metadata import BatchLayout, TrainingOrder
 
 BATCH = 8
 

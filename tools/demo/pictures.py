@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vmae_data.pictures import Row, sheet
+from vmae_data.read.batches import Request
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import commit_bytes
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import planes_to_rgb
 from vmae_train.clips.erasing import ErasingSpec
 from vmae_train.clips.frame_sampling import ExactStride
-from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec, Request
+from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.clips.mask import Grid, MaskSpec, draw_mask
 from vmae_train.clips.mixup import MixupSpec, draw_shares, mixup_clips
 from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, rand_augment

@@ -1,17 +1,10 @@
-"""Several data sets trained on as one: their samples numbered through, and which of them fills each slot.
-
-A slot is a place in the endless row of global batches. The set of a slot is a pure function of (seed, slot), and the k-th slot
-that falls to a set takes the k-th sample of that set's own endless row of epochs: so any batch can be made at any time.
-
-B samples of a batch, N of all sets, S sets.
-"""
+"""Several data sets read as one: their samples are numbered consecutively."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_data import rng
 from vmae_data.errors import MisuseError
 from vmae_data.read.dataset import Shards
-from vmae_data.read.order import epoch_sequence
-from vmae_data.rng import Purpose
 
-__all__ = ["DataChoice", "Mixture", "MixtureBatch", "MixtureOrder", "parse_data"]
+__all__ = ["DataChoice", "Mixture", "parse_data"]
 
 _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 _LIKE_A_NUMBER = re.compile(r"|-[\d.]+|nan|[+-]?inf|[\d.]+e[+-]?\d+", re.I)
@@ -151,74 +141,3 @@ class Mixture:
     @cached_property
     def may_flip_N(self) -> NDArray[np.bool_]:
         return np.concatenate([np.full(len(shards), shards.index.may_flip) for shards in self.sets])
-
-
-class MixtureBatch(NamedTuple):
-    """Sample numbers of a global batch, and the epoch of its own set that each is of."""
-
-    sample_B: NDArray[np.int64]
-    epoch_B: NDArray[np.int64]
-
-
-class MixtureOrder:
-    """The global batches of a mix. Pure; what was counted once is kept."""
-
-    def __init__(
-        self, shard_sizes: Sequence[Sequence[int]], weights: Sequence[float], *, seed: int, batch: int
-    ) -> None:
-        self._sizes, self._seed, self._batch = shard_sizes, seed, batch
-        self._lengths = [sum(sizes) for sizes in shard_sizes]
-        self._starts = np.cumsum([0, *self._lengths[:-1]])
-        self._bounds = _bounds(weights or self._lengths)
-        self.steps_per_epoch = sum(self._lengths) // batch
-        self._before = [np.zeros(len(shard_sizes), dtype=np.int64)]  # slots of each set before each epoch
-        self._epoch = -1
-        self._sequences: dict[int, tuple[int, NDArray[np.int64]]] = {}
-
-    def batch(self, step: int) -> MixtureBatch:
-        """The batch of a step of the run, counted over all epochs."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._choice_MB = self._choices(epoch)
-            counts_MS = self._counts(self._choice_MB)
-            self._first_MS = self._slots_before(epoch) + np.cumsum(counts_MS, axis=0) - counts_MS
-            self._epoch = epoch
-        choice_B = self._choice_MB[place]
-        sample_B, epoch_B = np.empty(self._batch, dtype=np.int64), np.empty(self._batch, dtype=np.int64)
-        for part, length in enumerate(self._lengths):
-            mine = np.flatnonzero(choice_B == part)
-            own, within = np.divmod(self._first_MS[place, part] + np.arange(len(mine)), length)
-            epoch_B[mine] = own
-            for one in np.unique(own):
-                sample_B[mine[own == one]] = self._starts[part] + self._sequence(part, int(one))[within[own == one]]
-        return MixtureBatch(sample_B, epoch_B)
-
-    def _choices(self, epoch: int) -> NDArray[np.int64]:
-        """The set of each slot of an epoch, (steps, B)."""
-        count = self.steps_per_epoch * self._batch
-        slots = np.arange(epoch * count, (epoch + 1) * count, dtype=np.uint64)
-        hashes = rng.bits(self._seed, 0, 0, 0, 0, Purpose.MIX, slots)
-        return np.searchsorted(self._bounds, hashes, side="right").reshape(self.steps_per_epoch, self._batch)
-
-    def _counts(self, choice_MB: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.stack([(choice_MB == part).sum(axis=1) for part in range(len(self._lengths))], axis=1)
-
-    def _slots_before(self, epoch: int) -> NDArray[np.int64]:
-        while len(self._before) <= epoch:
-            counts_MS = self._counts(self._choices(len(self._before) - 1))
-            self._before.append(self._before[-1] + counts_MS.sum(axis=0))
-        return self._before[epoch]
-
-    def _sequence(self, part: int, epoch: int) -> NDArray[np.int64]:
-        known = self._sequences.get(part)
-        if known is None or known[0] != epoch:
-            known = (epoch, epoch_sequence(self._sizes[part], seed=self._seed, epoch=epoch))
-            self._sequences[part] = known
-        return known[1]
-
-
-def _bounds(weights: Sequence[float]) -> NDArray[np.uint64]:
-    """The hashes from which on the second, third, … set has a slot; in whole numbers, so equal on every machine."""
-    shares = [Fraction(weight) for weight in weights]
-    sums = [sum(shares[: place + 1], Fraction(0)) for place in range(len(shares) - 1)]
-    return np.asarray([int(found / sum(shares) * 2**64) for found in sums], dtype=np.uint64)

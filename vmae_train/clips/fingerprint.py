@@ -13,12 +13,13 @@ import numpy as np
 from torch import Tensor
 
 from vmae_data.format import expand_series
+from vmae_data.read.batches import PADDING
 from vmae_data.read.mixture import Mixture
 from vmae_data.read.stream import Sampler
 from vmae_data.rng import Rng
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
-from vmae_train.clips.loader import EMPTY, Batch
+from vmae_train.clips.loader import Batch
 from vmae_train.clips.mask import TubeMask
 
 __all__ = ["ClipFingerprint", "fingerprints"]
@@ -51,7 +52,7 @@ def fingerprints(
     box = [getattr(boxes, name).tolist() for name in ("top_B", "left_B", "height_B", "width_B", "flip_B")]
     found = []
     for place, (sample, epoch) in enumerate(zip(batch.request.samples, batch.request.epochs, strict=True)):
-        if sample == EMPTY:
+        if sample == PADDING:
             continue
         part, row = mix.locate(sample)
         view = mix.sets[part].view(row)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, SampleError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
+from vmae_data.read.batches import PADDING, Request
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import ReadTimings
@@ -39,10 +40,9 @@ from vmae_data.recipes import byte_count
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.rng import ClipRng
 
-__all__ = ["MAX_ASPECT", "Batch", "ClipLoader", "LoaderSpec", "Request", "Unreadable", "padded_size"]
+__all__ = ["MAX_ASPECT", "Batch", "ClipLoader", "LoaderSpec", "Unreadable", "padded_size"]
 
 MAX_ASPECT = 2.4
-EMPTY = -1
 UNREADABLE_SHARE, UNREADABLE_COUNT = 0.01, 8
 
 
@@ -67,20 +67,6 @@ class LoaderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def read_ahead_bytes(self) -> int:
         return byte_count(self.read_ahead, "loader.read_ahead")
-
-
-class Request(NamedTuple):
-    """A batch to bring: sample numbers in order, EMPTY (−1) where a place stays empty."""
-
-    epoch: int
-    step: int
-    samples: tuple[int, ...]
-    own_epochs: tuple[int, ...] | None = None  # of each sample's data set, where several are mixed
-
-    @property
-    def epochs(self) -> tuple[int, ...]:
-        """The epoch of each sample."""
-        return self.own_epochs or (self.epoch,) * len(self.samples)
 
 
 class Batch(NamedTuple):
@@ -219,7 +205,7 @@ class ClipLoader:
             wanted = [
                 WantedClip(place, sample, self.seed, epoch)
                 for place, (sample, epoch) in enumerate(zip(request.samples, request.epochs, strict=True))
-                if sample != EMPTY
+                if sample != PADDING
             ]
             # Several pieces a batch, so that the first batch comes from all workers at once.
             share = max(1, -(-len(wanted) // max(1, self.spec.workers)))
@@ -257,7 +243,7 @@ class ClipLoader:
         for filled in coming.places:
             size_B2[filled.place] = filled.height, filled.width
             weight_B[filled.place] = filled.failure is None
-        real = samples != EMPTY
+        real = samples != PADDING
         known = np.where(real, samples, 0)
         for place in np.flatnonzero(~real):
             for plane in self.slots.planes(coming.slot):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle, meter
+from vmae_data.read.batches import PADDING, Request
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.read.source_paths import source_paths
@@ -23,7 +24,7 @@ from vmae_train.clips.boxes import view_boxes
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.frame_sampling import view_sampler
 from vmae_train.clips.frame_spacing import check_spacing
-from vmae_train.clips.loader import EMPTY, Batch, ClipLoader, LoaderSpec, Request
+from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.answers import Answers, Found, activate, answers_from, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol, Views
@@ -120,7 +121,7 @@ def answer_videos(
                 found.add(one, rearrange(outputs, "(b n) k -> b n k", b=batch).mean(dim=1))
                 # The others are about as far: the main process, which shows it, has a batch in every turn.
                 turns = requests[turn * distributed.size : (turn + 1) * distributed.size]
-                shown.advance(sum(sample != EMPTY for request in turns for sample in request.samples))
+                shown.advance(sum(sample != PADDING for request in turns for sample in request.samples))
         unreadable = batches.unreadable
     try:
         for others in distributed.all_gather(unreadable.by_key, dict[str, str]):
@@ -150,7 +151,7 @@ def _in_order(total: int, batch: int) -> Iterator[Request]:
     """Every sample once; the last batch is filled up with empty places."""
     for step, first in enumerate(range(0, total, batch)):
         samples = range(first, min(first + batch, total))
-        yield Request(0, step, (*samples, *[EMPTY] * (batch - len(samples))))
+        yield Request(0, step, (*samples, *[PADDING] * (batch - len(samples))))
 
 
 def view_clips(batch: Batch, augment: Augment, views: Views, num_frames: int) -> Tensor:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError
+from vmae_data.read.batches import PADDING
 from vmae_data.read.dataset import LabelKind, Shards
-from vmae_train.clips.loader import EMPTY, Batch
+from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores, Merge, label_score, score, value_score
 from vmae_train.evaluation.protocol import EvaluationProtocol
@@ -61,7 +62,7 @@ class Found:
     def add(self, batch: Batch, output_BK: Tensor) -> None:
         values = output_BK.cpu().numpy()
         for place, (sample, weight) in enumerate(zip(batch.request.samples, batch.weight_B.tolist(), strict=True)):
-            if sample != EMPTY and weight:
+            if sample != PADDING and weight:
                 self._samples.append(sample)
                 self._rows.append(values[place])
 

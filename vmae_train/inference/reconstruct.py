@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.pictures import moving_picture, picture, spread
+from vmae_data.read.batches import PADDING, Request
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import sample_number
 from vmae_data.storage import commit_bytes, writable_path
@@ -28,7 +29,7 @@ from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.frame_sampling import ClipSpec, view_sampler
-from vmae_train.clips.loader import EMPTY, ClipLoader, LoaderSpec, Request
+from vmae_train.clips.loader import ClipLoader, LoaderSpec
 from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import choose_device
@@ -156,11 +157,11 @@ def reconstruct_shards(
 def _requests(numbers: Sequence[int], size: int) -> Iterator[Request]:
     for step, first in enumerate(range(0, len(numbers), size)):
         samples = numbers[first : first + size]
-        yield Request(0, step, (*samples, *[EMPTY] * (size - len(samples))))
+        yield Request(0, step, (*samples, *[PADDING] * (size - len(samples))))
 
 
 def _title(shards: Shards, number: int) -> str:
-    if number == EMPTY:
+    if number == PADDING:
         return ""
     label = int(shards.label_N[number])
     key = shards.key(number)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
-from vmae_data.read.dataset import Shards
-from vmae_data.read.mixture import Mixture, MixtureBatch, MixtureOrder
-from vmae_data.read.order import epoch_batches, rank_slice
+from vmae_data.read.mixture import Mixture
 from vmae_data.recipes import build_spec, difference, shortened, with_defaults
 from vmae_data.storage import commit_bytes
 from vmae_train.clips.frame_sampling import ClipSpec
-from vmae_train.clips.loader import EMPTY, Request
 from vmae_train.runs.layout import RUN
 from vmae_train.runs.run_files import local_copy
 
 __all__ = [
-    "BatchLayout",
     "RunFacts",
-    "TrainingOrder",
     "begin_run",
     "check_run",
     "clip_of",
@@ -135,81 +127,6 @@ def _fixed(facts: RunFacts) -> dict[str, Any]:
             inner = inner.get(key, {})
         inner.pop(keys[-1], None)
     return values
-
-
-class BatchLayout(NamedTuple):
-    """How a global batch lies on the processes: a contiguous share each, cut into micro-batches.
-
-    What the world does not divide leaves empty places at the end of some shares, what the micro-batch does not divide at the
-    end of each: all processes have as many micro-batches, all of the same size.
-    """
-
-    world_size: int
-    grad_accum_steps: int  # micro-batches of a step, in each process
-    size: int  # places of a micro-batch
-
-    @classmethod
-    def of(cls, batch: int, micro_batch: int | None, world_size: int) -> BatchLayout:
-        """Raises MisuseError where a process would have nothing to do."""
-        if batch < world_size:
-            raise MisuseError(
-                f"train.batch = {batch} is smaller than the {world_size} processes; raise train.batch or start fewer"
-            )
-        share = -(-batch // world_size)
-        size = min(micro_batch or share, share)
-        return cls(world_size, -(-share // size), size)
-
-    def micro_batches(self, batch_B: NDArray[np.int64], rank: int, empty: int) -> Iterator[tuple[int, ...]]:
-        """The values of each micro-batch of a process, `empty` where a place stays empty."""
-        own = rank_slice(batch_B, rank, self.world_size).tolist()
-        for first in range(0, self.grad_accum_steps * self.size, self.size):
-            found = own[first : first + self.size]
-            yield (*found, *[empty] * (self.size - len(found)))
-
-
-class TrainingOrder:
-    """The samples of every step of a run. Pure: any step can be asked for at any time."""
-
-    def __init__(self, data: Shards | Mixture, *, seed: int, batch: int) -> None:
-        self.mix, self.seed, self.batch = Mixture.of(data), seed, batch
-        self.steps_per_epoch = len(self.mix) // batch
-        if self.steps_per_epoch == 0:
-            raise MisuseError(
-                f"{', '.join(self.mix.urls)}: {len(self.mix)} samples are fewer than one batch of {batch}; "
-                "lower train.batch"
-            )
-        self._epoch = -1
-        self._mixed: MixtureOrder | None = None
-        if len(self.mix.sets) > 1:
-            sizes = [shards.shard_sizes for shards in self.mix.sets]
-            self._mixed = MixtureOrder(sizes, self.mix.weights, seed=seed, batch=batch)
-
-    def global_batch(self, step: int) -> MixtureBatch:
-        """The samples of a step in order, and the epoch of each."""
-        if self._mixed is not None:
-            return self._mixed.batch(step)
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            sizes = self.mix.sets[0].shard_sizes
-            self._batches = epoch_batches(sizes, seed=self.seed, epoch=epoch, batch=self.batch)
-        return MixtureBatch(self._batches[place], np.full(self.batch, epoch))
-
-    def samples(self, step: int) -> list[int]:
-        """The global batch of a step, in order."""
-        return [int(n) for n in self.global_batch(step).sample_B]
-
-    def requests(self, start: int, stop: int, layout: BatchLayout, rank: int = 0) -> Iterator[Request]:
-        """Micro-batch after micro-batch of steps `start` to `stop`, a process's own."""
-        for step in range(start, stop):
-            samples, epochs = self.global_batch(step)
-            for mine, own in zip(
-                layout.micro_batches(samples, rank, EMPTY), layout.micro_batches(epochs, rank, 0), strict=True
-            ):
-                yield Request(step // self.steps_per_epoch, step, mine, own if self._mixed is not None else None)
-
-    def keys(self, step: int) -> list[str]:
-        return [self.mix.key(number) for number in self.samples(step)]
 
 
 def read_facts(folder: Path) -> RunFacts:

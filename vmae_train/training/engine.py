@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from vmae_data.errors import DataError, VmaeError
+from vmae_data.read.batches import BatchLayout
 from vmae_train.checkpoints.ema import WeightMean
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Spread
 from vmae_train.models.videomae import VideoModel
-from vmae_train.runs.metadata import BatchLayout
 from vmae_train.training.optimizer import Schedule
 from vmae_train.training.step_sync import Agreed, StepAgreement
 

@@ -7,9 +7,9 @@ from contextlib import closing
 from typing import NamedTuple
 
 from vmae_data.progress import meter
+from vmae_data.read.batches import TrainingOrder
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed
-from vmae_train.runs.metadata import TrainingOrder
 from vmae_train.training.checkpoint import RunState
 from vmae_train.training.diagnostics import check_setup
 from vmae_train.training.engine import Engine, Loss

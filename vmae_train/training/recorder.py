@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from vmae_data.errors import VmaeError
 from vmae_data.progress import ProgressStyle
+from vmae_data.read.batches import TrainingOrder
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed
 from vmae_train.runs.best import Best, read_best, write_best
 from vmae_train.runs.layout import BEST
 from vmae_train.runs.log import LogSpec, RunLog, is_validated
-from vmae_train.runs.metadata import TrainingOrder, read_facts
+from vmae_train.runs.metadata import read_facts
 from vmae_train.runs.remote_run import RemoteRun
 from vmae_train.runs.trackers import Tracker, open_trackers
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, save_checkpoint

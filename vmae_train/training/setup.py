@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from vmae_data.errors import DataError, MisuseError
+from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import Shards
 from vmae_data.read.mixture import Mixture, parse_data
@@ -24,7 +25,7 @@ from vmae_train.models.videomae import VideoModel
 from vmae_train.models.vit import Geometry, ModelSpec
 from vmae_train.runs.layout import BEST, EVALUATION, RUN
 from vmae_train.runs.log import LogSpec
-from vmae_train.runs.metadata import BatchLayout, RunFacts, TrainingOrder, begin_run, other_data
+from vmae_train.runs.metadata import RunFacts, begin_run, other_data
 from vmae_train.runs.remote_run import RemoteRun
 from vmae_train.runs.trackers import check_trackers
 from vmae_train.training.checkpoint import CheckpointSpec, RunState, last_checkpoint, resume
@@ -100,7 +101,7 @@ class TrainingSetup(NamedTuple):
             base_lr=self.spec.optim.base_lr,
             batch=self.spec.train.batch,
             world_size=layout.world_size,
-            places=layout.world_size * layout.grad_accum_steps * layout.size,
+            places=layout.world_size * layout.grad_accum_steps * layout.micro_batch,
             schedule=self.schedule,
             other_data=other_data(init, self.mix) if kind == "finetune" else None,
         )
@@ -112,7 +113,7 @@ class TrainingSetup(NamedTuple):
             self.mix,
             self.samplers,
             self.order.requests(start, self.steps, self.layout, self.rank),
-            batch=self.layout.size,
+            batch=self.layout.micro_batch,
             frames=self.geometry.num_frames,
             seed=spec.seed,
             spec=spec.loader,
@@ -139,7 +140,11 @@ class TrainingSetup(NamedTuple):
 
 
 def _portions(layout: BatchLayout) -> str:
-    taken = f"in {layout.grad_accum_steps} micro-batches of {layout.size}" if layout.grad_accum_steps > 1 else "at once"
+    taken = (
+        f"in {layout.grad_accum_steps} micro-batches of {layout.micro_batch}"
+        if layout.grad_accum_steps > 1
+        else "at once"
+    )
     return f"{layout.world_size} processes, each {taken}" if layout.world_size > 1 else taken
 
 
