@@ -1,6 +1,6 @@
-"""The one HTML page of every report: a single file without scripts, light or dark as the reader's system is.
+"""Sections of notes, tables, charts and galleries → one HTML file without scripts, light or dark as the system is.
 
-All text is escaped by the template; paths, class names and ffmpeg's words may hold anything.
+The template escapes all text: paths, class names and ffmpeg's messages may contain anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ __all__ = [
     "Figure",
     "Gallery",
     "Note",
-    "Pair",
     "Pairs",
     "Part",
     "Section",
@@ -36,11 +35,11 @@ __all__ = [
     "write_page",
 ]
 
-LONG_LIST = 48  # longer lists are folded away
+LONG_LIST = 48  # longer lists are collapsed
 
 
 class Fact(NamedTuple):
-    """A number worth seeing first."""
+    """One key figure."""
 
     name: str
     value: str
@@ -57,7 +56,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence of its own; `warning` where a reader must not miss it."""
+    """A paragraph; `warning` highlights it."""
 
     text: str
     warning: bool = False
@@ -66,7 +65,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text. `numbers`: the columns that hold numbers. `folded`: under this line, closed at first."""
+    """Rows of text. `numbers`: the columns of numbers. `folded`: the title under which the table is collapsed."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -76,6 +75,8 @@ class Table:
 
 
 class Bar(NamedTuple):
+    """One row of a bar list: a name, a bar and a text."""
+
     name: str
     value: float
     text: str
@@ -83,10 +84,10 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True)
 class Bars:
-    """A named bar a row; long lists are folded under `what`. `top`: the value of a full bar, else the greatest."""
+    """A list of bars; a long one is collapsed under `title`. `top`: the value of a full bar [default: the greatest]."""
 
     bars: tuple[Bar, ...]
-    what: str
+    title: str
     top: float | None = None
     kind: ClassVar[str] = "bars"
 
@@ -100,7 +101,7 @@ class Bars:
 
 
 class Figure(NamedTuple):
-    """A drawing (SVG, made by us) or a picture, and what it shows. `legend`: names in the order of the six colours."""
+    """A chart (our own SVG) or a picture, with its texts. `legend`: names in the order of the six colours."""
 
     image: Picture | Markup
     title: str
@@ -110,7 +111,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Charts:
-    """Figures in a grid; `wide`: one under the other."""
+    """Figures in a grid, or in one column if `wide`."""
 
     figures: tuple[Figure, ...]
     wide: bool = False
@@ -118,7 +119,7 @@ class Charts:
 
 
 class Tile(NamedTuple):
-    """One video of a gallery."""
+    """One video: a strip of frames, a title and lines of text."""
 
     pictures: tuple[Picture, ...]
     title: str
@@ -127,25 +128,17 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Gallery:
-    """Many small pictures."""
+    """Tiles in a grid."""
 
     tiles: tuple[Tile, ...]
     kind: ClassVar[str] = "gallery"
 
 
-class Pair(NamedTuple):
-    """Two videos to be compared, and what is said of both."""
-
-    left: Tile
-    right: Tile
-    line: str = ""
-
-
 @dataclass(frozen=True)
 class Pairs:
-    """Videos side by side."""
+    """Tiles two by two, for comparison."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[tuple[Tile, Tile], ...]
     kind: ClassVar[str] = "pairs"
 
 
@@ -154,18 +147,20 @@ Part = Facts | Note | Table | Bars | Charts | Gallery | Pairs
 
 @dataclass(frozen=True)
 class Section:
+    """A headline and what follows it. A section without parts is omitted."""
+
     title: str
     parts: tuple[Part, ...]
 
 
-def write_page(place: StoragePath, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
-    """Write the page so that it is there whole or not at all."""
+def write_page(path: StoragePath, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
+    """Write the complete page, or nothing."""
     html = _template().render(title=title, subtitle=subtitle, sections=[s for s in sections if s.parts])
-    commit_bytes(place, html.encode("utf-8", "replace") + b"\n")
+    commit_bytes(path, html.encode("utf-8", "replace") + b"\n")
 
 
 def printable(text: str) -> str:
-    r"""Text that can't steer a terminal or turn the reading direction: control characters become \xNN or \uNNNN."""
+    r"""Escape control characters as \xNN or \uNNNN: they could steer a terminal or turn the reading direction."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) > 255 else f"\\x{ord(c):02x}" for c in text)
@@ -252,9 +247,9 @@ img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
 .strip { display: flex; gap: 2px; border-radius: .3rem; overflow: hidden; background: var(--wash); }
 .strip img { flex: 0 0 calc((100% - 4px) / 3); min-width: 0; aspect-ratio: 4/3; object-fit: contain; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.1rem; margin: 1rem 0; }
-.pairs > div { background: var(--wash); border-radius: .5rem; padding: .8rem; min-width: 0; }
-.pairs p { margin: .5rem 0 0; color: var(--soft); font-size: .84rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .9rem; } .pair .strip { background: none; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .9rem; background: var(--wash); border-radius: .5rem; padding: .8rem;
+  min-width: 0; }
+.pair .strip { background: none; }
 .gallery figcaption b, .pair figcaption b { display: block; color: var(--ink); font-weight: 500; }
 @media (max-width: 30rem) { .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } th, td { padding-right: .8rem; } }
 @media print { h2 { break-after: avoid; } figure, .facts div { break-inside: avoid; } }
@@ -312,7 +307,7 @@ _PAGE = """
 {% elif part.kind == "table" %}
 {% if part.folded %}<details><summary>{{ part.folded }}</summary>{{ table(part) }}</details>{% else %}{{ table(part) }}{% endif %}
 {% elif part.kind == "bars" %}
-{% if part.folded %}<details><summary>{{ part.what }}</summary>{{ bars(part) }}</details>{% else %}{{ bars(part) }}{% endif %}
+{% if part.folded %}<details><summary>{{ part.title }}</summary>{{ bars(part) }}</details>{% else %}{{ bars(part) }}{% endif %}
 {% elif part.kind == "charts" %}
 <div class="charts{{ ' wide' if part.wide }}">
 {% for figure in part.figures %}
@@ -325,7 +320,7 @@ _PAGE = """
 {% elif part.kind == "pairs" %}
 <div class="pairs">
 {% for pair in part.pairs %}
-<div><div class="pair">{{ tile(pair.left) }}{{ tile(pair.right) }}</div>{% if pair.line %}<p>{{ pair.line }}</p>{% endif %}</div>
+<div class="pair">{{ tile(pair[0]) }}{{ tile(pair[1]) }}</div>
 {% endfor %}
 </div>
 {% else %}
@@ -339,7 +334,7 @@ _PAGE = """
 </section>
 {% endfor %}
 </main>
-<footer>Made by vmae. One file, no scripts; nothing is loaded from elsewhere.</footer>
+<footer>Made by vmae. One file without scripts; it loads nothing from the network.</footer>
 </body>
 </html>
 """

@@ -1,6 +1,6 @@
-"""Frames as pictures for people: planes to RGB, files in memory, sheets with captions. Pillow and NumPy.
+"""Decoded frames → pictures for people: RGB, picture files in memory, sheets with captions.
 
-Training has its own, exact way from planes to RGB (on the device); here chroma is only doubled.
+Training converts planes to RGB exactly, on the device; here each chroma pixel is only repeated.
 """
 
 from __future__ import annotations
@@ -17,16 +17,26 @@ from PIL import Image, ImageDraw, ImageFont
 from vmae_data.decode import FramePlanes, decode_frames
 from vmae_data.rng import Purpose, bits, permutation
 
-__all__ = ["Picture", "Row", "enlarge", "film", "moving_picture", "picture", "planes_to_rgb", "sheet", "spread"]
+__all__ = [
+    "Picture",
+    "SheetRow",
+    "animated_gif",
+    "choose_samples",
+    "enlarge",
+    "frame_pictures",
+    "picture",
+    "planes_to_rgb",
+    "sheet",
+]
 
 U8 = NDArray[np.uint8]
-TINY = 128  # below so many pixels a picture is enlarged without smoothing
+TINY = 128  # pages enlarge a picture below this size without smoothing
 MARGIN, GAP, CAPTION, FONT = 12, 3, 28, 13
 SHEET_PAPER, SHEET_INK = (252, 252, 251), (29, 35, 43)
 
 
 class Picture(NamedTuple):
-    """A finished picture file."""
+    """An encoded picture file."""
 
     data: bytes
     mime: str
@@ -42,8 +52,8 @@ class Picture(NamedTuple):
         return min(self.width, self.height) < TINY
 
 
-class Row(NamedTuple):
-    """A row of a sheet: tiles of one size (H, W, 3), or none. `title` stands over the row, `label` beside it."""
+class SheetRow(NamedTuple):
+    """A row of a sheet: tiles of one size (H, W, 3), or none. `title` is above the row, `label` left of it."""
 
     tiles: Sequence[U8] = ()
     label: str = ""
@@ -64,12 +74,12 @@ def planes_to_rgb(frame: FramePlanes, *, is_bt709: bool, full_range: bool) -> U8
     return np.asarray(np.rint(rgb.clip(0, 255)), dtype=np.uint8)
 
 
-def film(
+def frame_pictures(
     data: bytes, frames: Sequence[int], key: str, *, is_bt709: bool, full_range: bool, side: int = 160
 ) -> tuple[Picture, ...]:
-    """Some frames of a shard's mp4 as small pictures. Raises SampleError when one doesn't decode.
+    """Some frames of a shard's mp4 as small pictures. Raises SampleError if one does not decode.
 
-    Each frame is sought for itself, so that the last frame of a long video costs no more than the first.
+    Each frame has its own seek, so that the last frame of a long video costs no more than the first.
     """
     shown = []
     for number in frames:
@@ -79,9 +89,9 @@ def film(
 
 
 def picture(rgb: NDArray[Any], *, side: int | None = None, lossless: bool = False) -> Picture:
-    """RGB or RGBA (H, W, 3 or 4) as a file: JPEG where it's a photograph, PNG where it is tiny or has to be exact.
+    """RGB or RGBA (H, W, 3 or 4) as a file: PNG if it is tiny, has alpha or must be lossless, else JPEG.
 
-    `side`: the short side is brought down to it.
+    `side`: a larger picture is scaled down to this short side.
     """
     image = Image.fromarray(rgb)
     if side is not None and min(image.size) > side:
@@ -95,12 +105,12 @@ def picture(rgb: NDArray[Any], *, side: int | None = None, lossless: bool = Fals
     return Picture(out.getvalue(), "image/jpeg", *image.size)
 
 
-def moving_picture(frames: Sequence[U8], *, milliseconds: int = 120) -> Picture:
-    """RGB frames (H, W, 3) as an endless GIF with one palette, so that still parts stay still."""
+def animated_gif(frames: Sequence[U8], *, milliseconds: int = 120) -> Picture:
+    """RGB frames (H, W, 3) as an endless GIF with one palette, so that still areas do not flicker."""
     images = [Image.fromarray(frame) for frame in frames]
-    # The palette is made from some frames side by side: all colours count, and it costs little.
-    some = np.concatenate(frames[:: max(1, len(frames) // 4)], axis=1)[::2, ::2]
-    palette = Image.fromarray(some).quantize(255, method=Image.Quantize.MEDIANCUT)
+    # The palette comes from a few frames side by side: it covers all colours at a low cost.
+    side_by_side = np.concatenate(frames[:: max(1, len(frames) // 4)], axis=1)[::2, ::2]
+    palette = Image.fromarray(side_by_side).quantize(255, method=Image.Quantize.MEDIANCUT)
     plain = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     out = io.BytesIO()
     plain[0].save(out, "GIF", save_all=True, append_images=plain[1:], duration=milliseconds, loop=0, optimize=False)
@@ -108,12 +118,12 @@ def moving_picture(frames: Sequence[U8], *, milliseconds: int = 120) -> Picture:
 
 
 def enlarge(rgb: U8, *, side: int = TINY) -> U8:
-    """A tiny picture (…, H, W, 3) by a whole number of times, without smoothing, to about `side` pixels."""
-    times = max(1, side // min(rgb.shape[-3:-1]))
-    return np.ascontiguousarray(rgb.repeat(times, axis=-3).repeat(times, axis=-2))
+    """Repeat the pixels of a tiny picture (…, H, W, 3) by a whole factor, to about `side` pixels."""
+    factor = max(1, side // min(rgb.shape[-3:-1]))
+    return np.ascontiguousarray(rgb.repeat(factor, axis=-3).repeat(factor, axis=-2))
 
 
-def sheet(rows: Sequence[Row]) -> U8:
+def sheet(rows: Sequence[SheetRow]) -> U8:
     """Rows of tiles with captions, as RGB (H, W, 3)."""
     font = ImageFont.load_default(FONT)
     left = MARGIN + max((round(font.getlength(row.label)) + MARGIN if row.label else 0 for row in rows), default=0)
@@ -137,7 +147,7 @@ def sheet(rows: Sequence[Row]) -> U8:
     return np.asarray(paper)
 
 
-def _row_height(row: Row) -> int:
+def _row_height(row: SheetRow) -> int:
     return (CAPTION if row.title else 0) + (int(row.tiles[0].shape[0]) + GAP if row.tiles else 0)
 
 
@@ -152,19 +162,17 @@ def _fit(text: str, font: Any, width: int) -> str:
     return text
 
 
-def spread(label_N: NDArray[np.int64], count: int, *, seed: int = 0) -> list[int]:
-    """`count` sample numbers that show a data set: one of each class, then a second of each, in a drawn order.
+def choose_samples(label_N: NDArray[np.int64], count: int, *, seed: int = 0) -> list[int]:
+    """`count` sample numbers that show a data set: one of each class, then a second of each, and so on.
 
-    Classes take turns in a drawn order too, so that few pictures of many classes are not the first letters.
+    Samples and the order of the classes are random, so that few pictures of many classes are not the first letters.
     """
     total = len(label_N)
-    hashes = bits(seed, 0, np.arange(total), 0, 0, Purpose.PICTURES)
-    order = permutation(hashes)
+    order = permutation(bits(seed, 0, np.arange(total), 0, 0, Purpose.PICTURES))
     labels = label_N[order]
     by_class = np.argsort(labels, kind="stable")
-    turn = np.empty(total, dtype=np.int64)
-    starts = np.searchsorted(labels[by_class], labels)
-    turn[by_class] = np.arange(total)
-    turn -= starts
-    chosen = order[np.argsort(turn, kind="stable")][:count]
+    rank_in_class = np.empty(total, dtype=np.int64)
+    rank_in_class[by_class] = np.arange(total)
+    rank_in_class -= np.searchsorted(labels[by_class], labels)
+    chosen = order[np.argsort(rank_in_class, kind="stable")][:count]
     return [int(n) for n in sorted(chosen, key=lambda n: (label_N[n], n))]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.command import run_command
-from vmae_data.audit.audit import Audited, AuditSpec, audit_shards, write_table
+from vmae_data.audit.audit import AuditReport, AuditSpec, audit_shards, write_table
 from vmae_data.audit.audit_page import write_audit_page
 from vmae_data.audit.duplicates import DuplicateSpec, find_duplicates
 from vmae_data.audit.flags import Row
@@ -87,11 +87,11 @@ class Planted(NamedTuple):
     videos: Path
     train: Path
     val: Path
-    audited: Audited
+    report: AuditReport
 
     def row(self, name: str, data_set: str = "train") -> Row:
         folder = str(self.train if data_set == "train" else self.val)
-        return next(row for row in self.audited.judged.rows if row.path == name and row.data_set == folder)
+        return next(row for row in self.report.rows if row.path == name and row.data_set == folder)
 
 
 CASES: dict[str, Callable[[], Iterator[U8]]] = {
@@ -121,11 +121,11 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     _write(val / "mirrored.mp4", _moving(5), mirrored=True)
     build_shards(str(train), folder / "train", SPEC, workers=2, style=QUIET)
     build_shards(str(val), folder / "val", BuildSpec(short_side=96, stride=4), workers=2, style=QUIET)
-    audited = _audit(folder / "train", folder / "val", mirrored=True)
-    return Planted(train, folder / "train", folder / "val", audited)
+    report = _audit(folder / "train", folder / "val", mirrored=True)
+    return Planted(train, folder / "train", folder / "val", report)
 
 
-def _audit(*folders: Path, workers: int = 2, mirrored: bool = False) -> Audited:
+def _audit(*folders: Path, workers: int = 2, mirrored: bool = False) -> AuditReport:
     spec = AuditSpec(duplicates=DuplicateSpec(mirrored=mirrored))
     return audit_shards([str(folder) for folder in folders], spec, workers=workers, style=QUIET)
 
@@ -159,17 +159,17 @@ def test_a_trimmed_or_mirrored_copy_with_another_stride_is_a_leak(planted: Plant
 
 
 def test_nothing_else_is_called_a_copy(planted: Planted) -> None:
-    copies = {row.path for row in planted.audited.judged.rows if row.duplicate_of or row.leak_of}
+    copies = {row.path for row in planted.report.rows if row.duplicate_of or row.leak_of}
     assert copies == {"zz-crf35.mp4", "zz-half.mp4", "zz-bytes.mp4", "start.mp4", "end.mp4", "mirrored.mp4"}
 
 
 def test_mirrored_copies_are_looked_for_only_when_asked(planted: Planted) -> None:
-    rows = _audit(planted.train, planted.val).judged.rows
+    rows = _audit(planted.train, planted.val).rows
     assert not next(row for row in rows if row.path == "mirrored.mp4").flags
 
 
 def test_the_data_set_that_is_named_first_keeps_its_copy(planted: Planted) -> None:
-    rows = _audit(planted.val, planted.train).judged.rows
+    rows = _audit(planted.val, planted.train).rows
     assert {row.path for row in rows if row.leak_of} == {"moving-2.mp4", "moving-3.mp4"}
 
 
@@ -197,14 +197,14 @@ def test_the_measures_are_what_was_planted(planted: Planted) -> None:
     assert planted.row("half-frozen.mp4").frozen == pytest.approx(0.5, abs=0.06)
     assert planted.row("cuts.mp4").cuts == 2
     assert planted.row("static.mp4").motion == pytest.approx(0, abs=0.2)
-    for row in planted.audited.judged.rows:
+    for row in planted.report.rows:
         if row.path.startswith("moving"):
             assert row.seconds == pytest.approx(FRAMES / RATE, abs=0.05)
             assert (row.black, row.frozen, row.cuts) == (0, 0, 0)
 
 
 def test_the_number_of_workers_changes_nothing(planted: Planted) -> None:
-    one, two = _audit(planted.train, planted.val, workers=1, mirrored=True).judged, planted.audited.judged
+    one, two = _audit(planted.train, planted.val, workers=1, mirrored=True), planted.report
     assert one.rows == two.rows
     assert one.duplicates == two.duplicates
 
@@ -276,8 +276,8 @@ def test_noisy_copies_are_found_among_thousands_and_nothing_else() -> None:
     copies = [_noisy(prints[number], draw, flips=6) for number in range(0, 2000, 20)]
     digests = [bytes([0]) + n.to_bytes(4, "big") for n in range(2100)]
     found = find_duplicates([*prints, *copies], digests, range(2100), DuplicateSpec())
-    assert found.recorder == {2000 + n: 20 * n for n in range(100)}
-    assert found.nominated < 300  # of two million pairs
+    assert found.original == {2000 + n: 20 * n for n in range(100)}
+    assert found.num_candidates < 300  # of two million pairs
 
 
 def test_a_frame_that_all_videos_share_floods_nothing_and_makes_no_copies() -> None:
@@ -289,8 +289,8 @@ def test_a_frame_that_all_videos_share_floods_nothing_and_makes_no_copies() -> N
         one.look_T[:4], one.move_T[:4] = title, title
         prints.append(one)
     found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(500)], range(500), DuplicateSpec())
-    assert not found.recorder
-    assert found.nominated < 500 * 4 * 4 * 32
+    assert not found.original
+    assert found.num_candidates < 500 * 4 * 4 * 32
 
 
 def test_many_copies_of_one_video_are_all_copies_of_the_first() -> None:
@@ -298,7 +298,7 @@ def test_many_copies_of_one_video_are_all_copies_of_the_first() -> None:
     first = _random_print(draw)
     prints = [first, *(_noisy(first, draw, flips=2) for _ in range(200))]
     found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(201)], range(201), DuplicateSpec())
-    assert found.recorder == dict.fromkeys(range(1, 201), 0)
+    assert found.original == dict.fromkeys(range(1, 201), 0)
 
 
 def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
@@ -306,8 +306,8 @@ def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
     one = _random_print(draw)
     same = find_duplicates([one, one], [b"a", b"a"], ["video", "video"], DuplicateSpec())
     other = find_duplicates([one, one], [b"a", b"b"], ["video", "other"], DuplicateSpec())
-    assert not same.recorder
-    assert other.recorder == {1: 0}
+    assert not same.original
+    assert other.original == {1: 0}
 
 
 def test_a_sample_that_cant_be_read_is_a_row_that_says_so(planted: Planted, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_sample_that_cant_be_read_is_a_row_that_says_so(planted: Planted, tmp_
     data = bytearray(shards.shard_path(place.shard).read_bytes())
     data[place.offset + place.size // 2] ^= 1
     shards.shard_path(place.shard).write_bytes(bytes(data))
-    rows = _audit(folder).judged.rows
+    rows = _audit(folder).rows
     bad = [row for row in rows if row.error is not None]
     assert [row.key for row in bad] == [shards.key(0)]
     assert bad[0].flags == "unreadable" and bad[0].motion is None and not bad[0].exclude
@@ -333,38 +333,38 @@ def test_a_sample_whose_facts_are_damaged_is_a_row_that_says_so(planted: Planted
     data = bytearray(shard.read_bytes())
     data[entry.facts.offset + 1] ^= 1
     shard.write_bytes(bytes(data))
-    audited = _audit(folder)
-    rows = {row.key: row for row in audited.judged.rows}
-    whole = {row.key: row for row in planted.audited.judged.rows if row.listing == shards.index.id}
+    report = _audit(folder)
+    rows = {row.key: row for row in report.rows}
+    undamaged = {row.key: row for row in planted.report.rows if row.listing == shards.index.id}
     bad = rows[entry.key]
     assert len(rows) == len(shards)
     assert [row.key for row in rows.values() if row.has("unreadable")] == [entry.key]
-    assert (bad.path, bad.label, bad.split) == (None, whole[entry.key].label, whole[entry.key].split)
-    assert f"the sum of {entry.key}.json" in (bad.error or "")
-    write_table(audited.judged.rows, tmp_path / "rows.csv")
-    write_audit_page(audited.data_sets, audited.judged, AuditSpec(), tmp_path / "page.html")
+    assert (bad.path, bad.label, bad.split) == (None, undamaged[entry.key].label, undamaged[entry.key].split)
+    assert f"checksum of {entry.key}.json" in (bad.error or "")
+    write_table(report.rows, tmp_path / "rows.csv")
+    write_audit_page(report, AuditSpec(), tmp_path / "page.html")
     assert entry.key in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["audit.parquet", "audit.csv"])
 def test_a_build_leaves_out_what_the_table_excludes(planted: Planted, tmp_path: Path, name: str) -> None:
     table = tmp_path / name
-    write_table(planted.audited.judged.rows, table)
+    write_table(planted.report.rows, table)
     report = _build(planted.videos, tmp_path / "clean", table)
     assert (report.left_out, report.unmatched) == (5, 0)
     kept = {sample.facts.source.path for sample in Shards.open(str(tmp_path / "clean"))}
-    wanted = {row.path for row in planted.audited.judged.rows if row.data_set == str(planted.train) and not row.exclude}
+    wanted = {row.path for row in planted.report.rows if row.data_set == str(planted.train) and not row.exclude}
     assert kept == wanted
     assert report.index.id != Shards.open(str(planted.train)).index.id
-    again = _audit(tmp_path / "clean").judged.counts()
+    again = _audit(tmp_path / "clean").counts()
     assert again["duplicate"] == again["static"] == again["black"] == 0
 
 
 def test_both_tables_hold_the_same_rows(planted: Planted, tmp_path: Path) -> None:
-    write_table(planted.audited.judged.rows, tmp_path / "a.csv")
-    write_table(planted.audited.judged.rows, tmp_path / "a.parquet")
+    write_table(planted.report.rows, tmp_path / "a.csv")
+    write_table(planted.report.rows, tmp_path / "a.parquet")
     parquet = pyarrow.parquet.read_table(tmp_path / "a.parquet")
-    assert [tuple(row.values()) for row in parquet.to_pylist()] == list(planted.audited.judged.rows)
+    assert [tuple(row.values()) for row in parquet.to_pylist()] == list(planted.report.rows)
     csv = pyarrow.csv.read_csv(tmp_path / "a.csv")
     for column in ("path", "exclude", "motion", "frozen", "cuts"):
         assert csv.column(column).to_pylist() == parquet.column(column).to_pylist()
@@ -427,9 +427,9 @@ def test_the_command_writes_table_page_and_lines(planted: Planted, tmp_path: Pat
         "--out", tmp_path / "audit.parquet",
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [Row(**line) for line in lines] == list(planted.audited.judged.rows)
+    assert [Row(**line) for line in lines] == list(planted.report.rows)
     text = html.read_text()
-    assert text.index("Leaks across data sets") < text.index("Duplicates within") < text.index("Static: nothing moves")
+    assert text.index("Leaks between data sets") < text.index("Duplicates within") < text.index("Static: nothing moves")
     assert all(name in text for name in ("zz-crf35.mp4", "mirrored.mp4", "half-frozen.mp4"))
     assert "The same bytes." in text
     assert pyarrow.parquet.read_table(tmp_path / "audit.parquet").num_rows == len(lines)

@@ -47,10 +47,10 @@ def test_verify_fetches_each_tar_once_and_finds_what_is_wrong(
     commit_bytes(s3.folder / "notes.txt", b"x")
     commit_bytes(s3.folder / "old" / "x", b"x")
     found = verify_shards(s3.folder, workers=2, style=QUIET).problems
-    assert Problem(tar_name(0), "its sum is not the one in its marker") in found
+    assert Problem(tar_name(0), "checksum differs from its marker") in found
     assert Problem(tar_name(1), "missing") in found
-    foreign = "a foreign file, not part of the data set"
-    assert {Problem("notes.txt", foreign), Problem("old", foreign)} <= set(found)
+    unexpected = "an unexpected file, not part of the data set"
+    assert {Problem("notes.txt", unexpected), Problem("old", unexpected)} <= set(found)
 
 
 def test_a_data_set_in_a_bucket_is_looked_at_where_it_lies(demo_shards: Path, s3: Setting, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError
 from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, decode_record, encode_record
-from vmae_data.inspect import survey
-from vmae_data.inspect.inspect import inspect_shards, print_table, write_page
+from vmae_data.inspect import markers
+from vmae_data.inspect.inspect import inspect_shards, print_table
+from vmae_data.inspect.inspect_page import write_inspect_page
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.read.durations import sample_seconds
@@ -31,7 +32,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def _page(folder: Path, html: Path) -> str:
-    write_page(inspect_shards(folder), html)
+    write_inspect_page(inspect_shards(folder), html)
     return html.read_text()
 
 
@@ -245,7 +246,7 @@ def _browse(html: Path, folder: Path) -> _Seen:
 
 def test_a_browser_shows_the_page_without_a_word_or_a_request(demo_shards: Path, tmp_path: Path) -> None:
     facts = inspect_shards(demo_shards)
-    write_page(facts, tmp_path / "page.html")
+    write_inspect_page(facts, tmp_path / "page.html")
     seen = _browse(tmp_path / "page.html", tmp_path)
     assert seen.console == []
     assert seen.requests == []
@@ -303,7 +304,7 @@ def test_a_card_tells_how_long_its_frames_are_shown(uneven_and_steady: Path, tmp
 def test_of_very_many_shards_some_speak_for_all(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = inspect_shards(demo_shards)
     assert sum(whole.profiles.values()) == len(whole.shards)
-    monkeypatch.setattr(survey, "MOST_SHARDS", 1)
+    monkeypatch.setattr(markers, "MAX_SHARDS", 1)
     some = inspect_shards(demo_shards)
     assert sum(some.profiles.values()) == whole.index.shardlist[0].nsamples
     assert some.source_hours == pytest.approx(whole.source_hours, rel=0.01)

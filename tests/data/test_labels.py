@@ -13,7 +13,8 @@ from tests.command import run_command
 from vmae_data.build import BuildReport, build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import FAILURES, PLAN_TABLE, SAMPLES, UNLISTED, Label, path_from_text
-from vmae_data.inspect.inspect import inspect_shards, write_page
+from vmae_data.inspect.inspect import inspect_shards
+from vmae_data.inspect.inspect_page import write_inspect_page
 from vmae_data.labels import label_columns, label_words, table_labels
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
@@ -84,7 +85,7 @@ def test_several_classes_a_video_go_through_a_build_and_come_back(
     assert not verify_shards(dest, workers=1, style=QUIET).problems
     counted = inspect_shards(dest)
     assert (counted.per_class, counted.unlabelled) == ({"jump": 1, "run": 1, "sit": 1}, 1)
-    write_page(counted, tmp_path / "page.html")
+    write_inspect_page(counted, tmp_path / "page.html")
     assert "jump, run" in (tmp_path / "page.html").read_text()
     before = {path.name: path.read_bytes() for path in dest.iterdir()}
     assert _build(demo_videos, dest, labels, demo_spec).encoded == 0
@@ -113,7 +114,7 @@ def test_a_label_that_was_changed_is_found_by_verify(demo_videos: Path, demo_spe
         with pa.ipc.new_file(str(tmp_path / "new"), table.schema) as writer:
             writer.write_table(changed)
         (tmp_path / "new").replace(dest / name)
-    found = {problem.file: problem.found for problem in verify_shards(dest, workers=1, style=QUIET).problems}
+    found = {problem.file: problem.message for problem in verify_shards(dest, workers=1, style=QUIET).problems}
     assert {PLAN_TABLE, SAMPLES} <= set(found)
 
 

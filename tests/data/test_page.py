@@ -12,7 +12,7 @@ from PIL import Image
 from vmae_data.decode import FramePlanes
 from vmae_data.histogram import histogram
 from vmae_data.html import Bar, Bars, Charts, Fact, Facts, Figure, Gallery, Note, Section, Table, Tile, write_page
-from vmae_data.pictures import Row, enlarge, moving_picture, picture, planes_to_rgb, sheet, spread
+from vmae_data.pictures import SheetRow, animated_gif, choose_samples, enlarge, picture, planes_to_rgb, sheet
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"
 
@@ -132,7 +132,7 @@ def test_a_tiny_picture_is_kept_exactly_and_a_photograph_is_brought_down() -> No
 
 def test_a_moving_picture_holds_every_frame_in_order() -> None:
     frames = [np.full((16, 16, 3), value, np.uint8) for value in (0, 60, 120, 180, 240)]
-    image = Image.open(io.BytesIO(moving_picture(frames).data))
+    image = Image.open(io.BytesIO(animated_gif(frames).data))
     assert image.n_frames == 5
     for number, frame in enumerate(frames):
         image.seek(number)
@@ -141,7 +141,9 @@ def test_a_moving_picture_holds_every_frame_in_order() -> None:
 
 def test_a_sheet_shows_every_tile_as_it_is() -> None:
     tiles = [np.full((20, 30, 3), (value, 255 - value, 7), np.uint8) for value in (10, 90, 170)]
-    shown = sheet([Row(title="head"), Row(tiles, "label", "a title that is too long for so narrow a sheet " * 4)])
+    shown = sheet(
+        [SheetRow(title="head"), SheetRow(tiles, "label", "a title that is too long for so narrow a sheet " * 4)]
+    )
     for tile in tiles:
         assert (shown == tile[0, 0]).all(axis=-1).sum() == 20 * 30
 
@@ -155,9 +157,9 @@ def test_enlarging_repeats_pixels() -> None:
 
 def test_a_spread_takes_classes_in_turn_and_is_always_the_same() -> None:
     label_N = np.repeat(np.arange(5), 40)
-    chosen = spread(label_N, 12)
+    chosen = choose_samples(label_N, 12)
     assert np.bincount(label_N[chosen], minlength=5).min() == 2
-    assert chosen == spread(label_N, 12)
-    assert chosen != spread(label_N, 12, seed=1)
+    assert chosen == choose_samples(label_N, 12)
+    assert chosen != choose_samples(label_N, 12, seed=1)
     assert len(set(chosen)) == 12
-    assert spread(np.full(3, -1), 10) == [0, 1, 2]
+    assert choose_samples(np.full(3, -1), 10) == [0, 1, 2]

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,13 @@ def _problems(folder: Path) -> list[Problem]:
     return list(verify_shards(folder, workers=1, style=ProgressStyle.QUIET).problems)
 
 
-def _files(problems: list[Problem]) -> set[str]:
+def _files(problems: Iterable[Problem]) -> set[str]:
     return {problem.file for problem in problems}
 
 
-def _flip(path: Path, place: int) -> None:
+def _flip_bit(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
-    data[place % len(data)] ^= 1 << place % 7
+    data[position % len(data)] ^= 1 << position % 7
     path.write_bytes(bytes(data))
 
 
@@ -68,8 +68,8 @@ def _marker(folder: Path, shard: int) -> ShardMarker:
     return decode_record((folder / marker_name(shard)).read_bytes(), ShardMarker, "marker")
 
 
-def _sign_again(folder: Path, shard: int) -> None:
-    """Give marker and index the sums of a tar that was changed, as one who wants to deceive would."""
+def _update_checksums(folder: Path, shard: int) -> None:
+    """Write the checksums of a changed tar into marker and index, as an attacker would."""
     name = tar_name(shard)
     data = (folder / name).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -88,7 +88,7 @@ def _append(folder: Path, shard: int, member: tarfile.TarInfo, data: bytes = b""
     member.size = len(data)
     with tarfile.open(folder / tar_name(shard), "a:") as tar:
         tar.addfile(member, io.BytesIO(data))
-    _sign_again(folder, shard)
+    _update_checksums(folder, shard)
 
 
 def test_a_data_set_as_it_was_built_has_no_problem(demo_shards: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_data_set_as_it_was_built_has_no_problem(demo_shards: Path) -> None:
     assert before == {path.name: path.stat().st_mtime_ns for path in demo_shards.iterdir()}
 
 
-def test_the_command_names_what_is_wrong_and_exits_with_1(copied: Path) -> None:
+def test_the_command_prints_the_problem_and_exits_with_1(copied: Path) -> None:
     assert run_command("vmae_data", "verify", copied).returncode == 0
     (copied / tar_name(0)).unlink()
     assert f"{tar_name(0)}: missing" in run_command("vmae_data", "verify", copied, status=1).stdout
@@ -108,29 +108,29 @@ def test_the_command_names_what_is_wrong_and_exits_with_1(copied: Path) -> None:
 
 @pytest.mark.parametrize("name", [INDEX, PLAN, SAMPLES, FAILURES, tar_name(1), marker_name(1)])
 @pytest.mark.parametrize("share", [0.02, 0.55])
-def test_a_flipped_byte_is_found_and_its_file_named(copied: Path, name: str, share: float) -> None:
-    _flip(copied / name, int(share * (copied / name).stat().st_size))
+def test_a_flipped_bit_is_found_and_its_file_named(copied: Path, name: str, share: float) -> None:
+    _flip_bit(copied / name, int(share * (copied / name).stat().st_size))
     assert name in _files(_problems(copied))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, 2**31))
-def test_any_flipped_byte_of_a_shard_is_found(copied: Path, place: int) -> None:
+@given(position=st.integers(0, 2**31))
+def test_any_flipped_bit_of_a_shard_is_found(copied: Path, position: int) -> None:
     index = _index(copied)
     task = ShardTask(copied, 0, index, index.shardlist[0], None, index.plan)
     for name in (tar_name(0), marker_name(0)):
-        whole = (copied / name).read_bytes()
-        _flip(copied / name, place)
-        found = check_shard(task).problems
-        (copied / name).write_bytes(whole)
-        assert name in {problem.file for problem in found}
+        undamaged = (copied / name).read_bytes()
+        _flip_bit(copied / name, position)
+        problems = check_shard(task).problems
+        (copied / name).write_bytes(undamaged)
+        assert name in _files(problems)
 
 
-def test_a_flipped_byte_of_a_video_names_the_video(copied: Path) -> None:
+def test_a_flipped_bit_of_a_video_names_the_video(copied: Path) -> None:
     entry = _marker(copied, 0).samples[2]
     extent = entry.members[0].extent
-    _flip(copied / tar_name(0), extent.offset + extent.size // 2)
-    assert any(f"{entry.key}.mp4: its sum" in found for file, found in _problems(copied) if file == tar_name(0))
+    _flip_bit(copied / tar_name(0), extent.offset + extent.size // 2)
+    assert Problem(tar_name(0), f"{entry.key}.mp4: checksum differs from its marker") in _problems(copied)
 
 
 @pytest.mark.parametrize("name", [INDEX, PLAN, FAILURES, marker_name(1)])
@@ -148,7 +148,7 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
     assert Problem(name, "missing") in _problems(copied)
 
 
-def test_a_shard_that_is_gone_altogether_is_missed(copied: Path) -> None:
+def test_a_shard_without_tar_and_marker_is_reported_as_missing(copied: Path) -> None:
     (copied / tar_name(1)).unlink()
     (copied / marker_name(1)).unlink()
     assert {Problem(tar_name(1), "missing"), Problem(marker_name(1), "missing")} <= set(_problems(copied))
@@ -156,7 +156,7 @@ def test_a_shard_that_is_gone_altogether_is_missed(copied: Path) -> None:
 
 def test_problems_of_every_shard_are_listed_in_order(copied: Path) -> None:
     for shard in (0, 1, 2):
-        _flip(copied / tar_name(shard), 3000)
+        _flip_bit(copied / tar_name(shard), 3000)
     (copied / "notes.txt").write_text("mine")
     files = [problem.file for problem in verify_shards(copied, workers=2, style=ProgressStyle.QUIET).problems]
     assert [file for file in dict.fromkeys(files) if file.endswith(".tar")] == [tar_name(n) for n in (0, 1, 2)]
@@ -166,27 +166,27 @@ def test_problems_of_every_shard_are_listed_in_order(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("README.md", "foreign"),
+        ("README.md", "unexpected"),
         (".lock", "lock"),
         (".staging", "staging"),
-        (".tmp-index.json", "half written"),
+        (".tmp-index.json", "temporary file"),
         ("shard-999999.tar", "missing"),
-        ("shard-1.tar", "foreign"),
-        (b"not-utf8-\xff", "foreign"),
-        ("escape-\x1b[31m", "foreign"),
+        ("shard-1.tar", "unexpected"),
+        (b"not-utf8-\xff", "unexpected"),
+        ("escape-\x1b[31m", "unexpected"),
     ],
 )
-def test_what_is_not_of_the_format_is_named(copied: Path, name: str | bytes, word: str) -> None:
+def test_a_file_that_is_not_part_of_the_format_is_named(copied: Path, name: str | bytes, word: str) -> None:
     raw = os.path.join(os.fsencode(copied), os.fsencode(name))
     with open(raw, "wb"):
         pass
     problems = _problems(copied)
     assert len(problems) >= 1
-    assert any(word in found for _, found in problems)
-    assert all((file + found).isprintable() for file, found in problems)
+    assert any(word in message for _, message in problems)
+    assert all((file + message).isprintable() for file, message in problems)
 
 
-def test_another_path_in_the_plan_is_found(copied: Path) -> None:
+def test_a_changed_path_in_the_plan_table_is_found(copied: Path) -> None:
     data = (copied / PLAN_TABLE).read_bytes()
     assert b"scene" in data
     (copied / PLAN_TABLE).write_bytes(data.replace(b"scene", b"seene", 1))
@@ -194,19 +194,19 @@ def test_another_path_in_the_plan_is_found(copied: Path) -> None:
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, 2**31), name=st.sampled_from([PLAN_TABLE, SAMPLES]))
-def test_a_damaged_table_never_ends_the_check(copied: Path, place: int, name: str) -> None:
-    # Without a sum to go by, as where the index can't be read: a wrong offset must not lead out of the memory.
-    whole, index = (copied / name).read_bytes(), (copied / INDEX).read_bytes()
-    _flip(copied / name, place)
+@given(position=st.integers(0, 2**31), name=st.sampled_from([PLAN_TABLE, SAMPLES]))
+def test_a_damaged_table_never_ends_the_check(copied: Path, position: int, name: str) -> None:
+    # Without an index there is no checksum: a damaged offset must not point outside the memory.
+    undamaged, index = (copied / name).read_bytes(), (copied / INDEX).read_bytes()
+    _flip_bit(copied / name, position)
     (copied / INDEX).write_bytes(b"{}")
-    found = _files(_problems(copied))
-    (copied / name).write_bytes(whole)
+    files = _files(_problems(copied))
+    (copied / name).write_bytes(undamaged)
     (copied / INDEX).write_bytes(index)
-    assert INDEX in found
+    assert INDEX in files
 
 
-def test_a_foreign_folder_is_named_even_under_a_known_name(copied: Path) -> None:
+def test_a_folder_with_the_name_of_a_file_is_named(copied: Path) -> None:
     (copied / FAILURES).unlink()
     (copied / FAILURES).mkdir()
     assert FAILURES in _files(_problems(copied))
@@ -231,7 +231,7 @@ def test_a_foreign_folder_is_named_even_under_a_known_name(copied: Path) -> None
         {"kind": "another"},
     ],
 )
-def test_an_index_that_says_something_else_than_the_files_is_found(copied: Path, fields: dict[str, Any]) -> None:
+def test_an_index_that_differs_from_the_other_files_is_found(copied: Path, fields: dict[str, Any]) -> None:
     _change(copied, INDEX, Index, **fields)
     assert _problems(copied)
 
@@ -245,7 +245,7 @@ def test_a_wrong_count_of_a_shard_is_found(copied: Path) -> None:
 
 def test_an_unreadable_index_does_not_hide_what_else_is_wrong(copied: Path) -> None:
     (copied / INDEX).write_bytes(b"{")
-    _flip(copied / tar_name(1), 2000)
+    _flip_bit(copied / tar_name(1), 2000)
     assert {INDEX, tar_name(1)} <= _files(_problems(copied))
 
 
@@ -255,23 +255,23 @@ def test_a_member_that_the_marker_does_not_know_is_found(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/passwd"])
-def test_a_member_that_leads_out_of_the_folder_is_found(copied: Path, name: str) -> None:
+def test_a_member_name_that_points_outside_the_folder_is_found(copied: Path, name: str) -> None:
     _append(copied, 0, tarfile.TarInfo(name))
-    assert any("leads out of the folder" in found for _, found in _problems(copied))
+    assert any("points outside the folder" in message for _, message in _problems(copied))
 
 
-def test_a_member_that_stands_twice_or_is_a_link_is_found(copied: Path) -> None:
+def test_a_member_that_is_stored_twice_or_is_a_link_is_found(copied: Path) -> None:
     key = _marker(copied, 0).samples[0].key
     _append(copied, 0, tarfile.TarInfo(f"{key}.json"), b"{}")
     link = tarfile.TarInfo(f"{key}.cls")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     _append(copied, 0, link)
-    found = {problem.found for problem in _problems(copied)}
-    assert f"{key}.json: there 2 times" in found
-    assert f"{key}.cls: not a regular file" in found
+    messages = {problem.message for problem in _problems(copied)}
+    assert f"{key}.json: stored 2 times" in messages
+    assert f"{key}.cls: not a regular file" in messages
 
 
-def test_frames_that_dont_decode_as_stated_are_found(copied: Path) -> None:
+def test_another_number_of_frames_than_stated_is_found(copied: Path) -> None:
     marker = _marker(copied, 0)
     first = marker.samples[0]
     member = first.members[0]
@@ -282,8 +282,8 @@ def test_frames_that_dont_decode_as_stated_are_found(copied: Path) -> None:
         phase = msgspec.structs.replace(member.phase, frames=frames)
         entry = msgspec.structs.replace(first, members=(msgspec.structs.replace(member, phase=phase),))
         _change(copied, marker_name(0), ShardMarker, samples=(entry, *marker.samples[1:]))
-        found = check_shard(ShardTask(copied, 0, None, None, None, None)).problems
-        assert any(f"{first.key}.mp4: {word}" in problem.found for problem in found)
+        problems = check_shard(ShardTask(copied, 0, None, None, None, None)).problems
+        assert any(f"{first.key}.mp4: {word}" in problem.message for problem in problems)
 
 
 def _relabel(marker: ShardMarker) -> ShardMarker:
@@ -296,14 +296,14 @@ def _drop(marker: ShardMarker) -> ShardMarker:
 
 
 @pytest.mark.parametrize(
-    ("change", "said_by"), [(_relabel, {tar_name(0), SAMPLES}), (_drop, {tar_name(0), SAMPLES, marker_name(0)})]
+    ("change", "found_by"), [(_relabel, {tar_name(0), SAMPLES}), (_drop, {tar_name(0), SAMPLES, marker_name(0)})]
 )
-def test_a_marker_that_was_changed_and_signed_again_is_found_by_the_other_files(
-    copied: Path, change: Callable[[ShardMarker], ShardMarker], said_by: set[str]
+def test_a_changed_marker_with_correct_checksums_is_found_by_the_other_files(
+    copied: Path, change: Callable[[ShardMarker], ShardMarker], found_by: set[str]
 ) -> None:
     (copied / marker_name(0)).write_bytes(encode_record(change(_marker(copied, 0))))
-    _sign_again(copied, 0)
-    assert said_by <= _files(_problems(copied))
+    _update_checksums(copied, 0)
+    assert found_by <= _files(_problems(copied))
 
 
 def test_nothing_is_unpacked(copied: Path) -> None:
@@ -314,17 +314,17 @@ def test_nothing_is_unpacked(copied: Path) -> None:
     assert not (copied.parent / "outside.txt").exists()
 
 
-def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no index\.json"):
         verify_shards(tmp_path, workers=1)
     with pytest.raises(DataError, match="no such folder"):
         verify_shards(tmp_path / "nothing", workers=1)
 
 
-def test_a_codec_that_nobody_knows_is_a_problem_of_its_sample(copied: Path) -> None:
-    """The four letters of the codec in the sample description: then the library gives no decoder at all."""
+def test_an_unknown_codec_is_a_problem_of_its_sample(copied: Path) -> None:
+    """For an unknown codec name in the sample description the library has no decoder."""
     tar = copied / tar_name(0)
     data = tar.read_bytes()
-    place = data.index(b"avc1", data.index(b"stsd"))
-    tar.write_bytes(data[:place] + b"zzzz" + data[place + 4 :])
-    assert any("no decoder" in problem.found for problem in _problems(copied) if problem.file == tar.name)
+    position = data.index(b"avc1", data.index(b"stsd"))
+    tar.write_bytes(data[:position] + b"zzzz" + data[position + 4 :])
+    assert any("no decoder" in problem.message for problem in _problems(copied) if problem.file == tar.name)

@@ -22,7 +22,7 @@ import av
 
 from vmae_data.audit.audit import AuditSpec, audit_shards
 from vmae_data.audit.duplicates import DuplicateSpec
-from vmae_data.audit.flags import Judged
+from vmae_data.audit.flags import AuditReport
 from vmae_data.build import build_shards
 from vmae_data.demo.videos import write_demo
 from vmae_data.encode.build_spec import BuildSpec
@@ -139,26 +139,25 @@ def encode(ffmpeg: str, clip: Clip, path: Path, plant: Plant) -> None:
 def report(folder: Path, workers: int) -> None:
     names = [str(folder / f"{kind}-shards") for kind in STRIDES]
     spec = AuditSpec(duplicates=DuplicateSpec(mirrored=True))
-    audited = audit_shards(names, spec, workers=workers, style=ProgressStyle.QUIET)
-    print(tables(audited.judged))
+    print(tables(audit_shards(names, spec, workers=workers, style=ProgressStyle.QUIET)))
 
 
-def tables(judged: Judged) -> str:
+def tables(report: AuditReport) -> str:
     """How many of each plant were found, and every false alarm by name."""
-    samples = judged.samples
+    samples = report.samples
     seen: Counter[tuple[str, str]] = Counter()
     found: Counter[tuple[str, str]] = Counter()
     wrong, missed = [], []
     for number, one in enumerate(samples):
         kind, _, name = one.path.partition("/") if one.data_set else ("distinct", "", one.path)
         family = name.partition("/")[0]
-        recorder = judged.duplicates.recorder.get(number)
+        original = report.duplicates.original.get(number)
         seen[kind, family] += 1
-        right = recorder is not None and samples[recorder].path == name
+        right = original is not None and samples[original].path == name
         found[kind, family] += right
-        if recorder is not None and not right:
-            wrong.append(f"{one.path} as {samples[recorder].path} ({judged.duplicates.match[number]})")
-        if one.data_set and recorder is None:
+        if original is not None and not right:
+            wrong.append(f"{one.path} as {samples[original].path} ({report.duplicates.match[number]})")
+        if one.data_set and original is None:
             missed.append(one.path)
     kinds = sorted({kind for kind, _ in seen})
     families = sorted({family for _, family in seen})

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vmae_data.pictures import Row, sheet
+from vmae_data.pictures import SheetRow, sheet
 from vmae_data.read.batches import Request
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import commit_bytes
@@ -88,10 +88,10 @@ def _some(rgb_CTHW: torch.Tensor) -> list[U8]:
     return [_tile(rgb_CTHW[:, t]) for t in (0, 8)]
 
 
-def _crops(batch: Batch) -> list[Row]:
+def _crops(batch: Batch) -> list[SheetRow]:
     whole = planes_to_rgb(batch.planes)[0]
     height, width = batch.planes.size_B2[0].tolist()
-    rows = [Row(_some(whole[..., :height, :width]), "first and middle frame", "A decoded clip")]
+    rows = [SheetRow(_some(whole[..., :height, :width]), "first and middle frame", "A decoded clip")]
     for title, keys in (
         ("crop = multiscale: sides of 1, .875, .75 or .66 of the short side, 13 places", {}),
         ("crop = resized: 8 to 100 % of the area, ratio 3/4 to 4/3", {"crop": "resized", "antialias": False}),
@@ -99,14 +99,16 @@ def _crops(batch: Batch) -> list[Row]:
     ):
         seeds = (1, 2, 3) if "flip" not in keys else FLIP_SEEDS
         tiles = [tile for seed in seeds for tile in _some(_clips(batch, seed, **keys)[0])]
-        rows.append(Row(tiles, "three draws, two frames each", title))
+        rows.append(SheetRow(tiles, "three draws, two frames each", title))
     return rows
 
 
-def _randaugment(batch: Batch) -> list[Row]:
+def _randaugment(batch: Batch) -> list[SheetRow]:
     frames = planes_to_rgb(batch.planes)[:1, :, :1].round().to(torch.uint8)
     height, width = batch.planes.size_B2[0].tolist()
-    rows = [Row([_tile(frames[0, :, 0, :height, :width])], "as decoded", "RandAugment's operations at magnitude 7")]
+    rows = [
+        SheetRow([_tile(frames[0, :, 0, :height, :width])], "as decoded", "RandAugment's operations at magnitude 7")
+    ]
     for first in range(0, len(Op), 3):
         ops = list(Op)[first : first + 3]
         tiles = []
@@ -114,15 +116,15 @@ def _randaugment(batch: Batch) -> list[Row]:
             policy = Policy(np.array([[int(op)]]), np.array([[7.0]]), np.array([[1.0]]))
             found = rand_augment(frames, batch.planes.size_B2[:1], policy, "bicubic")
             tiles.append(_tile(found[0, :, 0, :height, :width].float()))
-        rows.append(Row(tiles, ", ".join(op.name.lower().replace("_", " ") for op in ops)))
+        rows.append(SheetRow(tiles, ", ".join(op.name.lower().replace("_", " ") for op in ops)))
     for seed in (4, 5):
         clips = _clips(batch, seed, crop="center", randaugment=RandAugmentSpec())
         title = "Four operations drawn, each done with chance .5: the same in every frame" if seed == 4 else ""
-        rows.append(Row([*_some(clips[0]), *_some(clips[1])], "two clips, two frames each", title))
+        rows.append(SheetRow([*_some(clips[0]), *_some(clips[1])], "two clips, two frames each", title))
     return rows
 
 
-def _erasing_and_mixing(batch: Batch) -> list[Row]:
+def _erasing_and_mixing(batch: Batch) -> list[SheetRow]:
     augment = Augment(AugmentSpec(size=SIZE, erasing=ErasingSpec(prob=1.0)))
     clips = augment.normalise(_clips(batch, crop="center"))
 
@@ -130,18 +132,18 @@ def _erasing_and_mixing(batch: Batch) -> list[Row]:
         rgb = (normalised - augment.shift_C.view(3, 1, 1, 1)) / augment.scale_C.view(3, 1, 1, 1)
         return [tile for clip in rgb for tile in _some(clip)]
 
-    rows = [Row(shown(clips), "two clips, two frames each", "Before")]
+    rows = [SheetRow(shown(clips), "two clips, two frames each", "Before")]
     erased = augment.erase(clips.clone(), _draws(batch, 2))
-    rows.append(Row(shown(erased), "other noise in each frame", "Random erasing: one box a clip"))
+    rows.append(SheetRow(shown(erased), "other noise in each frame", "Random erasing: one box a clip"))
     for name, keys, seed in (("Mixup", {"mixup": 0.8}, 6), ("CutMix", {"cutmix": 1.0}, 4)):
         shares = draw_shares(MixupSpec(**keys, mix_group=2), _draws(batch, seed), repeats=1, size=SIZE)
         mixed = mixup_clips(clips, torch.ones(2), shares, group=2)
         share = float(mixed.share_B[0])
-        rows.append(Row(shown(mixed.clips), f"share {share:.2f}, labels as well", f"{name}: one share a group"))
+        rows.append(SheetRow(shown(mixed.clips), f"share {share:.2f}, labels as well", f"{name}: one share a group"))
     return rows
 
 
-def _masks(batch: Batch) -> list[Row]:
+def _masks(batch: Batch) -> list[SheetRow]:
     clip = _clips(batch, crop="center")[0]
     rng = ClipRng.of(_draws(batch, 3).host.chosen(np.array([0])), "cpu")
     rows = []
@@ -162,7 +164,7 @@ def _masks(batch: Batch) -> list[Row]:
             kept = places[s].repeat_interleave(16, 0).repeat_interleave(16, 1)
             grey = 128 * (kept < 1)
             tiles.append(_tile(clip[:, 2 * s] * (kept == 1) + grey * kept))
-        rows.append(Row(tiles, label, f"{title}: eight slices of two frames"))
+        rows.append(SheetRow(tiles, label, f"{title}: eight slices of two frames"))
     return rows
 
 

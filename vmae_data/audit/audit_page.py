@@ -1,4 +1,4 @@
-"""The page of an audit: leaks first, then duplicates side by side, then the worst of each kind, as frames."""
+"""An audit's report → an HTML page: leaks first, then duplicates side by side, then the worst samples of each flag."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from vmae_data import html as page
 from vmae_data.audit.duplicates import Match
-from vmae_data.audit.flags import FLAGS, AuditSpec, Flag, Judged, Row
-from vmae_data.audit.measure_samples import Looked
+from vmae_data.audit.flags import FLAGS, AuditReport, AuditSpec, Flag, Row
+from vmae_data.audit.measure_samples import MeasuredSample
 from vmae_data.errors import SampleError
 from vmae_data.histogram import histogram
-from vmae_data.html import Charts, Fact, Facts, Figure, Gallery, Note, Pair, Pairs, Part, Section, Table, Tile
-from vmae_data.pictures import Picture, film
-from vmae_data.read.dataset import Shards
+from vmae_data.html import Charts, Fact, Facts, Figure, Gallery, Note, Pairs, Part, Section, Table, Tile, write_page
+from vmae_data.pictures import Picture, frame_pictures
 from vmae_data.read.fetch import Fetcher
 from vmae_data.storage import StoragePath
 
@@ -29,105 +27,101 @@ _TITLES: dict[Flag, str] = {
     "static": "Static: nothing moves",
     "near-static": "Near static: hardly anything moves",
     "black": "Black",
-    "frozen": "Frozen: stands still for a part of the time",
+    "frozen": "Frozen: still for part of the time",
     "blurred": "Blurred",
     "many-cuts": "Many cuts",
 }
+_Pictures = Callable[[MeasuredSample, Sequence[int]], tuple[Picture, ...]]
 
 
-def write_audit_page(data_sets: Sequence[Shards], judged: Judged, spec: AuditSpec, html: StoragePath) -> None:
-    """Write the page. Raises DataError where a shard is gone."""
-    pictures = _Pictures(data_sets)
+def write_audit_page(report: AuditReport, spec: AuditSpec, path: StoragePath) -> None:
+    """Write the page. Raises DataError if a shard is missing."""
+    fetchers = [Fetcher(shards) for shards in report.data_sets]
+
+    def pictures(sample: MeasuredSample, frames: Sequence[int]) -> tuple[Picture, ...]:
+        shards, number = report.data_sets[sample.data_set], sample.number
+        bt709, full_range = bool(shards.is_bt709_N[number]), bool(shards.full_range_N[number])
+        try:
+            data = fetchers[sample.data_set].fetch(number)
+            return frame_pictures(data, sorted(set(frames)), sample.key, is_bt709=bt709, full_range=full_range)
+        except SampleError:  # the audit could read it: the disk changed since, and the texts are still true
+            return ()
+
     try:
+        leaks = tuple(_pairs(report, "leak", pictures)) if len(report.data_sets) > 1 else ()
         sections = [
-            Section("At a glance", tuple(_glance(judged))),
-            Section("Leaks across data sets", tuple(_pairs(judged, "leak", pictures)) if len(data_sets) > 1 else ()),
-            Section("Duplicates within a data set", tuple(_pairs(judged, "duplicate", pictures))),
-            *(Section(title, tuple(_worst(judged, flag, pictures))) for flag, title in _TITLES.items()),
-            Section("Can't be read", tuple(_unreadable(judged))),
-            Section("Distributions", (Charts(tuple(_charts(judged))),)),
+            Section("Overview", tuple(_overview(report))),
+            Section("Leaks between data sets", leaks),
+            Section("Duplicates within a data set", tuple(_pairs(report, "duplicate", pictures))),
+            *(Section(title, tuple(_worst(report, flag, pictures))) for flag, title in _TITLES.items()),
+            Section("Unreadable samples", tuple(_unreadable(report))),
+            Section("Distributions", (Charts(tuple(_charts(report))),)),
             Section("Thresholds", (_thresholds(spec),)),
         ]
     finally:
-        pictures.close()
-    names = ", ".join(dict.fromkeys(row.data_set for row in judged.rows))
-    page.write_page(html, "Audit", sections, f"{len(judged.rows)} samples of {names}")
-
-
-class _Pictures:
-    """Frames of samples, as small pictures."""
-
-    def __init__(self, data_sets: Sequence[Shards]) -> None:
-        self.data_sets = data_sets
-        self.fetchers = [Fetcher(one) for one in data_sets]
-
-    def film(self, one: Looked, frames: Sequence[int]) -> tuple[Picture, ...]:
-        shards = self.data_sets[one.data_set]
-        bt709, full_range = bool(shards.is_bt709_N[one.number]), bool(shards.full_range_N[one.number])
-        try:
-            data = self.fetchers[one.data_set].fetch(one.number)
-            return film(data, sorted(set(frames)), one.key, is_bt709=bt709, full_range=full_range)
-        except SampleError:  # it was read before: the disk changed under us, and the words below stay true
-            return ()
-
-    def close(self) -> None:
-        for fetcher in self.fetchers:
+        for fetcher in fetchers:
             fetcher.close()
+    names = ", ".join(dict.fromkeys(row.data_set for row in report.rows))
+    write_page(path, "Audit", sections, f"{len(report.rows)} samples of {names}")
 
 
-def _glance(judged: Judged) -> Iterator[Part]:
-    counts = judged.counts()
-    seconds = sum(row.seconds or 0 for row in judged.rows)
-    excluded = sum(row.exclude for row in judged.rows)
-    facts = [Fact("samples", str(len(judged.rows)), f"{seconds / 3600:.3g} h")]
+def _overview(report: AuditReport) -> Iterator[Part]:
+    counts = report.counts()
+    seconds = sum(row.seconds or 0 for row in report.rows)
+    excluded = sum(row.exclude for row in report.rows)
+    facts = [Fact("samples", str(len(report.rows)), f"{seconds / 3600:.3g} h")]
     facts += [Fact(flag, str(counts[flag])) for flag in FLAGS]
-    facts.append(Fact("to exclude", str(excluded), f"{100 * excluded / max(1, len(judged.rows)):.3g} % of the samples"))
+    facts.append(Fact("to exclude", str(excluded), f"{100 * excluded / max(1, len(report.rows)):.3g} % of the samples"))
     yield Facts(tuple(facts))
     if counts["leak"]:
         yield Note(
-            f"{counts['leak']} samples are copies of samples of another data set: scores on one after training on the other"
-            " are too high.",
+            f"{counts['leak']} samples are copies of samples of another data set. A model that was trained on one data set"
+            " scores too high on the other.",
             warning=True,
         )
     if counts["unreadable"]:
         yield Note(f"{counts['unreadable']} samples can't be read; verify the shards.", warning=True)
 
 
-def _pairs(judged: Judged, flag: Flag, pictures: _Pictures) -> Iterator[Part]:
-    """Least alike first: where the audit errs, it errs there."""
-    found = [n for n, row in enumerate(judged.rows) if row.has(flag)]
-    if not found:
+def _pairs(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Part]:
+    """The least similar first: false alarms are among them."""
+    copies = [number for number, row in enumerate(report.rows) if row.has(flag)]
+    if not copies:
         yield Note("None.")
         return
-    found.sort(key=lambda n: (-judged.duplicates.match[n].distance, n))
-    shown = found[:PAIRS_SHOWN]
-    some = f" The {len(shown)} least alike of them:" if len(found) > len(shown) else ""
-    yield Note(f"{len(found)}, the least alike first; the copy on the right is the one to exclude.{some}")
-    yield Pairs(tuple(_pair(judged, number, pictures) for number in shown))
+    copies.sort(key=lambda number: (-report.duplicates.match[number].distance, number))
+    shown = copies[:PAIRS_SHOWN]
+    first = f"the first {len(shown)} of {len(copies)} pairs" if len(copies) > len(shown) else f"pairs: {len(copies)}"
+    yield Note(f"Least similar first; {first}. Left: the original. Right: the copy, which is the one to exclude.")
+    yield Pairs(tuple(_pair(report, number, pictures) for number in shown))
 
 
-def _pair(judged: Judged, number: int, pictures: _Pictures) -> Pair:
-    other, match = judged.duplicates.recorder[number], judged.duplicates.match[number]
-    left, right = judged.samples[other], judged.samples[number]
-    assert left.seen is not None and right.seen is not None
-    start = max(left.seen.started_at, right.seen.started_at - match.offset)
-    stop = min(left.seen.started_at + left.seen.seconds, right.seen.started_at + right.seen.seconds - match.offset)
+def _pair(report: AuditReport, copy: int, pictures: _Pictures) -> tuple[Tile, Tile]:
+    """Frames of both at the same moments."""
+    original, match = report.duplicates.original[copy], report.duplicates.match[copy]
+    left, right = report.samples[original], report.samples[copy]
+    assert left.measures is not None and right.measures is not None
+    start = max(left.measures.started_at, right.measures.started_at - match.offset)
+    stop = min(
+        left.measures.started_at + left.measures.seconds,
+        right.measures.started_at + right.measures.seconds - match.offset,
+    )
     times = [start + (stop - start) * (n + 0.5) / FRAMES_SHOWN for n in range(FRAMES_SHOWN)]
-    return Pair(
-        _tile(judged.rows[other], pictures.film(left, [_frame_at(left, time) for time in times])),
-        _tile(judged.rows[number], pictures.film(right, [_frame_at(right, time + match.offset) for time in times])),
-        _match_words(match, same=left.sha256 == right.sha256),
+    match_words = _match_words(match, same_bytes=left.sha256 == right.sha256)
+    return (
+        _tile(report.rows[original], pictures(left, [_frame_at(left, time) for time in times])),
+        _tile(report.rows[copy], pictures(right, [_frame_at(right, t + match.offset) for t in times]), match_words),
     )
 
 
-def _frame_at(one: Looked, time: float) -> int:
-    assert one.seen is not None
-    share = (time - one.seen.started_at) / max(one.seen.seconds, 1e-9)
-    return min(max(int(share * one.frames), 0), one.frames - 1)
+def _frame_at(sample: MeasuredSample, time: float) -> int:
+    assert sample.measures is not None
+    share = (time - sample.measures.started_at) / max(sample.measures.seconds, 1e-9)
+    return min(max(int(share * sample.frames), 0), sample.frames - 1)
 
 
-def _match_words(match: Match, *, same: bool) -> str:
-    if same:
+def _match_words(match: Match, *, same_bytes: bool) -> str:
+    if same_bytes:
         return "The same bytes."
     shift = f", shifted by {match.offset:+.2f} s" if match.offset else ""
     return f"{match.distance:.1f} of 64 bits differ{shift}{', mirrored' if match.mirrored else ''}."
@@ -138,19 +132,19 @@ def _tile(row: Row, pictures: tuple[Picture, ...], *lines: str) -> Tile:
     return Tile(pictures, row.path or row.key, (f"{row.data_set}: {label}{row.seconds or 0:.1f} s", *lines))
 
 
-def _worst(judged: Judged, flag: Flag, pictures: _Pictures) -> Iterator[Part]:
-    found = [n for n, row in enumerate(judged.rows) if row.has(flag)]
-    if not found:
+def _worst(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Part]:
+    flagged = [number for number, row in enumerate(report.rows) if row.has(flag)]
+    if not flagged:
         return
-    found.sort(key=lambda n: (_SEVERITY[flag](judged.rows[n]), n))
-    shown = found[:WORST_SHOWN]
-    more = f", the worst {len(shown)} of them" if len(found) > len(shown) else ""
-    yield Note(f"{len(found)} {'sample' if len(found) == 1 else 'samples'}{more}.")
+    flagged.sort(key=lambda number: (_SEVERITY[flag](report.rows[number]), number))
+    shown = flagged[:WORST_SHOWN]
+    more = f"; the worst {len(shown)} are shown" if len(flagged) > len(shown) else ""
+    yield Note(f"{len(flagged)} {'sample' if len(flagged) == 1 else 'samples'}{more}.")
     tiles = []
     for number in shown:
-        one, row = judged.samples[number], judged.rows[number]
-        frames = [(2 * n + 1) * one.frames // (2 * FRAMES_SHOWN) for n in range(FRAMES_SHOWN)]
-        tiles.append(_tile(row, pictures.film(one, frames), _measures_words(row)))
+        sample, row = report.samples[number], report.rows[number]
+        frames = [(2 * n + 1) * sample.frames // (2 * FRAMES_SHOWN) for n in range(FRAMES_SHOWN)]
+        tiles.append(_tile(row, pictures(sample, frames), _measures_words(row)))
     yield Gallery(tuple(tiles))
 
 
@@ -166,21 +160,21 @@ _SEVERITY: dict[Flag, Callable[[Row], float]] = {
 
 def _measures_words(row: Row) -> str:
     shares = f"black {100 * (row.black or 0):.0f} %, frozen {100 * (row.frozen or 0):.0f} %"
-    sharp = "" if row.sharpness is None else f", sharpness {row.sharpness:.2f}"
+    sharpness = "" if row.sharpness is None else f", sharpness {row.sharpness:.2f}"
     cuts = f", {row.cuts} {'cut' if row.cuts == 1 else 'cuts'}" if row.cuts else ""
-    return f"motion {row.motion or 0:.3g}, {shares}{sharp}{cuts}"
+    return f"motion {row.motion or 0:.3g}, {shares}{sharpness}{cuts}"
 
 
-def _unreadable(judged: Judged) -> Iterator[Part]:
-    rows = [(row.data_set, row.key, row.error) for row in judged.rows if row.error is not None]
+def _unreadable(report: AuditReport) -> Iterator[Part]:
+    rows = [(row.data_set, row.key, row.error) for row in report.rows if row.error is not None]
     if rows:
-        yield Table(("data set", "sample", "what was found"), tuple(rows[:UNREADABLE_SHOWN]))
+        yield Table(("data set", "sample", "error"), tuple(rows[:UNREADABLE_SHOWN]))
         if len(rows) > UNREADABLE_SHOWN:
             yield Note(f"And {len(rows) - UNREADABLE_SHOWN} more.")
 
 
-def _charts(judged: Judged) -> Iterator[Figure]:
-    rows = [row for row in judged.rows if row.seconds is not None]
+def _charts(report: AuditReport) -> Iterator[Figure]:
+    rows = [row for row in report.rows if row.seconds is not None]
     if not rows:
         return
     yield histogram([row.motion or 0 for row in rows], "Motion", "grey levels in ¼ s")
@@ -193,8 +187,8 @@ def _charts(judged: Judged) -> Iterator[Figure]:
 
 def _thresholds(spec: AuditSpec) -> Table:
     values = msgspec.to_builtins(spec)
-    inner = values.pop("duplicates")
+    duplicates = values.pop("duplicates")
     rows = [
         (name, ", ".join(value) if isinstance(value, list | tuple) else str(value)) for name, value in values.items()
     ]
-    return Table(("key", "value"), (*rows, *((f"duplicates.{name}", str(value)) for name, value in inner.items())))
+    return Table(("key", "value"), (*rows, *((f"duplicates.{name}", str(value)) for name, value in duplicates.items())))

@@ -1,4 +1,4 @@
-"""Measures and duplicates → a row a sample: what is odd about it, and whether to leave it out."""
+"""Measures and duplicates → one row per sample: its flags, and whether to exclude it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from vmae_data.audit.duplicates import Duplicates, DuplicateSpec, find_duplicates
-from vmae_data.audit.measure_samples import Looked
+from vmae_data.audit.measure_samples import MeasuredSample
+from vmae_data.audit.measures import Measures
+from vmae_data.read.dataset import Shards
 
-__all__ = ["FLAGS", "AuditSpec", "Judged", "Row", "judge"]
+__all__ = ["FLAGS", "AuditReport", "AuditSpec", "Flag", "Row", "flag_samples"]
 
 Flag = Literal["unreadable", "leak", "duplicate", "static", "near-static", "black", "frozen", "blurred", "many-cuts"]
 FLAGS: tuple[Flag, ...] = Flag.__args__  # type: ignore[attr-defined]
@@ -20,12 +22,12 @@ FLAGS: tuple[Flag, ...] = Flag.__args__  # type: ignore[attr-defined]
 class AuditSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The thresholds: `--set key=value`. Shares are 0 to 1."""
 
-    static: float = 0.005  # of the picture may ever change, to be called static
-    near_static: float = 0.5  # grey levels a quarter of a second, on average
-    black: float = 0.8  # of the frames
-    frozen: float = 0.25  # of the time
-    blurred: float = 0.14  # sharpness below it
-    cuts: float = 0.5  # a second, and at least two
+    static: float = 0.005  # at most this share of the picture ever changes
+    near_static: float = 0.5  # motion below this, in grey levels per quarter of a second
+    black: float = 0.8  # at least this share of the frames
+    frozen: float = 0.25  # at least this share of the time
+    blurred: float = 0.14  # sharpness below this
+    cuts: float = 0.5  # more cuts per second than this, and at least two
     duplicates: DuplicateSpec = DuplicateSpec()
     exclude: tuple[Flag, ...] = ("leak", "duplicate", "static", "black")
 
@@ -36,12 +38,12 @@ class AuditSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Row(NamedTuple):
-    """One sample as it is written: the columns of the Parquet or CSV file."""
+    """One sample: the columns of the Parquet or CSV file."""
 
     data_set: str
     listing: str  # the data set's id
     key: str
-    path: str | None  # of the source, as in KEY.json; None where that can't be read
+    path: str | None  # of the source, as in KEY.json; None if that can't be read
     segment: int | None
     label: str | None
     split: str | None
@@ -55,8 +57,8 @@ class Row(NamedTuple):
     sharpness: float | None
     flags: str
     duplicate_of: str | None  # a key of the same data set
-    leak_of: str | None  # a data set named before, a colon, a key
-    distance: float | None  # mean bits of 64 between it and what it repeats
+    leak_of: str | None  # DATA_SET:KEY, in a data set that was named earlier
+    distance: float | None  # mean bits of 64 that differ from the sample that it copies
     mirrored: bool | None
     exclude: bool
     error: str | None
@@ -65,82 +67,76 @@ class Row(NamedTuple):
         return flag in self.flags.split(",")
 
 
-class Judged(NamedTuple):
-    """All samples by data set and key, their rows, and who repeats whom (places in `rows`)."""
+class AuditReport(NamedTuple):
+    """The opened data sets; all samples by data set and key, with their rows; and which are copies (positions)."""
 
-    samples: tuple[Looked, ...]
+    data_sets: tuple[Shards, ...]
+    samples: tuple[MeasuredSample, ...]
     rows: tuple[Row, ...]
     duplicates: Duplicates
 
     def counts(self) -> dict[str, int]:
-        """How many samples carry a flag."""
+        """How many samples have each flag."""
         counted = Counter(flag for row in self.rows for flag in row.flags.split(",") if flag)
         return {flag: counted[flag] for flag in FLAGS}
 
 
-class DataSet(NamedTuple):
-    """A data set as the rows name it."""
-
-    name: str
-    listing: str
-
-
-def judge(looked: Sequence[Looked], data_sets: Sequence[DataSet], spec: AuditSpec) -> Judged:
-    """In a stable order (data sets as they were named, keys), so that it is always the same copy that stays."""
-    samples = tuple(sorted(looked, key=lambda one: (one.data_set, one.key)))
-    whole = [number for number, one in enumerate(samples) if one.seen is not None]
+def flag_samples(measured: Sequence[MeasuredSample], data_sets: tuple[Shards, ...], spec: AuditSpec) -> AuditReport:
+    """Find duplicates and set flags. Samples are sorted by data set and key, so that the same copy always stays."""
+    samples = tuple(sorted(measured, key=lambda sample: (sample.data_set, sample.key)))
+    readable = [number for number, sample in enumerate(samples) if sample.fingerprint is not None]
     found = find_duplicates(
-        [one.seen.prints for one in samples if one.seen is not None],
-        [samples[number].sha256 for number in whole],
-        [(samples[number].data_set, samples[number].path) for number in whole],
+        [sample.fingerprint for sample in samples if sample.fingerprint is not None],
+        [samples[number].sha256 for number in readable],
+        [(samples[number].data_set, samples[number].path) for number in readable],
         spec.duplicates,
     )
     duplicates = Duplicates(
-        {whole[number]: whole[other] for number, other in found.recorder.items()},
-        {whole[number]: match for number, match in found.match.items()},
-        found.nominated,
+        {readable[copy]: readable[original] for copy, original in found.original.items()},
+        {readable[copy]: match for copy, match in found.match.items()},
+        found.num_candidates,
     )
     rows = tuple(_row(number, samples, data_sets, duplicates, spec) for number in range(len(samples)))
-    return Judged(samples, rows, duplicates)
+    return AuditReport(data_sets, samples, rows, duplicates)
 
 
 def _row(
-    number: int, samples: Sequence[Looked], data_sets: Sequence[DataSet], duplicates: Duplicates, spec: AuditSpec
+    number: int,
+    samples: Sequence[MeasuredSample],
+    data_sets: Sequence[Shards],
+    duplicates: Duplicates,
+    spec: AuditSpec,
 ) -> Row:
-    one, seen = samples[number], samples[number].seen
-    recorder = samples[duplicates.recorder[number]] if number in duplicates.recorder else None
+    sample, measures = samples[number], samples[number].measures
+    original = samples[duplicates.original[number]] if number in duplicates.original else None
     match = duplicates.match.get(number)
-    leak = recorder is not None and recorder.data_set != one.data_set
-    flags = ["unreadable"] if seen is None else list(_measured_flags(one, spec))
-    if recorder is not None:
-        flags.append("leak" if leak else "duplicate")
-    measured: dict[str, Any] = dict.fromkeys(("motion", "moved", "black", "frozen", "cuts", "sharpness"))
-    if seen is not None:
-        measured = {name: _rounded(value) for name, value in seen.measures._asdict().items()}
+    is_leak = original is not None and original.data_set != sample.data_set
+    flags = ["unreadable"] if measures is None else list(_measured_flags(measures, spec))
+    if original is not None:
+        flags.append("leak" if is_leak else "duplicate")
+    columns = ("seconds", "motion", "moved", "black", "frozen", "cuts", "sharpness")
+    values: dict[str, Any] = {name: _rounded(getattr(measures, name)) if measures else None for name in columns}
     return Row(
-        data_set=data_sets[one.data_set].name,
-        listing=data_sets[one.data_set].listing,
-        key=one.key,
-        path=one.path,
-        segment=one.segment,
-        label=one.label,
-        split=one.split,
-        seconds=_rounded(seen.seconds) if seen else None,
-        frames=one.frames,
-        **measured,
+        data_set=data_sets[sample.data_set].url,
+        listing=data_sets[sample.data_set].index.id,
+        key=sample.key,
+        path=sample.path,
+        segment=sample.segment,
+        label=sample.label,
+        split=sample.split,
+        frames=sample.frames,
+        **values,
         flags=",".join(flag for flag in FLAGS if flag in flags),
-        duplicate_of=recorder.key if recorder and not leak else None,
-        leak_of=f"{data_sets[recorder.data_set].name}:{recorder.key}" if recorder and leak else None,
+        duplicate_of=original.key if original and not is_leak else None,
+        leak_of=f"{data_sets[original.data_set].url}:{original.key}" if original and is_leak else None,
         distance=_rounded(match.distance) if match else None,
         mirrored=match.mirrored if match else None,
         exclude=any(flag in spec.exclude for flag in flags),
-        error=one.error,
+        error=sample.error,
     )
 
 
-def _measured_flags(one: Looked, spec: AuditSpec) -> Iterator[Flag]:
-    assert one.seen is not None
-    measures = one.seen.measures
+def _measured_flags(measures: Measures, spec: AuditSpec) -> Iterator[Flag]:
     if measures.moved <= spec.static:
         yield "static"
     elif measures.motion < spec.near_static:
@@ -151,10 +147,10 @@ def _measured_flags(one: Looked, spec: AuditSpec) -> Iterator[Flag]:
         yield "frozen"
     if measures.sharpness is not None and measures.sharpness < spec.blurred:
         yield "blurred"
-    if measures.cuts >= 2 and measures.cuts > spec.cuts * one.seen.seconds:
+    if measures.cuts >= 2 and measures.cuts > spec.cuts * measures.seconds:
         yield "many-cuts"
 
 
 def _rounded(value: float | None) -> float | None:
-    """Four digits after the point: more would say what the measure doesn't hold."""
+    """Four digits after the point: the measures are no more exact."""
     return round(value, 4) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""One pass over samples in a worker process: verified bytes → decoded frames → measures and hashes."""
+"""Samples, in a worker process → their measures and fingerprints: verified bytes are decoded once."""
 
 from __future__ import annotations
 
@@ -18,38 +18,30 @@ from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher
 from vmae_data.storage import read_bytes, read_range
 
-__all__ = ["Look", "Looked", "Seen", "batches"]
+__all__ = ["MeasuredSample", "SampleMeasurer", "sample_batches"]
 
-SHARPNESS_SECONDS = 0.5  # sharpness is measured on a frame that often
-
-
-class Seen(NamedTuple):
-    """What a sample's frames gave."""
-
-    started_at: float  # s in the source
-    seconds: float
-    measures: Measures
-    prints: Fingerprint
+SHARPNESS_SECONDS = 0.5  # sharpness is measured on one frame per this time
 
 
-class Looked(NamedTuple):
-    """One sample, looked at. `seen` None: it can't be read, and `error` says why."""
+class MeasuredSample(NamedTuple):
+    """One sample. `measures` and `fingerprint` are None if it can't be read; `error` is the reason."""
 
-    data_set: int  # its place among the data sets
+    data_set: int  # its position among the data sets
     number: int  # in its data set
     key: str
-    path: str | None  # None where KEY.json is what can't be read
+    path: str | None  # None if KEY.json can't be read
     segment: int | None
     label: str | None
     split: str | None
     frames: int
     sha256: bytes
-    seen: Seen | None
+    measures: Measures | None
+    fingerprint: Fingerprint | None
     error: str | None
 
 
-class Look:
-    """Looks at samples of some data sets. Each worker makes its own, and it opens a data set when it first needs it."""
+class SampleMeasurer:
+    """Measures samples of some data sets in a worker, which opens each data set when it first needs it."""
 
     def __init__(self, folders: tuple[str, ...]) -> None:
         self.folders = folders
@@ -57,28 +49,26 @@ class Look:
         self._fetchers: dict[int, Fetcher] = {}
         self._marker: tuple[int, int, dict[str, SampleEntry]] = (-1, -1, {})
 
-    def __call__(self, data_set: int, numbers: tuple[int, ...]) -> tuple[Looked, ...]:
-        """Look at these samples. Raises DataError where a shard or its marker is gone."""
-        return tuple(self._look(data_set, number) for number in numbers)
+    def __call__(self, data_set: int, numbers: tuple[int, ...]) -> tuple[MeasuredSample, ...]:
+        """Measure these samples. Raises DataError if a shard or its marker is missing."""
+        return tuple(self._measure(data_set, number) for number in numbers)
 
-    def _open(self, data_set: int) -> Shards:
+    def _measure(self, data_set: int, number: int) -> MeasuredSample:
         if data_set not in self._shards:
             self._shards[data_set] = Shards.open(self.folders[data_set])
             self._fetchers[data_set] = Fetcher(self._shards[data_set])
-        return self._shards[data_set]
-
-    def _look(self, data_set: int, number: int) -> Looked:
-        shards = self._open(data_set)
+        shards = self._shards[data_set]
         entry = self._entry(data_set, number)
-        facts, seen, words = None, None, None
+        facts, measures, prints, error = None, None, None, None
         try:
             facts = _read_facts(shards, number, entry)
             data = self._fetchers[data_set].fetch(number)
-            seen = _see(data, entry.members[0], entry.key, full_range=bool(shards.full_range_N[number]))
-        except SampleError as error:
-            words = error.detail
+            full_range = bool(shards.full_range_N[number])
+            measures, prints = _measure_frames(data, entry.members[0], entry.key, full_range=full_range)
+        except SampleError as caught:
+            error = caught.detail
         label = shards.label(number)
-        return Looked(
+        return MeasuredSample(
             data_set=data_set,
             number=number,
             key=entry.key,
@@ -88,12 +78,13 @@ class Look:
             split=facts.split if facts else shards.index.split,
             frames=entry.members[0].phase.frames,
             sha256=shards.place(number).sha256,
-            seen=seen,
-            error=words,
+            measures=measures,
+            fingerprint=prints,
+            error=error,
         )
 
     def _entry(self, data_set: int, number: int) -> SampleEntry:
-        """The sample in its shard's marker; the last marker is kept, for a shard's samples come one after the other."""
+        """The sample in its shard's marker. The last marker is kept: the samples of a shard come one after the other."""
         shards = self._shards[data_set]
         shard, key = shards.place(number).shard, shards.key(number)
         if self._marker[:2] != (data_set, shard):
@@ -107,11 +98,11 @@ class Look:
 
 
 def _read_facts(shards: Shards, number: int, entry: SampleEntry) -> SampleFacts:
-    """The sample's KEY.json. Raises SampleError where it is damaged, DataError where the shard is gone."""
+    """The sample's KEY.json. Raises SampleError if it is damaged, DataError if the shard is missing."""
     path = shards.shard_path(shards.place(number).shard)
     data = read_range(path, entry.facts.offset, entry.facts.size)
     if hashlib.sha256(data).hexdigest() != entry.facts.sha256:
-        raise SampleError(entry.key, f"the sum of {entry.key}.json in {path.name} is wrong; verify the shards")
+        raise SampleError(entry.key, f"checksum of {entry.key}.json in {path.name} is wrong; verify the shards")
     try:
         return decode_record(data, SampleFacts, f"{path.name}: {entry.key}.json")
     except NewerFormatError:
@@ -120,28 +111,24 @@ def _read_facts(shards: Shards, number: int, entry: SampleEntry) -> SampleFacts:
         raise SampleError(entry.key, str(error)) from error
 
 
-def _see(data: bytes, member: MemberEntry, key: str, *, full_range: bool) -> Seen:
-    """Decode every kept frame once. Raises SampleError where one doesn't come, or the times are not of so many frames."""
-    time_T = _times(member, key)
+def _measure_frames(data: bytes, member: MemberEntry, key: str, *, full_range: bool) -> tuple[Measures, Fingerprint]:
+    """Decode every kept frame once. Raises SampleError if one does not decode, or if the stored times don't fit."""
+    time_T = _frame_times(member, key)
     levels = grey_levels(full_range)
     small, sharpness = [], []
-    next_sharp = -np.inf
+    next_sharpness = -np.inf
     for frame, time in zip(decode_frames(data, range(len(time_T)), key), time_T.tolist(), strict=True):
         small.append(shrink(frame.y, levels))
-        if time >= next_sharp:
-            next_sharp = time + SHARPNESS_SECONDS
+        if time >= next_sharpness:
+            next_sharpness = time + SHARPNESS_SECONDS
             sharpness.append(sharpness_of(frame.y, levels))
     grey_THW = np.stack(small)
-    return Seen(
-        started_at=float(time_T[0]),
-        seconds=_seconds(time_T),
-        measures=measure(time_T, grey_THW, [value for value in sharpness if value is not None]),
-        prints=fingerprint(time_T, grey_THW),
-    )
+    measures = measure(time_T, grey_THW, [value for value in sharpness if value is not None])
+    return measures, fingerprint(time_T, grey_THW)
 
 
-def _times(member: MemberEntry, key: str) -> NDArray[np.float64]:
-    """When each kept frame is shown in the source, in seconds."""
+def _frame_times(member: MemberEntry, key: str) -> NDArray[np.float64]:
+    """When the source shows each kept frame, in seconds."""
     phase = member.phase
     ticks = expand_series(phase.source_times)
     if len(ticks) != phase.frames or phase.frames < 1 or not (np.diff(ticks) > 0).all():
@@ -149,14 +136,8 @@ def _times(member: MemberEntry, key: str) -> NDArray[np.float64]:
     return np.asarray(ticks * float(phase.source_time_base), dtype=np.float64)
 
 
-def _seconds(time_T: NDArray[np.float64]) -> float:
-    """First to last frame, and the last as long as the others are on average."""
-    steps = len(time_T) - 1
-    return float(time_T[-1] - time_T[0]) * (steps + 1) / steps if steps else 0.0
-
-
-def batches(shards: Shards, most: int) -> Iterator[tuple[int, ...]]:
-    """The samples of a data set, shard by shard, at most so many at a time."""
+def sample_batches(shards: Shards, most: int) -> Iterator[tuple[int, ...]]:
+    """The sample numbers of a data set, shard by shard, at most `most` at a time."""
     start = 0
     for size in shards.shard_sizes:
         for first in range(start, start + size, most):

@@ -38,9 +38,9 @@ def verify(
     report = verify_shards(storage_path(dest), workers=workers or num_cores(), style=progress_style(quiet, as_json))
     for problem in report.problems:
         if as_json:
-            print_json({"file": problem.file, "problem": problem.found})
+            print_json({"file": problem.file, "problem": problem.message})
         else:
-            print(f"{problem.file}: {problem.found}")
+            print(f"{problem.file}: {problem.message}")
     if report.problems:
         raise VmaeError(
             f"{dest}: {counted(len(report.problems), 'problem')} in {counted(report.shards, 'shard')};"
@@ -62,13 +62,14 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show what a data set holds."""
-    from vmae_data.inspect.inspect import inspect_shards, print_table, write_page
+    from vmae_data.inspect.inspect import inspect_shards, print_table
+    from vmae_data.inspect.inspect_page import write_inspect_page
     from vmae_data.storage import writable_path
 
     page = None if html is None else writable_path(html, "--html")
     facts = inspect_shards(dest)
     if page is not None:
-        write_page(facts, page)
+        write_inspect_page(facts, page)
         print(html)
     elif as_json:
         print_json(facts.as_dict())
@@ -112,16 +113,16 @@ def audit(
     if table is not None:
         check_table_name(table)
     folders = [str(storage_path(one)) for one in dest]
-    audited = audit_shards(folders, spec, workers=workers or num_cores(), style=progress_style(quiet, as_json))
+    report = audit_shards(folders, spec, workers=workers or num_cores(), style=progress_style(quiet, as_json))
     if table is not None:
-        write_table(audited.judged.rows, table)
+        write_table(report.rows, table)
     if page is not None:
-        write_audit_page(audited.data_sets, audited.judged, spec, page)
+        write_audit_page(report, spec, page)
     if as_json:
-        for row in audited.judged.rows:
+        for row in report.rows:
             print_json(row._asdict())
     elif not quiet:
-        print_counts(audited.judged)
+        print_counts(report)
         for path in (out, html):
             if path is not None:
                 print(path)

@@ -1,1 +1,1 @@
-"""`vmae-shard inspect`: what a data set holds, as a table and as a page."""
+"""`vmae-shard inspect`: the contents of a data set, as a table and as a page."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from vmae_data.errors import SampleError
 from vmae_data.html import Gallery, Tile
-from vmae_data.pictures import film
+from vmae_data.pictures import frame_pictures
 from vmae_data.read.dataset import Shards
 from vmae_data.read.durations import sample_seconds
 
@@ -37,7 +37,7 @@ def _tile(shards: Shards, number: int) -> Tile:
     sample = shards.sample(number)
     frames = int(shards.frames_NP[number, 0])
     height, width = (int(n) for n in shards.size_N2[number])
-    pictures = film(
+    pictures = frame_pictures(
         sample.data,
         sorted({0, frames // 2, frames - 1}),
         key,

@@ -1,6 +1,6 @@
-"""One shard against its marker, the index and the sample table: every sum, name, fact and frame.
+"""One shard → its problems: marker, tar, rows of the sample table and every member.
 
-Nothing is unpacked to disk. What is wrong is listed, and the check goes on.
+Nothing is unpacked to disk. A problem never ends the check.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import DataError, NewerFormatError, NotThereError
 from vmae_data.format import (
     INDEX,
+    SAMPLES,
     Index,
     ShardListing,
     ShardMarker,
@@ -27,34 +29,31 @@ from vmae_data.format import (
 )
 from vmae_data.html import printable
 from vmae_data.storage import StoragePath, copied, exists, hash_file, read_bytes
-from vmae_data.verify.check_member import REWRITTEN, TableRow, extent_problems, wanted_members, without_name
+from vmae_data.verify.check_member import REWRITTEN, TableRow, expected_members, extent_problems, without_name
 
 __all__ = ["Problem", "ShardReport", "ShardTask", "check_shard"]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: the file, relative to the data set, and what was found in it."""
+    """One thing that is wrong: the file, relative to the data set, and what is wrong with it."""
 
     file: str
-    found: str
+    message: str
 
 
 class ShardTask(NamedTuple):
-    """A shard to check. `listing` None: the index does not know it; `rows` None: the table can't be read.
-
-    `about` None: the index can't be read.
-    """
+    """A shard to check."""
 
     folder: StoragePath
     shard: int
-    about: Index | None  # without its list of shards
-    listing: ShardListing | None
-    rows: tuple[TableRow, ...] | None
+    index_head: Index | None  # the index without its list of shards; None: it can't be read
+    listing: ShardListing | None  # None: the index does not list the shard
+    rows: tuple[TableRow, ...] | None  # None: the table can't be read
     plan: str | None
 
 
 class ShardReport(NamedTuple):
-    """What a shard was found to be. `marker` None where it can't be read; `newer`: for it is of a newer version."""
+    """The marker and all problems. `marker` None: it can't be read; `newer`: a newer version wrote it."""
 
     shard: int
     marker: ShardMarker | None
@@ -63,38 +62,73 @@ class ShardReport(NamedTuple):
 
 
 def check_shard(task: ShardTask) -> ShardReport:
-    """Everything that can be said of one shard. A tar that lies in a store is fetched once, and taken away afterwards.
+    """Check all that belongs to one shard. A remote tar is fetched once and removed afterwards.
 
-    Raises StoreError where its store does not answer: that says nothing of the shard.
+    Raises StoreError if the store does not answer: that is no problem of the shard.
     """
     problems: list[Problem] = []
     try:
-        marker = _check_marker(task, problems)
+        marker = _read_marker(task, problems)
     except NewerFormatError as error:
         name = marker_name(task.shard)
         return ShardReport(task.shard, None, (Problem(name, without_name(error, name)),), newer=True)
     if task.listing is not None or (marker is not None and marker.samples):
-        with ExitStack() as kept:
-            tar = _tar_here(task, kept, problems)
+        with ExitStack() as stack:
+            tar = _local_tar(task, stack, problems)
             if tar is not None:
-                problems += _check_tar_sum(task, marker, tar)
+                problems += _tar_problems(task, marker, tar)
             if marker is not None and task.rows is not None:
-                problems += _check_rows(marker, task.rows)
+                problems += _row_problems(marker, task.rows)
             if marker is not None and tar is not None:
-                problems += _check_members(task, marker, tar)
+                problems += _member_problems(task, marker, tar)
     elif marker is not None and exists(task.folder / tar_name(task.shard)):
-        problems.append(Problem(tar_name(task.shard), "a foreign file: its marker has no samples"))
+        problems.append(Problem(tar_name(task.shard), "an unexpected file: its marker has no samples"))
     return ShardReport(task.shard, marker, tuple(problems))
 
 
-def _tar_here(task: ShardTask, kept: ExitStack, problems: list[Problem]) -> Path | None:
-    """The tar, or a copy of it for as long as `kept` lasts; None and the problem where it can't be had."""
-    name = tar_name(task.shard)
-    place = task.folder / name
-    scratch = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="vmae-verify-")))
+def _read_marker(task: ShardTask, problems: list[Problem]) -> ShardMarker | None:
+    name = marker_name(task.shard)
     try:
-        if not isinstance(place, Path) or place.exists():
-            return kept.enter_context(copied(place, scratch))
+        data = read_bytes(task.folder / name)
+        marker = decode_record(data, ShardMarker, name)
+    except NewerFormatError:
+        raise
+    except DataError as error:
+        problems.append(Problem(name, "missing" if isinstance(error, NotThereError) else without_name(error, name)))
+        return None
+    problems += [Problem(name, message) for message in _marker_problems(task, marker, data)]
+    return marker
+
+
+def _marker_problems(task: ShardTask, marker: ShardMarker, data: bytes) -> Iterator[str]:
+    if task.listing is not None and hashlib.sha256(data).hexdigest() != task.listing.marker_sha256:
+        yield f"checksum differs from {INDEX}"
+    if encode_record(marker) != data:
+        yield REWRITTEN
+    if task.plan is not None and marker.plan != task.plan:
+        yield "belongs to another plan"
+    if marker.shard != task.shard:
+        yield f"states that it is shard {marker.shard}"
+    if marker.tar != (tar_name(task.shard) if marker.samples else ""):
+        yield f"names the tar {printable(marker.tar)!r}"
+    for key, count in Counter(entry.key for entry in marker.samples).items():
+        if count > 1:
+            yield f"lists {printable(key)} {count} times"
+    if task.listing is None:
+        if marker.samples and task.index_head is not None:
+            yield f"has {len(marker.samples)} samples, but {INDEX} does not list the shard"
+    elif task.listing.nsamples != len(marker.samples):
+        yield f"has {len(marker.samples)} samples; {INDEX} states {task.listing.nsamples}"
+
+
+def _local_tar(task: ShardTask, stack: ExitStack, problems: list[Problem]) -> Path | None:
+    """The tar, or a local copy of it that `stack` removes. None, and a problem, if it can't be read."""
+    name = tar_name(task.shard)
+    path = task.folder / name
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmae-verify-")))
+    try:
+        if not isinstance(path, Path) or path.exists():
+            return stack.enter_context(copied(path, scratch))
         problems.append(Problem(name, "missing"))
     except NotThereError:
         problems.append(Problem(name, "missing"))
@@ -103,44 +137,8 @@ def _tar_here(task: ShardTask, kept: ExitStack, problems: list[Problem]) -> Path
     return None
 
 
-def _check_marker(task: ShardTask, problems: list[Problem]) -> ShardMarker | None:
-    name = marker_name(task.shard)
-    try:
-        data = read_bytes(task.folder / name)
-        marker = decode_record(data, ShardMarker, name)
-    except NewerFormatError:
-        raise
-    except DataError as error:
-        missing = isinstance(error, NotThereError)
-        problems.append(Problem(name, "missing" if missing else without_name(error, name)))
-        return None
-    problems += [Problem(name, found) for found in _marker_problems(task, marker, data)]
-    return marker
-
-
-def _marker_problems(task: ShardTask, marker: ShardMarker, data: bytes) -> Iterator[str]:
-    if task.listing is not None and hashlib.sha256(data).hexdigest() != task.listing.marker_sha256:
-        yield "its sum is not the one in index.json"
-    if encode_record(marker) != data:
-        yield REWRITTEN
-    if task.plan is not None and marker.plan != task.plan:
-        yield "belongs to another plan"
-    if marker.shard != task.shard:
-        yield f"says it is shard {marker.shard}"
-    if marker.tar != (tar_name(task.shard) if marker.samples else ""):
-        yield f"names the tar {printable(marker.tar)!r}"
-    for key, count in Counter(entry.key for entry in marker.samples).items():
-        if count > 1:
-            yield f"lists {printable(key)} {count} times"
-    if task.listing is None:
-        if marker.samples and task.about is not None:
-            yield f"has {len(marker.samples)} samples, but index.json does not list the shard"
-    elif task.listing.nsamples != len(marker.samples):
-        yield f"has {len(marker.samples)} samples, index.json says {task.listing.nsamples}"
-
-
-def _check_tar_sum(task: ShardTask, marker: ShardMarker | None, path: Path) -> Iterator[Problem]:
-    """Size and sum as its marker and the index say; where the marker can't be read the index still knows them."""
+def _tar_problems(task: ShardTask, marker: ShardMarker | None, path: Path) -> Iterator[Problem]:
+    """Size and checksum against the marker and the index; the index has them even if the marker can't be read."""
     name = tar_name(task.shard)
     try:
         size, digest = path.stat().st_size, hash_file(path)
@@ -148,85 +146,74 @@ def _check_tar_sum(task: ShardTask, marker: ShardMarker | None, path: Path) -> I
         yield Problem(name, f"can't be read ({printable(str(error))})")
         return
     if marker is not None and task.listing is not None and (size, digest) == (marker.bytes, marker.sha256):
-        # Two of three agree: it is the index that is wrong.
+        # Two of three agree: the index is wrong.
         if (task.listing.filesize, task.listing.sha256) != (size, digest):
-            yield Problem(INDEX, f"says another size or sum of {name} than the file and its marker")
+            yield Problem(INDEX, f"size or checksum of {name} differs from the file and its marker")
         return
     stated = [("its marker", marker.bytes, marker.sha256)] if marker is not None else []
     if task.listing is not None:
         stated.append((INDEX, task.listing.filesize, task.listing.sha256))
-    for who, bytes_stated, sha256 in stated:
-        if size != bytes_stated:
-            yield Problem(name, f"has {size} bytes, {who} says {bytes_stated}")
+    for file, stated_size, sha256 in stated:
+        if size != stated_size:
+            yield Problem(name, f"has {size} bytes; {file} states {stated_size}")
         if digest != sha256:
-            yield Problem(name, f"its sum is not the one in {who}")
+            yield Problem(name, f"checksum differs from {file}")
 
 
-def _check_rows(marker: ShardMarker, rows: tuple[TableRow, ...]) -> Iterator[Problem]:
+def _row_problems(marker: ShardMarker, rows: tuple[TableRow, ...]) -> Iterator[Problem]:
     """The table's rows of a shard are its marker's samples, in the same order."""
-    keys, known = [entry.key for entry in marker.samples], [row.key for row in rows]
-    if keys != known:
-        odd = sorted(set(keys) ^ set(known))[:3]
-        what = f"such as {', '.join(map(printable, odd))}" if odd else "their order differs"
-        yield Problem("samples.arrow", f"has {len(rows)} rows for {marker.tar} with {len(keys)} samples; {what}")
+    keys, row_keys = [entry.key for entry in marker.samples], [row.key for row in rows]
+    if keys != row_keys:
+        odd = sorted(set(keys) ^ set(row_keys))[:3]
+        what = f"only one of them has {', '.join(map(printable, odd))}" if odd else "their order differs"
+        yield Problem(SAMPLES, f"has {len(rows)} rows for {marker.tar} with {len(keys)} samples; {what}")
         return
     for entry, row in zip(marker.samples, rows, strict=True):
-        said = (
+        compared = (
             ("label", row.label, entry.label),
             ("frames", row.frames, tuple(member.phase.frames for member in entry.members)),
             ("offset", row.offset, tuple(member.extent.offset for member in entry.members)),
             ("size", row.size, tuple(member.extent.size for member in entry.members)),
-            ("sum", row.sha256, tuple(bytes.fromhex(member.extent.sha256) for member in entry.members)),
+            ("checksum", row.sha256, tuple(bytes.fromhex(member.extent.sha256) for member in entry.members)),
         )
-        for what, found, wanted in said:
-            if found != wanted:
-                yield Problem("samples.arrow", f"{entry.key}: {what} is not the one in {marker_name(marker.shard)}")
+        for what, value, expected in compared:
+            if value != expected:
+                yield Problem(SAMPLES, f"{entry.key}: {what} differs from {marker_name(marker.shard)}")
 
 
-def _check_members(task: ShardTask, marker: ShardMarker, path: Path) -> Iterator[Problem]:
-    """The tar's members are exactly the marker's, and each is what it should be."""
-    name = tar_name(task.shard)
-    wanted = wanted_members(marker)
+def _member_problems(task: ShardTask, marker: ShardMarker, path: Path) -> Iterator[Problem]:
+    """The tar has exactly the marker's members, each as it should be."""
+    tar_file = tar_name(task.shard)
+    members = expected_members(marker)
     rows = {row.key: row for row in task.rows or ()}
     seen: Counter[str] = Counter()
     try:
         with tarfile.open(path, "r:") as tar:
-            for found in tar:
-                seen[found.name] += 1
-                member = wanted.get(found.name)
-                if member is None or not _is_plain(found):
-                    yield Problem(name, f"{printable(found.name)}: {_oddity(found)}")
-                elif seen[found.name] == 1:
-                    data = _read(tar, found)
-                    if member.extent is not None:
-                        yield from _named(name, found, extent_problems(member.extent, found, data))
-                    yield from _named(name, found, member.problems(data, rows.get(member.entry.key), task.about))
+            for header in tar:
+                seen[header.name] += 1
+                member = members.get(header.name)
+                is_plain = header.isreg() and not header.issparse()
+                if member is None or not is_plain:
+                    yield Problem(tar_file, f"{printable(header.name)}: {_oddity(header.name, is_plain)}")
+                elif seen[header.name] == 1:
+                    file = tar.extractfile(header)
+                    assert file is not None
+                    data = file.read()
+                    of_extent = () if member.extent is None else extent_problems(member.extent, header, data)
+                    for message in chain(of_extent, member.problems(data, rows.get(member.key), task.index_head)):
+                        yield Problem(tar_file, f"{header.name}: {message}")
     except FileNotFoundError:
-        return  # said already, where its sum was to be taken
+        return  # already reported, when its checksum was read
     except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-        yield Problem(name, f"is no whole tar ({printable(str(error))})")
+        yield Problem(tar_file, f"is not a complete tar ({printable(str(error))})")
     except (MemoryError, OverflowError):
-        yield Problem(name, "is no whole tar (a header asks for more memory than there is)")
-    for member_name in wanted:
-        if (count := seen[member_name]) != 1:
-            yield Problem(name, f"{member_name}: {f'there {count} times' if count else 'missing'}")
+        yield Problem(tar_file, "is not a complete tar (a header asks for more memory than this machine has)")
+    for name in members:
+        if (count := seen[name]) != 1:
+            yield Problem(tar_file, f"{name}: {f'stored {count} times' if count else 'missing'}")
 
 
-def _named(name: str, member: tarfile.TarInfo, found: Iterator[str]) -> Iterator[Problem]:
-    return (Problem(name, f"{member.name}: {what}") for what in found)
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None
-    return file.read()
-
-
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    return member.isreg() and not member.issparse()
-
-
-def _oddity(member: tarfile.TarInfo) -> str:
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "a name that leads out of the folder"
-    return "not in the marker" if _is_plain(member) else "not a regular file"
+def _oddity(name: str, is_plain: bool) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        return "a name that points outside the folder"
+    return "not in the marker" if is_plain else "not a regular file"

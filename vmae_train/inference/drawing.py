@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vmae_data.html import Charts, Figure
-from vmae_data.pictures import Row, enlarge, moving_picture, picture, sheet
+from vmae_data.pictures import SheetRow, animated_gif, enlarge, picture, sheet
 
 __all__ = ["Reconstruction", "draw_moving", "draw_still", "page_figures"]
 
@@ -39,16 +39,16 @@ def draw_still(clips: Sequence[Reconstruction]) -> U8:
     for clip in clips:
         title = f"{clip.title}   (loss of the hidden cubes {clip.loss:.3f})"
         for label, frames in _three(clip):
-            rows.append(Row([*enlarge(_some(frames))], label, title))
+            rows.append(SheetRow([*enlarge(_some(frames))], label, title))
             title = ""
     return sheet(rows)
 
 
 def draw_moving(clips: Sequence[Reconstruction]) -> list[U8]:
     """A sheet a frame: original, masked and reconstruction of each clip side by side."""
-    head = Row(title="original, masked, reconstructed")
+    head = SheetRow(title="original, masked, reconstructed")
     return [
-        sheet([head, *(Row([enlarge(one[t]) for _, one in _three(clip)], title=clip.title) for clip in clips)])
+        sheet([head, *(SheetRow([enlarge(one[t]) for _, one in _three(clip)], title=clip.title) for clip in clips)])
         for t in range(len(clips[0].original_THWC))
     ]
 
@@ -69,7 +69,7 @@ def page_figures(clip: Reconstruction) -> Charts:
     still = np.concatenate([part for row in rows for part in (row, np.full_like(row[:GAP], GAP_GREY))][:-1])
     return Charts(
         (
-            Figure(moving_picture(moving), clip.title, f"Loss of the hidden cubes: {clip.loss:.3f}"),
+            Figure(animated_gif(moving), clip.title, f"Loss of the hidden cubes: {clip.loss:.3f}"),
             Figure(picture(still, lossless=still.shape[1] < 8 * 128 + 8 * GAP), "Original, masked, reconstructed"),
         ),
         wide=True,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.pictures import moving_picture, picture, spread
+from vmae_data.pictures import animated_gif, choose_samples, picture
 from vmae_data.read.batches import PADDING, Request
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import sample_number
@@ -85,7 +85,7 @@ def reconstruct_file(
         listed = "; ".join(f"{key}: {why}" for key, why in drawn.unreadable.items())
         raise DataError(f"{data}: not one of the chosen samples can be read ({listed}); verify the shards")
     if place.suffix == ".gif":
-        commit_bytes(place, moving_picture(draw_moving(drawn.clips)).data)
+        commit_bytes(place, animated_gif(draw_moving(drawn.clips)).data)
     else:
         commit_bytes(place, picture(draw_still(drawn.clips), lossless=True).data)
     return drawn.unreadable
@@ -128,7 +128,7 @@ def reconstruct_shards(
     """
     geometry, device = model.geometry, model.mean_C.device
     sampler = view_sampler(clip or ClipSpec(stride="kept"), shards.index, geometry.num_frames, 1)
-    numbers = spread(shards.label_N, videos, seed=seed)
+    numbers = choose_samples(shards.label_N, videos, seed=seed)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
     augment = Augment(spec).to(device)
     size = min(BATCH, len(numbers))

@@ -13,7 +13,7 @@ import numpy as np
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.html import Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
-from vmae_data.pictures import spread
+from vmae_data.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
 from vmae_data.recipes import build_spec
 from vmae_data.storage import writable_path
@@ -108,7 +108,7 @@ def _videos(reader: RunReader) -> Iterator[Part]:
     classes = f" of {len(shards.classes)} classes" if shards.classes else ""
     yield Note(f"{len(shards)} samples{classes} to train on. First, middle and last kept frame of some of them:")
     try:
-        shown = contact_sheet(shards, spread(shards.label_N, PICTURED))
+        shown = contact_sheet(shards, choose_samples(shards.label_N, PICTURED))
     except DataError as error:
         yield Note(f"The run's data can't be shown: {error}", warning=True)
         return
