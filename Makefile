@@ -1,4 +1,4 @@
-# make demo   from nothing to a finetuned classifier and a report, on a machine with Python and nothing else
+# make demo   from nothing to a finetuned classifier and a report; needs Python and make only
 # make test   all checks and tests
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 install: $(INSTALLED)
 
-# The versions of constraints.txt are those that CI runs; torch is pinned exactly there.
+# constraints.txt holds the versions that CI runs; it pins torch exactly.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
@@ -27,11 +27,11 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# A process a core, and one thread in each: threads that wait for each other would cost more than they bring.
+# One process a core with one thread each: more threads would wait for each other.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
-# Longer than a test may be: hundreds of damaged sources, many kills, full disks, many steps.
+# Longer than a test may take: hundreds of damaged sources, many kills, full disks, many steps.
 soak: $(INSTALLED)
 	$(BIN)/python -m tools.soak.build
 	$(BIN)/python -m tools.soak.kills

@@ -1,4 +1,4 @@
-"""Data sets that benchmarks and soaks measure on: a built one made as long as is wanted, and a small one in a real bucket."""
+"""Data sets for benchmarks and soak runs: a small built one, the same in a bucket, and a built one enlarged to any size."""
 
 from __future__ import annotations
 
@@ -23,18 +23,52 @@ from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
 from vmae_data.storage import StoragePath, commit_bytes
 
-__all__ = ["DemoBucket", "demo_in_bucket", "write_enlarged"]
+__all__ = ["DemoBucket", "demo_in_bucket", "demo_shards", "write_enlarged"]
+
+
+def demo_shards(
+    folder: Path, *, videos: int, seed: int, settings: Sequence[str] = (), dest: Path | None = None
+) -> Path:
+    """Render motion videos into `folder`/videos and build them with recipe `demo`. Returns the folder of shards."""
+    dest = folder / "shards" if dest is None else dest
+    write_demo(folder / "videos", num_videos=videos, seed=seed, workers=2)
+    spec = load_recipe("vmae_data", "demo", BuildSpec, settings)
+    build_shards(str(folder / "videos"), dest, spec, workers=2, style=ProgressStyle.QUIET)
+    return dest
+
+
+class DemoBucket(NamedTuple):
+    """A small data set, on the disk and in a bucket of a local S3 server."""
+
+    shards: Path
+    bucket: S3Bucket
+    url: str
+
+
+@contextmanager
+def demo_in_bucket(*, samples_per_shard: int) -> Iterator[DemoBucket]:
+    """64 demo videos in a bucket. This process and its children get the server's credentials by environment."""
+    with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "s3") as server:
+        folder = Path(name)
+        settings = [f"samples_per_shard={samples_per_shard}"]
+        shards = demo_shards(folder, videos=64, seed=1, settings=settings)
+        bucket = server.bucket("demo")
+        os.environ.update(bucket.environment, VMAE_CACHE=str(folder / "node"))
+        yield DemoBucket(shards, bucket, bucket.upload(shards))
 
 
 def write_enlarged(
     shards: Shards, dest: StoragePath, columns: Mapping[str, Sequence[Any]], listing: Sequence[ShardListing]
 ) -> int:
-    """A table and an index in `dest`: the given columns, and the others of `shards` again and again. Bytes of the table."""
+    """Write an index of `listing` and its table: `columns`, and the rows of `shards` repeated for the others.
+
+    Returns the bytes of the table.
+    """
     samples = sum(one.nsamples for one in listing)
     table = pa.concat_tables([shards._table] * -(-samples // len(shards))).slice(0, samples)
     for name, values in columns.items():
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+        position = table.column_names.index(name)
+        table = table.set_column(position, name, pa.array(values, table.schema.field(name).type))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks(), max_chunksize=samples)
@@ -44,24 +78,3 @@ def write_enlarged(
     commit_bytes(dest / SAMPLES, data)
     commit_bytes(dest / INDEX, encode_record(index))
     return len(data)
-
-
-class DemoBucket(NamedTuple):
-    """64 demo videos as shards, on the disk and in a bucket of a server of this machine."""
-
-    shards: Path
-    bucket: S3Bucket
-    url: str
-
-
-@contextmanager
-def demo_in_bucket(*, samples_per_shard: int) -> Iterator[DemoBucket]:
-    """Made for the time of its use; this process and what it starts reach the server."""
-    with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "s3") as server:
-        folder = Path(name)
-        write_demo(folder / "videos", num_videos=64, seed=1, broken=False, workers=2)
-        spec = load_recipe("vmae_data", "demo", BuildSpec, [f"samples_per_shard={samples_per_shard}"])
-        build_shards(str(folder / "videos"), folder / "shards", spec, workers=2, style=ProgressStyle.QUIET)
-        bucket = server.bucket("demo")
-        os.environ.update(bucket.environment, VMAE_CACHE=str(folder / "node"))
-        yield DemoBucket(folder / "shards", bucket, bucket.upload(folder / "shards"))

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from tests.command import run_command
+from tools.soak.damages.check import Finding, check_all, make_all
 from tools.soak.damages.clips import Bench
-from tools.soak.damages.judge import Finding, judge_all, make_all
 from tools.soak.damages.records import Damage
 from tools.soak.damages.table import DAMAGES, FAST, docs_page
 from tools.soak.faults.disks import at_limit
@@ -40,7 +40,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fin
     make_all(FAST, Bench(folder / "bench"), folder / "videos")
     spec = BuildSpec(short_side=32, stride=2, crf=18, samples_per_shard=20)
     build_shards(str(folder / "videos"), folder / "shards", spec, workers=2, style=ProgressStyle.QUIET)
-    yield {_title(finding.damage): finding for finding in judge_all(FAST, folder / "shards")}
+    yield {_title(finding.damage): finding for finding in check_all(FAST, folder / "shards")}
 
 
 def _title(damage: Damage) -> str:

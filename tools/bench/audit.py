@@ -1,16 +1,16 @@
-"""Does `vmae-shard audit` find planted copies, and how often does it call distinct videos copies?
+"""How many planted copies `vmae-shard audit` finds, and how many distinct videos it calls copies.
 
-python -m tools.bench.audit [VIDEOS...] [--demo 100] [--folder DIR] [--workers N]
+    python -m tools.bench.audit [VIDEOS...] [--demo 100] [--folder DIR] [--workers N]
 
-Distinct videos are clips of SECONDS, or longer where those are few frames, cut from the files in the folders VIDEOS, one after the other and without overlap, and
-videos of the motion data set. Each is planted again five times: coded at crf 35, at half the size, without its first or last
-10 %, mirrored. Both are built as shards, with different strides, and audited as two data sets. Prints the tables of docs/audit.md.
+Distinct videos are clips of 3 s or 24 frames, whichever is longer. They are cut without overlap from the files of the
+folders VIDEOS; videos of the motion data set are added. Five copies of each are planted: at crf 35, at half the size,
+without the first 10 %, without the last 10 %, and mirrored. Originals and copies are built with different strides and
+audited as two data sets. Prints the tables of docs/audit.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 import av
 
+from tools.bench.sources import run_ffmpeg
 from vmae_data.audit.audit import AuditSpec, audit_shards
 from vmae_data.audit.duplicates import DuplicateSpec
 from vmae_data.audit.flags import AuditReport
 from vmae_data.build import build_shards
 from vmae_data.demo.videos import write_demo
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 
@@ -34,11 +34,11 @@ SECONDS = 3.0
 FEWEST_FRAMES = 24
 FIXED_CAMERA = ("vtest", "tree")  # the same background in every clip: the hard case
 STRIDES = {"distinct": 4, "planted": 2}
-NEVER_BOTH = ("rotated_0", "rotated_90", "rotated_180", "rotated_270")  # one video, turned
+ROTATIONS = ("rotated_0", "rotated_90", "rotated_180", "rotated_270")  # one video, rotated; only the first is used
 
 
 class Plant(NamedTuple):
-    """How a copy is made: ffmpeg's filters, its quality, and the part [start, stop) of the whole."""
+    """How a copy is made: ffmpeg's filters, the quality, and the part [start, stop) of the original."""
 
     filters: str = "null"
     crf: int = 23
@@ -68,21 +68,20 @@ def main() -> None:
     parser.add_argument("--demo", type=int, default=100)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = given.folder or Path(name)
+        folder = options.folder or Path(name)
         if not (folder / "planted").exists():
-            write_videos(folder, given.videos, given.demo, given.workers)
+            write_videos(folder, options.videos, options.demo, options.workers)
         for kind, stride in STRIDES.items():
             settings = [f"stride={stride}", "short_side=128", "samples_per_shard=100", "keep_truncated=true"]
             spec = load_recipe("vmae_data", None, BuildSpec, settings)
-            build_shards(str(folder / kind), folder / f"{kind}-shards", spec, workers=given.workers)
-        report(folder, given.workers)
+            build_shards(str(folder / kind), folder / f"{kind}-shards", spec, workers=options.workers)
+        report(folder, options.workers)
 
 
 def write_videos(folder: Path, videos: list[Path], demo: int, workers: int) -> None:
-    """The distinct videos, then their copies; `planted` gets its name when all are there."""
-    ffmpeg = find_ffmpeg(None).path
+    """Write the distinct videos and their copies. The folder `planted` gets its name when all are complete."""
     if demo:
         write_demo(folder / "demo", num_videos=demo, seed=7, workers=workers)
     clips = [clip for path in videos for video in sorted(path.iterdir()) for clip in cut(video)]
@@ -94,12 +93,12 @@ def write_videos(folder: Path, videos: list[Path], demo: int, workers: int) -> N
         for kind, plant in PLANTS.items():
             jobs.append((clip, making / kind.replace(" ", "-").replace("%", "percent") / f"{clip.name}.mp4", plant))
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda job: encode(ffmpeg, *job), jobs))
+        list(pool.map(lambda job: encode(*job), jobs))
     making.rename(folder / "planted")
 
 
 def times(path: Path) -> list[float]:
-    """When each frame is shown, by decoding: headers lie. Nothing for what is no video."""
+    """The time of each frame, by decoding, since headers may be wrong. Empty if the file is no video."""
     try:
         with av.open(str(path)) as file:
             return [frame.time for frame in file.decode(video=0) if frame.time is not None]
@@ -108,32 +107,26 @@ def times(path: Path) -> list[float]:
 
 
 def cut(video: Path) -> list[Clip]:
-    if video.stem in NEVER_BOTH[1:]:
+    if video.stem in ROTATIONS[1:]:
         return []
     shown = times(video)
-    length = max(SECONDS, FEWEST_FRAMES * (shown[-1] - shown[0]) / len(shown)) if len(shown) > 1 else SECONDS
-    count = int((shown[-1] - shown[0]) / length) if len(shown) > 1 else 0
+    if len(shown) < 2:
+        return []
+    seconds = shown[-1] - shown[0]
+    length = max(SECONDS, FEWEST_FRAMES * seconds / len(shown))
     family = "fixed camera" if video.stem in FIXED_CAMERA else "other"
-    return [Clip(video, f"{family}/{video.stem}-{n:03d}", n * length, length) for n in range(count)]
+    return [Clip(video, f"{family}/{video.stem}-{n:03d}", n * length, length) for n in range(int(seconds / length))]
 
 
-def encode(ffmpeg: str, clip: Clip, path: Path, plant: Plant) -> None:
+def encode(clip: Clip, path: Path, plant: Plant) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     length = clip.seconds * (plant.stop - plant.start)
-    words = [ffmpeg, "-v", "error", "-nostdin", "-y", "-i", str(clip.source)]
-    words += [
-        "-ss",
-        f"{clip.start + plant.start * clip.seconds:.3f}",
-        "-t",
-        f"{length:.3f}",
-        "-an",
-        "-vf",
-        plant.filters,
-    ]
-    words += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(plant.crf), "-preset", "veryfast", str(path)]
-    subprocess.run(words, check=True)
+    start = clip.start + plant.start * clip.seconds
+    part = ("-ss", f"{start:.3f}", "-t", f"{length:.3f}", "-an", "-vf", plant.filters)
+    codec = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", plant.crf, "-preset", "veryfast")
+    run_ffmpeg("-i", clip.source, *part, *codec, path)
 
 
 def report(folder: Path, workers: int) -> None:
@@ -143,7 +136,7 @@ def report(folder: Path, workers: int) -> None:
 
 
 def tables(report: AuditReport) -> str:
-    """How many of each plant were found, and every false alarm by name."""
+    """How many copies of each kind were found, and every false alarm by name."""
     samples = report.samples
     seen: Counter[tuple[str, str]] = Counter()
     found: Counter[tuple[str, str]] = Counter()

@@ -1,12 +1,13 @@
-"""What a build costs: CPU seconds against a bare ffmpeg that does the same, and against the usual way.
+"""What a build costs in CPU seconds, compared with bare ffmpeg and with the usual way.
 
-    python -m tools.bench.build VIDEOS            # ratios on 720p sources made of the folder's videos
-    python -m tools.bench.build VIDEOS --hours 2  # peak memory on one long 1080p file
-    python -m tools.bench.build VIDEOS --skip     # what ffmpeg's skip_frame saves, and which frames it loses
-    python -m tools.bench.build --listing 1000000 # planning and resuming a long listing
+    python -m tools.bench.build [VIDEOS]            # 720p sources, made from the folder's videos
+    python -m tools.bench.build [VIDEOS] --hours 2  # peak memory on one long 1080p file
+    python -m tools.bench.build [VIDEOS] --skip     # what ffmpeg's skip_frame saves, and which frames it loses
+    python -m tools.bench.build --listing 1000000   # planning and resuming a long listing
 
-The usual way scales every frame with x264's defaults, then thins by encoding again. All with one thread,
-one after another in one run; CPU seconds are user and system of the whole tree of processes.
+Bare ffmpeg runs the build's own filter graph. The usual way scales every frame with x264's defaults, then thins by
+encoding again. All use one thread and run one after another. CPU seconds are user and system time of all processes.
+Without VIDEOS the sources are ffmpeg's test sources.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
+from tools.bench.sources import FRAME_RATE, make_originals, run_ffmpeg
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.ffmpeg_arguments import Output, encode_arguments
@@ -51,47 +52,25 @@ SPEC = BuildSpec()
 COPIES = 20  # of each source, so that starting Python counts nearly as little as in a real build
 SOURCES = 4
 SECONDS = 10
+FRAMES = SECONDS * FRAME_RATE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("videos", type=Path, nargs="?", help="a folder of videos")
-    parser.add_argument("--hours", type=float, help="peak memory on a 1080p file that long")
-    parser.add_argument("--skip", action="store_true", help="decoding with ffmpeg's skip_frame")
-    parser.add_argument("--listing", type=int, help="plan and resume a listing of so many files")
-    given = parser.parse_args()
+    parser.add_argument("videos", type=Path, nargs="?", help="a folder of videos [default: ffmpeg's test sources]")
+    parser.add_argument("--hours", type=float, help="peak memory on a 1080p file of this length")
+    parser.add_argument("--skip", action="store_true", help="decode with ffmpeg's skip_frame")
+    parser.add_argument("--listing", type=int, help="plan and resume a listing of this many files")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if given.listing:
-            print(bench_listing(given.listing, Path(folder)))
-        elif given.skip:
-            print(bench_skip(given.videos, Path(folder)))
-        elif given.hours:
-            print(bench_memory(given.videos, given.hours, Path(folder)))
+        if options.listing:
+            print(bench_listing(options.listing, Path(folder)))
+        elif options.skip:
+            print(bench_skip(options.videos, Path(folder)))
+        elif options.hours:
+            print(bench_memory(options.videos, options.hours, Path(folder)))
         else:
-            print(bench_cpu(given.videos, Path(folder)))
-
-
-def _ffmpeg(*words: str | Path) -> None:
-    subprocess.run([find_ffmpeg().path, "-v", "error", "-nostdin", "-y", *map(str, words)], check=True)
-
-
-def _source(video: Path, target: Path, lines: int) -> bool:
-    """Ten seconds of a video at this size, as a camera would write it; False where it can't be read."""
-    looped = ("-stream_loop", "-1", "-i", video, "-t", str(SECONDS), "-an", "-r", "25")
-    try:
-        _ffmpeg(*looped, "-vf", f"scale=-2:{lines},setsar=1", "-preset", "veryfast", "-crf", "20", target)
-    except subprocess.CalledProcessError:
-        return False
-    return True
-
-
-def _sources(videos: Path, folder: Path, lines: int) -> list[Path]:
-    folder.mkdir()
-    made = [folder / f"{path.stem}.mp4" for path in sorted(videos.iterdir()) if path.stat().st_size > 200_000]
-    kept = [target for target in made if _source(next(videos.glob(f"{target.stem}.*")), target, lines)]
-    if not kept:
-        sys.exit(f"{videos}: no video of more than 200 kB can be read")
-    return kept[:SOURCES]
+            print(bench_cpu(options.videos, Path(folder)))
 
 
 def _cpu(words: list[str]) -> float:
@@ -101,8 +80,8 @@ def _cpu(words: list[str]) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-def bench_cpu(videos: Path, folder: Path) -> str:
-    sources = _sources(videos, folder / "sources", 720)
+def bench_cpu(videos: Path | None, folder: Path) -> str:
+    sources = make_originals(videos, folder / "sources", lines=720, seconds=SECONDS, count=SOURCES)
     for path in sources:
         for number in range(COPIES - 1):
             os.link(path, path.with_name(f"{path.stem}-{number}.mp4"))
@@ -121,7 +100,7 @@ def bench_cpu(videos: Path, folder: Path) -> str:
 
 
 def _bare(path: Path, target: Path) -> list[str]:
-    """The build's own command without what it tells of frames."""
+    """The build's own command without its report of frames."""
     output = Output(select_by_stride(SPEC.stride or 1), str(target))
     info = probe_video(os.fsencode(path))
     words = encode_arguments(find_ffmpeg().path, SPEC, info, os.fsencode(path), [output], target)
@@ -137,84 +116,71 @@ def _usual(path: Path, folder: Path) -> float:
     return _cpu(first) + _cpu([ffmpeg, *common, "-i", scaled, *threads, *thin])
 
 
-def bench_memory(videos: Path, hours: float, folder: Path) -> str:
-    (source,) = _sources(videos, folder / "short", 1080)[:1]
+def bench_memory(videos: Path | None, hours: float, folder: Path) -> str:
+    (source,) = make_originals(videos, folder / "short", lines=1080, seconds=SECONDS, count=1)
     (folder / "long").mkdir()
-    _ffmpeg("-stream_loop", int(hours * 3600 / SECONDS) - 1, "-i", source, "-c", "copy", folder / "long" / "long.mp4")
+    repeats = int(hours * 3600 / SECONDS) - 1
+    run_ffmpeg("-stream_loop", repeats, "-i", source, "-c", "copy", folder / "long" / "long.mp4")
     build = [sys.executable, "-m", "vmae_data.cli", "build", str(folder / "long"), str(folder / "shards")]
-    began = time.monotonic()
+    started_at = time.monotonic()
     _cpu([*build, "--workers", "1", "--quiet", "--set", "longest_seconds=60"])
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    took = time.monotonic() - began
-    return f"{hours:g} h of 1080p: the largest process of the build took {peak:.0f} MiB; {took:.0f} s with one worker"
+    seconds = time.monotonic() - started_at
+    return f"{hours:g} h of 1080p: largest process of the build {peak:.0f} MiB; {seconds:.0f} s with one worker"
 
 
-def bench_skip(videos: Path, folder: Path) -> str:
-    """Decoding alone, of all frames and of those that skip_frame leaves, and how many of the wanted ones are among these."""
+def bench_skip(videos: Path | None, folder: Path) -> str:
+    """CPU seconds of decoding with each skip_frame, and how many of every 4th frame it keeps."""
     lines = ["| skip_frame | CPU s a video | frames decoded | of every 4th frame |", "| --- | --- | --- | --- |"]
-    sources = _sources(videos, folder / "sources", 720)
+    sources = make_originals(videos, folder / "sources", lines=720, seconds=SECONDS, count=SOURCES)
     for mode in ("default", "noref", "bidir", "nokey"):
-        seconds, decoded, wanted, total = 0.0, 0, 0, 0
+        seconds, decoded, kept = 0.0, 0, 0
         for path in sources:
-            words = [
-                find_ffmpeg().path,
-                "-nostdin",
-                "-v",
-                "error",
-                "-threads",
-                "1",
-                "-skip_frame",
-                mode,
-                "-i",
-                str(path),
-            ]
+            options = ["-nostdin", "-v", "error", "-threads", "1", "-skip_frame", mode]
+            words = [find_ffmpeg().path, *options, "-i", str(path)]
             seconds += _cpu([*words, "-an", "-f", "null", "-"])
             shown = subprocess.run(
                 [*words, "-an", "-fps_mode", "passthrough", "-f", "framecrc", "-"], check=True, capture_output=True
             )
             stamps = [line.split(b",")[2] for line in shown.stdout.splitlines() if not line.startswith(b"#")]
-            numbers = {int(stamp) for stamp in stamps}  # sources have 25 frames a second, which is the muxer's tick
-            decoded, total = decoded + len(numbers), total + SECONDS * 25
-            wanted += len([n for n in numbers if n % 4 == 0])
-        lines.append(
-            f"| {mode} | {seconds / len(sources):.3f} | {decoded} of {total} | {wanted} of {-(-SECONDS * 25 // 4) * len(sources)} |"
-        )
+            numbers = {int(stamp) for stamp in stamps}  # the muxer's tick is one frame of the sources
+            decoded += len(numbers)
+            kept += sum(n % 4 == 0 for n in numbers)
+        count = len(sources)
+        fourth = f"{kept} of {-(-FRAMES // 4) * count}"
+        lines.append(f"| {mode} | {seconds / count:.3f} | {decoded} of {FRAMES * count} | {fourth} |")
     return "\n".join(lines)
 
 
 def bench_listing(count: int, folder: Path) -> str:
-    """What a build does before its first encode, and again when half of the shards are done: each in a fresh process."""
+    """Time and memory before the first encode: of a new build, and of one with half of its shards done."""
     listing, dest = folder / "listing.csv", folder / "shards"
     with listing.open("w") as file:
         file.writelines(f"class {n % 400}/video-{n:07d}.mp4,class {n % 400}\n" for n in range(count))
     dest.mkdir()
-    planned = _in_a_process(listing, dest)
+    planned = _in_process(listing, dest)
     _finish_half(dest)
-    resumed = _in_a_process(listing, dest)
-    words = "planned in {:.1f} s with at most {:.0f} MiB; half done, taken up again in {:.1f} s with at most {:.0f} MiB"
+    resumed = _in_process(listing, dest)
+    words = "planned in {:.1f} s with at most {:.0f} MiB; half done, resumed in {:.1f} s with at most {:.0f} MiB"
     return f"{count} listed files: " + words.format(*planned, *resumed)
 
 
-class _Begun(NamedTuple):
-    seconds: float
-    mebibytes: float
-
-
-def _in_a_process(listing: Path, dest: Path) -> _Begun:
+def _in_process(listing: Path, dest: Path) -> tuple[float, float]:
+    """Seconds and peak MiB, in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_begin, listing, dest).result()
 
 
-def _begin(listing: Path, dest: Path) -> _Begun:
-    began = time.monotonic()
+def _begin(listing: Path, dest: Path) -> tuple[float, float]:
+    started_at = time.monotonic()
     plan = make_plan(find_sources(str(listing)), SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
     write_plan(dest, plan)
     next(BuildJobs(workspace_of(dest), plan, "ffmpeg").to_do())
-    return _Begun(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return time.monotonic() - started_at, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _finish_half(dest: Path) -> None:
-    """Markers of the size that 500 videos of 10 s have, for every second shard; their tars as holes of that length."""
+    """Write markers of the size that 500 videos of 10 s have, for every second shard; their tars are sparse files."""
     plan = read_plan(dest)
     frames = 63
     packets = Packets(

@@ -1,11 +1,11 @@
-"""What each codec profile costs and keeps: bytes, SSIM and PSNR against the scaled original, time to decode a clip.
+"""What each codec profile costs and preserves: bytes, SSIM, PSNR, and the time to decode a clip.
 
     python -m tools.bench.codecs VIDEOS --picture docs/codecs.png
 
-Every setting encodes the same kept frames (stride 4, short side 256) of the same videos with one thread.
-Quality is ffmpeg's own, on the frames that went into the encoder. A clip is 16 neighbouring kept frames from a
-drawn start, decoded by the trainer's decoder in this process; times are CPU seconds, so other work on the
-machine matters little. Prints a Markdown table.
+Every setting encodes the same frames (stride 4, short side 256) of the same videos with one thread. ffmpeg measures
+quality against the frames that entered the encoder. A clip is 16 consecutive kept frames from a random start, decoded
+by the training's decoder in this process. Times are CPU time, so other work on the machine matters little.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.bench.sources import run_ffmpeg
 from vmae_data.decode import decode_all, decode_some, read_packets
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import find_ffmpeg
@@ -32,7 +33,7 @@ from vmae_data.encode.thinning import select_by_stride
 
 STRIDE = 4
 CLIP = 16
-ROUNDS = 30  # clips decoded of each video
+ROUNDS = 30  # clips decoded from each video
 
 
 class Setting(NamedTuple):
@@ -44,7 +45,7 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of one setting, over all videos."""
+    """One setting, mean over all videos."""
 
     setting: Setting
     kilobytes: float  # a second of source
@@ -72,9 +73,9 @@ def settings() -> list[Setting]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", type=Path, help="a folder of videos")
-    parser.add_argument("--picture", type=Path, help="draw the frontier into this PNG")
-    given = parser.parse_args()
-    sources = _sources(given.videos)
+    parser.add_argument("--picture", type=Path, help="write a chart of the results to this PNG")
+    options = parser.parse_args()
+    sources = _sources(options.videos)
     print(f"{len(sources)} videos: {', '.join(path.name for path in sources)}", file=sys.stderr)
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -82,12 +83,12 @@ def main() -> None:
             results.append(measure(setting, sources, Path(folder)))
             print(f"{number} of {len(settings())}: {setting.name}", file=sys.stderr)
     print(table(results))
-    if given.picture:
-        draw(results, given.picture)
+    if options.picture:
+        plot(results, options.picture)
 
 
 def _sources(folder: Path) -> list[Path]:
-    """The videos that hold at least a clip."""
+    """The videos of the folder that are long enough for a clip."""
     found = []
     for path in sorted(folder.iterdir()):
         try:
@@ -97,7 +98,7 @@ def _sources(folder: Path) -> list[Path]:
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
         except Exception as error:
-            print(f"{path.name}: left out ({error})", file=sys.stderr)
+            print(f"{path.name}: skipped ({error})", file=sys.stderr)
             continue
         if sum(not line.startswith("#") for line in table.stdout.splitlines()) >= 2 * CLIP * STRIDE:
             found.append(path)
@@ -129,8 +130,8 @@ def _encode(setting: Setting, info: VideoInfo, path: Path, target: Path) -> floa
     output = Output(select_by_stride(STRIDE), str(target))
     words = encode_arguments(find_ffmpeg().path, setting.spec, info, os.fsencode(path), [output], target)
     if not setting.tune:
-        place = words.index("-tune")
-        del words[place : place + 2]
+        start = words.index("-tune")
+        del words[start : start + 2]
     before = _children()
     subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
     return _children() - before
@@ -142,58 +143,39 @@ def _children() -> float:
 
 
 def _quality(setting: Setting, info: VideoInfo, path: Path, target: Path) -> tuple[float, float]:
-    """SSIM over all planes and PSNR of luma, by ffmpeg, against the frames that were encoded."""
+    """SSIM of all planes and PSNR of luma, by ffmpeg, against the frames that were encoded."""
     width, height = scaled_size(info, setting.spec.short_side)
     original, program = target.with_suffix(".yuv"), find_ffmpeg().path
     filters = f"select='{select_by_stride(STRIDE)}',{picture_filters(setting.spec, info)}"
-    subprocess.run(
-        [
-            program,
-            "-v",
-            "error",
-            "-y",
-            "-i",
-            str(path),
-            "-map",
-            "0:v:0",
-            "-vf",
-            filters,
-            "-fps_mode",
-            "passthrough",
-            "-f",
-            "rawvideo",
-            str(original),
-        ],
-        check=True,
-    )
+    run_ffmpeg("-i", path, "-map", "0:v:0", "-vf", filters, "-fps_mode", "passthrough", "-f", "rawvideo", original)
     decoded = target.with_suffix(".decoded.yuv")
     with decoded.open("wb") as file:
-        # By training's own decoder. ffmpeg pairs the frames of two mp4 by their times, and missed some of h264's.
+        # Decoded as in training. ffmpeg pairs frames of two mp4 files by time, and missed some of h264.
         frames = len(read_packets(target, path.name).packets.sizes)
         for planes in zip(*decode_all(target.read_bytes(), frames, path.name), strict=True):
             file.writelines(plane.tobytes() for plane in planes)
     assert decoded.stat().st_size == original.stat().st_size
-    # As encoded: nothing is converted.
+    # The encoded pixel format, so that nothing is converted.
     pixels = "yuvj420p" if setting.spec.profile == "mjpeg" else "yuv420p"
     raw = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{width}x{height}", "-i"]
     graph = "[0:v]split[a][b];[1:v]split[c][d];[c][a]ssim[s];[d][b]psnr[p]"
-    said = subprocess.run(
+    log = subprocess.run(
         [program, "-hide_banner", *raw, str(original), *raw, str(decoded), "-lavfi", graph, "-map", "[s]", "-map", "[p]", "-f", "null", "-"],
         check=True, capture_output=True, text=True,
     ).stderr  # fmt: skip
-    ssim, psnr = re.search(r"All:([\d.]+)", said), re.search(r"PSNR y:([\d.]+|inf)", said)
-    assert ssim and psnr, said[-500:]
+    ssim, psnr = re.search(r"All:([\d.]+)", log), re.search(r"PSNR y:([\d.]+|inf)", log)
+    assert ssim and psnr, log[-500:]
     return float(ssim[1]), min(99.0, float(psnr[1]))
 
 
 def _decode(target: Path, frames: int) -> float:
-    """CPU milliseconds a clip; the median, so that a first touch of the file counts for nothing."""
-    data, draw, times = target.read_bytes(), random.Random(0), []
+    """Median CPU milliseconds a clip."""
+    data, rng, times = target.read_bytes(), random.Random(0), []
     for _ in range(ROUNDS):
-        start = draw.randrange(frames - CLIP + 1)
-        began = time.process_time()
+        start = rng.randrange(frames - CLIP + 1)
+        started_at = time.process_time()
         decode_some(data, range(start, start + CLIP), "clip")
-        times.append(1000 * (time.process_time() - began))
+        times.append(1000 * (time.process_time() - started_at))
     return statistics.median(times)
 
 
@@ -210,8 +192,8 @@ def table(results: list[Measured]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[Measured], path: Path) -> None:
-    """Bytes against quality, and bytes against decoding: what lies lower left of everything is worth choosing."""
+def plot(results: list[Measured], path: Path) -> None:
+    """Chart bytes against quality, and bytes against decoding time. Lower left is better."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -227,7 +209,7 @@ def draw(results: list[Measured], path: Path) -> None:
         for row in results:
             profile = row.setting.spec.profile
             if axis is axes[0] and row.setting.spec.gop != BuildSpec().gop:
-                continue  # the distance of key frames changes no picture
+                continue  # the key frame interval hardly changes quality
             colour = {"h264": "C0" if row.setting.tune else "C3", "mpeg4": "C1", "mjpeg": "C2"}[profile]
             axis.scatter(row.kilobytes, value(row), marker=marks[profile], color=colour)
             short = row.setting.name.replace("h264 ", "").replace("qscale", "q")

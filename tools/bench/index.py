@@ -1,9 +1,9 @@
-"""What an index of a million samples costs: seconds and private memory to open it, seconds for an epoch's order.
+"""What an index of a million samples costs: time and private memory to open it, time for one epoch's order.
 
-python -m tools.bench.index SHARDS [--samples 1000000] [--batch 1024]
+    python -m tools.bench.index SHARDS [--samples 1000000] [--batch 1024]
 
-SHARDS is any built data set: its rows are repeated under other keys, 500 a shard, and written as a table and an index of
-the same form. Each figure is taken in a process of its own. Prints the lines of docs/benchmarks.md.
+SHARDS is any built data set. Its rows are repeated under other keys, 500 a shard, and written as a table and an index
+of the same format. Three fresh processes measure. Prints the lines of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -33,29 +33,20 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--opened", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.opened:
-        _open(given.opened, given.batch)
+    options = parser.parse_args()
+    if options.opened:
+        _open(options.opened, options.batch)
         return
     with tempfile.TemporaryDirectory() as folder:
-        size = _write(Shards.open(given.shards), given.samples, Path(folder))
-        print(f"{given.samples:,} samples: table of {size / 1e6:.0f} MB", flush=True)
-        words = [
-            sys.executable,
-            "-m",
-            "tools.bench.index",
-            given.shards,
-            "--batch",
-            str(given.batch),
-            "--opened",
-            folder,
-        ]
+        size = _write(Shards.open(options.shards), options.samples, Path(folder))
+        print(f"{options.samples:,} samples: table of {size / 1e6:.0f} MB", flush=True)
+        command = [sys.executable, "-m", "tools.bench.index", options.shards, "--batch", str(options.batch)]
         for _ in range(3):
-            subprocess.run(words, check=True)
+            subprocess.run([*command, "--opened", folder], check=True)
 
 
 def _write(shards: Shards, samples: int, folder: Path) -> int:
-    """The data set's rows again and again, under keys of their own."""
+    """Repeat the rows of the data set under new keys."""
     numbers = np.arange(samples)
     columns = {
         "key": [f"video-{hashlib.sha256(str(n).encode()).hexdigest()[:16]}" for n in numbers],
@@ -77,14 +68,14 @@ def _write(shards: Shards, samples: int, folder: Path) -> int:
 
 
 def _private_mb() -> float:
-    """Memory of this process that no file backs."""
+    """Memory of this process that is not backed by a file."""
     with Path("/proc/self/smaps_rollup").open() as file:
         lines = dict(line.split(":", 1) for line in file if ":" in line)
     return int(lines["Anonymous"].split()[0]) / 1000
 
 
 def _open(url: str, batch: int) -> None:
-    """Open, and use what order, views and fetch use."""
+    """Open the index and use the columns that order, views and fetch use."""
     before, started_at = _private_mb(), time.perf_counter()
     shards = Shards.open(url)
     opened = time.perf_counter() - started_at

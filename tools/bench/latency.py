@@ -1,8 +1,9 @@
-"""Batches from a bucket through a network with latency: clips a second, with the next piece of work asked for early and not.
+"""Batches from a bucket behind a slow network: clips a second with and without prefetch across batches.
 
     python -m tools.bench.latency [--latency 0 0.02 0.05 0.2] [--workers 1] [--batches 24]
 
-Makes a small set, puts it into a local S3 server and reads it through a proxy. The first batch is not counted.
+Builds a small data set, uploads it to a local S3 server and reads it through a proxy that adds latency. The first
+batch is not counted.
 """
 
 from __future__ import annotations
@@ -27,33 +28,30 @@ def main() -> None:
     parser.add_argument("--latency", type=float, nargs="+", default=[0, 0.02, 0.05, 0.2], metavar="SECONDS")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batches", type=int, default=24)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with demo_in_bucket(samples_per_shard=16) as made:
-        print("disk:", measure(str(made.shards), given.workers, given.batches, early=False))
+        print("disk:", measure(str(made.shards), options.workers, options.batches, prefetch=False))
         with proxy_process(made.bucket.server.endpoint) as proxy:
             set_options([f"endpoint={proxy.url}"])
-            for latency in given.latency:
+            for latency in options.latency:
                 proxy.change(Faults(latency_seconds=latency))
-                for early in (False, True):
-                    words = "early" if early else "late"
-                    print(
-                        f"{latency} s, {words}:",
-                        measure(made.url, given.workers, given.batches, early=early),
-                        flush=True,
-                    )
+                for prefetch in (False, True):
+                    name = "prefetch" if prefetch else "no prefetch"
+                    found = measure(made.url, options.workers, options.batches, prefetch=prefetch)
+                    print(f"{latency} s, {name}: {found}", flush=True)
 
 
-def measure(url: str, workers: int, batches: int, *, early: bool) -> str:
+def measure(url: str, workers: int, batches: int, *, prefetch: bool) -> str:
     shards = Shards.open(url)
     order = TrainingOrder(shards, seed=0, batch=BATCH)
     requests = order.requests(0, batches, BatchLayout.of(BATCH, None, 1), 0)
     spec = LoaderSpec(workers=workers)
     with ClipLoader(shards, ExactStride(16, 1), requests, batch=BATCH, frames=16, seed=0, spec=spec) as loader:
-        loader._pool.depth = 2 if early else 1
-        coming = iter(loader)
-        next(coming)
+        loader._pool.depth = 2 if prefetch else 1
+        batches_left = iter(loader)
+        next(batches_left)
         started_at = time.perf_counter()
-        clips = BATCH * sum(1 for _ in coming)
+        clips = BATCH * sum(1 for _ in batches_left)
         seconds = time.perf_counter() - started_at
     took = loader.took
     return f"{clips / seconds:.0f} clips/s; workers waited {took.waiting:.2f} s, decoded {took.decoding:.2f} s"

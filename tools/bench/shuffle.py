@@ -1,9 +1,10 @@
-"""How far from a full shuffle training's order is: a full one, ours, and stock webdataset's beside each other.
+"""How close to a full shuffle the training's batch order is, compared with webdataset's buffer.
 
     python -m tools.bench.shuffle [--epochs 3]
 
-A listing sorted by class, once put into shards as ours are planned (by a hash), once as it stands, the worst case.
-webdataset's is a shuffled shard list and its own buffer (`shuffle(1000)`), run on sample numbers. Prints Markdown.
+A listing sorted by class is put into shards in two ways: by hash, as a build plans it, and in its own order, which is
+the worst case. webdataset's order is a shuffled shard list and its buffer (`shuffle(1000)`), run on sample numbers.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BUFFER = 1000
 
 
 class Listing(NamedTuple):
-    """`samples` of `classes`, in shards of `shard`; a batch of `batch`."""
+    """`samples` of `classes`, `shard` samples a shard, `batch` samples a batch."""
 
     name: str
     samples: int
@@ -51,7 +52,7 @@ def ours(listing: Listing, epoch: int) -> NDArray[np.int64]:
 
 
 def stock(listing: Listing, epoch: int) -> NDArray[np.int64]:
-    """The shard list shuffled, then the samples through webdataset's own buffer, in one worker."""
+    """A shuffled shard list, then webdataset's own buffer, in one worker."""
     from webdataset.filters import shuffle
 
     rng = random.Random(epoch)
@@ -67,26 +68,26 @@ def _cut(order: NDArray[np.int64], listing: Listing) -> NDArray[np.int64]:
 
 
 class Quality(NamedTuple):
-    """Of the batches of some epochs."""
+    """Measures of the batches, mean over epochs."""
 
-    chi_square: float  # per degree of freedom: 1 where classes fall into batches by chance
+    chi_square: float  # per degree of freedom; 1 if classes fall into batches by chance
     worst_batch: float
-    near_inside: float  # share of the listing's neighbours (n, n + 1) that come in the same batch
-    near_next: float  # the same, in two batches that follow each other
-    span: float  # of the listing that a batch comes from: middle half of its places, in listing lengths; chance: 0.5
+    near_inside: float  # share of the listing's neighbours (n, n + 1) that are in one batch
+    near_next: float  # share of them that are in two consecutive batches
+    span: float  # interquartile range of a batch's positions in the listing, as a share of it; 0.5 by chance
 
 
 def measure(order: Order, listed_N: NDArray[np.int64], listing: Listing, epochs: int) -> Quality:
-    """`listed_N`: where in the listing, which is sorted by class, each sample of the shards stands."""
+    """`listed_N`: position of each sample of the shards in the listing, which is sorted by class."""
     rows = []
     label_N = listed_N * listing.classes // listing.samples
     for epoch in range(epochs):
         batches = order(listing, epoch)
         share_K = np.bincount(label_N, minlength=listing.classes) / len(label_N)
         counts_MK = np.stack([np.bincount(label_N[batch], minlength=listing.classes) for batch in batches])
-        wanted_K = share_K * listing.batch
-        chi_M = ((counts_MK - wanted_K) ** 2 / wanted_K).sum(axis=1) / (listing.classes - 1)
-        # A batch drawn without replacement is a little more even than chance with it.
+        expected_K = share_K * listing.batch
+        chi_M = ((counts_MK - expected_K) ** 2 / expected_K).sum(axis=1) / (listing.classes - 1)
+        # Sampling without replacement is a little more even than with it.
         chi_M *= (listing.samples - 1) / (listing.samples - listing.batch)
         batch_of = np.full(listing.samples + 1, -9)
         listed = listed_N[batches]
@@ -94,14 +95,14 @@ def measure(order: Order, listed_N: NDArray[np.int64], listing: Listing, epochs:
         here, after = batch_of[:-1], batch_of[1:]
         inside = (here == after) & (here >= 0)
         following = (np.abs(here - after) == 1) & (here >= 0) & (after >= 0)
-        places = np.quantile(listed, (0.25, 0.75), axis=1)
+        quartiles = np.quantile(listed, (0.25, 0.75), axis=1)
         rows.append(
             (
                 float(chi_M.mean()),
                 float(chi_M.max()),
                 float(inside.mean()),
                 float(following.mean()),
-                float((places[1] - places[0]).mean()) / listing.samples,
+                float((quartiles[1] - quartiles[0]).mean()) / listing.samples,
             )
         )
     return Quality(*np.mean(rows, axis=0))
@@ -110,8 +111,8 @@ def measure(order: Order, listed_N: NDArray[np.int64], listing: Listing, epochs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
-    given = parser.parse_args()
-    print(f"numpy {version('numpy')}, webdataset {version('webdataset')}, mean of {given.epochs} epochs\n")
+    options = parser.parse_args()
+    print(f"numpy {version('numpy')}, webdataset {version('webdataset')}, mean of {options.epochs} epochs\n")
     head = "listing | order | chi-square / df | worst batch | neighbours in one batch | in following batches | middle half of a batch"
     print(f"| {head} |\n|{' --- |' * 7}")
     for listing in LISTINGS:
@@ -119,7 +120,7 @@ def main() -> None:
         planned_N = np.random.default_rng(7).permutation(sorted_N)
         for kind, listed_N in (("planned by hash", planned_N), ("sorted by class", sorted_N)):
             for name, order in (("full", full), ("ours", ours), ("webdataset, buffer 1000", stock)):
-                found = measure(order, listed_N, listing, given.epochs)
+                found = measure(order, listed_N, listing, options.epochs)
                 print(
                     f"| {listing.name}, {kind} | {name} | {found.chi_square:.3f} | {found.worst_batch:.2f} "
                     f"| {found.near_inside:.2%} | {found.near_next:.2%} | {found.span:.1%} of the listing |",

@@ -1,11 +1,12 @@
-"""Shards from object storage: bytes/s against the same client's plain GETs, CPU a gigabyte, samples/s against other readers, first batch.
+"""Shards read from object storage: throughput, CPU time and the wait for the first sample, compared with other readers.
 
-python -m tools.bench.stream SHARDS [--samples 2000] [--size 350000] [--limit 100e6] [--rounds 3]
+    python -m tools.bench.stream SHARDS [--samples 2000] [--size 350000] [--limit 100e6] [--rounds 3]
 
-A real S3 server (SeaweedFS) is started on loopback, and random shards of the wanted sample size are put into it, in the
-form of SHARDS (any built data set). Each figure is taken in a process of its own, ours and the others in turns, behind a
-proxy that lets LIMIT bytes/s through, and without it. Other readers are compared where they are installed: webdataset
-(`pipe:curl` of signed URLs), litdata's StreamingRawDataset (with s3fs, by which it lists). Server, client and sums share the machine.
+A local S3 server (SeaweedFS) gets random shards of the requested sample size, in the format of SHARDS (any built data
+set). Each measurement is a process; readers take turns. All are measured behind a proxy that passes LIMIT bytes a
+second, then without it. The baseline is plain GETs by the same client. Other readers, if installed: webdataset
+(`pipe:curl` of signed URLs) and litdata's StreamingRawDataset (needs s3fs). Server, client and checksums share the
+machine.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from vmae_data.storage import commit_bytes, commit_file, remote, storage_path
 
 PER_SHARD = 250
 BATCH = 64
-PIECE = 16  # samples that a worker is given at a time
+PIECE = 16  # samples of one job of a worker
 URL = "s3://bench/set"
 
 
@@ -54,38 +55,40 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=350_000)
     parser.add_argument("--limit", type=float, default=100e6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--take", choices=sorted(TAKERS), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.take:
-        for name in IMPORTS.get(given.take, ("obstore",)):
+    parser.add_argument("--measure", choices=sorted(READERS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        for name in IMPORTS.get(options.measure, ("obstore",)):
             importlib.import_module(name)
-        print(json.dumps(_timed(TAKERS[given.take])))
+        print(json.dumps(_timed(READERS[options.measure])))
         return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bucket = stack.enter_context(s3_server(folder / "server")).bucket("bench")
         bucket.store().put("made", b"")
         os.environ |= {**bucket.environment, "VMAE_CACHE": str(folder / "node")}
-        _write(Shards.open(given.shards), given.samples, given.size, folder)
-        with proxy_process(bucket.server.endpoint, Faults(bytes_per_second=given.limit)) as proxy:
-            print(f"{given.samples} samples of {given.size} bytes; behind {given.limit / 1e6:.0f} MB/s:", flush=True)
-            _table(_rounds(given, bucket.through(proxy.url)))
+        _write(Shards.open(options.shards), options.samples, options.size, folder)
+        with proxy_process(bucket.server.endpoint, Faults(bytes_per_second=options.limit)) as proxy:
+            print(
+                f"{options.samples} samples of {options.size} bytes; behind {options.limit / 1e6:.0f} MB/s:", flush=True
+            )
+            _table(_rounds(options, bucket.through(proxy.url)))
         print("without a limit, without a proxy:", flush=True)
-        _table(_rounds(given, bucket))
+        _table(_rounds(options, bucket))
 
 
-def _rounds(given: argparse.Namespace, bucket: S3Bucket) -> dict[str, list[dict[str, float]]]:
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in TAKERS}
-    for _ in range(given.rounds):
-        for name in TAKERS:  # in turns, so that a slow minute meets all
-            words = [sys.executable, "-m", "tools.bench.stream", given.shards, "--take", name]
+def _rounds(options: argparse.Namespace, bucket: S3Bucket) -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
+    for _ in range(options.rounds):
+        for name in READERS:  # in turns, so that a slow minute of the machine meets every reader
+            words = [sys.executable, "-m", "tools.bench.stream", options.shards, "--measure", name]
             done = subprocess.run(
                 words, env={**os.environ, **bucket.environment}, capture_output=True, text=True, check=False
             )
             if done.returncode == 0:
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
             elif not found[name]:
-                print(f"  {name}: left out ({done.stderr.strip().splitlines()[-1][:200]})", flush=True)
+                print(f"  {name}: skipped ({done.stderr.strip().splitlines()[-1][:200]})", flush=True)
     return found
 
 
@@ -104,13 +107,13 @@ def _table(found: dict[str, list[dict[str, float]]]) -> None:
             )
 
 
-def _timed(take: Callable[[], Iterator[int]]) -> dict[str, float]:
-    """Sizes of samples, taken to the end. What is imported was imported before."""
+def _timed(read: Callable[[], Iterator[int]]) -> dict[str, float]:
+    """Read all samples and measure. Imports are done before."""
     before = _cpu()
     started_at = time.perf_counter()
     samples = total = 0
     first = 0.0
-    for size in take():
+    for size in read():
         first = first or time.perf_counter() - started_at
         samples += 1
         total += size
@@ -124,7 +127,7 @@ def _timed(take: Callable[[], Iterator[int]]) -> dict[str, float]:
 
 
 def _cpu() -> float:
-    """Seconds of this process and of those that it has waited for."""
+    """CPU seconds of this process and of its finished children."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
@@ -134,35 +137,35 @@ def _order(shards: Shards) -> list[int]:
 
 
 def _ours() -> Iterator[int]:
-    """As a decode worker does: the next piece is asked for while this one is taken; every sum is checked."""
+    """As a decode worker reads: the next job is prefetched during this one; every checksum is verified."""
     shards = Shards.open(URL)
     order = _order(shards)
     fetcher = Fetcher(shards)
     pieces = [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
     fetcher.ask([Member(number) for number in pieces[0]])
-    for place, piece in enumerate(pieces):
-        if place + 1 < len(pieces):
-            fetcher.ask([Member(number) for number in pieces[place + 1]])
+    for position, piece in enumerate(pieces):
+        if position + 1 < len(pieces):
+            fetcher.ask([Member(number) for number in pieces[position + 1]])
         for number in piece:
             yield len(fetcher.fetch(number))
     fetcher.close()
 
 
 def _plain() -> Iterator[int]:
-    """The same ranges in the same order by the same client, as many at a time, without sums."""
+    """The same ranges in the same order by the same client, as many at a time, without checksums."""
     shards = Shards.open(URL)
 
     def get(number: int) -> int:
-        place = shards.place(number)
-        path = shards.shard_path(place.shard)
-        return len(remote.read_part(path, place.offset, place.size).data)
+        member = shards.place(number)
+        path = shards.shard_path(member.shard)
+        return len(remote.read_part(path, member.offset, member.size).data)
 
     with ThreadPoolExecutor(RANGES_AT_A_TIME) as pool:
         yield from pool.map(get, _order(shards))
 
 
 def _webdataset() -> Iterator[int]:
-    """Whole shards one after the other by curl, as its documentation has it for object storage."""
+    """Complete shards one after the other by curl, as its documentation recommends for object storage."""
     import obstore
     import webdataset as wds
 
@@ -177,12 +180,12 @@ def _webdataset() -> Iterator[int]:
 
 
 def _litdata() -> Iterator[int]:
-    """The same samples as single objects, read by range of the same order."""
+    """The same samples as single objects, in the same order."""
     from litdata import StreamingRawDataset
     from litdata.streaming import downloader
     from torch.utils.data import DataLoader
 
-    # It does not let its client speak plain HTTP, which the server here does.
+    # Its client refuses plain HTTP, which the local server speaks.
     downloader._OBSTORE_CLIENT_OPTIONS = {**(downloader._OBSTORE_CLIENT_OPTIONS or {}), "allow_http": True}
     with tempfile.TemporaryDirectory() as folder:
         data = StreamingRawDataset("s3://bench/raw/", cache_dir=folder, recompute_index=True)
@@ -190,9 +193,9 @@ def _litdata() -> Iterator[int]:
             yield from map(len, batch)
 
 
-TAKERS: dict[str, Callable[[], Iterator[int]]] = {
+READERS: dict[str, Callable[[], Iterator[int]]] = {
     "plain GETs": _plain,
-    "ours, sums checked": _ours,
+    "vmae-shard, checksums verified": _ours,
     "webdataset, pipe:curl": _webdataset,
     "litdata raw": _litdata,
 }
@@ -209,8 +212,8 @@ def _server() -> object:
 
 
 def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
-    """Random members, their true places and sums, and the other columns of the data set again and again."""
-    dice = random.Random(0)
+    """Write random members with their true offsets and checksums; repeat the other columns of the data set."""
+    rng = random.Random(0)
     rows: list[tuple[str, int, int, bytes]] = []
     listing = []
     first = shards.index.shardlist[0]
@@ -219,7 +222,7 @@ def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
         keys = [f"video-{shard:04d}-{n:04d}" for n in range(min(PER_SHARD, samples - shard * PER_SHARD))]
         with tarfile.open(path, "w") as tar:
             for key in keys:
-                data = dice.randbytes(size)
+                data = rng.randbytes(size)
                 member = tarfile.TarInfo(f"{key}.mp4")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -236,14 +239,14 @@ def _write(shards: Shards, samples: int, size: int, folder: Path) -> None:
             )
         )
         commit_file(path, storage_path(f"{URL}/{path.name}"))
-    keys_, shard_, offset_, sums = zip(*rows, strict=True)
+    keys_, shard_, offset_, digests = zip(*rows, strict=True)
     columns = {
         "key": keys_,
         "source": range(samples),
         "shard": shard_,
         "offset": [[n] for n in offset_],
         "size": [[size]] * samples,
-        "sha256": [[one] for one in sums],
+        "sha256": [[one] for one in digests],
     }
     write_enlarged(shards, storage_path(URL), columns, listing)
 

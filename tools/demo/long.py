@@ -1,8 +1,10 @@
-"""`make demo-long`: does pretraining help with few labels? One pretraining run, 200 labels, 800 videos to score.
+"""`make demo-long`: does pretraining help with few labels? One pretraining, 200 labels, 800 validation videos.
 
-Under an hour on two cores once the shards are there. Everything from scratch runs while the
-pretraining does, on the other core. Ends with a table; a second call only prints it.
-`python -m tools.demo.long 80 400` takes 80 labels and 400 steps, and the same pretraining.
+    python -m tools.demo.long [LABELS] [STEPS]
+
+It takes under an hour on two cores once the shards are built, and ends with a table. Trainings from scratch run at the
+same time as the pretraining, on the other core. A second call only prints the table. Other numbers of labels and steps
+use the same pretraining.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import msgspec
 
 from tools.demo.short import RUNS, finish, make_shards, run, start
 
-LABELS = 200
+LABELS, STEPS = 200, 600
+MORE = 3  # times the steps, for one training from scratch
 SEEDS = (0, 1, 2)
-STEPS, MORE = 600, 3
 
 
 class Trial(NamedTuple):
-    """One finetuning on the few labels."""
+    """One finetuning on few labels."""
 
     name: str
     labels: int
@@ -44,7 +46,7 @@ def main(labels: int, steps: int) -> None:
     pretrained = RUNS / "demo-long-pretrain"
     scratch = [Trial("scratch", labels, steps, seed, False) for seed in SEEDS]
     more = [Trial("scratch-more", labels, MORE * steps, 0, False)]
-    helped = [Trial("pretrained", labels, steps, seed, True) for seed in SEEDS]
+    pretrained_trials = [Trial("pretrained", labels, steps, seed, True) for seed in SEEDS]
     one_frame = [Trial("pretrained-frozen", labels, steps, 0, True, frozen=True)]
 
     def begin(trial: Trial) -> subprocess.Popen[bytes]:
@@ -59,20 +61,19 @@ def main(labels: int, steps: int) -> None:
     for trial in scratch + more:
         finish([begin(trial)])
     finish([pretraining])
-    for pair in (helped[:2], helped[2:] + one_frame):
+    for pair in (pretrained_trials[:2], pretrained_trials[2:] + one_frame):
         finish([begin(trial) for trial in pair])
     control = RUNS / f"demo-long-{labels}-{steps}-one-frame.json"
     if not control.exists():
         words = ("--data", val, "--views", "2x3", "--frozen", "--quiet", "--out", control)
-        run("vmae-train", "evaluate", helped[0].folder, *words)
+        run("vmae-train", "evaluate", pretrained_trials[0].folder, *words)
     report = RUNS / f"demo-long-{labels}-{steps}-report.html"
     others = [word for trial in scratch + more for word in ("--against", trial.folder)]
-    run("vmae-train", "report", helped[0].folder, *others, "--out", report, "--quiet")
-    print(
-        f"Masked loss of the pretraining, mean of the last 1,000 steps: {statistics.mean(_losses(pretrained)[-20:]):.3f}\n"
-    )
+    run("vmae-train", "report", pretrained_trials[0].folder, *others, "--out", report, "--quiet")
+    loss = statistics.mean(_losses(pretrained)[-20:])
+    print(f"Masked loss of the pretraining, mean of the last 1,000 steps: {loss:.3f}\n")
     groups = {
-        "pretrained": helped,
+        "pretrained": pretrained_trials,
         "scratch (Xavier)": scratch,
         "scratch (Xavier), 3 × the steps": more,
         "pretrained, trained and tested on one frame repeated": one_frame,
@@ -83,7 +84,7 @@ def main(labels: int, steps: int) -> None:
 
 
 def table(labels: int, groups: dict[str, list[Trial]]) -> str:
-    """What came out, as it came out."""
+    """A Markdown table of the scores."""
     lines = [
         f"| start, {labels} labels | steps | top-1 %, 800 videos, chance 12.5 | plateau left at step | train loss at the end |",
         "| --- | --- | --- | --- | --- |",
@@ -102,7 +103,7 @@ def _losses(folder: Path) -> list[float]:
 
 
 def _plateau_left(folder: Path) -> str:
-    """The first step at which the mean training loss of the last 100 steps is below 1 (chance: 2.08)."""
+    """The first step at which the mean training loss of 100 steps is below 1 (chance: 2.08)."""
     losses = _losses(folder)
     means = [statistics.mean(losses[n - 5 : n]) for n in range(5, len(losses) + 1)]
     return next((str(20 * (n + 5)) for n, mean in enumerate(means) if mean < 1), "never")
@@ -121,7 +122,7 @@ def _spread(scores: list[float]) -> str:
 
 if __name__ == "__main__":
     try:
-        given = [int(word) for word in sys.argv[1:]]
-        main(*given, *(LABELS, STEPS)[len(given) :])
+        numbers = [int(word) for word in sys.argv[1:]]
+        main(*numbers, *(LABELS, STEPS)[len(numbers) :])
     except KeyboardInterrupt:
         sys.exit(130)

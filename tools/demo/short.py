@@ -1,7 +1,9 @@
-"""`make demo`: videos, shards, pretraining, finetuning, scratch beside it, one report.
+"""`make demo`: render videos, build shards, pretrain, finetune with and without pretraining, write one report.
 
-Every step is a command that a person could type, and is printed as such. Each goes on where it was
-stopped and does nothing when its work is done, so the whole does too.
+    python -m tools.demo.short
+
+Every step is a command that a person could type, and is printed. A step resumes where it was stopped and does nothing
+when its work is done.
 """
 
 from __future__ import annotations
@@ -16,27 +18,22 @@ SCRIPTS = Path(sys.executable).parent
 VIDEOS, SHARDS, RUNS = Path("videos"), Path("shards"), Path("runs")
 
 
-def start(program: str, *words: str | Path) -> subprocess.Popen[bytes]:
-    """Start a command after showing it as one would type it."""
-    line = [program, *map(str, words)]
-    print(f"\n$ {shlex.join(line)}", file=sys.stderr, flush=True)
-    return subprocess.Popen([str(SCRIPTS / program), *line[1:]])
-
-
-def run(program: str, *words: str | Path) -> None:
-    finish([start(program, *words)])
-
-
-def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for all; end with the status of one that failed."""
-    try:
-        statuses = [process.wait() for process in processes]
-    except KeyboardInterrupt:
-        for process in processes:
-            process.wait()
-        raise
-    if any(statuses):
-        sys.exit(next(status for status in statuses if status))
+def main() -> None:
+    train = make_shards("demo-train", videos=800, seed=0)
+    val = make_shards("demo-val", videos=160, seed=1, classes_of="demo-train")
+    pretrained, finetuned, scratch = RUNS / "demo-pretrain", RUNS / "demo-finetune", RUNS / "demo-scratch"
+    run("vmae-train", "pretrain", "--recipe", "pretrain/demo", "--data", train, "--out", pretrained)
+    common = ("--recipe", "finetune/demo", "--data", train, "--val", val)
+    # One thread each, so both run at once. Only the first shows its progress.
+    finish(
+        [
+            start("vmae-train", "finetune", *common, "--out", scratch, "--quiet"),
+            start("vmae-train", "finetune", *common, "--init", pretrained, "--out", finetuned),
+        ]
+    )
+    report = RUNS / "demo-report.html"
+    run("vmae-train", "report", finetuned, "--against", scratch, "--out", report, "--quiet")
+    print(report.resolve())
 
 
 def make_shards(name: str, *, videos: int, seed: int, classes_of: str | None = None) -> Path:
@@ -47,22 +44,27 @@ def make_shards(name: str, *, videos: int, seed: int, classes_of: str | None = N
     return SHARDS / name
 
 
-def main() -> None:
-    train = make_shards("demo-train", videos=800, seed=0)
-    val = make_shards("demo-val", videos=160, seed=1, classes_of="demo-train")
-    pretrained, finetuned, scratch = RUNS / "demo-pretrain", RUNS / "demo-finetune", RUNS / "demo-scratch"
-    run("vmae-train", "pretrain", "--recipe", "pretrain/demo", "--data", train, "--out", pretrained)
-    common = ("--recipe", "finetune/demo", "--data", train, "--val", val)
-    # One thread each, so both run at once; only the first shows its progress.
-    finish(
-        [
-            start("vmae-train", "finetune", *common, "--out", scratch, "--quiet"),
-            start("vmae-train", "finetune", *common, "--init", pretrained, "--out", finetuned),
-        ]
-    )
-    report = RUNS / "demo-report.html"
-    run("vmae-train", "report", finetuned, "--against", scratch, "--out", report, "--quiet")
-    print(report.resolve())
+def run(program: str, *words: str | Path) -> None:
+    finish([start(program, *words)])
+
+
+def start(program: str, *words: str | Path) -> subprocess.Popen[bytes]:
+    """Print a command as a person would type it, and start it."""
+    line = [program, *map(str, words)]
+    print(f"\n$ {shlex.join(line)}", file=sys.stderr, flush=True)
+    return subprocess.Popen([str(SCRIPTS / program), *line[1:]])
+
+
+def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for all. Exits with the status of one that failed."""
+    try:
+        statuses = [process.wait() for process in processes]
+    except KeyboardInterrupt:
+        for process in processes:
+            process.wait()
+        raise
+    if any(statuses):
+        sys.exit(next(status for status in statuses if status))
 
 
 if __name__ == "__main__":

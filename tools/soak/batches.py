@@ -1,8 +1,9 @@
-"""The batches of a pretraining, as fingerprints: what its processes would see, without training.
+"""A pretraining recipe and its shards → fingerprints of the batches that its processes would see. Nothing is trained.
 
-    torchrun --nproc-per-node 4 -m tools.soak.batches --recipe pretrain/demo --data shards/demo-train --out batches.jsonl [--first 0] [--end 10]
+    torchrun --nproc-per-node 4 -m tools.soak.batches \\
+        --recipe pretrain/demo --data shards/demo-train --out batches.jsonl [--first 0] [--end 10]
 
-A line a step: the clips of the global batch in order. The same for any number of processes and workers.
+One line a step: the clips of the global batch in order. The lines are equal for any number of processes and workers.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--end", type=int, help="the step before which to end; left out: the recipe's last")
-    given = parser.parse_args()
-    spec = load_recipe("vmae_train", given.recipe, PretrainSpec, given.set)
+    parser.add_argument("--end", type=int, help="end before this step [default: the recipe's last step]")
+    options = parser.parse_args()
+    spec = load_recipe("vmae_train", options.recipe, PretrainSpec, options.set)
     with init_distributed("cpu") as distributed:
-        by_step = own_clips(spec, given.data, given.first, given.end, distributed)
-        # A global batch is the share of the first process, then of the second, …
-        everybody = distributed.all_gather(by_step, list[list[ClipFingerprint]])
+        by_step = own_clips(spec, options.data, options.first, options.end, distributed)
+        # A global batch is the share of rank 0, then of rank 1, …
+        shares_of_ranks = distributed.all_gather(by_step, list[list[ClipFingerprint]])
     if distributed.is_main:
-        steps = [[clip for clips in shares for clip in clips] for shares in zip(*everybody, strict=True)]
-        given.out.write_bytes(b"".join(msgspec.json.encode(clips) + b"\n" for clips in steps))
+        steps = [[clip for clips in shares for clip in clips] for shares in zip(*shares_of_ranks, strict=True)]
+        options.out.write_bytes(b"".join(msgspec.json.encode(clips) + b"\n" for clips in steps))
 
 
 def own_clips(
     spec: PretrainSpec, data: list[str], start: int, stop: int | None, distributed: Distributed
 ) -> list[list[ClipFingerprint]]:
-    """What this process sees of each step."""
+    """The fingerprints of this process's share of each step."""
     setup = set_up_training(spec, data, distributed)
     if stop is not None:
         schedule = msgspec.structs.replace(setup.schedule, steps=stop)

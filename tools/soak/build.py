@@ -1,9 +1,9 @@
-"""`make soak`: a build of hundreds of damaged sources, and a build that is killed, starved and hung, against what each must give.
+"""Hundreds of damaged sources, and a build that is killed, starved and hung, each with its expected outcome.
 
     python -m tools.soak.build [--kills 100] [--seed 0] [--only damages|faults] [--write-docs]
 
-A line for each case that differs (each case with --verbose), a summary, and exit status 1 on any difference.
---write-docs writes docs/damages.md from the table and builds nothing.
+Prints a line for each case and a summary. Exit status 1 if any outcome differs. --write-docs writes docs/damages.md
+from the tables and builds nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tools.soak.damages.check import check_all, make_all
 from tools.soak.damages.clips import Bench
-from tools.soak.damages.judge import judge_all, make_all
 from tools.soak.damages.table import DAMAGES, docs_page
 from tools.soak.faults.table import FAULTS
 from tools.soak.faults.workspace import Result, Workspace, command, left_over, run
 from vmae_data.demo.videos import write_demo
 
 _DOCS = Path(__file__).parents[2] / "docs" / "damages.md"
-# The largest real frame of the table, 8K, takes some 600 MB with x264's; a header's claim must not take more.
+# The largest real frame of the table, 8K, needs about 600 MB with x264. A false header must not cost more.
 _MOST_MEMORY = 2 << 30
 _MOST_SECONDS = 900
 
@@ -36,16 +36,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("damages", "faults"))
     parser.add_argument("--write-docs", action="store_true")
-    given = parser.parse_args()
-    if given.write_docs:
+    options = parser.parse_args()
+    if options.write_docs:
         _DOCS.write_text(docs_page())
         print(_DOCS)
         return
     differing = 0
     with tempfile.TemporaryDirectory() as name:
-        parts = {"damages": lambda: damages(Path(name)), "faults": lambda: faults(Path(name), given.kills, given.seed)}
+        parts = {
+            "damages": lambda: damages(Path(name)),
+            "faults": lambda: faults(Path(name), options.kills, options.seed),
+        }
         for part, results in parts.items():
-            if given.only not in (None, part):
+            if options.only not in (None, part):
                 continue
             total = wrong = 0
             for result in results():
@@ -67,7 +70,7 @@ def show(result: Result) -> None:
 
 
 def damages(folder: Path) -> Iterator[Result]:
-    """Every damage of the table in one build; again with one worker, for the same bytes."""
+    """Every damage of the table in one build."""
     videos, dest = folder / "damages", folder / "shards"
     print(f"making {len(DAMAGES)} sources …", flush=True)
     make_all(DAMAGES, Bench(folder / "bench"), videos)
@@ -77,36 +80,32 @@ def damages(folder: Path) -> Iterator[Result]:
     ended = run([*command(videos, dest, "--set", "samples_per_shard=40"), *settings])
     seconds = time.monotonic() - started_at
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
-    yield _within("the build ends", f"status {ended.status} {ended.words}", "status 0 ", ended.status == 0)
+    yield Result("the build ends", f"status {ended.status} {ended.words}", "status 0 ", ended.status == 0)
     if ended.status == 0:
-        for finding in judge_all(DAMAGES, dest):
-            told = "; or ".join(outcome.told() for outcome in finding.damage.expected)
-            yield Result(f"{finding.damage.group}: {finding.damage.name}", finding.found, told, finding.as_expected)
-    yield _within("largest process", f"{memory >> 20} MB", f"at most {_MOST_MEMORY >> 20} MB", memory < _MOST_MEMORY)
-    yield _within("time", f"{seconds:.0f} s", f"at most {_MOST_SECONDS} s", seconds < _MOST_SECONDS)
-    left = left_over()
-    yield _within("processes left over", str(left), "none", not left)
+        for finding in check_all(DAMAGES, dest):
+            expected = "; or ".join(outcome.text() for outcome in finding.damage.expected)
+            yield Result(f"{finding.damage.group}: {finding.damage.name}", finding.found, expected, finding.as_expected)
+    yield Result("largest process", f"{memory >> 20} MB", f"at most {_MOST_MEMORY >> 20} MB", memory < _MOST_MEMORY)
+    yield Result("time", f"{seconds:.0f} s", f"at most {_MOST_SECONDS} s", seconds < _MOST_SECONDS)
+    remaining = left_over()
+    yield Result("processes left over", str(remaining), "none", not remaining)
     verified = subprocess.run(
         [sys.executable, "-m", "vmae_data.cli", "verify", str(dest)], capture_output=True, text=True, check=False
     )
-    yield _within(
-        "verify", verified.stdout.strip()[-200:], "all sums right, every frame decodes", verified.returncode == 0
+    yield Result(
+        "verify", verified.stdout.strip()[-200:], "all checksums match, every frame decodes", verified.returncode == 0
     )
 
 
-def _within(name: str, found: str, expected: str, right: bool) -> Result:
-    return Result(name, found, expected, right)
-
-
 def faults(folder: Path, kills: int, seed: int) -> Iterator[Result]:
-    """A small build of good and broken demo videos, disturbed in every way."""
-    videos, whole = folder / "videos", folder / "whole"
+    """A small build of good and broken demo videos, with every fault of the table."""
+    videos, undisturbed = folder / "videos", folder / "undisturbed"
     write_demo(videos, num_videos=24, seed=5, broken=True, workers=2)
     started_at = time.monotonic()
-    ended = run(command(videos, whole))
+    ended = run(command(videos, undisturbed))
     seconds = time.monotonic() - started_at
-    yield _within("the undisturbed build", f"status {ended.status}, {seconds:.1f} s", "status 0", ended.status == 0)
-    workspace = Workspace(folder, videos, whole, seconds, kills, seed)
+    yield Result("the undisturbed build", f"status {ended.status}, {seconds:.1f} s", "status 0", ended.status == 0)
+    workspace = Workspace(folder, videos, undisturbed, seconds, kills, seed)
     for fault in FAULTS:
         yield from fault.run(workspace)
 

@@ -1,8 +1,9 @@
-"""`make soak`: the batches of a pretraining by every number of processes and workers, and gone on with at every step.
+"""The batches of a pretraining must be the same for any number of processes and workers, and when resumed at any step.
 
-    python -m tools.soak.order [--processes 1 2 4] [--workers 0 1 3]
+    python -m tools.soak.order [--processes 1 2 4] [--workers 0 1 3] [--verbose]
 
-A line for each case that differs (each case with --verbose), a summary, and exit status 1 on any difference.
+Prints a line for each case that differs (with --verbose for every case), a summary, and exits with status 1 on any
+difference.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.build import build_shards
-from vmae_data.demo.videos import write_demo
-from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.progress import ProgressStyle
-from vmae_data.recipes import load_recipe
+from tools.data_sets import demo_shards
 
 STEPS = 8
 LIMIT_SECONDS = 300
+SETTINGS = (f"train.steps={STEPS}", "train.micro_batch=2", "augment.crop=multiscale", "augment.flip=true")
 
 
 class Case(NamedTuple):
@@ -42,28 +40,27 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 3])
     parser.add_argument("--verbose", action="store_true")
-    given = parser.parse_args()
-    differing = 0
+    options = parser.parse_args()
+    total = differing = 0
     with tempfile.TemporaryDirectory() as name:
-        workspace = Path(name)
+        folder = Path(name)
         data = [
-            make_shards(workspace, "first", videos=24, settings=()),
-            make_shards(workspace, "second", 16, ("short_side=48",)),
+            demo_shards(folder / "first", videos=24, seed=24, settings=["samples_per_shard=5"]),
+            demo_shards(folder / "second", videos=16, seed=16, settings=["samples_per_shard=5", "short_side=48"]),
         ]
-        wanted = {mixed: batches(workspace, data, Case(1, 0, mixed)) for mixed in (False, True)}
-        total = 0
-        for case in cases(given.processes, given.workers):
+        expected = {mixed: batches(folder, data, Case(1, 0, mixed)) for mixed in (False, True)}
+        for case in cases(options.processes, options.workers):
             total += 1
-            same = batches(workspace, data, case) == wanted[case.mixed][case.first :]
+            same = batches(folder, data, case) == expected[case.mixed][case.first :]
             differing += not same
-            if given.verbose or not same:
+            if options.verbose or not same:
                 print(f"{'ok    ' if same else 'DIFFER'} {case}", flush=True)
-    print(f"order: {total - differing} of {total} as one process without workers")
+    print(f"order: {total - differing} of {total} cases equal one process without workers")
     sys.exit(1 if differing else 0)
 
 
 def cases(processes: list[int], workers: list[int]) -> Iterator[Case]:
-    """All layouts from the start; then every step to go on from, each on the next layout in turn."""
+    """Every layout from the start, then every step to resume at, each on the next layout in turn."""
     layouts = list(itertools.product(processes, workers))
     for mixed in (False, True):
         for number, workers_each in layouts:
@@ -73,26 +70,18 @@ def cases(processes: list[int], workers: list[int]) -> Iterator[Case]:
             yield Case(*next(turns), mixed, first)
 
 
-def make_shards(workspace: Path, name: str, videos: int, settings: tuple[str, ...]) -> Path:
-    write_demo(workspace / f"{name}-videos", num_videos=videos, seed=videos, workers=2)
-    spec = load_recipe("vmae_data", "demo", BuildSpec, ["samples_per_shard=5", *settings])
-    build_shards(str(workspace / f"{name}-videos"), workspace / name, spec, workers=2, style=ProgressStyle.QUIET)
-    return workspace / name
-
-
-def batches(workspace: Path, data: list[Path], case: Case) -> list[str]:
-    """The fingerprints of the case's batches, a line a step; none where it hangs or fails."""
-    out = workspace / "batches.jsonl"
+def batches(folder: Path, data: list[Path], case: Case) -> list[str]:
+    """The fingerprints of the case's batches, one line a step. Empty if it hangs or fails."""
+    out = folder / "batches.jsonl"
     out.unlink(missing_ok=True)
-    named = [f"{data[0]}:2", f"{data[1]}:1"] if case.mixed else [str(data[0])]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
     words = ["-m", "tools.soak.batches", "--recipe", "pretrain/demo", "--out", str(out), "--first", str(case.first)]
-    for setting in (f"train.steps={STEPS}", "train.micro_batch=2", f"loader.workers={case.workers}"):
+    for setting in (*SETTINGS, f"loader.workers={case.workers}"):
         words += ["--set", setting]
-    for url in named:
+    for url in [f"{data[0]}:2", f"{data[1]}:1"] if case.mixed else [str(data[0])]:
         words += ["--data", url]
-    command = [sys.executable, *launcher, *words, "--set", "augment.crop=multiscale", "--set", "augment.flip=true"]
     try:
+        command = [sys.executable, *launcher, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         print(f"hangs: {case}", flush=True)

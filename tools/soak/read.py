@@ -1,10 +1,10 @@
-"""`make soak`: a reader's memory over many samples, fetched and hashed and not decoded.
+"""A reader's memory must not grow over many samples, which are fetched and checked, not decoded.
 
     python -m tools.soak.read [URL] [--samples 100000] [--cache DIR --cache-bytes 1GB] [--piece 32]
 
-Without URL a small set is made, put into a local S3 server and read from there. Prints a line every tenth of the way:
-samples, samples a second, resident memory, megabytes read. Exit status 1 where memory of the second half is more than
-16 MiB above that of the first.
+Without URL a small data set is built, uploaded to a local S3 server and read from there. Every tenth of the samples a
+line reports samples per second, resident memory and bytes read. Exit status 1 if the second half peaks more than 16 MiB
+above the first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tools.data_sets import demo_in_bucket
 from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher, Member, ReadTimings
@@ -31,56 +32,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", metavar="URL")
     parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--piece", type=int, default=32, help="samples that are asked for at once")
+    parser.add_argument("--piece", type=int, default=32, help="samples of one request to the reader")
     parser.add_argument("--cache", metavar="DIR")
     parser.add_argument("--cache-bytes", default="1GB")
-    given = parser.parse_args()
-    spec = CacheSpec(dir=given.cache, bytes=given.cache_bytes if given.cache else None)
+    options = parser.parse_args()
+    spec = CacheSpec(dir=options.cache, bytes=options.cache_bytes if options.cache else None)
     with contextlib.ExitStack() as stack:
-        url = given.url
-        if url is None:
-            from tools.data_sets import demo_in_bucket  # it needs what tests need
-
-            url = stack.enter_context(demo_in_bucket(samples_per_shard=8)).url
-        found = read(url, given.samples, given.piece, spec)
-    first, second = max(found[1:5]), max(found[5:])
-    grown = second - first
-    print(f"first half {first:.1f} MB, second {second:.1f} MB")
-    sys.exit(1 if grown > GROWTH_MB else 0)
+        url = options.url or stack.enter_context(demo_in_bucket(samples_per_shard=8)).url
+        memory = read(url, options.samples, options.piece, spec)
+    first, second = max(memory[1:5]), max(memory[5:])
+    print(f"first half {first:.1f} MB, second half {second:.1f} MB")
+    sys.exit(1 if second - first > GROWTH_MB else 0)
 
 
 def read(url: str, samples: int, piece: int, spec: CacheSpec) -> list[float]:
-    """Resident megabytes at each tenth of the way."""
+    """Resident megabytes after each tenth of the samples."""
     shards = Shards.open(url)
     cache = ShardCache(spec) if spec.dir is not None else None
     fetcher = Fetcher(shards, cache=cache)
-    took, found, done, started_at = ReadTimings(), [], 0, time.monotonic()
+    timings, memory, done, started_at = ReadTimings(), list[float](), 0, time.monotonic()
     pieces = endless(shards, piece)
-    coming = next(pieces)
-    fetcher.ask(coming)
+    following = next(pieces)
+    fetcher.ask(following)
     while done < samples:
-        now, coming = coming, next(pieces)
-        fetcher.ask(coming)
-        for member in now:
+        current, following = following, next(pieces)
+        fetcher.ask(following)
+        for member in current:
             fetcher.fetch(*member)
-        took = took.plus(fetcher.take_took())
-        done += len(now)
-        if done * 10 // samples > len(found):
-            found.append(resident_mb())
-            rate = done / (time.monotonic() - started_at)
-            read_mb = took.range_bytes / 1e6
-            print(
-                f"{done} samples, {rate:.0f}/s, {found[-1]:.1f} MB resident, {read_mb:.0f} MB by range, {took.hits} hits",
-                flush=True,
-            )
+        timings = timings.plus(fetcher.take_took())
+        done += len(current)
+        if done * 10 // samples > len(memory):
+            memory.append(resident_mb())
+            rate, megabytes = done / (time.monotonic() - started_at), timings.range_bytes / 1e6
+            read_by_range = f"{megabytes:.0f} MB read by range, {timings.hits} cache hits"
+            print(f"{done} samples, {rate:.0f}/s, {memory[-1]:.1f} MB resident, {read_by_range}", flush=True)
     fetcher.close()
     if cache is not None:
         cache.close()
-    return found
+    return memory
 
 
 def endless(shards: Shards, piece: int) -> Iterator[list[Member]]:
-    """The order of a training, epoch after epoch."""
+    """The batch order of a training, epoch after epoch."""
     epoch = 0
     while True:
         batches = epoch_batches(shards.shard_sizes, seed=0, epoch=epoch, batch=min(piece, len(shards)))

@@ -1,4 +1,4 @@
-"""Whole videos to damage: a picture that can be known again by looking at it, in any codec and container."""
+"""Intact videos to damage: a test picture that a program can recognise, in any codec and container."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["FRAMES", "RATE", "Bench", "picture_is_right"]
 
 FRAMES = 25
 RATE = 25
-DARKEST, STEP = 40, 4  # grey level of the lower right quarter in frame 0, and its rise from frame to frame
+DARKEST, STEP = 40, 4  # grey level of the lower right quarter in frame 0, and its increase a frame
 BRIGHT, GROUND = 220, 30
 NOISE = 8
 
 
 class Bench:
-    """Makes clips with ffmpeg, each once; a folder of its own holds them."""
+    """Encodes clips with ffmpeg, each once, into one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,9 +30,9 @@ class Bench:
     def clip(
         self, name: str, options: str = "", *, size: str = "96x64", frames: int = FRAMES, source: str = ""
     ) -> Path:
-        """A clip in the container that its name says, made once for each name.
+        """The clip of this name, encoded at the first call. The suffix chooses the container.
 
-        `options` are ffmpeg's, for the output; `source` those for the input. x264 where none names a codec.
+        `options` are ffmpeg's output options, `source` its input options. The default codec is x264.
         """
         path = self.folder / name
         if not path.exists():
@@ -45,7 +45,7 @@ class Bench:
         return path
 
     def run(self, *words: str) -> None:
-        """ffmpeg with these words. Raises CalledProcessError: a clip that can't be made is our mistake."""
+        """Run ffmpeg. Raises CalledProcessError."""
         subprocess.run(
             [self.ffmpeg, "-nostdin", "-y", "-v", "error", *words], check=True, stdin=subprocess.DEVNULL, timeout=120
         )
@@ -54,7 +54,7 @@ class Bench:
         path = self.folder / f"{size}-{frames}.raw"
         if not path.exists():
             width, height = map(int, size.split("x"))
-            # Noise, so that frames are as large as those of a real video, and a damage hits pictures, not only headers.
+            # Noise makes frames as large as a real video's, so that damage hits pictures and not only headers.
             noise = np.random.default_rng(0).integers(-NOISE, NOISE + 1, (frames, height, width), np.int16)
             pictures = np.full((frames, height, width), GROUND, np.int16)
             pictures[:, : height // 2, : width // 2] = BRIGHT
@@ -65,14 +65,16 @@ class Bench:
 
 
 def picture_is_right(y_THW: NDArray[np.uint8], kept: list[int]) -> bool:
-    """Whether these are the frames `kept` of a clip, upright: the upper left is bright, the lower right rises."""
+    """Whether these are the frames `kept` of a clip, upright: upper left bright, lower right brighter in each frame."""
     height, width = y_THW.shape[1:]
     quarters = y_THW[:, : height // 2 * 2, : width // 2 * 2].astype(float)
     upper, lower = quarters[:, : height // 2], quarters[:, height // 2 :]
     bright = upper[:, :, : width // 2].mean(axis=(1, 2))
     others = [upper[:, :, width // 2 :].mean(axis=(1, 2)), lower[:, :, : width // 2].mean(axis=(1, 2))]
     rising = lower[:, :, width // 2 :].mean(axis=(1, 2))
-    wanted = np.array([min(235, DARKEST + STEP * number) for number in kept], float)
+    expected = np.array([min(235, DARKEST + STEP * number) for number in kept], float)
     upright = all((bright > other + 60).all() for other in others)
-    # Codecs and ranges stretch levels, by less than a fifth.
-    return bool(upright and (abs((rising - rising[0]) - (wanted - wanted[0])) <= 6 + 0.2 * (wanted - wanted[0])).all())
+    # Codecs and colour ranges stretch levels by less than a fifth.
+    return bool(
+        upright and (abs((rising - rising[0]) - (expected - expected[0])) <= 6 + 0.2 * (expected - expected[0])).all()
+    )

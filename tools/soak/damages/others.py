@@ -1,4 +1,4 @@
-"""What is no video, or no file; streams that mislead; names that a shell or a pattern would trip over."""
+"""Files that are no video, special files, misleading streams, and names that break shells or patterns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.soak.damages.clips import Bench
-from tools.soak.damages.records import Damage, Outcome, failed, made
+from tools.soak.damages.records import Damage, Outcome, built, failed
 
 __all__ = ["LINKS", "NAMES", "OTHERS", "STREAMS"]
 
@@ -21,7 +21,7 @@ _N = "No video"
 
 
 def written(name: str, data: bytes, *expected: Outcome, suffix: str = ".mp4", fast: bool = False) -> Damage:
-    """A file of just these bytes."""
+    """A file of exactly these bytes."""
 
     def make(_bench: Bench, path: Path) -> None:
         path.write_bytes(data)
@@ -38,7 +38,7 @@ def by_ffmpeg(
     suffix: str = ".mp4",
     fast: bool = False,
 ) -> Damage:
-    """What ffmpeg makes of a whole clip (CLIP in its words) with these options."""
+    """ffmpeg's output for these options; CLIP stands for the path of an intact clip."""
 
     def make(bench: Bench, path: Path) -> None:
         source = str(bench.clip(clip))
@@ -47,7 +47,7 @@ def by_ffmpeg(
     return Damage(group, name, make, expected, suffix, fast=fast)
 
 
-def placed(name: str, make: Callable[[Bench, Path], None], *expected: Outcome, fast: bool = False) -> Damage:
+def special(name: str, make: Callable[[Bench, Path], None], *expected: Outcome, fast: bool = False) -> Damage:
     return Damage("Links and special files", name, make, expected, fast=fast)
 
 
@@ -71,10 +71,12 @@ _UNKNOWN = (failed("unreadable"), failed("undecodable"), failed("no-video"))
 OTHERS: tuple[Damage, ...] = (
     written("zero length", b"", failed("empty", "0 bytes"), fast=True),
     written("one byte", b"\0", _NONE),
-    written("a text", b"This is no video.\n" * 50, _NONE, fast=True),
-    written("a web page of an error", b"<!DOCTYPE html><html><title>404 Not Found</title></html>", _NONE, fast=True),
+    written("a text file", b"This is no video.\n" * 50, _NONE, fast=True),
+    written(
+        "an error page of a web server", b"<!DOCTYPE html><html><title>404 Not Found</title></html>", _NONE, fast=True
+    ),
     written("JSON", b'{"error": "rate limit exceeded"}', _NONE),
-    written("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", _NONE),
+    written("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", _NONE),
     written("a playlist", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", _NONE, fast=True),
     written("a concatenation script", b"ffconcat version 1.0\nfile '/etc/passwd'\n", _NONE),
     written("a million zeros", bytes(10**6), _NONE, fast=True),
@@ -102,24 +104,27 @@ OTHERS: tuple[Damage, ...] = (
 _S = "Streams"
 STREAMS: tuple[Damage, ...] = (
     by_ffmpeg(
-        _S, "audio longer than the video", "-i CLIP -f lavfi -i sine=duration=5 -c:v copy -c:a aac", made(), fast=True
+        _S, "audio longer than the video", "-i CLIP -f lavfi -i sine=duration=5 -c:v copy -c:a aac", built(), fast=True
     ),
-    by_ffmpeg(_S, "audio shorter than the video", "-i CLIP -f lavfi -i sine=duration=0.2 -c:v copy -c:a aac", made()),
+    by_ffmpeg(_S, "audio shorter than the video", "-i CLIP -f lavfi -i sine=duration=0.2 -c:v copy -c:a aac", built()),
     by_ffmpeg(
-        _S, "audio before the video", "-i CLIP -f lavfi -i sine=duration=1 -map 1:a -map 0:v -c:v copy -c:a aac", made()
+        _S,
+        "audio before the video",
+        "-i CLIP -f lavfi -i sine=duration=1 -map 1:a -map 0:v -c:v copy -c:a aac",
+        built(),
     ),
     by_ffmpeg(
         _S,
-        "a cover picture beside the video",
+        "a cover picture in addition to the video",
         "-i CLIP -t 0.04 -i CLIP -map 1:v -map 0:v -c:v:0 mjpeg -pix_fmt:v:0 yuvj420p -disposition:v:0 attached_pic -c:v:1 copy",
-        made(),
+        built(),
         fast=True,
     ),
     by_ffmpeg(
         _S,
         "two videos: the first one",
         "-i CLIP -map 0:v -map 0:v -c:v:0 copy -c:v:1 mpeg4 -s:v:1 32x32",
-        made(size=(48, 32)),
+        built(size=(48, 32)),
     ),
     by_ffmpeg(
         _S,
@@ -130,17 +135,17 @@ STREAMS: tuple[Damage, ...] = (
         failed("damaged"),
         fast=True,
     ),
-    by_ffmpeg(_S, "begins 1 s late", "-itsoffset 1 -i CLIP -c copy", made(), suffix=".mkv"),
+    by_ffmpeg(_S, "starts 1 s late", "-itsoffset 1 -i CLIP -c copy", built(), suffix=".mkv"),
     by_ffmpeg(
-        _S, "an edit list that begins in the middle", "-ss 0.5 -i CLIP -c copy", made(frames=range(10, 15)), fast=True
+        _S, "an edit list that begins in the middle", "-ss 0.5 -i CLIP -c copy", built(frames=range(10, 15)), fast=True
     ),
-    by_ffmpeg(_S, "cut to 0.4 s without decoding", "-i CLIP -t 0.4 -c copy", made(frames=range(9, 14))),
+    by_ffmpeg(_S, "cut to 0.4 s without decoding", "-i CLIP -t 0.4 -c copy", built(frames=range(9, 14))),
     by_ffmpeg(
         _S,
         "no key frame at its start",
         "-i CLIP -c copy -bsf:v noise=drop=lt(n\\,3) -copyinkf",
-        made("ffmpeg complained", frames=range(22, 26), right=False),
-        made("", frames=range(17, 26), right=False),
+        built("ffmpeg complained", frames=range(22, 26), right=False),
+        built("", frames=range(17, 26), right=False),
         failed("truncated"),
         failed("damaged"),
         suffix=".mkv",
@@ -162,33 +167,33 @@ def _link_to_whole(bench: Bench, path: Path) -> None:
 
 
 def _socket(_bench: Bench, path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):  # a socket's address is short
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):  # a socket's path must be short
         server.bind(path.name)
 
 
 LINKS: tuple[Damage, ...] = (
-    placed("a FIFO", lambda _bench, path: os.mkfifo(path), failed("not-a-file"), fast=True),
-    placed("a socket", _socket, failed("not-a-file")),
-    placed("a link to a video", _link_to_whole, made(), fast=True),
-    placed("a link to nothing", _link_to("nowhere.mp4"), failed("missing"), fast=True),
-    placed(
+    special("a FIFO", lambda _bench, path: os.mkfifo(path), failed("not-a-file"), fast=True),
+    special("a socket", _socket, failed("not-a-file")),
+    special("a link to a video", _link_to_whole, built(), fast=True),
+    special("a link to nothing", _link_to("nowhere.mp4"), failed("missing"), fast=True),
+    special(
         "a link to itself",
         lambda _bench, path: path.symlink_to(path.name),
         failed("unreadable", "symbolic links"),
         fast=True,
     ),
-    placed("a link to /dev/zero", _link_to("/dev/zero"), failed("not-a-file"), fast=True),
-    placed("a link to /dev/stdin", _link_to("/dev/stdin"), failed("not-a-file")),
+    special("a link to /dev/zero", _link_to("/dev/zero"), failed("not-a-file"), fast=True),
+    special("a link to /dev/stdin", _link_to("/dev/stdin"), failed("not-a-file")),
 )
 
 
 def named(what: str, file: bytes, *, fast: bool = True) -> Damage:
-    """A whole video whose name is the trouble."""
+    """An intact video with an awkward name."""
 
     def make(bench: Bench, path: Path) -> None:
         path.write_bytes(_whole(bench))
 
-    return Damage("Names", what, make, (made(),), file=file, fast=fast)
+    return Damage("Names", what, make, (built(),), file=file, fast=fast)
 
 
 NAMES: tuple[Damage, ...] = (
@@ -198,14 +203,14 @@ NAMES: tuple[Damage, ...] = (
     named("not UTF-8", b"caf\xe9 \xff.mp4"),
     named("a leading dash", b"-rf.mp4"),
     named("an option of ffmpeg", b"-i.mp4", fast=False),
-    named("a number's pattern", b"%05d %s %%.mp4"),
-    named("a shell's words", b"$(reboot); rm -rf ~ & | > x.mp4", fast=False),
+    named("a number pattern", b"%05d %s %%.mp4"),
+    named("shell syntax", b"$(reboot); rm -rf ~ & | > x.mp4", fast=False),
     named("a protocol", b"http:..x.mp4", fast=False),
     named("a protocol of ffmpeg", b"concat:a|b.mp4", fast=False),
     named("spaces at both ends", b" a .mp4", fast=False),
     named("a backslash", b"a\\x41\\b.mp4", fast=False),
     named("a colon, comma and brackets", b"a:b,c[0]=d;{e}*?.mp4", fast=False),
-    named("other scripts and a joined sign", "日本語 é👩‍👩‍👧 \u202egnp.mp4".encode(), fast=False),
+    named("other scripts and a joined emoji", "日本語 é👩‍👩‍👧 \u202egnp.mp4".encode(), fast=False),
     named("255 bytes", b"n" * 251 + b".mp4", fast=False),
     named("two suffixes", b"a.tar.mp4", fast=False),
     named("an upper-case suffix", b"A.MP4", fast=False),

@@ -1,4 +1,4 @@
-"""What a damage is, and what a build must make of it."""
+"""A damaged source, and the outcomes that a build of it may have."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import NamedTuple
 
 from tools.soak.damages.clips import FRAMES, Bench
 
-__all__ = ["Damage", "Outcome", "failed", "made"]
+__all__ = ["Damage", "Outcome", "built", "failed"]
 
 
 class Outcome(NamedTuple):
-    """Made (no reason) or a failure with this reason; `words` stand in a remark or in the failure's detail."""
+    """Built (no `reason`), or a failure with this reason. `words` are part of a note or of the failure's detail."""
 
     reason: str = ""
     words: str = ""
-    frames: range = range(FRAMES, FRAMES + 1)  # how many of the source's frames may have been decoded
+    frames: range = range(FRAMES, FRAMES + 1)  # allowed numbers of decoded source frames
     size: tuple[int, int] | None = None
-    right: bool = True  # the kept frames are looked at and must be those that their numbers say
+    right: bool = True  # the kept frames are compared with the pictures that their numbers stand for
 
-    def told(self) -> str:
-        """For people, one line."""
+    def text(self) -> str:
+        """One line of docs/damages.md."""
         words = f" “{self.words}”" if self.words else ""
         if self.reason:
             return f"failure `{self.reason}`{words}"
         return (
-            "made"
-            + (f", with the remark{words}" if words else "")
+            "built"
+            + (f", with the note{words}" if words else "")
             + (f", {self.size[0]} × {self.size[1]}" if self.size else "")
         )
 
 
-def made(
+def built(
     words: str = "", *, frames: int | range = FRAMES, size: tuple[int, int] | None = None, right: bool = True
 ) -> Outcome:
     return Outcome("", words, range(frames, frames + 1) if isinstance(frames, int) else frames, size, right)
@@ -43,13 +43,12 @@ def failed(reason: str, words: str = "") -> Outcome:
 
 
 class Damage(NamedTuple):
-    """One source of the table. `make` writes it at a path that is not there yet; any of `expected` will do."""
+    """One source of the table. `make` writes it to a new path. Any outcome of `expected` is right."""
 
     group: str
     name: str
     make: Callable[[Bench, Path], None]
     expected: tuple[Outcome, ...]
     suffix: str = ".mp4"
-    file: bytes = b""  # its name, where the name is the damage
-    fast: bool = False  # belongs to the subset that the tests build
-    real: bool = False
+    file: bytes = b""  # its name, if the name is the damage
+    fast: bool = False  # in the subset that the tests build

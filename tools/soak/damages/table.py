@@ -1,39 +1,42 @@
-"""All damages, those of the fast subset, and the page that tells of them."""
+"""All damaged sources, the fast subset, and the page docs/damages.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from tools.soak.damages.claims import CLAIMS
 from tools.soak.damages.cuts import CUTS, FLIPS, SIZES
+from tools.soak.damages.headers import FALSE_HEADERS
 from tools.soak.damages.others import LINKS, NAMES, OTHERS, STREAMS
-from tools.soak.damages.pictures import CONTAINERS, PICTURES, TIMES
 from tools.soak.damages.records import Damage
+from tools.soak.damages.unusual import CONTAINERS, PICTURES, TIMES
 from tools.soak.faults.table import FAULTS
 
 __all__ = ["DAMAGES", "FAST", "docs_page"]
 
 DAMAGES: tuple[Damage, ...] = (
-    *PICTURES, *CONTAINERS, *TIMES, *STREAMS, *NAMES, *LINKS, *OTHERS, *CUTS, *CLAIMS, *SIZES, *FLIPS,
+    *PICTURES, *CONTAINERS, *TIMES, *STREAMS, *NAMES, *LINKS, *OTHERS, *CUTS, *FALSE_HEADERS, *SIZES, *FLIPS,
 )  # fmt: skip
 FAST = tuple(damage for damage in DAMAGES if damage.fast)
 
 _HEAD = """\
 # Damaged and unusual videos
 
-What a build makes of each of {count} sources. Written by `python -m tools.soak.build --write-docs` from the table in
-`tools/soak/damages/`, which `make soak` builds and holds against what comes out; a fast subset is part of `make test`.
+The outcome of a build for each of {count} damaged or unusual sources. `make soak` builds all of them and
+compares every outcome with this page; `make test` builds a fast subset.
+`python -m tools.soak.build --write-docs` writes this page from the tables in `tools/soak/damages/`.
 
-Every source ends as a sample or as a line of `failures.jsonl` with its reason. *made* means: all frames of the source were decoded,
-and those that were kept were looked at and are the right ones, upright; a remark stands in the sample's `KEY.json`. Where
-several outcomes are named, any of them may come: a flipped byte may hit a picture or a header.
+Every source becomes a sample, or a line of `failures.jsonl` with a reason.
+
+* *built*: all frames of the source were decoded. The kept frames are the right ones, and upright.
+* A note is stored in the sample's `KEY.json`, under `remarks`.
+* If several outcomes are listed, any of them may occur: a flipped byte may hit a picture or a header.
 
 """
 
 
 def docs_page() -> str:
-    """docs/damages.md. Neighbours with the same outcome share a row."""
+    """The text of docs/damages.md. Consecutive sources with the same outcome share a row."""
     return _HEAD.format(count=len(DAMAGES)) + "\n".join(_sections())
 
 
@@ -43,13 +46,13 @@ def _sections() -> Iterator[str]:
         for outcome, same in groupby(damages, key=_outcome):
             yield f"| {_names([damage.name for damage in same])} | {outcome} |"
         yield ""
-    yield "## Faults of the machine\n\n| while a build runs | what comes |\n| --- | --- |"
+    yield "## Faults of the machine\n\n| during a build | outcome |\n| --- | --- |"
     yield from (f"| {fault.name} | {fault.outcome} |" for fault in FAULTS)
     yield ""
 
 
 def _outcome(damage: Damage) -> str:
-    return _cell("; or ".join(dict.fromkeys(outcome.told() for outcome in damage.expected)))
+    return _cell("; or ".join(dict.fromkeys(outcome.text() for outcome in damage.expected)))
 
 
 def _names(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Full disks, files and folders without permission, folders that link in a loop."""
+"""Full disks, files and folders without permission, folders that link to each other in a loop."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _NOBODY = 65534
 
 
 def file_sizes(workspace: Workspace) -> Iterator[Result]:
-    """RLIMIT_FSIZE: a write fails in the middle of a file, in our processes and in ffmpeg."""
-    largest = max(path.stat().st_size for path in workspace.whole.iterdir())
+    """RLIMIT_FSIZE: a write fails in the middle of a file, in the build's processes and in ffmpeg."""
+    largest = max(path.stat().st_size for path in workspace.undisturbed.iterdir())
     for limit in (500, 2500, 5000, largest // 3, largest - 1):
         yield at_limit(workspace, limit)
 
 
 def at_limit(workspace: Workspace, limit: int) -> Result:
-    """A build that may write no file of more bytes than this."""
+    """A build that may write no file larger than `limit` bytes."""
     launcher = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
     launcher += "os.execv(sys.argv[2], sys.argv[2:])"
     dest = workspace.dest(f"limit-{limit}")
     ended = run([sys.executable, "-c", launcher, str(limit), *command(workspace.videos, dest)])
-    expected = f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
+    expected = f"status 1, “{NO_ROOM}”; it resumes to the same bytes"
     return after(workspace, dest, f"files of at most {limit} bytes", expected, ended, 1, NO_ROOM)
 
 
@@ -55,7 +55,7 @@ os.replace, os.link = refusing(os.replace), refusing(os.link)
 
 
 def no_space(workspace: Workspace) -> Iterator[Result]:
-    """ENOSPC where a file is given its name, for each kind of file."""
+    """ENOSPC when a file gets its final name, for each kind of file."""
     folder = workspace.dest("patch")
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_NO_SPACE)
@@ -64,15 +64,15 @@ def no_space(workspace: Workspace) -> Iterator[Result]:
         dest = workspace.dest("full")
         path = os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
         ended = run(command(workspace.videos, dest), PYTHONPATH=path, VMAE_SOAK_FULL=name)
-        expected = f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
+        expected = f"status 1, “{NO_ROOM}”; it resumes to the same bytes"
         yield after(workspace, dest, f"no space left for {name}", expected, ended, 1, NO_ROOM)
 
 
 def small_disk(workspace: Workspace) -> Iterator[Result]:
-    """A real file system that fills up, and is then made larger."""
-    total = sum(path.stat().st_size for path in workspace.whole.iterdir())
+    """A real file system that fills up and is then enlarged."""
+    total = sum(path.stat().st_size for path in workspace.undisturbed.iterdir())
     for share in (0.02, 0.3, 0.7, 1.0):
-        name, expected = f"a disk of {share:.0%} of the shards", f"status 1, “{NO_ROOM}”; it goes on to the same bytes"
+        name, expected = f"a disk of {share:.0%} of the shards", f"status 1, “{NO_ROOM}”; it resumes to the same bytes"
         disk = workspace.dest("disk")
         disk.mkdir()
         size = max(8192, int(total * share)) // 4096 * 4096
@@ -80,7 +80,7 @@ def small_disk(workspace: Workspace) -> Iterator[Result]:
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True, check=False
         )
         if mounted.returncode:
-            yield Result(name, "skipped: mounting is not allowed here", expected, True)
+            yield Result(name, "skipped: mounting is not allowed on this machine", expected, True)
             return
         try:
             ended = run(command(workspace.videos, disk / "dest"))
@@ -92,33 +92,29 @@ def small_disk(workspace: Workspace) -> Iterator[Result]:
 
 _AS_ANOTHER = [
     ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"],
-    # Where another user can't reach the interpreter: root, but bound by files' modes as everybody is.
+    # For an interpreter that another user cannot reach: root without the capabilities that ignore file modes.
     ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"],
 ]
 _START_ANOTHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import vmae_data'], check=True)"
 
 
 def _switch() -> list[str] | None:
-    """What starts a command as somebody who may not read every file; None where nothing does."""
+    """The prefix that starts a command as a user who may not read every file. None if there is none."""
     if os.geteuid() != 0:
         return []
     for words in _AS_ANOTHER:
         with contextlib.suppress(OSError):
-            if (
-                subprocess.run(
-                    [*words, sys.executable, "-c", _START_ANOTHER], capture_output=True, check=False
-                ).returncode
-                == 0
-            ):
+            attempt = [*words, sys.executable, "-c", _START_ANOTHER]
+            if subprocess.run(attempt, capture_output=True, check=False).returncode == 0:
                 return words
     return None
 
 
 def no_permission(workspace: Workspace) -> Iterator[Result]:
-    """Files and folders without permission, for a user who is not almighty."""
+    """Files and folders without permission, for a user other than root."""
     switch = _switch()
     if switch is None:
-        yield Result("no permission", "skipped: can't be run as another user here", "", True)
+        yield Result("no permission", "skipped: cannot run as another user on this machine", "", True)
         return
     folder = workspace.dest("rights")
     videos, closed = folder / "videos", folder / "closed"
@@ -136,7 +132,7 @@ def no_permission(workspace: Workspace) -> Iterator[Result]:
     ended = run([*switch, *command(videos, folder / "out")])
     lines = failures.read_text() if failures.exists() else ""
     right = ended.status == 0 and lines.count("\n") == 1 and '"unreadable"' in lines and "Permission denied" in lines
-    expected = "failure unreadable “Permission denied”, the other one made"
+    expected = "failure unreadable “Permission denied”, the other one built"
     yield Result("a file without permission", expected if right else f"{ended} {lines}", expected, right)
     (videos / "b").mkdir(mode=0)
     ended = run([*switch, *command(videos, folder / "out")])

@@ -1,4 +1,4 @@
-"""What a bad network and a bad store do to HTTP requests: said as data, drawn from a seed, counted as it happens."""
+"""Faults of a network and of an object store: stated as data, sampled from a seed, counted when they occur."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from enum import StrEnum
 
 import msgspec
 
-__all__ = ["Exchange", "Fault", "Faults", "Kind", "Seen", "choose", "draw"]
+__all__ = ["Exchange", "Fault", "Faults", "Kind", "Seen", "choose", "uniform"]
 
 
 class Kind(StrEnum):
     """What happens to a request."""
 
-    STATUS = "status"  # answered with `status` and never passed on
-    EXPIRED = "expired"  # answered 403 ExpiredToken, as S3 says it
-    CUT = "cut"  # the connection is reset in the middle of the body; of an upload, in the middle of that
-    TRUNCATE = "truncate"  # the head promises the whole body, then the connection is closed in order
-    SHORTEN = "shorten"  # the body ends early and Content-Length agrees: no client can see it
-    STALL = "stall"  # silence for `seconds`, then all goes on: before the head, or from `after_bytes` of the body on
-    CORRUPT = "corrupt"  # one byte of the body is another one
-    LOSE = "lose"  # the store does what it was asked for, and its answer never arrives
+    STATUS = "status"  # answered with `status`, never forwarded
+    EXPIRED = "expired"  # answered with S3's 403 ExpiredToken
+    CUT = "cut"  # the connection is reset in the middle of the body, or of the uploaded body
+    TRUNCATE = "truncate"  # the head promises the complete body, then the connection closes normally
+    SHORTEN = "shorten"  # the body ends early and Content-Length agrees, so no client can notice
+    STALL = "stall"  # silence for `seconds`, before the head or after `after_bytes` of the body
+    CORRUPT = "corrupt"  # one byte of the body is changed
+    LOSE = "lose"  # the store carries out the request, and its answer is lost
 
 
 _OF_A_BODY = (Kind.CUT, Kind.TRUNCATE, Kind.SHORTEN, Kind.CORRUPT)
@@ -29,11 +29,11 @@ _OF_AN_UPLOAD = (Kind.STATUS, Kind.EXPIRED, Kind.CUT, Kind.STALL, Kind.LOSE)
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One fault and whom it meets.
+    """One fault and the requests that it affects.
 
-    `share`: of the requests that no fault before it in the list took. `first`: the number of the first request
-    that it may meet, from 1. `most`: how many it meets at most. `after_bytes`: where in the body; left out, or
-    where the body is not that long, half of it (corrupt: a drawn byte; stall: before the head).
+    `share`: share of the requests that no earlier fault of the list affects. `first`: number of the first request,
+    from 1. `most`: affected requests at most. `after_bytes`: position in the body. [default: half of the body, also for
+    shorter bodies; corrupt: a random byte; stall: before the head]
     """
 
     kind: Kind
@@ -47,20 +47,20 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, Kind):
-            raise TypeError(f"kind = {self.kind!r} is no Kind")
+            raise TypeError(f"kind = {self.kind!r} is not a Kind")
         if not 0 <= self.share <= 1:
-            raise ValueError(f"share = {self.share} of fault {self.kind}: a share lies between 0 and 1")
+            raise ValueError(f"share = {self.share} of fault {self.kind}: expected a share between 0 and 1")
         if self.kind is Kind.STALL and self.seconds <= 0:
             raise ValueError("a stall needs seconds > 0")
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that stands between a client and its store. Without arguments: nothing, the proxy only counts.
+    """All faults between a client and its store. The default is none: the proxy only counts.
 
-    `methods` and `path_part` choose which requests `faults` may meet; delays and the outage are for all.
-    `latency_seconds` is added to each request. `bytes_per_second` is shared by all connections, both ways.
-    From `down_from_seconds` on, counted from when these faults were set, connections are refused, for
-    `down_seconds`; open ones are reset.
+    `methods` and `path_part` select the requests that `faults` may affect; delays and the outage affect all.
+    `latency_seconds` is added to each request. All connections share `bytes_per_second`, in both directions.
+    `down_from_seconds` after these faults were set, the proxy resets open connections and refuses new ones for
+    `down_seconds`.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -74,11 +74,13 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         if self.bytes_per_second is not None and self.bytes_per_second <= 0:
-            raise ValueError(f"bytes_per_second = {self.bytes_per_second}: leave it out for no limit")
+            raise ValueError(
+                f"bytes_per_second = {self.bytes_per_second}: expected a number above 0, or None for no limit"
+            )
 
 
 class Exchange(msgspec.Struct, frozen=True):
-    """One request and what its client was told by now: status 0 where it got no head."""
+    """One request and its answer so far; status 0 if the client received no head."""
 
     method: str
     path: str
@@ -88,7 +90,7 @@ class Exchange(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What really happened so far, in the order in which requests came. Bytes are those of bodies."""
+    """What happened so far, in the order of the requests. Bytes count bodies only."""
 
     exchanges: tuple[Exchange, ...]
     faults: dict[Kind, int]
@@ -97,27 +99,27 @@ class Seen(msgspec.Struct, frozen=True):
     bytes_down: int
 
     def count(self, method: str, status: int | None = None) -> int:
-        """Exchanges of a method, and of a status where one is given."""
+        """Exchanges of a method, and of a status if one is given."""
         return sum(one.method == method and status in (None, one.status) for one in self.exchanges)
 
 
-def draw(*words: object) -> float:
-    """A number in [0, 1), the same for the same words."""
+def uniform(*words: object) -> float:
+    """A number in [0, 1) that depends only on the words."""
     digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def choose(faults: Faults, number: int, method: str, path: str, met: Sequence[int]) -> int | None:
-    """Which of the faults, if any, meets request `number` (from 1); `met`: how many each has met already."""
+    """Index of the fault that affects request `number` (from 1), or None; `met`: requests that each affected so far."""
     if method not in faults.methods or faults.path_part not in path:
         return None
-    for place, fault in enumerate(faults.faults):
+    for index, fault in enumerate(faults.faults):
         if method == "HEAD" and fault.kind in _OF_A_BODY:
             continue
         if method not in ("GET", "HEAD") and fault.kind not in _OF_AN_UPLOAD:
             continue
-        if number < fault.first or (fault.most is not None and met[place] >= fault.most):
+        if number < fault.first or (fault.most is not None and met[index] >= fault.most):
             continue
-        if draw(faults.seed, number, place) < fault.share:
-            return place
+        if uniform(faults.seed, number, index) < fault.share:
+            return index
     return None

@@ -1,9 +1,9 @@
-"""A proxy with faults before any HTTP store: in a thread for tests, as a process for benchmarks, or by hand.
+"""A proxy that adds faults in front of an HTTP store: in a thread for tests, in a process for benchmarks, or by hand.
 
     python -m tools.soak.faults.proxy --to http://127.0.0.1:8333 --faults '{"faults": [{"kind": "cut", "share": 0.1}]}'
 
-It prints its address as one line; the client is given that as its endpoint. Host header, signature and body pass
-through untouched. What it saw is printed as JSON when it is interrupted.
+It prints its address as one line; set it as the client's endpoint. Host header, signature and body are forwarded
+unchanged. When interrupted, it prints what it counted as JSON.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from tools.soak.faults.relay import Relay
 __all__ = ["Proxy", "proxy_process", "proxy_thread"]
 
 _ROOT = Path(__file__).parents[3]
-_SECONDS = 60  # a start, an answer, an end takes no longer, on a machine with no time either
+_SECONDS = 60  # limit of a start, an answer and an end, also on an overloaded machine
 
 
 class Proxy(Protocol):
-    """A running proxy: `url` takes the place of the store's endpoint."""
+    """A running proxy. `url` replaces the store's endpoint."""
 
     url: str
 
     def seen(self) -> Seen:
-        """All that has happened by now."""
+        """What has happened so far."""
 
     def change(self, faults: Faults) -> None:
-        """Other faults from now on."""
+        """Set other faults from now on."""
 
 
 class _ThreadProxy:
@@ -48,10 +48,10 @@ class _ThreadProxy:
         self._relay, self._loop = relay, loop
 
     def seen(self) -> Seen:
-        async def look() -> Seen:
+        async def seen() -> Seen:
             return self._relay.seen()
 
-        return asyncio.run_coroutine_threadsafe(look(), self._loop).result(_SECONDS)
+        return asyncio.run_coroutine_threadsafe(seen(), self._loop).result(_SECONDS)
 
     def change(self, faults: Faults) -> None:
         asyncio.run_coroutine_threadsafe(self._relay.change(faults), self._loop).result(_SECONDS)
@@ -59,7 +59,7 @@ class _ThreadProxy:
 
 @contextlib.contextmanager
 def proxy_thread(store: str, faults: Faults | None = None) -> Iterator[Proxy]:
-    """A proxy before `store` (http://host:port) in a thread of this process."""
+    """A proxy in front of `store` (http://host:port) in a thread of this process."""
     loop = asyncio.new_event_loop()
     relay = Relay(*_address(store), faults or Faults())
     thread = threading.Thread(target=loop.run_forever, name="fault proxy", daemon=True)
@@ -101,7 +101,7 @@ class _ProcessProxy:
 
 @contextlib.contextmanager
 def proxy_process(store: str, faults: Faults | None = None) -> Iterator[Proxy]:
-    """The same in a process of its own, which ends when this one does, whatever ends it (its stdin closes)."""
+    """The same in a child process. It ends with this one, however this one ends, because its stdin closes."""
     command = [sys.executable, "-m", "tools.soak.faults.proxy", "--to", store, "--obey-stdin"]
     command += ["--faults", msgspec.json.encode(faults or Faults()).decode()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT)
@@ -121,12 +121,12 @@ def proxy_process(store: str, faults: Faults | None = None) -> Iterator[Proxy]:
 def _address(store: str) -> tuple[str, int]:
     parts = urlsplit(store)
     if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
-        raise ValueError(f"{store}: the proxy stands before http://HOST:PORT")
+        raise ValueError(f"{store}: expected http://HOST:PORT")
     return parts.hostname, parts.port or 80
 
 
 async def _obey(relay: Relay) -> None:
-    """Lines of stdin: `seen`, or other faults as JSON. Ends with stdin."""
+    """Follow the lines of stdin: `seen`, or new faults as JSON. Ends with stdin."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := (await reader.readline()).strip():
@@ -155,23 +155,26 @@ async def _serve(store: str, port: int, faults: Faults, obeys: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", required=True, metavar="URL", help="the store: http://HOST:PORT")
-    parser.add_argument("--port", type=int, default=0, help="own port on 127.0.0.1 (default: a free one)")
+    parser.add_argument("--to", required=True, metavar="URL", help="the store, http://HOST:PORT")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 [default: a free one]")
     parser.add_argument(
-        "--faults", default="{}", metavar="JSON|FILE", help="faults, fields as in tools/soak/faults/network.py"
+        "--faults",
+        default="{}",
+        metavar="JSON|FILE",
+        help="faults, with the fields of tools/soak/faults/network.py [default: none]",
     )
     parser.add_argument(
-        "--obey-stdin", action="store_true", help="end with stdin; its lines are `seen` or other faults"
+        "--obey-stdin", action="store_true", help="read commands from stdin (`seen` or new faults) and end with it"
     )
-    given = parser.parse_args()
-    text = given.faults if given.faults.lstrip().startswith("{") else Path(given.faults).read_text()
+    options = parser.parse_args()
+    text = options.faults if options.faults.lstrip().startswith("{") else Path(options.faults).read_text()
     try:
         faults = msgspec.json.decode(text, type=Faults)
-        _address(given.to)
+        _address(options.to)
     except (msgspec.DecodeError, ValueError) as error:
         parser.error(str(error))
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(given.to, given.port, faults, given.obey_stdin))
+        asyncio.run(_serve(options.to, options.port, faults, options.obey_stdin))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""HTTP/1.1 from a client to a store and back, byte for byte, with the faults of `network` on the way."""
+"""HTTP/1.1 between a client and a store, forwarded byte for byte, with the faults of `network`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from tools.soak.faults.network import Exchange, Fault, Faults, Kind, Seen, choose, draw
+from tools.soak.faults.network import Exchange, Fault, Faults, Kind, Seen, choose, uniform
 from tools.soak.faults.wire import PIECE, TO_END, HangUpError, Head, Peer, Piece, pieces, read_head
 
 __all__ = ["Relay"]
 
-_SLACK_SECONDS = 0.05  # a sleep that was too long is made up for; without it 100 MB/s come to 64
-_WORDS = {429: "TooManyRequests", 500: "InternalError", 503: "SlowDown"}
+_SLACK_SECONDS = 0.05  # compensates sleeps that were too long; without it 100 MB/s become 64
+_CODES = {429: "TooManyRequests", 500: "InternalError", 503: "SlowDown"}
 
 
 class _Record:
-    """A request, and what its client has been told by now."""
+    """A request and its answer so far."""
 
     def __init__(self, method: str, path: str, range_: str | None) -> None:
         self.method, self.path, self.range = method, path, range_
@@ -32,7 +32,7 @@ def _refusal(status: int, code: str, method: str, retry_after: int | None) -> by
 
 
 class Relay:
-    """A server on one loopback port. Lives in one event loop."""
+    """A server on one loopback port, in one event loop."""
 
     def __init__(self, host: str, port: int, faults: Faults) -> None:
         self._host, self._to_port = host, port
@@ -57,7 +57,7 @@ class Relay:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def change(self, faults: Faults) -> None:
-        """Other faults from now on; numbers of requests and counts go on."""
+        """Set other faults from now on. Request numbers and counts continue."""
         self._faults, self._met = faults, [0] * len(faults.faults)
         if self._outage is not None:
             self._outage.cancel()
@@ -99,9 +99,8 @@ class Relay:
     async def _serve(self, client: Peer) -> None:
         self._connections += 1
         connection = _Connection(self, client)
-        client.writer.transport.set_write_buffer_limits(
-            0
-        )  # what was passed on has been sent, before a reset drops the rest
+        # Forwarded bytes are sent before a reset drops the rest.
+        client.writer.transport.set_write_buffer_limits(0)
         try:
             while True:
                 await connection.exchange()
@@ -114,7 +113,7 @@ class Relay:
             connection.hang_up()
 
     async def pace(self, size: int) -> None:
-        """Wait until `size` bytes more fit under the limit."""
+        """Wait until the limit allows `size` more bytes."""
         if self._faults.bytes_per_second is None:
             return
         now = asyncio.get_running_loop().time()
@@ -122,13 +121,13 @@ class Relay:
         await asyncio.sleep(max(0, self._free_at - now))
 
     async def down(self, client: Peer, data: bytes) -> None:
-        """Bytes of a body to the client."""
+        """Send bytes of a body to the client."""
         await self.pace(len(data))
         await client.flush(data)
         self._bytes_down += len(data)
 
     async def up(self, store: Peer | None, data: bytes) -> None:
-        """Bytes of a body to the store, or to nobody."""
+        """Send bytes of a body to the store, or drop them."""
         await self.pace(len(data))
         if store is not None:
             await store.flush(data)
@@ -140,11 +139,11 @@ class Relay:
     def meet(self, method: str, path: str) -> _Met:
         """Number the request and choose its fault."""
         self._number += 1
-        place = choose(self._faults, self._number, method, path, self._met)
-        if place is None:
+        index = choose(self._faults, self._number, method, path, self._met)
+        if index is None:
             return _Met(self._number, self._faults.latency_seconds, self._faults.seed, None)
-        self._met[place] += 1
-        return _Met(self._number, self._faults.latency_seconds, self._faults.seed, self._faults.faults[place])
+        self._met[index] += 1
+        return _Met(self._number, self._faults.latency_seconds, self._faults.seed, self._faults.faults[index])
 
     def happened(self, fault: Fault) -> None:
         self._happened[fault.kind] = self._happened.get(fault.kind, 0) + 1
@@ -156,7 +155,7 @@ class Relay:
 
 
 class _Met(NamedTuple):
-    """A request's number and what it meets."""
+    """A request's number and its fault."""
 
     number: int
     latency_seconds: float
@@ -164,18 +163,18 @@ class _Met(NamedTuple):
     fault: Fault | None
 
     def position(self, length: int) -> int:
-        """Where in a body of so many bytes (below 0: unknown) the fault is."""
+        """The fault's position in a body of `length` bytes (below 0: unknown)."""
         assert self.fault is not None
-        given = self.fault.after_bytes
+        position = self.fault.after_bytes
         if length < 0:
-            return given or 0
-        if given is not None and given < length:
-            return given
-        return int(draw(self.seed, self.number, "byte") * length) if self.fault.kind is Kind.CORRUPT else length // 2
+            return position or 0
+        if position is not None and position < length:
+            return position
+        return int(uniform(self.seed, self.number, "byte") * length) if self.fault.kind is Kind.CORRUPT else length // 2
 
 
 class _Connection:
-    """One client's connection, and the store's that belongs to it."""
+    """A client's connection and its connection to the store."""
 
     def __init__(self, relay: Relay, client: Peer) -> None:
         self.relay, self.client = relay, client
@@ -188,46 +187,46 @@ class _Connection:
 
     async def exchange(self) -> None:
         head = await read_head(self.client.reader)
-        told = self.relay.record(head)
-        await self._answer(head, self.relay.meet(told.method, told.path), told)
+        record = self.relay.record(head)
+        await self._answer(head, self.relay.meet(record.method, record.path), record)
         if head.fields.get("connection", "").lower() == "close":
             raise HangUpError
 
-    async def _answer(self, head: Head, met: _Met, told: _Record) -> None:
+    async def _answer(self, head: Head, met: _Met, record: _Record) -> None:
         await asyncio.sleep(met.latency_seconds)
         fault = met.fault
         if fault is not None and fault.kind in (Kind.STATUS, Kind.EXPIRED):
-            await self._refuse(head, fault, told)
+            await self._refuse(head, fault, record)
             return
         if fault is not None and fault.kind is Kind.STALL and fault.after_bytes is None:
-            self._happens(fault, told)
+            self._happens(fault, record)
             await asyncio.sleep(fault.seconds)
         if self.store is None or self.store.reader.at_eof():
             self.hang_up()
             self.store = await self.relay.connect()
-        # A store may answer before it has read all of an upload, and says 100 in between.
-        upload = asyncio.create_task(self._pass_up(self.store, head, met, told))
+        # A store may answer before it has read the complete upload, or send status 100 first.
+        upload = asyncio.create_task(self._pass_up(self.store, head, met, record))
         try:
             answer = await self._store_head(self.store, upload)
-            await self._pass_down(self.store, head, answer, met, told)
+            await self._pass_down(self.store, head, answer, met, record)
             await upload
         finally:
             upload.cancel()
 
-    def _happens(self, fault: Fault, told: _Record) -> None:
-        told.fault = fault.kind
+    def _happens(self, fault: Fault, record: _Record) -> None:
+        record.fault = fault.kind
         self.relay.happened(fault)
 
-    async def _refuse(self, head: Head, fault: Fault, told: _Record) -> None:
+    async def _refuse(self, head: Head, fault: Fault, record: _Record) -> None:
         async for piece in pieces(self.client.reader, head.length or 0):
             await self.relay.up(None, piece.data)
         expired = fault.kind is Kind.EXPIRED
-        told.status = 403 if expired else fault.status
-        code = "ExpiredToken" if expired else _WORDS.get(fault.status, "Refused")
-        self._happens(fault, told)
-        await self.client.flush(_refusal(told.status, code, head.words[0], fault.retry_after_seconds))
+        record.status = 403 if expired else fault.status
+        code = "ExpiredToken" if expired else _CODES.get(fault.status, "Refused")
+        self._happens(fault, record)
+        await self.client.flush(_refusal(record.status, code, head.words[0], fault.retry_after_seconds))
 
-    async def _pass_up(self, store: Peer, head: Head, met: _Met, told: _Record) -> None:
+    async def _pass_up(self, store: Peer, head: Head, met: _Met, record: _Record) -> None:
         store.writer.write(head.raw)
         length, passed = head.length or 0, 0
         cut = met.fault if met.fault is not None and met.fault.kind is Kind.CUT else None
@@ -235,7 +234,7 @@ class _Connection:
             await self.relay.up(store, piece.data)
             passed += len(piece.data)
             if cut is not None and passed > met.position(length):
-                self._happens(cut, told)
+                self._happens(cut, record)
                 self.client.reset()
                 raise HangUpError
 
@@ -254,7 +253,7 @@ class _Connection:
         finally:
             reading.cancel()
 
-    async def _pass_down(self, store: Peer, head: Head, answer: Head, met: _Met, told: _Record) -> None:
+    async def _pass_down(self, store: Peer, head: Head, answer: Head, met: _Met, record: _Record) -> None:
         status = int(answer.words[1])
         empty = head.words[0] == "HEAD" or status in (204, 304)
         length = 0 if empty else TO_END if answer.length is None else answer.length
@@ -263,20 +262,20 @@ class _Connection:
         if fault is not None and fault.kind is Kind.LOSE:
             async for _ in body:
                 pass
-            self._happens(fault, told)
+            self._happens(fault, record)
             self.client.reset()
             raise HangUpError
         raw = answer.raw
         if fault is not None and fault.kind is Kind.SHORTEN and length > 0:
             old, new = (f"content-length: {size}".encode() for size in (length, met.position(length)))
             raw = raw.replace(raw[(at := raw.lower().index(old)) : at + len(old)], new)
-        told.status = status
+        record.status = status
         await self.client.flush(raw)
-        await self._pass_body(body, length, met, told)
+        await self._pass_body(body, length, met, record)
         if length == TO_END or "close" in answer.fields.get("connection", "").lower():
             raise HangUpError
 
-    async def _pass_body(self, body: AsyncIterator[Piece], length: int, met: _Met, told: _Record) -> None:
+    async def _pass_body(self, body: AsyncIterator[Piece], length: int, met: _Met, record: _Record) -> None:
         fault = met.fault
         waits = fault is not None and not (fault.kind is Kind.STALL and fault.after_bytes is None)
         at = met.position(length) if waits and length else 0
@@ -284,25 +283,25 @@ class _Connection:
         async for data, is_payload in body:
             if fault is not None and waits and is_payload and passed + len(data) > at:
                 waits = False
-                data = await self._befall(fault, data, at - passed, told)
+                data = await self._apply(fault, data, at - passed, record)
             passed += len(data)
-            if told.fault is Kind.SHORTEN:
+            if record.fault is Kind.SHORTEN:
                 await self.relay.down(self.client, data[: max(0, at - passed + len(data))])
                 continue
             await self.relay.down(self.client, data)
 
-    async def _befall(self, fault: Fault, data: bytes, place: int, told: _Record) -> bytes:
-        """The fault at byte `place` of these; gives what is still to be sent."""
-        self._happens(fault, told)
+    async def _apply(self, fault: Fault, data: bytes, position: int, record: _Record) -> bytes:
+        """Apply the fault at byte `position` of `data`. Returns the bytes still to send."""
+        self._happens(fault, record)
         match fault.kind:
             case Kind.CORRUPT:
-                return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+                return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
             case Kind.STALL:
-                await self.relay.down(self.client, data[:place])
+                await self.relay.down(self.client, data[:position])
                 await asyncio.sleep(fault.seconds)
-                return data[place:]
+                return data[position:]
             case Kind.CUT | Kind.TRUNCATE:
-                await self.relay.down(self.client, data[:place])
+                await self.relay.down(self.client, data[:position])
                 if fault.kind is Kind.CUT:
                     self.client.reset()
                 raise HangUpError

@@ -1,4 +1,4 @@
-"""Every fault, and what a build must make of it."""
+"""Every fault of the machine, and its expected outcome."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ __all__ = ["FAULTS", "Fault"]
 
 
 class Fault(NamedTuple):
-    """A way to disturb a build; `told` are its name and outcome, for people."""
+    """A way to disturb a build; `name` and `outcome` are printed in docs/damages.md."""
 
     run: Callable[[Workspace], Iterator[Result]]
     name: str
     outcome: str
 
 
-_GOES_ON = "the next build goes on to the bytes of an undisturbed one"
+_RESUMES = "the next build resumes to the bytes of an undisturbed one"
 FAULTS = (
     Fault(
         two_builds,
         "two builds into one destination at once",
         "one is refused with status 1, the other is not disturbed",
     ),
-    Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_GOES_ON}"),
-    Fault(hang, "an ffmpeg that hangs", "it is ended, failure `stalled`; `--retry-failed` alone brings its source in"),
-    Fault(retries_killed, "kill -9 during `--retry-failed`, of whole videos and of segments", _GOES_ON),
+    Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_RESUMES}"),
+    Fault(hang, "an ffmpeg that hangs", "it is killed, failure `stalled`; only `--retry-failed` builds its source"),
+    Fault(retries_killed, "kill -9 during `--retry-failed`, of whole videos and of segments", _RESUMES),
     Fault(
         file_sizes,
         "a limit on the size of a file (RLIMIT_FSIZE), in the middle of each kind",
-        f"status 1, “no room left on the disk”; {_GOES_ON}",
+        f"status 1, “no room left on the disk”; {_RESUMES}",
     ),
-    Fault(no_space, "no space left (ENOSPC) when a file is given its name, for each kind", f"the same; {_GOES_ON}"),
-    Fault(small_disk, "a file system of a few kB that fills up", f"the same; {_GOES_ON}"),
+    Fault(
+        no_space,
+        "no space left (ENOSPC) when a file gets its final name, for each kind",
+        f"the same status and message; {_RESUMES}",
+    ),
+    Fault(small_disk, "a file system of a few kB that fills up", f"the same status and message; {_RESUMES}"),
     Fault(
         no_permission,
         "no permission for a file; for a folder; for the destination",
@@ -46,6 +50,6 @@ FAULTS = (
     Fault(
         kills,
         "kill -9 at 100 random moments",
-        f"nothing finished is lost, no process is left, nothing partial is called whole; {_GOES_ON}",
+        f"nothing finished is lost, no process is left, no partial file counts as complete; {_RESUMES}",
     ),
 )

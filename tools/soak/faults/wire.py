@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a connection: heads, and bodies in pieces, as the bytes that they are."""
+"""HTTP/1.1 on a connection: heads, and bodies in pieces, as raw bytes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 __all__ = ["PIECE", "TO_END", "HangUpError", "Head", "Peer", "Piece", "pieces", "read_head"]
 
-PIECE = 1 << 18  # what asyncio reads at once at most; large, since a benchmark pays for each piece
+PIECE = 1 << 18  # bytes of one read; large, since each piece costs a benchmark time
 _RESET = struct.pack("ii", 1, 0)
 TO_END = -1
 _CHUNKED = -2
 
 
 class HangUpError(Exception):
-    """This connection is of no more use."""
+    """The connection has ended."""
 
 
 class Peer(NamedTuple):
@@ -26,7 +26,7 @@ class Peer(NamedTuple):
     writer: asyncio.StreamWriter
 
     def reset(self) -> None:
-        """RST, not FIN: what a lost route or a killed server looks like."""
+        """Send RST, not FIN, as a lost route or a killed server does."""
         with contextlib.suppress(OSError):
             self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.writer.transport.abort()
@@ -43,7 +43,7 @@ class Head(NamedTuple):
 
     @property
     def length(self) -> int | None:
-        """Of the body: bytes, _CHUNKED, or None where the head doesn't say."""
+        """Bytes of the body, _CHUNKED, or None if the head does not state it."""
         if "chunked" in self.fields.get("transfer-encoding", "").lower():
             return _CHUNKED
         return int(self.fields["content-length"]) if "content-length" in self.fields else None
@@ -62,7 +62,7 @@ async def read_head(reader: asyncio.StreamReader) -> Head:
 
 
 async def pieces(reader: asyncio.StreamReader, length: int) -> AsyncIterator[Piece]:
-    """A body as it comes; framing of a chunked one is no payload."""
+    """A body in pieces. The framing of a chunked body is not payload."""
     if length == _CHUNKED:
         size = 1
         while size:
@@ -71,9 +71,7 @@ async def pieces(reader: asyncio.StreamReader, length: int) -> AsyncIterator[Pie
             size = int(line.split(b";")[0], 16)
             async for piece in pieces(reader, size):
                 yield piece
-            yield Piece(
-                await reader.readuntil(b"\r\n"), False
-            )  # after the last chunk: no trailers, as stores have none
+            yield Piece(await reader.readuntil(b"\r\n"), False)  # stores send no trailers after the last chunk
         return
     while length:
         data = await reader.read(PIECE if length == TO_END else min(length, PIECE))

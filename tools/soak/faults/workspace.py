@@ -1,4 +1,4 @@
-"""Builds as processes that are disturbed, and what must be true after: nothing left over, nothing partial, the same bytes."""
+"""Builds in processes, and the checks after a fault: no process left, no partial file counted as complete, same bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_ROOM = "no room left on the disk"
 
 
 class Result(NamedTuple):
-    """One fault: what was found, and whether it is what was expected."""
+    """One check: what was found, what was expected, and whether they agree."""
 
     name: str
     found: str
@@ -48,19 +48,19 @@ class Result(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A build that ended."""
+    """A build that ended: its exit status and stderr."""
 
     status: int
     words: str
 
 
 class Workspace(NamedTuple):
-    """Sources, and the bytes that an undisturbed build of them gives."""
+    """Sources, and an undisturbed build of them to compare with."""
 
     folder: Path
     videos: Path
-    whole: Path
-    seconds: float  # that the undisturbed build took
+    undisturbed: Path
+    seconds: float  # duration of the undisturbed build
     kills: int
     seed: int
 
@@ -77,24 +77,24 @@ def command(videos: Path, dest: Path, *more: str) -> list[str]:
 
 
 def start(words: Sequence[str], **settings: str) -> subprocess.Popen[str]:
-    """A build as a process; what it starts is known by a variable of its surroundings."""
-    around = {**os.environ, _MARK: f"{os.getpid()}-mark", **settings}
-    return subprocess.Popen(words, env=around, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    """Start a build. An environment variable marks its processes and their children."""
+    environment = {**os.environ, _MARK: f"{os.getpid()}-mark", **settings}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def run(words: Sequence[str], **settings: str) -> Ended:
     process = start(words, **settings)
-    _, said = process.communicate(timeout=600)
-    return Ended(process.returncode, said.strip())
+    _, stderr = process.communicate(timeout=600)
+    return Ended(process.returncode, stderr.strip())
 
 
 def digests(dest: Path) -> dict[str, str]:
-    """Of every file of a destination, folders in it included: nothing else may lie there."""
+    """Checksum of every file below a destination, so that no other file may be there."""
     return {str(path.relative_to(dest)): hash_file(path) for path in dest.rglob("*") if path.is_file()}
 
 
 def left_over() -> list[str]:
-    """Processes that a build started and that live, after two seconds at most."""
+    """Processes of marked builds that are still alive after two seconds."""
     until = time.monotonic() + 2
     while (found := _marked()) and time.monotonic() < until:
         time.sleep(0.02)
@@ -113,15 +113,15 @@ def _marked() -> list[str]:
 
 
 def partial_files(dest: Path) -> list[str]:
-    """What a record calls whole and isn't. A record goes before its files, and comes after them."""
+    """Files that a record counts as complete and that are not. Records are written after their files, removed before."""
     wrong = []
     for path in (dest / STAGING).glob("[!.]*.staged.json"):
         staged = decode_record(path.read_bytes(), StagedSource, path.name)
         members = [member for sample in staged.samples for member in sample.members]
-        wrong += [member.file for member in members if not _is(dest / STAGING / member.file, member.sha256)]
+        wrong += [member.file for member in members if not _matches(dest / STAGING / member.file, member.sha256)]
     for path in dest.glob("shard-*.json"):
         marker = _marker(path)
-        if marker.samples and not _is(dest / marker.tar, marker.sha256):
+        if marker.samples and not _matches(dest / marker.tar, marker.sha256):
             wrong.append(marker.tar)
     return wrong
 
@@ -130,32 +130,32 @@ def _marker(path: Path) -> ShardMarker:
     return decode_record(path.read_bytes(), ShardMarker, path.name)
 
 
-def _is(path: Path, sha256: str) -> bool:
+def _matches(path: Path, sha256: str) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def after(workspace: Workspace, dest: Path, name: str, expected: str, ended: Ended, status: int, words: str) -> Result:
-    """After a fault: its status and one line of words, nothing left; then a build that goes on, and its bytes."""
+    """Check a build that met a fault: status, one line of stderr, nothing left; then resume it and compare the bytes."""
     problems = []
     if ended.status != status:
         problems.append(f"status {ended.status}")
     if words not in ended.words or "\n" in ended.words:
         problems.append(f"words {ended.words[-300:]!r}")
     if left := left_over():
-        problems.append(f"processes {left} live on")
+        problems.append(f"processes {left} are still alive")
     if dest.exists() and (wrong := partial_files(dest)):
-        problems.append(f"called whole, but isn't: {wrong}")
+        problems.append(f"counted as complete, but partial: {wrong}")
     again = run(command(workspace.videos, dest))
     if again.status != 0:
         problems.append(f"the next build ends with {again.status}: {again.words}")
-    elif digests(dest) != digests(workspace.whole):
-        problems.append("other bytes than the undisturbed build's")
+    elif digests(dest) != digests(workspace.undisturbed):
+        problems.append("bytes differ from the undisturbed build")
     shutil.rmtree(dest, ignore_errors=True)
     return Result(name, "; ".join(problems) or expected, expected, not problems)
 
 
 def digests_but_lock(dest: Path) -> dict[str, str]:
-    """A kill may leave the lock's name, which locks nothing, and an empty staging folder."""
+    """Digests without the lock file. A kill may leave it, and it locks nothing then."""
     return {name: digest for name, digest in digests(dest).items() if name != ".lock"}
 
 

