@@ -12,7 +12,7 @@ from torch import Tensor
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.storage import lock
-from vmae_train.checkpoints.load import load_start
+from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
@@ -162,7 +162,7 @@ def first_model(spec: PretrainSpec, init: str | None) -> PretrainModel:
     if init is None:
         model = PretrainModel(geometry, seed=spec.seed)
     else:
-        given = load_start(init, geometry, position_resize=spec.model.position_resize)
+        given = load_init(init, geometry, position_resize=spec.model.position_resize)
         if not isinstance(given, PretrainModel):
             raise MisuseError(f"--init {init}: has a head; pretraining goes on from a pretraining model")
         model = given

@@ -1,6 +1,8 @@
-"""Shapes of the trainer's public functions are checked while these tests run, on every device present."""
+"""Shape checks of the trainer's public functions, the devices of this machine, and tiny runs that many tests read."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +33,23 @@ _DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.device) for name in _DEVICES])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_pretraining(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining run of four steps on `demo_shards`. Read only: copy it before you change it."""
+    from tests.tiny_runs import pretrain_tiny  # after the import hook
+
+    out = tmp_path_factory.mktemp("runs") / "tiny-pretraining"
+    pretrain_tiny(demo_shards, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_finetuning(tiny_pretraining: Path, demo_shards: Path) -> Path:
+    """A finetuning run of four steps that started from `tiny_pretraining`. Read only."""
+    from tests.tiny_runs import finetune_tiny
+
+    out = tiny_pretraining.parent / "tiny-finetuning"
+    finetune_tiny(demo_shards, out, "evaluate.every_steps=2", init=tiny_pretraining)
+    return out

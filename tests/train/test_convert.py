@@ -19,7 +19,8 @@ from tests.command import run_command
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train import load_model
 from vmae_train.checkpoints.convert import ConvertSpec, Layout, convert
-from vmae_train.checkpoints.load import load_start, save_model
+from vmae_train.checkpoints.load import load_init
+from vmae_train.checkpoints.native import save_model
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
@@ -30,18 +31,18 @@ TINY = ModelSpec(
 ).geometry()
 CLASSES = ("left", "right", "up → down")
 KINDS = ("pretrain", "classifier")
-# What neither weights nor a published size tell of TINY.
-UNSAID = {"num_heads": 3, "decoder_num_heads": 3, "image_size": 32, "num_frames": 16}
+# What neither the weights nor a published size determine for TINY.
+MISSING = {"num_heads": 3, "decoder_num_heads": 3, "image_size": 32, "num_frames": 16}
 
 
 def _model(kind: str, geometry: Geometry = TINY, seed: int = 3) -> VideoModel:
     model: VideoModel
     model = PretrainModel(geometry, seed=seed) if kind == "pretrain" else Classifier(geometry, CLASSES, seed=seed)
-    return _stirred(model, seed)
+    return _with_noise(model, seed)
 
 
-def _stirred(model: VideoModel, seed: int = 3) -> VideoModel:
-    """Biases and norms start alike: make every weight tell-tale."""
+def _with_noise(model: VideoModel, seed: int = 3) -> VideoModel:
+    """Biases and norms start with equal values. Noise makes a swapped or lost weight visible."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -75,7 +76,7 @@ def _official(path: Path, model: VideoModel, key: str = "model", **more: object)
     return path
 
 
-def test_weights_survive_every_way_round_bit_for_bit(kind: str, native: Path, tmp_path: Path) -> None:
+def test_weights_survive_every_order_of_conversions_bit_for_bit(kind: str, native: Path, tmp_path: Path) -> None:
     first = load_model(native)
     ways = [("official", "a.pth"), ("native", "b"), ("hf", "c"), ("official", "d.pth"), ("hf", "e"), ("native", "f")]
     here = native
@@ -94,7 +95,7 @@ def test_weights_survive_every_way_round_bit_for_bit(kind: str, native: Path, tm
 
 
 @pytest.mark.parametrize("to", ["native", "official", "hf"])
-def test_what_is_written_is_the_same_bytes_each_time(native: Path, tmp_path: Path, to: str) -> None:
+def test_conversion_writes_the_same_bytes_each_time(native: Path, tmp_path: Path, to: str) -> None:
     for name in ("one", "two"):
         convert(str(native), tmp_path / name, to=to)  # type: ignore[arg-type]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -104,7 +105,7 @@ def test_what_is_written_is_the_same_bytes_each_time(native: Path, tmp_path: Pat
         assert (one / file).read_bytes() == (two / file).read_bytes()
 
 
-def test_the_official_file_has_the_original_names_alone_under_model(native: Path, tmp_path: Path, kind: str) -> None:
+def test_the_official_file_has_only_the_original_names_under_model(native: Path, tmp_path: Path, kind: str) -> None:
     convert(str(native), tmp_path / "a.pth", to="official")
     content = torch.load(tmp_path / "a.pth", weights_only=True)
     prefix = "encoder." if kind == "pretrain" else ""
@@ -129,11 +130,11 @@ def test_a_checkpoint_of_the_original_code_is_read_with_its_arguments(kind: str,
     if kind == "classifier":
         assert loaded.classes == ("0", "1", "2")
         assert load_model(path, num_heads=3, classes=CLASSES).classes == CLASSES
-        with pytest.raises(MisuseError, match="3 outputs, 2 classes were given"):
+        with pytest.raises(MisuseError, match="3 outputs, but you gave 2 classes"):
             load_model(path, num_heads=3, classes=("a", "b"))
 
 
-def test_wrappers_before_the_names_are_taken_off(kind: str, tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_are_removed(kind: str, tmp_path: Path) -> None:
     model = _model(kind)
     prefixes = ["_orig_mod.", "module.", "module._orig_mod."]
     if kind == "classifier":
@@ -141,13 +142,13 @@ def test_wrappers_before_the_names_are_taken_off(kind: str, tmp_path: Path) -> N
     for number, prefix in enumerate(prefixes):
         path = tmp_path / f"{number}.pth"
         torch.save({"model": {prefix + name: value for name, value in model.state_dict().items()}}, path)
-        _same_weights(model, load_model(path, **UNSAID))
+        _same_weights(model, load_model(path, **MISSING))
 
 
-def test_a_bare_dict_of_weights_and_a_file_of_before_2020_are_read(kind: str, tmp_path: Path) -> None:
+def test_a_plain_dict_of_weights_and_a_file_from_before_torch_1_6_are_read(kind: str, tmp_path: Path) -> None:
     model = _model(kind)
     torch.save(model.state_dict(), tmp_path / "bare.pth")
-    _same_weights(model, load_model(tmp_path / "bare.pth", **UNSAID))
+    _same_weights(model, load_model(tmp_path / "bare.pth", **MISSING))
     arguments = argparse.Namespace(input_size=32, num_frames=16)
     torch.save(
         {"model": model.state_dict(), "args": arguments}, tmp_path / "old.pth", _use_new_zipfile_serialization=False
@@ -170,7 +171,7 @@ def test_a_deepspeed_folder_is_read_without_deepspeed(tmp_path: Path, monkeypatc
     _official(folder / "mp_rank_00_model_states.pt", model, "module", loss_scaler=held, dp_world_size=8)
     for count in range(len(parts), 0, -1):
         monkeypatch.delitem(sys.modules, ".".join(parts[:count]))
-    _same_weights(model, load_model(folder, **UNSAID))
+    _same_weights(model, load_model(folder, **MISSING))
     assert "deepspeed" not in sys.modules
 
 
@@ -200,13 +201,13 @@ def test_a_hostile_checkpoint_runs_nothing_and_is_named(tmp_path: Path, zipped: 
     content = {"model": _model("pretrain").state_dict(), "args": argparse.Namespace(x=hostile(target))}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(DataError) as caught:
-        load_model(path, **UNSAID)
+        load_model(path, **MISSING)
     text = str(caught.value)
     assert "which is not loaded" in text
     assert "system" in text or "pathlib" in text or "getattr" in text
     assert "\n" not in text
     assert not target.exists()
-    torch.load(path, weights_only=False)  # it would have
+    torch.load(path, weights_only=False)  # unsafe loading runs it
     assert target.exists()
 
 
@@ -227,32 +228,34 @@ def test_builtins_that_make_or_run_things_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "explanation"),
     [
-        (b"", "it is empty"),
-        (b"PK\x03\x04", "it is damaged, cut off"),
-        (b"\x80\x02.", "it is a pickle that torch.save did not write"),
-        (b"\x80\x02K\x01.", "it is a pickle that torch.save did not write"),
-        (pickle.dumps({"model": {}}), "it is a pickle that torch.save did not write"),
-        (pickle.dumps(Path("x")), "it is a pickle that torch.save did not write"),
-        (b"hello", "it is text that begins with 'hello'"),
-        (b"(101)", "it is text that begins with '(101)'"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS"),
-        (bytes(range(255, 128, -1)), "it is nothing that torch.save writes"),
+        (b"", "The file is empty"),
+        (b"PK\x03\x04", "The file is damaged, truncated"),
+        (b"\x80\x02.", "The file is a pickle that torch.save did not write"),
+        (b"\x80\x02K\x01.", "The file is a pickle that torch.save did not write"),
+        (pickle.dumps({"model": {}}), "The file is a pickle that torch.save did not write"),
+        (pickle.dumps(Path("x")), "The file is a pickle that torch.save did not write"),
+        (b"hello", "The file is text that begins with 'hello'"),
+        (b"(101)", "The file is text that begins with '(101)'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "The file is a Git LFS pointer"),
+        (bytes(range(255, 128, -1)), "The file is not from torch.save"),
     ],
 )
-def test_bytes_that_are_no_checkpoint_are_one_line(tmp_path: Path, data: bytes, says: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_explained_in_one_line(
+    tmp_path: Path, data: bytes, explanation: str
+) -> None:
     path = tmp_path / "x.pth"
     path.write_bytes(data)
     with pytest.raises(DataError) as caught:
         load_model(path)
     text = str(caught.value)
-    assert text.startswith(f"{path}: not a readable checkpoint: {says}")
+    assert text.startswith(f"{path}: not a readable checkpoint. {explanation}")
     assert "\n" not in text and "weights_only" not in text
 
 
 @pytest.mark.parametrize("to", ["native", "hf", "official"])
-def test_what_is_written_may_be_read_by_whom_the_umask_lets(to: Layout, native: Path, tmp_path: Path) -> None:
+def test_the_umask_sets_the_permissions_of_written_files(to: Layout, native: Path, tmp_path: Path) -> None:
     dest, before = tmp_path / "converted", os.umask(0o027)
     try:
         convert(str(native), dest, to=to)
@@ -263,11 +266,13 @@ def test_what_is_written_may_be_read_by_whom_the_umask_lets(to: Layout, native: 
 
 
 @pytest.mark.parametrize("to", ["native", "hf", "official"])
-def test_a_full_disk_leaves_nothing_and_names_what_was_wanted(to: Layout, native: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_and_the_error_names_the_destination(
+    to: Layout, native: Path, tmp_path: Path
+) -> None:
     dest, limits = tmp_path / "converted", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(VmaeError, match=f"^{dest}.*: can't be written .*File too large.*; check the folder"):
+        with pytest.raises(VmaeError, match=f"^{dest}.*: can't be written .*File too large.*. Check the folder"):
             convert(str(native), dest, to=to)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -280,13 +285,13 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path: Path) -> None:
     for share in (0.2, 0.6, 0.95):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(DataError) as caught:
-            load_model(path, **UNSAID)
+            load_model(path, **MISSING)
         assert "\n" not in str(caught.value)
 
 
-def test_files_that_hold_no_whole_model_are_refused(tmp_path: Path) -> None:
+def test_files_without_a_complete_model_are_refused(tmp_path: Path) -> None:
     state = _model("classifier").state_dict()
-    for name, content, wanted in (
+    for name, content, message in (
         ("headless", {k: v for k, v in state.items() if not k.startswith("head")}, "neither encoder_to_decoder"),
         ("optimizer", {"optimizer": {"lr": 1.0}, "epoch": 3}, "found optimizer, epoch"),
         ("list", [1, 2], "holds a list"),
@@ -300,50 +305,52 @@ def test_files_that_hold_no_whole_model_are_refused(tmp_path: Path) -> None:
     ):
         path = tmp_path / f"{name}.pth"
         torch.save(content, path)
-        with pytest.raises(DataError, match=wanted):
-            load_model(path, **UNSAID)
+        with pytest.raises(DataError, match=message):
+            load_model(path, **MISSING)
 
 
-def test_a_stored_copy_of_the_fixed_position_code_is_left_out(tmp_path: Path) -> None:
+def test_a_stored_copy_of_the_fixed_position_code_is_skipped(tmp_path: Path) -> None:
     model = _model("classifier")
     torch.save({"model": {**model.state_dict(), "pos_embed": model.position_NE[None]}}, tmp_path / "a.pth")
-    with pytest.warns(UserWarning, match="pos_embed: the fixed position code"):
-        _same_weights(model, load_model(tmp_path / "a.pth", **UNSAID))
+    with pytest.warns(UserWarning, match="pos_embed: skipped the fixed position code"):
+        _same_weights(model, load_model(tmp_path / "a.pth", **MISSING))
 
 
-def test_two_weights_of_one_name_are_refused_unless_they_are_the_same(tmp_path: Path) -> None:
+def test_two_weights_with_one_name_are_refused_unless_they_are_equal(tmp_path: Path) -> None:
     model = _model("classifier")
     state = model.state_dict()
     for prefix in ("module.", "encoder."):
         torch.save({**state, f"{prefix}head.weight": state["head.weight"]}, tmp_path / "a.pth")
-        _same_weights(model, load_model(tmp_path / "a.pth", **UNSAID))
+        _same_weights(model, load_model(tmp_path / "a.pth", **MISSING))
         torch.save({**state, f"{prefix}head.weight": state["head.weight"] + 1}, tmp_path / "a.pth")
-        with pytest.raises(DataError, match=rf"head.weight and {prefix}head.weight are one weight \(head.weight\)"):
-            load_model(tmp_path / "a.pth", **UNSAID)
+        with pytest.raises(
+            DataError, match=rf"head.weight and {prefix}head.weight are both head.weight, but their values differ"
+        ):
+            load_model(tmp_path / "a.pth", **MISSING)
 
 
-def test_weights_that_are_no_numbers_are_converted_and_told(tmp_path: Path) -> None:
+def test_nan_and_inf_weights_are_converted_and_noted(tmp_path: Path) -> None:
     model = _model("classifier")
     with torch.no_grad():
         model.get_parameter("head.bias")[0] = torch.nan
         model.get_parameter("fc_norm.weight")[0] = torch.inf
     path = _official(tmp_path / "a.pth", model)
-    remarks = convert(str(path), tmp_path / "b", to="native", spec=_spec(**UNSAID))
+    notes = convert(str(path), tmp_path / "b", to="native", spec=_spec(**MISSING))
     count = len(model.state_dict())
-    assert f"NaN or inf in 2 of {count} weights (fc_norm.weight, head.bias): its answers are none" in remarks
+    assert f"NaN or inf in 2 of {count} weights (fc_norm.weight, head.bias): the model is not usable" in notes
 
 
-# What is not said is inferred or given.
+# Missing fields are inferred or set by the user.
 
 
 @pytest.mark.parametrize("size", ["S", "B", "L", "H", "g"])
-def test_published_sizes_are_told_from_their_weights(size: str) -> None:
-    from vmae_train.checkpoints.infer import Foreign, complete
+def test_published_sizes_are_inferred_from_their_weights(size: str) -> None:
+    from vmae_train.checkpoints.infer import ForeignCheckpoint, infer_description
 
-    wanted = msgspec.convert({"size": size, "decoder_depth": 3}, ModelSpec).geometry()
-    shapes = _meta_state(wanted)
-    found = complete(Foreign(Path("x.pth"), "pretrain", shapes, {}), {}, None, fill={}).geometry
-    assert found == wanted
+    expected = msgspec.convert({"size": size, "decoder_depth": 3}, ModelSpec).geometry()
+    shapes = _meta_state(expected)
+    checkpoint = ForeignCheckpoint(Path("x.pth"), "pretrain", shapes, {})
+    assert infer_description(checkpoint, {}, None, recipe_fields={}).geometry == expected
 
 
 def _meta_state(geometry: Geometry) -> dict[str, torch.Tensor]:
@@ -357,30 +364,31 @@ def _meta_state(geometry: Geometry) -> dict[str, torch.Tensor]:
 
 
 def test_videomae_v2s_huge_model_has_the_decoder_of_g() -> None:
-    from vmae_train.checkpoints.infer import Foreign, complete
+    from vmae_train.checkpoints.infer import ForeignCheckpoint, infer_description
 
     geometry = ModelSpec(size="H", decoder_embed_dim=512, decoder_depth=4, decoder_num_heads=8).geometry()
-    found = complete(Foreign(Path("x.pth"), "pretrain", _meta_state(geometry), {}), {}, None, fill={}).geometry
+    checkpoint = ForeignCheckpoint(Path("x.pth"), "pretrain", _meta_state(geometry), {})
+    found = infer_description(checkpoint, {}, None, recipe_fields={}).geometry
     assert found == geometry
 
 
-def test_what_can_not_be_inferred_is_asked_for_by_name(tmp_path: Path) -> None:
+def test_an_error_lists_the_fields_that_can_not_be_inferred(tmp_path: Path) -> None:
     path = _official(tmp_path / "a.pth", _model("pretrain"))
     with pytest.raises(MisuseError) as caught:
         load_model(path, num_heads=3)
     text = str(caught.value)
-    assert "don't say image_size, num_frames, decoder_num_heads" in text
+    assert "don't determine image_size, num_frames, decoder_num_heads" in text
     assert f"vmae-train convert {path} FOLDER --to native --set model.image_size=… --set model.num_frames=… " in text
     assert "load_model(…, image_size=…, num_frames=…, decoder_num_heads=…)" in text
     with pytest.raises(MisuseError, match=r"embed_dim = 96 must be a multiple of model.num_heads = 5"):
-        load_model(path, **{**UNSAID, "num_heads": 5})
-    with pytest.raises(MisuseError, match=r"model\.depth is 2, 3 was asked for"):
-        load_model(path, **UNSAID, depth=3)
-    with pytest.raises(MisuseError, match="heads is no field"):
-        load_model(path, **UNSAID, heads=3)
+        load_model(path, **{**MISSING, "num_heads": 5})
+    with pytest.raises(MisuseError, match=r"model\.depth = 2, you set 3"):
+        load_model(path, **MISSING, depth=3)
+    with pytest.raises(MisuseError, match="heads is not a field"):
+        load_model(path, **MISSING, heads=3)
 
 
-def test_other_clips_change_the_position_code_only(native: Path, tmp_path: Path) -> None:
+def test_another_clip_size_changes_only_the_position_code(native: Path, tmp_path: Path) -> None:
     plain = load_model(native)
     longer = load_model(native, image_size=48, num_frames=32)
     stretched = load_model(native, image_size=48, num_frames=32, position_resize="interpolate")
@@ -408,13 +416,13 @@ def _spec(**model: object) -> ConvertSpec:
     return ConvertSpec(model=dict(model))
 
 
-def test_what_a_layout_can_not_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_model_that_a_format_does_not_support_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     native = tmp_path / "native"
     native.mkdir()
     own = msgspec.structs.replace(TINY, position="sinusoid-3d", pooling="attentive")
     save_model(native, Classifier(own, CLASSES))
     for to in ("official", "hf"):
-        with pytest.raises(MisuseError, match=f"^{tmp_path / 'x'}: .*sinusoid-3d"):  # the name that was given
+        with pytest.raises(MisuseError, match=f"^{tmp_path / 'x'}: .*sinusoid-3d"):  # the path that the user gave
             convert(str(native), tmp_path / "x", to=to)  # type: ignore[arg-type]
     save_model(native, Classifier(msgspec.structs.replace(own, position="sinusoid-1d"), CLASSES))
     for to in ("official", "hf"):
@@ -422,7 +430,7 @@ def test_what_a_layout_can_not_hold_is_refused_before_anything_is_written(tmp_pa
             convert(str(native), tmp_path / "x", to=to)  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
     assert not list(tmp_path.glob(".tmp*"))
-    with pytest.raises(MisuseError, match="is there already"):
+    with pytest.raises(MisuseError, match="already exists"):
         convert(str(native), native, to="native")
 
 
@@ -430,8 +438,8 @@ def test_what_a_layout_can_not_hold_is_refused_before_anything_is_written(tmp_pa
 def test_heads_for_several_classes_and_for_values_keep_their_kind(tmp_path: Path, to: str) -> None:
     values = (RegressedValue(name="speed"), RegressedValue(name="angle"))
     for name, model in (
-        ("labels", _stirred(MultiLabelClassifier(TINY, CLASSES, seed=2))),
-        ("values", _stirred(Regressor(TINY, values, seed=2))),
+        ("labels", _with_noise(MultiLabelClassifier(TINY, CLASSES, seed=2))),
+        ("values", _with_noise(Regressor(TINY, values, seed=2))),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -445,19 +453,19 @@ def test_heads_for_several_classes_and_for_values_keep_their_kind(tmp_path: Path
     assert loaded.values == values
 
 
-def test_a_training_starts_from_any_layout_and_the_recipe_fills_what_is_not_said(tmp_path: Path) -> None:
+def test_init_reads_any_format_and_the_recipe_completes_its_fields(tmp_path: Path) -> None:
     model = _model("pretrain")
     path = _official(tmp_path / "a.pth", model)
-    started = load_start(path, TINY, position_resize="recompute")
+    started = load_init(path, TINY, position_resize="recompute")
     _same_weights(model, started)
     assert started.geometry == TINY
     larger = msgspec.structs.replace(TINY, image_size=48, num_frames=8)
-    convert(str(path), tmp_path / "hf", to="hf", spec=_spec(**UNSAID))
-    started = load_start(tmp_path / "hf", larger, position_resize="interpolate")
+    convert(str(path), tmp_path / "hf", to="hf", spec=_spec(**MISSING))
+    started = load_init(tmp_path / "hf", larger, position_resize="interpolate")
     assert (started.geometry.position_grid, started.geometry.num_tokens) == ((8, 4), 4 * 36)
     assert started.geometry.decoder_norm_eps == 1e-5
     with pytest.raises(MisuseError, match=r"depth 2 \(recipe 3\), num_heads 3 \(recipe 6\)"):
-        load_start(tmp_path / "hf", msgspec.structs.replace(TINY, depth=3, num_heads=6), position_resize="recompute")
+        load_init(tmp_path / "hf", msgspec.structs.replace(TINY, depth=3, num_heads=6), position_resize="recompute")
 
 
 # Hugging Face's folders.
@@ -494,31 +502,31 @@ def test_sharded_and_pickled_folders_and_the_newer_names_are_read(native: Path, 
     torch.save(state, hf / "pytorch_model.bin")
     _same_weights(first, load_model(hf))
     (hf / "pytorch_model.bin").unlink()
-    with pytest.raises(DataError, match="wanted model.safetensors"):
+    with pytest.raises(DataError, match="none of model.safetensors"):
         load_model(hf)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "wanted"),
+    ("field", "value", "message"),
     [
         ("model_type", "vit", "model_type = 'vit'"),
         ("num_channels", 1, "num_channels = 1"),
         ("hidden_act", "relu", "hidden_act"),
         ("qkv_bias", False, "qkv_bias"),
         ("image_size", [32, 48], "image_size"),
-        ("hidden_size", 192, "says embed_dim = 192, its weights have 96"),
+        ("hidden_size", 192, "states embed_dim = 192, its weights have 96"),
         ("num_hidden_layers", 3, "depth = 3"),
-        ("patch_size", "8", "not a file of transformers"),
+        ("patch_size", "8", "not a VideoMAE file of transformers"),
     ],
 )
-def test_a_config_of_another_model_is_refused(hf: Path, field: str, value: object, wanted: str) -> None:
+def test_a_config_of_another_model_is_refused(hf: Path, field: str, value: object, message: str) -> None:
     config = json.loads((hf / "config.json").read_text())
     (hf / "config.json").write_text(json.dumps({**config, field: value}))
-    with pytest.raises(DataError, match=wanted):
+    with pytest.raises(DataError, match=message):
         load_model(hf)
 
 
-def test_lost_biases_are_told(hf: Path, tmp_path: Path) -> None:
+def test_lost_biases_are_noted(hf: Path, tmp_path: Path) -> None:
     state = safetensors.torch.load_file(hf / "model.safetensors")
     for name, value in state.items():
         if name.endswith(("q_bias", "v_bias")):
@@ -526,7 +534,7 @@ def test_lost_biases_are_told(hf: Path, tmp_path: Path) -> None:
     safetensors.torch.save_file(state, hf / "model.safetensors")
     with pytest.warns(UserWarning, match="every q and v bias is 0"):
         load_model(hf)
-    assert any("every q and v bias is 0" in remark for remark in convert(str(hf), tmp_path / "x", to="native"))
+    assert any("every q and v bias is 0" in note for note in convert(str(hf), tmp_path / "x", to="native"))
 
 
 # The command.
@@ -536,7 +544,7 @@ def test_the_command_converts_and_refuses_in_one_line(tmp_path: Path) -> None:
     model = _model("classifier")
     path = _official(tmp_path / "a.pth", model)
     (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n")
-    sets = [f"--set=model.{name}={value}" for name, value in UNSAID.items()]
+    sets = [f"--set=model.{name}={value}" for name, value in MISSING.items()]
     done = run_command(
         "vmae_train", "convert", path, tmp_path / "hf", "--to", "hf", "--classes", tmp_path / "names.txt", *sets
     )
@@ -546,4 +554,4 @@ def test_the_command_converts_and_refuses_in_one_line(tmp_path: Path) -> None:
     assert load_model(tmp_path / "hf").classes == CLASSES
     refused = run_command("vmae_train", "convert", path, tmp_path / "b", "--to", "hf", status=2)
     assert refused.stderr.count("\n") == 1
-    assert "don't say" in refused.stderr
+    assert "don't determine" in refused.stderr

@@ -19,7 +19,7 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import RecipeError
 from vmae_data.recipes import list_recipes, load_recipe
 from vmae_train.checkpoints.convert import ConvertSpec
-from vmae_train.checkpoints.load import save_model
+from vmae_train.checkpoints.native import save_model
 from vmae_train.cli import app as train_app
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec

@@ -1,4 +1,4 @@
-"""Runs and checkpoints that somebody made to do harm: refused in one line; no code is run, no memory taken for a claim."""
+"""Runs and checkpoints made to do harm: refused in one line. No code runs, and no memory is allocated for a claim."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.command import run_command
+from tests.command import call_command
+from tests.tiny_runs import TINY_RUN, finetune_tiny
 from vmae_data.errors import VmaeError
 from vmae_train import load_model
-from vmae_train.checkpoints.load import save_model
+from vmae_train.checkpoints.native import save_model
 from vmae_train.models.videomae import Classifier, PretrainModel
 from vmae_train.models.vit import ModelSpec
 from vmae_train.reports.run_page import write_report
@@ -38,23 +40,10 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def trained(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trained") / "run"
-    run_command(*_words(demo_shards, out))
-    return out
-
-
-def _words(shards: Path, out: Path) -> list[str | Path]:
-    words: list[str | Path] = ["vmae_train", "finetune", "--recipe", "finetune/demo", "--data", shards, "--val", shards]
-    settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'", "--set", "log.every_steps=1"]
-    return [*words, "--out", out, *settings, "--quiet"]
-
-
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A finished run to be changed."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run(tiny_finetuning: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(tiny_finetuning, tmp_path / "run"))
 
 
 def _refusal(call: Callable[[], Any]) -> str:
@@ -71,7 +60,7 @@ def _edit(path: Path, **changes: object) -> None:
 
 
 class _Code:
-    """What a pickle runs when it is loaded."""
+    """Unsafe unpickling of this object runs code."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,7 +69,7 @@ class _Code:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_by_another_name_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+def test_a_pickle_with_another_file_name_is_not_loaded(folder: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     for data in (pickle.dumps({"weights": _Code(ran)}), pickle.dumps(_Code(ran), protocol=0)):
         (folder / "model.safetensors").write_bytes(data)
@@ -101,13 +90,15 @@ def test_a_pickle_by_another_name_is_not_loaded(folder: Path, tmp_path: Path) ->
         b"\x00" * 7,
     ],
 )
-def test_weights_with_a_head_that_is_none_are_refused(folder: Path, data: bytes) -> None:
+def test_weights_with_a_damaged_header_are_refused(folder: Path, data: bytes) -> None:
     (folder / "model.safetensors").write_bytes(data)
     _refusal(lambda: load_model(folder))
 
 
 @pytest.mark.parametrize(("shape", "end"), [([10**9, 10**9], 4), ([2**62, 4], 4), ([1], HUGE), ([2], 4), ([1], -4)])
-def test_a_tensor_that_claims_more_than_there_is_takes_no_memory(folder: Path, shape: list[int], end: int) -> None:
+def test_a_tensor_that_claims_more_bytes_than_the_file_has_allocates_no_memory(
+    folder: Path, shape: list[int], end: int
+) -> None:
     head = json.dumps({"mask_token": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
     _refusal(lambda: load_model(folder))
@@ -133,7 +124,9 @@ def test_a_tensor_that_claims_more_than_there_is_takes_no_memory(folder: Path, s
         {"unknown": 1},
     ],
 )
-def test_a_geometry_that_no_machine_has_room_for_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+def test_a_geometry_that_needs_more_memory_than_any_machine_has_is_refused(
+    folder: Path, changes: dict[str, Any]
+) -> None:
     path = folder / "model.json"
     geometry = json.loads(path.read_text())["geometry"]
     _edit(path, geometry={**geometry, **changes})
@@ -144,7 +137,7 @@ def test_a_geometry_that_no_machine_has_room_for_is_refused(folder: Path, change
     "text",
     ["[" * 100_000, '{"format": ' + '{"a":' * 100_000, '{"format": NaN}', "", "\x00", "7", '{"kind": "caf\udce9"}'],
 )
-def test_json_that_is_none_of_ours_is_refused_whatever_it_is(folder: Path, run: Path, text: str) -> None:
+def test_json_of_any_other_content_is_refused(folder: Path, run: Path, text: str) -> None:
     data = text.encode("utf-8", "surrogateescape")  # not UTF-8 is an error of its own
     (folder / "model.json").write_bytes(data)
     _refusal(lambda: load_model(folder))
@@ -157,7 +150,7 @@ def test_json_that_is_none_of_ours_is_refused_whatever_it_is(folder: Path, run: 
     _refusal(lambda: read_facts(run))
 
 
-def test_many_classes_or_odd_ones_are_shown_and_harm_nothing(tmp_path: Path) -> None:
+def test_many_classes_and_odd_names_do_no_harm(tmp_path: Path) -> None:
     classes = ("\x1b[2J", "<script>alert(1)</script>", "a\nb")
     save_model(tmp_path, Classifier(TINY, classes, seed=4))
     assert load_model(tmp_path).classes == classes
@@ -166,7 +159,7 @@ def test_many_classes_or_odd_ones_are_shown_and_harm_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("step", [-1, 0, HUGE, "4", None, 3])
-def test_a_state_of_another_step_than_its_folders_is_refused(run: Path, step: object) -> None:
+def test_a_state_with_another_step_than_its_folder_is_refused(run: Path, step: object) -> None:
     last = last_checkpoint(run)
     assert last is not None
     _edit(last.path / "state.json", step=step)
@@ -174,22 +167,23 @@ def test_a_state_of_another_step_than_its_folders_is_refused(run: Path, step: ob
 
 
 @pytest.mark.parametrize("name", ["step-000000004/..", "step-../../../x", "step-000000004\n", "step-x"])
-def test_only_names_of_steps_are_names_of_published_checkpoints(name: str) -> None:
+def test_only_step_names_are_names_of_published_checkpoints(name: str) -> None:
     from vmae_train.runs.run_files import _WHOLE
 
     assert _WHOLE.fullmatch("step-000000004/state.json")
     assert not _WHOLE.fullmatch(f"{name}/state.json")
 
 
-def test_moments_of_other_shapes_are_refused_before_the_first_step(run: Path, demo_shards: Path) -> None:
+def test_optimizer_moments_of_other_shapes_are_refused_before_the_first_step(
+    run: Path, tiny_pretraining: Path, demo_shards: Path
+) -> None:
     last = last_checkpoint(run)
     assert last is not None
     path = last.path / "optimizer.safetensors"
     tensors = load_file(path)
     save_file({name: torch.zeros(3, 3) for name in tensors}, path)
-    done = run_command(*_words(demo_shards, run), status=1)
-    assert "are not of its shape" in done.stderr
-    assert done.stderr.count("\n") == 1
+    resume = partial(finetune_tiny, demo_shards, run, "evaluate.every_steps=2", init=tiny_pretraining)
+    assert "are not of its shape" in _refusal(resume)
 
 
 RECIPES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -203,7 +197,7 @@ RECIPES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("change", RECIPES.values(), ids=RECIPES.keys())
-def test_a_run_whose_recipe_is_none_is_refused(run: Path, change: Any) -> None:
+def test_a_run_with_an_impossible_recipe_is_refused(run: Path, change: Any) -> None:
     facts = json.loads((run / "run.json").read_text())
     change(facts["recipe"])
     (run / "run.json").write_text(json.dumps(facts))
@@ -213,13 +207,13 @@ def test_a_run_whose_recipe_is_none_is_refused(run: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     "changes", [{"data": []}, {"data_digest": ["a", "b"]}, {"data_weight": [1.0, 2.0]}, {"data": "one"}, {"kind": 7}]
 )
-def test_a_run_whose_data_are_none_is_refused(run: Path, changes: dict[str, Any]) -> None:
+def test_a_run_with_impossible_data_is_refused(run: Path, changes: dict[str, Any]) -> None:
     _edit(run / "run.json", **changes)
     _refusal(lambda: read_run(run))
 
 
-def test_a_run_that_points_elsewhere_is_read_as_a_run_and_nothing_is_written(run: Path, tmp_path: Path) -> None:
-    """Whatever it names: a device, a system's file, a page, a bucket with a password."""
+def test_a_run_that_names_other_files_is_reported_and_nothing_else_is_written(run: Path, tmp_path: Path) -> None:
+    """It may name a device, a system file, a web page or a bucket with a password."""
     targets = [
         "/dev/zero",
         "/etc/passwd",
@@ -250,12 +244,12 @@ def test_a_run_that_points_elsewhere_is_read_as_a_run_and_nothing_is_written(run
         {"top1": "all"},
     ],
 )
-def test_scores_that_don_t_hold_together_are_refused(run: Path, changes: dict[str, Any]) -> None:
+def test_inconsistent_scores_are_refused(run: Path, changes: dict[str, Any]) -> None:
     _edit(run / "evaluation.json", **changes)
     _refusal(lambda: read_run(run))
 
 
-def test_what_a_run_says_can_steer_neither_a_terminal_nor_a_page(run: Path, tmp_path: Path, demo_shards: Path) -> None:
+def test_text_of_a_run_controls_neither_a_terminal_nor_a_page(run: Path, tmp_path: Path, demo_shards: Path) -> None:
     evil = "\x1b]0;owned\x07<script>alert(1)</script>\u202e$\\frac{1}$"
     last = last_checkpoint(run)
     assert last is not None
@@ -271,10 +265,14 @@ def test_what_a_run_says_can_steer_neither_a_terminal_nor_a_page(run: Path, tmp_
         file.write(json.dumps({"step": 4, "kind": "train", "loss": evil, "lr": {}}) + "\n")
     _edit(run / "run.json", init=evil)
     page = tmp_path / "page.html"
-    done = run_command("vmae_train", "report", run, "--out", page)
+    done = call_command("vmae_train", "report", run, "--out", page)
     html = page.read_text()
     _edit(run / "run.json", init=None)
-    again = run_command(*[word for word in _words(demo_shards, run) if word != "--quiet"])
+    settings = [
+        word for key in (*TINY_RUN, "evaluate.views='1x1'", "evaluate.every_steps=2") for word in ("--set", key)
+    ]
+    words = ["--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards, "--out", run, *settings]
+    again = call_command("vmae_train", "finetune", *words)
     for text in (html, done.stdout, done.stderr, again.stdout, again.stderr):
-        assert [sign for sign in ("\x1b", "\x07", "\u202e") if sign in text] == [], text[:2000]
+        assert [character for character in ("\x1b", "\x07", "\u202e") if character in text] == [], text[:2000]
     assert "<script>alert" not in html

@@ -11,9 +11,10 @@ import torch
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train import load_model
-from vmae_train.checkpoints.load import newest_checkpoint, save_model
+from vmae_train.checkpoints.native import save_model
 from vmae_train.models.videomae import Classifier, PretrainModel, VideoModel
 from vmae_train.models.vit import ModelSpec
+from vmae_train.runs.layout import newest_checkpoint
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _refusal(path: Path, kind: type[VmaeError] = DataError, **model: object) -> str:
-    """The one line that says why."""
+    """The one-line error."""
     with pytest.raises(kind) as caught:
         load_model(path, **model)
     text = str(caught.value)
@@ -75,21 +76,21 @@ def test_the_same_model_gives_the_same_bytes(folder: Path, tmp_path: Path) -> No
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_run_gives_its_newest_finished_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_a_run_gives_its_newest_complete_checkpoint(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in (5, 10, 20):
         path = run / "checkpoints" / f"step-{step:09d}"
         path.mkdir(parents=True)
         save_model(path, PretrainModel(TINY, seed=step))
-        if step < 20:  # the last one was cut off before its marker
+        if step < 20:  # the save of the last one stopped before its marker
             (path / "state.json").write_text("{}")
     assert newest_checkpoint(run) == run / "checkpoints" / "step-000000010"
-    wanted = PretrainModel(TINY, seed=10).state_dict()
+    expected = PretrainModel(TINY, seed=10).state_dict()
     for name, value in load_model(run).state_dict().items():
-        assert torch.equal(value, wanted[name])
+        assert torch.equal(value, expected[name])
 
 
-def test_loading_touches_no_global_generator(folder: Path) -> None:
+def test_loading_leaves_the_global_generator_as_it_is(folder: Path) -> None:
     before = torch.random.get_rng_state()
     load_model(folder)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -101,32 +102,32 @@ def test_fields_that_agree_with_the_file_are_accepted(folder: Path) -> None:
 
 def test_a_field_that_differs_is_refused_with_both_values(folder: Path) -> None:
     text = _refusal(folder, MisuseError, num_heads=4)
-    assert "model.num_heads is 3, 4 was asked for" in text
+    assert "model.num_heads = 3, you set 4" in text
 
 
 def test_an_unknown_field_is_refused_by_name(folder: Path) -> None:
-    with pytest.raises(MisuseError, match=r"model\.heads is no field"):
+    with pytest.raises(MisuseError, match=r"model\.heads is not a field"):
         load_model(folder, heads=3)
 
 
-def test_a_path_that_is_no_model_is_refused_with_what_was_found(tmp_path: Path) -> None:
-    wanted = "wanted a folder with model.json"
-    assert f"found nothing there, {wanted}" in _refusal(tmp_path / "absent")
+def test_a_path_without_a_model_is_refused_with_what_was_found(tmp_path: Path) -> None:
+    expected = "expected a folder with model.json"
+    assert f"found nothing at this path; {expected}" in _refusal(tmp_path / "absent")
     file = tmp_path / "model.pth"
     file.write_bytes(b"x")
     assert "not a readable checkpoint" in _refusal(file)
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert f"found a folder without model.json and config.json, {wanted}" in _refusal(empty)
+    assert f"found a folder without model.json and config.json; {expected}" in _refusal(empty)
     (empty / "checkpoints" / "step-000000001").mkdir(parents=True)
-    assert "a run without a finished checkpoint" in _refusal(empty)
+    assert "a run without a complete checkpoint" in _refusal(empty)
 
 
 @pytest.mark.parametrize("size", [0, 4, 200, 50_000])
 def test_truncated_weights_are_refused(folder: Path, size: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DataError, match="not readable weights"):
+    with pytest.raises(DataError, match="weights are not readable"):
         load_model(folder)
 
 
@@ -140,27 +141,25 @@ def test_missing_unknown_and_misshapen_weights_are_refused_by_name(folder: Path)
     whole = safetensors.torch.load_file(path)
     without = {name: value for name, value in whole.items() if name != "mask_token"}
     safetensors.torch.save_file(without, path)
-    assert "1 weight is missing: mask_token; they are another model's, or not whole" in _refusal(folder)
+    assert "1 weight is missing: mask_token. The file is incomplete or of another model" in _refusal(folder)
     safetensors.torch.save_file({**whole, "mask": torch.zeros(2), "extra": torch.zeros(2)}, path)
-    assert "2 weights are not of such a model: extra, mask;" in _refusal(folder)
+    assert "2 weights are unknown: extra, mask." in _refusal(folder)
     safetensors.torch.save_file({**whole, "encoder.cls_token": torch.zeros(1, 1, 192)}, path)
-    assert "has a class token (encoder.cls_token), which these models have not" in _refusal(folder)
+    assert "has a class token (encoder.cls_token), which these models don't have" in _refusal(folder)
     safetensors.torch.save_file({**whole, "mask_token": torch.zeros(1, 1, 95)}, path)
-    assert "mask_token holds 1 × 1 × 95 numbers, where this model has 1 × 1 × 96 numbers" in _refusal(folder)
+    assert "mask_token has 1 × 1 × 95 numbers, but this model has 1 × 1 × 96." in _refusal(folder)
     safetensors.torch.save_file({**whole, "mask_token": whole["mask_token"].half()}, path)
-    assert "mask_token is kept as float16, where this model has float32" in _refusal(folder)
+    assert "mask_token is float16, but this model needs float32" in _refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["encoder.pos_embed", "decoder.pos_embed"])
-def test_a_fixed_position_code_is_left_out_with_a_remark_and_others_are_refused_for_what_they_are(
-    name: str, folder: Path
-) -> None:
+def test_a_fixed_position_code_is_skipped_with_a_note_and_other_codes_are_refused(name: str, folder: Path) -> None:
     path = folder / "model.safetensors"
     whole, model = safetensors.torch.load_file(path), load_model(folder)
     assert isinstance(model, PretrainModel)
     code = model.position_NE if name.startswith("encoder") else model.decoder_position_NE
     safetensors.torch.save_file({**whole, name: code[None].clone()}, path)
-    with pytest.warns(UserWarning, match=f"{name}: the fixed position code"):
+    with pytest.warns(UserWarning, match=f"{name}: skipped the fixed position code"):
         assert load_model(folder).state_dict().keys() == whole.keys()
     for kind in (torch.float32, torch.float16, torch.bfloat16):
         safetensors.torch.save_file({**whole, name: (code[None] + 2e-2).to(kind)}, path)
@@ -169,7 +168,7 @@ def test_a_fixed_position_code_is_left_out_with_a_remark_and_others_are_refused_
     assert f"{name} is a learned position code" in _refusal(folder)
     safetensors.torch.save_file({**whole, name: code[None, :-1].clone()}, path)
     dim = code.shape[1]
-    assert f"1 × 127 × {dim} numbers, 16 frames of 32 px have 128 × {dim};" in _refusal(folder)
+    assert f"1 × 127 × {dim} numbers, but 16 frames of 32 px need 128 × {dim}." in _refusal(folder)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -177,10 +176,10 @@ def test_a_fixed_position_code_in_half_precision_is_a_fixed_one(kind: torch.dtyp
     path = folder / "model.safetensors"
     whole, model = safetensors.torch.load_file(path), load_model(folder)
     assert isinstance(model, PretrainModel)
-    kept = model.position_NE[None].to(kind)
-    for stored in (kept, kept.float()):  # as kept, and as whoever widens all weights has it
+    half = model.position_NE[None].to(kind)
+    for stored in (half, half.float()):  # as stored, and as a tool that widens all weights stores it
         safetensors.torch.save_file({**whole, "encoder.pos_embed": stored}, path)
-        with pytest.warns(UserWarning, match="encoder.pos_embed: the fixed position code"):
+        with pytest.warns(UserWarning, match="encoder.pos_embed: skipped the fixed position code"):
             assert load_model(folder).state_dict().keys() == whole.keys()
 
 
@@ -189,18 +188,18 @@ def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -
     other.mkdir()
     save_model(other, PretrainModel(msgspec.structs.replace(TINY, depth=2)))
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-    assert "they are another model's" in _refusal(folder)
+    assert "The file is incomplete or of another model" in _refusal(folder)
 
 
-def test_a_description_of_a_far_larger_model_takes_no_memory(folder: Path) -> None:
+def test_a_description_of_a_far_larger_model_allocates_no_memory(folder: Path) -> None:
     geometry = json.loads((folder / "model.json").read_text())["geometry"]
     _edit(folder, geometry={**geometry, "depth": 10**7})
     assert "at least 4423680" in _refusal(folder)
 
 
-def test_a_newer_format_is_refused_even_where_its_fields_are_unknown(folder: Path) -> None:
+def test_a_newer_format_is_refused_even_if_its_fields_are_unknown(folder: Path) -> None:
     _edit(folder, format=3, future=True)
-    assert "format 3, this version reads up to 2" in _refusal(folder)
+    assert "format 3, but this version reads up to 2" in _refusal(folder)
 
 
 def test_a_broken_description_is_refused(folder: Path) -> None:
@@ -208,13 +207,13 @@ def test_a_broken_description_is_refused(folder: Path) -> None:
     for changes in ({"kind": "detector"}, {"geometry": {}}, {"future": True}, {"format": "one"}):
         before = path.read_text()
         _edit(folder, **changes)
-        assert "not a model's description" in _refusal(folder)
+        assert "not a model description" in _refusal(folder)
         path.write_text(before)
     geometry = json.loads(path.read_text())["geometry"]
     _edit(folder, geometry={**geometry, "num_heads": 5})
     assert "model.num_heads = 5" in _refusal(folder)
     path.write_text("{")
-    assert "not a model's description" in _refusal(folder)
+    assert "not a model description" in _refusal(folder)
 
 
 def test_a_classifier_file_without_classes_is_refused(tmp_path: Path) -> None:
@@ -223,6 +222,6 @@ def test_a_classifier_file_without_classes_is_refused(tmp_path: Path) -> None:
     assert "classes" in _refusal(tmp_path)
 
 
-def test_saving_into_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_saving_into_a_missing_folder_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(VmaeError, match="can't be written"):
         save_model(tmp_path / "absent", PretrainModel(TINY))

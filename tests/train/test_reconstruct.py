@@ -11,11 +11,9 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from tests.command import run_command
+from tests.command import call_command
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
-from vmae_data.recipes import load_recipe
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.clips.rng import ClipRng
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
@@ -31,24 +29,13 @@ from vmae_train.inference.reconstruct import (
 from vmae_train.models.losses import cube_targets
 from vmae_train.models.videomae import Classifier, PretrainModel
 from vmae_train.models.vit import Geometry, ModelSpec
-from vmae_train.pretrain import PretrainSpec, pretrain
 
 GREY = 127.5
 
 
 @pytest.fixture(scope="session")
-def tiny_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretraining of a few steps on `demo_shards`."""
-    out = tmp_path_factory.mktemp("runs") / "tiny-run"
-    words = ["train.steps=4", "optim.warmup_steps=1", "log.every_steps=1", "loader.workers=0"]
-    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, words)
-    pretrain(spec, data=[str(demo_shards)], out=out, device="cpu", style=ProgressStyle.QUIET)
-    return out
-
-
-@pytest.fixture(scope="session")
-def drawn(tiny_run: Path, demo_shards: Path) -> Drawn:
-    model = load_pretrained(str(tiny_run), "cpu")
+def drawn(tiny_pretraining: Path, demo_shards: Path) -> Drawn:
+    model = load_pretrained(str(tiny_pretraining), "cpu")
     return reconstruct_shards(
         model, Shards.open(str(demo_shards)), clip=ClipSpec(stride=2), videos=6, ratio=0.75, seed=0
     )
@@ -113,8 +100,10 @@ def test_perfect_predictions_give_the_original_back() -> None:
         assert np.array_equal(clip.original_THWC, original)
 
 
-def test_the_same_seed_hides_the_same_places_and_another_hides_others(tiny_run: Path, demo_shards: Path) -> None:
-    model, shards = load_pretrained(str(tiny_run), "cpu"), Shards.open(str(demo_shards))
+def test_the_same_seed_hides_the_same_places_and_another_hides_others(
+    tiny_pretraining: Path, demo_shards: Path
+) -> None:
+    model, shards = load_pretrained(str(tiny_pretraining), "cpu"), Shards.open(str(demo_shards))
 
     def masked(seed: int) -> dict[str, np.ndarray]:
         drawn = reconstruct_shards(model, shards, clip=ClipSpec(stride=2), videos=len(shards), ratio=0.5, seed=seed)
@@ -125,7 +114,7 @@ def test_the_same_seed_hides_the_same_places_and_another_hides_others(tiny_run: 
     assert not any(np.array_equal(first[title], other[title]) for title in first)
 
 
-def test_an_unreadable_sample_is_named_and_left_out(tiny_run: Path, demo_shards: Path, tmp_path: Path) -> None:
+def test_an_unreadable_sample_is_named_and_left_out(tiny_pretraining: Path, demo_shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
     shards = Shards.open(str(folder))
     place = shards.place(0)
@@ -133,43 +122,50 @@ def test_an_unreadable_sample_is_named_and_left_out(tiny_run: Path, demo_shards:
     data[place.offset + 100] ^= 1
     shards.shard_path(place.shard).write_bytes(bytes(data))
     drawn = reconstruct_shards(
-        load_pretrained(str(tiny_run), "cpu"), shards, clip=ClipSpec(stride=2), videos=len(shards), ratio=0.75, seed=0
+        load_pretrained(str(tiny_pretraining), "cpu"),
+        shards,
+        clip=ClipSpec(stride=2),
+        videos=len(shards),
+        ratio=0.75,
+        seed=0,
     )
     assert list(drawn.unreadable) == [shards.key(0)]
     assert len(drawn.clips) == len(shards) - 1
 
 
-def test_the_ratio_is_the_runs_unless_given(tiny_run: Path, tmp_path: Path) -> None:
-    geometry = load_pretrained(str(tiny_run), "cpu").geometry
-    assert mask_ratio(str(tiny_run), geometry, None) == 0.75
-    assert mask_ratio(str(tiny_run), geometry, 0.5) == 0.5
-    checkpoint = next((tiny_run / "checkpoints").iterdir())
+def test_the_ratio_is_the_runs_unless_given(tiny_pretraining: Path, tmp_path: Path) -> None:
+    geometry = load_pretrained(str(tiny_pretraining), "cpu").geometry
+    assert mask_ratio(str(tiny_pretraining), geometry, None) == 0.75
+    assert mask_ratio(str(tiny_pretraining), geometry, 0.5) == 0.5
+    checkpoint = next((tiny_pretraining / "checkpoints").iterdir())
     shutil.copytree(checkpoint, tmp_path / "alone")
     assert mask_ratio(str(tmp_path / "alone"), geometry, None) == 0.9
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, -1.0, 7.0])
-def test_a_ratio_that_hides_nothing_or_all_is_refused_in_one_line(tiny_run: Path, ratio: float) -> None:
-    geometry = load_pretrained(str(tiny_run), "cpu").geometry
+def test_a_ratio_that_hides_nothing_or_all_is_refused_in_one_line(tiny_pretraining: Path, ratio: float) -> None:
+    geometry = load_pretrained(str(tiny_pretraining), "cpu").geometry
     with pytest.raises(MisuseError, match="--ratio") as error:
-        mask_ratio(str(tiny_run), geometry, ratio)
+        mask_ratio(str(tiny_pretraining), geometry, ratio)
     assert "\n" not in str(error.value)
 
 
-def test_the_command_draws_shards_still_and_moving(tiny_run: Path, demo_shards: Path, tmp_path: Path) -> None:
-    words = ["vmae_train", "reconstruct", tiny_run, "--data", demo_shards, "--videos", "3", "--device", "cpu"]
+def test_the_command_draws_shards_still_and_moving(tiny_pretraining: Path, demo_shards: Path, tmp_path: Path) -> None:
+    words = ["vmae_train", "reconstruct", tiny_pretraining, "--data", demo_shards, "--videos", "3", "--device", "cpu"]
     for name in ("still.png", "moving.gif"):
-        run_command(*words, "--out", tmp_path / name)
+        call_command(*words, "--out", tmp_path / name)
     with Image.open(tmp_path / "still.png") as still, Image.open(tmp_path / "moving.gif") as moving:
         assert still.width > 8 * 128
         assert still.height > 9 * 128
         assert moving.n_frames == 16
 
 
-def test_a_plain_video_is_drawn_too(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_plain_video_is_drawn_too(tiny_pretraining: Path, tmp_path: Path) -> None:
     _write_video(tmp_path / "video.mp4", 25)
     out = tmp_path / "video.png"
-    reconstruct_file(str(tiny_run), str(tmp_path / "video.mp4"), out, videos=1, ratio=None, seed=0, device="cpu")
+    reconstruct_file(
+        str(tiny_pretraining), str(tmp_path / "video.mp4"), out, videos=1, ratio=None, seed=0, device="cpu"
+    )
     with Image.open(out) as still:
         assert still.width > 8 * 128
 
@@ -180,8 +176,8 @@ def test_another_suffix_is_refused_before_anything_is_read(tmp_path: Path, suffi
         reconstruct_file("nothing", "nowhere", tmp_path / f"out{suffix}", videos=1, ratio=None, seed=0, device="cpu")
 
 
-def test_a_classifier_and_what_is_no_data_are_refused(tiny_run: Path, tmp_path: Path) -> None:
-    from vmae_train.checkpoints.load import save_model
+def test_a_classifier_and_what_is_no_data_are_refused(tiny_pretraining: Path, tmp_path: Path) -> None:
+    from vmae_train.checkpoints.native import save_model
 
     (tmp_path / "classifier").mkdir()
     geometry: Geometry = ModelSpec(size="tiny", decoder_depth=1).geometry()
@@ -192,12 +188,14 @@ def test_a_classifier_and_what_is_no_data_are_refused(tiny_run: Path, tmp_path: 
     out = tmp_path / "out.png"
     for data in (tmp_path / "text.txt", tmp_path / "nothing", tmp_path):
         with pytest.raises(DataError):
-            reconstruct_file(str(tiny_run), str(data), out, videos=1, ratio=None, seed=0, device="cpu")
+            reconstruct_file(str(tiny_pretraining), str(data), out, videos=1, ratio=None, seed=0, device="cpu")
     assert not out.exists()
 
 
-def test_shards_of_a_stride_that_does_not_divide_the_runs_are_refused(tiny_run: Path, demo_shards: Path) -> None:
-    model = load_pretrained(str(tiny_run), "cpu")
+def test_shards_of_a_stride_that_does_not_divide_the_runs_are_refused(
+    tiny_pretraining: Path, demo_shards: Path
+) -> None:
+    model = load_pretrained(str(tiny_pretraining), "cpu")
     with pytest.raises(MisuseError, match="stride"):
         reconstruct_shards(model, Shards.open(str(demo_shards)), clip=ClipSpec(stride=3), videos=1, ratio=0.75, seed=0)
 

@@ -13,48 +13,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.command import run_command
+from tests.command import call_command
+from tests.tiny_runs import finetune_tiny
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.progress import ProgressStyle
-from vmae_data.recipes import load_recipe
 from vmae_train.evaluation.metrics import Scores, score
-from vmae_train.finetune import FinetuneSpec, finetune
-from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
 from vmae_train.reports.run_page import write_report
 from vmae_train.reports.significance import difference_words, standard_error
 
-FEW_STEPS = ["train.steps=4", "optim.warmup_steps=1", "log.every_steps=1", "loader.workers=0"]
 HOSTILE = "<script>alert(1)</script>$x_1$"
 
 
 @pytest.fixture(scope="session")
-def tiny_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretraining of a few steps on `demo_shards`."""
-    out = tmp_path_factory.mktemp("runs") / "tiny-run"
-    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, FEW_STEPS)
-    pretrain(spec, data=[str(demo_shards)], out=out, device="cpu", style=ProgressStyle.QUIET)
-    return out
-
-
-@pytest.fixture(scope="session")
-def tiny_finetune(tiny_run: Path, demo_shards: Path) -> Path:
-    """A finetuning of a few steps that began from `tiny_run`."""
-    return _finetune(tiny_run.parent / "tiny-finetune", demo_shards, str(tiny_run))
-
-
-@pytest.fixture(scope="session")
-def tiny_scratch(tiny_run: Path, demo_shards: Path) -> Path:
-    """The same finetuning from scratch."""
-    return _finetune(tiny_run.parent / "tiny-scratch", demo_shards, None)
-
-
-def _finetune(out: Path, shards: Path, init: str | None) -> Path:
-    words = [*FEW_STEPS, "evaluate.views=1x1", "evaluate.every_steps=2"]
-    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, words)
-    finetune(
-        spec, data=[str(shards)], validation=str(shards), out=out, init=init, device="cpu", style=ProgressStyle.QUIET
-    )
+def tiny_scratch(tiny_pretraining: Path, demo_shards: Path) -> Path:
+    """The finetuning of `tiny_finetuning` from scratch. Read only."""
+    out = tiny_pretraining.parent / "tiny-scratch"
+    finetune_tiny(demo_shards, out, "evaluate.every_steps=2")
     return out
 
 
@@ -81,8 +55,8 @@ def _scores(right: int, videos: int) -> Scores:
     )
 
 
-def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_run: Path, tmp_path: Path) -> None:
-    page = _page(tiny_run, tmp_path / "page.html")
+def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_pretraining: Path, tmp_path: Path) -> None:
+    page = _page(tiny_pretraining, tmp_path / "page.html")
     text = _text(page)
     assert "finished, step 4 of 4" in text
     assert "not finished" not in text
@@ -94,31 +68,31 @@ def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_run: Pat
     assert "#0a000" not in page
 
 
-def test_a_finetuning_shows_its_scores_and_the_pretraining_it_began_from(tiny_finetune: Path, tmp_path: Path) -> None:
-    page = _page(tiny_finetune, tmp_path / "page.html")
+def test_a_finetuning_shows_its_scores_and_the_pretraining_it_began_from(tiny_finetuning: Path, tmp_path: Path) -> None:
+    page = _page(tiny_finetuning, tmp_path / "page.html")
     text = _text(page)
-    scores = msgspec.json.decode((tiny_finetune / "evaluation.json").read_bytes(), type=Scores)
+    scores = msgspec.json.decode((tiny_finetuning / "evaluation.json").read_bytes(), type=Scores)
     assert f"{scores.top1:.2f} %" in text
     assert 'class="confusion"' in page
-    assert "The pretraining that it began from: tiny-run" in text
+    assert "The pretraining that it began from: tiny-pretraining" in text
     assert page.count("data:image/gif") == 4
     assert all(name in text for name in scores.classes)
 
 
 def test_two_finetunings_stand_side_by_side_in_neutral_words(
-    tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path
+    tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path
 ) -> None:
-    text = _text(_page(tiny_finetune, tmp_path / "page.html", tiny_scratch))
+    text = _text(_page(tiny_finetuning, tmp_path / "page.html", tiny_scratch))
     assert "from scratch" in text
     assert "a difference of" in text
     assert "standard error" in text
-    assert f"init: &#39;{tiny_finetune.parent / 'tiny-run'}&#39; → None" in text
+    assert f"init: &#39;{tiny_finetuning.parent / 'tiny-pretraining'}&#39; → None" in text
 
 
-def test_the_command_writes_the_page(tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_page(tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    words = ["vmae_train", "report", tiny_finetune, "--out", out, "--against", tiny_scratch]
-    assert run_command(*words).stdout.strip() == str(out)
+    words = ["vmae_train", "report", tiny_finetuning, "--out", out, "--against", tiny_scratch]
+    assert call_command(*words).stdout.strip() == str(out)
     assert out.exists()
 
 
@@ -149,32 +123,34 @@ def test_the_standard_error_is_that_of_a_share_and_never_zero() -> None:
 
 
 def test_runs_that_were_not_scored_alike_are_not_compared(
-    tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path
+    tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(tiny_scratch, tmp_path / "other"))
     _change(other / "run.json", validation_digest="0" * 64)
-    text = _text(_page(tiny_finetune, tmp_path / "page.html", other))
+    text = _text(_page(tiny_finetuning, tmp_path / "page.html", other))
     assert "are not scored alike" in text
     assert "a difference of" not in text
 
 
-def test_another_budget_is_said(tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path) -> None:
+def test_another_budget_is_said(tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_scratch, tmp_path / "other"))
     recipe = json.loads((other / "run.json").read_text())["recipe"]
     recipe["train"]["batch"] = 16
     _change(other / "run.json", recipe=recipe)
-    text = _text(_page(tiny_finetune, tmp_path / "page.html", other))
+    text = _text(_page(tiny_finetuning, tmp_path / "page.html", other))
     assert "did not have the same budget" in text
 
 
-def test_a_pretraining_has_no_score_to_compare(tiny_run: Path, tiny_finetune: Path, tmp_path: Path) -> None:
+def test_a_pretraining_has_no_score_to_compare(tiny_pretraining: Path, tiny_finetuning: Path, tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="against"):
-        write_report(tiny_finetune, tmp_path / "page.html", against=(tiny_run,))
+        write_report(tiny_finetuning, tmp_path / "page.html", against=(tiny_pretraining,))
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_run_that_has_only_begun_has_a_page_that_says_so(tiny_run: Path, tiny_finetune: Path, tmp_path: Path) -> None:
-    for run in (tiny_run, tiny_finetune):
+def test_a_run_that_has_only_begun_has_a_page_that_says_so(
+    tiny_pretraining: Path, tiny_finetuning: Path, tmp_path: Path
+) -> None:
+    for run in (tiny_pretraining, tiny_finetuning):
         begun = tmp_path / run.name
         begun.mkdir()
         shutil.copy(run / "run.json", begun)
@@ -184,8 +160,8 @@ def test_a_run_that_has_only_begun_has_a_page_that_says_so(tiny_run: Path, tiny_
         assert "Too little was logged for a curve yet." in text
 
 
-def test_a_run_stopped_in_the_middle_says_where(tiny_run: Path, tmp_path: Path) -> None:
-    stopped = Path(shutil.copytree(tiny_run, tmp_path / "stopped"))
+def test_a_run_stopped_in_the_middle_says_where(tiny_pretraining: Path, tmp_path: Path) -> None:
+    stopped = Path(shutil.copytree(tiny_pretraining, tmp_path / "stopped"))
     recipe = json.loads((stopped / "run.json").read_text())["recipe"]
     recipe["train"] |= {"steps": None, "epochs": 10}
     _change(stopped / "run.json", recipe=recipe)
@@ -196,18 +172,18 @@ def test_a_run_stopped_in_the_middle_says_where(tiny_run: Path, tmp_path: Path) 
     assert "the last checkpoint is of step 4" in text
 
 
-def test_data_that_is_gone_or_another_is_said_and_the_rest_is_shown(tiny_run: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(tiny_run, tmp_path / "moved"))
+def test_data_that_is_gone_or_another_is_said_and_the_rest_is_shown(tiny_pretraining: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(tiny_pretraining, tmp_path / "moved"))
     for change in ({"data": [str(tmp_path / "gone")]}, {"data_digest": ["0" * 64]}):
-        shutil.copy(tiny_run / "run.json", moved)
+        shutil.copy(tiny_pretraining / "run.json", moved)
         _change(moved / "run.json", **change)
         page = _page(moved, tmp_path / "page.html")
         assert "can&#39;t be shown" in page
         assert 'class="curves"' in page
 
 
-def test_unreadable_samples_of_training_and_validation_are_listed(tiny_finetune: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(tiny_finetune, tmp_path / "run"))
+def test_unreadable_samples_of_training_and_validation_are_listed(tiny_finetuning: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_finetuning, tmp_path / "run"))
     _change(next(run.glob("checkpoints/*/state.json")), unreadable={"key-of-training": "its sum is wrong"})
     _change(run / "evaluation.json", unreadable={"key-of-validation": "does not decode"})
     text = _text(_page(run, tmp_path / "page.html"))
@@ -216,11 +192,11 @@ def test_unreadable_samples_of_training_and_validation_are_listed(tiny_finetune:
 
 
 def test_hostile_names_of_classes_runs_and_keys_are_only_text(
-    tiny_finetune: Path, tiny_scratch: Path, tmp_path: Path
+    tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path
 ) -> None:
     runs = [
         Path(shutil.copytree(run, tmp_path / f"{run.name}-{HOSTILE.replace('/', ' ')}"))
-        for run in (tiny_finetune, tiny_scratch)
+        for run in (tiny_finetuning, tiny_scratch)
     ]
     scores = json.loads((runs[0] / "evaluation.json").read_text())
     old = scores["classes"][0]
@@ -232,8 +208,8 @@ def test_hostile_names_of_classes_runs_and_keys_are_only_text(
     assert "<script" not in page
 
 
-def test_a_model_that_always_gives_one_answer_is_named_so(tiny_finetune: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(tiny_finetune, tmp_path / "run"))
+def test_a_model_that_always_gives_one_answer_is_named_so(tiny_finetuning: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_finetuning, tmp_path / "run"))
     classes = tuple(json.loads((run / "evaluation.json").read_text())["classes"])
     labels = np.arange(16) % len(classes)
     constant = score(np.tile(np.eye(len(classes))[2], (16, 1)), labels, classes=classes, views="1x1", unreadable={})
@@ -246,8 +222,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "page.html")
 
 
-def test_writing_a_page_changes_nothing_in_the_run(tiny_run: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+def test_writing_a_page_changes_nothing_in_the_run(tiny_pretraining: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_pretraining, tmp_path / "run"))
     (run / "checkpoints" / ".tmp-step-000000009").mkdir()  # a save that another process is in the middle of
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     _page(run, tmp_path / "page.html")
@@ -281,6 +257,6 @@ def test_a_drawing_needs_a_line_and_is_the_same_every_time() -> None:
     assert first.legend == ("a", "b")
 
 
-def test_the_page_is_the_same_every_time(tiny_run: Path, tmp_path: Path) -> None:
-    assert _page(tiny_run, tmp_path / "a.html") == _page(tiny_run, tmp_path / "b.html")
+def test_the_page_is_the_same_every_time(tiny_pretraining: Path, tmp_path: Path) -> None:
+    assert _page(tiny_pretraining, tmp_path / "a.html") == _page(tiny_pretraining, tmp_path / "b.html")
     assert os.stat(tmp_path / "a.html").st_size < 4_000_000

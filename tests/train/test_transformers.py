@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vmae_train import load_model
 from vmae_train.checkpoints.convert import convert
-from vmae_train.checkpoints.load import save_model
+from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.mask import TubeMask, tube_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.models.geometry import ModelSpec
@@ -31,8 +31,8 @@ CLASSES = ("left", "right", "up")
 
 
 @torch.no_grad()
-def _stir(model: torch.nn.Module, seed: int) -> None:
-    """Biases and norms start at 0 and 1, where a lost or swapped one would not show."""
+def _add_noise(model: torch.nn.Module, seed: int) -> None:
+    """Biases and norms start at 0 and 1. Noise makes a lost or swapped one visible."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
@@ -61,67 +61,67 @@ def _written(model: Any, folder: Path) -> Path:
 
 
 def _their_pretraining(folder: Path) -> Any:
-    # Their default attention may be another kernel than ours; all are the same function.
+    # Their default attention may use another kernel; every kernel computes the same function.
     return transformers.VideoMAEForPreTraining.from_pretrained(folder)
 
 
-def test_transformers_reads_every_weight_of_ours_biases_too(tmp_path: Path) -> None:
+def test_transformers_reads_every_weight_and_bias_of_our_files(tmp_path: Path) -> None:
     model = PretrainModel(GEOMETRY, seed=1)
-    _stir(model, 2)
-    theirs, told = transformers.VideoMAEForPreTraining.from_pretrained(
+    _add_noise(model, 2)
+    theirs, info = transformers.VideoMAEForPreTraining.from_pretrained(
         _written(model, tmp_path), output_loading_info=True
     )
-    assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for number, block in enumerate(model.encoder.blocks):
         attention = theirs.videomae.encoder.layer[number].attention.attention
         query, key, value = block.attn.qkv.weight.chunk(3)
-        for found, wanted in (
+        for own, reference in (
             (attention.query.weight, query),
             (attention.key.weight, key),
             (attention.value.weight, value),
             (_bias(attention, "query", "q_bias"), block.attn.q_bias),
             (_bias(attention, "value", "v_bias"), block.attn.v_bias),
         ):
-            assert torch.equal(found, wanted)
-            assert found.abs().min() > 0
+            assert torch.equal(own, reference)
+            assert own.abs().min() > 0
     assert getattr(attention.key, "bias", None) is None
 
 
 def _bias(attention: Any, newer: str, older: str) -> Tensor:
-    found = getattr(attention, older, None)
-    return found if found is not None else getattr(attention, newer).bias
+    own = getattr(attention, older, None)
+    return own if own is not None else getattr(attention, newer).bias
 
 
-def test_predictions_and_loss_are_those_of_transformers(tmp_path: Path) -> None:
+def test_predictions_and_loss_equal_those_of_transformers(tmp_path: Path) -> None:
     model = PretrainModel(GEOMETRY, seed=1).eval()
-    _stir(model, 2)
+    _add_noise(model, 2)
     theirs = _their_pretraining(_written(model, tmp_path)).eval()
     assert theirs.config.layer_norm_eps == 1e-6
     clips, mask = _clips(3), _mask(4)
     with torch.no_grad():
-        wanted = theirs(clips.transpose(1, 2), bool_masked_pos=_masked(mask))
-        found, loss = model(clips, mask), model.loss(clips, mask)
-    assert (found - wanted.logits).abs().max() < 1e-5
-    assert abs(float(loss - wanted.loss)) < 1e-5
-    assert float(found.std()) > 0.1
+        reference = theirs(clips.transpose(1, 2), bool_masked_pos=_masked(mask))
+        own, loss = model(clips, mask), model.loss(clips, mask)
+    assert (own - reference.logits).abs().max() < 1e-5
+    assert abs(float(loss - reference.loss)) < 1e-5
+    assert float(own.std()) > 0.1
 
 
-def test_logits_are_those_of_transformers(tmp_path: Path) -> None:
+def test_logits_equal_those_of_transformers(tmp_path: Path) -> None:
     model = Classifier(GEOMETRY, CLASSES, seed=1).eval()
-    _stir(model, 2)
+    _add_noise(model, 2)
     theirs = transformers.VideoMAEForVideoClassification.from_pretrained(_written(model, tmp_path)).eval()
     assert theirs.config.use_mean_pooling
     assert tuple(theirs.config.id2label[number] for number in range(3)) == CLASSES
     clips, labels = _clips(3), torch.tensor([2, 0])
     with torch.no_grad():
-        wanted = theirs(clips.transpose(1, 2), labels=labels)
-        found = model(clips)
-    assert (found - wanted.logits).abs().max() < 1e-5
-    assert abs(float(torch.nn.functional.cross_entropy(found, labels) - wanted.loss)) < 1e-5
+        reference = theirs(clips.transpose(1, 2), labels=labels)
+        own = model(clips)
+    assert (own - reference.logits).abs().max() < 1e-5
+    assert abs(float(torch.nn.functional.cross_entropy(own, labels) - reference.loss)) < 1e-5
 
 
 @pytest.mark.parametrize("shards", [None, "100KB"])
-def test_a_model_made_by_transformers_comes_over_and_back(tmp_path: Path, shards: str | None) -> None:
+def test_a_model_of_transformers_is_converted_to_official_and_back(tmp_path: Path, shards: str | None) -> None:
     config = transformers.VideoMAEConfig(
         image_size=32, patch_size=8, hidden_size=96, num_hidden_layers=2, num_attention_heads=3, intermediate_size=200,
         decoder_hidden_size=48, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
@@ -130,7 +130,7 @@ def test_a_model_made_by_transformers_comes_over_and_back(tmp_path: Path, shards
     with torch.random.fork_rng():
         torch.manual_seed(5)
         theirs = transformers.VideoMAEForPreTraining(config).eval()
-    _stir(theirs, 5)
+    _add_noise(theirs, 5)
     theirs.save_pretrained(tmp_path / "a", **({"max_shard_size": shards} if shards else {}))
     assert (len(list((tmp_path / "a").glob("*.safetensors"))) > 1) == (shards is not None)
     ours = load_model(tmp_path / "a")
@@ -138,8 +138,8 @@ def test_a_model_made_by_transformers_comes_over_and_back(tmp_path: Path, shards
     clips, mask = _clips(3), _mask(4)
     assert isinstance(ours, PretrainModel)
     with torch.no_grad():
-        wanted = theirs(clips.transpose(1, 2), bool_masked_pos=_masked(mask)).logits
-        assert (ours(clips, mask) - wanted).abs().max() < 1e-5
+        reference = theirs(clips.transpose(1, 2), bool_masked_pos=_masked(mask)).logits
+        assert (ours(clips, mask) - reference).abs().max() < 1e-5
     convert(str(tmp_path / "a"), tmp_path / "b.pth", to="official")
     convert(str(tmp_path / "b.pth"), tmp_path / "c", to="hf")
     back = _their_pretraining(tmp_path / "c")
@@ -147,7 +147,7 @@ def test_a_model_made_by_transformers_comes_over_and_back(tmp_path: Path, shards
         assert torch.equal(back.state_dict()[name], value), name
 
 
-def test_fifty_steps_of_pretraining_are_those_of_transformers_under_plain_adamw(tmp_path: Path) -> None:
+def test_fifty_steps_of_pretraining_equal_those_of_transformers_with_plain_adamw(tmp_path: Path) -> None:
     model = PretrainModel(GEOMETRY, seed=1).train()
     theirs = _their_pretraining(_written(model, tmp_path)).train()
     spec = OptimSpec(base_lr=1e-3, warmup_steps=1, betas=(0.9, 0.95), weight_decay=0.05)
@@ -162,11 +162,11 @@ def test_fifty_steps_of_pretraining_are_those_of_transformers_under_plain_adamw(
     for step in range(50):
         clips, mask = _clips(100 + step % 4, batch=4), _mask(200 + step, batch=4)
         ours = model.loss(clips, mask)
-        wanted = theirs(clips.transpose(1, 2), bool_masked_pos=_masked(mask)).loss
-        for loss, stepped in ((ours, optimizer), (wanted, reference)):
+        reference = theirs(clips.transpose(1, 2), bool_masked_pos=_masked(mask)).loss
+        for loss, stepped in ((ours, optimizer), (reference, reference)):
             stepped.zero_grad()
             loss.backward()
             stepped.step()
-        losses.append((ours.item(), wanted.item()))
-    assert max(abs(ours - wanted) for ours, wanted in losses) < 1e-4
+        losses.append((ours.item(), reference.item()))
+    assert max(abs(ours - reference) for ours, reference in losses) < 1e-4
     assert losses[-1][0] < losses[0][0] - 0.02  # it did learn

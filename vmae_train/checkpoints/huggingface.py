@@ -1,6 +1,6 @@
-"""Folders of Hugging Face's transformers: config.json, model.safetensors (in one piece or several), preprocessor_config.json.
+"""Folders of Hugging Face's transformers: config.json, model.safetensors (one file or several), preprocessor_config.json.
 
-Its decoder.norm and fc_norm have eps 1e-5, whatever config.json says of the others.
+transformers' decoder.norm and fc_norm always have eps 1e-5, whatever config.json sets for the other norms.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from torch import Tensor
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
 from vmae_data.storage import commit_bytes, read_bytes
-from vmae_train.checkpoints.description import Kind, ModelFile
-from vmae_train.checkpoints.infer import Foreign
-from vmae_train.checkpoints.layouts import from_hf_names, to_hf_names
+from vmae_train.checkpoints.infer import ForeignCheckpoint
+from vmae_train.checkpoints.native import Kind, ModelFile, write_weights
 from vmae_train.checkpoints.unpickle import read_pickle
-from vmae_train.checkpoints.weights import write_weights
+from vmae_train.checkpoints.weight_names import from_hf_names, to_hf_names
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 from vmae_train.models.geometry import Geometry, hidden_dim
 
 __all__ = ["CONFIG", "read_hf", "write_hf"]
 
 CONFIG = "config.json"
-_WEIGHTS, _PARTS, _PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_WEIGHTS, _SHARD_INDEX, _PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 _PREPROCESSOR = "preprocessor_config.json"
 _FIXED_EPS = 1e-5
 _PROBLEMS: dict[str | None, Kind] = {
@@ -39,7 +38,7 @@ _PROBLEMS: dict[str | None, Kind] = {
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of config.json that fix the model; defaults are transformers' own."""
+    """The fields of config.json that determine the model; the defaults are those of transformers."""
 
     model_type: str
     architectures: tuple[str, ...] = ()
@@ -70,35 +69,47 @@ class _Preprocessor(msgspec.Struct, frozen=True):
     image_std: tuple[float, float, float] = IMAGENET_STD
 
 
-class _Index(msgspec.Struct, frozen=True):
+class _ShardIndex(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
-def read_hf(folder: Path) -> Foreign:
-    """A VideoMAE of transformers 4 or 5. Raises DataError for another model or an unreadable file."""
+def read_hf(folder: Path) -> ForeignCheckpoint:
+    """A VideoMAE of transformers 4 or 5; half-precision weights become float32, which is exact.
+
+    Raises DataError for another model or an unreadable file.
+    """
     config = _decode(folder / CONFIG, _Config)
-    named = _read_weights(folder)
-    pretrain = "encoder_to_decoder.weight" in named
-    _check(folder, config, named, pretrain)
+    stored = _read_weights(folder)
+    pretrain = "encoder_to_decoder.weight" in stored
+    _check_config(folder, config, pretrain)
+    if not pretrain and "classifier.weight" not in stored:
+        raise DataError(f"{folder}: holds only an encoder, no decoder or classifier. Use the complete model")
     state = {
         name: value.float() if value.is_floating_point() else value
-        for name, value in from_hf_names(named, pretrain=pretrain).items()
+        for name, value in from_hf_names(stored, pretrain=pretrain).items()
     }
     kind: Kind = "pretrain" if pretrain else _PROBLEMS[config.problem_type]
     classes = None
     if not pretrain and config.id2label is not None:
-        classes = tuple(config.id2label[name] for name in sorted(config.id2label, key=int))
-    return Foreign(folder, kind, state, _says(folder, config), classes, _remarks(state))
+        classes = tuple(config.id2label[number] for number in sorted(config.id2label, key=int))
+    biases = [value for name, value in state.items() if name.endswith(("attn.q_bias", "attn.v_bias"))]
+    notes: tuple[str, ...] = ()
+    if biases and not any(bool(value.any()) for value in biases):
+        notes = (
+            "every q and v bias is 0. Early releases of transformers 5 lost these biases when they read a model; "
+            "compare with the original model",
+        )
+    return ForeignCheckpoint(folder, kind, state, _geometry_fields(folder, config), classes, notes)
 
 
-def _says(folder: Path, config: _Config) -> dict[str, Any]:
+def _geometry_fields(folder: Path, config: _Config) -> dict[str, Any]:
     preprocessor = _Preprocessor()
     if (folder / _PREPROCESSOR).is_file():
         preprocessor = _decode(folder / _PREPROCESSOR, _Preprocessor)
     ratio = config.intermediate_size / config.hidden_size
-    says: dict[str, Any] = {
-        "image_size": _square(config.image_size),
-        "patch_size": _square(config.patch_size),
+    fields: dict[str, Any] = {
+        "image_size": _side(config.image_size),
+        "patch_size": _side(config.patch_size),
         "num_frames": config.num_frames,
         "tubelet_size": config.tubelet_size,
         "embed_dim": config.hidden_size,
@@ -117,15 +128,15 @@ def _says(folder: Path, config: _Config) -> dict[str, Any]:
         "std": preprocessor.image_std,
     }
     if config.decoder_intermediate_size != hidden_dim(config.decoder_hidden_size, ratio):
-        says["decoder_mlp_ratio"] = config.decoder_intermediate_size / config.decoder_hidden_size
-    return says
+        fields["decoder_mlp_ratio"] = config.decoder_intermediate_size / config.decoder_hidden_size
+    return fields
 
 
-def _check(folder: Path, config: _Config, named: dict[str, Tensor], pretrain: bool) -> None:
-    """Raises DataError for what transformers can have and this model can't."""
+def _check_config(folder: Path, config: _Config, pretrain: bool) -> None:
+    """Raises DataError for settings that transformers supports and this program does not."""
     wrong = [
-        f"{name} = {found!r} (wanted {wanted!r})"
-        for name, found, wanted in (
+        f"{name} = {found!r} (expected {expected!r})"
+        for name, found, expected in (
             ("model_type", config.model_type, "videomae"),
             ("num_channels", config.num_channels, 3),
             ("hidden_act", config.hidden_act, "gelu"),
@@ -133,100 +144,89 @@ def _check(folder: Path, config: _Config, named: dict[str, Tensor], pretrain: bo
             ("norm_pix_loss", config.norm_pix_loss or not pretrain, True),
             ("use_mean_pooling", config.use_mean_pooling or pretrain, True),
         )
-        if found != wanted
+        if found != expected
     ]
-    if not isinstance(_square(config.image_size), int) or not isinstance(_square(config.patch_size), int):
-        wrong.append(f"image_size = {config.image_size}, patch_size = {config.patch_size} (wanted squares)")
+    if not isinstance(_side(config.image_size), int) or not isinstance(_side(config.patch_size), int):
+        wrong.append(f"image_size = {config.image_size}, patch_size = {config.patch_size} (expected squares)")
     if config.problem_type not in _PROBLEMS:
-        wrong.append(f"problem_type = {config.problem_type!r} (wanted {', '.join(map(str, _PROBLEMS))})")
-    if config.id2label is not None and not all(name.isdecimal() for name in config.id2label):
-        wrong.append("id2label with names that are no numbers")
+        wrong.append(f"problem_type = {config.problem_type!r} (expected one of {', '.join(map(str, _PROBLEMS))})")
+    if config.id2label is not None and not all(number.isdecimal() for number in config.id2label):
+        wrong.append("id2label has keys that are not numbers")
     if wrong:
-        raise DataError(f"{folder / CONFIG}: {', '.join(wrong)}; take another model")
-    if not pretrain and "classifier.weight" not in named:
-        raise DataError(f"{folder}: an encoder alone, without decoder or classifier; take the whole model")
+        raise DataError(f"{folder / CONFIG}: {', '.join(wrong)}. Use another model")
 
 
-def _remarks(state: dict[str, Tensor]) -> tuple[str, ...]:
-    biases = [value for name, value in state.items() if name.endswith(("attn.q_bias", "attn.v_bias"))]
-    if biases and not any(bool(value.any()) for value in biases):
-        return (
-            "every q and v bias is 0: early releases of transformers 5 lost them in reading; "
-            "compare with the model that this one was made from",
-        )
-    return ()
-
-
-def _square(size: int | tuple[int, int]) -> int | tuple[int, int]:
+def _side(size: int | tuple[int, int]) -> int | tuple[int, int]:
+    """One number if the size is a square."""
     return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
+    index = folder / _SHARD_INDEX
     if (folder / _WEIGHTS).is_file():
         return _read_safetensors(folder / _WEIGHTS)
-    if (folder / _PARTS).is_file():
-        weight_map = _decode(folder / _PARTS, _Index).weight_map
+    if index.is_file():
         state: dict[str, Tensor] = {}
-        for part in sorted(set(weight_map.values())):
-            if Path(part).name != part:
-                raise DataError(f"{folder / _PARTS}: names {part!r}, which is not in this folder; take another copy")
-            state |= _read_safetensors(folder / part)
+        for file in sorted(set(_decode(index, _ShardIndex).weight_map.values())):
+            if Path(file).name != file:
+                raise DataError(f"{index}: names {file!r}, which is not in this folder. Use another copy")
+            state |= _read_safetensors(folder / file)
         return state
     if (folder / _PICKLED).is_file():
         content = read_pickle(folder / _PICKLED)
         if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
             return content
-        raise DataError(f"{folder / _PICKLED}: holds no dict of weights; take another copy")
-    raise DataError(f"{folder}: found {CONFIG}, wanted {_WEIGHTS}, {_PARTS} or {_PICKLED} beside it; copy it there")
+        raise DataError(f"{folder / _PICKLED}: is not a dict of weights. Use another copy")
+    raise DataError(
+        f"{folder}: has {CONFIG}, but none of {_WEIGHTS}, {_SHARD_INDEX}, {_PICKLED}. Copy the weights into the folder"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not readable weights ({error}); take another copy") from error
+        raise DataError(f"{path}: weights are not readable ({error}). Use another copy") from error
 
 
-def _decode(path: Path, kind: type[Any]) -> Any:
+def _decode(path: Path, file_type: type[Any]) -> Any:
     try:
-        return msgspec.json.decode(read_bytes(path), type=kind)
+        return msgspec.json.decode(read_bytes(path), type=file_type)
     except NOT_JSON as error:
-        raise DataError(f"{path}: not a file of transformers' VideoMAE ({error}); take another model") from error
+        raise DataError(f"{path}: not a VideoMAE file of transformers ({error}). Use another model") from error
 
 
 def write_hf(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> tuple[str, ...]:
-    """Write into an existing folder; returns what is worth knowing of it. config.json is written last.
+    """Write into an existing folder, config.json last; returns notes for the user.
 
-    Raises MisuseError for a model that transformers can't have, VmaeError when the disk says no.
+    Raises MisuseError for a model that transformers does not have, VmaeError if a file can't be written.
     """
-    geometry = description.geometry
+    geometry, pretrain = description.geometry, description.kind == "pretrain"
     _check_writable(folder, description)
-    named = to_hf_names(state, pretrain=description.kind == "pretrain")
-    write_weights(folder / _WEIGHTS, named, metadata={"format": "pt"})
+    write_weights(folder / _WEIGHTS, to_hf_names(state, pretrain=pretrain), metadata={"format": "pt"})
     commit_bytes(folder / _PREPROCESSOR, _json(_preprocessor(geometry)))
     commit_bytes(folder / CONFIG, _json(_config(description)))
-    eps = geometry.decoder_norm_eps if description.kind == "pretrain" else geometry.fc_eps
-    if eps != _FIXED_EPS:
-        norm = "decoder.norm" if description.kind == "pretrain" else "fc_norm"
-        return (f"transformers has eps {_FIXED_EPS:g} in {norm}, this model {eps:g}: outputs differ by a little",)
-    return ()
+    norm, eps = ("decoder.norm", geometry.decoder_norm_eps) if pretrain else ("fc_norm", geometry.fc_eps)
+    if eps == _FIXED_EPS:
+        return ()
+    return (f"transformers uses eps {_FIXED_EPS:g} in {norm}, this model {eps:g}. Outputs differ slightly",)
 
 
 def _check_writable(folder: Path, description: ModelFile) -> None:
     geometry = description.geometry
-    can_not = None
+    unsupported = None
     if geometry.position != "sinusoid-1d":
-        can_not = f"position code {geometry.position}"
+        unsupported = f"position code {geometry.position}"
     elif geometry.position_grid is not None:
-        can_not = "interpolated position code"
+        unsupported = "interpolated position code"
     elif geometry.pooling != "mean":
-        can_not = f"{geometry.pooling} pooling"
+        unsupported = f"{geometry.pooling} pooling"
     elif description.kind == "pretrain" and geometry.encoder_eps != geometry.decoder_eps:
-        can_not = f"two eps ({geometry.encoder_eps:g} in the encoder, {geometry.decoder_eps:g} in the decoder)"
+        unsupported = f"encoder eps {geometry.encoder_eps:g} with decoder eps {geometry.decoder_eps:g}"
     elif any(value.mean != 0 or value.spread != 1 for value in description.values):
-        can_not = "head in spreads from a mean"
-    if can_not:
-        raise MisuseError(f"{folder}: transformers' VideoMAE knows no {can_not}; use --to native")
+        unsupported = "head for normalised values"
+    if unsupported:
+        raise MisuseError(f"{folder}: transformers' VideoMAE has no {unsupported}. Use --to native")
 
 
 def _config(description: ModelFile) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""From weights whose file says little to a whole description: what shapes tell, what published sizes are, what is given."""
+"""Weights in a format that states little → a complete model description.
+
+Fields come from the shapes of the weights, from the file, from the published sizes, from the user and from a recipe.
+"""
 
 from __future__ import annotations
 
@@ -12,125 +15,198 @@ import torch
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_train.checkpoints.description import MODEL_FORMAT, Kind, ModelFile
-from vmae_train.models.geometry import Geometry, PublishedSize, published_size
+from vmae_train.checkpoints.native import MODEL_FORMAT, Kind, ModelFile
+from vmae_train.models.geometry import Geometry, published_size
 from vmae_train.models.heads import RegressedValue
 from vmae_train.models.positions import position_code
 
-__all__ = ["Coded", "Foreign", "check_given", "complete", "without_position_code"]
+__all__ = [
+    "CLIP_FIELDS",
+    "ForeignCheckpoint",
+    "infer_description",
+    "same_value",
+    "without_position_code",
+]
 
-# By width, for the encoders that were published: VideoMAEv2's H has g's decoder.
+# The user may set these to another value than the model's: `load` resizes the model to such clips.
+CLIP_FIELDS = ("image_size", "num_frames")
+# By decoder width, for the published encoders. VideoMAEv2's H has the decoder of g.
 _DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 _PUBLISHED_FRAMES = 16
+# The weights don't determine these.
+_NOT_IN_WEIGHTS = ("image_size", "num_frames", "num_heads", "decoder_num_heads")
 
 
-class Foreign(NamedTuple):
-    """A model from a file that is not ours: weights by official names, and what the file says of them.
+class ForeignCheckpoint(NamedTuple):
+    """A model in a format that is not ours: its weights by official names, and the fields of Geometry in its files.
 
-    `says`: fields of Geometry. `classes` None: the file names none.
+    `classes` None: the files name none.
     """
 
     path: Path
     kind: Kind
     state: dict[str, Tensor]
-    says: dict[str, Any]
+    fields: dict[str, Any]
     classes: tuple[str, ...] | None = None
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def complete(
-    foreign: Foreign, given: dict[str, Any], classes: Sequence[str] | None, *, fill: dict[str, Any]
+def infer_description(
+    checkpoint: ForeignCheckpoint,
+    user_fields: dict[str, Any],
+    classes: Sequence[str] | None,
+    *,
+    recipe_fields: dict[str, Any],
 ) -> ModelFile:
-    """The whole description. `given`: fields of Geometry that the caller knows; they fill what the file does not say.
-    `fill`: the same, of a recipe; but what published models of the size have comes before it.
+    """The complete description of a model.
 
-    Without names, classes are called by their numbers. Raises DataError for weights that are no VideoMAE's or that
-    contradict the file, MisuseError for what is neither said nor given, or given otherwise, and for another size than
-    the recipe's.
+    `user_fields` and `recipe_fields` (fields of Geometry) complete what the file does not state. The values of a
+    published model of this size come after the user's and before the recipe's. Without names, the classes are called
+    0, 1, 2 ….
+
+    Raises DataError for weights that are not a VideoMAE's or contradict the file. Raises MisuseError for a missing
+    field, for fields that don't fit together, and for another size than the recipe's.
     """
-    shapes = _shapes(foreign)
-    fixed = {**shapes, **foreign.says}
-    for name, value in shapes.items():
-        if name in foreign.says and not _same(value, foreign.says[name]):
+    path, pretrain = checkpoint.path, checkpoint.kind == "pretrain"
+    weight_fields = _fields_from_weights(checkpoint)
+    for name, value in weight_fields.items():
+        stated = checkpoint.fields.get(name, value)
+        if not same_value(value, stated):
             raise DataError(
-                f"{foreign.path}: says {name} = {foreign.says[name]!r}, its weights have {value!r}; "
-                "they are of different models"
+                f"{path}: the file states {name} = {stated!r}, its weights have {value!r}. "
+                "They belong to different models"
             )
-    assumed = _assumed(fixed, pretrain=foreign.kind == "pretrain")
-    _check_heads(foreign.path, shapes, {**assumed, **given, **fixed}, fill)
-    clips: dict[str, Any] = {name: assumed[name] for name in ("image_size", "num_frames") if name in assumed}
-    known: dict[str, Any] = {
-        **fill,
-        **assumed,
-        **given,
-        **clips,
-        **fixed,
-    }  # other clips than those trained on are `resized`'s affair
-    lacking = [name for name in _TOLD if name not in known]
-    if lacking:
-        sets, arguments = (" ".join(f"--set model.{name}=…" for name in lacking), "=…, ".join(lacking))
+    fixed = {**weight_fields, **checkpoint.fields}
+    published = _published_fields(fixed, pretrain=pretrain)
+    _check_recipe_heads(path, weight_fields, {**published, **user_fields, **fixed}, recipe_fields)
+    trained_clips = {name: published[name] for name in CLIP_FIELDS if name in published}
+    geometry = _geometry(path, {**recipe_fields, **published, **user_fields, **trained_clips, **fixed})
+    names = () if pretrain else _output_names(checkpoint, classes)
+    if checkpoint.kind == "regressor":
+        values = tuple(RegressedValue(name=name) for name in names)
+        return ModelFile(format=MODEL_FORMAT, kind=checkpoint.kind, geometry=geometry, values=values)
+    return ModelFile(format=MODEL_FORMAT, kind=checkpoint.kind, geometry=geometry, classes=names)
+
+
+def _fields_from_weights(checkpoint: ForeignCheckpoint) -> dict[str, Any]:
+    """The fields of Geometry that the shapes of the weights determine."""
+    state, pretrain = checkpoint.state, checkpoint.kind == "pretrain"
+    prefix = "encoder." if pretrain else ""
+    projection = _weight(checkpoint, f"{prefix}patch_embed.proj.weight", axes=5)
+    embed_dim, channels, tubelet, height, width = projection.shape
+    if channels != 3 or height != width:
+        raise DataError(
+            f"{checkpoint.path}: patch_embed expects cubes of {tuple(projection.shape)[1:]}; "
+            "expected 3 colour channels and a square patch"
+        )
+    fc1 = _weight(checkpoint, f"{prefix}blocks.0.mlp.fc1.weight", axes=2)
+    fields: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "tubelet_size": tubelet,
+        "patch_size": height,
+        "depth": _depth(state, f"{prefix}blocks."),
+        "mlp_ratio": len(fc1) / embed_dim,
+    }
+    if not pretrain:
+        return fields
+    decoder_dim = len(_weight(checkpoint, "encoder_to_decoder.weight", axes=2))
+    hidden = len(_weight(checkpoint, "decoder.blocks.0.mlp.fc1.weight", axes=2))
+    fields |= {"decoder_embed_dim": decoder_dim, "decoder_depth": _depth(state, "decoder.blocks.")}
+    if hidden != int(decoder_dim * fields["mlp_ratio"] + 1e-6):
+        fields["decoder_mlp_ratio"] = hidden / decoder_dim
+    return fields
+
+
+def _weight(checkpoint: ForeignCheckpoint, name: str, *, axes: int) -> Tensor:
+    weight = checkpoint.state.get(name)
+    if weight is None or weight.ndim != axes:
+        problem = f"lacks {name}" if weight is None else f"{name} has {weight.ndim} axes; expected {axes}"
+        raise DataError(f"{checkpoint.path}: is not a VideoMAE: {problem}. Use another file")
+    return weight
+
+
+def _depth(state: dict[str, Tensor], prefix: str) -> int:
+    numbers = [int(match[1]) for name in state if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
+    return max(numbers, default=-1) + 1
+
+
+def _published_fields(fixed: dict[str, Any], *, pretrain: bool) -> dict[str, Any]:
+    """The values of the published model of this size; and the position code of all published models."""
+    size = published_size(fixed["embed_dim"], fixed["depth"])
+    fields: dict[str, Any] = {"position": "sinusoid-1d"}
+    if size is not None:
+        fields |= {"num_heads": size.num_heads, "num_frames": _PUBLISHED_FRAMES}
+        if size.patch_size == fixed["patch_size"]:
+            fields["image_size"] = size.image_size
+    if pretrain:
+        heads = _DECODER_HEADS.get(fixed["decoder_embed_dim"])
+        return {**fields, "decoder_num_heads": heads} if size is not None and heads else fields
+    # A model with a head has no decoder, but its description needs one: the decoder of its size, or any.
+    if size is None:
+        return {**fields, "decoder_embed_dim": fixed["embed_dim"], "decoder_depth": 1, "decoder_num_heads": 1}
+    names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+    return {**fields, **{name: getattr(size, name) for name in names}}
+
+
+def _check_recipe_heads(
+    path: Path, weight_fields: dict[str, Any], known: dict[str, Any], recipe_fields: dict[str, Any]
+) -> None:
+    """Raises MisuseError if only the recipe sets the number of heads, and its width differs from the weights'."""
+    for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", "decoder_embed_dim")):
+        if heads in known or width not in weight_fields or width not in recipe_fields:
+            continue
+        if weight_fields[width] != recipe_fields[width]:
+            different = [
+                f"{name} {value} (recipe {recipe_fields[name]})"
+                for name, value in weight_fields.items()
+                if name in recipe_fields and not same_value(value, recipe_fields[name])
+            ]
+            raise MisuseError(
+                f"--init {path}: has another size than the recipe's model ({', '.join(different)}). "
+                "Change the recipe's model, or use another file"
+            )
+
+
+def _geometry(path: Path, fields: dict[str, Any]) -> Geometry:
+    missing = [name for name in _NOT_IN_WEIGHTS if name not in fields]
+    if missing:
+        settings = " ".join(f"--set model.{name}=…" for name in missing)
         raise MisuseError(
-            f"{foreign.path}: its weights don't say {', '.join(lacking)}, and {known['embed_dim']} × {known['depth']} "
-            f"blocks is no published size; give it as vmae-train convert {foreign.path} FOLDER --to native {sets}, and "
-            f"take that folder, or as load_model(…, {arguments}=…)"
+            f"{path}: its weights don't determine {', '.join(missing)}, and {fields['embed_dim']} × {fields['depth']} "
+            f"blocks is not a published size. Run vmae-train convert {path} FOLDER --to native {settings} and use "
+            f"FOLDER, or call load_model(…, {'=…, '.join(missing)}=…)"
         )
     try:
-        geometry = msgspec.convert(known, Geometry)
+        return msgspec.convert(fields, Geometry)
     except msgspec.ValidationError as error:
-        raise MisuseError(f"{foreign.path}: {error}; give other values, or take another model") from error
-    if foreign.kind == "regressor":
-        values = tuple(RegressedValue(name=name) for name in _classes(foreign, classes))
-        return ModelFile(format=MODEL_FORMAT, kind=foreign.kind, geometry=geometry, values=values)
-    named = () if foreign.kind == "pretrain" else _classes(foreign, classes)
-    return ModelFile(format=MODEL_FORMAT, kind=foreign.kind, geometry=geometry, classes=named)
+        raise MisuseError(f"{path}: {error}. Set other values, or use another model") from error
 
 
-def _check_heads(path: Path, shapes: dict[str, Any], said: dict[str, Any], recipe: dict[str, Any]) -> None:
-    """Raises MisuseError where heads would be taken from a recipe of another width than the weights'."""
-    if not any(
-        heads not in said and width in shapes and width in recipe and shapes[width] != recipe[width]
-        for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", "decoder_embed_dim"))
-    ):
-        return
-    different = [
-        f"{name} {value} (recipe {recipe[name]})"
-        for name, value in shapes.items()
-        if name in recipe and not _same(value, recipe[name])
-    ]
-    raise MisuseError(
-        f"--init {path}: is of another size than the recipe's model ({', '.join(different)}); "
-        "change the recipe's model, or take another file"
-    )
+def _output_names(checkpoint: ForeignCheckpoint, classes: Sequence[str] | None) -> tuple[str, ...]:
+    outputs = len(_weight(checkpoint, "head.weight", axes=2))
+    names = tuple(classes or checkpoint.classes or (str(number) for number in range(outputs)))
+    if len(names) != outputs:
+        source = "you gave" if classes else "the file names"
+        raise MisuseError(f"{checkpoint.path}: the head has {outputs} outputs, but {source} {len(names)} classes")
+    return names
 
 
-def check_given(path: Path, geometry: Geometry, given: dict[str, Any]) -> None:
-    """Raises MisuseError where a given field is unknown, or is another than the model's."""
-    known = msgspec.structs.asdict(geometry)
-    for name, wanted in given.items():
-        if name not in known:
-            raise MisuseError(f"model.{name} is no field of a model; there are {', '.join(known)}")
-        if not _same(known[name], wanted):
-            raise MisuseError(
-                f"{path}: model.{name} is {known[name]!r}, {wanted!r} was asked for; "
-                "leave it out, or take another model"
-            )
+def same_value(own: Any, other: Any) -> bool:
+    if isinstance(own, float) and isinstance(other, int | float):
+        return abs(own - other) <= 1e-9 * abs(own)
+    return bool(own == (tuple(other) if isinstance(other, list) else other))
 
 
-class Coded(NamedTuple):
-    """Weights without a position code, and what is worth knowing of that."""
+def without_position_code(
+    path: Path, geometry: Geometry, state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights without a stored position code, which some copies of the published models have; and a note on that.
 
-    state: dict[str, Tensor]
-    remarks: tuple[str, ...] = ()
-
-
-def without_position_code(path: Path, geometry: Geometry, state: dict[str, Tensor]) -> Coded:
-    """The weights without a stored position code, which some copies of the original keep beside them.
-
-    Raises DataError where it is not the fixed one (a learned code can't be used), and for a class token.
+    Raises DataError for a class token, and for a learned position code: the models have neither.
     """
     for name in ("cls_token", "encoder.cls_token"):
         if name in state:
-            raise DataError(f"{path}: has a class token ({name}), which these models have not; take another file")
+            raise DataError(f"{path}: has a class token ({name}), which these models don't have. Use another file")
     state, dropped = dict(state), []
     for name, dim in (
         ("pos_embed", geometry.embed_dim),
@@ -142,105 +218,23 @@ def without_position_code(path: Path, geometry: Geometry, state: dict[str, Tenso
             continue
         if stored.ndim < 2 or stored.numel() != geometry.num_tokens * dim:
             raise DataError(
-                f"{path}: {name} is a position code of {_by(stored)} numbers, {geometry.num_frames} frames of "
-                f"{geometry.image_size} px have {geometry.num_tokens} × {dim}; say which clips the model is for "
-                "(image_size, num_frames), or take another file"
+                f"{path}: {name} is a position code of {' × '.join(map(str, stored.shape))} numbers, but "
+                f"{geometry.num_frames} frames of {geometry.image_size} px need {geometry.num_tokens} × {dim}. "
+                "Set the clips of the model (image_size, num_frames), or use another file"
             )
         if not _is_rounded(stored, position_code(geometry, dim)):
-            raise DataError(f"{path}: {name} is a learned position code; only the fixed ones can be used")
+            raise DataError(f"{path}: {name} is a learned position code. These models use only the fixed codes")
         dropped.append(name)
     if not dropped:
-        return Coded(state)
-    return Coded(state, (f"{', '.join(dropped)}: the fixed position code, which is computed, not kept; left out",))
+        return state, ()
+    return state, (f"{', '.join(dropped)}: skipped the fixed position code, which is computed and not stored",)
 
 
 def _is_rounded(stored: Tensor, code: Tensor) -> bool:
-    """Whether numbers are the code's, as it is or as kept in half precision, also where they were widened since."""
+    """Whether the numbers are the code's, in full or half precision, or in half precision widened later."""
     stored = stored.float().reshape(code.shape)
     return any(
         torch.equal(stored.to(kind).float(), stored)
         and stored.allclose(code, rtol=max(torch.finfo(kind).eps / 2, 1e-5), atol=1e-5)
         for kind in (torch.float32, torch.float16, torch.bfloat16)
     )
-
-
-def _by(x: Tensor) -> str:
-    return " × ".join(map(str, x.shape))
-
-
-_TOLD = ("image_size", "num_frames", "num_heads", "decoder_num_heads")
-
-
-def _shapes(foreign: Foreign) -> dict[str, Any]:
-    """What the shapes of the weights tell."""
-    state, pretrain = foreign.state, foreign.kind == "pretrain"
-    prefix = "encoder." if pretrain else ""
-    proj = _weight(foreign, f"{prefix}patch_embed.proj.weight", axes=5)
-    embed_dim, colours, tubelet, patch, across = proj.shape
-    if colours != 3 or patch != across:
-        raise DataError(f"{foreign.path}: cubes of {tuple(proj.shape)[1:]}; wanted 3 colours and a square patch")
-    fc1 = _weight(foreign, f"{prefix}blocks.0.mlp.fc1.weight", axes=2)
-    found: dict[str, Any] = {
-        "embed_dim": embed_dim,
-        "tubelet_size": tubelet,
-        "patch_size": patch,
-        "depth": _depth(state, f"{prefix}blocks."),
-        "mlp_ratio": len(fc1) / embed_dim,
-    }
-    if not pretrain:
-        return found
-    decoder_dim = len(_weight(foreign, "encoder_to_decoder.weight", axes=2))
-    hidden = len(_weight(foreign, "decoder.blocks.0.mlp.fc1.weight", axes=2))
-    found |= {"decoder_embed_dim": decoder_dim, "decoder_depth": _depth(state, "decoder.blocks.")}
-    if hidden != int(decoder_dim * found["mlp_ratio"] + 1e-6):
-        found["decoder_mlp_ratio"] = hidden / decoder_dim
-    return found
-
-
-def _weight(foreign: Foreign, name: str, *, axes: int) -> Tensor:
-    found = foreign.state.get(name)
-    if found is None or found.ndim != axes:
-        what = "lacks" if found is None else f"has with {found.ndim} axes"
-        raise DataError(f"{foreign.path}: no VideoMAE: {what} {name}; take another file")
-    return found
-
-
-def _depth(state: dict[str, Tensor], prefix: str) -> int:
-    numbers = [int(found[1]) for name in state if (found := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
-    return max(numbers, default=-1) + 1
-
-
-def _assumed(fixed: dict[str, Any], *, pretrain: bool) -> dict[str, Any]:
-    """What a published model of these sizes has; and the code that all published models have."""
-    size = published_size(fixed["embed_dim"], fixed["depth"])
-    assumed: dict[str, Any] = {"position": "sinusoid-1d"}
-    if size is not None:
-        assumed |= {"num_heads": size.num_heads, "num_frames": _PUBLISHED_FRAMES}
-        if size.patch_size == fixed["patch_size"]:
-            assumed["image_size"] = size.image_size
-    if pretrain:
-        heads = _DECODER_HEADS.get(fixed["decoder_embed_dim"])
-        return {**assumed, "decoder_num_heads": heads} if size is not None and heads else assumed
-    return {**assumed, **_decoder_of(size, fixed["embed_dim"])}
-
-
-def _decoder_of(size: PublishedSize | None, embed_dim: int) -> dict[str, int]:
-    """A model with a head has no decoder; its description names the one its size is published with, or any."""
-    if size is None:
-        return {"decoder_embed_dim": embed_dim, "decoder_depth": 1, "decoder_num_heads": 1}
-    return {name: getattr(size, name) for name in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")}
-
-
-def _classes(foreign: Foreign, classes: Sequence[str] | None) -> tuple[str, ...]:
-    outputs = len(_weight(foreign, "head.weight", axes=2))
-    names = tuple(classes or foreign.classes or (str(number) for number in range(outputs)))
-    if len(names) != outputs:
-        whose = "were given" if classes else "are named"
-        raise MisuseError(f"{foreign.path}: its head has {outputs} outputs, {len(names)} classes {whose}")
-    return names
-
-
-def _same(known: Any, wanted: Any) -> bool:
-    if isinstance(known, float) and isinstance(wanted, int | float):
-        return abs(known - wanted) <= 1e-9 * abs(known)
-    return bool(known == (tuple(wanted) if isinstance(wanted, list) else wanted))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from vmae_data.errors import DataError
 from vmae_data.format import NOT_JSON
 from vmae_data.storage import TEMPORARY, commit_bytes, sync_folder
-from vmae_train.checkpoints.ema import WeightMean
-from vmae_train.checkpoints.load import load_weights, save_model
+from vmae_train.checkpoints.ema import ModelEma
+from vmae_train.checkpoints.load import load_weights
+from vmae_train.checkpoints.native import save_model
 from vmae_train.models.videomae import VideoModel
 from vmae_train.runs.best import read_best
 from vmae_train.runs.layout import MARKER, OPTIMIZER, checkpoint_name, newest_checkpoint
@@ -67,7 +68,7 @@ def save_checkpoint(
     state: RunState,
     *,
     keep: int,
-    ema: WeightMean | None = None,
+    ema: ModelEma | None = None,
 ) -> Path:
     """Write RUN/checkpoints/step-… whole, then take away all but the last `keep` and the best."""
     folder = run / "checkpoints"
@@ -150,7 +151,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.
     optimizer.load_state_dict(state)
 
 
-def resume(run: Path, model: VideoModel, optimizer: torch.optim.Optimizer, ema: WeightMean | None = None) -> RunState:
+def resume(run: Path, model: VideoModel, optimizer: torch.optim.Optimizer, ema: ModelEma | None = None) -> RunState:
     """The state to go on from: that of the last checkpoint, loaded, or the very start."""
     last = last_checkpoint(run)
     if last is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.read.batches import BatchLayout
-from vmae_train.checkpoints.ema import WeightMean
+from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Spread
 from vmae_train.models.videomae import VideoModel
@@ -64,7 +64,7 @@ class Engine:
 
     def __init__(
         self, model: VideoModel, optimizer: torch.optim.Optimizer, schedule: Schedule, spec: TrainSpec, *,
-        layout: BatchLayout, device: torch.device, clip_grad: float | None, ema: WeightMean | None = None,
+        layout: BatchLayout, device: torch.device, clip_grad: float | None, ema: ModelEma | None = None,
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.schedule, self.spec = model, optimizer, schedule, spec
         self.layout, self.device, self.clip_grad, self.ema = layout, device, clip_grad, ema

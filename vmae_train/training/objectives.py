@@ -12,7 +12,7 @@ from torch import Tensor
 from vmae_data.errors import MisuseError
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.read.mixture import Mixture
-from vmae_train.checkpoints.load import load_start
+from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
@@ -148,7 +148,7 @@ def first_model(
         start = f"from scratch ({recipe.init or 'trunc'} initialisation): no --init was given"
         first = FirstModel(learnt.fresh(recipe, seed), start)
     else:
-        given = load_start(init, recipe, position_resize=spec.position_resize, with_decoder=False)
+        given = load_init(init, recipe, position_resize=spec.position_resize, with_decoder=False)
         assert isinstance(given, PretrainModel | HeadModel)
         first = _continued(given, recipe, learnt, init=init, seed=seed, new_head=probe is not None)
     if probe is not None:

@@ -88,7 +88,7 @@ class TrainingSetup(NamedTuple):
             layout=self.layout,
             device=device,
             clip_grad=spec.optim.clip_grad,
-            ema=spec.ema.of(model),
+            ema=spec.ema.build(model),
         )
 
     def facts(self, kind: Literal["pretrain", "finetune"], *, init: str | None, frozen: bool = False) -> TrainingFacts:
