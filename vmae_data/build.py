@@ -1,23 +1,37 @@
-"""`vmae-shard build`, read as a table of contents: sources, plan, encodes, shards, index."""
+"""`vmae-shard build`, step by step: find the sources, plan, encode, pack, index."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotThereError
-from vmae_data.executors.jobs import BuildJobs, Progress, ShardDone
+from vmae_data.executors.jobs import BuildJobs, Executor
 from vmae_data.executors.local import run_local
-from vmae_data.executors.ray_cluster import need_ray, run_on_ray
-from vmae_data.format import FAILURES, INDEX, PLAN, SAMPLES, UNLISTED, Index, decode_record, path_to_line, path_to_text
-from vmae_data.progress import Meter, ProgressStyle, meter
-from vmae_data.shards.merge import BuildReport, finish, made_of, write_part_failures
+from vmae_data.executors.ray_cluster import require_ray, run_on_ray
+from vmae_data.format import (
+    FAILURES,
+    INDEX,
+    PLAN,
+    SAMPLES,
+    UNLISTED,
+    Index,
+    ShardHead,
+    decode_record,
+    path_to_line,
+    path_to_text,
+)
+from vmae_data.progress import ProgressBar, ProgressStyle
+from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures
+from vmae_data.shards.pack import pack_shard
 from vmae_data.shards.plan import WHOLE, Part, compare_plan, make_plan, write_plan
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.sources.exclude import exclude_sources
@@ -47,79 +61,105 @@ def build_shards(
     style: ProgressStyle = ProgressStyle.AUTO,
     on_start: Callable[[], None] = lambda: None,
 ) -> BuildReport:
-    """Turn the videos of `source` into shards in `dest`; run again, it goes on where it was stopped.
+    """Turn the videos of `source` into shards in `dest`. Run it again to resume a build that was stopped.
 
-    `annotations` say which videos of a folder are meant, and what they show; `split` which of their rows.
-    `workers` encodes run at a time (left out: one a core), on Ray in each task. With `part` only its
-    shards are made and no index is written: `merge_parts` does that when all parts are done.
-    Finished encodes wait for their shard in `dest`, or for one in a store on this machine: in the node's own
-    folder, or below `staging`. Sources that failed stay failed, unless `retry_failed`: then shards with failures are packed again.
-    `on_start` is called when nothing speaks against the build any more.
-    Raises VmaeError for what no single video is to blame for: a full disk, another plan, another build.
+    `annotations` name the videos of a folder to use, and their labels; `split` selects among their rows.
+    `workers`: encodes at a time [default: one per core; on Ray in each task]. With `part` only its shards are made and no
+    index is written; `merge_parts` writes it when all parts are done.
+    Encodes wait for their shard in `staging` [default: inside `dest`; in this machine's cache if `dest` is remote].
+    Failed sources stay failed, unless `retry_failed`: then their shards are packed again.
+    `on_start` is called when every check has passed.
+    Raises VmaeError for problems that no single video causes: a full disk, a different plan, another running build.
     """
     started_at = time.monotonic()
     workspace = workspace_of(dest, staging)
     ffmpeg_python()  # before any work: another package of that name may hide it
+    execute: Executor = partial(run_local, workers=workers or len(os.sched_getaffinity(0)))
     if executor == "ray":
-        need_ray(address)
+        require_ray(address)
+        execute = partial(run_on_ray, workers=workers, address=address, ffmpeg=ffmpeg)
     binary = find_ffmpeg(ffmpeg)
-    found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
-    remaining = exclude_sources(found, exclude)
+
+    sources = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
+    remaining = exclude_sources(sources, exclude)
     listing = remaining.listing
+
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
-    _refuse_destination(dest, listing.folder)
-    with workspace.held("build", part):
-        # What is there is read before anything is written: it may be of a newer version.
-        _refuse_newer_index(dest / INDEX)
+    _check_destination(dest, listing.folder)
+    with workspace.locked("build", part):
+        # Read what is there before anything is written: a newer version may have written it.
+        _check_index_version(dest / INDEX)
         plan = compare_plan(dest, plan)
-        work = BuildJobs(workspace, plan, binary.path, part or WHOLE)
+        jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         write_plan(dest, plan)
         on_start()
-        _name_unlisted(dest / UNLISTED, listing.unlisted)
+        _write_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
-            workspace.clean_half_written()
+            workspace.remove_temporary_files()
         if retry_failed:
-            work.forget_failures()
-        if not work.finished:
-            workspace.staging.mkdir(parents=True, exist_ok=True)
-            # The index says that the data set is whole, which it isn't while a shard is missing.
-            for name in (INDEX, SAMPLES, FAILURES):
-                remove(dest / name)
-        with meter("videos", work.num_sources(), style, start=work.num_done()) as shown:
-            encoded = _carry_out(work, _execute(work, executor, workers, address, ffmpeg), shown)
+            jobs.reset_failures()
+
+        encoded, encoded_bytes = _encode_and_pack(jobs, execute, style)
+
         index = None
         if part is None:
-            index = finish(workspace, plan.facts, work.heads())
+            index = finish_build(workspace, plan.facts, jobs.heads())
         elif not exists(dest / INDEX):  # merged already: a part that is run again adds nothing
-            write_part_failures(dest, part, work.heads())
+            write_part_failures(dest, part, jobs.heads())
     return BuildReport(
-        made=made_of(work.num_sources(), work.heads()),
+        heads=jobs.heads(),
+        sources=jobs.num_sources(),
         index=index,
-        encoded=encoded.sources,
-        read_bytes=encoded.bytes,
+        encoded=encoded,
+        read_bytes=encoded_bytes,
         seconds=time.monotonic() - started_at,
         unlisted=len(listing.unlisted),
-        left_out=remaining.left_out,
+        excluded=remaining.left_out,
         unmatched=len(remaining.unmatched),
     )
 
 
-def _refuse_destination(dest: StoragePath, source: Folder) -> None:
+def _encode_and_pack(jobs: BuildJobs, execute: Executor, style: ProgressStyle) -> tuple[int, int]:
+    """Encode every remaining source, pack each shard when its sources are encoded.
+
+    Returns how many sources this run encoded, and the bytes of those that gave samples.
+    """
+    encoded = encoded_bytes = 0
+    failed = sum(len(head.failures) for head in jobs.done.values())
+    with ProgressBar("videos", jobs.num_sources(), style, start=jobs.num_done()) as bar:
+        if jobs.finished:
+            return 0, 0
+        jobs.staging.mkdir(parents=True, exist_ok=True)
+        # An index means that the data set is complete. Now a shard is missing.
+        for name in (INDEX, SAMPLES, FAILURES):
+            remove(jobs.dest / name)
+        with closing(execute(jobs.remaining(), encode_source, pack_shard)) as results:
+            for result in results:
+                if isinstance(result, ShardHead):
+                    jobs.done[result.shard] = result
+                    continue
+                encoded += result.encoded
+                encoded_bytes += result.bytes if result.encoded else 0
+                failed += result.failed
+                bar.advance(1, f"{encoded_bytes / bar.seconds() / 1e6:.1f} MB/s, {failed} failed")
+    return encoded, encoded_bytes
+
+
+def _check_destination(dest: StoragePath, source: Folder) -> None:
+    """Raise MisuseError if the destination is the source, is a file, or holds videos."""
     if (os.path.realpath(os.fsencode(dest)) if isinstance(dest, Path) else dest) == source:
-        raise MisuseError(f"{dest}: is the source itself; name another destination")
+        raise MisuseError(f"{dest}: is the source itself. Name another destination")
     if isinstance(dest, Path):
-        there = next((path for path in (dest, *dest.parents) if path.exists()), dest)
-        if there.exists() and not there.is_dir():
-            raise MisuseError(f"{there}: is a file; name a folder, or a place where one can be made")
-    video = None if exists(dest / PLAN) else _video_in(dest)
+        existing = next((path for path in (dest, *dest.parents) if path.exists()), dest)
+        if existing.exists() and not existing.is_dir():
+            raise MisuseError(f"{existing}: is a file. Name a folder, or a path where one can be made")
+    video = None if exists(dest / PLAN) else _first_video(dest)
     if video is not None:
-        raise MisuseError(
-            f"{dest}: holds videos, such as {path_to_text(video)}; name a folder of its own for the shards"
-        )
+        raise MisuseError(f"{dest}: holds videos, such as {path_to_text(video)}. Name a separate folder for the shards")
 
 
-def _video_in(folder: StoragePath) -> bytes | None:
-    """A video right in a folder, or of one of this machine in a folder of it, as where each class has its own."""
+def _first_video(folder: StoragePath) -> bytes | None:
+    """A video directly in a folder, or of a local folder in its subfolders, where each class may have its own."""
     if not isinstance(folder, Path):
         return next(filter(is_video, map(str.encode, list_names(folder))), None)
     top = os.fsencode(folder)
@@ -131,8 +171,8 @@ def _video_in(folder: StoragePath) -> bytes | None:
     return None
 
 
-def _refuse_newer_index(path: StoragePath) -> None:
-    """A newer version's data set is not ours to change; a damaged index is, for it is written anew."""
+def _check_index_version(path: StoragePath) -> None:
+    """Raise NewerFormatError for a newer version's index. A damaged index is written again."""
     try:
         data = read_bytes(path)
     except NotThereError:
@@ -145,45 +185,9 @@ def _refuse_newer_index(path: StoragePath) -> None:
         return
 
 
-def _name_unlisted(path: StoragePath, unlisted: tuple[bytes, ...]) -> None:
-    """A video that no annotation names is left out: a person should be able to see which."""
+def _write_unlisted(path: StoragePath, unlisted: tuple[bytes, ...]) -> None:
+    """List the videos that no annotation names, for people to see."""
     if unlisted:
         commit_bytes(path, "".join(f"{path_to_line(name)}\n" for name in unlisted).encode(), writer_name())
     else:
         remove(path)
-
-
-def _execute(
-    work: BuildJobs, executor: Literal["local", "ray"], workers: int | None, address: str | None, ffmpeg: str | None
-) -> Generator[Progress, None, None]:
-    """The shards that are still to be made, by whoever makes them."""
-    if work.finished:
-        return
-    if executor == "ray":
-        yield from run_on_ray(work.to_do(), workers=workers, address=address, ffmpeg=ffmpeg)
-    else:
-        yield from run_local(work.to_do(), workers=workers or len(os.sched_getaffinity(0)))
-
-
-class _Encoded(NamedTuple):
-    """What a run encoded."""
-
-    sources: int
-    bytes: int  # of those that gave samples
-
-
-def _carry_out(work: BuildJobs, progress: Generator[Progress, None, None], shown: Meter) -> _Encoded:
-    """Follow an executor to its end."""
-    encoded, size = 0, 0
-    failed = sum(len(head.failures) for head in work.done.values())
-    with closing(progress):
-        for done in progress:
-            if isinstance(done, ShardDone):
-                work.done[done.shard] = done.head
-                continue
-            if done.encoded:
-                encoded += 1
-                size += done.bytes
-            failed += done.failed
-            shown.advance(1, f"{size / shown.seconds() / 1e6:.1f} MB/s, {failed} failed")
-    return _Encoded(encoded, size)

@@ -23,7 +23,7 @@ from vmae_data.executors.jobs import encode_job
 from vmae_data.format import encode_record, path_to_text
 from vmae_data.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
-from vmae_data.progress import Meter, ProgressStyle, meter
+from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.shards.plan import Plan, make_plan
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import SourceVideo, find_sources
@@ -117,8 +117,8 @@ def estimate_build(
     there = list(_there(plan))
     chosen = choose_sample(there, max(SAMPLE_VIDEOS, workers))
     on_start()
-    with meter("videos of the sample", len(chosen), style) as shown, tempfile.TemporaryDirectory() as folder:
-        sample = _measure(plan, chosen, binary.path, Path(folder), workers, shown)
+    with ProgressBar("videos of the sample", len(chosen), style) as bar, tempfile.TemporaryDirectory() as folder:
+        sample = _measure(plan, chosen, binary.path, Path(folder), workers, bar)
     total = sum(sized.bytes for sized in there)
     seconds = scale_up([(one.source_bytes, one.seconds) for one in sample.measured], total, len(there))
     size = scale_up([(one.source_bytes, one.shard_bytes) for one in sample.measured], total, len(there))
@@ -160,7 +160,9 @@ def choose_sample(there: Sequence[_Sized], count: int) -> list[_Sized]:
     return [there[n] for n in sorted(int(part.min()) for part in parts if len(part))]
 
 
-def _measure(plan: Plan, chosen: Sequence[_Sized], ffmpeg: str, folder: Path, workers: int, shown: Meter) -> _Sample:
+def _measure(
+    plan: Plan, chosen: Sequence[_Sized], ffmpeg: str, folder: Path, workers: int, bar: ProgressBar
+) -> _Sample:
     """Encode the sample as the build would, as many at a time, until it is done or time is up."""
     measured: list[_Measured] = []
     tried = 0
@@ -187,7 +189,7 @@ def _measure(plan: Plan, chosen: Sequence[_Sized], ffmpeg: str, folder: Path, wo
                 raise finished.error
             else:
                 measured.append(_measured(finished.tag, finished.result))
-            shown.advance()
+            bar.advance()
 
 
 def timed_encode(job: EncodeJob) -> _Timed:

@@ -1,7 +1,7 @@
-"""Processes that live as long as their parent, told what to do over one pipe each.
+"""Worker processes: one pipe each, and no worker outlives its parent.
 
-No shared queue: workers blocked in one outlive a killed parent, and its semaphores leak. A worker
-whose parent is gone is ended by the kernel (PR_SET_PDEATHSIG); a worker that dies is noticed at once.
+There is no shared queue: its semaphores leak, and workers that wait for it outlive a killed parent. The kernel ends a
+worker whose parent is gone (PR_SET_PDEATHSIG). The parent notices a dead worker at once, by its closed pipe.
 """
 
 from __future__ import annotations
@@ -23,74 +23,77 @@ from typing import Any, NamedTuple, Protocol
 __all__ = [
     "Finished",
     "Pool",
-    "Staged",
+    "TwoStepHandler",
     "WorkerDied",
     "die_with_parent",
-    "growing_by_at_most",
     "limit_memory",
+    "limit_memory_growth",
     "next_finished",
     "stop_on_signals",
     "stop_with_torchrun",
 ]
 
 PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing should be
+_LIBC = ctypes.CDLL(None)  # loaded now, because nothing should be loaded between fork and exec
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 class WorkerDied(Exception):
-    """The process that had a task ended before it answered."""
+    """A worker process ended before it finished its task."""
 
 
 class Finished(NamedTuple):
-    """A task's end: its tag and what it gave, or the exception that it raised."""
+    """The end of a task: its tag and its result, or the exception that it raised."""
 
     tag: Any
     result: Any
     error: BaseException | None
 
 
-class _Task(NamedTuple):
-    tag: Any
-    arguments: tuple[Any, ...]
+class TwoStepHandler(Protocol):
+    """Handles a task in two steps, so that a worker can start one task while it works on another.
 
+    `prepare` runs in its own thread as soon as the worker receives a task. `finish` gets what `prepare` returned, one
+    task after the other.
+    """
 
-def _apply(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
+    def prepare(self, *arguments: Any) -> Any: ...
+
+    def finish(self, prepared: Any) -> Any: ...
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to end this process when its parent ends, whatever ends it."""
+    """Ask the kernel to kill this process when its parent ends for any reason."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent went before the call above
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(1)
 
 
 def stop_with_torchrun() -> None:
-    """In a process that torchrun started: have the kernel send SIGTERM when torchrun ends, whatever ends it.
+    """In a process of torchrun: have the kernel send SIGTERM when torchrun ends for any reason.
 
-    One that is killed outright can't pass that on, and its processes would train on with nobody to stop them.
+    A killed torchrun can't forward a signal, and its processes would train on with nobody to stop them.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it went before the call above
+    if os.getppid() != parent:  # it ended before the call above
         signal.raise_signal(signal.SIGTERM)
 
 
 def limit_memory(most: int) -> None:
-    """Let this process, and those that it starts, hold at most so many bytes of data, or fewer where that is set already."""
+    """Limit the data of this process and its children to `most` bytes each, or to a lower limit that is already set."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
 
 
 @contextmanager
-def growing_by_at_most(more: int) -> Iterator[None]:
-    """Let this process take at most so many bytes of data more than it has."""
+def limit_memory_growth(more: int) -> Iterator[None]:
+    """Let the data of this process grow by at most `more` bytes while the block runs."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - fewer steps: asked for every source
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - faster, and called for every source
         used = int(file.read().split()[5]) * resource.getpagesize()
     limit_memory(used + more)
     try:
@@ -99,103 +102,26 @@ def growing_by_at_most(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-class Staged(Protocol):
-    """A handler of two steps: `prepare` begins a task as soon as the worker has it, in a thread of its own and while
-    the task before is still at work; `finish` is given what that gave, one after the other.
-    """
+def stop_on_signals(raised: Callable[[int], None]) -> None:
+    """Call `raised(128 + number)` on SIGTERM and SIGINT (143, 130)."""
 
-    def prepare(self, *arguments: Any) -> Any: ...
+    def handler(number: int, _frame: Any) -> None:
+        raised(128 + number)
 
-    def finish(self, prepared: Any) -> Any: ...
-
-
-def _serve(
-    connection: Connection, parent: int, staged: bool, make: Callable[..., Any] | None, arguments: tuple[Any, ...]
-) -> None:
-    die_with_parent(parent)
-    # A dying parent's pipe closes before its end is told to anyone: a worker may see that first, and has nobody to tell.
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        if staged:
-            assert make is not None
-            _answer_staged(connection, make, arguments)
-        else:
-            _answer(connection, make, arguments)
-
-
-def _answer(connection: Connection, make: Callable[..., Any] | None, arguments: tuple[Any, ...]) -> None:
-    """Task after task, until the pipe is closed (EOFError and the like)."""
-    handler: Callable[..., Any] | None = None
-    while (task := connection.recv()) is not None:
-        try:
-            if handler is None:
-                handler = make(*arguments) if make else _apply
-            answer = Finished(task.tag, handler(*task.arguments), None)
-        except Exception as error:
-            answer = Finished(task.tag, None, error)
-        connection.send(answer)
-
-
-def _answer_staged(connection: Connection, make: Callable[..., Staged], arguments: tuple[Any, ...]) -> None:
-    """The same, and each task is begun as soon as it is received."""
-    prepared: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
-    handler: Staged | None = None
-
-    def receive() -> None:
-        nonlocal handler
-        with suppress(EOFError, ConnectionResetError):
-            while (task := connection.recv()) is not None:
-                try:
-                    if handler is None:
-                        handler = make(*arguments)
-                    begun = Finished(task.tag, handler.prepare(*task.arguments), None)
-                except Exception as error:
-                    begun = Finished(task.tag, None, error)
-                prepared.put(begun)
-        prepared.put(None)
-
-    threading.Thread(target=receive, name="tasks", daemon=True).start()
-    while (begun := prepared.get()) is not None:
-        if begun.error is None:
-            assert handler is not None
-            try:
-                begun = begun._replace(result=handler.finish(begun.result))
-            except Exception as error:
-                begun = Finished(begun.tag, None, error)
-        connection.send(begun)
-
-
-class _Worker:
-    def __init__(self, make: Callable[..., Any] | None, arguments: tuple[Any, ...], staged: bool) -> None:
-        self.connection, child = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid(), staged, make, arguments), daemon=True)
-        # A signal to the whole group is for the parent to decide on. The mask is handed down to the
-        # child, also while it starts; the parent gets what came meanwhile when it takes the mask off.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        child.close()
-        self.tasks: deque[_Task] = deque()  # given and not answered: it works on the first, and answers in order
-
-    def give(self, task: _Task) -> None:
-        self.tasks.append(task)
-        self.connection.send(task)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training to save; outside of one there is nothing to save
 
 
 class Pool:
     """A fixed number of worker processes, each started when first needed.
 
-    Each calls `make(*arguments)` once and hands every task to what that gives; without `make` a
-    task is a function and its arguments. With a `depth` of 2 or more, `make` gives a `Staged` handler, and a worker
-    is handed its next tasks early; those that it had not come to when it died go to another. Use as a context
-    manager; leaving it ends the workers at once. Submit from the main thread only: a worker ends with the thread
-    that started it.
+    Each worker calls `make(*arguments)` once, and passes every task to the handler that this returns. Without `make` a
+    task is a function and its arguments. With a `depth` of 2 or more, `make` returns a `TwoStepHandler`, and a worker
+    gets up to `depth` tasks at once; if it dies, the tasks that it had not started go to another.
+
+    Use as a context manager; at its end the workers are killed. Submit from the main thread only: a worker ends with
+    the thread that started it.
     """
 
     def __init__(
@@ -219,83 +145,159 @@ class Pool:
 
     @property
     def unfinished(self) -> int:
-        """Tasks submitted and not yet taken by `next_finished`."""
+        """Tasks submitted, and not yet returned by `next_finished`."""
         return len(self._waiting) + len(self._done) + sum(len(worker.tasks) for worker in self._workers)
 
     def submit(self, tag: Any, *arguments: Any) -> None:
-        self._waiting.append(_Task(tag, arguments))
-        self._feed()
+        self._waiting.append((tag, arguments))
+        self._assign()
 
-    def _feed(self) -> None:
-        for already in range(self.depth):  # nobody has two while another has none
-            for worker in list(self._workers):  # giving may find one dead and bury it
-                if self._waiting and len(worker.tasks) == already:
-                    self._give(worker)
+    def _assign(self) -> None:
+        for count in range(self.depth):  # no worker gets a second task while another has none
+            for worker in list(self._workers):  # sending may find a dead worker, and remove it
+                if self._waiting and len(worker.tasks) == count:
+                    self._send(worker)
             while self._waiting and len(self._workers) < self.size:
-                worker = _Worker(self._make, self._arguments, staged=self.depth > 1)
+                worker = _Worker(self._make, self._arguments, two_steps=self.depth > 1)
                 self._workers.append(worker)
-                self._give(worker)
+                self._send(worker)
 
-    def _give(self, worker: _Worker) -> None:
+    def _send(self, worker: _Worker) -> None:
         task = self._waiting.popleft()
         try:
-            worker.give(task)
+            worker.send(task)
         except (BrokenPipeError, ConnectionResetError):
-            self._bury(worker)
+            self._remove_dead(worker)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _remove_dead(self, worker: _Worker) -> None:
         worker.process.join()
         status = worker.process.exitcode
         if worker.tasks:
-            error = WorkerDied(f"the worker process ended ({_status_words(status)})")
-            self._done.append(Finished(worker.tasks.popleft().tag, None, error))
+            cause = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+            tag, _ = worker.tasks.popleft()
+            self._done.append(Finished(tag, None, WorkerDied(f"the worker process ended ({cause})")))
         self._waiting.extendleft(reversed(worker.tasks))
         worker.connection.close()
         self._workers.remove(worker)
 
-    def _handles(self) -> dict[Any, _Worker]:
-        busy = [worker for worker in self._workers if worker.tasks]
-        return {worker.connection: worker for worker in busy}
+    def _connections(self) -> dict[Any, _Worker]:
+        return {worker.connection: worker for worker in self._workers if worker.tasks}
 
-    def _collect(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
             finished = worker.connection.recv()
         except (EOFError, ConnectionResetError):
-            self._bury(worker)
+            self._remove_dead(worker)
         else:
             worker.tasks.popleft()
             self._done.append(finished)
-        self._feed()
-
-
-def _status_words(status: int | None) -> str:
-    return f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+        self._assign()
 
 
 def next_finished(pools: Sequence[Pool], timeout: float | None = None) -> Finished | None:
-    """The next task that ended in any of the pools; None after `timeout` seconds or where nothing runs."""
+    """The next task that ended in any of the pools; None after `timeout` seconds, or if no task runs."""
     while True:
         for pool in pools:
             if pool._done:
                 return pool._done.popleft()
-        handles = {handle: (pool, worker) for pool in pools for handle, worker in pool._handles().items()}
-        if not handles:
+        running = {pipe: (pool, worker) for pool in pools for pipe, worker in pool._connections().items()}
+        if not running:
             return None
         # A dead worker's pipe is ready too (end of file), so pipes alone show both.
-        ready = wait(list(handles), timeout)
+        ready = wait(list(running), timeout)
         if not ready:
             return None
-        for handle in ready:
-            pool, worker = handles[handle]
-            pool._collect(worker)
+        for pipe in ready:
+            pool, worker = running[pipe]
+            pool._receive(worker)
 
 
-def stop_on_signals(raised: Callable[[int], None]) -> None:
-    """Call `raised(128 + number)` on SIGTERM and SIGINT (143, 130)."""
+_Task = tuple[Any, tuple[Any, ...]]  # tag, arguments
 
-    def handler(number: int, _frame: Any) -> None:
-        raised(128 + number)
 
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training to save; before and after there is nothing to
+class _Worker:
+    """The parent's side of a worker process."""
+
+    def __init__(self, make: Callable[..., Any] | None, arguments: tuple[Any, ...], two_steps: bool) -> None:
+        self.connection, child = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid(), two_steps, make, arguments), daemon=True)
+        # A signal to the process group is for the parent to handle. The child inherits the mask, also while it starts;
+        # the parent gets a signal that arrives meanwhile when it restores its mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        child.close()
+        self.tasks: deque[_Task] = deque()  # sent and not finished; the worker finishes them in order
+
+    def send(self, task: _Task) -> None:
+        self.tasks.append(task)
+        self.connection.send(task)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(
+    connection: Connection, parent: int, two_steps: bool, make: Callable[..., Any] | None, arguments: tuple[Any, ...]
+) -> None:
+    die_with_parent(parent)
+    # A dying parent's pipe closes before the kernel kills this process. Then there is nobody to report to.
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        if two_steps:
+            assert make is not None
+            _serve_two_steps(connection, make, arguments)
+        else:
+            _serve_one_step(connection, make, arguments)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _serve_one_step(connection: Connection, make: Callable[..., Any] | None, make_arguments: tuple[Any, ...]) -> None:
+    """Task after task, until the pipe is closed (EOFError and the like)."""
+    handler: Callable[..., Any] | None = None
+    while True:
+        tag, arguments = connection.recv()
+        try:
+            if handler is None:
+                handler = make(*make_arguments) if make else _call
+            finished = Finished(tag, handler(*arguments), None)
+        except Exception as error:
+            finished = Finished(tag, None, error)
+        connection.send(finished)
+
+
+def _serve_two_steps(
+    connection: Connection, make: Callable[..., TwoStepHandler], make_arguments: tuple[Any, ...]
+) -> None:
+    prepared: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
+    handler: TwoStepHandler | None = None
+
+    def receive() -> None:
+        nonlocal handler
+        with suppress(EOFError, ConnectionResetError):
+            while True:
+                tag, arguments = connection.recv()
+                try:
+                    if handler is None:
+                        handler = make(*make_arguments)
+                    task = Finished(tag, handler.prepare(*arguments), None)
+                except Exception as error:
+                    task = Finished(tag, None, error)
+                prepared.put(task)
+        prepared.put(None)
+
+    threading.Thread(target=receive, name="tasks", daemon=True).start()
+    while (task := prepared.get()) is not None:
+        if task.error is None:
+            assert handler is not None
+            try:
+                task = task._replace(result=handler.finish(task.result))
+            except Exception as error:
+                task = Finished(task.tag, None, error)
+        connection.send(task)

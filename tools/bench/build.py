@@ -175,7 +175,7 @@ def _begin(listing: Path, dest: Path) -> tuple[float, float]:
     started_at = time.monotonic()
     plan = make_plan(find_sources(str(listing)), SPEC, split=None, ffmpeg="n", ffmpeg_sha256="0")
     write_plan(dest, plan)
-    next(BuildJobs(workspace_of(dest), plan, "ffmpeg").to_do())
+    next(BuildJobs(workspace_of(dest), plan, "ffmpeg").remaining())
     return time.monotonic() - started_at, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -15,7 +15,7 @@ import av
 
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
-from vmae_data.processes import growing_by_at_most
+from vmae_data.processes import limit_memory_growth
 
 __all__ = [
     "DEMUXERS",
@@ -114,7 +114,7 @@ def probe_video(path: bytes) -> VideoInfo:
 def _open(path: bytes) -> Iterator[av.container.InputContainer]:
     """A container; what its header claims may not take all of the machine's memory."""
     with (
-        growing_by_at_most(_MOST_BYTES),
+        limit_memory_growth(_MOST_BYTES),
         av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container,
     ):
         yield container

@@ -1,55 +1,49 @@
-"""What is to be done, whoever does it: the shards that a run still has to make, and what they come to."""
+"""A plan → the shards that a run still has to make, and the interface of the executors that make them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.encode.encode_source import EncodeJob, StagedSource, staged_name
 from vmae_data.format import INDEX, ShardHead
-from vmae_data.shards.pack import PackJob, read_heads, read_staged, unpack_shard
+from vmae_data.shards.pack import ShardJob, read_heads, read_staged, unpack_shard
 from vmae_data.shards.plan import WHOLE, Part, Plan
 from vmae_data.shards.workspace import Workspace
 from vmae_data.sources.find import SourceVideo
 from vmae_data.storage import remove
 
-__all__ = ["BuildJobs", "Progress", "ShardDone", "ShardJob", "SourceDone"]
-
-
-class ShardJob(NamedTuple):
-    """One shard to make: encode each of its sources that is not staged, then pack them."""
-
-    encodes: tuple[EncodeJob, ...]
-    pack: PackJob
+__all__ = ["BuildJobs", "Encode", "Executor", "Pack", "Progress", "SourceDone", "encode_job"]
 
 
 class SourceDone(NamedTuple):
     """A source is staged, by this run or an earlier one."""
 
     encoded: bool  # by this run
-    bytes: int  # of the source file, 0 where it failed
+    bytes: int  # of the source file, 0 if it failed
     failed: bool
 
     @staticmethod
     def of(staged: StagedSource, *, encoded: bool) -> SourceDone:
-        size = staged.samples[0].facts.source.bytes if staged.samples else 0  # segments are of one file
+        size = staged.samples[0].facts.source.bytes if staged.samples else 0  # segments share one file
         return SourceDone(encoded, size, staged.failure is not None)
 
 
-class ShardDone(NamedTuple):
-    """A shard's tar and marker are committed."""
+Encode = Callable[[EncodeJob], StagedSource]
+Pack = Callable[[ShardJob], ShardHead]
+Progress = SourceDone | ShardHead
+Executor = Callable[[Iterable[ShardJob], Encode, Pack], Generator[Progress, None, None]]
+"""Makes shards: `execute(jobs, encode, pack)`.
 
-    shard: int
-    head: ShardHead
-
-
-Progress = SourceDone | ShardDone
-"""What an executor gives: one SourceDone for every source of a shard, then its ShardDone."""
+It calls `encode` once for each source of a shard that is not staged yet, in any process on any machine, then `pack` once
+for the shard. It yields a SourceDone for every source, and the ShardHead of a shard once its tar and marker are
+committed. Closing the generator ends all processes. It raises VmaeError for problems that no single video causes.
+"""
 
 
 class BuildJobs:
-    """The shards of a run (all, or those of a part) and what is known of those that are done."""
+    """The shards of a run (all, or those of a part), and the heads of those that are done."""
 
     def __init__(self, workspace: Workspace, plan: Plan, ffmpeg: str, part: Part = WHOLE) -> None:
         self.dest, self.staging, self.plan, self.ffmpeg = workspace.dest, workspace.staging, plan, ffmpeg
@@ -70,8 +64,8 @@ class BuildJobs:
     def heads(self) -> list[ShardHead]:
         return [self.done[shard] for shard in self.shards]
 
-    def forget_failures(self) -> None:
-        """Make every source that failed, in a packed shard or in staging, be tried again."""
+    def reset_failures(self) -> None:
+        """Undo every failed source, in packed shards and in staging, so that it is encoded again."""
         failed = [shard for shard, head in self.done.items() if head.failures]
         if failed:
             remove(self.dest / INDEX)
@@ -85,21 +79,18 @@ class BuildJobs:
                 if staged is not None and staged.failure is not None:
                     (self.staging / staged_name(source.key)).unlink()
 
-    def to_do(self) -> Iterator[ShardJob]:
-        """Every shard that is not done, in order; made one by one, for a data set has many sources."""
+    def remaining(self) -> Iterator[ShardJob]:
+        """Every shard that is not done, in order; made one by one, because a data set has many sources."""
         for shard in self.shards:
             if shard not in self.done:
-                sources = self.plan.shard_sources(shard)
-                keys = tuple(source.key for source in sources)
-                pack = PackJob(dest=self.dest, staging=self.staging, shard=shard, keys=keys, plan=self.digest)
                 encodes = tuple(
-                    encode_job(self.plan, source, ffmpeg=self.ffmpeg, staging=self.staging) for source in sources
+                    encode_job(self.plan, source, ffmpeg=self.ffmpeg, staging=self.staging)
+                    for source in self.plan.shard_sources(shard)
                 )
-                yield ShardJob(encodes, pack)
+                yield ShardJob(self.dest, self.staging, shard, encodes, self.digest)
 
 
 def encode_job(plan: Plan, source: SourceVideo, *, ffmpeg: str, staging: Path) -> EncodeJob:
-    """The job of one of the plan's sources."""
     return EncodeJob(
         key=source.key,
         path=source.path,

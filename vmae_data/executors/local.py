@@ -1,79 +1,65 @@
-"""Shards made by this machine: a pool of encodes over shard borders, and one process that packs."""
+"""The local executor: a pool of encodes across shard borders, and one process that packs."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
-from vmae_data.encode.encode_source import EncodeJob
 from vmae_data.errors import VmaeError
-from vmae_data.executors.encoder_pool import Encoded, EncoderPool
-from vmae_data.executors.jobs import Progress, ShardDone, ShardJob, SourceDone
-from vmae_data.processes import Finished, Pool, WorkerDied
-from vmae_data.shards.pack import PackJob, pack_shard, read_staged
+from vmae_data.executors.encoder_pool import EncodeTask, encode_result, submit_encode
+from vmae_data.executors.jobs import Encode, Pack, Progress, SourceDone
+from vmae_data.format import ShardHead
+from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
+from vmae_data.shards.pack import ShardJob, read_staged
 
 __all__ = ["run_local"]
 
 
-def run_local(works: Iterable[ShardJob], *, workers: int) -> Iterator[Progress]:
-    """Make shards in order, `workers` encodes at a time; close it to end every process at once.
+def run_local(jobs: Iterable[ShardJob], encode: Encode, pack: Pack, *, workers: int) -> Generator[Progress, None, None]:
+    """Make shards in order with `workers` encodes at a time. An `Executor`."""
+    remaining = iter(jobs)
+    started: dict[int, ShardJob] = {}  # shards whose sources are being encoded
+    unstaged: dict[int, int] = {}  # how many of a started shard's sources are not staged yet
+    waiting: deque[EncodeTask] = deque()
+    with Pool(workers) as encoders, Pool(1) as packer:
 
-    Raises VmaeError for what no single video is to blame for.
-    """
-    with EncoderPool(workers) as encoders, Pool(1) as packer:
-        yield from _Walk(encoders, packer).run(iter(works))
+        def pack_if_staged(shard: int) -> None:
+            if unstaged[shard] == 0:
+                del unstaged[shard]
+                packer.submit(shard, pack, started.pop(shard))
 
-
-class _Walk:
-    """Shards in order, their sources in plan order; a shard is packed when all its sources are staged."""
-
-    def __init__(self, encoders: EncoderPool, packer: Pool) -> None:
-        self.encoders, self.packer = encoders, packer
-        self.packs: dict[int, PackJob] = {}  # of the shards in work
-        self.missing: dict[int, int] = {}  # how many of their sources are not staged yet
-        self.waiting: deque[tuple[int, EncodeJob]] = deque()
-
-    def run(self, works: Iterator[ShardJob]) -> Iterator[Progress]:
         while True:
-            while self.encoders.hungry:
-                if self.waiting:
-                    self.encoders.submit(*self.waiting.popleft())
-                elif (work := next(works, None)) is not None:
-                    yield from self._begin(work)
-                else:
+            # One waiting task for each worker keeps it busy; more would only hold memory.
+            while encoders.unfinished < 2 * workers:
+                if waiting:
+                    submit_encode(encoders, waiting.popleft())
+                    continue
+                job = next(remaining, None)
+                if job is None:
                     break
-            ended = self.encoders.next((self.packer,))
-            if ended is None:
+                for source in job.encodes:
+                    staged = read_staged(source.staging, source.key)
+                    if staged is not None:  # by an earlier run
+                        yield SourceDone.of(staged, encoded=False)
+                    else:
+                        waiting.append(EncodeTask(job.shard, source, encode))
+                started[job.shard], unstaged[job.shard] = job, len(waiting)
+                pack_if_staged(job.shard)
+            finished = next_finished((encoders, packer))
+            if finished is None:
                 return
-            yield self._encoded(ended) if isinstance(ended, Encoded) else _packed(ended)
-
-    def _begin(self, work: ShardJob) -> Iterator[Progress]:
-        """What an earlier run staged is done; a shard that lacks nothing goes to the packer at once."""
-        shard = work.pack.shard
-        self.packs[shard], self.missing[shard] = work.pack, 0
-        for job in work.encodes:
-            staged = read_staged(job.staging, job.key)
-            if staged is not None:
-                yield SourceDone.of(staged, encoded=False)
-            else:
-                self.missing[shard] += 1
-                self.waiting.append((shard, job))
-        self._pack_if_whole(shard)
-
-    def _encoded(self, ended: Encoded) -> SourceDone:
-        self.missing[ended.shard] -= 1
-        self._pack_if_whole(ended.shard)
-        return SourceDone.of(ended.staged, encoded=True)
-
-    def _pack_if_whole(self, shard: int) -> None:
-        if self.missing[shard] == 0:
-            del self.missing[shard]
-            self.packer.submit(shard, pack_shard, self.packs.pop(shard))
+            if not isinstance(finished.tag, EncodeTask):
+                yield _packed(finished)
+            elif (staged := encode_result(encoders, finished)) is not None:
+                unstaged[finished.tag.shard] -= 1
+                pack_if_staged(finished.tag.shard)
+                yield SourceDone.of(staged, encoded=True)
 
 
-def _packed(finished: Finished) -> ShardDone:
+def _packed(finished: Finished) -> ShardHead:
     if isinstance(finished.error, WorkerDied):
-        raise VmaeError(f"packing shard {finished.tag}: {finished.error}; run the same build again")
+        raise VmaeError(f"packing shard {finished.tag}: {finished.error}. Run the same build again")
     if finished.error is not None:
         raise finished.error
-    return ShardDone(finished.tag, finished.result)
+    head: ShardHead = finished.result
+    return head

@@ -1,4 +1,4 @@
-"""Shards made by a Ray cluster: a task is a shard, staged on its node's own disk, committed to a folder that all see."""
+"""The Ray executor: a task makes one shard, staged on its node's own disk, committed to a folder that all nodes see."""
 
 from __future__ import annotations
 
@@ -11,70 +11,52 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae_data import __version__
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.executors.encoder_pool import Encoded, EncoderPool
-from vmae_data.executors.jobs import Progress, ShardDone, ShardJob, SourceDone
+from vmae_data.executors.encoder_pool import EncodeTask, encode_result, submit_encode
+from vmae_data.executors.jobs import Encode, Pack, Progress, SourceDone
 from vmae_data.format import path_to_text
-from vmae_data.shards.pack import adopt_staged, clean_staging, pack_shard
+from vmae_data.processes import Pool, next_finished
+from vmae_data.shards.pack import ShardJob, adopt_staged, clean_staging
 from vmae_data.shards.plan import read_plan
-from vmae_data.storage import options_text, take_options, writer_name
+from vmae_data.storage import options_text, restore_options, writer_name
 
-__all__ = ["Same", "make_shard", "need_ray", "run_on_ray"]
+__all__ = ["NodeRequirements", "make_shard", "require_ray", "run_on_ray"]
 
 RETRIES = 3  # of a task whose worker or node died
-WORKERS = 4  # encodes at a time in a task, where the nodes are that large
+WORKERS = 4  # encodes at a time in a task, on nodes with as many CPUs
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 1.0
 POLL_SECONDS = 0.5
 CANCEL_SECONDS = 5.0
 
 
-class Same(NamedTuple):
-    """What must be the same on every node, for the bytes depend on it."""
+class NodeRequirements(NamedTuple):
+    """What must be the same on every node, because the bytes depend on it."""
 
     version: str  # of this program
     ffmpeg: str
     ffmpeg_sha256: str
-    named: str | None  # the path of the ffmpeg that a person named; left out, each node's own
+    ffmpeg_path: str | None  # as the user named it; None: each node's own
 
 
-def run_on_ray(
-    works: Iterable[ShardJob], *, workers: int | None, address: str | None, ffmpeg: str | None
-) -> Iterator[Progress]:
-    """Make shards as tasks of `workers` CPUs; close it to cancel them.
+def require_ray(address: str | None) -> None:
+    """Raise MisuseError if Ray is not installed, or if nothing answers at `address`.
 
-    `address` is that of a running cluster (`auto`, or host:port); left out, RAY_ADDRESS, else one that
-    runs on this machine, else one is started for the time of the build. A task whose worker or node dies is done again.
-    Raises MisuseError where Ray or the cluster is not there, VmaeError for what no single video is to blame for.
-    """
-    binary = find_ffmpeg(ffmpeg)
-    same = Same(__version__, binary.version, binary.sha256, ffmpeg or os.environ.get("VMAE_FFMPEG"))
-    ray = _import_ray()
-    # Ray tells of dead workers on stdout, where results go.
-    with redirect_stdout(sys.stderr), _connected(ray, address):
-        cpus = _task_cpus(ray, workers)
-        remote = ray.remote(num_cpus=cpus, max_retries=RETRIES, num_returns="streaming")(_task)
-        yield from _Tasks(ray, remote, same, cpus).run(iter(works))
-
-
-def need_ray(address: str | None) -> None:
-    """Raise MisuseError where Ray isn't installed, or nothing answers at `address`: before any work, and in one line.
-
-    Ray itself tries for minutes, with words of its own.
+    Ray itself would try for minutes, and print many lines.
     """
     _import_ray()
     if address is None or address in ("auto", "local"):
         return
     if "://" in address:
         raise MisuseError(
-            f"--address {address}: Ray Client can't do this; run on a node of the cluster, with host:port"
+            f"--address {address}: Ray Client is not supported. Run on a node of the cluster, with host:port"
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -82,35 +64,74 @@ def need_ray(address: str | None) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise MisuseError(f"--address {address}: no Ray cluster answers there ({error}); check `ray status`") from error
+        raise MisuseError(f"--address {address}: no Ray cluster answers there ({error}). Check `ray status`") from error
 
 
 def _import_ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise MisuseError(f"--executor ray needs Ray ({error}); pip install 'vmae[ray]'") from error
+        raise MisuseError(f"--executor ray needs Ray ({error}). Run pip install 'vmae[ray]'") from error
+
+
+def run_on_ray(
+    jobs: Iterable[ShardJob],
+    encode: Encode,
+    pack: Pack,
+    *,
+    workers: int | None,
+    address: str | None,
+    ffmpeg: str | None,
+) -> Generator[Progress, None, None]:
+    """Make shards as Ray tasks of `workers` CPUs each. An `Executor`.
+
+    `address`: of a running cluster (`auto`, or host:port). By default RAY_ADDRESS, else a cluster on this machine, else a
+    new one for this build. Ray repeats a task whose worker or node dies.
+    Raises MisuseError if Ray or the cluster is missing.
+    """
+    binary = find_ffmpeg(ffmpeg)
+    requirements = NodeRequirements(__version__, binary.version, binary.sha256, ffmpeg or os.environ.get("VMAE_FFMPEG"))
+    ray, remaining = _import_ray(), iter(jobs)
+    streams: dict[Any, int] = {}  # a running task's stream of results → its shard
+    # Ray reports dead workers on stdout, where our results go.
+    with redirect_stdout(sys.stderr), _connected(ray, address):
+        cpus = _cpus_per_task(ray, workers)
+        task = ray.remote(num_cpus=cpus, max_retries=RETRIES, num_returns="streaming")(_task)
+        try:
+            while True:
+                # Not all tasks at once, because each carries its sources. But twice what can run now: then a cluster
+                # that grows on demand sees some.
+                limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 0)) // cpus)
+                while len(streams) < limit and (job := next(remaining, None)) is not None:
+                    stream = task.remote(_absolute(job), encode, pack, requirements, cpus, _Options(options_text()))
+                    streams[stream] = job.shard
+                if not streams:
+                    return
+                for stream in _ready(ray, streams, WAIT_SECONDS):
+                    progress = _next_result(ray, stream, streams[stream])
+                    if progress is None:
+                        del streams[stream]
+                    else:
+                        yield progress
+        finally:
+            _cancel(ray, streams)
 
 
 @contextmanager
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Join a cluster, or start one; a connection that was there before stays."""
-    if address is not None and address.startswith("ray://"):
-        raise MisuseError(
-            f"--address {address}: Ray Client can't do this; run on a node of the cluster, with host:port"
-        )
+    """Connect to a cluster, or start one. An existing connection stays open."""
     if ray.is_initialized():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; else it warns
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; without it Ray warns
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         where = address or os.environ.get("RAY_ADDRESS") or "a cluster of this machine"
-        raise MisuseError(f"Ray, {where}: can't be joined ({_first_line(error)}); check `ray status`") from error
+        raise MisuseError(f"Ray can't connect to {where} ({_first_line(error)}). Check `ray status`") from error
     finally:
-        for number, handler in before.items():  # Ray sets its own, which ends us without a word
+        for number, handler in before.items():  # Ray installs its own handlers, which exit silently
             signal.signal(number, handler)
     try:
         yield
@@ -118,84 +139,57 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _task_cpus(ray: Any, workers: int | None) -> int:
-    """CPUs of a task. One that no node has would wait for ever; where nodes are still to come, nobody knows."""
+def _cpus_per_task(ray: Any, workers: int | None) -> int:
+    """CPUs of a task. A task with more CPUs than any node would wait forever; a cluster without nodes may still grow."""
     largest = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
     if workers is not None and workers > largest > 0:
-        raise MisuseError(f"--workers {workers}: the largest node of the cluster has {largest} CPUs; give at most that")
+        raise MisuseError(f"--workers {workers}: the largest node of the cluster has {largest} CPUs. Set at most that")
     return workers or min(WORKERS, largest or WORKERS)
 
 
-class _Tasks:
-    """The tasks in flight: enough to keep the cluster busy, not all at once, for each carries its sources."""
-
-    def __init__(self, ray: Any, remote: Any, same: Same, cpus: int) -> None:
-        self.ray, self.remote, self.same, self.cpus = ray, remote, same, cpus
-        self.streams: dict[Any, int] = {}  # what a task gives, piece by piece → its shard
-
-    def run(self, works: Iterator[ShardJob]) -> Iterator[Progress]:
-        try:
-            while True:
-                while len(self.streams) < self._wanted() and (work := next(works, None)) is not None:
-                    stream = self.remote.remote(_absolute(work), self.same, self.cpus, _Options(options_text()))
-                    self.streams[stream] = work.pack.shard
-                if not self.streams:
-                    return
-                for stream in self._ready(WAIT_SECONDS):
-                    with suppress(StopIteration):
-                        yield self._next_of(stream)
-        finally:
-            self._cancel()
-
-    def _wanted(self) -> int:
-        """Twice what runs now, so that a cluster that grows by demand sees some."""
-        return 2 * max(1, int(self.ray.cluster_resources().get("CPU", 0)) // self.cpus)
-
-    def _ready(self, seconds: float) -> list[Any]:
-        ready, _ = self.ray.wait(list(self.streams), num_returns=1, timeout=seconds)
-        found: list[Any] = ready
-        return found
-
-    def _next_of(self, stream: Any) -> Progress:
-        """What a task did next. Raises StopIteration at its end, and its error under its shard's name."""
-        shard = self.streams[stream]
-        try:
-            progress: Progress = self.ray.get(next(stream))
-        except StopIteration:
-            del self.streams[stream]
-            raise
-        except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, VmaeError):
-                raise VmaeError(f"shard {shard} {error.cause}") from error
-            raise
-        except self.ray.exceptions.RayError as error:
-            words = f"{_first_line(error)}, {RETRIES + 1} times"
-            raise VmaeError(f"shard {shard}: its task was lost ({words}); run the same build again") from error
-        return progress
-
-    def _cancel(self) -> None:
-        """End what still runs, and wait a little, so that tasks clean their staging."""
-        for stream in self.streams:
-            self.ray.cancel(stream)
-        until = time.monotonic() + CANCEL_SECONDS
-        while self.streams and time.monotonic() < until:
-            for stream in self._ready(until - time.monotonic()):
-                try:
-                    self.ray.get(next(stream))
-                except (StopIteration, self.ray.exceptions.RayError):
-                    del self.streams[stream]
+def _absolute(job: ShardJob) -> ShardJob:
+    """A Ray worker has its own working directory."""
+    dest = job.dest.absolute() if isinstance(job.dest, Path) else job.dest
+    return job._replace(dest=dest, staging=job.staging.absolute())
 
 
-def _absolute(work: ShardJob) -> ShardJob:
-    """A worker's working directory is its own."""
-    dest, staging = work.pack.dest, work.pack.staging.absolute()
-    if isinstance(dest, Path):
-        dest = dest.absolute()
-    return work._replace(pack=work.pack._replace(dest=dest, staging=staging))
+def _ready(ray: Any, streams: Iterable[Any], seconds: float) -> list[Any]:
+    ready: list[Any] = ray.wait(list(streams), num_returns=1, timeout=seconds)[0]
+    return ready
+
+
+def _next_result(ray: Any, stream: Any, shard: int) -> Progress | None:
+    """The next result of a task, None at its end. Raises its error with its shard."""
+    try:
+        progress: Progress = ray.get(next(stream))
+    except StopIteration:
+        return None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, VmaeError):
+            raise VmaeError(f"shard {shard} {error.cause}") from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise VmaeError(
+            f"shard {shard}: its task was lost ({_first_line(error)}, {RETRIES + 1} times). Run the same build again"
+        ) from error
+    return progress
+
+
+def _cancel(ray: Any, streams: dict[Any, int]) -> None:
+    """Cancel the running tasks, and wait a little while they remove their staging."""
+    for stream in streams:
+        ray.cancel(stream)
+    until = time.monotonic() + CANCEL_SECONDS
+    while streams and time.monotonic() < until:
+        for stream in _ready(ray, streams, until - time.monotonic()):
+            try:
+                ray.get(next(stream))
+            except (StopIteration, ray.exceptions.RayError):
+                del streams[stream]
 
 
 class _Options:
-    """Storage options on their way to a node, by hand: what Ray hands on as an environment stands in its logs."""
+    """Storage options as an argument of a task: Ray logs a task's environment, and may log an argument's repr."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -204,82 +198,85 @@ class _Options:
         return "storage options"
 
 
-def _task(work: ShardJob, same: Same, workers: int, options: _Options) -> Iterator[Progress]:
-    """A shard is made on a node; its errors say on which."""
-    take_options(options.text)
+def _task(
+    job: ShardJob, encode: Encode, pack: Pack, requirements: NodeRequirements, workers: int, options: _Options
+) -> Iterator[Progress]:
+    """Make a shard on a node. Errors name the node."""
+    restore_options(options.text)
     try:
-        yield from make_shard(work, same, workers)
+        yield from make_shard(job, encode, pack, requirements, workers)
     except (VmaeError, OSError) as error:
         raise VmaeError(f"on node {socket.gethostname()}: {error}") from error
 
 
-def make_shard(work: ShardJob, same: Same, workers: int) -> Iterator[Progress]:
-    """What a task does: encode into staging on its node's disk, pack, commit to the folder that all nodes see.
+def make_shard(
+    job: ShardJob, encode: Encode, pack: Pack, requirements: NodeRequirements, workers: int
+) -> Iterator[Progress]:
+    """Encode into staging on this node's disk, pack, and commit to the folder that all nodes see.
 
-    A task that is retried does it all again: what is committed is the same bytes.
-    Raises VmaeError where the node can't make the same bytes, or for what no single video is to blame for.
+    A repeated task does everything again, and commits the same bytes.
+    Raises VmaeError if this node would make other bytes, and for problems that no single video causes.
     """
-    binary = _ffmpeg_of_node(same)
-    _need_same_folders(work)
-    _sweep_staging()
-    shared, keys = work.pack.staging, work.pack.keys
-    with (
-        tempfile.TemporaryDirectory(prefix=f"{_staging_prefix()}{os.getpid()}-") as name,
-        EncoderPool(workers) as encoders,
-    ):
+    binary = _node_ffmpeg(requirements)
+    _require_shared_folders(job)
+    _remove_dead_staging()
+    with tempfile.TemporaryDirectory(prefix=f"{_staging_prefix()}{os.getpid()}-") as name, Pool(workers) as encoders:
         staging = Path(name).resolve()
-        for job in work.encodes:
-            staged = adopt_staged(shared, staging, job.key)
+        for source in job.encodes:
+            staged = adopt_staged(job.staging, staging, source.key)
             if staged is not None:
                 yield SourceDone.of(staged, encoded=False)
             else:
-                encoders.submit(work.pack.shard, job._replace(ffmpeg=binary, staging=staging))
-        while encoders.pool.unfinished:
-            # Ray's cancelling interrupts no waiting call: so a short wait, time after time.
-            ended = encoders.next(timeout=POLL_SECONDS)
-            if isinstance(ended, Encoded):
-                yield SourceDone.of(ended.staged, encoded=True)
-        head = pack_shard(work.pack._replace(staging=staging, writer=writer_name()))
-        clean_staging(shared, keys)
-    yield ShardDone(work.pack.shard, head)
+                here = source._replace(ffmpeg=binary, staging=staging)
+                submit_encode(encoders, EncodeTask(job.shard, here, encode))
+        while encoders.unfinished:
+            # Short waits, because Ray can't cancel a task during one.
+            finished = next_finished((encoders,), timeout=POLL_SECONDS)
+            if finished is not None and (staged := encode_result(encoders, finished)) is not None:
+                yield SourceDone.of(staged, encoded=True)
+        head = pack(job._replace(staging=staging, writer=writer_name()))
+        clean_staging(job.staging, job.keys)
+    yield head
 
 
-def _ffmpeg_of_node(same: Same) -> str:
-    """This node's ffmpeg. Raises VmaeError where it, or this program, would make other bytes than the plan's."""
-    if __version__ != same.version:
+def _node_ffmpeg(requirements: NodeRequirements) -> str:
+    """This node's ffmpeg. Raises VmaeError if it, or this program, is not the one of the plan."""
+    if __version__ != requirements.version:
         raise VmaeError(
-            f"vmae {__version__} is installed here, the build runs {same.version}; install that on every node"
+            f"vmae {__version__} is installed here, the build runs {requirements.version}. "
+            "Install that version on every node"
         )
-    binary = find_ffmpeg(same.named)
-    if binary.sha256 != same.ffmpeg_sha256:
+    binary = find_ffmpeg(requirements.ffmpeg_path)
+    if binary.sha256 != requirements.ffmpeg_sha256:
         raise VmaeError(
-            f"ffmpeg {binary.path} ({binary.version}, sha256 {binary.sha256[:12]}) is not the plan's"
-            f" ({same.ffmpeg}, {same.ffmpeg_sha256[:12]}); install the same imageio-ffmpeg on every node"
+            f"ffmpeg {binary.path} ({binary.version}, sha256 {binary.sha256[:12]}) is not the plan's "
+            f"({requirements.ffmpeg}, {requirements.ffmpeg_sha256[:12]}). "
+            "Install the same imageio-ffmpeg on every node"
         )
     return binary.path
 
 
-def _need_same_folders(work: ShardJob) -> None:
-    """A folder that isn't mounted here would make every source a failure, or leave shards on one node's disk."""
+def _require_shared_folders(job: ShardJob) -> None:
+    """A folder that is not mounted here would fail every source, or leave shards on this node's disk."""
     try:
-        same = read_plan(work.pack.dest).digest() == work.pack.plan
+        same = read_plan(job.dest).digest() == job.plan
     except DataError:
-        if not isinstance(work.pack.dest, Path):  # it says itself what this node can't do with the store
+        if not isinstance(job.dest, Path):  # the store's own error tells more
             raise
         same = False
     if not same:
-        raise VmaeError(f"{work.pack.dest}: is not the build's folder here; DEST must lie where every node sees it")
-    for folder in {job.folder for job in work.encodes}:
+        raise VmaeError(f"{job.dest}: is not the build's folder here. DEST must be a folder that every node sees")
+    for folder in {source.folder for source in job.encodes}:
         if isinstance(folder, bytes) and not os.path.isdir(folder):  # noqa: PTH112 - bytes paths may not be UTF-8
-            raise VmaeError(f"{path_to_text(folder)}: is not there; the sources must lie where every node sees them")
+            raise VmaeError(f"{path_to_text(folder)}: is not there. Put the sources where every node sees them")
 
 
 def _staging_prefix() -> str:
     return f"vmae-{socket.gethostname()}-"
 
 
-def _sweep_staging() -> None:
-    """Take away what killed workers left on this node's disk."""
+def _remove_dead_staging() -> None:
+    """Remove the staging folders of killed workers from this node's disk."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_staging_prefix()}*"):
         pid = folder.name.removeprefix(_staging_prefix()).partition("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():

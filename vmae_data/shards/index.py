@@ -1,4 +1,4 @@
-"""Row 7. Markers → samples.arrow and failures.jsonl, then index.json, written last."""
+"""Markers → failures.jsonl, samples.arrow, then index.json, written last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -44,27 +43,36 @@ __all__ = ["failure_lines", "write_index"]
 
 
 def write_index(dest: StoragePath, staging: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
-    """Gather what every shard holds. The index is the last file: with it the data set is whole.
+    """Write failures.jsonl, samples.arrow, and index.json last: with it the data set is complete.
 
-    `staging` may hold facts of shards that this machine sent to a store.
-
-    Raises VmaeError when not a single video could be made.
+    `staging` may hold the facts of shards that this machine uploaded.
+    Raises VmaeError if every video failed.
     """
     spec = spec_of(plan)
     failures = [failure for head in heads for failure in head.failures]
     commit_bytes(dest / FAILURES, failure_lines(failures))
     full = [head for head in heads if head.num_samples]
     if not full:
-        raise VmaeError(
-            f"{dest}: none of {plan.sources} videos could be made ({_reasons(failures)}); see {dest / FAILURES}"
-        )
-    gathered = _gather(dest, staging, full)
-    commit_bytes(dest / SAMPLES, gathered.table)
+        raise VmaeError(f"{dest}: all {plan.sources} videos failed ({_most_common(failures)}). See {dest / FAILURES}")
+    parts, labels, shardlist = [], [], []
+    num_sources = source_bytes = 0
+    markers = [dest / marker_name(head.shard) for head in full]
+    for number, (path, head, data) in enumerate(zip(markers, full, read_each(markers), strict=True)):
+        marker = decode_record(data, ShardMarker, str(path))
+        facts = _read_facts(dest / marker.tar, staging / facts_name(marker.shard), marker)
+        sources = _source_numbers([one.source.path for one in facts])
+        parts.append(_rows(number, [num_sources + source for source in sources], marker.samples, facts))
+        labels += [entry.label for entry in marker.samples]
+        shardlist.append(_listing(head, data))
+        num_sources += max(sources) + 1
+        source_bytes += sum({one.source.path: one.source.bytes for one in facts}.values())
+    table = _table_bytes(parts, labels)
+    commit_bytes(dest / SAMPLES, table)
     index = Index(
         version=FORMAT_VERSION,
         id=plan.listing,
-        samples=sum(head.num_samples for head in full),
-        samples_sha256=hashlib.sha256(gathered.table).hexdigest(),
+        samples=len(labels),
+        samples_sha256=hashlib.sha256(table).hexdigest(),
         classes=plan.classes,
         may_flip=spec.may_flip,
         split=plan.split,
@@ -77,17 +85,8 @@ def write_index(dest: StoragePath, staging: Path, plan: PlanFacts, heads: Sequen
         plan=plan.digest(),
         plan_table_sha256=hash_file(dest / PLAN_TABLE),
         failures=dict(sorted(Counter(failure.reason for failure in failures).items())),
-        source_bytes=gathered.source_bytes,
-        shardlist=tuple(
-            ShardListing(
-                url=head.tar,
-                nsamples=head.num_samples,
-                filesize=head.bytes,
-                sha256=head.sha256,
-                marker_sha256=digest,
-            )
-            for head, digest in zip(full, gathered.marker_sums, strict=True)
-        ),
+        source_bytes=source_bytes,
+        shardlist=tuple(shardlist),
     )
     commit_bytes(dest / INDEX, encode_record(index))
     return index
@@ -97,66 +96,45 @@ def failure_lines(failures: Sequence[Failure]) -> bytes:
     return b"".join(msgspec.json.encode(failure) + b"\n" for failure in failures)
 
 
-def _reasons(failures: Sequence[Failure]) -> str:
+def _most_common(failures: Sequence[Failure]) -> str:
     counts = Counter(failure.reason for failure in failures).most_common(3)
     return ", ".join(f"{count} {reason}" for reason, count in counts)
 
 
-class _Gathered(NamedTuple):
-    """What the shards hold, gathered one by one."""
-
-    table: bytes  # samples.arrow
-    source_bytes: int
-    marker_sums: list[str]
-
-
-def _gather(dest: StoragePath, staging: Path, heads: Sequence[ShardHead]) -> _Gathered:
-    """One row a sample, in shard order.
-
-    The table is written as one record batch, so that a reader maps every column without a copy.
-    """
-    labels: list[Label | None] = []
-    parts, sums, sources, source_bytes = [], [], 0, 0
-    markers = [dest / marker_name(head.shard) for head in heads]
-    for number, (path, data) in enumerate(zip(markers, read_each(markers), strict=True)):
-        marker = decode_record(data, ShardMarker, str(path))
-        sums.append(hashlib.sha256(data).hexdigest())
-        facts = _read_facts(dest / marker.tar, staging / facts_name(marker.shard), marker)
-        paths = _numbers_of([one.source.path for one in facts])
-        source_bytes += sum({one.source.path: one.source.bytes for one in facts}.values())
-        parts.append(_rows(number, sources, paths, marker.samples, facts))
-        labels += [entry.label for entry in marker.samples]
-        sources += max(paths) + 1
-    table = pa.concat_tables(parts)
-    place = table.column_names.index("shard") + 1
-    for name, column in reversed(label_columns(labels).items()):
-        table = table.add_column(place, name, column)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=len(labels))
-    return _Gathered(bytes(sink.getvalue().to_pybytes()), source_bytes, sums)
+def _listing(head: ShardHead, marker: bytes) -> ShardListing:
+    return ShardListing(
+        url=head.tar,
+        nsamples=head.num_samples,
+        filesize=head.bytes,
+        sha256=head.sha256,
+        marker_sha256=hashlib.sha256(marker).hexdigest(),
+    )
 
 
 def _read_facts(tar: StoragePath, kept: Path, marker: ShardMarker) -> list[SampleFacts]:
     extents = [entry.facts for entry in marker.samples]
-    found = _kept_facts(kept, extents) or list(read_spans(tar, [Span(e.offset, e.size) for e in extents]))
-    return [decode_record(data, SampleFacts, str(tar)) for data in found]
+    texts = _kept_facts(kept, extents) or list(read_spans(tar, [Span(e.offset, e.size) for e in extents]))
+    return [decode_record(data, SampleFacts, str(tar)) for data in texts]
 
 
 def _kept_facts(kept: Path, extents: Sequence[Extent]) -> list[bytes]:
-    """The facts that were kept when the shard was packed; nothing where they aren't all there and right."""
+    """The facts that were kept when the shard was packed; empty unless all have their checksum."""
     if not kept.is_file():
         return []
     data, ends = kept.read_bytes(), list(accumulate(extent.size for extent in extents))
-    found = [data[end - extent.size : end] for end, extent in zip(ends, extents, strict=True)]
-    right = all(hashlib.sha256(one).hexdigest() == e.sha256 for one, e in zip(found, extents, strict=True))
-    return found if right else []
+    texts = [data[end - extent.size : end] for end, extent in zip(ends, extents, strict=True)]
+    right = all(hashlib.sha256(text).hexdigest() == e.sha256 for text, e in zip(texts, extents, strict=True))
+    return texts if right else []
 
 
-def _rows(
-    shard: int, sources: int, source: Sequence[int], entries: Sequence[SampleEntry], facts: Sequence[SampleFacts]
-) -> pa.Table:
-    """The rows of a shard, without labels; columns of lists have one value a phase. `sources` were before."""
+def _source_numbers(paths: Sequence[str]) -> list[int]:
+    """A number for each source in order of first appearance; samples of one source (all in one shard) share it."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(path, len(numbers)) for path in paths]
+
+
+def _rows(shard: int, sources: Sequence[int], entries: Sequence[SampleEntry], facts: Sequence[SampleFacts]) -> pa.Table:
+    """The rows of a shard without labels, one a sample. List columns have one value a phase."""
     phases = max(len(entry.members) for entry in entries)
 
     def each(kind: pa.DataType, values: list[list[object]]) -> pa.Array:
@@ -168,7 +146,7 @@ def _rows(
     return pa.table(
         {
             "key": pa.array([entry.key for entry in entries], pa.string()),
-            "source": pa.array([sources + number for number in source], pa.int32()),
+            "source": pa.array(sources, pa.int32()),
             "shard": pa.array([shard] * len(entries), pa.int32()),
             "width": pa.array([one.width for one in facts], pa.int32()),
             "height": pa.array([one.height for one in facts], pa.int32()),
@@ -188,7 +166,13 @@ def _rows(
     )
 
 
-def _numbers_of(paths: Sequence[str]) -> list[int]:
-    """Samples of one source, which all lie in one shard, share a number, in order of first appearance."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(path, len(numbers)) for path in paths]
+def _table_bytes(parts: Sequence[pa.Table], labels: Sequence[Label | None]) -> bytes:
+    """samples.arrow, one row a sample in shard order. One record batch, so that a reader maps each column uncopied."""
+    table = pa.concat_tables(parts)
+    position = table.column_names.index("shard") + 1
+    for name, column in reversed(label_columns(labels).items()):
+        table = table.add_column(position, name, column)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=len(labels))
+    return bytes(sink.getvalue().to_pybytes())

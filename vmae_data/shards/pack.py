@@ -1,21 +1,18 @@
-"""Row 6. Encoded files in plan order → one reproducible tar, then its marker.
-
-The only file that imports webdataset, and so torch where it is installed: lazily, in the one
-process that packs.
-"""
+"""Encoded files in plan order → one reproducible tar, then its marker."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.encode.encode_source import StagedMember, StagedSample, StagedSource, staged_name
+from vmae_data.encode.encode_source import EncodeJob, StagedMember, StagedSample, StagedSource, staged_name
 from vmae_data.errors import DataError, NewerFormatError
 from vmae_data.format import (
     FORMAT_VERSION,
@@ -47,12 +44,12 @@ from vmae_data.storage import (
     read_each,
     read_range,
     remove,
-    temporary_beside,
+    temporary_path,
     write_error,
 )
 
 __all__ = [
-    "PackJob",
+    "ShardJob",
     "adopt_staged",
     "clean_staging",
     "facts_name",
@@ -64,34 +61,37 @@ __all__ = [
 ]
 
 
-class PackJob(NamedTuple):
-    """One shard to pack: its sources' keys in plan order."""
+class ShardJob(NamedTuple):
+    """One shard to make: encode its sources into staging, then pack them into `dest`."""
 
     dest: StoragePath
     staging: Path
     shard: int
-    keys: tuple[str, ...]
-    plan: str
-    writer: str = ""  # as in store.temporary_beside
+    encodes: tuple[EncodeJob, ...]  # one a source, in plan order
+    plan: str  # digest
+    writer: str = ""  # see `temporary_path`
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(job.key for job in self.encodes)
 
 
 def read_staged(staging: Path, key: str) -> StagedSource | None:
-    """What a source gave, or None where it hasn't been worked on.
+    """The record of an encoded source; None if there is none, or if a file that it names is not complete.
 
-    Only the record counts, and only while the files that it names are whole in size; the sum is
-    checked when they are packed.
+    Only sizes are compared here; packing verifies the checksums.
     """
     path = staging / staged_name(key)
     try:
         staged = msgspec.json.decode(path.read_bytes(), type=StagedSource)
-        sizes = [(staging / m.file).stat().st_size == m.size for s in staged.samples for m in s.members]
+        complete = [(staging / m.file).stat().st_size == m.size for s in staged.samples for m in s.members]
     except (OSError, *NOT_JSON):
         return None
-    return staged if all(sizes) else None
+    return staged if all(complete) else None
 
 
 def adopt_staged(shared: Path, staging: Path, key: str) -> StagedSource | None:
-    """Take over into another staging what a source gave in an earlier run, or None where there is nothing whole."""
+    """Copy what an earlier run encoded of a source into another staging folder; None if that is not complete."""
     staged = read_staged(shared, key)
     if staged is None:
         return None
@@ -105,12 +105,12 @@ def adopt_staged(shared: Path, staging: Path, key: str) -> StagedSource | None:
     return staged
 
 
-def pack_shard(job: PackJob) -> ShardHead:
-    """Write a shard and then its marker; clean the staging of its sources.
+def pack_shard(job: ShardJob) -> ShardHead:
+    """Write a shard's tar, then its marker; then remove its sources from staging.
 
-    Raises DataError when a staged file is not what its record says.
+    Raises DataError if a staged file differs from its record.
     """
-    staged = [_need(job, key) for key in job.keys]
+    staged = [_require_staged(job, key) for key in job.keys]
     samples = [sample for source in staged for sample in source.samples]
     failures = tuple(source.failure for source in staged if source.failure is not None)
     final = job.dest / tar_name(job.shard)
@@ -118,7 +118,7 @@ def pack_shard(job: PackJob) -> ShardHead:
     entries: tuple[SampleEntry, ...] = ()
     if samples:
         here = final if isinstance(final, Path) else job.staging / final.name
-        temporary = temporary_beside(here, job.writer)
+        temporary = temporary_path(here, job.writer)
         try:
             try:
                 _write_tar(temporary, job.staging, samples)
@@ -149,26 +149,36 @@ def pack_shard(job: PackJob) -> ShardHead:
 
 
 def facts_name(shard: int) -> str:
-    """What a shard's KEY.json files hold, one after the other, kept in staging until the index is written: a store
-    would be asked once for each.
-    """
+    """The concatenated KEY.json files of a shard, kept in staging for the index: a store would get a request for each."""
     return f"{tar_name(shard)}.facts"
 
 
-def _need(job: PackJob, key: str) -> StagedSource:
+def _require_staged(job: ShardJob, key: str) -> StagedSource:
     staged = read_staged(job.staging, key)
     if staged is None:
-        raise DataError(f"{job.staging / staged_name(key)}: is gone or damaged; run the same build again")
+        raise DataError(f"{job.staging / staged_name(key)}: is gone or damaged. Run the same build again")
     return staged
+
+
+def _write_tar(path: Path, staging: Path, samples: Sequence[StagedSample]) -> None:
+    """The tar of webdataset's TarWriter, byte for byte. webdataset is not imported: it loads torch, if installed (2 s)."""
+    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for sample in samples:
+            for suffix, data in sorted(_members(sample, staging)):
+                member = tarfile.TarInfo(f"{sample.facts.key}.{suffix}")
+                # Fixed time, owner and mode make the tar reproducible.
+                member.size, member.mtime, member.mode = len(data), 0, 0o444
+                member.uname = member.gname = "vmae"
+                tar.addfile(member, io.BytesIO(data))
 
 
 def _members(sample: StagedSample, staging: Path) -> Iterator[tuple[str, bytes]]:
     for phase, member in enumerate(sample.members):
         data = read_bytes(staging / member.file)
         if hashlib.sha256(data).hexdigest() != member.sha256:
-            # Taken away, so that the next run encodes it again instead of stopping here for ever.
+            # Removed, so that the next run encodes it again instead of failing here each time.
             (staging / member.file).unlink()
-            raise DataError(f"{staging / member.file}: changed since it was written; run the same build again")
+            raise DataError(f"{staging / member.file}: changed since it was written. Run the same build again")
         yield member_suffix(phase), data
     yield "json", encode_record(sample.facts)
     if sample.facts.label is not None:
@@ -180,47 +190,24 @@ def _label_text(label: Label) -> bytes:
     return " ".join(str(value) for value in values).encode("ascii")
 
 
-def _write_tar(path: Path, staging: Path, samples: Sequence[StagedSample]) -> None:
-    from webdataset import TarWriter
-
-    with path.open("wb") as file:
-        sink = _Sink(file)
-        # encoder=False: the bytes go in as they are. Fixed time and owner make the tar reproducible.
-        writer: Any = TarWriter(sink, mtime=0, user="vmae", group="vmae", encoder=False)
-        try:
-            for sample in samples:
-                writer.write({"__key__": sample.facts.key, **dict(_members(sample, staging))})
-            writer.close()
-        finally:
-            sink.file = None
-
-
-class _Sink:
-    """Where a tar is written to. What comes after its end is dropped: a tarfile that failed tries once more to
-    write when it is forgotten, fails again, and Python tells of that on the terminal.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file: IO[bytes] | None = file
-
-    def write(self, data: bytes) -> int:
-        return len(data) if self.file is None else self.file.write(data)
-
-
 def _entries(path: Path, samples: Sequence[StagedSample]) -> Iterator[SampleEntry]:
-    """Where the data of each member lies: read back from the tar, since the writer doesn't know while it writes."""
+    """The position of each member's data, read back from the tar."""
     with tarfile.open(path) as tar:
-        places = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+        positions = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+
+    def extent(name: str, digest: str) -> Extent:
+        offset, size = positions[name]
+        return Extent(offset=offset, size=size, sha256=digest)
+
     for sample in samples:
         key = sample.facts.key
-        facts = encode_record(sample.facts)
         yield SampleEntry(
             key=key,
             label=sample.facts.label,
-            facts=_extent(places[f"{key}.json"], hashlib.sha256(facts).hexdigest()),
+            facts=extent(f"{key}.json", hashlib.sha256(encode_record(sample.facts)).hexdigest()),
             members=tuple(
                 MemberEntry(
-                    extent=_extent(places[f"{key}.{member_suffix(phase)}"], member.sha256),
+                    extent=extent(f"{key}.{member_suffix(phase)}", member.sha256),
                     phase=member.phase,
                     codec=member.codec,
                     extradata=member.extradata,
@@ -231,12 +218,8 @@ def _entries(path: Path, samples: Sequence[StagedSample]) -> Iterator[SampleEntr
         )
 
 
-def _extent(place: tuple[int, int], digest: str) -> Extent:
-    return Extent(offset=place[0], size=place[1], sha256=digest)
-
-
 def clean_staging(staging: Path, keys: Sequence[str]) -> None:
-    """Take away what the sources of a packed shard left; the record first, so that no record points to nothing."""
+    """Remove the staged files of packed sources; each record first, so that no record names a missing file."""
     for key in keys:
         staged = read_staged(staging, key)
         (staging / staged_name(key)).unlink(missing_ok=True)
@@ -246,9 +229,9 @@ def clean_staging(staging: Path, keys: Sequence[str]) -> None:
 
 
 def unpack_shard(dest: StoragePath, staging: Path, shard: int) -> None:
-    """Put a shard's samples back into staging and take its marker away, so that its failures are tried again.
+    """Move a shard's samples back into staging and remove its marker, so that its failures are encoded again.
 
-    Raises DataError when a member is not what the marker says.
+    Raises DataError if a member differs from the marker.
     """
     marker = read_marker(dest, shard)
     if marker.samples:
@@ -259,7 +242,7 @@ def unpack_shard(dest: StoragePath, staging: Path, shard: int) -> None:
 
 
 def _unpack_tar(tar: Path, name: StoragePath, marker: ShardMarker, staging: Path) -> None:
-    sources: dict[str, list[StagedSample]] = {}  # segments of one source are one record
+    sources: dict[str, list[StagedSample]] = {}  # the segments of one source share a record
     for entry in marker.samples:
         facts = decode_record(_member_bytes(tar, name, entry.facts), SampleFacts, f"{name}, {entry.key}.json")
         members = []
@@ -286,35 +269,31 @@ def _unpack_tar(tar: Path, name: StoragePath, marker: ShardMarker, staging: Path
 def _member_bytes(tar: Path, name: StoragePath, extent: Extent) -> bytes:
     data = read_range(tar, extent.offset, extent.size)
     if hashlib.sha256(data).hexdigest() != extent.sha256:
-        raise DataError(f"{name}: a member's sum is wrong; remove the shard's marker to build it again")
+        raise DataError(f"{name}: a member's checksum is wrong. Remove the shard's marker to build it again")
     return data
 
 
 def read_marker(dest: StoragePath, shard: int) -> ShardMarker:
-    """A shard's marker. Raises DataError when it is damaged."""
+    """A shard's marker. Raises DataError if it is damaged."""
     path = dest / marker_name(shard)
     return decode_record(read_bytes(path), ShardMarker, str(path))
 
 
-class _Skipped(msgspec.Struct):
-    """A sample's entry that is passed over, seven times faster than it is read."""
-
-
-class _MarkerFile(msgspec.Struct, kw_only=True):
-    """A marker without the entries of its samples."""
+class _MarkerHead(msgspec.Struct, kw_only=True):
+    """A marker whose samples are counted, not read: seven times faster."""
 
     plan: str
     tar: str
     bytes: int
     sha256: str
-    samples: tuple[_Skipped, ...]
+    samples: tuple[msgspec.Raw, ...]
     failures: tuple[Failure, ...] = ()
 
 
 def read_heads(dest: StoragePath, shards: Iterable[int], plan: str) -> dict[int, ShardHead]:
-    """What is known of the shards that are done: whose marker is of this plan, and whose tar is there in full.
+    """The finished ones of these shards: their marker has this plan, their tar is complete in size.
 
-    The folder is listed once, and a store's markers are read some at a time.
+    The folder is listed once, and a store's markers are read concurrently.
     """
     sizes = list_names(dest)
     marked = [shard for shard in shards if marker_name(shard) in sizes]
@@ -328,7 +307,7 @@ def read_heads(dest: StoragePath, shards: Iterable[int], plan: str) -> dict[int,
 
 def _head_of(data: bytes, shard: int, plan: str, tar_bytes: int | None, name: str) -> ShardHead | None:
     try:
-        marker = decode_record(data, _MarkerFile, name)
+        marker = decode_record(data, _MarkerHead, name)
     except NewerFormatError:
         raise
     except DataError:

@@ -1,4 +1,4 @@
-"""Row 2. Sources and a recipe → which source goes into which shard, fixed before any work."""
+"""Sources and a recipe → the plan: which source goes into which shard, fixed before any work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Part(NamedTuple):
-    """Every `of`-th shard, from shard `number` on: what one job of several makes."""
+    """Every `of`-th shard from shard `number` on, for one of several jobs."""
 
     number: int
     of: int
@@ -53,7 +53,7 @@ WHOLE = Part(0, 1)
 
 
 class Plan(NamedTuple):
-    """The whole assignment: sources in plan order, cut by number into shards."""
+    """The sources in plan order, cut by count into shards."""
 
     facts: PlanFacts
     folder: Folder
@@ -65,12 +65,12 @@ class Plan(NamedTuple):
         return self.sources[shard * size : (shard + 1) * size]
 
     def class_name(self, label: Label | None) -> str | None:
-        """The name of one class; several stand in the facts as numbers only."""
+        """The name of a single class; a sample with several classes stores numbers only."""
         return self.facts.classes[label] if isinstance(label, int) else None
 
 
 def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: str, ffmpeg_sha256: str) -> Plan:
-    """Order the sources by a hash of (seed, key), so that classes mix, and cut them by number.
+    """Order the sources by a hash of (seed, key), which mixes the classes, and cut them by count.
 
     Raises MisuseError when two paths share a key.
     """
@@ -78,7 +78,7 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
     for a, b in itertools.pairwise(ordered):
         if a.key == b.key:
             raise MisuseError(
-                f"{path_to_text(a.path)} and {path_to_text(b.path)} have the same key {a.key}; rename one of them"
+                f"{path_to_text(a.path)} and {path_to_text(b.path)} have the same key {a.key}. Rename one of them"
             )
     facts = PlanFacts(
         version=FORMAT_VERSION,
@@ -95,15 +95,15 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
 
 
 def _plan_recipe(values: dict[str, Any]) -> dict[str, Any]:
-    """Without `columns`: what they gave is in the listing's digest."""
+    """Without `columns`: the listing's digest covers what they gave."""
     return {key: value for key, value in values.items() if key != "columns"}
 
 
 def compare_plan(dest: StoragePath, plan: Plan) -> Plan:
-    """The plan with the facts that `dest` stores, if any: digests come from the plan as stored.
+    """The plan with the facts stored in `dest`, if any: digests are those of the stored plan.
 
-    Keys that recipes have gained since are compared with their defaults.
-    Raises MisuseError with the difference: one destination holds one plan.
+    A recipe key that the stored plan lacks is compared by its default.
+    Raises MisuseError with the difference: a destination holds one plan.
     """
     try:
         stored = read_plan(dest)
@@ -115,32 +115,32 @@ def compare_plan(dest: StoragePath, plan: Plan) -> Plan:
 
 
 def write_plan(dest: StoragePath, plan: Plan) -> None:
-    """Write the plan. Of parts that begin at the same time the first one's plan holds. Raises MisuseError as `compare_plan`."""
+    """Write the plan. If parts start at the same time, the first plan counts. Raises MisuseError as `compare_plan` does."""
     if not create_bytes(dest / PLAN, encode_record(plan.facts)):
         _refuse_difference(dest, read_plan(dest), plan.facts)
     commit_bytes(dest / PLAN_TABLE, _plan_table(plan), writer_name())
 
 
-def _refuse_difference(dest: StoragePath, stored: PlanFacts, given: PlanFacts) -> None:
-    changed = difference(msgspec.to_builtins(stored), msgspec.to_builtins(given))
+def _refuse_difference(dest: StoragePath, stored: PlanFacts, new: PlanFacts) -> None:
+    changed = difference(msgspec.to_builtins(stored), msgspec.to_builtins(new))
     if changed:
         raise MisuseError(
-            f"{dest}: was planned otherwise ({shortened('; '.join(changed))}); give the old settings, or name another folder"
+            f"{dest}: has a different plan ({shortened('; '.join(changed))}). Use the old settings, or name another folder"
         )
 
 
 def read_plan(dest: StoragePath) -> PlanFacts:
-    """The plan of a destination. Raises DataError where there is none."""
+    """The plan of a destination. Raises NotThereError if there is none."""
     return decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
 
 
 def spec_of(plan: PlanFacts) -> BuildSpec:
-    """The recipe of a plan. Raises DataError where another version of this program wrote it."""
+    """The recipe of a plan. Raises DataError if another version of this program wrote it."""
     try:
         return msgspec.convert(plan.recipe, BuildSpec)
     except msgspec.ValidationError as error:
         raise DataError(
-            f"{PLAN}: its recipe is not one of this version ({error}); use the version that built it"
+            f"{PLAN}: this version can't read its recipe ({error}). Use the version that built it"
         ) from error
 
 

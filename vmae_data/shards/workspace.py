@@ -1,4 +1,4 @@
-"""Where a build works: its destination, and on this machine the folders in which it holds its locks and stages its encodes."""
+"""Destination → workspace: the folders on this machine for a build's locks and its staged encodes."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ STAGING = ".staging"
 
 
 class Workspace(NamedTuple):
-    """`locks` is the destination where that is a folder; a store has no locks, so there they hold on this machine only."""
+    """`locks` is the destination if that is a folder. A store has no locks: there they hold on this machine only."""
 
     dest: StoragePath
     locks: Path
     staging: Path
 
     @property
-    def apart(self) -> bool:
-        """Whether staging is no part of the destination."""
+    def staging_is_outside(self) -> bool:
+        """Whether staging is outside the destination."""
         return self.staging.parent != self.dest
 
     @contextmanager
-    def held(self, what: str, part: Part | None = None) -> Iterator[None]:
-        """Hold the whole, or a part. Raises VmaeError when another process of this machine does."""
+    def locked(self, what: str, part: Part | None = None) -> Iterator[None]:
+        """Lock the whole build, or a part. Raises VmaeError if another process of this machine holds the lock."""
         try:
             with lock_part(self.locks, what, *part) if part else lock(self.locks, what):
                 yield
         finally:
-            if self.apart:
-                self._leave()
+            if self.staging_is_outside:
+                self._remove_empty_folders()
 
-    def _leave(self) -> None:
-        """Take the folders away that nobody needs any more: other parts may be in work here, or wait to go on."""
+    def _remove_empty_folders(self) -> None:
+        """Remove folders that nobody uses: other parts may be running here, or be stopped for now."""
         home = self.staging.parent
         with suppress(VmaeError, OSError), lock(self.locks, "build"):
             self.staging.rmdir()
         with suppress(OSError):
             home.rmdir()
 
-    def clean_half_written(self) -> None:
-        """What killed processes left half written. Only for who holds the whole: nobody else is writing then."""
+    def remove_temporary_files(self) -> None:
+        """Remove what killed processes left half written. Needs the lock of the whole build: nobody else writes then."""
         for folder in (self.locks, self.staging):
             for path in folder.glob(f"{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
-    def forget_parts(self) -> None:
-        """Locks of parts that were killed. Only for who holds the whole."""
+    def remove_part_locks(self) -> None:
+        """Remove the locks of killed parts. Needs the lock of the whole build."""
         for path in self.locks.glob(f"{LOCK}-part-*"):
             path.unlink()
 
@@ -64,15 +64,15 @@ class Workspace(NamedTuple):
 
 
 def workspace_of(dest: StoragePath, staging: Path | None = None) -> Workspace:
-    """The site of a destination. Staging lies in it, but for a store's in the node's own folder, or below `staging`.
+    """The workspace of a destination. Staging is below `staging`, else in a local destination, else in the node's cache.
 
     Raises MisuseError for a destination that can't be written to.
     """
     writable(dest)
     if isinstance(dest, Path) and staging is None:
         return Workspace(dest, dest, dest / STAGING)
-    whole = dest.absolute() if isinstance(dest, Path) else dest
-    # A name to know it by, and a sum that tells it from others of that name.
-    name = f"{dest.name or 'root'}-{hashlib.sha256(str(whole).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    full = dest.absolute() if isinstance(dest, Path) else dest
+    # A readable name, and a hash that keeps destinations of the same name apart.
+    name = f"{dest.name or 'root'}-{hashlib.sha256(str(full).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
     home = (staging.absolute() if staging else node_folder("staging")) / name
     return Workspace(dest, dest if isinstance(dest, Path) else home, home / STAGING)

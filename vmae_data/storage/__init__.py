@@ -1,4 +1,4 @@
-"""Where data sets and runs lie: a URL or a path is a place; read, range, list, commit, lock."""
+"""Files by path or URL, on this machine, in buckets, on web servers: read, list, commit, lock."""
 
 from vmae_data.storage.files import (
     Span,
@@ -13,7 +13,6 @@ from vmae_data.storage.files import (
     in_threads,
     is_folder,
     list_names,
-    list_tree,
     listable,
     read_bytes,
     read_each,
@@ -30,13 +29,16 @@ from vmae_data.storage.local import (
     node_folder,
     part_name,
     sync_folder,
-    temporary_beside,
+    temporary_path,
     try_lock,
     write_error,
     writer_name,
 )
-from vmae_data.storage.options import credential_names, options_text, set_options, shown_options, take_options
+from vmae_data.storage.options import credential_names, options_text, restore_options, set_options, shown_options
 from vmae_data.storage.paths import RemotePath, StoragePath, local_path, storage_path, writable_path, writable_paths
+from vmae_data.storage.remote import list_tree
+
+temporary_beside = temporary_path  # old name, until its callers are renamed
 
 __all__ = [
     "LOCK",
@@ -69,12 +71,13 @@ __all__ = [
     "read_range",
     "read_spans",
     "remove",
+    "restore_options",
     "set_options",
     "shown_options",
     "storage_path",
     "sync_folder",
-    "take_options",
     "temporary_beside",
+    "temporary_path",
     "try_lock",
     "writable",
     "writable_path",

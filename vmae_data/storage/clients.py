@@ -1,4 +1,4 @@
-"""The open stores of this process. obstore does not survive a fork: a store is opened in the process that uses it, when first used."""
+"""The open store clients of this process. obstore does not survive a fork: each process opens its own, when first used."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vmae_data.errors import MisuseError
 from vmae_data.storage.options import VARIABLE, Access, access_of, missing_key_file
 from vmae_data.storage.paths import RemotePath
 
-__all__ = ["CLIENTS", "LONGEST_WAIT", "Opened"]
+__all__ = ["LONGEST_WAIT", "Client", "client_of", "forget_client", "open_client"]
 
 LONGEST_WAIT = 15.0  # seconds between two tries
 UPLOAD_TRIES = 8  # of each part
 UPLOAD_PATIENCE = 15  # times the silence that ends a read
 
 
-class Opened(NamedTuple):
-    """A store, opened twice: what is read is asked for again by us, who can say why; the parts of an upload
-    are sent again by the client, which knows what has come through.
+class Client(NamedTuple):
+    """A store, opened twice: `retry.py` repeats reads, and reports why they fail; obstore repeats the parts of an
+    upload, because it knows which have arrived.
     """
 
     reader: Any
@@ -30,71 +30,70 @@ class Opened(NamedTuple):
     access: Access
 
 
-class _Clients:
-    """The open stores of this process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._opened: dict[tuple[int, str, str], Opened] = {}
-
-    def get(self, place: RemotePath) -> Opened:
-        with self._lock:
-            key = _key(place)
-            if key not in self._opened:
-                self._opened[key] = open_store(place)
-            return self._opened[key]
-
-    def forget(self, place: RemotePath) -> None:
-        """Open it again next time: its credentials may have been renewed."""
-        with self._lock:
-            self._opened.pop(_key(place), None)
+_clients: dict[tuple[int, str, str], Client] = {}
+_lock = threading.Lock()
 
 
-def _key(place: RemotePath) -> tuple[int, str, str]:
-    return os.getpid(), place.root, os.environ.get(VARIABLE, "")
+def client_of(path: RemotePath) -> Client:
+    """The client for the store of a path, opened when first used."""
+    key = _key(path)
+    with _lock:
+        if key not in _clients:
+            _clients[key] = open_client(path)
+        return _clients[key]
 
 
-def open_store(place: RemotePath) -> Opened:
+def forget_client(path: RemotePath) -> None:
+    """Open the store again next time: its credentials may have been renewed."""
+    with _lock:
+        _clients.pop(_key(path), None)
+
+
+def _key(path: RemotePath) -> tuple[int, str, str]:
+    return os.getpid(), path.root, os.environ.get(VARIABLE, "")
+
+
+def open_client(path: RemotePath) -> Client:
+    """Open the store of a path. Raises MisuseError for options that it does not accept."""
     from obstore import exceptions
     from obstore import store as stores
 
-    access = access_of(place.scheme, str(place))
+    access = access_of(path.scheme, str(path))
     config: Any = access.config or None
-
     limit = timedelta(seconds=access.give_up)
-    patient = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
-    # While a part of an upload is on its way nothing is read, and a link may be slow.
+    backoff = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
+    # While a part is uploaded nothing is read, and a link may be slow.
     slow = {**access.client, "read_timeout": UPLOAD_PATIENCE * access.client["read_timeout"]}
 
-    def twice(make: Callable[..., Any], *where: Any, **given: Any) -> Opened:
+    def twice(make: Callable[..., Any], target: str, **options: Any) -> Client:
         reading = {"max_retries": 0, "retry_timeout": limit}
-        writing = {"max_retries": UPLOAD_TRIES, "retry_timeout": limit, "backoff": patient}
-        return Opened(
-            make(*where, **given, client_options=access.client, retry_config=reading),
-            make(*where, **given, client_options=slow, retry_config=writing),
+        writing = {"max_retries": UPLOAD_TRIES, "retry_timeout": limit, "backoff": backoff}
+        return Client(
+            make(target, **options, client_options=access.client, retry_config=reading),
+            make(target, **options, client_options=slow, retry_config=writing),
             access,
         )
 
     try:
-        if place.scheme == "s3":
-            return twice(stores.S3Store, place.container, config=config)
-        if place.scheme == "gs":
-            return twice(stores.GCSStore, place.container, config=config)
-        if place.scheme == "az":
-            return twice(stores.AzureStore, place.container, config=config)
-        for option in access.config:  # for another place of the same command, perhaps
-            if not _is_of_a_cloud(option):
-                raise MisuseError(f"--storage-option {option}: not known for any store; see docs/storage.md")
-        return twice(stores.HTTPStore.from_url, place.root)
+        if path.scheme == "s3":
+            return twice(stores.S3Store, path.container, config=config)
+        if path.scheme == "gs":
+            return twice(stores.GCSStore, path.container, config=config)
+        if path.scheme == "az":
+            return twice(stores.AzureStore, path.container, config=config)
+        for option in access.config:  # options of a bucket may be meant for another path of the same command
+            if not _is_bucket_option(option):
+                raise MisuseError(f"--storage-option {option}: unknown for every store. See docs/storage.md")
+        return twice(stores.HTTPStore.from_url, path.root)
     except (exceptions.BaseError, ValueError, TypeError) as error:
-        if place.scheme == "gs" and (missing := missing_key_file(access.config)):
-            raise MisuseError(f"{place}: {missing}") from None
+        if path.scheme == "gs" and (missing := missing_key_file(access.config)):
+            raise MisuseError(f"{path}: {missing}") from None
         key = re.search(r"[Cc]onfiguration key[^'\"]*['\"]([a-z0-9_.]+)['\"]", str(error))
-        what = f"--storage-option {key[1]}: not known for" if key else "options that can't be used for"
-        raise MisuseError(f"{what} {place.root}; see docs/storage.md") from None
+        what = f"--storage-option {key[1]}: unknown for" if key else "options that can't be used for"
+        raise MisuseError(f"{what} {path.root}. See docs/storage.md") from None
 
 
-def _is_of_a_cloud(key: str) -> bool:
+def _is_bucket_option(key: str) -> bool:
     """Whether S3, GCS or Azure has such an option, whatever its value."""
     from obstore import exceptions
     from obstore import store as stores
@@ -106,9 +105,6 @@ def _is_of_a_cloud(key: str) -> bool:
         except exceptions.UnknownConfigurationKeyError:
             continue
         except (exceptions.BaseError, ValueError, TypeError):
-            return True  # of the value, or of what else it takes
+            return True  # the value, or another missing option, is refused
         return True
     return False
-
-
-CLIENTS = _Clients()

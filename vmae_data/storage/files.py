@@ -1,4 +1,4 @@
-"""What can be done with a file, wherever it lies: on this machine, in a bucket, on a web server."""
+"""Operations on a file that work for each kind of path: on this machine, in a bucket, on a web server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from vmae_data.errors import DataError, MisuseError, StopRequested, StoreError
 from vmae_data.storage import local, remote
-from vmae_data.storage.local import temporary_beside, write_error
+from vmae_data.storage.local import temporary_path, write_error
 from vmae_data.storage.paths import RemotePath, StoragePath
 from vmae_data.storage.retry import STOPPING
 
@@ -30,7 +30,6 @@ __all__ = [
     "in_threads",
     "is_folder",
     "list_names",
-    "list_tree",
     "listable",
     "read_bytes",
     "read_each",
@@ -40,102 +39,107 @@ __all__ = [
     "writable",
 ]
 
-CALLS_AT_A_TIME = 16
-Thing = TypeVar("Thing")
-Answer = TypeVar("Answer")
+CONCURRENT_CALLS = 16
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Span(NamedTuple):
-    """Bytes of a file."""
+    """A range of bytes in a file."""
 
     offset: int
     size: int
 
 
-def read_bytes(place: StoragePath, *, give_up: float | None = None, most: int | None = None) -> bytes:
-    """The whole of a file. Raises DataError naming it, StoreError where its store does not answer.
+def read_bytes(path: StoragePath, *, give_up: float | None = None, most: int | None = None) -> bytes:
+    """All bytes of a file. Raises DataError naming it, StoreError if its store does not answer.
 
-    Of a store: `give_up` are the seconds that are waited for one which need not answer, `most` the bytes that a file may have.
+    For a remote file: `give_up` limits the seconds of retries, `most` the file's size in bytes.
     """
-    return local.read_bytes(place) if isinstance(place, Path) else remote.read(place, give_up, most)
+    return local.read_bytes(path) if isinstance(path, Path) else remote.read(path, give_up, most)
 
 
-def read_range(place: StoragePath, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; fewer only where the file ends. Raises as `read_bytes` does, DataError for numbers below 0."""
+def read_range(path: StoragePath, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`, fewer only at the file's end.
+
+    Raises as `read_bytes` does, and DataError for negative numbers.
+    """
     if offset < 0 or size < 0:
-        raise DataError(f"{place}: {size} bytes from {offset} on can't be read; what named them is damaged")
-    if isinstance(place, Path):
-        return local.read_part(place, offset, size)
-    return remote.read_part(place, offset, size).data
+        raise DataError(f"{path}: can't read {size} bytes at offset {offset}. The record with these numbers is damaged")
+    if isinstance(path, Path):
+        return local.read_part(path, offset, size)
+    return remote.read_part(path, offset, size).data
 
 
-def read_spans(place: StoragePath, spans: Sequence[Span]) -> Iterator[bytes]:
-    """Many spans of one file, in their order. Raises as `read_bytes` does, DataError where the file ends before one."""
-    if isinstance(place, Path):
-        found: Iterator[bytes] = (local.read_part(place, span.offset, span.size) for span in spans)
+def read_spans(path: StoragePath, spans: Sequence[Span]) -> Iterator[bytes]:
+    """Many ranges of one file, in order. Raises as `read_bytes` does, DataError if the file ends before a range does."""
+    if isinstance(path, Path):
+        parts: Iterator[bytes] = (local.read_part(path, span.offset, span.size) for span in spans)
     else:
-        found = in_threads(lambda span: remote.read_part(place, span.offset, span.size).data, spans)
-    for span, data in zip(spans, found, strict=True):
+        parts = in_threads(lambda span: remote.read_part(path, span.offset, span.size).data, spans)
+    for span, data in zip(spans, parts, strict=True):
         if len(data) != span.size:
-            raise DataError(f"{place}: ends after {span.offset + len(data)} bytes, before what it should hold")
+            raise DataError(
+                f"{path}: ends after {span.offset + len(data)} bytes, {span.offset + span.size} were expected"
+            )
         yield data
 
 
-def read_each(places: Sequence[StoragePath]) -> Iterator[bytes]:
-    """Each of many files, whole, in their order; of a store some at a time. Raises as `read_bytes` does."""
-    here = all(isinstance(place, Path) for place in places)
-    return map(read_bytes, places) if here else in_threads(read_bytes, places)
+def read_each(paths: Sequence[StoragePath]) -> Iterator[bytes]:
+    """All bytes of each file, in order; remote files concurrently. Raises as `read_bytes` does."""
+    is_local = all(isinstance(path, Path) for path in paths)
+    return map(read_bytes, paths) if is_local else in_threads(read_bytes, paths)
 
 
-def in_threads(call: Callable[[Thing], Answer], things: Iterable[Thing]) -> Iterator[Answer]:
-    """What a call gives for each thing, in their order. A store answers late, but many calls at a time.
+def in_threads(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` with concurrent calls, results in order: a store is slow to answer one call, but answers many at once.
 
-    No more answers than calls at a time are held.
+    At most `CONCURRENT_CALLS` results are held.
     """
-    coming: deque[Future[Answer]] = deque()
-    with ThreadPoolExecutor(CALLS_AT_A_TIME) as pool:
+    futures: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(CONCURRENT_CALLS) as pool:
         try:
-            for thing in things:
-                coming.append(pool.submit(call, thing))
-                if len(coming) >= CALLS_AT_A_TIME:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+            for item in items:
+                futures.append(pool.submit(call, item))
+                if len(futures) >= CONCURRENT_CALLS:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
         except (StopRequested, KeyboardInterrupt):
             STOPPING.set()
             raise
         finally:
-            for call_left in coming:
-                call_left.cancel()
+            for future in futures:
+                future.cancel()
 
 
-def file_size(place: StoragePath) -> int | None:
-    """Bytes of a file; None where there is none."""
-    if isinstance(place, Path):
-        return place.stat().st_size if place.is_file() else None
-    found = remote.stat(place)
-    return found.size if found else None
+def file_size(path: StoragePath) -> int | None:
+    """Bytes of a file; None if there is none."""
+    if isinstance(path, Path):
+        return path.stat().st_size if path.is_file() else None
+    info = remote.stat(path)
+    return info.size if info else None
 
 
-def exists(place: StoragePath) -> bool:
+def exists(path: StoragePath) -> bool:
     """Whether there is such a file."""
-    return file_size(place) is not None
+    return file_size(path) is not None
 
 
-def is_folder(place: StoragePath) -> bool:
-    """Whether anything lies below it; on a web server nobody knows, and it is believed."""
-    if isinstance(place, Path):
-        return place.is_dir()
-    return not listable(place) or remote.holds_anything(place)
+def is_folder(path: StoragePath) -> bool:
+    """Whether there are files below this path. A web server can't tell: True."""
+    if isinstance(path, Path):
+        return path.is_dir()
+    return not listable(path) or remote.holds_anything(path)
 
 
-def listable(place: StoragePath) -> bool:
+def listable(path: StoragePath) -> bool:
     """Whether its folder can be listed; a web server's can't."""
-    return isinstance(place, Path) or not place.is_web
+    return isinstance(path, Path) or not path.is_web
 
 
 def list_names(folder: StoragePath) -> dict[str, int]:
-    """The files right in a folder: name → bytes. Empty where there is no such folder.
+    """The files directly in a folder: name → bytes. Empty if there is no such folder.
 
     Raises MisuseError for a web server, which has no listing.
     """
@@ -146,69 +150,64 @@ def list_names(folder: StoragePath) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def list_tree(folder: RemotePath) -> dict[str, int]:
-    """Every object below a folder of a bucket: path relative to it → bytes, in the order of the paths' bytes."""
-    return {listed.path: listed.size for listed in remote.list_tree(folder)}
+def writable(path: StoragePath) -> StoragePath:
+    """Returns the path. Raises MisuseError for a web server, which takes no writes."""
+    if not listable(path):
+        raise MisuseError(f"{path}: a web server can't be written to. Name a folder or a bucket")
+    return path
 
 
-def writable(place: StoragePath) -> StoragePath:
-    """The place itself. Raises MisuseError for a web server, to which nothing can be written."""
-    if not listable(place):
-        raise MisuseError(f"{place}: a web server can't be written to; name a folder or a bucket")
-    return place
-
-
-def commit_bytes(place: StoragePath, data: bytes, writer: str = "") -> None:
-    """Write a file so that it is there whole or not at all; `writer` as in `temporary_beside`."""
-    if isinstance(place, Path):
-        local.commit_bytes(place, data, writer)
+def commit_bytes(path: StoragePath, data: bytes, writer: str = "") -> None:
+    """Write a file completely or not at all. `writer`: see `temporary_path`."""
+    if isinstance(path, Path):
+        local.commit_bytes(path, data, writer)
     else:
-        remote.put(place, data)
+        remote.put(path, data)
 
 
-def commit_file(temporary: Path, place: StoragePath) -> None:
-    """Give a finished temporary file its name; one that belongs elsewhere is sent there and taken away here."""
-    if isinstance(place, Path):
-        local.commit_file(temporary, place)
+def commit_file(temporary: Path, path: StoragePath) -> None:
+    """Move a complete temporary file to its final path: rename it, or upload it and remove it here."""
+    if isinstance(path, Path):
+        local.commit_file(temporary, path)
         return
     size = temporary.stat().st_size
-    remote.put(place, temporary)
-    if (sent := file_size(place)) != size:
-        raise StoreError(f"{place}: {sent} of {size} bytes are there after it was written; run the same command again")
+    remote.put(path, temporary)
+    if (stored := file_size(path)) != size:
+        raise StoreError(f"{path}: has {stored} bytes after an upload of {size}. Run the same command again")
     temporary.unlink(missing_ok=True)
 
 
-def create_bytes(place: StoragePath, data: bytes) -> bool:
-    """Write a file unless it is there; True where this call made it. Of several at the same time one does."""
-    return local.create_bytes(place, data) if isinstance(place, Path) else remote.create(place, data)
+def create_bytes(path: StoragePath, data: bytes) -> bool:
+    """Write a file unless it exists. True if this call made it: exactly one of several concurrent calls does."""
+    return local.create_bytes(path, data) if isinstance(path, Path) else remote.create(path, data)
 
 
-def remove(place: StoragePath) -> None:
-    """Take a file away; nothing where there is none."""
-    if isinstance(place, Path):
-        place.unlink(missing_ok=True)
+def remove(path: StoragePath) -> None:
+    """Remove a file, if there is one."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
     else:
-        remote.remove(place)
+        remote.remove(path)
 
 
-def hash_file(place: StoragePath) -> str:
+def hash_file(path: StoragePath) -> str:
     """sha256 of a file. Raises DataError naming it."""
-    if isinstance(place, Path):
-        return local.hash_file(place)
+    if isinstance(path, Path):
+        return local.hash_file(path)
     digest = hashlib.sha256()
-    for data in remote.stream(place):
+    for data in remote.stream(path):
         digest.update(data)
     return digest.hexdigest()
 
 
-def copy_here(place: StoragePath, to: Path) -> None:
-    """Copy a file to a path of this machine, whole or not at all. Raises NotThereError, StoreError, VmaeError."""
-    temporary = temporary_beside(to, local.writer_name())
+def copy_here(path: StoragePath, to: Path) -> None:
+    """Copy a file to a path of this machine, completely or not at all. Raises NotThereError, StoreError, VmaeError."""
+    temporary = temporary_path(to, local.writer_name())
     try:
-        if isinstance(place, Path):
-            local.copy_file(place, temporary)
+        if isinstance(path, Path):
+            local.copy_file(path, temporary)
         else:
-            remote.download(place, temporary)
+            remote.download(path, temporary)
         local.commit_file(temporary, to)
     except OSError as error:
         raise write_error(to, error) from error
@@ -217,21 +216,21 @@ def copy_here(place: StoragePath, to: Path) -> None:
 
 
 @contextmanager
-def copied(place: StoragePath, folder: Path) -> Iterator[Path]:
-    """A file as a path of this machine: itself, or a copy in `folder` that is taken away at the end.
+def copied(path: StoragePath, folder: Path) -> Iterator[Path]:
+    """A file as a path of this machine: the file itself, or a copy in `folder` that is removed at the end.
 
     Raises NotThereError, DataError, StoreError, VmaeError.
     """
-    if isinstance(place, Path):
-        yield place
+    if isinstance(path, Path):
+        yield path
         return
-    # A name of its own, for others may copy the same file; with the ending, by which containers are guessed too.
-    path = temporary_beside(folder / f"copy-{local.writer_name()}-{secrets.token_hex(4)}{place.suffix[:16]}")
+    # A unique name: other processes may copy the same file. The suffix stays: ffmpeg guesses containers by it.
+    copy = temporary_path(folder / f"copy-{local.writer_name()}-{secrets.token_hex(4)}{path.suffix[:16]}")
     try:
         try:
-            remote.download(place, path)
+            remote.download(path, copy)
         except OSError as error:
-            raise write_error(path, error) from error
-        yield path
+            raise write_error(copy, error) from error
+        yield copy
     finally:
-        path.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)

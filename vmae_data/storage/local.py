@@ -1,6 +1,6 @@
-"""Files of this machine: read, range, commit, lock.
+"""Files of this machine: read, read a range, commit, lock.
 
-What was committed is whole: written beside, synced, renamed, and the folder synced.
+A committed file is complete: it is written to a temporary file, synced and renamed, then its folder is synced.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "read_bytes",
     "read_part",
     "sync_folder",
-    "temporary_beside",
+    "temporary_path",
     "try_lock",
     "write_error",
     "writer_name",
@@ -42,71 +42,83 @@ __all__ = [
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 SHARED_TRIES = 20
-# What a file system answers that can't make a second name of a file.
+# What a file system without hard links answers.
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole of a file. Raises DataError naming it."""
+    """All bytes of a file. Raises DataError naming it."""
     try:
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotThereError(f"{path}: can't be read ({error.strerror}); check the path") from error
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); check the path") from error
+        raise _read_error(path, error) from error
 
 
 def read_part(path: Path, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; fewer only where the file ends. Raises DataError naming it."""
+    """`size` bytes from `offset`, fewer only at the file's end. Raises DataError naming the file."""
     try:
         with path.open("rb") as file:
-            # What is asked for may be anything; memory is taken for what is there.
-            there = max(0, os.fstat(file.fileno()).st_size - offset)
-            return os.pread(file.fileno(), min(size, there), offset) if there else b""
-    except FileNotFoundError as error:
-        raise NotThereError(f"{path}: can't be read ({error.strerror}); check the path") from error
+            # `size` may come from damaged data: allocate no more than the file has.
+            left = max(0, os.fstat(file.fileno()).st_size - offset)
+            return os.pread(file.fileno(), min(size, left), offset) if left else b""
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); check the path") from error
+        raise _read_error(path, error) from error
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file. Raises DataError naming it."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _read_error(path, error) from error
+
+
+def copy_file(path: Path, to: Path) -> None:
+    """Copy the bytes of a file. Raises NotThereError if it can't be read, OSError if `to` can't be written."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise NotThereError(f"{path}: can't be read ({error.strerror}). Check the path") from error
+    with file, to.open("wb") as target:
+        shutil.copyfileobj(file, target, 1 << 20)
+
+
+def _read_error(path: Path, error: OSError) -> DataError:
+    kind = NotThereError if isinstance(error, FileNotFoundError) else DataError
+    return kind(f"{path}: can't be read ({error.strerror}). Check the path")
 
 
 def node_folder(name: str) -> Path:
-    """A folder that all processes of this machine share, for copies that can be fetched again."""
+    """A cache folder that all processes of this machine share; its files can be fetched again."""
     home = os.environ.get("VMAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vmae"
     folder = Path(home).expanduser() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another by VMAE_CACHE") from error
+        raise VmaeError(
+            f"{folder}: this folder can't be made ({error.strerror}). Set VMAE_CACHE to another one"
+        ) from error
     return folder
 
 
-def copy_file(path: Path, to: Path) -> None:
-    """The bytes of a file into another. Raises NotThereError, and OSError for what is written."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise NotThereError(f"{path}: can't be read ({error.strerror}); check the path") from error
-    with file, to.open("wb") as target:
-        shutil.copyfileobj(file, target, 1 << 20)
+def temporary_path(path: Path, writer: str = "") -> Path:
+    """The temporary file of a file: in the same folder, so that the rename is atomic.
 
-
-def temporary_beside(path: Path, writer: str = "") -> Path:
-    """The temporary name of a file: in the same folder, so that the rename is atomic.
-
-    Processes that may write the same file at the same time each give their `writer_name`. One that holds
-    a lock gives none: what a killed run left half written is then written over.
+    Processes that may write the same file at the same time each pass their `writer_name`. A process that holds a lock
+    passes none: it overwrites what a killed run left half written.
     """
     return path.with_name(f"{TEMPORARY}{path.name}.{writer}" if writer else f"{TEMPORARY}{path.name}")
 
 
 def writer_name() -> str:
-    """What tells this process from all others that see the same folder, on whatever machine."""
+    """The name of this process, unique among all machines that see the same folder."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def create_bytes(path: Path, data: bytes) -> bool:
-    """Write a file unless it is there; True where this call made it. Of several at the same time one does."""
-    temporary = temporary_beside(path, writer_name())
+    """Write a file unless it exists. True if this call made it: exactly one of several concurrent calls does."""
+    temporary = temporary_path(path, writer_name())
     try:
         temporary.write_bytes(data)
         with temporary.open("rb") as file:
@@ -127,8 +139,8 @@ def create_bytes(path: Path, data: bytes) -> bool:
 
 
 def commit_bytes(path: Path, data: bytes, writer: str = "") -> None:
-    """Write a file so that it is there whole or not at all; `writer` as in `temporary_beside`."""
-    temporary = temporary_beside(path, writer)
+    """Write a file completely or not at all. `writer`: see `temporary_path`."""
+    temporary = temporary_path(path, writer)
     try:
         temporary.write_bytes(data)
         commit_file(temporary, path)
@@ -139,7 +151,7 @@ def commit_bytes(path: Path, data: bytes, writer: str = "") -> None:
 
 
 def commit_file(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its name: sync, rename, sync the folder."""
+    """Move a complete temporary file to its final path: sync, rename, sync the folder."""
     try:
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
@@ -162,53 +174,49 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> VmaeError:
-    """What to tell of a file that could not be written."""
+    """The error to raise for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return VmaeError(f"{path}: no room left on the disk; free some and run the same command again")
-    return VmaeError(f"{path}: can't be written ({error.strerror}); check the folder and its rights")
+        return VmaeError(f"{path}: no room left on the disk. Free some and run the same command again")
+    return VmaeError(f"{path}: can't be written ({error.strerror}). Check the folder and its permissions")
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file. Raises DataError naming it."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); check the path") from error
+def part_name(stem: str, number: int, count: int) -> str:
+    """The name of a part's own file: `.lock-part-0-of-3`."""
+    return f"{stem}-part-{number}-of-{count}"
 
 
 @contextmanager
 def lock(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder (made where it isn't there) for one process; the kernel lets go when that dies, whatever kills it.
+    """Lock a folder for one process; make the folder if needed. The kernel unlocks it if the process dies.
 
-    Raises VmaeError when another process holds it or a part of it, or the folder can't be made.
+    Raises VmaeError if another process has locked the folder or a part of it, or if the folder can't be made.
     """
-    with _held(folder / LOCK, f"another {what} is writing here"):
+    with _locked(folder / LOCK, f"another {what} is writing here"):
         yield
 
 
 @contextmanager
 def lock_part(folder: Path, what: str, number: int, count: int) -> Iterator[None]:
-    """Hold part `number` of `count` of a folder: other parts may be held, the whole and the same part may not.
+    """Lock part `number` of `count` of a folder. Other parts may be locked, the folder and this part may not.
 
-    Raises VmaeError when the whole or this part is held, or parts by another count, which would overlap.
+    Raises VmaeError if the folder or this part is locked, or a part of another count, which would overlap.
     """
     own = folder / part_name(LOCK, number, count)
-    whole = _held(folder / LOCK, f"another {what} is writing here, not in parts", shared=True)
-    with whole, _held(own, f"another {what} of part {number}/{count} is writing here"):
-        # Ours is held before we look at others: of two that begin together at least one sees the other.
+    whole = _locked(folder / LOCK, f"another {what} is writing here, not in parts", shared=True)
+    with whole, _locked(own, f"another {what} of part {number}/{count} is writing here"):
+        # Our lock comes first: of two processes that start together, at least one sees the other's.
         for path in folder.glob(f"{LOCK}-part-*"):
             if not path.name.endswith(f"-of-{count}"):
-                with _held(path, f"another {what} with other parts than {number}/{count} is writing here"):
+                with _locked(path, f"another {what} with other parts than {number}/{count} is writing here"):
                     pass
         yield
 
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file while the block runs, if nobody else does; gives whether it is held. Its name goes with it.
+    """Lock a file while the block runs, if no other process has. Gives whether it is locked; removes the file after.
 
-    Raises VmaeError where the file system has no locks.
+    Raises VmaeError if the file system has no locks.
     """
     descriptor = _open_locked(path, fcntl.LOCK_EX, None)
     try:
@@ -220,39 +228,34 @@ def try_lock(path: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def part_name(stem: str, number: int, count: int) -> str:
-    """What a part calls a file of its own: `.lock-part-0-of-3`."""
-    return f"{stem}-part-{number}-of-{count}"
-
-
 @contextmanager
-def _held(path: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
+def _locked(path: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
     descriptor = _open_locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, refusal)
     assert descriptor is not None
     try:
         yield
     finally:
         with suppress(OSError):
-            if shared:  # the last one out takes the name away
+            if shared:  # only the last holder removes the file
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
         os.close(descriptor)
 
 
 def _open_locked(path: Path, kind: int, refusal: str | None) -> int | None:
-    """None where another holds it and there is no refusal."""
+    """A descriptor that holds the lock. If another process holds it: VmaeError with `refusal`, or None without one."""
     folder = path.parent
-    # Whoever shares a lock holds it alone for a moment when it ends, to take the name away: no reason to refuse.
+    # A shared lock's holder takes it exclusively for a moment at its end, to remove the file: no reason to refuse.
     tries = SHARED_TRIES if kind == fcntl.LOCK_SH else 1
     lost = 0
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise VmaeError(f"{folder}: can't be made a folder ({error.strerror}); name another one") from error
+            raise VmaeError(f"{folder}: this folder can't be made ({error.strerror}). Name another one") from error
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError as error:  # the holder before us took the empty folder away
+        except FileNotFoundError as error:  # the holder before us removed the empty folder
             lost += 1
             if lost == SHARED_TRIES:
                 raise write_error(path, error) from error
@@ -263,16 +266,16 @@ def _open_locked(path: Path, kind: int, refusal: str | None) -> int | None:
             os.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise VmaeError(
-                    f"{path}: can't be locked ({error.strerror}); mount this file system with locks (Lustre: -o flock)"
+                    f"{path}: can't be locked ({error.strerror}). Mount this file system with locks (Lustre: -o flock)"
                 ) from error
             tries -= 1
             if not tries and refusal is None:
                 return None
             if not tries:
-                raise VmaeError(f"{folder}: {refusal}; wait for it, or name another folder") from error
+                raise VmaeError(f"{folder}: {refusal}. Wait for it, or name another folder") from error
             time.sleep(0.05)
             continue
-        # The holder before us removes the name when it ends: a lock on a removed file locks nothing.
+        # The holder before us removes the file at its end: a lock on a removed file locks nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor

@@ -1,6 +1,7 @@
-"""How a store is reached: `--storage-option`, the usual environment variables, and AWS profiles.
+"""`--storage-option`, environment variables and AWS profiles → how to open a store.
 
-Options stand in the environment, so that every process we start has them, and no pickle, log or record does.
+Options are kept in the environment: every process that we start has them, and no pickle, log or record does.
+AWS profiles are parsed here because obstore does not read them.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ __all__ = [
     "credential_names",
     "missing_key_file",
     "options_text",
+    "restore_options",
     "set_options",
     "shown_options",
-    "take_options",
 ]
 
 VARIABLE = "VMAE_STORAGE_OPTIONS"
-GIVE_UP_SECONDS = 300.0  # after which a store that does not answer ends the work
-WHOLE_SECONDS = 3600.0  # of a request; a slow but steady one may last
+GIVE_UP_SECONDS = 300.0  # after which a silent store ends the command
+REQUEST_SECONDS = 3600.0  # of a whole request: a slow but steady one may last
 SILENCE_SECONDS = 20.0  # within a request
 CONNECT_SECONDS = 10.0
 _TIMES = ("timeout", "read_timeout", "connect_timeout")
-_CLIENT = ("allow_http", "allow_invalid_certificates", "proxy_url", "root_certificate", "user_agent")
+_CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "root_certificate", "user_agent")
 _HEADER = "header."
-_SHOWN = (
+_NOT_SECRET = (
     *_TIMES,
     "give_up",
     "endpoint",
@@ -51,15 +52,15 @@ _ENDPOINT = re.compile(r"https?://[A-Za-z0-9._~\-\[\]:]+(/[^\s@]*)?")
 
 
 class Access(NamedTuple):
-    """How the store of one root is opened."""
+    """How to open a store."""
 
-    config: dict[str, Any]  # of the store itself, for obstore
+    config: dict[str, Any]  # of the store, for obstore
     client: dict[str, Any]  # of its HTTP client
-    give_up: float  # seconds
+    give_up: float  # seconds of retries
 
 
 def set_options(options: Sequence[str]) -> None:
-    """Take `key=value` texts for this process and all that it starts. Raises MisuseError."""
+    """Set `key=value` options for this process and all processes that it starts. Raises MisuseError."""
     values = dict(_options())
     for text in options:
         key, equals, value = text.partition("=")
@@ -71,33 +72,33 @@ def set_options(options: Sequence[str]) -> None:
 
 
 def options_text() -> str:
-    """All options, secrets too, to hand to a process that does not have our environment. Never to be shown or stored."""
+    """All options with their secrets, for a process without our environment. Never show or store this text."""
     return os.environ.get(VARIABLE, "")
 
 
-def take_options(text: str) -> None:
-    """What `options_text` gave elsewhere."""
+def restore_options(text: str) -> None:
+    """Set the options that `options_text` gave in another process."""
     if text:
         os.environ[VARIABLE] = text
 
 
 def shown_options() -> dict[str, str]:
-    """The options as they may be shown: secrets are left out."""
+    """The options without their secrets."""
     return {key: "…" if _is_secret(key, value) else value for key, value in _options().items()}
 
 
 def _is_secret(key: str, value: str) -> bool:
-    """All but what is known to be none: a name may be misspelt, and a proxy's URL may hold a password."""
-    return key not in _SHOWN or "@" in value
+    """All but known harmless options: a name may be misspelt, and a proxy's URL may contain a password."""
+    return key not in _NOT_SECRET or "@" in value
 
 
 def access_of(scheme: str, url: str = "") -> Access:
-    """What options, environment and profile say of a kind of store (`s3`, `gs`, `az`, `http`, `https`); errors name `url`.
+    """The settings of options, environment and profile for a scheme (`s3`, `gs`, `az`, `http`, `https`).
 
-    Raises MisuseError for values that can't be read, VmaeError where a profile needs more than is installed.
+    Raises MisuseError, naming `url`, for invalid values; VmaeError for a profile that needs another tool.
     """
     options = dict(_options())
-    client: dict[str, Any] = dict(zip(_TIMES, (WHOLE_SECONDS, SILENCE_SECONDS, CONNECT_SECONDS), strict=True))
+    client: dict[str, Any] = dict(zip(_TIMES, (REQUEST_SECONDS, SILENCE_SECONDS, CONNECT_SECONDS), strict=True))
     give_up = GIVE_UP_SECONDS
     config: dict[str, Any] = _profile(options) if scheme == "s3" else {}
     headers: dict[str, str] = {}
@@ -108,7 +109,7 @@ def access_of(scheme: str, url: str = "") -> Access:
             client[key] = _seconds(key, value)
         elif key.startswith(_HEADER):
             headers[key.removeprefix(_HEADER)] = value
-        elif key in _CLIENT:
+        elif key in _CLIENT_OPTIONS:
             client[key] = value.lower() in ("1", "true", "yes") if key.startswith("allow") else value
         elif key != "profile":
             config[key] = value
@@ -116,13 +117,13 @@ def access_of(scheme: str, url: str = "") -> Access:
         client["default_headers"] = headers
     for key in _TIMES:
         client[key] = timedelta(seconds=client[key])
-    if scheme == "az":  # where it stands in the environment alone, the client does not say so when it is copied
+    if scheme == "az":  # obstore reads this variable too, but a copy of its client loses the account
         account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
         if account and not any(key.endswith("account_name") for key in config):
             config["account_name"] = account
         if not any(key.endswith("account_name") for key in config):
             raise MisuseError(
-                f"{url or 'az://'}: no account is named; set AZURE_STORAGE_ACCOUNT_NAME, or --storage-option account_name=…"
+                f"{url or 'az://'}: no account is named. Set AZURE_STORAGE_ACCOUNT_NAME, or --storage-option account_name=…"
             )
     _check_texts(config)
     _check_endpoint(_endpoint(scheme, config))
@@ -131,8 +132,8 @@ def access_of(scheme: str, url: str = "") -> Access:
     return Access(config, client, give_up)
 
 
-# Where the clients look for credentials, in the environment and in files.
-_NAMES = {
+# Environment variables and files that may hold credentials.
+_VARIABLES = {
     "s3": (
         "AWS_ACCESS_KEY_ID",
         "AWS_SESSION_TOKEN",
@@ -163,22 +164,22 @@ _FILES = {
 
 
 def credential_names() -> dict[str, list[str]]:
-    """For each kind of store, what credentials there are, by their names; never their values."""
+    """Scheme → the names of the credentials that are set; never their values."""
     return {
         scheme: [name for name in names if os.environ.get(name)]
         + [name for name in _FILES.get(scheme, ()) if Path(name).expanduser().is_file()]
-        for scheme, names in _NAMES.items()
+        for scheme, names in _VARIABLES.items()
     }
 
 
 def missing_key_file(config: Mapping[str, Any]) -> str | None:
-    """Of Google's: who names a file of credentials that is not there, and which; None where all are there."""
-    given = {f"--storage-option {key}": str(value) for key, value in config.items() if key.endswith(_GS_FILES)}
-    given |= {name: os.environ.get(name, "") for name in (f"GOOGLE_{key.upper()}" for key in _GS_FILES)}
-    for name, value in given.items():
-        if value and not os.path.isfile(value):  # noqa: PTH113 - may be no path at all, but a key
+    """An error about the first option or variable of Google's that names a missing file; None if all files exist."""
+    files = {f"--storage-option {key}": str(value) for key, value in config.items() if key.endswith(_GS_FILES)}
+    files |= {name: os.environ.get(name, "") for name in (f"GOOGLE_{key.upper()}" for key in _GS_FILES)}
+    for name, value in files.items():
+        if value and not os.path.isfile(value):  # noqa: PTH113 - may be a key instead of a path
             shown = value if value.isprintable() and "{" not in value else "…"
-            return f"{name} = {shown}: no such file; name the file of a service account's key, or leave it out"
+            return f"{name} = {shown}: no such file. Name the key file of a service account, or unset it"
     return None
 
 
@@ -187,12 +188,12 @@ _GS_FILES = ("application_credentials", "service_account", "service_account_path
 
 def _options() -> Mapping[str, str]:
     try:
-        found = json.loads(os.environ.get(VARIABLE, "{}"))
+        options = json.loads(os.environ.get(VARIABLE, "{}"))
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise MisuseError(f"{VARIABLE}: is not a JSON object of texts; leave it unset, and give --storage-option")
-    return found
+        options = None
+    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+        raise MisuseError(f"{VARIABLE}: is not a JSON object of strings. Unset it, and use --storage-option")
+    return options
 
 
 def _seconds(key: str, value: str) -> float:
@@ -206,7 +207,7 @@ def _seconds(key: str, value: str) -> float:
 
 
 def _check_texts(config: Mapping[str, Any]) -> None:
-    """The client panics at a line end in a key, such as a file with Windows' line ends gives."""
+    """The client panics at a line end in a key, which a file with Windows line ends may cause."""
     names = (
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
@@ -216,7 +217,7 @@ def _check_texts(config: Mapping[str, Any]) -> None:
     )
     for name, value in (*config.items(), *((name, os.environ.get(name, "")) for name in names)):
         if not str(value).isprintable():
-            raise MisuseError(f"{name}: has a line end or another control character in it; set it again without")
+            raise MisuseError(f"{name}: has a line end or another control character in it. Set it again without")
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -227,37 +228,37 @@ def _check_endpoint(endpoint: str) -> None:
 
 def _endpoint(scheme: str, config: Mapping[str, Any]) -> str:
     names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "az": ("AZURE_STORAGE_ENDPOINT",)}
-    given = [str(value) for key, value in config.items() if key.endswith(("endpoint", "endpoint_url"))]
-    return next((value for value in [*given, *(os.environ.get(n, "") for n in names.get(scheme, ()))] if value), "")
+    values = [str(value) for key, value in config.items() if key.endswith(("endpoint", "endpoint_url"))]
+    return next((value for value in [*values, *(os.environ.get(n, "") for n in names.get(scheme, ()))] if value), "")
 
 
 def _profile(options: Mapping[str, str]) -> dict[str, Any]:
-    """What the AWS profile says, where one is named, or where neither options nor environment hold a key."""
+    """The settings of the named AWS profile, or of the default one if options and environment have no key."""
     named = options.get("profile") or os.environ.get("AWS_PROFILE")
-    keyed = any("access_key_id" in key for key in options) or "AWS_ACCESS_KEY_ID" in os.environ
-    if keyed and not named:
+    has_key = any("access_key_id" in key for key in options) or "AWS_ACCESS_KEY_ID" in os.environ
+    if has_key and not named:
         return {}
     name = named or "default"
-    found = _read_profile(name)
-    if found is None:
+    profile = _read_profile(name)
+    if profile is None:
         if named:
             raise MisuseError(
-                f"AWS profile {name!r}: is in neither ~/.aws/config nor ~/.aws/credentials; check AWS_PROFILE"
+                f"AWS profile {name!r}: is in neither ~/.aws/config nor ~/.aws/credentials. Check AWS_PROFILE"
             )
         return {}
-    wanted = {
+    option_names = {
         "aws_access_key_id": "access_key_id",
         "aws_secret_access_key": "secret_access_key",
         "aws_session_token": "session_token",
         "region": "region",
         "endpoint_url": "endpoint",
     }
-    values = {wanted[key]: value for key, value in found.items() if key in wanted}
-    by_other_means = sorted(key for key in found if key.startswith(("sso_", "role_arn", "credential_process")))
-    if named and "access_key_id" not in values and by_other_means:
+    values = {option_names[key]: value for key, value in profile.items() if key in option_names}
+    unsupported = sorted(key for key in profile if key.startswith(("sso_", "role_arn", "credential_process")))
+    if named and "access_key_id" not in values and unsupported:
         raise VmaeError(
-            f"AWS profile {name!r}: gets its keys by {by_other_means[0]}, which is not read here; "
-            f"run `eval $(aws configure export-credentials --profile {name} --format env)` first"
+            f"AWS profile {name!r}: gets its keys by {unsupported[0]}, which is not supported here. "
+            f"Run `eval $(aws configure export-credentials --profile {name} --format env)` first"
         )
     return values
 
@@ -265,13 +266,13 @@ def _profile(options: Mapping[str, str]) -> dict[str, Any]:
 def _read_profile(name: str) -> dict[str, str] | None:
     config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
     credentials = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
-    found: dict[str, str] | None = None
+    profile: dict[str, str] | None = None
     for path, section in ((config, name if name == "default" else f"profile {name}"), (credentials, name)):
         parser = ConfigParser(interpolation=None, default_section="\0")
         try:
             parser.read(path, encoding="utf-8")
-        except (Error, UnicodeDecodeError) as error:  # the words of the error may hold the lines, and so the keys
-            raise MisuseError(f"{path}: is not a file of AWS profiles; mend it, or unset AWS_PROFILE") from error
+        except (Error, UnicodeDecodeError) as error:  # its text may quote lines, and so keys
+            raise MisuseError(f"{path}: is not a file of AWS profiles. Correct it, or unset AWS_PROFILE") from error
         if parser.has_section(section):
-            found = {**(found or {}), **parser[section]}
-    return found
+            profile = {**(profile or {}), **parser[section]}
+    return profile

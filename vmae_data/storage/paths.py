@@ -1,4 +1,4 @@
-"""What a URL names: a path of this machine, or a place in a bucket or on a web server."""
+"""URL or path → a path of this machine, or a `RemotePath` in a bucket or on a web server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmae_data.errors import MisuseError
 
 __all__ = ["RemotePath", "StoragePath", "local_path", "storage_path", "writable_path", "writable_paths"]
 
-# How a store may be called → how it is called here.
+# Scheme of a URL → the scheme used here.
 _SCHEMES = {
     "s3": "s3",
     "s3a": "s3",
@@ -29,9 +29,9 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class RemotePath:
-    """An object, or a folder of objects: `root` (`s3://bucket`, `http://host:port`) and the path below it.
+    """An object or a folder of objects: `root` (`s3://bucket`, `http://host:port`) and the path below it.
 
-    Joins and names as `pathlib` has them; its text is its URL. It holds no credentials and no open connection.
+    Joins and names work as in `pathlib`; `str` gives the URL. It holds no credentials and no open connection.
     """
 
     root: str
@@ -43,7 +43,7 @@ class RemotePath:
 
     @property
     def is_web(self) -> bool:
-        """Of a web server: it has no listing, and nothing can be written to it."""
+        """A web server has no listing and takes no writes."""
         return self.scheme in ("http", "https")
 
     @property
@@ -87,93 +87,89 @@ StoragePath = Path | RemotePath
 
 
 def storage_path(url: str | Path) -> StoragePath:
-    """The place that a URL or a path names.
+    """Parse a URL or a path.
 
-    Raises MisuseError for a scheme that is not known, and for a URL with a password or a query in it: these would
-    be written into logs and indexes.
+    Raises MisuseError for an unknown scheme, and for a URL with a password or a query, which would end up in logs and
+    indexes.
     """
     if "\0" in str(url):
-        raise MisuseError(f"{url}: has a NUL in it, no path or URL has; check where it comes from")
-    found = _URL.fullmatch(str(url))
-    if found is None:
+        raise MisuseError(f"{url}: contains a NUL character. Check where this path comes from")
+    match = _URL.fullmatch(str(url))
+    if match is None:
         return Path(url)
-    scheme, rest = found[1].lower(), found[2]
+    scheme, rest = match[1].lower(), match[2]
     if scheme == "file":
         return Path(rest)
     if scheme not in _SCHEMES:
-        raise MisuseError(f"{scheme}://: not a kind of store that is known; use a path, {_known()}")
+        known = ", ".join(f"{scheme}://" for scheme in dict.fromkeys(_SCHEMES.values()))
+        raise MisuseError(f"{scheme}://: unknown scheme. Use a path, {known}")
     container, _, path = rest.partition("/")
     if "@" in container or "?" in rest:
         shown = f"{scheme}://{container.rpartition('@')[2].partition('?')[0]}/…"
-        raise MisuseError(f"{shown}: a URL with a password or a query in it; give these by --storage-option")
+        raise MisuseError(f"{shown}: a URL must not contain a password or a query. Pass them by --storage-option")
     if not container:
-        raise MisuseError(
-            f"{url}: names no {'host' if scheme.startswith('http') else 'bucket'}; write {scheme}://NAME/…"
-        )
+        kind = "host" if scheme.startswith("http") else "bucket"
+        raise MisuseError(f"{url}: names no {kind}. Write {scheme}://NAME/…")
     if ".." in path.split("/"):
-        raise MisuseError(f"{url}: has .. in it, which a store does not know; write the path without")
+        raise MisuseError(f"{url}: has .. in it, which object storage does not support. Write the path without ..")
     host = _HOST.fullmatch(container)
     if scheme.startswith("http") and (host is None or int(host[1] or 80) > 65535):
-        raise MisuseError(f"{url}: {container} is no host, or host:port; check the URL")
+        raise MisuseError(f"{url}: {container} is not a valid HOST or HOST:PORT. Check the URL")
     return RemotePath(f"{_SCHEMES[scheme]}://{container}", "/".join(part for part in path.split("/") if part))
 
 
 def writable_path(url: str | Path, option: str) -> StoragePath:
-    """The place of a file that is going to be written, looked at before the work and not after it.
+    """The path of an output file, checked before the work starts.
 
-    The file gets its name by a rename: a link is followed first, so that what it leads to is replaced and not the link.
-    Raises MisuseError, naming the option, for one of a web server, for what is there and no file (a folder, a device,
-    a pipe), where there is no folder to write into, and in a folder of shards of this machine, where it would be a foreign file.
+    The file is renamed into its final path. So a link is resolved first: the target is replaced, not the link.
+    Raises MisuseError naming the option: for a web server, a folder, a device, a pipe, a missing or read-only parent
+    folder, and a path inside a folder of shards, where the file would be foreign.
     """
-    place = storage_path(url)
-    if isinstance(place, RemotePath):
-        if place.is_web or not place.path:
-            wanted = "a web server takes no files" if place.path else "names no file"
-            raise MisuseError(f"{option} {place}: {wanted}; name a file here or in a bucket")
-        return place
-    if place.is_dir():
-        raise MisuseError(f"{option} {place}: is a folder; name a file in it")
-    if place.exists() and not place.is_file():
-        raise MisuseError(f"{option} {place}: is a device or a pipe, which a file would replace; name a file")
-    if place.is_symlink():
-        place = Path(os.path.realpath(place))
-        if place.is_symlink():
-            raise MisuseError(f"{option} {place}: is a link that leads in a circle; name a file")
-    if not place.parent.is_dir():
-        raise MisuseError(f"{option} {place}: there is no folder {place.parent}; make it, or name another place")
-    if not os.access(place.parent, os.W_OK):
-        raise MisuseError(f"{option} {place}: nothing may be written into {place.parent}; name another place")
-    from vmae_data.format import INDEX, PLAN  # here: `doctor` runs without what the format needs
+    path = storage_path(url)
+    if isinstance(path, RemotePath):
+        if path.is_web or not path.path:
+            problem = "a web server can't be written to" if path.is_web else "names no file"
+            raise MisuseError(f"{option} {path}: {problem}. Name a local file, or a file in a bucket")
+        return path
+    if path.is_dir():
+        raise MisuseError(f"{option} {path}: is a folder. Name a file in it")
+    if path.exists() and not path.is_file():
+        raise MisuseError(f"{option} {path}: is a device or a pipe, and would be replaced by a file. Name a file")
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+        if path.is_symlink():
+            raise MisuseError(f"{option} {path}: is a circular link. Name a file")
+    if not path.parent.is_dir():
+        raise MisuseError(f"{option} {path}: there is no folder {path.parent}. Make it, or name another path")
+    if not os.access(path.parent, os.W_OK):
+        raise MisuseError(f"{option} {path}: no permission to write into {path.parent}. Name another path")
+    from vmae_data.format import INDEX, PLAN  # here: `doctor` has to run without msgspec
 
-    if any((place.parent / name).is_file() for name in (INDEX, PLAN)):
-        raise MisuseError(f"{option} {place}: {place.parent} is a data set; name a place outside it")
-    return place
+    if any((path.parent / name).is_file() for name in (INDEX, PLAN)):
+        raise MisuseError(f"{option} {path}: {path.parent} is a data set. Name a path outside it")
+    return path
 
 
 def writable_paths(urls: Mapping[str, str | Path | None]) -> dict[str, StoragePath]:
-    """The places of several files, by option, without those that are not given.
+    """Option → the path of its output file, for the options that are set.
 
-    Raises MisuseError as `writable_place` does, and where two are the same: the later one would replace the other.
+    Raises MisuseError as `writable_path` does, and if two options name the same file: one would replace the other.
     """
-    places: dict[str, StoragePath] = {}
+    paths: dict[str, StoragePath] = {}
     for option, url in urls.items():
         if url is None:
             continue
-        place = writable_path(url, option)
-        same = next((other for other, before in places.items() if before.resolve() == place.resolve()), None)
+        path = writable_path(url, option)
+        same = next((other for other, before in paths.items() if before.resolve() == path.resolve()), None)
         if same is not None:
-            raise MisuseError(f"{option} {place}: is the file of {same} too; name another")
-        places[option] = place
-    return places
+            raise MisuseError(f"{option} {path}: is the file of {same} too. Name another file")
+        paths[option] = path
+    return paths
 
 
 def local_path(url: str | Path) -> Path:
-    """The path that a URL names. Raises MisuseError where it is not of this machine."""
-    place = storage_path(url)
-    if isinstance(place, RemotePath):
-        raise MisuseError(f"{place}: has to be a path of this machine; copy it to a local folder")
-    return place
-
-
-def _known() -> str:
-    return ", ".join(f"{scheme}://" for scheme in dict.fromkeys(_SCHEMES.values()))
+    """Parse a path of this machine. Raises MisuseError for a remote URL."""
+    path = storage_path(url)
+    if isinstance(path, RemotePath):
+        raise MisuseError(f"{path}: has to be a path of this machine. Copy it to a local folder")
+    return path

@@ -1,4 +1,4 @@
-"""Objects of S3, GCS, Azure and web servers, by obstore: read, range, list, put."""
+"""Objects of S3, GCS, Azure and web servers by obstore: read, read a range, list, put."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from vmae_data.errors import DataError, MisuseError, NotThereError, StoreError
 from vmae_data.storage.paths import RemotePath
-from vmae_data.storage.retry import Transient, again, status_of
+from vmae_data.storage.retry import Transient, retried, status_of
 
 __all__ = [
-    "Found",
-    "Listed",
+    "ObjectInfo",
     "Part",
     "create",
     "download",
@@ -30,198 +29,201 @@ __all__ = [
 ]
 
 PART_BYTES = 8 << 20  # of a download or an upload
-PARTS_AT_A_TIME = 4
+CONCURRENT_PARTS = 4
 
 
-class Found(NamedTuple):
-    """What a store says of an object."""
+class ObjectInfo(NamedTuple):
+    """Size in bytes and version of an object."""
 
     size: int
     etag: str | None
 
 
-class Listed(NamedTuple):
-    """An object below a folder, by its path relative to that."""
-
-    path: str
-    size: int
-
-
-def read(place: RemotePath, give_up: float | None = None, most: int | None = None) -> bytes:
-    """The whole of an object, read only where it has at most `most` bytes.
-
-    Raises NotThereError, DataError for a larger one, StoreError; that soon where `give_up` seconds are few.
-    """
-
-    def call(store: Any) -> bytes:
-        got = _get(store, place)
-        if most is not None and got.meta["size"] > most:
-            raise DataError(f"{place}: has {got.meta['size']} bytes, at most {most} were expected; check the URL")
-        return bytes(got.bytes())
-
-    return again(place, "read", call, give_up=give_up)
-
-
 class Part(NamedTuple):
-    """Bytes of an object, and which version of it they are of."""
+    """Bytes of an object, and the version that they come from."""
 
     data: bytes
     etag: str | None
 
 
-def read_part(place: RemotePath, offset: int, size: int, etag: str | None = None) -> Part:
-    """`size` bytes from `offset`; fewer only where the object ends.
+def read(path: RemotePath, give_up: float | None = None, most: int | None = None) -> bytes:
+    """All bytes of an object.
 
-    Raises NotThereError, ReplacedError where the object is not the one of `etag`, StoreError.
+    Raises NotThereError, DataError if it has more than `most` bytes, StoreError (after `give_up` seconds, if that is
+    less than the configured limit).
+    """
+
+    def call(store: Any) -> bytes:
+        response = _get(store, path)
+        size = response.meta["size"]
+        if most is not None and size > most:
+            raise DataError(f"{path}: has {size} bytes, at most {most} were expected. Check the URL")
+        return bytes(response.bytes())
+
+    return retried(path, "read", call, give_up=give_up)
+
+
+def read_part(path: RemotePath, offset: int, size: int, etag: str | None = None) -> Part:
+    """`size` bytes from `offset`, fewer only at the object's end.
+
+    Raises NotThereError, ReplacedError if the object's version is not `etag`, StoreError.
     """
 
     from obstore import exceptions
 
     def call(store: Any) -> Part:
         try:
-            got = _get(store, place, range=(offset, offset + size), if_match=etag)
+            response = _get(store, path, range=(offset, offset + size), if_match=etag)
         except exceptions.BaseError as error:
-            if status_of(str(error)) == 416:  # it ends before
+            if status_of(str(error)) == 416:  # the object ends before `offset`
                 return Part(b"", None)
             raise
-        data = bytes(got.bytes())
-        first, last = got.range
+        data = bytes(response.bytes())
+        first, last = response.range
         if first != offset or len(data) != last - first:
-            raise Transient("fewer bytes than the answer said")
-        return Part(data, got.meta["e_tag"])
+            raise Transient("fewer bytes than announced")
+        return Part(data, response.meta["e_tag"])
 
-    return again(place, "read", call)
+    return retried(path, "read", call)
 
 
-def stat(place: RemotePath) -> Found | None:
-    """Size and etag of an object; None where there is none."""
+def stat(path: RemotePath) -> ObjectInfo | None:
+    """Size and version of an object; None if there is none."""
     import obstore
 
-    def call(store: Any) -> Found:
-        meta = obstore.head(store, place.path)
-        return Found(meta["size"], meta["e_tag"])
+    def call(store: Any) -> ObjectInfo:
+        meta = obstore.head(store, path.path)
+        return ObjectInfo(meta["size"], meta["e_tag"])
 
     try:
-        return again(place, "read", call)
+        return retried(path, "read", call)
     except NotThereError:
         return None
 
 
-def download(place: RemotePath, to: Path) -> Found:
-    """Copy an object into a file of this machine, in parts, several at a time. The caller checks its sum.
+def download(path: RemotePath, to: Path) -> None:
+    """Copy an object into a local file, several parts at a time. The caller verifies the checksum.
 
-    Raises NotThereError, ReplacedError, StoreError, and OSError for the file.
+    Raises NotThereError, ReplacedError, StoreError, and OSError for the local file.
     """
-    found = stat(place)
-    if found is None:
-        raise NotThereError(f"{place}: is not there; check the path")
+    info = _stat(path)
     descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        os.posix_fallocate(descriptor, 0, max(1, found.size))  # a full disk is met before the bytes are fetched
+        os.posix_fallocate(descriptor, 0, max(1, info.size))  # a full disk fails before anything is downloaded
 
         def fetch(offset: int) -> None:
-            size = min(PART_BYTES, found.size - offset)
-            part = read_part(place, offset, size, found.etag)
+            size = min(PART_BYTES, info.size - offset)
+            part = read_part(path, offset, size, info.etag)
             if len(part.data) != size:
-                raise StoreError(f"{place}: ended after {offset + len(part.data)} of {found.size} bytes; run it again")
+                raise StoreError(
+                    f"{path}: ended after {offset + len(part.data)} of {info.size} bytes. Run the same command again"
+                )
             os.pwrite(descriptor, part.data, offset)
 
-        with ThreadPoolExecutor(PARTS_AT_A_TIME) as pool:
-            for _ in pool.map(fetch, range(0, found.size, PART_BYTES)):
+        with ThreadPoolExecutor(CONCURRENT_PARTS) as pool:
+            for _ in pool.map(fetch, range(0, info.size, PART_BYTES)):
                 pass
-        os.ftruncate(descriptor, found.size)
+        os.ftruncate(descriptor, info.size)
     finally:
         os.close(descriptor)
-    return found
 
 
-def stream(place: RemotePath) -> Iterator[bytes]:
+def stream(path: RemotePath) -> Iterator[bytes]:
     """An object's bytes, part after part. Raises NotThereError, ReplacedError, StoreError."""
-    found = stat(place)
-    if found is None:
-        raise NotThereError(f"{place}: is not there; check the path")
-    for offset in range(0, found.size, PART_BYTES):
-        yield read_part(place, offset, min(PART_BYTES, found.size - offset), found.etag).data
+    info = _stat(path)
+    for offset in range(0, info.size, PART_BYTES):
+        yield read_part(path, offset, min(PART_BYTES, info.size - offset), info.etag).data
 
 
-def put(place: RemotePath, data: bytes | Path) -> None:
-    """Write an object, whole or not at all; a large one in parts. Raises StoreError."""
+def _stat(path: RemotePath) -> ObjectInfo:
+    info = stat(path)
+    if info is None:
+        raise NotThereError(f"{path}: is not there. Check the path")
+    return info
+
+
+def put(path: RemotePath, data: bytes | Path) -> None:
+    """Write an object completely or not at all, a large one in parts. Raises StoreError."""
     import obstore
 
-    again(place, "written", lambda store: obstore.put(store, place.path, data, chunk_size=PART_BYTES), writes=True)
+    retried(path, "written", lambda store: obstore.put(store, path.path, data, chunk_size=PART_BYTES), writes=True)
 
 
-def create(place: RemotePath, data: bytes) -> bool:
-    """Write an object unless it is there; True where this call made it. Of several at the same time one does."""
+def create(path: RemotePath, data: bytes) -> bool:
+    """Write an object unless it exists. True if this call made it: exactly one of several concurrent calls does."""
     import obstore
     from obstore.exceptions import AlreadyExistsError
 
     def call(store: Any) -> bool:
         try:
-            obstore.put(store, place.path, data, mode="create", use_multipart=False)
+            obstore.put(store, path.path, data, mode="create", use_multipart=False)
         except AlreadyExistsError:
             return False
         return True
 
-    # A first try whose answer was lost may have made it: then what is there is what we wrote.
-    return again(place, "written", call, writes=True) or read(place) == data
+    # A first try whose answer was lost may have made it: then the object has our bytes.
+    return retried(path, "written", call, writes=True) or read(path) == data
 
 
-def remove(place: RemotePath) -> None:
-    """Take an object away; nothing where there is none."""
+def remove(path: RemotePath) -> None:
+    """Remove an object, if there is one."""
     import obstore
 
     def call(store: Any) -> None:
         try:
-            obstore.delete(store, place.path)
+            obstore.delete(store, path.path)
         except FileNotFoundError:
             return
 
-    again(place, "removed", call, writes=True)
+    retried(path, "removed", call, writes=True)
 
 
-def list_folder(place: RemotePath) -> dict[str, int]:
-    """The objects right in a folder: name → size."""
+def list_folder(path: RemotePath) -> dict[str, int]:
+    """The objects directly in a folder: name → bytes."""
     import obstore
+
+    prefix = _prefix(path)
 
     def call(store: Any) -> dict[str, int]:
-        found = obstore.list_with_delimiter(store, f"{place.path}/" if place.path else None)
-        return {meta["path"].rpartition("/")[2]: meta["size"] for meta in found["objects"]}
+        listing = obstore.list_with_delimiter(store, prefix)
+        return {meta["path"].rpartition("/")[2]: meta["size"] for meta in listing["objects"]}
 
-    return again(_listable(place), "listed", call)
+    return retried(path, "listed", call)
 
 
-def holds_anything(place: RemotePath) -> bool:
-    """Whether any object lies below a folder of a bucket."""
+def holds_anything(path: RemotePath) -> bool:
+    """Whether there is an object below a folder of a bucket."""
     import obstore
+
+    prefix = _prefix(path)
 
     def call(store: Any) -> bool:
-        chunks = obstore.list(store, f"{place.path}/" if place.path else None, chunk_size=1)
-        return any(len(chunk) for chunk in chunks)
+        return any(len(chunk) for chunk in obstore.list(store, prefix, chunk_size=1))
 
-    return again(_listable(place), "listed", call)
+    return retried(path, "listed", call)
 
 
-def list_tree(place: RemotePath) -> Iterator[Listed]:
-    """Every object below a folder, in the order of their paths' bytes."""
+def list_tree(path: RemotePath) -> dict[str, int]:
+    """Every object below a folder of a bucket: relative path → bytes, in byte order of the paths."""
     import obstore
 
-    def call(store: Any) -> list[Listed]:
-        start = len(place.path) + 1 if place.path else 0
-        chunks = obstore.list(store, f"{place.path}/" if place.path else None)
-        return [Listed(meta["path"][start:], meta["size"]) for chunk in chunks for meta in chunk]
+    prefix = _prefix(path)
+    start = len(prefix or "")
 
-    yield from sorted(again(_listable(place), "listed", call), key=lambda listed: listed.path.encode())
+    def call(store: Any) -> dict[str, int]:
+        return {meta["path"][start:]: meta["size"] for chunk in obstore.list(store, prefix) for meta in chunk}
 
-
-def _listable(place: RemotePath) -> RemotePath:
-    if place.is_web:
-        raise MisuseError(f"{place}: a web server has no listing; name a bucket or a folder")
-    return place
+    return dict(sorted(retried(path, "listed", call).items(), key=lambda item: item[0].encode()))
 
 
-def _get(store: Any, place: RemotePath, **options: Any) -> Any:
+def _prefix(path: RemotePath) -> str | None:
+    if path.is_web:
+        raise MisuseError(f"{path}: a web server has no listing. Name a bucket or a folder")
+    return f"{path.path}/" if path.path else None
+
+
+def _get(store: Any, path: RemotePath, **options: Any) -> Any:
     import obstore
 
-    given: Any = {key: value for key, value in options.items() if value is not None}
-    return obstore.get(store, place.path, options=given)
+    used: Any = {key: value for key, value in options.items() if value is not None}
+    return obstore.get(store, path.path, options=used)

@@ -176,8 +176,8 @@ class RemoteRun:
         best = read_best(self.folder)
         kept = [*whole_checkpoints(self._place)[-keep:], *([best.name] if best else [])]
         found: dict[str, list[str]] = {}
-        for listed in list_tree(self._place / CHECKPOINTS):
-            name, _, file = listed.path.partition("/")
+        for path in list_tree(self._place / CHECKPOINTS):
+            name, _, file = path.partition("/")
             if file in _FILES and name.startswith("step-") and name not in kept:
                 found.setdefault(name, []).append(file)
         for name, files in found.items():

@@ -81,7 +81,7 @@ def local_copy(path: str | Path) -> Path:
 
 def whole_checkpoints(run: RemotePath) -> list[str]:
     """The names of a run's checkpoints that were written to their end, oldest first."""
-    found = (_WHOLE.fullmatch(listed.path) for listed in list_tree(run / CHECKPOINTS))
+    found = (_WHOLE.fullmatch(path) for path in list_tree(run / CHECKPOINTS))
     return sorted((match[1] for match in found if match), key=_step_of)
 
 
