@@ -105,7 +105,7 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--recipe", "k401"], "known:"),
         (["build", "VIDEOS", "OUT", "--set", "strid=1"], "strid: no such key"),
         (["build", "VIDEOS", "OUT", "--classes", "NOWHERE"], "can't be read"),
-        (["build", "ftp://host/x", "OUT"], "not a kind of store"),
+        (["build", "ftp://host/x", "OUT"], "unknown scheme"),
         (["build", "VIDEOS", "http://127.0.0.1:9/x"], "web server can't be written to"),
         (["verify", "OUT", "--storage-option", "nonsense"], "expected KEY=VALUE"),
         (["build", "VIDEOS", "OUT", "--split", "foo"], "expected train, val or test"),

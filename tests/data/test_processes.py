@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vmae_data.processes import Pool, WorkerDied, growing_by_at_most, next_finished
+from vmae_data.processes import Pool, WorkerDied, limit_memory_growth, next_finished
 
 
 def double(n: int) -> int:
@@ -124,11 +124,11 @@ def _alive(pid: int) -> bool:
 
 def test_memory_is_limited_for_a_while_and_a_lower_limit_from_outside_stands() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    with growing_by_at_most(64 << 20):
+    with limit_memory_growth(64 << 20):
         with pytest.raises(MemoryError):
             bytearray(256 << 20)
         low, _ = resource.getrlimit(resource.RLIMIT_DATA)
-        with growing_by_at_most(1 << 40):
+        with limit_memory_growth(1 << 40):
             assert resource.getrlimit(resource.RLIMIT_DATA) == (low, hard)
     assert resource.getrlimit(resource.RLIMIT_DATA) == (soft, hard)
     bytearray(256 << 20)

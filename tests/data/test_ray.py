@@ -27,8 +27,8 @@ from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import VmaeError
-from vmae_data.executors.jobs import BuildJobs, ShardDone, ShardJob
-from vmae_data.executors.ray_cluster import Same, make_shard, run_on_ray
+from vmae_data.executors.jobs import BuildJobs
+from vmae_data.executors.ray_cluster import NodeRequirements, make_shard, run_on_ray
 from vmae_data.progress import ProgressStyle
 from vmae_data.shards.pack import PackJob
 from vmae_data.shards.plan import Part, make_plan, write_plan

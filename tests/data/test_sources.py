@@ -151,7 +151,7 @@ def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
     (tmp_path / "v.mp4").touch()
     with pytest.raises(MisuseError, match="a single video"):
         find_sources(str(tmp_path / "v.mp4"))
-    with pytest.raises(MisuseError, match="not a kind of store"):
+    with pytest.raises(MisuseError, match="unknown scheme"):
         find_sources("ftp://host/videos")
 
 

@@ -74,7 +74,7 @@ def test_files_of_a_bucket_are_files(folder: RemotePath, tmp_path: Path) -> None
     assert create_bytes(folder / "c", b"x") and not create_bytes(folder / "c", b"y")
     commit_bytes(folder / "deep" / "d", b"z")
     assert list_names(folder) == {"a.txt": 5, "c": 1}
-    assert [(one.path, one.size) for one in remote.list_tree(folder)] == [("a.txt", 5), ("c", 1), ("deep/d", 1)]
+    assert list(remote.list_tree(folder).items()) == [("a.txt", 5), ("c", 1), ("deep/d", 1)]
     assert is_folder(folder) and not is_folder(folder.with_name("se"))
     remove(folder / "c")
     remove(folder / "c")
@@ -154,7 +154,7 @@ def test_a_store_that_is_gone_is_waited_for_a_bounded_time(seconds: float, folde
     if seconds < 4:
         assert read_bytes(folder / "x") == b"hello"
         return
-    with pytest.raises(StoreError, match=r"x: can't be read \(connection re\w+, \d+ tries in \d s\); check the store"):
+    with pytest.raises(StoreError, match=r"x: can't be read \(connection re\w+, \d+ tries in \d s\)\. Check the store"):
         read_bytes(folder / "x")
 
 
@@ -202,7 +202,7 @@ def test_refused_credentials_end_soon_and_stay_secret(folder: RemotePath, networ
     commit_bytes(folder / "x", b"hello")
     for call in _refusals(folder, network):
         asked = len(network.seen().exchanges)
-        with pytest.raises(DataError, match="refused: status 403.*check the credentials") as caught:
+        with pytest.raises(DataError, match="refused: status 403.*Check the credentials") as caught:
             call()
         assert len(network.seen().exchanges) - asked <= 3
         said = f"{caught.value!r} {caught.value.__cause__!r}"
