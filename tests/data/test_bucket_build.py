@@ -74,7 +74,7 @@ def test_parts_of_several_machines_meet_in_the_bucket(
 ) -> None:
     for number in (1, 0):
         if number == 0:
-            with pytest.raises(DataError, match=r"run --part 0/2, then merge again"):
+            with pytest.raises(DataError, match=r"Run --part 0/2, then merge again"):
                 merge_parts(s3.folder)
         monkeypatch.setenv("VMAE_CACHE", str(s3.node / f"machine-{number}"))
         build(demo_videos, s3.folder, demo_spec, part=Part(number, 2))
@@ -133,7 +133,7 @@ def test_a_bucket_that_goes_away_ends_the_build_in_one_line_and_what_is_done_is_
         words = process.communicate(timeout=120)[1].splitlines()[-1]
     assert process.returncode == 1
     assert re.fullmatch(
-        r"vmae-shard: s3://\S+: can't be written \(.*\); check the store .*run the same command again", words
+        r"vmae-shard: s3://\S+: can't be written \(.*\)\. Check the store .*run the same command again", words
     )
     staged = s3.staged_keys
     assert staged

@@ -73,7 +73,7 @@ def test_who_may_only_read_is_told_so_and_nothing_is_encoded(
     commit_bytes(s3.folder / "kept", b"")
     reach(s3.bucket.server.reader.bucket(s3.bucket.name), monkeypatch)
     done = run_command("vmae_data", "build", demo_videos, str(s3.folder), *SETTINGS, "--quiet", status=1)
-    assert re.fullmatch(r"vmae-shard: s3://\S+ can't be written \(refused: status 403, .*\); check .*\n", done.stderr)
+    assert re.fullmatch(r"vmae-shard: s3://\S+ can't be written \(refused: status 403, .*\)\. Check .*\n", done.stderr)
     assert s3.staged_keys == set()
     assert list(list_tree(s3.folder)) == ["kept"]
 
@@ -145,5 +145,5 @@ def test_doctor_tries_a_url_and_says_what_it_allows(s3: Setting, monkeypatch: py
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     told = _doctor(str(s3.folder), status=1)
     assert told["list"]["state"] == "missing"
-    assert "check the credentials" in told["list"]["advice"]
+    assert "Check the credentials" in told["list"]["advice"]
     assert "write" not in told

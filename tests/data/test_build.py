@@ -274,7 +274,7 @@ def test_a_data_set_of_only_bad_videos_says_so(tmp_path: Path) -> None:
     (tmp_path / "v" / "a.mp4").write_bytes(b"not a video")
     (tmp_path / "v" / "b.mp4").touch()
     done = run_command("vmae_data", "build", tmp_path / "v", tmp_path / "out", "--quiet", status=1)
-    assert "none of 2 videos could be made (1 " in done.stderr
+    assert "all 2 videos failed (1 " in done.stderr
     assert {json.loads(line)["reason"] for line in (tmp_path / "out" / FAILURES).read_text().splitlines()} == {
         "empty",
         "unreadable",
@@ -324,7 +324,7 @@ def test_a_folder_of_other_videos_is_no_destination(
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    with pytest.raises(MisuseError, match=f"holds videos, such as {name}; name a folder of its own"):
+    with pytest.raises(MisuseError, match=f"holds videos, such as {name}. Name a separate folder"):
         build_shards(str(demo_videos), tmp_path, demo_spec, workers=1, style=QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {name.split("/")[0]}
 

@@ -120,7 +120,7 @@ def test_the_version_is_one_line(program: str) -> None:
         (["merge", ""], "DEST is empty"),
         (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
         (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
-        (["build", "VIDEOS", "FILE"], "is a file; name a folder"),
+        (["build", "VIDEOS", "FILE"], "is a file. Name a folder"),
         (["merge", "FILE"], "is a file; name the folder"),
         (
             ["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/ls"],
@@ -128,7 +128,7 @@ def test_the_version_is_one_line(program: str) -> None:
         ),
         (["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/echo"], "/bin/echo: is no ffmpeg, its answer to -version begins"),
         (["build", "VIDEOS", "OUT", "--ffmpeg", "NOWHERE"], "is no ffmpeg that runs here (No such file or directory)"),
-        (["inspect", "VIDEOS", "--html", "VIDEOS"], "is a folder; name a file in it"),
+        (["inspect", "VIDEOS", "--html", "VIDEOS"], "is a folder. Name a file in it"),
         (["inspect", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
         (["audit", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
         (["audit", "VIDEOS", "--out", "NOWHERE/rows.csv"], "there is no folder"),
@@ -222,7 +222,7 @@ def test_a_plain_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
 def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_command("vmae_data", "build", demo_videos, tmp_path / "file" / "in", "--quiet", status=2)
-    assert f"{tmp_path / 'file'}: is a file; name a folder" in done.stderr
+    assert f"{tmp_path / 'file'}: is a file. Name a folder" in done.stderr
     (tmp_path / "out" / ".lock").mkdir(parents=True)
     done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
     assert ".lock" in done.stderr

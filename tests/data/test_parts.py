@@ -85,7 +85,7 @@ def test_a_part_that_is_killed_goes_on_while_another_finishes(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert other.wait(timeout=120) == 0
-    with pytest.raises(DataError, match=r"not built yet \(.*\); run --part 0/2, then merge again"):
+    with pytest.raises(DataError, match=r"not built yet \(.*\)\. Run --part 0/2, then merge again"):
         merge_parts(dest)
     run_command(*_words(_part_command(demo_videos, dest, "0/2")))
     merge_parts(dest)
@@ -179,7 +179,7 @@ def test_a_part_with_another_plan_is_refused(
 ) -> None:
     shutil.copy(demo_shards / PLAN, tmp_path / PLAN)
     other = BuildSpec(short_side=36, stride=2, crf=20, samples_per_shard=8, may_flip=False)
-    with pytest.raises(MisuseError, match="was planned otherwise"):
+    with pytest.raises(MisuseError, match="has a different plan"):
         build_shards(str(demo_videos), tmp_path, other, workers=1, part=Part(0, 2), style=QUIET)
     assert (tmp_path / PLAN).read_bytes() == (demo_shards / PLAN).read_bytes()
 

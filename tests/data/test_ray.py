@@ -28,7 +28,7 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import VmaeError
 from vmae_data.executors.jobs import BuildJobs
-from vmae_data.executors.ray_cluster import NodeRequirements, make_shard, run_on_ray
+from vmae_data.executors.ray_cluster import make_shard, run_on_ray
 from vmae_data.progress import ProgressStyle
 from vmae_data.shards.pack import PackJob
 from vmae_data.shards.plan import Part, make_plan, write_plan
@@ -229,7 +229,7 @@ def test_a_task_leaves_its_shard_and_takes_away_what_killed_ones_left(
 def test_an_error_of_a_task_is_one_line_with_its_shard_and_node(cluster: str, one_shard: tuple[ShardJob, Same]) -> None:
     work, _ = one_shard
     other: PackJob = work.pack._replace(plan="0" * 64)
-    with pytest.raises(VmaeError, match=r"^shard 0 on node \S+: .* DEST must lie where every node sees it$"):
+    with pytest.raises(VmaeError, match=r"^shard 0 on node \S+: .* DEST must be a folder that every node sees$"):
         list(run_on_ray([work._replace(pack=other)], workers=1, address=None, ffmpeg=None))
 
 

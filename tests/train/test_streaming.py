@@ -125,7 +125,7 @@ def test_credentials_that_expire_end_a_training_with_one_line_and_it_goes_on(
 ) -> None:
     network.change(Faults(faults=(Fault(kind=Kind.EXPIRED, first=30),), path_part=".tar"))
     line = _fails(_train(url, tmp_path / "run"))
-    assert "ExpiredToken" in line and "check the credentials" in line
+    assert "ExpiredToken" in line and "Check the credentials" in line
     network.change(Faults())
     for out, data in (("run", url), ("other", str(demo_shards))):
         subprocess.run(_train(data, tmp_path / out), check=True, timeout=250)
@@ -139,7 +139,7 @@ def test_a_store_that_is_gone_for_good_ends_a_training_in_bounded_time(
     set_options(["give_up=3"])
     network.change(Faults(down_from_seconds=6, down_seconds=1e6))
     line = _fails(_train(url, tmp_path / "run", "train.steps=100000"))
-    assert "check the store and the network, then run the same command again" in line
+    assert "Check the store and the network, then run the same command again" in line
 
 
 def test_a_shard_that_is_replaced_while_it_is_read_ends_a_training_with_one_line(

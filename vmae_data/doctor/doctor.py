@@ -23,7 +23,7 @@ from vmae_data.doctor.machine import (
     memory_bytes,
     shared_memory_bytes,
 )
-from vmae_data.doctor.storage_access import storage_checks, store_checks
+from vmae_data.doctor.storage_access import found_and_advice, storage_checks, store_checks
 from vmae_data.encode.ffmpeg import Ffmpeg, encoders_of, ffmpeg_python, find_ffmpeg, owners_of
 from vmae_data.errors import VmaeError
 from vmae_data.storage import RemotePath, StoragePath
@@ -158,9 +158,7 @@ def _module_named_ffmpeg() -> Check:
 
 
 def _broken(name: str, error: VmaeError) -> Check:
-    """An error's line is what was found, a semicolon, and what to do."""
-    found, _, advice = str(error).rpartition("; ")
-    return Check(name, State.MISSING, found or advice, advice if found else "")
+    return Check(name, State.MISSING, *found_and_advice(error))
 
 
 def _binary(named: str | None) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
 
@@ -20,7 +21,7 @@ from vmae_data.storage import (
     writer_name,
 )
 
-__all__ = ["storage_checks", "store_checks"]
+__all__ = ["found_and_advice", "storage_checks", "store_checks"]
 
 GIVE_UP_SECONDS = 20  # a person waits for the answer
 TRIAL = b"vmae-shard doctor"
@@ -57,8 +58,13 @@ def _tried(what: str, worst: State, call: Callable[[], str]) -> Check:
     try:
         return Check(what, State.OK, call())
     except (VmaeError, MisuseError) as error:
-        found, _, advice = str(error).rpartition("; ")
-        return Check(what, worst, found or advice, advice if found else "")
+        return Check(what, worst, *found_and_advice(error))
+
+
+def found_and_advice(error: VmaeError) -> tuple[str, str]:
+    """The two parts of an error's line: the problem, then what to do."""
+    match = re.fullmatch(r"(.*)(?:; |\. )(.*)", str(error), re.DOTALL)
+    return (match[1], match[2]) if match else (str(error), "")
 
 
 def _read_of_server(place: RemotePath) -> str:
