@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.builds import QUIET, digests, staged_keys
 from tests.conftest import WORKERS
 from tests.s3_server import S3Bucket
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.progress import ProgressStyle
-from vmae_data.storage import (
-    RemotePath,
-    StoragePath,
-    list_tree,
-    read_bytes,
-    remote,
-)
+from vmae_data.storage import RemotePath, StoragePath, remote
 
-QUIET = ProgressStyle.QUIET
+__all__ = ["QUIET", "SETTINGS", "Setting", "build", "digests", "reach", "send"]
+
 SETTINGS = ["--recipe", "demo", "--set", "samples_per_shard=8"]
 
 
 class Setting(NamedTuple):
-    """A bucket that this process and its children reach, and the node's own folder of this test."""
+    """A bucket that this process and its children reach, and this test's own cache folder."""
 
     bucket: S3Bucket
     folder: RemotePath
@@ -35,20 +29,12 @@ class Setting(NamedTuple):
     @property
     def staged_keys(self) -> set[str]:
         """Sources whose encodes wait on this machine."""
-        return {path.name.partition(".")[0] for path in self.node.glob("staging/*/.staging/[!.]*.staged.json")}
+        return {key for staging in self.node.glob("staging/*/.staging") for key in staged_keys(staging)}
 
 
 def reach(bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
-
-
-def digests(place: StoragePath) -> dict[str, str]:
-    """Every file below a folder, here or in a bucket, and its sum."""
-    if isinstance(place, RemotePath):
-        return {path: hashlib.sha256(read_bytes(place / path)).hexdigest() for path in list_tree(place)}
-    files = [path for path in place.rglob("*") if path.is_file()]
-    return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def send(folder: Path, to: RemotePath) -> None:
@@ -57,6 +43,6 @@ def send(folder: Path, to: RemotePath) -> None:
             remote.put(to / str(path.relative_to(folder)), path)
 
 
-def build(videos: Path | str, dest: StoragePath, spec: BuildSpec, **how: object) -> int:
-    """Build and tell how many sources were encoded."""
-    return build_shards(str(videos), dest, spec, workers=WORKERS, style=QUIET, **how).encoded  # type: ignore[arg-type]
+def build(videos: Path | str, dest: StoragePath, spec: BuildSpec, **options: object) -> int:
+    """Build, and return how many sources were encoded."""
+    return build_shards(str(videos), dest, spec, workers=WORKERS, style=QUIET, **options).encoded  # type: ignore[arg-type]

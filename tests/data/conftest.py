@@ -1,21 +1,44 @@
-"""A bucket that commands reach, and a network before it that fails as it is told."""
+"""A small build, a bucket that commands reach, and a network before it that can fail."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import imageio_ffmpeg
+import msgspec
 import pytest
+from tools.soak.faults.proxy import Proxy, proxy_thread
 
 from tests.buckets import Setting, reach
+from tests.builds import HELD_FFMPEG, SmallBuild
 from tests.s3_server import S3Bucket
-from tools.soak.faults.proxy import Proxy, proxy_thread
-from vmae_data.storage import (
-    RemotePath,
-    set_options,
-    storage_path,
-)
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.storage import RemotePath, set_options, storage_path
 from vmae_data.storage.options import VARIABLE
+
+
+@pytest.fixture(scope="session")
+def _small_build(
+    demo_videos: Path, demo_spec: BuildSpec, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SmallBuild]:
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("pan-left", "pan-right", "pan-up"):
+        shutil.copytree(demo_videos / name, folder / "videos" / name)
+    spec = msgspec.structs.replace(demo_spec, samples_per_shard=4)
+    small = SmallBuild(folder / "videos", folder / "shards", spec, folder / "ffmpeg", folder / "held")
+    small.ffmpeg.write_text(HELD_FFMPEG.format(held=small.held, ffmpeg=imageio_ffmpeg.get_ffmpeg_exe()))
+    small.ffmpeg.chmod(0o755)
+    assert small.build(small.shards).sources == 12
+    yield small
+
+
+@pytest.fixture
+def small_build(_small_build: SmallBuild) -> Iterator[SmallBuild]:
+    """Its shards are read only."""
+    yield _small_build
+    _small_build.release()
 
 
 @pytest.fixture
@@ -31,7 +54,7 @@ def s3(s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def network(s3: Setting, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """What stands between the bucket and us, and counts."""
+    """A proxy between the commands and the bucket, which counts requests."""
     with proxy_thread(s3.bucket.server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
