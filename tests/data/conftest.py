@@ -9,11 +9,11 @@ from pathlib import Path
 import imageio_ffmpeg
 import msgspec
 import pytest
-from tools.soak.faults.proxy import Proxy, proxy_thread
 
 from tests.buckets import Setting, reach
 from tests.builds import HELD_FFMPEG, SmallBuild
 from tests.s3_server import S3Bucket
+from tools.soak.faults.proxy import Proxy, proxy_thread
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.storage import RemotePath, set_options, storage_path
 from vmae_data.storage.options import VARIABLE
