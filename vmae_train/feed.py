@@ -88,7 +88,6 @@ class _Counted(msgspec.Struct, frozen=True):
     seconds: float
     first: float
     took: ReadTimings
-    moved: float
     cpu: float
     last: Any  # Batch
     unreadable: dict[str, str]
@@ -101,7 +100,7 @@ def _bring(loader: ClipLoader, setup: TrainingSetup, seconds: float, style: Prog
     first = time.perf_counter() - began
     for _ in range(setup.spec.loader.ahead):  # until then they were decoded while nobody waited
         last = next(batches, last)
-    start, took, moved, cpu = time.perf_counter(), loader.took, loader.moved, _cpu_seconds()
+    start, took, cpu = time.perf_counter(), loader.timings, _cpu_seconds()
     clips, shown_for = 0, 0
     with meter("seconds", int(seconds), style) as shown:
         for last in _for_seconds(batches, start + seconds):
@@ -116,8 +115,7 @@ def _bring(loader: ClipLoader, setup: TrainingSetup, seconds: float, style: Prog
         clips,
         time.perf_counter() - start,
         first,
-        loader.took.minus(took),
-        loader.moved - moved,
+        loader.timings.minus(took),
         _cpu_seconds() - cpu,
         last,
         dict(loader.unreadable.by_key),
@@ -159,12 +157,20 @@ def _report(counted: _Counted, setup: TrainingSetup, augment: float) -> FeedRepo
     workers = setup.spec.loader.workers
     rate = clips / seconds
     stages = (
-        Stage(name="network", seconds_a_clip=took.waiting / clips, busy=took.waiting / (max(1, workers) * seconds)),
-        Stage(name="decode", seconds_a_clip=took.decoding / clips, busy=took.decoding / (max(1, workers) * seconds)),
-        Stage(name="transfer", seconds_a_clip=counted.moved / clips, busy=counted.moved / seconds),
+        Stage(
+            name="network",
+            seconds_a_clip=took.fetch_seconds / clips,
+            busy=took.fetch_seconds / (max(1, workers) * seconds),
+        ),
+        Stage(
+            name="decode",
+            seconds_a_clip=took.decode_seconds / clips,
+            busy=took.decode_seconds / (max(1, workers) * seconds),
+        ),
+        Stage(name="transfer", seconds_a_clip=took.transfer_seconds / clips, busy=took.transfer_seconds / seconds),
         Stage(name="augment", seconds_a_clip=augment, busy=augment * rate),
     )
-    asked = took.hits + took.misses
+    asked = took.cache_hits + took.cache_misses
     return FeedReport(
         clips=clips,
         seconds=seconds,
@@ -177,7 +183,7 @@ def _report(counted: _Counted, setup: TrainingSetup, augment: float) -> FeedRepo
         cores_used=counted.cpu / seconds,
         read_mb=took.range_bytes / 1e6 + took.cache_bytes / 1e6,
         read_mb_per_second=(took.range_bytes + took.cache_bytes) / 1e6 / seconds,
-        cache_hits=took.hits / asked if asked else None,
+        cache_hits=took.cache_hits / asked if asked else None,
         unreadable=counted.unreadable,
     )
 

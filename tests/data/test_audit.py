@@ -313,7 +313,7 @@ def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
 def test_a_sample_that_cant_be_read_is_a_row_that_says_so(planted: Planted, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(planted.train, tmp_path / "train"))
     shards = Shards.open(str(folder))
-    place = shards.place(0)
+    place = shards.member_range(0)
     data = bytearray(shards.shard_path(place.shard).read_bytes())
     data[place.offset + place.size // 2] ^= 1
     shards.shard_path(place.shard).write_bytes(bytes(data))

@@ -1,4 +1,4 @@
-"""The node's cache over a real S3 server: filled behind the reader's back, by several processes, through kills and full disks."""
+"""The node's cache over a real S3 server: filled in the background, by several processes, through kills and full disks."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from tools.soak.faults.network import Faults
 from tools.soak.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.processes import Pool, next_finished
+from vmae_data.read import cache as cache_module
 from vmae_data.read import cache_directory
-from vmae_data.read.cache import CacheSpec, RemoteShard, ShardCache
+from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.cache_directory import CacheDirectory
 from vmae_data.read.fetch import Fetcher
+from vmae_data.read.prefetch import RemoteShard
 from vmae_data.recipes import byte_count
 from vmae_data.storage import RemotePath
 
 LIMIT = "1GB"
 
 
-def _whole(network: Proxy) -> list[str]:
-    """The shards that were asked for from their beginning: once for each download."""
-    asked = (
+def _downloads(network: Proxy) -> list[str]:
+    """The shards that were requested from their beginning: once for each download."""
+    requests = (
         one for one in network.seen().exchanges if one.method == "GET" and (one.range or "").startswith("bytes=0-")
     )
-    return sorted(one.path.rpartition("/")[2].partition("?")[0] for one in asked if ".tar" in one.path)
+    return sorted(one.path.rpartition("/")[2].partition("?")[0] for one in requests if ".tar" in one.path)
 
 
-def _until(what: Callable[[], bool], seconds: float = 30) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
     until = time.monotonic() + seconds
-    while not what() and time.monotonic() < until:
+    while not condition() and time.monotonic() < until:
         time.sleep(0.02)
-    assert what()
+    assert condition()
 
 
 def _shards(table: Shards) -> list[RemoteShard]:
-    found = []
+    shards = []
     for number, listed in enumerate(table.index.shardlist):
-        place = table.shard_path(number)
-        assert isinstance(place, RemotePath)
-        found.append(RemoteShard(place, listed.filesize, listed.sha256))
-    return found
+        path = table.shard_path(number)
+        assert isinstance(path, RemotePath)
+        shards.append(RemoteShard(path, listed.filesize, listed.sha256))
+    return shards
 
 
 def _names(folder: Path) -> set[str]:
@@ -60,63 +62,62 @@ def _names(folder: Path) -> set[str]:
 
 def _fill(cache: ShardCache, shards: list[RemoteShard]) -> None:
     for shard in shards:
-        cache.want(shard)
-    _until(lambda: all(cache.holds(shard) for shard in shards))
+        cache.submit(shard)
+    _until(lambda: all(cache.contains(shard) for shard in shards))
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("text", "expected"),
     [("200GB", 200e9), (200e9, 200e9), (1e17, 1e17), (5, 5), ("1.5 TiB", 1.5 * 2**40), ("64MiB", 64 << 20), ("7b", 7)],
 )
-def test_bytes_are_said_in_any_usual_way(given: float | str, wanted: float) -> None:
-    assert byte_count(given, "x") == wanted
+def test_a_number_of_bytes_is_read_in_any_usual_form(text: float | str, expected: float) -> None:
+    assert byte_count(text, "x") == expected
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
-        ({"dir": "x"}, "has no limit; give cache.bytes"),
-        ({"bytes": "1GB"}, "cache.bytes = 1GB: has no folder; give cache.dir"),
+        ({"dir": "x"}, "has no limit; set cache.bytes"),
+        ({"bytes": "1GB"}, "cache.bytes = 1GB: has no folder; set cache.dir"),
         (
             {"dir": "s3://bucket/cache", "bytes": "1GB"},
-            "cache.dir = s3://bucket/cache: is a URL; a folder of this machine",
+            "cache.dir = s3://bucket/cache: is a URL; expected a local folder",
         ),
-        ({"dir": "file:///cache", "bytes": "1GB"}, "a folder of this machine is wanted"),
+        ({"dir": "file:///cache", "bytes": "1GB"}, "expected a local folder"),
         ({"dir": "x", "bytes": 0}, "must be 1 or more"),
         ({"dir": "x", "bytes": "lots"}, "cache.bytes = 'lots': expected bytes"),
         ({"dir": "x", "bytes": -5}, "expected bytes"),
     ],
 )
-def test_a_cache_without_a_folder_or_a_sensible_limit_is_refused(values: dict[str, object], words: str) -> None:
-    with pytest.raises(msgspec.ValidationError, match=words):
+def test_a_cache_without_a_folder_or_a_sensible_limit_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=message):
         msgspec.convert(values, CacheSpec)
 
 
 def test_the_first_sample_does_not_wait_for_its_shard_and_later_ones_come_from_the_cache(
-    remote_shards: str, network: Proxy, demo_shards: Path, tmp_path: Path
+    remote_shards: str, network: Proxy, demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cache_module, "RETRY_SECONDS", 0.0)
     here, table = Shards.open(str(demo_shards)), Shards.open(remote_shards)
     cache = ShardCache(CacheSpec(dir=str(tmp_path / "cache"), bytes=LIMIT))
     fetcher = Fetcher(table, cache=cache)
     size = table.index.shardlist[0].filesize
     (shard, *_) = _shards(table)
-    with cache.room.filling(shard.sha256):  # nobody can bring the shard
+    with cache.directory.lock_shard(shard.sha256):  # no process can download the shard
         assert fetcher.fetch(0) == here.sample(0).data
-        _until(lambda: not cache._queued)
-    assert not cache.holds(shard)
-    assert fetcher.take_took().misses == 1
-    cache._not_before.clear()  # a moment later
+        _until(lambda: not cache.is_pending(shard))
+    assert not cache.contains(shard)
+    assert fetcher.timings.cache_misses == 1
     fetcher.fetch(0)
-    _until(lambda: cache.holds(shard))
-    fetcher.take_took()
-    asked = len(network.seen().exchanges)
+    _until(lambda: cache.contains(shard))
+    before, requests = fetcher.timings, len(network.seen().exchanges)
     count = table.shard_sizes[0]
     assert [fetcher.fetch(n) for n in range(count)] == [here.sample(n).data for n in range(count)]
-    took = fetcher.take_took()
-    assert (took.hits, took.misses, took.range_bytes) == (count, 0, 0)
-    assert len(network.seen().exchanges) == asked
+    timings = fetcher.timings.minus(before)
+    assert (timings.cache_hits, timings.cache_misses, timings.range_bytes) == (count, 0, 0)
+    assert len(network.seen().exchanges) == requests
     _until(lambda: _names(tmp_path / "cache") == {f"{table.index.shardlist[0].sha256}.tar"})
-    assert cache.take_fetched() == size
+    assert cache.downloaded_bytes == size
     fetcher.close()
     cache.close()
 
@@ -128,11 +129,11 @@ def test_a_damaged_copy_is_removed_and_read_again_from_the_store(
     cache = ShardCache(CacheSpec(dir=str(tmp_path / "cache"), bytes=LIMIT))
     (shard, *_) = _shards(table)
     _fill(cache, [shard])
-    path = cache.room.path(shard.sha256)
+    path = cache.directory.path(shard.sha256)
     path.write_bytes(bytes(shard.size))
     fetcher = Fetcher(table, cache=cache)
     assert fetcher.fetch(0) == here.sample(0).data
-    assert fetcher.take_took().misses == 1
+    assert fetcher.timings.cache_misses == 1
     assert not path.exists()
     fetcher.close()
     cache.close()
@@ -144,17 +145,17 @@ def test_a_shard_that_is_not_the_one_of_the_index_never_gets_into_the_cache(
 ) -> None:
     cache = ShardCache(CacheSpec(dir=str(tmp_path / "cache"), bytes=LIMIT))
     shard = _shards(Shards.open(remote_shards))[0]._replace(**change)
-    cache.want(shard)
-    _until(lambda: len(_whole(network)) == 1)
-    _until(lambda: not cache._queued)
-    assert not cache.holds(shard)
+    cache.submit(shard)
+    _until(lambda: len(_downloads(network)) == 1)
+    _until(lambda: not cache.is_pending(shard))
+    assert not cache.contains(shard)
     assert _names(tmp_path / "cache") == set()
-    cache.want(shard)  # and is not asked for again at once
-    assert not cache._queued
+    cache.submit(shard)  # no retry at once
+    assert not cache.is_pending(shard)
     cache.close()
 
 
-def test_what_was_used_last_is_removed_last_and_stays_readable_where_it_is_open(
+def test_the_least_recently_used_shard_is_evicted_first_and_stays_readable_while_it_is_open(
     remote_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = Shards.open(remote_shards)
@@ -165,47 +166,50 @@ def test_what_was_used_last_is_removed_last_and_stays_readable_where_it_is_open(
     _fill(cache, [second])
     for shard, age in ((first, 300), (second, 600)):
         at = time.time() - age
-        os.utime(cache.room.path(shard.sha256), (at, at))
+        os.utime(cache.directory.path(shard.sha256), (at, at))
     _fill(cache, [third])
-    assert {path.name for path in cache.room.folder.glob("*.tar")} == {f"{one.sha256}.tar" for one in (first, third)}
+    assert {path.name for path in cache.directory.folder.glob("*.tar")} == {
+        f"{one.sha256}.tar" for one in (first, third)
+    }
     data = cache.read(second, 0, second.size)  # this process had it open
     assert data is not None
     assert hashlib.sha256(data).hexdigest() == second.sha256
     monkeypatch.setattr("vmae_data.read.cache.TOUCH_SECONDS", 0.0)
-    assert not cache.holds(second)  # and lets go of it soon
+    assert not cache.contains(second)  # and closes it soon
     cache.close()
 
 
-def test_a_cache_that_is_too_small_keeps_what_it_has_instead_of_churning(tmp_path: Path) -> None:
-    kept = CacheDirectory(tmp_path, 100)
+def test_a_cache_that_is_too_small_keeps_its_shards_instead_of_churning(tmp_path: Path) -> None:
+    directory = CacheDirectory(tmp_path, 100)
     for name in ("a", "b"):
-        temporary = kept.reserve(name, 50)
+        temporary = directory.reserve(name, 50)
         assert temporary is not None
-        kept.commit(temporary, name)
-    assert kept.reserve("c", 50) is None  # both were used a moment ago
-    assert kept.reserve("d", 101) is None
+        directory.commit(temporary, name)
+    assert directory.reserve("c", 50) is None  # both were used just now
+    assert directory.reserve("d", 101) is None
     at = time.time() - cache_directory.FRESH_SECONDS - 1
-    os.utime(kept.path("b"), (at, at))
-    temporary = kept.reserve("c", 50)
+    os.utime(directory.path("b"), (at, at))
+    temporary = directory.reserve("c", 50)
     assert temporary is not None
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", temporary.name, ".room"}
 
 
 def fill_by_fetching(url: str, folder: str) -> bool:
-    """Fetch all samples until all come from the cache; True where all were right."""
+    """Fetch all samples until all come from the cache; whether they did in time."""
     table = Shards.open(url)
     cache = ShardCache(CacheSpec(dir=folder, bytes=LIMIT))
     fetcher = Fetcher(table, cache=cache)
     until = time.monotonic() + 60
     while time.monotonic() < until:
+        before = fetcher.timings.cache_misses
         for number in range(len(table)):
-            fetcher.fetch(number)  # raises where its sum is wrong
-        if fetcher.take_took().misses == 0:
+            fetcher.fetch(number)  # raises if a checksum differs
+        if fetcher.timings.cache_misses == before:
             return True
     return False
 
 
-def test_two_processes_fill_one_cache_and_each_shard_comes_once(
+def test_two_processes_fill_one_cache_and_each_shard_is_downloaded_once(
     remote_shards: str, network: Proxy, tmp_path: Path
 ) -> None:
     table, folder = Shards.open(remote_shards), tmp_path / "cache"
@@ -217,10 +221,10 @@ def test_two_processes_fill_one_cache_and_each_shard_comes_once(
             assert finished is not None
             assert finished.error is None
             assert finished.result
-    downloads = [name for name in _whole(network) if name.endswith(".tar")]
+    downloads = [name for name in _downloads(network) if name.endswith(".tar")]
     assert downloads == sorted(listed.url for listed in table.index.shardlist)
-    # A process that was ended between a shard's rename and the return of its lock leaves the lock; whoever comes takes it.
-    ShardCache(CacheSpec(dir=str(folder), bytes=LIMIT)).room.clean()
+    # A process killed between a shard's rename and the release of its lock leaves the lock file; the next one removes it.
+    ShardCache(CacheSpec(dir=str(folder), bytes=LIMIT)).directory.clean()
     assert _names(folder) == {f"{listed.sha256}.tar" for listed in table.index.shardlist}
 
 
@@ -231,7 +235,7 @@ fill_by_fetching(*sys.argv[1:])
 """
 
 
-def test_what_a_killed_process_left_half_written_is_removed_and_fetched_anew(
+def test_an_incomplete_shard_of_a_killed_process_is_removed_and_downloaded_again(
     remote_shards: str, network: Proxy, tmp_path: Path
 ) -> None:
     table, folder = Shards.open(remote_shards), tmp_path / "cache"
@@ -250,21 +254,19 @@ def test_what_a_killed_process_left_half_written_is_removed_and_fetched_anew(
 
 
 def fetch_all(url: str, folder: str, largest: int) -> tuple[int, tuple[str, ...], list[str]]:
-    """All samples, in a process that may write no file of more bytes."""
+    """Fetch all samples in a process that cannot write a larger file: misses, notes, names in the cache."""
     table = Shards.open(url)
     cache = ShardCache(CacheSpec(dir=folder, bytes=LIMIT))
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    fetcher, remarks = Fetcher(table, cache=cache), []
+    fetcher = Fetcher(table, cache=cache)
     for _ in range(3):
         for number in range(len(table)):
             fetcher.fetch(number)
         time.sleep(0.3)
-        remarks += cache.take_remarks()
-    took = fetcher.take_took()
-    return took.misses, tuple(remarks), os.listdir(cache.room.folder)
+    return int(fetcher.timings.cache_misses), cache.notes, os.listdir(cache.directory.folder)
 
 
-def test_a_full_disk_is_said_once_and_the_samples_come_by_range(remote_shards: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_once_and_samples_are_read_by_range(remote_shards: str, tmp_path: Path) -> None:
     table = Shards.open(remote_shards)
     largest = min(listed.filesize for listed in table.index.shardlist) - 1
     with Pool(1) as pool:
@@ -272,15 +274,15 @@ def test_a_full_disk_is_said_once_and_the_samples_come_by_range(remote_shards: s
         finished = next_finished((pool,))
     assert finished is not None
     assert finished.error is None
-    misses, remarks, names = finished.result
+    misses, notes, names = finished.result
     assert misses == 3 * len(table)
-    (remark,) = remarks
-    assert "no room left on the disk; shards that are not there are read by range" in remark
+    (note,) = notes
+    assert "no space left on the disk; shards that are not in the cache are read by range" in note
     assert names == [".room"]
 
 
-def test_old_shards_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = CacheDirectory(tmp_path, 10**9)
+def test_old_shards_are_evicted_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = CacheDirectory(tmp_path, 10**9)
     (tmp_path / "old.tar").write_bytes(b"x")
     at = time.time() - cache_directory.FRESH_SECONDS - 1
     os.utime(tmp_path / "old.tar", (at, at))
@@ -292,5 +294,5 @@ def test_old_shards_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest
         allocate(path, size)
 
     monkeypatch.setattr(cache_directory, "_allocate", full)
-    assert kept.reserve("new", 10) is not None
+    assert directory.reserve("new", 10) is not None
     assert not (tmp_path / "old.tar").exists()

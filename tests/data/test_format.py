@@ -21,13 +21,13 @@ from vmae_data.format import (
 
 
 @given(st.binary(min_size=1, max_size=40))
-def test_any_path_becomes_text_and_comes_back(path: bytes) -> None:
+def test_any_path_survives_a_round_trip_through_text(path: bytes) -> None:
     text = path_to_text(path)
-    assert text.encode("utf-8")  # no lone surrogate is left
+    assert text.encode("utf-8")  # raises if a lone surrogate remains
     assert path_from_text(text) == path
 
 
-def test_a_backslash_and_a_byte_that_is_no_utf8_are_told_apart() -> None:
+def test_a_backslash_and_a_byte_that_is_not_utf8_become_different_text() -> None:
     assert path_to_text(b"a\\xff") == "a\\\\xff"
     assert path_to_text(b"a\xff") == "a\\xff"
 
@@ -51,19 +51,19 @@ def test_a_series_expands_to_its_numbers(numbers: list[int]) -> None:
     assert expand_series(series_of(numbers)).tolist() == numbers
 
 
-def test_evenly_spaced_numbers_are_written_compactly() -> None:
+def test_evenly_spaced_numbers_become_a_compact_series() -> None:
     assert series_of([0, 4, 8, 12]) == Regular(first=0, step=4, count=4)
     assert series_of([0, 4, 9]) == (0, 4, 9)
 
 
-def test_a_newer_format_is_refused_by_its_number() -> None:
+def test_a_newer_format_version_is_refused_with_its_number() -> None:
     data = msgspec.json.encode({"version": FORMAT_VERSION + 1, "anything": True})
     with pytest.raises(DataError, match=f"index.json: format version {FORMAT_VERSION + 1}.*update"):
         decode_record(data, Index, "index.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"version": 1}', b"\xff", b"[" * 100_000])
-def test_what_is_no_record_is_one_line(data: bytes) -> None:
+def test_bytes_that_are_not_a_record_give_a_one_line_error(data: bytes) -> None:
     with pytest.raises(DataError) as caught:
         decode_record(data, Index, "index.json")
     assert str(caught.value).startswith("index.json: ")

@@ -24,8 +24,7 @@ from vmae_data.inspect import markers
 from vmae_data.inspect.inspect import inspect_shards, print_table
 from vmae_data.inspect.inspect_page import write_inspect_page
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.dataset import Shards
-from vmae_data.read.durations import sample_seconds
+from vmae_data.read.dataset import Shards, sample_seconds
 
 HOSTILE = "<script>alert(1)</script>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -119,7 +118,7 @@ def test_a_sample_that_cant_be_shown_is_said(demo_shards: Path, tmp_path: Path) 
     folder = tmp_path / "shards"
     shutil.copytree(demo_shards, folder)
     shards = Shards.open(str(folder))
-    place = shards.place(0)
+    place = shards.member_range(0)
     data = bytearray(shards.shard_path(place.shard).read_bytes())
     data[place.offset + place.size // 2] ^= 1
     shards.shard_path(place.shard).write_bytes(bytes(data))

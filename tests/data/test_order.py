@@ -12,7 +12,7 @@ sizes_and_batch = st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=40
 
 @given(sizes_and_batch)
 @settings(max_examples=200)
-def test_an_epoch_holds_each_sample_at_most_once_and_leaves_out_the_rest_of_a_batch(
+def test_an_epoch_has_each_sample_at_most_once_and_no_partial_batch(
     case: tuple[list[int], int],
 ) -> None:
     sizes, batch = case
@@ -40,22 +40,22 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_ranks_that_divide_the_streams_read_whole_streams(world_size: int) -> None:
+def test_ranks_read_complete_streams_if_the_world_size_divides_their_number(world_size: int) -> None:
     shards, size, batch = 256, 10, 64
     order = epoch_batches([size] * shards, seed=0, epoch=0, batch=batch)
     owners: dict[int, set[int]] = {}
     for batch_samples in order:
-        pieces = [rank_slice(batch_samples, rank, world_size) for rank in range(world_size)]
-        assert np.array_equal(np.concatenate(pieces), batch_samples)
-        for rank, piece in enumerate(pieces):
-            for shard in piece // size:
+        shares = [rank_slice(batch_samples, rank, world_size) for rank in range(world_size)]
+        assert np.array_equal(np.concatenate(shares), batch_samples)
+        for rank, share in enumerate(shares):
+            for shard in share // size:
                 owners.setdefault(int(shard), set()).add(rank)
     shared = sum(len(ranks) > 1 for ranks in owners.values())
-    assert shared <= stream_count(batch)  # at most one per border between streams
+    assert shared <= stream_count(batch)  # at most one per boundary between streams
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8, 32])
-def test_a_node_that_reads_whole_streams_sees_its_share_of_the_shards_and_one_a_border(world_size: int) -> None:
+def test_a_rank_that_reads_complete_streams_reads_its_share_of_the_shards_and_at_most_one_more(world_size: int) -> None:
     shards, size, batch = 250, 10, 64
     for epoch in range(3):
         order = epoch_batches([size] * shards, seed=0, epoch=epoch, batch=batch)
@@ -74,14 +74,14 @@ def test_a_stream_is_shuffled_within_its_window_only() -> None:
             assert not np.array_equal(np.sort(window), window)
 
 
-def test_over_many_epochs_every_sample_comes_equally_often() -> None:
+def test_over_many_epochs_every_sample_is_used_equally_often() -> None:
     counts = np.zeros(103, dtype=int)
     for epoch in range(1000):
         counts += np.bincount(epoch_batches([50, 53], seed=0, epoch=epoch, batch=20).ravel(), minlength=103)
-    # 3 of 103 sit out each epoch: about 29 of 1000 for everybody, five standard deviations are 27.
+    # Each epoch skips 3 of 103 samples: about 29 of 1000 epochs per sample, and five standard deviations are 27.
     assert abs(counts - 1000 * 100 / 103).max() < 30
 
 
-def test_a_set_of_one_shard_leaves_out_other_samples_each_epoch() -> None:
+def test_a_data_set_of_one_shard_skips_different_samples_each_epoch() -> None:
     seen = {int(n) for epoch in range(30) for n in epoch_batches([30], seed=0, epoch=epoch, batch=16).ravel()}
     assert seen == set(range(30))

@@ -17,7 +17,7 @@ from vmae_data.read.dataset import SampleView
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.shared_buffers import BufferLayout, SharedBuffers
-from vmae_data.read.stream import ClipFrames, DataPart, Decoder, WantedClip
+from vmae_data.read.stream import ClipFrames, ClipRequest, DataPart, Decoder
 from vmae_data.rng import Rng
 
 
@@ -41,18 +41,18 @@ def test_shards_open_by_folder_or_index_and_know_their_facts(demo_shards: Path) 
         assert shards.classes[shards.label_N[number]] == sample.facts.class_name
 
 
-def test_only_wanted_frames_come_and_they_are_those_of_a_full_decode(demo_shards: Path) -> None:
+def test_only_the_requested_frames_are_decoded_and_they_equal_those_of_a_full_decode(demo_shards: Path) -> None:
     sample = Shards.open(str(demo_shards)).sample(0)
     frames = sample.facts.phases[0].frames
-    whole = decode_all(sample.data, frames, sample.facts.key)
+    everything = decode_all(sample.data, frames, sample.facts.key)
     for wanted in ([0], [frames - 1], [3, 7, 11], list(range(frames)), [15, 16, 17][: frames - 15]):
-        for shown in decode_frames(sample.data, wanted, sample.facts.key):
-            assert np.array_equal(shown.y, whole.y_THW[shown.number])
-            assert np.array_equal(shown.u, whole.u_THW[shown.number])
-            assert np.array_equal(shown.v, whole.v_THW[shown.number])
+        for frame in decode_frames(sample.data, wanted, sample.facts.key):
+            assert np.array_equal(frame.y, everything.y_THW[frame.number])
+            assert np.array_equal(frame.u, everything.u_THW[frame.number])
+            assert np.array_equal(frame.v, everything.v_THW[frame.number])
 
 
-def test_a_frame_that_is_not_there_and_damaged_bytes_are_a_sample_error(demo_shards: Path) -> None:
+def test_a_missing_frame_and_damaged_bytes_are_a_sample_error(demo_shards: Path) -> None:
     sample = Shards.open(str(demo_shards)).sample(0)
     frames = sample.facts.phases[0].frames
     with pytest.raises(SampleError, match=f"frame {frames} does not decode"):
@@ -67,27 +67,27 @@ def test_fetched_bytes_are_verified(damaged: Path) -> None:
     shards = Shards.open(str(damaged))
     fetcher = Fetcher(shards)
     assert fetcher.fetch(0) == shards.sample(0).data
-    place = shards.place(0)
+    member = shards.member_range(0)
     with (damaged / tar_name(0)).open("r+b") as file:
-        file.seek(place.offset + place.size // 2)
+        file.seek(member.offset + member.size // 2)
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 1]))
     with pytest.raises(SampleError, match=shards.key(0)):
         fetcher.fetch(0)
-    with pytest.raises(SampleError, match="sum"):
+    with pytest.raises(SampleError, match="checksum"):
         shards.sample(0)
     fetcher.close()
 
 
-def test_a_shard_that_is_gone_is_a_data_error_that_names_it(damaged: Path) -> None:
+def test_a_missing_shard_is_a_data_error_that_names_it(damaged: Path) -> None:
     shards = Shards.open(str(damaged))
     (damaged / tar_name(0)).unlink()
     with pytest.raises(DataError, match=r"shard-000000\.tar"):
         Fetcher(shards).fetch(0)
 
 
-def test_a_set_that_is_not_there_not_finished_or_newer_is_one_line(damaged: Path, tmp_path: Path) -> None:
+def test_a_data_set_that_is_missing_unfinished_or_newer_is_refused(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         Shards.open(str(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
@@ -107,7 +107,7 @@ def test_a_sample_table_of_another_build_is_refused(damaged: Path) -> None:
     data = bytearray((damaged / SAMPLES).read_bytes())
     data[len(data) // 2] ^= 1
     (damaged / SAMPLES).write_bytes(data)
-    with pytest.raises(DataError, match="sum"):
+    with pytest.raises(DataError, match="checksum"):
         Shards.open(str(damaged))
 
 
@@ -120,50 +120,50 @@ def test_the_index_is_a_wids_index_too(demo_shards: Path) -> None:
 
 
 class _FirstFour:
-    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
+    def __call__(self, sample: SampleView, rng: Rng) -> ClipFrames:
         return ClipFrames((0, 1, 2, 3), np.arange(4)[None])
 
 
-def test_planes_land_in_their_place_and_padding_is_zero(demo_shards: Path) -> None:
+def _decoder(shards: Shards, buffers: SharedBuffers) -> Decoder:
+    return Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], buffers)
+
+
+def test_planes_fill_their_position_and_padding_is_zero(demo_shards: Path) -> None:
     shards = Shards.open(str(demo_shards))
     height, width = (int(n) // 2 * 2 + 8 for n in shards.size_N2.max(axis=0))
-    slots = SharedBuffers(2, BufferLayout(3, 4, height, width))
-    slots.flat(1)[:] = 255  # what lay there before
-    filled = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(
-        1, [WantedClip(2, 5, 0, 0), WantedClip(0, 1, 0, 0)]
-    )
-    planes = slots.planes(1)
-    for place in filled.places:
-        sample = shards.sample(place.sample)
-        whole = decode_all(sample.data, 4, "k")
-        h, w = place.height, place.width
-        assert np.array_equal(planes.y_BFHW[place.place, :, :h, :w], whole.y_THW[:, :h, :w])
-        assert np.array_equal(planes.v_BFHW[place.place, :, : h // 2, : w // 2], whole.v_THW[:, : h // 2, : w // 2])
-        assert not planes.y_BFHW[place.place, :, h:].any()
-        assert not planes.y_BFHW[place.place, :, :, w:].any()
-    assert (planes.y_BFHW[1] == 255).all()  # a place that nobody asked for
-    slots.close()
+    buffers = SharedBuffers(2, BufferLayout(3, 4, height, width))
+    buffers.flat(1)[:] = 255  # an earlier batch
+    chunk = _decoder(shards, buffers).fill(1, [ClipRequest(2, 5, 0, 0), ClipRequest(0, 1, 0, 0)])
+    planes = buffers.planes(1)
+    assert [clip.position for clip in chunk.clips] == [2, 0]
+    for clip in chunk.clips:
+        expected = decode_all(shards.sample(clip.sample).data, 4, "k")
+        h, w, position = clip.height, clip.width, clip.position
+        assert np.array_equal(planes.y_BFHW[position, :, :h, :w], expected.y_THW[:, :h, :w])
+        assert np.array_equal(planes.v_BFHW[position, :, : h // 2, : w // 2], expected.v_THW[:, : h // 2, : w // 2])
+        assert not planes.y_BFHW[position, :, h:].any()
+        assert not planes.y_BFHW[position, :, :, w:].any()
+    assert (planes.y_BFHW[1] == 255).all()  # not requested
+    buffers.close()
 
 
-def test_a_bad_sample_is_said_and_leaves_black_frames(damaged: Path) -> None:
+def test_a_bad_sample_is_reported_and_its_frames_are_black(damaged: Path) -> None:
     shards = Shards.open(str(damaged))
-    place = shards.place(2)
+    member = shards.member_range(2)
     with (damaged / tar_name(0)).open("r+b") as file:
-        file.seek(place.offset)
-        file.write(bytes(place.size))
-    slots = SharedBuffers(1, BufferLayout(1, 4, 64, 64))
-    slots.flat(0)[:] = 255
-    ((filled,), *_) = Decoder([DataPart(shards.url, shards.digest, 0, _FirstFour())], slots).fill(
-        0, [WantedClip(0, 2, 0, 0)]
-    )
-    assert filled.failure is not None
-    assert filled.failure.key == shards.key(2)
-    assert not slots.flat(0).any()
-    assert str(pickle.loads(pickle.dumps(filled)).failure) == str(filled.failure)
-    slots.close()
+        file.seek(member.offset)
+        file.write(bytes(member.size))
+    buffers = SharedBuffers(1, BufferLayout(1, 4, 64, 64))
+    buffers.flat(0)[:] = 255
+    (clip,) = _decoder(shards, buffers).fill(0, [ClipRequest(0, 2, 0, 0)]).clips
+    assert clip.error is not None
+    assert clip.error.key == shards.key(2)
+    assert not buffers.flat(0).any()
+    assert str(pickle.loads(pickle.dumps(clip)).error) == str(clip.error)
+    buffers.close()
 
 
-def test_a_stream_from_python_holds_the_batches_of_a_training(demo_shards: Path) -> None:
+def test_a_stream_from_python_has_the_batches_of_a_training(demo_shards: Path) -> None:
     shards = Shards.open(str(demo_shards))
     batches = list(shards.stream(_FirstFour(), batch=8, seed=3, epoch=1))
     order = epoch_batches(shards.shard_sizes, seed=3, epoch=1, batch=8)

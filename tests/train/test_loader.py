@@ -92,7 +92,7 @@ def test_batches_hold_the_order_and_a_new_epoch_brings_another(demo_shards: Path
 def test_an_unreadable_sample_keeps_its_place_with_weight_0(demo_shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
     shards = Shards.open(str(folder))
-    place = shards.place(1)
+    place = shards.member_range(1)
     with (folder / tar_name(0)).open("r+b") as file:
         file.seek(place.offset + 5000)
         file.write(b"damaged")

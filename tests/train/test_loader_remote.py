@@ -64,14 +64,14 @@ def test_batches_of_a_bucket_are_those_of_the_folder(
 ) -> None:
     with _loader(str(demo_shards)) as loader:
         here = _planes(list(loader))
-        assert loader.took.range_bytes > 0
+        assert loader.timings.range_bytes > 0
     network.change(Faults(latency_seconds=0.05))
     with _loader(remote_shards, workers=workers) as loader:
         there = list(loader)
-        took = loader.took
+        took = loader.timings
     assert all(torch.equal(one, other) for one, other in zip(here, _planes(there), strict=True))
-    assert took.range_bytes > 0 and took.waiting > 0.05 and took.decoding > 0
-    assert took.hits == took.misses == took.cache_bytes == 0
+    assert took.range_bytes > 0 and took.fetch_seconds > 0.05 and took.decode_seconds > 0
+    assert took.cache_hits == took.cache_misses == took.cache_bytes == 0
 
 
 def test_a_set_that_is_in_the_cache_is_read_with_the_network_off(
@@ -85,11 +85,11 @@ def test_a_set_that_is_in_the_cache_is_read_with_the_network_off(
     _until_filled(tmp_path / "cache", len(listed), lambda: list(_run(remote_shards, cache)))
     network.change(Faults(down_seconds=3600))
     with _loader(remote_shards, cache=cache, workers=2) as loader:
-        assert loader.mix.sets[0].remark is not None
+        assert loader.mix.sets[0].note is not None
         there = _planes(list(loader))
-        took = loader.took
+        took = loader.timings
     assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
-    assert took.misses == 0 and took.range_bytes == 0 and took.hits == sum(len(one) for one in there)
+    assert took.cache_misses == 0 and took.range_bytes == 0 and took.cache_hits == sum(len(one) for one in there)
 
 
 def _run(url: str, cache: CacheSpec) -> list[Batch]:
@@ -143,9 +143,9 @@ def test_the_caches_of_two_nodes_hold_their_own_share_of_an_epoch(
             with _loader(url, cache=cache, rank=rank, world_size=2) as loader:
                 list(loader)
                 time.sleep(0.3)
-            if loader.took.misses == 0:
+            if loader.timings.cache_misses == 0:
                 break
-        assert loader.took.misses == 0
+        assert loader.timings.cache_misses == 0
         found.append({path.name for path in (tmp_path / f"node-{rank}" / "shards").glob("*.tar")})
     assert all(len(names) <= len(listed) // 2 + 1 for names in found)
     assert len(found[0] & found[1]) <= 1
@@ -182,7 +182,7 @@ def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goe
     for _ in range(2):
         pretrain(spec, data=[remote_shards], out=run, style=ProgressStyle.QUIET, device="cpu")
         (told,) = [line for line in read_log(run, "warning") if line["name"] == "cache"]
-        assert f"{tmp_path / 'cache' / 'shards'}: no room left on the disk" in told["text"]
+        assert f"{tmp_path / 'cache' / 'shards'}: no space left on the disk" in told["text"]
         shutil.rmtree(run / "checkpoints" / checkpoint_name(8))
 
 
@@ -216,7 +216,7 @@ def test_a_training_from_a_bucket_goes_on_with_the_network_off_once_its_data_is_
     _until_filled(tmp_path / "cache", len(listed), lambda: _run(remote_shards, spec))
     network.change(Faults(down_seconds=3600))
     again = run_command(*words, tmp_path / "off", "--data", remote_shards, *cache)
-    assert "its store does not answer; the copy that this machine has is used" in " ".join(again.stderr.split())
+    assert "the store does not answer; using this machine's copy" in " ".join(again.stderr.split())
     lines = read_log(tmp_path / "off", "train")
     assert {(line["cache_hits"], line["read_mb"]) for line in lines} == {(1.0, 0.0)}
     losses = [[line["loss"] for line in read_log(tmp_path / name, "train")] for name in ("here", "there", "off")]

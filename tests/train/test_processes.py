@@ -197,7 +197,7 @@ def test_unreadable_samples_of_all_processes_are_one_list(demo_shards: Path, tmp
     folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
     shards = Shards.open(str(folder))
     for number in (4, 5, 11):
-        place = shards.place(number)
+        place = shards.member_range(number)
         with (folder / tar_name(place.shard)).open("r+b") as file:
             file.seek(place.offset)
             file.write(b"0" * 64)

@@ -117,7 +117,7 @@ def test_the_same_seed_hides_the_same_places_and_another_hides_others(
 def test_an_unreadable_sample_is_named_and_left_out(tiny_pretraining: Path, demo_shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
     shards = Shards.open(str(folder))
-    place = shards.place(0)
+    place = shards.member_range(0)
     data = bytearray(shards.shard_path(place.shard).read_bytes())
     data[place.offset + 100] ^= 1
     shards.shard_path(place.shard).write_bytes(bytes(data))

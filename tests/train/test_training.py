@@ -230,7 +230,7 @@ def test_an_unreadable_video_is_left_out_of_the_score_and_named(
 ) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
     shards = Shards.open(str(folder))
-    place = shards.place(4)
+    place = shards.member_range(4)
     with (folder / tar_name(0)).open("r+b") as file:
         file.seek(place.offset)
         file.write(b"0" * 64)

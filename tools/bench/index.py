@@ -80,7 +80,7 @@ def _open(url: str, batch: int) -> None:
     shards = Shards.open(url)
     opened = time.perf_counter() - started_at
     _ = shards.label_N, shards.size_N2, shards.frames_NP, shards.source_N, shards.rate_N
-    _ = shards.view(len(shards) - 1), shards.place(len(shards) - 1)
+    _ = shards.view(len(shards) - 1), shards.member_range(len(shards) - 1)
     used = time.perf_counter() - started_at
     memory = _private_mb() - before
     started_at = time.perf_counter()

@@ -37,9 +37,9 @@ from tools.soak.faults.network import Faults
 from tools.soak.faults.proxy import proxy_process
 from vmae_data.format import ShardListing, tar_name
 from vmae_data.read.dataset import Shards
-from vmae_data.read.fetch import Fetcher, Member
+from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
-from vmae_data.read.prefetch import RANGES_AT_A_TIME
+from vmae_data.read.prefetch import CONCURRENT_RANGES
 from vmae_data.storage import commit_bytes, commit_file, remote, storage_path
 
 PER_SHARD = 250
@@ -142,10 +142,10 @@ def _ours() -> Iterator[int]:
     order = _order(shards)
     fetcher = Fetcher(shards)
     pieces = [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
-    fetcher.ask([Member(number) for number in pieces[0]])
+    fetcher.prefetch([(number, 0) for number in pieces[0]])
     for position, piece in enumerate(pieces):
         if position + 1 < len(pieces):
-            fetcher.ask([Member(number) for number in pieces[position + 1]])
+            fetcher.prefetch([(number, 0) for number in pieces[position + 1]])
         for number in piece:
             yield len(fetcher.fetch(number))
     fetcher.close()
@@ -156,11 +156,11 @@ def _plain() -> Iterator[int]:
     shards = Shards.open(URL)
 
     def get(number: int) -> int:
-        member = shards.place(number)
+        member = shards.member_range(number)
         path = shards.shard_path(member.shard)
         return len(remote.read_part(path, member.offset, member.size).data)
 
-    with ThreadPoolExecutor(RANGES_AT_A_TIME) as pool:
+    with ThreadPoolExecutor(CONCURRENT_RANGES) as pool:
         yield from pool.map(get, _order(shards))
 
 

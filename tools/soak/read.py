@@ -22,7 +22,7 @@ import numpy as np
 from tools.data_sets import demo_in_bucket
 from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.dataset import Shards
-from vmae_data.read.fetch import Fetcher, Member, ReadTimings
+from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 
 GROWTH_MB = 16 * 1.048576
@@ -50,21 +50,20 @@ def read(url: str, samples: int, piece: int, spec: CacheSpec) -> list[float]:
     shards = Shards.open(url)
     cache = ShardCache(spec) if spec.dir is not None else None
     fetcher = Fetcher(shards, cache=cache)
-    timings, memory, done, started_at = ReadTimings(), list[float](), 0, time.monotonic()
+    memory, done, started_at = list[float](), 0, time.monotonic()
     pieces = endless(shards, piece)
     following = next(pieces)
-    fetcher.ask(following)
+    fetcher.prefetch(following)
     while done < samples:
         current, following = following, next(pieces)
-        fetcher.ask(following)
+        fetcher.prefetch(following)
         for member in current:
             fetcher.fetch(*member)
-        timings = timings.plus(fetcher.take_took())
         done += len(current)
         if done * 10 // samples > len(memory):
             memory.append(resident_mb())
-            rate, megabytes = done / (time.monotonic() - started_at), timings.range_bytes / 1e6
-            read_by_range = f"{megabytes:.0f} MB read by range, {timings.hits} cache hits"
+            rate, megabytes = done / (time.monotonic() - started_at), fetcher.timings.range_bytes / 1e6
+            read_by_range = f"{megabytes:.0f} MB read by range, {fetcher.timings.cache_hits:.0f} cache hits"
             print(f"{done} samples, {rate:.0f}/s, {memory[-1]:.1f} MB resident, {read_by_range}", flush=True)
     fetcher.close()
     if cache is not None:
@@ -72,12 +71,12 @@ def read(url: str, samples: int, piece: int, spec: CacheSpec) -> list[float]:
     return memory
 
 
-def endless(shards: Shards, piece: int) -> Iterator[list[Member]]:
+def endless(shards: Shards, piece: int) -> Iterator[list[tuple[int, int]]]:
     """The batch order of a training, epoch after epoch."""
     epoch = 0
     while True:
         batches = epoch_batches(shards.shard_sizes, seed=0, epoch=epoch, batch=min(piece, len(shards)))
-        yield from ([Member(int(number)) for number in batch] for batch in np.asarray(batches))
+        yield from ([(int(number), 0) for number in batch] for batch in np.asarray(batches))
         epoch += 1
 
 

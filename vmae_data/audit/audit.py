@@ -60,7 +60,7 @@ def _measure_all(data_sets: Sequence[Shards], workers: int, style: ProgressStyle
             if isinstance(finished.error, WorkerDied):
                 data_set, numbers = finished.tag
                 shards = data_sets[data_set]
-                path = shards.shard_path(shards.place(numbers[0]).shard)
+                path = shards.shard_path(shards.member_range(numbers[0]).shard)
                 raise DataError(f"{path}: can't be audited ({finished.error}); verify the shards") from finished.error
             if finished.error is not None:
                 raise finished.error

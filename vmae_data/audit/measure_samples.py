@@ -77,7 +77,7 @@ class SampleMeasurer:
             label=None if label is None else shards.classes[label] if isinstance(label, int) else str(label),
             split=facts.split if facts else shards.index.split,
             frames=entry.members[0].phase.frames,
-            sha256=shards.place(number).sha256,
+            sha256=shards.member_range(number).sha256,
             measures=measures,
             fingerprint=prints,
             error=error,
@@ -86,7 +86,7 @@ class SampleMeasurer:
     def _entry(self, data_set: int, number: int) -> SampleEntry:
         """The sample in its shard's marker. The last marker is kept: the samples of a shard come one after the other."""
         shards = self._shards[data_set]
-        shard, key = shards.place(number).shard, shards.key(number)
+        shard, key = shards.member_range(number).shard, shards.key(number)
         if self._marker[:2] != (data_set, shard):
             path = shards.shard_path(shard).with_suffix(".json")
             marker = decode_record(read_bytes(path), ShardMarker, str(path))
@@ -99,7 +99,7 @@ class SampleMeasurer:
 
 def _read_facts(shards: Shards, number: int, entry: SampleEntry) -> SampleFacts:
     """The sample's KEY.json. Raises SampleError if it is damaged, DataError if the shard is missing."""
-    path = shards.shard_path(shards.place(number).shard)
+    path = shards.shard_path(shards.member_range(number).shard)
     data = read_range(path, entry.facts.offset, entry.facts.size)
     if hashlib.sha256(data).hexdigest() != entry.facts.sha256:
         raise SampleError(entry.key, f"checksum of {entry.key}.json in {path.name} is wrong; verify the shards")

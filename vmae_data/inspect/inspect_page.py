@@ -17,8 +17,7 @@ from vmae_data.html import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, No
 from vmae_data.inspect.inspect import DataFacts
 from vmae_data.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
-from vmae_data.read.dataset import Shards
-from vmae_data.read.durations import sample_seconds
+from vmae_data.read.dataset import Shards, sample_seconds
 from vmae_data.storage import Span, StoragePath, read_bytes, read_each, read_spans
 
 __all__ = ["write_inspect_page"]
@@ -50,7 +49,7 @@ def _read_samples(shards: Shards, numbers: Sequence[int]) -> Iterator[tuple[Samp
     """KEY.json of these samples and the size of their videos; each marker is read once."""
     by_shard: dict[int, set[str]] = {}
     for number in numbers:
-        by_shard.setdefault(shards.place(number).shard, set()).add(shards.key(number))
+        by_shard.setdefault(shards.member_range(number).shard, set()).add(shards.key(number))
     chosen = sorted(by_shard.items())
     paths = [shards.shard_path(shard).with_suffix(".json") for shard, _ in chosen]
     for (shard, keys), path, record in zip(chosen, paths, read_each(paths), strict=True):
@@ -90,13 +89,11 @@ def _overview(facts: DataFacts) -> Iterator[Part]:
 
 def _videos(facts: DataFacts) -> Iterator[Part]:
     numbers = choose_samples(facts.shards.label_N, SAMPLES_SHOWN)
-    sheet = contact_sheet(facts.shards, numbers)
+    gallery, unreadable = contact_sheet(facts.shards, numbers)
     chosen = "" if len(numbers) == len(facts.shards) else ", chosen at random from all classes, with a fixed seed"
-    yield Note(
-        f"First, middle and last kept frame of {len(sheet.gallery.tiles)} of {len(facts.shards)} samples{chosen}."
-    )
-    yield sheet.gallery
-    for key, why in sheet.unreadable.items():
+    yield Note(f"First, middle and last kept frame of {len(gallery.tiles)} of {len(facts.shards)} samples{chosen}.")
+    yield gallery
+    for key, why in unreadable.items():
         yield Note(f"{key} can't be shown: {why}", warning=True)
 
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from vmae_data.errors import DataError
 from vmae_data.format import Extent, PhaseFacts, decode_record
-from vmae_data.read.dataset import Shards
-from vmae_data.read.durations import Span, span_of
+from vmae_data.read.dataset import Shards, source_seconds
 from vmae_data.storage import read_bytes, read_range
 
 __all__ = ["seconds_and_profiles"]
@@ -87,17 +86,19 @@ def _entries(shards: Shards, shard: int) -> dict[str, _Entry]:
 
 def _seconds_by_times(shards: Shards, rows: Sequence[int], entries: dict[str, _Entry]) -> dict[int, float]:
     """By source, for the samples in the marker. All segments of a source are in one shard."""
-    spans: dict[int, Span] = {}
+    phases: dict[int, list[PhaseFacts]] = {}
     last: dict[int, int] = {}
     for row in rows:
         entry = entries.get(shards.key(row))
         if entry is not None:
-            source, span = int(shards.source_N[row]), span_of(entry.members[0].phase)
-            spans[source] = span.joined(spans[source]) if source in spans else span
+            source = int(shards.source_N[row])
+            phases.setdefault(source, []).append(entry.members[0].phase)
             last[source] = row
     return {
-        source: span.seconds(0, shards.view(last[source]).source_frames, float(shards.source_rate_N[last[source]]))
-        for source, span in spans.items()
+        source: source_seconds(
+            own, 0, shards.view(last[source]).source_frames, float(shards.source_rate_N[last[source]])
+        )
+        for source, own in phases.items()
     }
 
 

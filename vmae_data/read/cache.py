@@ -1,8 +1,9 @@
-"""A node's cache of remote shards: looked up by the sum of the index, filled in the background, shared by all processes."""
+"""A node's cache of remote shards, by checksum: filled in the background, shared by all processes of the node."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import queue
 import threading
@@ -10,25 +11,25 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from vmae_data.errors import VmaeError
-from vmae_data.read.cache_directory import TOUCH_SECONDS, CacheDirectory, is_full
+from vmae_data.read.cache_directory import TOUCH_SECONDS, CacheDirectory, is_disk_full
+from vmae_data.read.prefetch import RemoteShard
 from vmae_data.recipes import byte_count
-from vmae_data.storage import RemotePath, remote
+from vmae_data.storage import remote
 
-__all__ = ["CacheSpec", "RemoteShard", "ShardCache"]
+__all__ = ["CacheSpec", "ShardCache"]
 
-DOWNLOADS = 2  # at a time, in each process
+CONCURRENT_DOWNLOADS = 2  # in each process
 OPEN_SHARDS = 64
-PAUSE_SECONDS = 60.0  # after a download that came to nothing, before the same shard is tried again
-FULL_SECONDS = 600.0  # after a full disk, before anything is
+RETRY_SECONDS = 60.0  # after a failed download, before the same shard is tried again
+DISK_FULL_SECONDS = 600.0  # after a full disk, before any shard is tried again
 
 
 class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a node keeps shards that it has fetched, and how many bytes of them. Off where there is no `dir`."""
+    """The node's folder for downloaded shards, and its limit in bytes. Without `dir` there is no cache."""
 
     dir: str | None = None
     bytes: int | float | str | None = None
@@ -36,14 +37,12 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if self.dir is None:
             if self.bytes is not None:
-                raise ValueError(f"cache.bytes = {self.bytes}: has no folder; give cache.dir too, such as /nvme/cache")
+                raise ValueError(f"cache.bytes = {self.bytes}: has no folder; set cache.dir too, such as /nvme/cache")
             return
         if "://" in self.dir:
-            raise ValueError(
-                f"cache.dir = {self.dir}: is a URL; a folder of this machine is wanted, such as /nvme/cache"
-            )
+            raise ValueError(f"cache.dir = {self.dir}: is a URL; expected a local folder, such as /nvme/cache")
         if self.bytes is None:
-            raise ValueError(f'cache.dir = {self.dir}: has no limit; give cache.bytes too, such as "200GB"')
+            raise ValueError(f'cache.dir = {self.dir}: has no limit; set cache.bytes too, such as "200GB"')
         if self.limit < 1:
             raise ValueError(f"cache.bytes = {self.bytes}: must be 1 or more")
 
@@ -52,165 +51,143 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return byte_count(self.bytes or 0, "cache.bytes")
 
 
-class RemoteShard(NamedTuple):
-    """A shard as its index lists it."""
-
-    place: RemotePath
-    size: int
-    sha256: str
-
-
-class _Open(NamedTuple):
-    descriptor: int
-    touched_at: float
-
-
 class ShardCache:
-    """The cache as one process sees it. Downloads run in threads of their own.
+    """One process's view of the cache. Its own threads download shards.
 
-    Whatever goes wrong with it never stops a reader: what is not there is read by range.
+    A failure of the cache never stops a reader: a shard that is not in the cache is read by range.
+    `downloaded_bytes` is a running total. `notes` are messages for the user.
     """
 
     def __init__(self, spec: CacheSpec) -> None:
         assert spec.dir is not None
-        self.room = CacheDirectory(Path(spec.dir).expanduser() / "shards", spec.limit)
-        self._files = threading.RLock()  # over these two: what is ahead is looked up while something else is read
-        self._open: OrderedDict[str, _Open] = OrderedDict()
-        self._looked_at = 0.0
-        self._lock = threading.Lock()  # over all below, which the downloads change
-        self._wanted: queue.SimpleQueue[RemoteShard | None] = queue.SimpleQueue()
-        self._queued: set[str] = set()
+        self.directory = CacheDirectory(Path(spec.dir).expanduser() / "shards", spec.limit)
+        self.downloaded_bytes = 0
+        self.notes: tuple[str, ...] = ()
+        # The prefetch thread checks the cache while another thread reads: this lock guards the next two.
+        self._files_lock = threading.RLock()
+        self._open: OrderedDict[str, tuple[int, float]] = OrderedDict()  # descriptor, time of last touch
+        self._checked_at = 0.0
+        self._lock = threading.Lock()  # guards all below, and the two totals, which download threads change
+        self._queue: queue.SimpleQueue[RemoteShard | None] = queue.SimpleQueue()
+        self._pending: set[str] = set()
         self._not_before: dict[str, float] = {}
+        self._disk_full_until = 0.0
         self._threads = 0
         self._closed = False
-        self._fetched = 0
-        self._remarks: list[str] = []
-        self._full_until = 0.0
 
-    def holds(self, shard: RemoteShard) -> bool:
-        """Whether a shard is there."""
-        with self._files:
+    def contains(self, shard: RemoteShard) -> bool:
+        with self._files_lock:
             return self._descriptor(shard) is not None
 
     def read(self, shard: RemoteShard, offset: int, size: int) -> bytes | None:
-        """Bytes of a shard; None where it is not there. The caller checks their sum."""
-        with self._files:
+        """Bytes of a shard; None if the shard is not in the cache. The caller verifies their checksum."""
+        with self._files_lock:
             descriptor = self._descriptor(shard)
             if descriptor is None:
                 return None
             try:
-                # What an index says may be anything; memory is taken for what is there.
-                there = max(0, os.fstat(descriptor).st_size - offset)
-                return os.pread(descriptor, min(size, there), offset) if there else b""
+                # An index may state any size; allocate only what the file has.
+                available = max(0, os.fstat(descriptor).st_size - offset)
+                return os.pread(descriptor, min(size, available), offset) if available else b""
             except OSError:
                 return None
 
-    def drop(self, shard: RemoteShard) -> None:
-        """Remove a shard whose bytes are wrong."""
-        with self._files:
-            self._close_one(shard.sha256)
+    def evict(self, shard: RemoteShard) -> None:
+        with self._files_lock:
+            self._close_file(shard.sha256)
         with suppress(OSError):
-            self.room.path(shard.sha256).unlink()
+            self.directory.path(shard.sha256).unlink()
 
-    def want(self, shard: RemoteShard) -> None:
-        """Have a shard fetched in the background, unless that is under way or came to nothing a moment ago."""
+    def submit(self, shard: RemoteShard) -> None:
+        """Download a shard in the background, unless it is pending or has just failed."""
         now = time.monotonic()
         with self._lock:
-            if shard.sha256 in self._queued or now < max(self._full_until, self._not_before.get(shard.sha256, 0)):
+            if shard.sha256 in self._pending or now < max(self._disk_full_until, self._not_before.get(shard.sha256, 0)):
                 return
-            self._queued.add(shard.sha256)
-            self._wanted.put(shard)
-            if self._threads < DOWNLOADS:
+            self._pending.add(shard.sha256)
+            self._queue.put(shard)
+            if self._threads < CONCURRENT_DOWNLOADS:
                 self._threads += 1
-                threading.Thread(target=self._work, name="cache", daemon=True).start()
+                threading.Thread(target=self._run, name="cache", daemon=True).start()
 
-    def take_fetched(self) -> int:
-        """Bytes that came into the cache since this was asked last."""
+    def is_pending(self, shard: RemoteShard) -> bool:
         with self._lock:
-            fetched, self._fetched = self._fetched, 0
-        return fetched
-
-    def take_remarks(self) -> tuple[str, ...]:
-        """What a person should know, each once."""
-        with self._lock:
-            remarks, self._remarks = self._remarks, []
-        return tuple(remarks)
+            return shard.sha256 in self._pending
 
     def close(self) -> None:
         self._closed = True
-        for _ in range(DOWNLOADS):
-            self._wanted.put(None)
-        with self._files:
+        for _ in range(CONCURRENT_DOWNLOADS):
+            self._queue.put(None)
+        with self._files_lock:
             while self._open:
-                os.close(self._open.popitem()[1].descriptor)
+                os.close(self._open.popitem()[1][0])
 
     def _descriptor(self, shard: RemoteShard) -> int | None:
         now = time.monotonic()
-        if now - self._looked_at > TOUCH_SECONDS:
-            self._looked_at = now
-            self._let_go()
-        known = self._open.get(shard.sha256)
-        if known is None:
+        if now - self._checked_at > TOUCH_SECONDS:
+            self._checked_at = now
+            self._close_removed()
+        if shard.sha256 not in self._open:
             try:
-                descriptor = os.open(self.room.path(shard.sha256), os.O_RDONLY | os.O_CLOEXEC)
+                opened = os.open(self.directory.path(shard.sha256), os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 return None
             if len(self._open) >= OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1].descriptor)
-            known = self._open[shard.sha256] = _Open(descriptor, -TOUCH_SECONDS)
+                os.close(self._open.popitem(last=False)[1][0])
+            self._open[shard.sha256] = (opened, -math.inf)
         self._open.move_to_end(shard.sha256)
-        if now - known.touched_at > TOUCH_SECONDS:
-            self._open[shard.sha256] = known._replace(touched_at=now)
-            with suppress(OSError):  # a folder that may only be read
-                os.utime(known.descriptor)
-        return known.descriptor
+        descriptor, touched_at = self._open[shard.sha256]
+        if now - touched_at > TOUCH_SECONDS:
+            self._open[shard.sha256] = (descriptor, now)
+            with suppress(OSError):  # the folder may be read-only
+                os.utime(descriptor)
+        return descriptor
 
-    def _let_go(self) -> None:
-        """Close what others have removed: while it is open its room on the disk is not free."""
-        for sha256, known in list(self._open.items()):
-            if os.fstat(known.descriptor).st_nlink == 0:
-                self._close_one(sha256)
+    def _close_removed(self) -> None:
+        """Close shards that another process has evicted: an open file keeps its disk space."""
+        for sha256, (descriptor, _) in list(self._open.items()):
+            if os.fstat(descriptor).st_nlink == 0:
+                self._close_file(sha256)
 
-    def _close_one(self, sha256: str) -> None:
-        known = self._open.pop(sha256, None)
-        if known is not None:
-            os.close(known.descriptor)
+    def _close_file(self, sha256: str) -> None:
+        if sha256 in self._open:
+            os.close(self._open.pop(sha256)[0])
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            self.room.clean()
+            self.directory.clean()
         except (OSError, VmaeError) as error:
-            self._give_up(error)
-        while (shard := self._wanted.get()) is not None and not self._closed:
+            self._pause(error)
+        while (shard := self._queue.get()) is not None and not self._closed:
             done = False
             try:
-                if time.monotonic() >= self._full_until:
-                    done = self._fetch(shard)
+                if time.monotonic() >= self._disk_full_until:
+                    done = self._download(shard)
             except OSError as error:
-                self._give_up(error)
+                self._pause(error)
             except VmaeError as error:
                 if isinstance(error.__cause__, OSError):
-                    self._give_up(error.__cause__)
-                # A store that does not answer is told of by who needs its bytes now.
+                    self._pause(error.__cause__)
+                # The reader that needs the bytes now reports a store that does not answer.
             with self._lock:
-                self._queued.discard(shard.sha256)
+                self._pending.discard(shard.sha256)
                 if not done:
-                    self._not_before[shard.sha256] = time.monotonic() + PAUSE_SECONDS
+                    self._not_before[shard.sha256] = time.monotonic() + RETRY_SECONDS
 
-    def _fetch(self, shard: RemoteShard) -> bool:
-        """True where the shard is there."""
-        with self.room.filling(shard.sha256) as held:
-            if not held:
-                return False  # another process is at it
-            if self.room.path(shard.sha256).exists():
+    def _download(self, shard: RemoteShard) -> bool:
+        """Whether the shard is now in the cache."""
+        with self.directory.lock_shard(shard.sha256) as locked:
+            if not locked:
+                return False  # another process downloads it
+            if self.directory.path(shard.sha256).exists():
                 return True
-            temporary = self.room.reserve(shard.sha256, shard.size)
+            temporary = self.directory.reserve(shard.sha256, shard.size)
             if temporary is None:
                 return False
             try:
                 if not self._copy(shard, temporary):
                     return False
-                self.room.commit(temporary, shard.sha256)
+                self.directory.commit(temporary, shard.sha256)
             finally:
                 temporary.unlink(missing_ok=True)
         return True
@@ -218,21 +195,23 @@ class ShardCache:
     def _copy(self, shard: RemoteShard, to: Path) -> bool:
         digest, size = hashlib.sha256(), 0
         with to.open("r+b") as file:
-            for data in remote.stream(shard.place):
+            for data in remote.stream(shard.path):
                 size += len(data)
-                if self._closed or size > shard.size:  # what is larger than its index says has no room reserved
+                if self._closed or size > shard.size:  # only the size in the index was reserved
                     return False
                 digest.update(data)
                 file.write(data)
                 with self._lock:
-                    self._fetched += len(data)
+                    self.downloaded_bytes += len(data)
         return digest.hexdigest() == shard.sha256
 
-    def _give_up(self, error: OSError | VmaeError) -> None:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        if isinstance(error, OSError) and is_full(error):
-            why = "no room left on the disk"
+    def _pause(self, error: OSError | VmaeError) -> None:
+        """Stop downloads for a while, and add one note for the user."""
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError) and is_disk_full(error):
+            reason = "no space left on the disk"
         with self._lock:
-            if not self._full_until:
-                self._remarks.append(f"{self.room.folder}: {why}; shards that are not there are read by range")
-            self._full_until = time.monotonic() + FULL_SECONDS
+            if not self._disk_full_until:
+                note = f"{self.directory.folder}: {reason}; shards that are not in the cache are read by range"
+                self.notes = (*self.notes, note)
+            self._disk_full_until = time.monotonic() + DISK_FULL_SECONDS

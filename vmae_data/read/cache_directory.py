@@ -1,6 +1,7 @@
-"""The folder of a node's cache: whole shards by their sums, room for the next one, what a killed process left behind.
+"""The folder of a node's cache: complete shards named by checksum, space for the next one, removal of leftovers.
 
-All processes of the node share it. A shard is filled by who holds its lock; who looks for room holds the folder's.
+All processes of the node share it. The process that fills a shard holds the shard's lock. The process that reserves
+space holds the folder's lock.
 """
 
 from __future__ import annotations
@@ -12,29 +13,22 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from vmae_data.errors import VmaeError
 from vmae_data.storage import TEMPORARY, commit_file, try_lock, write_error
 
-__all__ = ["FRESH_SECONDS", "TOUCH_SECONDS", "CacheDirectory", "is_full"]
+__all__ = ["FRESH_SECONDS", "TOUCH_SECONDS", "CacheDirectory", "is_disk_full"]
 
-TOUCH_SECONDS = 30.0  # how exactly the time of last use is kept
-FRESH_SECONDS = 120.0  # a shard that was used since is never removed: a cache that is too small must not churn
-_LOCK = ".lock-"
-_ROOM_LOCK = ".room"
-
-
-class _File(NamedTuple):
-    used_at: float
-    size: int
-    path: Path
+TOUCH_SECONDS = 30.0  # resolution of a shard's time of last use
+FRESH_SECONDS = 120.0  # a shard used within this time is never evicted: a cache that is too small must not churn
+_SHARD_LOCK = ".lock-"
+_FOLDER_LOCK = ".room"
 
 
 class CacheDirectory:
-    """A folder that holds at most `limit` bytes of shards. Made where it isn't there.
+    """A folder with at most `limit` bytes of shards, created if it is missing.
 
-    Raises VmaeError where it can't be made.
+    Raises VmaeError if it cannot be created.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -47,73 +41,75 @@ class CacheDirectory:
     def path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"
 
-    def filling(self, sha256: str) -> AbstractContextManager[bool]:
-        """Hold a shard's lock if nobody on this node does; gives whether it is held."""
-        return try_lock(self.folder / f"{_LOCK}{sha256}")
+    def lock_shard(self, sha256: str) -> AbstractContextManager[bool]:
+        """Try to lock a shard; yields whether this process holds the lock."""
+        return try_lock(self.folder / f"{_SHARD_LOCK}{sha256}")
 
     def reserve(self, sha256: str, size: int) -> Path | None:
-        """A temporary file of that many bytes, for the holder of the shard's lock; None where there is no room now.
+        """A temporary file of `size` bytes, for the holder of the shard's lock; None if there is no space now.
 
-        What was not used for the longest time goes first. Raises OSError where the disk is full and stays so.
+        The least recently used shards are evicted first. Raises OSError if the disk is full and stays full.
         """
         temporary = self.folder / f"{TEMPORARY}{sha256}"
         with self._locked():
             files = self._files()
-            excess = sum(file.size for file in files) + size - self.limit
-            old = [file for file in files if file.used_at < time.time() - FRESH_SECONDS and file.path.suffix == ".tar"]
-            if excess > sum(file.size for file in old):
+            excess = sum(facts.st_size for _, facts in files) + size - self.limit
+            fresh = time.time() - FRESH_SECONDS
+            old = [(path, facts) for path, facts in files if facts.st_mtime < fresh and path.suffix == ".tar"]
+            if excess > sum(facts.st_size for _, facts in old):
                 return None
             while excess > 0:
-                excess -= self._remove(old)
+                excess -= _remove_first(old)
             while True:
                 try:
                     _allocate(temporary, size)
                     return temporary
                 except OSError as error:
                     temporary.unlink(missing_ok=True)
-                    if not is_full(error) or not old:
+                    if not is_disk_full(error) or not old:
                         raise
-                    self._remove(old)
+                    _remove_first(old)
 
     def commit(self, temporary: Path, sha256: str) -> None:
         commit_file(temporary, self.path(sha256))
 
     def clean(self) -> None:
-        """Remove what killed processes left half written: it has a lock that nobody holds."""
+        """Remove incomplete files of killed processes: nobody holds their locks."""
         for path in self.folder.glob(f"{TEMPORARY}*"):
-            with self.filling(path.name.removeprefix(TEMPORARY)) as held:
-                if held:
+            with self.lock_shard(path.name.removeprefix(TEMPORARY)) as locked:
+                if locked:
                     path.unlink(missing_ok=True)
-        for path in self.folder.glob(f"{_LOCK}*"):
+        for path in self.folder.glob(f"{_SHARD_LOCK}*"):
             with try_lock(path):
-                pass  # its name goes with it
+                pass  # the release removes the file
 
-    def _files(self) -> list[_File]:
-        """Shards, and those that are being filled, the longest unused first."""
-        found = []
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """Shards, complete or not, the least recently used first."""
+        files = []
         for entry in os.scandir(self.folder):
             if entry.name.endswith(".tar") or entry.name.startswith(TEMPORARY):
                 with suppress(FileNotFoundError):
-                    facts = entry.stat()
-                    found.append(_File(facts.st_mtime, facts.st_size, Path(entry.path)))
-        return sorted(found)
-
-    def _remove(self, old: list[_File]) -> int:
-        file = old.pop(0)
-        file.path.unlink(missing_ok=True)
-        return file.size
+                    files.append((Path(entry.path), entry.stat()))
+        return sorted(files, key=lambda file: (file[1].st_mtime, file[1].st_size, file[0]))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / _ROOM_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self.folder / _FOLDER_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError as error:
-                raise VmaeError(f"{self.folder}: can't be locked ({error.strerror}); name a local disk") from error
+                raise VmaeError(f"{self.folder}: can't be locked ({error.strerror}); use a local disk") from error
             yield
         finally:
             os.close(descriptor)
+
+
+def _remove_first(files: list[tuple[Path, os.stat_result]]) -> int:
+    """Remove the first file from the disk and from the list; returns its size."""
+    path, facts = files.pop(0)
+    path.unlink(missing_ok=True)
+    return facts.st_size
 
 
 def _allocate(path: Path, size: int) -> None:
@@ -124,6 +120,6 @@ def _allocate(path: Path, size: int) -> None:
         os.close(descriptor)
 
 
-def is_full(error: OSError) -> bool:
-    """Whether there is no room on the disk, or none for this user or process."""
+def is_disk_full(error: OSError) -> bool:
+    """Whether the disk has no space, or none for this user or process."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

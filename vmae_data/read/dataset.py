@@ -1,22 +1,41 @@
-"""The door for people who read shards from Python: a data set's samples, and its stream of clips."""
+"""The Python interface to shards: a data set's samples, and its stream of decoded clips."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from vmae_data.decode import DecodedVideo, decode_some
 from vmae_data.errors import DataError, SampleError
-from vmae_data.format import INDEX, Label, SampleFacts, ShardMarker, decode_record, marker_name
-from vmae_data.read.fetch import Fetcher, Member
+from vmae_data.format import (
+    INDEX,
+    Label,
+    PhaseFacts,
+    Regular,
+    SampleFacts,
+    Series,
+    ShardMarker,
+    decode_record,
+    marker_name,
+)
+from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.stream import ClipFrames, Sampler
-from vmae_data.read.table import LabelKind, MemberPlace, SampleView, Table
+from vmae_data.read.table import LabelKind, MemberRange, SampleView, Table
 from vmae_data.rng import Rng
 from vmae_data.storage import read_bytes, read_range
 
-__all__ = ["Clip", "LabelKind", "MemberPlace", "Sample", "SampleView", "Shards"]
+__all__ = [
+    "Clip",
+    "LabelKind",
+    "MemberRange",
+    "Sample",
+    "SampleView",
+    "Shards",
+    "sample_seconds",
+    "source_seconds",
+]
 
 
 class Sample(NamedTuple):
@@ -27,7 +46,7 @@ class Sample(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """One sample of a stream, decoded: the planes of `frames.decode`, in ascending order."""
+    """One sample of a stream: the decoded planes of `frames.decode`, in ascending order."""
 
     view: SampleView
     label: Label | None
@@ -35,19 +54,14 @@ class Clip(NamedTuple):
     planes: DecodedVideo
 
 
-class _Chosen(NamedTuple):
-    view: SampleView
-    frames: ClipFrames
-
-
 class Shards(Table):
     """A data set, opened with `Shards.open(url)`: `index`, `classes`, `len()`, `sample(i)`, `stream(…)`."""
 
     def sample(self, number: int) -> Sample:
-        """A sample's facts and verified bytes. Raises SampleError when a sum is wrong."""
+        """A sample's facts and verified bytes. Raises SampleError if a checksum differs."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
-        shard = self.place(number).shard
+        shard = self.member_range(number).shard
         path, key = self.shard_path(shard), self.key(number)
         entry = next((entry for entry in self._marker(shard).samples if entry.key == key), None)
         if entry is None or not entry.members:
@@ -56,19 +70,19 @@ class Shards(Table):
         for extent in (entry.facts, entry.members[0].extent):
             parts.append(read_range(path, extent.offset, extent.size))
             if hashlib.sha256(parts[-1]).hexdigest() != extent.sha256:
-                raise SampleError(entry.key, f"the sum of its bytes in {path.name} is wrong; verify the shards")
+                raise SampleError(entry.key, f"checksum of its bytes in {path.name} differs; verify the shards")
         return Sample(decode_record(parts[0], SampleFacts, entry.key), parts[1])
 
     def _marker(self, shard: int) -> ShardMarker:
-        """Raises DataError where it is not the one that the index knows."""
+        """Raises DataError if the marker is not the one in the index."""
         listing = self.index.shardlist[shard]
-        place = self.folder / marker_name(int(listing.url.removeprefix("shard-").removesuffix(".tar")))
-        data = read_bytes(place)
+        path = self.folder / marker_name(int(listing.url.removeprefix("shard-").removesuffix(".tar")))
+        data = read_bytes(path)
         if hashlib.sha256(data).hexdigest() != listing.marker_sha256:
-            raise DataError(f"{place}: its sum is not the one in {INDEX}; verify the shards")
-        marker = decode_record(data, ShardMarker, str(place))
+            raise DataError(f"{path}: checksum differs from {INDEX}; verify the shards")
+        marker = decode_record(data, ShardMarker, str(path))
         if marker.tar != listing.url:
-            raise DataError(f"{place}: is the marker of another shard; verify the shards")
+            raise DataError(f"{path}: is the marker of another shard; verify the shards")
         return marker
 
     def __iter__(self) -> Iterator[Sample]:
@@ -79,22 +93,45 @@ class Shards(Table):
     ) -> Iterator[tuple[Clip, ...]]:
         """The global batches of an epoch from step `start` on, decoded in this process.
 
-        The same batches as a training's with that seed and batch. Raises SampleError at a sample that can't be read.
+        A training with this seed and batch has the same batches. Raises SampleError if a sample cannot be read.
         """
         fetcher = Fetcher(self)
         try:
             for numbers in epoch_batches(self.shard_sizes, seed=seed, epoch=epoch, batch=batch)[start:]:
-                chosen = [self._choose(int(number), sampler, seed, epoch) for number in numbers]
-                fetcher.ask([Member(view.number, frames.phase) for view, frames in chosen])
-                yield tuple(self._clip(view, frames, fetcher) for view, frames in chosen)
+                views = [self.view(int(number)) for number in numbers]
+                frames = [sampler(view, Rng(seed, epoch, self.sample_number(view.number))) for view in views]
+                fetcher.prefetch([(view.number, one.phase) for view, one in zip(views, frames, strict=True)])
+                yield tuple(self._clip(view, one, fetcher) for view, one in zip(views, frames, strict=True))
         finally:
             fetcher.close()
-
-    def _choose(self, number: int, sampler: Sampler, seed: int, epoch: int) -> _Chosen:
-        view = self.view(number)
-        return _Chosen(view, sampler(view, Rng(seed, epoch, self.sample_number(number))))
 
     def _clip(self, view: SampleView, frames: ClipFrames, fetcher: Fetcher) -> Clip:
         data = fetcher.fetch(view.number, frames.phase)
         planes = decode_some(data, frames.decode, view.key, self.frame_size(view.number))
         return Clip(view, self.label(view.number), frames, planes)
+
+
+def sample_seconds(facts: SampleFacts) -> float:
+    """The duration of a sample's part of its source."""
+    start, stop = (facts.segment.start, facts.segment.stop) if facts.segment else (0, facts.source.frames)
+    return source_seconds((facts.phases[0],), start, stop, float(facts.source.rate))
+
+
+def source_seconds(phases: Sequence[PhaseFacts], start: int, stop: int, frame_rate: float) -> float:
+    """The duration of source frames [start, stop): by the times of the kept frames in `phases`, else by the frame rate.
+
+    A container's frame rate can be wrong, so times come first.
+    """
+    frames = [_ends(phase.source_frames) for phase in phases]
+    times = [_ends(phase.source_times) for phase in phases]
+    bases = [float(phase.source_time_base) for phase in phases]
+    first, last = min(one for one, _ in frames), max(one for _, one in frames)
+    began_at = min(one * base for (one, _), base in zip(times, bases, strict=True))
+    ended_at = max(one * base for (_, one), base in zip(times, bases, strict=True))
+    return max(0.0, ended_at - began_at) + (stop - start - (last - first)) / frame_rate
+
+
+def _ends(series: Series) -> tuple[int, int]:
+    if isinstance(series, Regular):
+        return series.first, series.first + series.step * (series.count - 1)
+    return series[0], series[-1]

@@ -1,4 +1,4 @@
-"""Row 9. Sample numbers → verified bytes: by range from the shards, or from the node's cache of them."""
+"""Sample numbers → verified bytes: from local shards, from remote shards by range, or from the node's cache of them."""
 
 from __future__ import annotations
 
@@ -11,101 +11,73 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import DataError, NotThereError, SampleError
-from vmae_data.read.cache import RemoteShard, ShardCache
-from vmae_data.read.prefetch import Prefetcher, Wanted
-from vmae_data.read.table import MemberPlace, Table
+from vmae_data.read.cache import ShardCache
+from vmae_data.read.prefetch import Prefetcher, RemoteMember, RemoteShard
+from vmae_data.read.table import MemberRange, Table
 from vmae_data.storage import RemotePath
 
-__all__ = ["Fetcher", "Member", "ReadTimings"]
+__all__ = ["Fetcher", "ReadTimings"]
 
 OPEN_SHARDS = 64
 TRIES = 3
 
 
-class Member(NamedTuple):
-    """A sample's mp4, by the sample's number."""
-
-    number: int
-    phase: int = 0
-
-
 class ReadTimings(NamedTuple):
-    """What it took to bring some samples. Bytes read for members that lie between are counted too."""
+    """What loading has cost: seconds, bytes and samples, each a running total.
 
-    waiting: float = 0.0  # seconds, for bytes
-    decoding: float = 0.0  # seconds
-    range_bytes: int = 0  # read from where the shards lie
-    cache_bytes: int = 0  # fetched into the node's cache
-    hits: int = 0  # samples that came out of the cache
-    misses: int = 0  # and those that were not there yet
+    Workers count the fields from `fetch_seconds` on, the process that trains counts the first two. Bytes include gaps
+    that were read and discarded.
+    """
+
+    batch_wait_seconds: float = 0.0  # the training waited for a batch
+    transfer_seconds: float = 0.0  # of these: a complete batch was copied to the device
+    fetch_seconds: float = 0.0  # a worker waited for bytes
+    decode_seconds: float = 0.0
+    range_bytes: float = 0.0  # read from shards
+    cache_bytes: float = 0.0  # downloaded into the node's cache
+    cache_hits: float = 0.0  # samples
+    cache_misses: float = 0.0
 
     def plus(self, other: ReadTimings) -> ReadTimings:
-        return ReadTimings(
-            self.waiting + other.waiting,
-            self.decoding + other.decoding,
-            self.range_bytes + other.range_bytes,
-            self.cache_bytes + other.cache_bytes,
-            self.hits + other.hits,
-            self.misses + other.misses,
-        )
+        return ReadTimings(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
-    def minus(self, other: ReadTimings) -> ReadTimings:
-        """What came since."""
-        return ReadTimings(
-            self.waiting - other.waiting,
-            self.decoding - other.decoding,
-            self.range_bytes - other.range_bytes,
-            self.cache_bytes - other.cache_bytes,
-            self.hits - other.hits,
-            self.misses - other.misses,
-        )
-
-
-class _Far(NamedTuple):
-    """A member of a remote shard."""
-
-    wanted: Wanted
-    shard: RemoteShard
+    def minus(self, earlier: ReadTimings) -> ReadTimings:
+        """What was added since `earlier`."""
+        return ReadTimings(*(now - before for now, before in zip(self, earlier, strict=True)))
 
 
 class Fetcher:
-    """Reads samples of one data set; keeps a bounded number of shards open.
+    """Reads samples of one data set, and keeps a bounded number of shards open. `timings` totals all but decoding.
 
-    Remote ones come through `ahead` and `cache`, which the data sets of a process share; without them the fetcher
-    reads ahead by itself, and there is no cache. Local ones are read as they are needed.
+    Remote samples come through `prefetcher` and `cache`, which the data sets of a process share. Without a prefetcher the
+    fetcher makes its own; without a cache there is none. Local samples are read when they are needed.
     """
 
-    def __init__(self, shards: Table, *, ahead: Prefetcher | None = None, cache: ShardCache | None = None) -> None:
-        self.shards = shards
-        self._own = Prefetcher() if ahead is None and isinstance(shards.folder, RemotePath) else None
-        self._ahead, self._cache = ahead or self._own, cache
+    def __init__(self, shards: Table, *, prefetcher: Prefetcher | None = None, cache: ShardCache | None = None) -> None:
+        self.shards, self.timings = shards, ReadTimings()
+        self._own = Prefetcher() if prefetcher is None and isinstance(shards.folder, RemotePath) else None
+        self._prefetcher, self._cache = prefetcher or self._own, cache
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._took = ReadTimings()
 
-    def ask(self, members: Sequence[Member]) -> None:
-        """Say what will be fetched next, each once: what is far away begins to come."""
-        if self._ahead is not None and isinstance(self.shards.folder, RemotePath):
-            located = [self._locate(member) for member in members]
-            self._ahead.ask([far.wanted for far in located if not self._is_cached(far)])
+    def prefetch(self, members: Sequence[tuple[int, int]]) -> None:
+        """Start to read remote members: (sample number, phase). Each needs one call of `fetch` later."""
+        if self._prefetcher is not None and isinstance(self.shards.folder, RemotePath):
+            located = [self._locate(number, phase) for number, phase in members]
+            self._prefetcher.submit([member for member in located if not self._is_cached(member.shard)])
 
     def fetch(self, number: int, phase: int = 0) -> bytes:
         """The bytes of a sample's mp4.
 
-        Raises SampleError where they are still wrong after reading again, DataError where the shard is gone or was
-        replaced, StoreError where its store does not answer.
+        Raises SampleError if they are still wrong after the retries, DataError if the shard is missing or was replaced,
+        StoreError if its store does not answer.
         """
         started_at = time.perf_counter()
         try:
             if isinstance(self.shards.folder, RemotePath):
-                return self._fetch_remote(Member(number, phase))
+                return self._fetch_remote(number, phase)
             return self._fetch_local(number, phase)
         finally:
-            self._add(ReadTimings(waiting=time.perf_counter() - started_at))
-
-    def take_took(self) -> ReadTimings:
-        """What was spent since this was asked last; all but decoding."""
-        took, self._took = self._took, ReadTimings()
-        return took
+            self._count(ReadTimings(fetch_seconds=time.perf_counter() - started_at))
 
     def close(self) -> None:
         while self._open:
@@ -113,29 +85,29 @@ class Fetcher:
         if self._own is not None:
             self._own.close()
 
-    def _add(self, took: ReadTimings) -> None:
-        self._took = self._took.plus(took)
+    def _count(self, timings: ReadTimings) -> None:
+        self.timings = self.timings.plus(timings)
 
     def _fetch_local(self, number: int, phase: int) -> bytes:
-        place = self.shards.place(number, phase)
+        member = self.shards.member_range(number, phase)
         for _ in range(TRIES):
-            data = self._read(place)
-            self._add(ReadTimings(range_bytes=len(data)))
-            if len(data) == place.size and hashlib.sha256(data).digest() == place.sha256:
+            data = self._read(member)
+            self._count(ReadTimings(range_bytes=len(data)))
+            if len(data) == member.size and hashlib.sha256(data).digest() == member.sha256:
                 return data
+        name = self.shards.shard_path(member.shard).name
         raise SampleError(
-            self.shards.key(number),
-            f"{len(data)} of {place.size} bytes in {self.shards.shard_path(place.shard).name}, and the sum is wrong",
+            self.shards.key(number), f"checksum differs: {len(data)} of {member.size} bytes read from {name}"
         )
 
-    def _read(self, place: MemberPlace) -> bytes:
+    def _read(self, member: MemberRange) -> bytes:
         try:
-            descriptor = self._descriptor(place.shard)
-            # What the table says may be anything; memory is taken for what is there.
-            there = max(0, os.fstat(descriptor).st_size - place.offset)
-            return os.pread(descriptor, min(place.size, there), place.offset) if there else b""
+            descriptor = self._descriptor(member.shard)
+            # The table may state any size; allocate only what the file has.
+            available = max(0, os.fstat(descriptor).st_size - member.offset)
+            return os.pread(descriptor, min(member.size, available), member.offset) if available else b""
         except OSError as error:
-            path = self.shards.shard_path(place.shard)
+            path = self.shards.shard_path(member.shard)
             raise DataError(
                 f"{path}: can't be read ({error.strerror}); check the disk, or build the shard again"
             ) from error
@@ -151,41 +123,43 @@ class Fetcher:
         self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         return self._open[shard]
 
-    def _fetch_remote(self, member: Member) -> bytes:
-        far = self._locate(member)
-        assert self._ahead is not None
-        if not self._ahead.is_asked(far.wanted) and (data := self._from_cache(far)) is not None:
-            self._add(ReadTimings(hits=1))
+    def _fetch_remote(self, number: int, phase: int) -> bytes:
+        member = self._locate(number, phase)
+        assert self._prefetcher is not None
+        if not self._prefetcher.is_pending(member) and (data := self._read_cache(member)) is not None:
+            self._count(ReadTimings(cache_hits=1))
             return data
         try:
-            found = self._ahead.take(far.wanted)
+            data, bytes_read = self._prefetcher.result(member)
         except NotThereError as error:
             raise DataError(
-                f"{error.args[0].partition(';')[0]}, and the index lists it; put it back, then go on"
-            ) from None
-        self._add(ReadTimings(range_bytes=found.read, misses=self._cache is not None))
-        return found.data
+                f"{member.shard.path}: is missing, but the index lists it; restore it, then run the same command again"
+            ) from error
+        self._count(ReadTimings(range_bytes=bytes_read, cache_misses=self._cache is not None))
+        return data
 
-    def _locate(self, member: Member) -> _Far:
-        place = self.shards.place(*member)
-        listed = self.shards.index.shardlist[place.shard]
-        shard = self.shards.shard_path(place.shard)
-        assert isinstance(shard, RemotePath)
-        wanted = Wanted(self.shards.key(member.number), shard, place.offset, place.size, place.sha256)
-        return _Far(wanted, RemoteShard(shard, listed.filesize, listed.sha256))
+    def _locate(self, number: int, phase: int) -> RemoteMember:
+        member = self.shards.member_range(number, phase)
+        listing, path = self.shards.index.shardlist[member.shard], self.shards.shard_path(member.shard)
+        assert isinstance(path, RemotePath)
+        shard = RemoteShard(path, listing.filesize, listing.sha256)
+        return RemoteMember(self.shards.key(number), shard, member.offset, member.size, member.sha256)
 
-    def _is_cached(self, far: _Far) -> bool:
-        """Whether a member's shard is in the cache; where it isn't, it is on its way from now on."""
-        if self._cache is None or self._cache.holds(far.shard):
-            return self._cache is not None
-        self._cache.want(far.shard)
+    def _is_cached(self, shard: RemoteShard) -> bool:
+        """Whether the cache has the shard. If not, its download starts."""
+        if self._cache is None:
+            return False
+        if self._cache.contains(shard):
+            return True
+        self._cache.submit(shard)
         return False
 
-    def _from_cache(self, far: _Far) -> bytes | None:
-        if self._cache is None or not self._is_cached(far):
+    def _read_cache(self, member: RemoteMember) -> bytes | None:
+        """A member's bytes from the cache; None on a miss. A shard with wrong bytes is evicted."""
+        if self._cache is None or not self._is_cached(member.shard):
             return None
-        data = self._cache.read(far.shard, far.wanted.offset, far.wanted.size)
-        if data is not None and hashlib.sha256(data).digest() != far.wanted.sha256:
-            self._cache.drop(far.shard)
+        data = self._cache.read(member.shard, member.offset, member.size)
+        if data is not None and hashlib.sha256(data).digest() != member.sha256:
+            self._cache.evict(member.shard)
             return None
         return data

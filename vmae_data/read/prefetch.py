@@ -1,4 +1,4 @@
-"""Members of remote shards → verified bytes: neighbours are read as one range, several ranges at once, ahead of their use."""
+"""Members of remote shards → verified bytes, read ahead of their use. Neighbouring members share one range request."""
 
 from __future__ import annotations
 
@@ -11,196 +11,186 @@ from typing import NamedTuple
 from vmae_data.errors import ReplacedError, SampleError
 from vmae_data.storage import RemotePath, remote
 
-__all__ = ["READ_AHEAD", "Prefetcher", "Ranged", "Span", "Wanted", "merge_neighbours"]
+__all__ = ["READ_AHEAD", "Prefetcher", "RangeRead", "RemoteMember", "RemoteShard", "merge_neighbours"]
 
 READ_AHEAD = 64 << 20  # bytes
-GAP_BYTES = 64 << 10  # read and thrown away rather than asked for by another request
-SPAN_BYTES = 8 << 20  # of a merged range at most, so that its first member is soon there
-RANGES_AT_A_TIME = 16
-TRIES_AGAIN = 2
+GAP_BYTES = 64 << 10  # a gap up to this size is read and discarded, which is faster than another request
+RANGE_BYTES = 8 << 20  # limit of a merged range, so that its first member arrives soon
+CONCURRENT_RANGES = 16
+RETRIES = 2
 
 
-class Wanted(NamedTuple):
+class RemoteShard(NamedTuple):
+    """A shard as its index lists it."""
+
+    path: RemotePath
+    size: int
+    sha256: str
+
+
+class RemoteMember(NamedTuple):
     """A member of a remote shard, and the key of its sample."""
 
     key: str
-    shard: RemotePath
+    shard: RemoteShard
     offset: int
     size: int
     sha256: bytes
 
 
-class Span(NamedTuple):
-    """One range of a shard, and the members in it."""
+class RangeRead:
+    """One range of a shard, the members in it, and the state of its read."""
 
-    shard: RemotePath
-    offset: int
-    size: int
-    wanted: tuple[Wanted, ...]
-
-
-class Ranged(NamedTuple):
-    """A member's verified bytes, and how many bytes were read for it (0 where another member's range held it)."""
-
-    data: bytes
-    read: int
+    def __init__(self, members: Sequence[RemoteMember]) -> None:
+        """`members` are of one shard, in ascending order of their offsets."""
+        self.members, self.shard, self.offset = tuple(members), members[0].shard, members[0].offset
+        self.size = max(member.offset + member.size for member in members) - self.offset
+        self.urgent = self.done = False
+        self.uncollected = len(members)
+        self.bytes_read = 0
+        self.results: dict[RemoteMember, bytes | SampleError] = {}
+        self.error: Exception | None = None
 
 
-def merge_neighbours(wanted: Sequence[Wanted]) -> list[Span]:
-    """The ranges to read, in the order in which their first members are wanted."""
-    rank = {member: place for place, member in reversed(list(enumerate(wanted)))}
-    groups: list[list[Wanted]] = []
+def merge_neighbours(members: Sequence[RemoteMember]) -> list[RangeRead]:
+    """The ranges to read, in the order of their first members in `members`."""
+    position = {member: number for number, member in reversed(list(enumerate(members)))}
+    groups: list[list[RemoteMember]] = []
     end = 0
-    for member in sorted(wanted, key=lambda one: (str(one.shard), one.offset)):
+    for member in sorted(members, key=lambda one: (str(one.shard.path), one.offset)):
         last = groups[-1] if groups else []
-        joins = last and last[0].shard == member.shard and member.offset - end <= GAP_BYTES
-        if joins and member.offset + member.size - last[0].offset <= SPAN_BYTES:
+        is_near = last and last[0].shard == member.shard and member.offset - end <= GAP_BYTES
+        if is_near and member.offset + member.size - last[0].offset <= RANGE_BYTES:
             last.append(member)
             end = max(end, member.offset + member.size)
         else:
             groups.append([member])
             end = member.offset + member.size
-    groups.sort(key=lambda group: min(rank[member] for member in group))
-    return [_span(group) for group in groups]
-
-
-def _span(group: list[Wanted]) -> Span:
-    start = group[0].offset
-    return Span(group[0].shard, start, max(one.offset + one.size for one in group) - start, tuple(group))
-
-
-class _Coming:
-    """A span on its way; what came of it is there once it is `done`."""
-
-    def __init__(self, span: Span) -> None:
-        self.span = span
-        self.urgent = self.done = False
-        self.left = len(span.wanted)  # members that nobody has taken yet
-        self.read = 0
-        self.found: dict[Wanted, bytes | SampleError] = {}
-        self.error: Exception | None = None
+    groups.sort(key=lambda group: min(position[member] for member in group))
+    return [RangeRead(group) for group in groups]
 
 
 class Prefetcher:
-    """Reads ranges in threads of this process, each once, in the order in which they were asked for.
+    """Reads each submitted range once, in threads of this process, in the order of submission.
 
-    At most `most` bytes are on their way or wait to be taken, and a range that somebody waits for. The threads end
-    with `close`; they never keep a process from ending.
+    At most `max_bytes` are being read or wait to be collected. A range that a caller waits for is read regardless. The
+    threads end with `close` and never keep the process alive.
     """
 
-    def __init__(self, most: int = READ_AHEAD) -> None:
-        self._most = most
-        self._changed = threading.Condition()
-        self._waiting: deque[_Coming] = deque()
-        self._asked: dict[Wanted, deque[_Coming]] = {}
-        self._held = 0
+    def __init__(self, max_bytes: int = READ_AHEAD) -> None:
+        self._max_bytes = max_bytes
+        self._condition = threading.Condition()
+        self._queue: deque[RangeRead] = deque()
+        self._pending: dict[RemoteMember, deque[RangeRead]] = {}  # submitted, and result not collected
+        self._held_bytes = 0
         self._threads = 0
         self._closed = False
-        self._etags: dict[RemotePath, str] = {}  # of shards that right bytes came from
+        self._etags: dict[RemoteShard, str] = {}  # of shards that gave correct bytes
 
-    def ask(self, wanted: Sequence[Wanted]) -> None:
-        """Begin to read; each is to be taken once."""
-        with self._changed:
-            for span in merge_neighbours(wanted):
-                coming = _Coming(span)
-                self._waiting.append(coming)
-                for member in span.wanted:
-                    self._asked.setdefault(member, deque()).append(coming)
-                if self._threads < RANGES_AT_A_TIME:
+    def submit(self, members: Sequence[RemoteMember]) -> None:
+        """Start to read. Each submitted member needs one call of `result`."""
+        with self._condition:
+            for read in merge_neighbours(members):
+                self._queue.append(read)
+                for member in read.members:
+                    self._pending.setdefault(member, deque()).append(read)
+                if self._threads < CONCURRENT_RANGES:
                     self._threads += 1
-                    threading.Thread(target=self._work, name="ranges", daemon=True).start()
-            self._changed.notify_all()
+                    threading.Thread(target=self._run, name="ranges", daemon=True).start()
+            self._condition.notify_all()
 
-    def is_asked(self, member: Wanted) -> bool:
-        return member in self._asked
+    def is_pending(self, member: RemoteMember) -> bool:
+        """Whether the member was submitted and its result was not collected."""
+        return member in self._pending
 
-    def take(self, member: Wanted) -> Ranged:
-        """The bytes of a member, waited for; asked for now where they were not.
+    def result(self, member: RemoteMember) -> tuple[bytes, int]:
+        """Wait for a member's bytes. Submits the member if it is not pending.
 
-        Raises SampleError where they are still wrong after reading again, ReplacedError where the shard is another by
-        now, DataError and StoreError as the store does.
+        Returns the bytes, and how many bytes were read for them: 0 if the range was counted for another member. Raises
+        SampleError if the bytes are still wrong after the retries, ReplacedError if the shard was replaced, DataError and
+        StoreError as the store does.
         """
-        if not self.is_asked(member):
-            self.ask([member])
-        with self._changed:
-            coming = self._asked[member].popleft()
-            if not self._asked[member]:
-                del self._asked[member]
-            if not coming.done:
-                coming.urgent = True
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: coming.done)
-            coming.left -= 1
-            if not coming.left:
-                self._held -= coming.span.size
-                self._changed.notify_all()
-            read, coming.read = coming.read, 0
-        if coming.error is not None:
-            raise coming.error
-        found = coming.found[member]
-        if isinstance(found, SampleError):
-            raise found
-        return Ranged(found, read)
+        if not self.is_pending(member):
+            self.submit([member])
+        with self._condition:
+            read = self._pending[member].popleft()
+            if not self._pending[member]:
+                del self._pending[member]
+            if not read.done:
+                read.urgent = True
+                self._condition.notify_all()
+                self._condition.wait_for(lambda: read.done)
+            read.uncollected -= 1
+            if not read.uncollected:
+                self._held_bytes -= read.size
+                self._condition.notify_all()
+            bytes_read, read.bytes_read = read.bytes_read, 0
+        if read.error is not None:
+            raise read.error
+        data = read.results[member]
+        if isinstance(data, SampleError):
+            raise data
+        return data, bytes_read
 
     def close(self) -> None:
-        with self._changed:
+        with self._condition:
             self._closed = True
-            self._changed.notify_all()
+            self._condition.notify_all()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._next() is not None)
-                coming = self._next()
-                if self._closed or coming is None:
+            with self._condition:
+                self._condition.wait_for(lambda: self._closed or self._next() is not None)
+                read = self._next()
+                if self._closed or read is None:
                     return
-                self._waiting.remove(coming)
-                self._held += coming.span.size
+                self._queue.remove(read)
+                self._held_bytes += read.size
             try:
-                self._read(coming)
+                self._read(read)
             except Exception as error:
-                coming.error = error
-            with self._changed:
-                coming.done = True
-                self._changed.notify_all()
+                read.error = error
+            with self._condition:
+                read.done = True
+                self._condition.notify_all()
 
-    def _next(self) -> _Coming | None:
-        """What may be read now: what is waited for, else the first in the row if there is room for it."""
-        urgent = next((coming for coming in self._waiting if coming.urgent), None)
-        if urgent is not None or not self._waiting:
+    def _next(self) -> RangeRead | None:
+        """The next range that may be read: an urgent one, else the first in the queue if it is within the limit."""
+        urgent = next((read for read in self._queue if read.urgent), None)
+        if urgent is not None or not self._queue:
             return urgent
-        first = self._waiting[0]
-        return first if self._held == 0 or self._held + first.span.size <= self._most else None
+        first = self._queue[0]
+        return first if self._held_bytes == 0 or self._held_bytes + first.size <= self._max_bytes else None
 
-    def _read(self, coming: _Coming) -> None:
-        span = coming.span
-        part = remote.read_part(span.shard, span.offset, span.size)
-        coming.read += len(part.data)
-        for member in span.wanted:
-            start = member.offset - span.offset
+    def _read(self, read: RangeRead) -> None:
+        part = remote.read_part(read.shard.path, read.offset, read.size)
+        read.bytes_read += len(part.data)
+        for member in read.members:
+            start = member.offset - read.offset
             data = part.data[start : start + member.size]
-            if _is_right(data, member):
-                coming.found[member] = data
+            if _is_correct(data, member):
+                read.results[member] = data
                 if part.etag:
-                    self._etags.setdefault(span.shard, part.etag)
+                    self._etags.setdefault(read.shard, part.etag)
             else:
-                coming.found[member] = self._read_again(member, part.etag, coming)
+                read.results[member] = self._retry(member, part.etag, read)
 
-    def _read_again(self, member: Wanted, etag: str | None, coming: _Coming) -> bytes | SampleError:
+    def _retry(self, member: RemoteMember, etag: str | None, read: RangeRead) -> bytes | SampleError:
+        path = member.shard.path
         etag = self._etags.get(member.shard, etag)
-        strong = None if etag is None or etag.startswith("W/") else etag  # a weak one matches nothing
+        strong = None if etag is None or etag.startswith("W/") else etag  # a weak one never matches
         data = b""
-        for _ in range(TRIES_AGAIN):
-            part = remote.read_part(member.shard, member.offset, member.size, strong)
+        for _ in range(RETRIES):
+            part = remote.read_part(path, member.offset, member.size, strong)
             data = part.data
-            coming.read += len(data)
-            if part.etag and etag and part.etag != etag:  # a server that knows no If-Match
-                raise ReplacedError(f"{member.shard}: was replaced while it was read; open the data set again")
-            if _is_right(data, member):
+            read.bytes_read += len(data)
+            if part.etag and etag and part.etag != etag:  # the server ignores If-Match
+                raise ReplacedError(f"{path}: was replaced while it was read; open the data set again")
+            if _is_correct(data, member):
                 return data
-        words = f"{len(data)} of {member.size} bytes in {member.shard.name}, and the sum is wrong"
-        return SampleError(member.key, words)
+        detail = f"checksum differs: {len(data)} of {member.size} bytes read from {path.name}"
+        return SampleError(member.key, detail)
 
 
-def _is_right(data: bytes, member: Wanted) -> bool:
+def _is_correct(data: bytes, member: RemoteMember) -> bool:
     return len(data) == member.size and hashlib.sha256(data).digest() == member.sha256

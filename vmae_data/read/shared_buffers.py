@@ -1,6 +1,6 @@
-"""Batch slots: decoded planes lie in memory that workers and trainer share, so no pixel is pickled.
+"""Batch buffers in memory that decode workers and the trainer share, so that no pixel is pickled.
 
-The memory has no name (memfd), so nothing can be left over, whoever is killed.
+The memory has no name (memfd), so a killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 __all__ = ["BufferLayout", "BufferPlanes", "SharedBuffers"]
 
-U8 = NDArray[np.uint8]
-
 
 class BufferLayout(NamedTuple):
-    """The shape of one slot: B clips of F frames, padded to one height and width (both even)."""
+    """The shape of one buffer: B clips of F frames, padded to one height and width (both even)."""
 
     clips: int
     frames: int
@@ -58,25 +56,25 @@ class BufferPlanes(NamedTuple):
 
 
 class SharedBuffers:
-    """A row of equal slots in anonymous shared memory. Goes to a spawned process as an argument."""
+    """Equal buffers in anonymous shared memory. Can be passed to a spawned process as an argument."""
 
     def __init__(self, count: int, layout: BufferLayout, descriptor: int | None = None) -> None:
         self.count, self.layout = count, layout
         if descriptor is None:
-            descriptor = os.memfd_create("vmae-slots", os.MFD_CLOEXEC)
+            descriptor = os.memfd_create("vmae-buffers", os.MFD_CLOEXEC)
             os.ftruncate(descriptor, max(1, count * layout.bytes))
         self._descriptor = descriptor
         self._map = mmap.mmap(descriptor, max(1, count * layout.bytes))
 
-    def flat(self, slot: int) -> U8:
-        """A slot's bytes."""
-        return np.frombuffer(self._map, np.uint8, self.layout.bytes, slot * self.layout.bytes)
+    def flat(self, buffer: int) -> NDArray[np.uint8]:
+        """The bytes of a buffer."""
+        return np.frombuffer(self._map, np.uint8, self.layout.bytes, buffer * self.layout.bytes)
 
-    def planes(self, slot: int) -> BufferPlanes:
-        return self.layout.split(self.flat(slot))
+    def planes(self, buffer: int) -> BufferPlanes:
+        return self.layout.split(self.flat(buffer))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # While a process is spawned this hands the descriptor down to it.
+        # Passes the descriptor on while a process is spawned.
         return _attach, (self.count, self.layout, reduction.DupFd(self._descriptor))
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Row 11. Walks order, fetch and decode for one process, and writes planes into a slot.
+"""Requests for clips → fetched, decoded planes in shared buffers. One decoder runs in each process that decodes.
 
-The frame sampler is handed in as a picklable callable: this side knows nothing of training.
+The frame sampler is a picklable callable from outside: this module knows nothing of training.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_data.decode import FrameSize, decode_frames
+from vmae_data.decode import decode_frames
 from vmae_data.errors import DataError, SampleError
 from vmae_data.read.cache import CacheSpec, ShardCache
-from vmae_data.read.fetch import Fetcher, Member, ReadTimings
+from vmae_data.read.fetch import Fetcher, ReadTimings
 from vmae_data.read.prefetch import READ_AHEAD, Prefetcher
 from vmae_data.read.shared_buffers import BufferPlanes, SharedBuffers
 from vmae_data.read.table import SampleView, Table
@@ -26,20 +26,18 @@ from vmae_data.storage import RemotePath, storage_path
 
 __all__ = [
     "ClipFrames",
+    "ClipRequest",
     "DataPart",
+    "DecodedChunk",
+    "DecodedClip",
     "Decoder",
-    "FilledPiece",
-    "FilledPlace",
-    "Reading",
     "Sampler",
-    "WantedClip",
     "is_remote",
-    "make_decoder",
 ]
 
 
 class ClipFrames(NamedTuple):
-    """Which kept frames to decode (ascending, each once), and which of them make each view: (views, T)."""
+    """Which kept frames to decode (ascending, each once), and which of them form each view: (views, T)."""
 
     decode: tuple[int, ...]
     index_VT: NDArray[np.int64]
@@ -49,43 +47,36 @@ class ClipFrames(NamedTuple):
 Sampler = Callable[[SampleView, Rng], ClipFrames]
 
 
-class WantedClip(NamedTuple):
-    """One place of a slot and the sample that belongs there."""
+class ClipRequest(NamedTuple):
+    """A position of a batch, and the sample to decode for it."""
 
-    place: int
+    position: int
     sample: int
     seed: int
     epoch: int
 
 
-class FilledPlace(NamedTuple):
-    """What came into a place: the frame's size, and the views into the decoded frames; or why nothing did."""
+class DecodedClip(NamedTuple):
+    """A filled position of a batch: the size of its frames, and its views. With an `error`, the frames are black."""
 
-    place: int
+    position: int
     sample: int
     height: int
     width: int
     index_VT: NDArray[np.int64] | None
-    failure: SampleError | None
+    error: SampleError | None
 
 
-class FilledPiece(NamedTuple):
-    """A piece of work done: its places, what it took, and what a person should know."""
+class DecodedChunk(NamedTuple):
+    """The clips of one task, what they cost, and messages for the user."""
 
-    places: list[FilledPlace]
-    took: ReadTimings
-    remarks: tuple[str, ...] = ()
-
-
-class Reading(NamedTuple):
-    """How a process reads what is far away: bytes that may be on their way at once, and the node's cache."""
-
-    read_ahead: int = READ_AHEAD
-    cache: CacheSpec = CacheSpec()
+    clips: list[DecodedClip]
+    timings: ReadTimings
+    notes: tuple[str, ...] = ()
 
 
 class DataPart(NamedTuple):
-    """A data set to decode from: the number of its first sample, and how its clips are chosen."""
+    """One data set of a mixture: the number of its first sample, and its frame sampler."""
 
     url: str
     digest: str
@@ -93,127 +84,121 @@ class DataPart(NamedTuple):
     sampler: Sampler
 
 
-class _OpenPart:
-    """A data set in the process that decodes."""
-
-    def __init__(self, part: DataPart, ahead: Prefetcher | None, cache: ShardCache | None) -> None:
-        self.shards = Table.open(part.url, part.digest)
-        if self.shards.digest != part.digest:
-            raise DataError(f"{part.url}: changed while it was read; start again")
-        self.fetcher = Fetcher(self.shards, ahead=ahead, cache=cache)
-        self.first, self.sampler = part.first, part.sampler
-
-
-class _ChosenClip(NamedTuple):
-    """A wanted clip, and what of its sample makes it."""
-
-    clip: WantedClip
-    part: _OpenPart
-    view: SampleView
-    frames: ClipFrames
-
-
-class _Piece(NamedTuple):
-    slot: int
-    chosen: list[_ChosenClip]
-
-
 class Decoder:
-    """Fills places of slots; one a process. Samples of several data sets are numbered through."""
+    """Decodes clips into positions of shared buffers; one in each process. Also the handler of a worker pool's tasks.
 
-    def __init__(self, parts: Sequence[DataPart], slots: SharedBuffers, reading: Reading | None = None) -> None:
-        reading = reading or Reading()
+    Remote data sets share one prefetcher of at most `read_ahead` bytes, and the node's cache.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[DataPart],
+        buffers: SharedBuffers,
+        read_ahead: int = READ_AHEAD,
+        cache: CacheSpec | None = None,
+    ) -> None:
         remote = is_remote(part.url for part in parts)
-        self._ahead = Prefetcher(reading.read_ahead) if remote else None
-        self._cache = ShardCache(reading.cache) if remote and reading.cache.dir is not None else None
-        self.parts, self.slots = [_OpenPart(part, self._ahead, self._cache) for part in parts], slots
+        self._prefetcher = Prefetcher(read_ahead) if remote else None
+        self._cache = ShardCache(cache) if remote and cache is not None and cache.dir is not None else None
+        self.parts, self.buffers = parts, buffers
+        self._fetchers = [self._open(part) for part in parts]
+        self._reported = ReadTimings()
 
-    def fill(self, slot: int, wanted: Sequence[WantedClip]) -> FilledPiece:
-        """Decode the wanted clips into their places. A bad sample is said, never replaced."""
-        return self.finish(self.prepare(slot, wanted))
+    def _open(self, part: DataPart) -> Fetcher:
+        table = Table.open(part.url, part.digest)
+        if table.digest != part.digest:
+            raise DataError(f"{part.url}: changed while it was read; start again")
+        return Fetcher(table, prefetcher=self._prefetcher, cache=self._cache)
+
+    def fill(self, buffer: int, requests: Sequence[ClipRequest]) -> DecodedChunk:
+        """Decode the requested clips into a buffer. A bad sample is reported, never replaced."""
+        return self.finish(self.prepare(buffer, requests))
 
     __call__ = fill
 
-    def prepare(self, slot: int, wanted: Sequence[WantedClip]) -> _Piece:
-        """Choose the clips, and let their bytes come. Touches no slot."""
-        chosen = [self._choose(clip) for clip in wanted]
-        for part in self.parts:
-            part.fetcher.ask([Member(one.view.number, one.frames.phase) for one in chosen if one.part is part])
-        return _Piece(slot, chosen)
+    def prepare(self, buffer: int, requests: Sequence[ClipRequest]) -> tuple[int, list[tuple[ClipRequest, ClipFrames]]]:
+        """Choose frames and start to prefetch their bytes. Does not touch the buffer."""
+        members: list[list[tuple[int, int]]] = [[] for _ in self.parts]
+        chosen = []
+        for request in requests:
+            part = self._part(request.sample)
+            view = self._fetchers[part].shards.view(request.sample - self.parts[part].first)
+            rng = Rng(request.seed, request.epoch, self._fetchers[part].shards.sample_number(view.number))
+            frames = self.parts[part].sampler(view, rng)
+            members[part].append((view.number, frames.phase))
+            chosen.append((request, frames))
+        for fetcher, own in zip(self._fetchers, members, strict=True):
+            fetcher.prefetch(own)
+        return buffer, chosen
 
-    def finish(self, piece: _Piece) -> FilledPiece:
+    def finish(self, prepared: tuple[int, list[tuple[ClipRequest, ClipFrames]]]) -> DecodedChunk:
         """Decode what was prepared."""
-        planes = self.slots.planes(piece.slot)
+        buffer, chosen = prepared
+        planes = self.buffers.planes(buffer)
         started_at = time.perf_counter()
-        places = [_fill(planes, one) for one in piece.chosen]
-        seconds = time.perf_counter() - started_at
-        took = ReadTimings()
-        for part in self.parts:
-            took = took.plus(part.fetcher.take_took())
-        took = took._replace(decoding=seconds - took.waiting)
-        if self._cache is None:
-            return FilledPiece(places, took)
-        return FilledPiece(places, took._replace(cache_bytes=self._cache.take_fetched()), self._cache.take_remarks())
+        clips = [self._clip(planes, request, frames) for request, frames in chosen]
+        timings = self._new_timings(time.perf_counter() - started_at)
+        return DecodedChunk(clips, timings, self._cache.notes if self._cache is not None else ())
 
     def close(self) -> None:
-        for part in self.parts:
-            part.fetcher.close()
-        for shared in (self._ahead, self._cache):
+        for fetcher in self._fetchers:
+            fetcher.close()
+        for shared in (self._prefetcher, self._cache):
             if shared is not None:
                 shared.close()
 
-    def _choose(self, clip: WantedClip) -> _ChosenClip:
-        part = self.parts[bisect_right(self.parts, clip.sample, key=attrgetter("first")) - 1]
-        view = part.shards.view(clip.sample - part.first)
-        draw = Rng(clip.seed, clip.epoch, part.shards.sample_number(view.number))
-        return _ChosenClip(clip, part, view, part.sampler(view, draw))
+    def _part(self, sample: int) -> int:
+        return bisect_right(self.parts, sample, key=attrgetter("first")) - 1
 
+    def _clip(self, planes: BufferPlanes, request: ClipRequest, frames: ClipFrames) -> DecodedClip:
+        part, position = self._part(request.sample), request.position
+        fetcher, number = self._fetchers[part], request.sample - self.parts[part].first
+        try:
+            data = fetcher.fetch(number, frames.phase)
+            key, size = fetcher.shards.key(number), fetcher.shards.frame_size(number)
+            height, width = _decode(data, frames.decode, key, planes, position, size)
+        except SampleError as error:
+            for plane in planes:  # must not show the previous clip
+                plane[position] = 0
+            height, width = planes.y_BFHW.shape[2:]
+            return DecodedClip(position, request.sample, height, width, None, error)
+        return DecodedClip(position, request.sample, height, width, frames.index_VT, None)
 
-def _fill(planes: BufferPlanes, chosen: _ChosenClip) -> FilledPlace:
-    clip, part, view, frames = chosen
-    try:
-        data = part.fetcher.fetch(view.number, frames.phase)
-        size = part.shards.frame_size(view.number)
-        height, width = _decode(data, frames.decode, view.key, planes, clip.place, size)
-    except SampleError as error:
-        for plane in planes:  # a place without a clip must not show the one before
-            plane[clip.place] = 0
-        return FilledPlace(clip.place, clip.sample, planes.y_BFHW.shape[2], planes.y_BFHW.shape[3], None, error)
-    return FilledPlace(clip.place, clip.sample, height, width, frames.index_VT, None)
+    def _new_timings(self, seconds: float) -> ReadTimings:
+        """What was added since the last call, of which fetching and decoding took `seconds`."""
+        total = ReadTimings(cache_bytes=self._cache.downloaded_bytes if self._cache is not None else 0)
+        for fetcher in self._fetchers:
+            total = total.plus(fetcher.timings)
+        new, self._reported = total.minus(self._reported), total
+        return new._replace(decode_seconds=seconds - new.fetch_seconds)
 
 
 def _decode(
-    data: bytes, wanted: tuple[int, ...], key: str, planes: BufferPlanes, place: int, size: FrameSize
+    data: bytes, wanted: tuple[int, ...], key: str, planes: BufferPlanes, position: int, size: tuple[int, int]
 ) -> tuple[int, int]:
-    top, left, height, width = _cut(*size, planes)
-    for row, frame in enumerate(decode_frames(data, wanted, key, size)):
-        _copy(planes.y_BFHW[place, row], frame.y, top, left, height, width)
-        _copy(planes.u_BFHW[place, row], frame.u, top // 2, left // 2, height // 2, width // 2)
-        _copy(planes.v_BFHW[place, row], frame.v, top // 2, left // 2, height // 2, width // 2)
-    for plane in planes:  # a clip that repeats frames decodes fewer than the slot has rows
-        plane[place, len(wanted) :] = 0
-    return height, width
+    """Returns the height and width of the frames in the buffer.
 
-
-def _cut(height: int, width: int, planes: BufferPlanes) -> tuple[int, int, int, int]:
-    """A frame larger than the slot is cut at the centre, at even places so that chroma stays sited."""
+    A frame larger than the buffer is cropped at its centre, at even positions so that chroma stays aligned.
+    """
     room_h, room_w = planes.y_BFHW.shape[2:]
-    top, left = max(0, height - room_h) // 4 * 2, max(0, width - room_w) // 4 * 2
-    return top, left, min(height, room_h), min(width, room_w)
+    top, left = max(0, size[0] - room_h) // 4 * 2, max(0, size[1] - room_w) // 4 * 2
+    height, width = min(size[0], room_h), min(size[1], room_w)
+    for row, frame in enumerate(decode_frames(data, wanted, key, size)):
+        _copy(planes.y_BFHW[position, row], frame.y, top, left, height, width)
+        _copy(planes.u_BFHW[position, row], frame.u, top // 2, left // 2, height // 2, width // 2)
+        _copy(planes.v_BFHW[position, row], frame.v, top // 2, left // 2, height // 2, width // 2)
+    for plane in planes:  # a clip that repeats frames decodes fewer than the buffer has
+        plane[position, len(wanted) :] = 0
+    return height, width
 
 
 def _copy(to: NDArray[np.uint8], plane: NDArray[np.uint8], top: int, left: int, height: int, width: int) -> None:
     to[:height, :width] = plane[top : top + height, left : left + width]
-    # Padding is zero, so that a slot's bytes are the same whatever lay there before.
+    # Padding is zero, so that a batch's bytes do not depend on what the buffer held before.
     to[height:] = 0
     to[:height, width:] = 0
 
 
 def is_remote(urls: Iterable[str]) -> bool:
-    """Whether any of them lies on another machine, and is worth reading ahead."""
+    """Whether any of them is on another machine, so that prefetching helps."""
     return any(isinstance(storage_path(url), RemotePath) for url in urls)
-
-
-def make_decoder(parts: Sequence[DataPart], slots: SharedBuffers, reading: Reading | None = None) -> Decoder:
-    """The decode worker's entry."""
-    return Decoder(parts, slots, reading)

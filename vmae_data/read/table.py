@@ -1,9 +1,9 @@
-"""A data set on disk, opened: its index, and its sample table mapped into memory."""
+"""index.json and samples.arrow → a table with one row per sample, mapped into memory and checked."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -15,25 +15,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vmae_data import rng
-from vmae_data.decode import FrameSize
-from vmae_data.errors import DataError
-from vmae_data.format import (
-    INDEX,
-    SAMPLES,
-    Index,
-    Label,
-    Regular,
-    Series,
-)
-from vmae_data.read.load_index import read_index, table_here
-from vmae_data.read.validation import check_table
-from vmae_data.storage import StoragePath, storage_path
+from vmae_data.errors import DataError, VmaeError
+from vmae_data.format import INDEX, PLAN_TABLE, SAMPLES, Index, Label, Regular, Series, decode_record
+from vmae_data.read.load_index import copy_table, read_index
+from vmae_data.read.validation import check_index, check_table
+from vmae_data.storage import StoragePath, read_bytes, storage_path
 
-__all__ = ["LabelKind", "MemberPlace", "SampleView", "Table"]
+__all__ = ["LabelKind", "MemberRange", "SampleView", "Table"]
 
 
 class LabelKind(Enum):
-    """One class a sample, several classes, or values for regression."""
+    """One class per sample, several classes, or values for regression."""
 
     CLASS = "class"
     CLASSES = "classes"
@@ -41,19 +33,19 @@ class LabelKind(Enum):
 
 
 class SampleView(NamedTuple):
-    """What a frame sampler may know of a sample: numbers only."""
+    """What a frame sampler knows of a sample."""
 
     number: int
     key: str
-    frames: int  # kept, in the first phase
-    kept: Series  # source frame of every kept frame
+    frames: int  # kept in the first phase
+    kept: Series  # source frame of each kept frame
     source_frames: int
     rate: float  # of the kept frames, in Hz
     phase_frames: tuple[int, ...]  # kept in each phase
 
 
-class MemberPlace(NamedTuple):
-    """Where an mp4 member lies, and its sum."""
+class MemberRange(NamedTuple):
+    """The bytes of an mp4 member in its shard, and their checksum."""
 
     shard: int
     offset: int
@@ -62,27 +54,30 @@ class MemberPlace(NamedTuple):
 
 
 class Table:
-    """An opened data set: its index, and a row a sample. Open it in the process that reads it; it holds no open file but the table's map.
+    """An opened data set: its index, and NumPy views of the mapped sample table. Open it in the process that reads it.
 
-    Columns are NumPy views of the mapped table, one row a sample; those with a phase axis end in P.
+    N samples, K classes, P phases.
     """
 
     def __init__(self, url: str, digest: str | None = None) -> None:
-        place = storage_path(url)
+        path = storage_path(url)
         self.url = url
-        self.folder: StoragePath = place.parent if place.name == INDEX else place
-        self.index, self.digest, self.remark = read_index(self.folder, url, digest)
-        # By its sum the index fixes the table: whoever gave the sum has checked every row.
+        self.folder: StoragePath = path.parent if path.name == INDEX else path
+        data, self.note = read_index(self.folder, url, digest)
+        self.digest = hashlib.sha256(data).hexdigest()
+        self.index = decode_record(data, Index, str(self.folder / INDEX))
+        check_index(self.index, str(self.folder / INDEX))
+        # The index has the table's checksum: whoever knows the digest of the index has checked every row.
         self._table = _map_table(self.folder / SAMPLES, self.index, checked=self.digest == digest)
+        self._columns: dict[str, NDArray[Any]] = {}
 
     @classmethod
     def open(cls, url: str, digest: str | None = None) -> Self:
         """Open a folder of shards or its index.json.
 
-        `digest` is the sum of an index that was opened before: then this machine's copy of a remote one does, and the
-        rows are not checked again.
-        `remark` says where a copy had to do, because the store did not answer.
-        Raises DataError when it isn't one, isn't finished, or is of a newer format.
+        `digest` is the checksum of an index that was opened before. Then this machine's copy of a remote index is used, and
+        the rows are not checked again. `note` is a message for the user if the store did not answer and a copy was used.
+        Raises DataError if it is not a data set, is not finished, or has a newer format.
         """
         return cls(url, digest)
 
@@ -99,12 +94,11 @@ class Table:
 
     @cached_property
     def label_N(self) -> NDArray[np.int64]:
-        """Class numbers, −1 where there is none, and where a label is several classes or values."""
+        """Class numbers; −1 without a label, or if labels are several classes or values."""
         return np.asarray(self._table.column("label").fill_null(-1).to_numpy(), dtype=np.int64)
 
     @cached_property
     def label_kind(self) -> LabelKind:
-        """What the labels of this data set are."""
         if "labels" not in self._table.column_names:
             return LabelKind.CLASS
         values = pa.types.is_floating(self._table.schema.field("labels").type.value_type)
@@ -120,19 +114,19 @@ class Table:
 
     @cached_property
     def num_targets(self) -> int:
-        """Classes, or values a sample. Raises DataError where not all samples have as many values."""
+        """Classes, or values per sample. Raises DataError if samples have different numbers of values."""
         if self.label_kind is not LabelKind.VALUES:
             return len(self.classes)
         lengths = pc.unique(pc.list_value_length(self._table.column("labels")).drop_null()).to_pylist()
         if len(lengths) > 1:
             raise DataError(
-                f"{self.url}: some samples have {min(lengths)} values, others {max(lengths)}; build it from labels of "
-                "as many values each"
+                f"{self.url}: some samples have {min(lengths)} values, others {max(lengths)}; "
+                "build it from labels with equal numbers of values"
             )
         return int(lengths[0]) if lengths else 0
 
     def targets(self, numbers: Iterable[int]) -> NDArray[np.float32]:
-        """A row a sample: 1 for each of its several classes and 0 for the others, or its values; zeros without a label."""
+        """(numbers, K): 1 for each class of a sample and 0 for the others, or its values; zeros without a label."""
         labels = [self.label(number) for number in numbers]
         rows = np.zeros((len(labels), self.num_targets), dtype=np.float32)
         for row, label in zip(rows, labels, strict=True):
@@ -146,7 +140,7 @@ class Table:
 
     @cached_property
     def class_count_K(self) -> NDArray[np.int64]:
-        """How many samples each class has; a sample of several classes counts for each."""
+        """Samples per class; a sample of several classes counts for each."""
         label_N = self.label_N[self.label_N >= 0]
         if self.label_kind is LabelKind.CLASSES:
             label_N = np.asarray(self._table.column("labels").chunk(0).flatten().to_numpy(), dtype=np.int64)
@@ -154,7 +148,7 @@ class Table:
 
     @cached_property
     def unlabelled(self) -> int:
-        """How many samples have no label."""
+        """The number of samples without a label."""
         return int(self._table.column("label" if self.label_kind is LabelKind.CLASS else "labels").null_count)
 
     @cached_property
@@ -167,14 +161,14 @@ class Table:
         """Height and width of the kept frames."""
         return np.stack([self._numbers("height"), self._numbers("width")], axis=1)
 
-    def frame_size(self, number: int) -> FrameSize:
-        """Of a sample's kept frames."""
+    def frame_size(self, number: int) -> tuple[int, int]:
+        """Height and width of a sample's kept frames."""
         height, width = self.size_N2[number]
-        return FrameSize(int(height), int(width))
+        return int(height), int(width)
 
     @cached_property
     def frames_NP(self) -> NDArray[np.int32]:
-        """How many frames each member holds."""
+        """Frames of each member."""
         return self._phases("frames")
 
     @cached_property
@@ -187,7 +181,7 @@ class Table:
 
     @cached_property
     def rate_N(self) -> NDArray[np.float64]:
-        """Kept frames a second."""
+        """Kept frames per second."""
         return self._numbers("rate")
 
     @cached_property
@@ -197,8 +191,8 @@ class Table:
 
     @cached_property
     def source_rate_N(self) -> NDArray[np.float64]:
-        """Frames a second of the sources, as their containers say."""
-        if "source_rate" not in self._table.column_names:  # written before there was such a column
+        """Frames per second of the sources, as their containers state."""
+        if "source_rate" not in self._table.column_names:  # an older table
             return np.asarray(self.rate_N * (self.index.stride or 1))
         return self._numbers("source_rate")
 
@@ -206,7 +200,7 @@ class Table:
         return str(self._table.column("key")[number].as_py())
 
     def sample_number(self, number: int) -> int:
-        """The 64 bits that stand for a sample in every draw."""
+        """The 64 bits that identify a sample in every random number."""
         return rng.sample_number(self.index.id, self.key(number))
 
     def view(self, number: int) -> SampleView:
@@ -225,8 +219,8 @@ class Table:
             phase_frames=tuple(int(n) for n in self.frames_NP[number]),
         )
 
-    def place(self, number: int, phase: int = 0) -> MemberPlace:
-        return MemberPlace(
+    def member_range(self, number: int, phase: int = 0) -> MemberRange:
+        return MemberRange(
             shard=int(self._numbers("shard")[number]),
             offset=int(self._phases("offset")[number, phase]),
             size=int(self._phases("size")[number, phase]),
@@ -235,6 +229,20 @@ class Table:
 
     def shard_path(self, shard: int) -> StoragePath:
         return self.folder / self.index.shardlist[shard].url
+
+    def source_paths(self, numbers: Sequence[int]) -> list[str | None]:
+        """The path of each sample's source video, relative to the folder of videos.
+
+        None for each if the plan is missing or does not match the index: reading shards does not need it.
+        """
+        try:
+            data = read_bytes(self.folder / PLAN_TABLE)
+            if hashlib.sha256(data).hexdigest() != self.index.plan_table_sha256:
+                return [None] * len(numbers)
+            paths = pa.ipc.open_file(pa.py_buffer(data)).read_all().column("path")
+            return [str(paths[int(self.source_N[number])].as_py()) for number in numbers]
+        except (VmaeError, OSError, MemoryError, LookupError, pa.ArrowException):
+            return [None] * len(numbers)
 
     def _numbers(self, name: str) -> NDArray[Any]:
         return self._columns.setdefault(name, self._table.column(name).chunk(0).to_numpy())
@@ -245,24 +253,20 @@ class Table:
             self._columns[name] = flat.reshape(len(self), -1)
         return self._columns[name]
 
-    @cached_property
-    def _columns(self) -> dict[str, NDArray[Any]]:
-        return {}
 
-
-def _map_table(place: StoragePath, index: Index, *, checked: bool) -> pa.Table:
-    path = place if isinstance(place, Path) else table_here(place, index.samples_sha256)
-    if not path.is_file():
-        raise DataError(f"{path}: is missing, or no file; build the data set again")
+def _map_table(path: StoragePath, index: Index, *, checked: bool) -> pa.Table:
+    local = path if isinstance(path, Path) else copy_table(path, index.samples_sha256)
+    if not local.is_file():
+        raise DataError(f"{local}: is missing, or is not a file; build the data set again")
     try:
-        mapped = pa.memory_map(str(path))
+        mapped = pa.memory_map(str(local))
         with mapped:
             digest = hashlib.sha256(mapped.read_buffer()).hexdigest()
         if digest != index.samples_sha256:
-            raise DataError(f"{path}: its sum is not the one in {INDEX}; build the data set again")
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            raise DataError(f"{local}: checksum differs from {INDEX}; build the data set again")
+        table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
     except (OSError, MemoryError, pa.ArrowException) as error:
-        raise DataError(f"{path}: can't be read ({error}); build the data set again") from error
+        raise DataError(f"{local}: can't be read ({error}); build the data set again") from error
     if not checked:
-        check_table(table, index, str(path))
+        check_table(table, index, str(local))
     return table

@@ -27,14 +27,13 @@ from vmae_data.read.mixture import Mixture
 from vmae_data.read.prefetch import READ_AHEAD
 from vmae_data.read.shared_buffers import BufferLayout, SharedBuffers
 from vmae_data.read.stream import (
+    ClipRequest,
     DataPart,
-    FilledPiece,
-    FilledPlace,
-    Reading,
+    DecodedChunk,
+    DecodedClip,
+    Decoder,
     Sampler,
-    WantedClip,
     is_remote,
-    make_decoder,
 )
 from vmae_data.recipes import byte_count
 from vmae_train.clips.colour import Planes
@@ -134,8 +133,8 @@ class ClipLoader:
     """Brings the requested batches in their order. Use as a context manager.
 
     Worker processes decode into shared slots; which worker decodes what changes nothing. `sampler` is one for
-    all data sets or one for each. `targets`: batches bring rows of several classes or of values. `waited` adds up the seconds that the caller stood waiting for a batch, `moved`
-    those among them that went into handing it to the device, `took` what the workers spent. `remarks` is what a
+    all data sets or one for each. `targets`: batches bring rows of several classes or of values. `timings` totals what
+    loading has cost. `remarks` is what a
     person should know, in the order in which it was found.
     """
 
@@ -159,14 +158,13 @@ class ClipLoader:
         self._targets = targets
         self.slots = SharedBuffers(spec.ahead + 1, self.layout)
         self.unreadable = Unreadable(len(self.mix))
-        self.waited = self.moved = 0.0
-        self.took = ReadTimings()
+        self.timings = ReadTimings()
         self.remarks: dict[str, None] = {}
         self._requests = iter(requests)
-        arguments = (_parts(self.mix, sampler), self.slots, Reading(spec.read_ahead_bytes, cache or CacheSpec()))
+        arguments = (_parts(self.mix, sampler), self.slots, spec.read_ahead_bytes, cache)
         # What is far away is asked for while the piece of work before is decoded.
-        self._pool = Pool(spec.workers, make_decoder, arguments, depth=2 if is_remote(self.mix.urls) else 1)
-        self._here = make_decoder(*arguments) if spec.workers == 0 else None
+        self._pool = Pool(spec.workers, Decoder, arguments, depth=2 if is_remote(self.mix.urls) else 1)
+        self._here = Decoder(*arguments) if spec.workers == 0 else None
         self._free = list(range(self.slots.count))
         self._coming: deque[_Coming] = deque()
 
@@ -191,10 +189,11 @@ class ClipLoader:
             self._coming.popleft()
             there_at = time.perf_counter()
             batch = self._assemble(head)
-            self.moved += time.perf_counter() - there_at
+            transfer_seconds = time.perf_counter() - there_at
             self._free.append(head.slot)
             self._ask()
-            self.waited += time.perf_counter() - started_at
+            wait_seconds = time.perf_counter() - started_at
+            self.timings = self.timings.plus(ReadTimings(wait_seconds, transfer_seconds))
             yield batch
 
     def _ask(self) -> None:
@@ -203,7 +202,7 @@ class ClipLoader:
             coming = _Coming(request, self._free.pop())
             self._coming.append(coming)
             wanted = [
-                WantedClip(place, sample, self.seed, epoch)
+                ClipRequest(place, sample, self.seed, epoch)
                 for place, (sample, epoch) in enumerate(zip(request.samples, request.epochs, strict=True))
                 if sample != PADDING
             ]
@@ -212,7 +211,7 @@ class ClipLoader:
             for start in range(0, len(wanted), share):
                 self._decode(coming, wanted[start : start + share])
 
-    def _decode(self, coming: _Coming, wanted: Sequence[WantedClip]) -> None:
+    def _decode(self, coming: _Coming, wanted: Sequence[ClipRequest]) -> None:
         coming.missing += 1
         if self._here is not None:
             self._take(Finished(coming.slot, self._here.fill(coming.slot, wanted), None))
@@ -228,21 +227,21 @@ class ClipLoader:
             raise finished.error
         coming = next(coming for coming in self._coming if coming.slot == finished.tag)
         coming.missing -= 1
-        piece: FilledPiece = finished.result
-        coming.places += piece.places
-        self.took = self.took.plus(piece.took)
-        self.remarks.update(dict.fromkeys(piece.remarks))
-        for place in piece.places:
-            if place.failure is not None:
-                self.unreadable.add(SampleError(self.mix.key(place.sample), place.failure.detail))
+        piece: DecodedChunk = finished.result
+        coming.places += piece.clips
+        self.timings = self.timings.plus(piece.timings)
+        self.remarks.update(dict.fromkeys(piece.notes))
+        for clip in piece.clips:
+            if clip.error is not None:
+                self.unreadable.add(SampleError(self.mix.key(clip.sample), clip.error.detail))
 
     def _assemble(self, coming: _Coming) -> Batch:
         samples = np.asarray(coming.request.samples)
         size_B2 = np.full((len(samples), 2), (self.layout.height, self.layout.width), dtype=np.int64)
         weight_B = np.zeros(len(samples), dtype=np.float32)
         for filled in coming.places:
-            size_B2[filled.place] = filled.height, filled.width
-            weight_B[filled.place] = filled.failure is None
+            size_B2[filled.position] = filled.height, filled.width
+            weight_B[filled.position] = filled.error is None
         real = samples != PADDING
         known = np.where(real, samples, 0)
         for place in np.flatnonzero(~real):
@@ -277,10 +276,10 @@ class ClipLoader:
             target_BK=put(self.mix.targets(known)) if self._targets else None,
         )
 
-    def _index(self, places: Sequence[FilledPlace], put: Any) -> Tensor | None:
+    def _index(self, places: Sequence[DecodedClip], put: Any) -> Tensor | None:
         """None where every clip is its decoded frames in order, which is the common case in training."""
         plain = np.arange(self.layout.frames)[None]
-        rows = [(p.place, p.index_VT) for p in places if p.index_VT is not None]
+        rows = [(p.position, p.index_VT) for p in places if p.index_VT is not None]
         if all(np.array_equal(index, plain) for _, index in rows):
             return None
         index_BVT = np.zeros((self.layout.clips, *rows[0][1].shape), dtype=np.int64)
@@ -303,4 +302,4 @@ class _Coming:
     def __init__(self, request: Request, slot: int) -> None:
         self.request, self.slot = request, slot
         self.missing = 0
-        self.places: list[FilledPlace] = []
+        self.places: list[DecodedClip] = []

@@ -18,7 +18,6 @@ from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.batches import PADDING, Request
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import LabelKind, Shards
-from vmae_data.read.source_paths import source_paths
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.boxes import view_boxes
 from vmae_train.clips.colour import planes_of_views
@@ -142,7 +141,7 @@ def _with_paths(shards: Shards, unreadable: dict[str, str]) -> dict[str, str]:
     if not unreadable:
         return {}
     numbers = [number for number in range(len(shards)) if shards.key(number) in unreadable]
-    found = {shards.key(n): path for n, path in zip(numbers, source_paths(shards, numbers), strict=True)}
+    found = {shards.key(n): path for n, path in zip(numbers, shards.source_paths(numbers), strict=True)}
     told = {key: f" (made of {found[key]})" if found.get(key) else "" for key in unreadable}
     return {key: f"{unreadable[key]}{told[key]}" for key in sorted(unreadable)}
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vmae_data.read.dataset import LabelKind, Shards
-from vmae_data.read.source_paths import source_paths
 from vmae_data.storage import StoragePath, commit_bytes
 from vmae_train.evaluation.answers import Answers
 
@@ -61,7 +60,7 @@ def predictions_table(answers: Answers, paths: Sequence[str | None]) -> pa.Table
 def write_predictions(answers: Answers, shards: Shards, place: StoragePath) -> None:
     """Raises VmaeError where the file can't be written."""
     out = io.BytesIO()
-    table = predictions_table(answers, source_paths(shards, answers.sample_N.tolist()))
+    table = predictions_table(answers, shards.source_paths(answers.sample_N.tolist()))
     pq.write_table(table, out, compression="zstd")
     commit_bytes(place, out.getvalue())
 

@@ -108,12 +108,12 @@ def _videos(reader: RunReader) -> Iterator[Part]:
     classes = f" of {len(shards.classes)} classes" if shards.classes else ""
     yield Note(f"{len(shards)} samples{classes} to train on. First, middle and last kept frame of some of them:")
     try:
-        shown = contact_sheet(shards, choose_samples(shards.label_N, PICTURED))
+        gallery, unreadable = contact_sheet(shards, choose_samples(shards.label_N, PICTURED))
     except DataError as error:
         yield Note(f"The run's data can't be shown: {error}", warning=True)
         return
-    yield shown.gallery
-    for key, why in shown.unreadable.items():
+    yield gallery
+    for key, why in unreadable.items():
         yield Note(f"{key} can't be shown: {why}", warning=True)
 
 

@@ -275,8 +275,8 @@ def _rows_of(setup: TrainingSetup, shards: Shards) -> dict[str, str]:
         "clip": f"{num_frames} frames, {clip_words(clip, shards, num_frames)}"
         + (", one frame repeated" if clip.frozen else ""),
     }
-    if shards.remark:
-        rows["index"] = shards.remark
+    if shards.note:
+        rows["index"] = shards.note
     if nearest := check_spacing(clip, shards, num_frames):
         rows["thinned"] = nearest
     needed = num_frames if clip.sampler == "uniform" else num_frames * kept_spacing(clip, shards)

@@ -50,9 +50,17 @@ class Timings(NamedTuple):
 
     @classmethod
     def by(cls, loader: ClipLoader) -> Timings:
-        took = loader.took
+        took = loader.timings
         read = took.range_bytes + took.cache_bytes
-        return cls(loader.waited, loader.moved, took.waiting, took.decoding, read, took.hits, took.misses)
+        return cls(
+            took.batch_wait_seconds,
+            took.transfer_seconds,
+            took.fetch_seconds,
+            took.decode_seconds,
+            read,
+            took.cache_hits,
+            took.cache_misses,
+        )
 
     def since(self, before: Timings) -> Timings:
         return Timings(*(now - then for now, then in zip(self, before, strict=True)))

@@ -46,12 +46,12 @@ def test_a_permutation_holds_every_number_once() -> None:
     assert sorted(rng.permutation(h).tolist()) == list(range(196))
 
 
-def test_a_sample_is_known_by_data_set_and_key_not_by_row() -> None:
+def test_a_sample_is_identified_by_data_set_and_key_not_by_row() -> None:
     assert rng.sample_number("a", "k") == rng.sample_number("a", "k")
     assert rng.sample_number("a", "k") != rng.sample_number("b", "k")
-    draw = Rng(seed=1, epoch=2, sample=rng.sample_number("a", "k"))
-    assert draw.integer(Purpose.FRAMES, 100) == int(
-        rng.integer(rng.bits(1, 2, np.uint64(draw.sample), 0, 0, Purpose.FRAMES), 100)
+    sample_rng = Rng(seed=1, epoch=2, sample=rng.sample_number("a", "k"))
+    assert sample_rng.integer(Purpose.FRAMES, 100) == int(
+        rng.integer(rng.bits(1, 2, np.uint64(sample_rng.sample), 0, 0, Purpose.FRAMES), 100)
     )
 
 
