@@ -1,9 +1,9 @@
-"""Make the files of this folder again, with the program of one commit. Only its commands are used: they are public.
+"""Make the files of this folder again with the program of one commit. Only its public commands are used.
 
     python tests/compatibility/make.py COMMAND_FOLDER
 
 COMMAND_FOLDER holds `vmae-shard` and `vmae-train`, such as `.venv/bin` of a checkout of that commit.
-Run it from this folder. README.md says what each file is for.
+README.md explains each file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 SHARDS = ["--set", "short_side=36", "--set", "crf=38", "--set", "gop=8", "--set", "samples_per_shard=4"]
 THINNED = [*SHARDS, "--set", "stride=2"]
 PHASES = [*SHARDS, "--set", "stride=4", "--set", "phases=2"]
-# Sources: a moving test picture each; the name says the class and how it differs.
+# Sources: one moving test picture each. The folder is the class.
 PICTURES = {
     "plane/a.mp4": "testsrc2=size=64x48:rate=25:duration=2.4",
     "plane/b.mp4": "testsrc2=size=48x64:rate=30:duration=2",
@@ -96,7 +96,7 @@ def stop(command: list[str], when: Callable[[], bool]) -> None:
 
 
 def make_run(train: str, kind: str, data: list[str]) -> None:
-    """A run stopped in the middle, and what the same run logs when it is not stopped."""
+    """A run stopped in the middle, and the log of the same run without the stop."""
     command = [train, kind, "--recipe", f"run-{kind}.toml", *data, *LAYOUT, "--quiet", "--out"]
     renew(f"{kind}-whole")
     run(*command, f"{kind}-whole")
@@ -130,7 +130,7 @@ def make_losses(train: str) -> None:
 
 
 def make_answers(folder: Path) -> None:
-    """What official.pth says of a fixed clip, and the clips of ten batches. These two use names in Python."""
+    """The outputs of official.pth for a fixed clip, and the clips of ten batches. These two use Python names."""
     model = (
         "import json, torch; from vmae_train import load_model; torch.set_num_threads(1); "
         "model = load_model('official.pth', num_heads=2, classes=('cells', 'fractal', 'plane')); "
@@ -147,7 +147,7 @@ def make_answers(folder: Path) -> None:
 
 
 def machine() -> str:
-    """What floating-point results depend on: the processor and the libraries. Bits are equal on one such machine."""
+    """What floating-point results depend on: processor and libraries. Bits are equal on one such machine."""
     import torch
 
     text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
