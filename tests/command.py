@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
+import os
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,27 +20,36 @@ def command_line(*arguments: str | Path) -> list[str]:
 
 
 def run_command(*arguments: str | Path, status: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end in a process of its own and check its exit status."""
+    """Run a command in a process of its own, and check its exit status."""
     done = subprocess.run(command_line(*arguments), capture_output=True, text=True, timeout=240, check=False, **options)
     return _checked(done, status)
 
 
-def call_command(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """`run_command` inside this process. It saves the seconds that a new process needs to import torch."""
-    stdout, stderr, handlers = io.StringIO(), io.StringIO(), {n: signal.getsignal(n) for n in _STOP_SIGNALS}
-    main, words = import_module(f"{arguments[0]}.cli").main, [str(word) for word in arguments]
+def call_command(*arguments: str | Path, status: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which saves a start of Python, and check its exit status.
+
+    What the command changes is restored: the environment, the working directory, the handlers of signals.
+    """
+    words = [str(word) for word in arguments]
+    main = importlib.import_module(f"{words[0]}.cli").main
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    out, err = io.StringIO(), io.StringIO()
     try:
-        with redirect_stdout(stdout), redirect_stderr(stderr), patch.object(sys, "argv", words):
+        with (
+            patch.object(sys, "argv", words),
+            patch.dict(os.environ),
+            contextlib.chdir(cwd or "."),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             main()
-    except SystemExit as ended:
-        done = subprocess.CompletedProcess(words, int(ended.code or 0), stdout.getvalue(), stderr.getvalue())
+    except SystemExit as end:
+        code = end.code
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return _checked(done, status)
-
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    assert isinstance(code, int)
+    return _checked(subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue()), status)
 
 
 def _checked(done: subprocess.CompletedProcess[str], status: int) -> subprocess.CompletedProcess[str]:

@@ -1,10 +1,12 @@
-"""What both command lines share: options, how a command runs and ends, how recipes are shown."""
+"""Both command lines: shared options, how a command runs and ends, how results are printed."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
@@ -18,34 +20,49 @@ __all__ = [
     "Debug",
     "Json",
     "Quiet",
+    "RecipeName",
     "Settings",
     "State",
     "StorageOptions",
-    "counted",
+    "argument",
+    "flag",
+    "format_bytes",
+    "format_seconds",
     "local_argument",
     "new_app",
     "num_cores",
+    "option",
+    "plural",
+    "print_checks",
     "print_json",
+    "print_recipes",
+    "print_rows",
     "progress_style",
     "run_app",
     "show_checks",
     "show_facts",
-    "show_recipes",
     "size_words",
     "time_words",
 ]
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe; may be repeated."),
-]
+
+def argument(metavar: str, text: str, default: str | bool = True, **more: Any) -> Any:
+    """An argument: its name in the help, an imperative clause, and the default in words unless it is a plain value."""
+    return typer.Argument(metavar=metavar, help=text, show_default=default, **more)
 
 
-def _take_options(options: list[str] | None) -> list[str] | None:
-    """Before the command runs, so that all that it starts has them."""
+def option(metavar: str, text: str, default: str | bool = True, *names: str, **more: Any) -> Any:
+    """An option with a value, described as an argument is."""
+    return typer.Option(*names, metavar=metavar, help=text, show_default=default, **more)
+
+
+def flag(name: str, text: str, default: str, *names: str) -> Any:
+    """An option without a value; the default says in words what happens without it."""
+    return typer.Option(name, *names, help=text, show_default=default)
+
+
+def _apply_storage_options(options: list[str] | None) -> list[str] | None:
+    """A callback, which runs before the command: every process that the command starts has the options too."""
     if options:
         from vmae_data.storage import set_options
 
@@ -53,36 +70,47 @@ def _take_options(options: list[str] | None) -> list[str] | None:
     return options
 
 
+Quiet = Annotated[bool, flag("--quiet", "Print no progress and no summary.", "print both", "-q")]
+Json = Annotated[bool, flag("--json", "Print one JSON object per line.", "print text")]
+Debug = Annotated[bool, flag("--debug", "Print the traceback of an error.", "print one line")]
+Settings = Annotated[
+    list[str] | None, option("KEY=VALUE", "Change one key of the recipe. Repeatable.", "the recipe's values", "--set")
+]
 StorageOptions = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        "KEY=VALUE",
+        "Set how to reach a bucket or a server (docs/storage.md). Repeatable.",
+        "from the environment",
         "--storage-option",
-        metavar="KEY=VALUE",
-        callback=_take_options,
-        help="How a store is reached (docs/storage.md); may be repeated.",
+        callback=_apply_storage_options,
     ),
 ]
+RecipeName = Annotated[str | None, argument("NAME", "Show every value of this recipe.", "list all recipes")]
 
 
-class State(Enum):
-    """How one of a doctor's checks ended."""
+def local_argument(text: str) -> Path:
+    """Parse an argument that names a local path. `Path(url)` would make a folder called `s3:`."""
+    from vmae_data.storage import local_path
 
-    OK = "ok"
-    WARNING = "warning"  # the work can be done, but a person should know
-    MISSING = "missing"  # the work can't be done
-
-
-class Check(NamedTuple):
-    """One line of a doctor's table."""
-
-    name: str
-    state: State
-    found: str
-    advice: str = ""
+    if not text:
+        raise MisuseError("empty path. Give a path, or omit the option")
+    return local_path(text)
 
 
-def new_app(name: str, about: str, version: str) -> typer.Typer:
-    """A command line with what both of ours have: short help, no tracebacks of its own, --version."""
+def num_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def progress_style(quiet: bool, as_json: bool) -> Any:
+    from vmae_data.progress import ProgressStyle
+
+    return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
+
+
+def new_app(name: str, about: str, version: str, commands: Iterable[Callable[..., None]]) -> typer.Typer:
+    """A command line. The help of a command is its docstring; the section `Examples:` comes after the options."""
     app = typer.Typer(
         name=name,
         help=about,
@@ -91,7 +119,7 @@ def new_app(name: str, about: str, version: str) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    def show_version(value: bool) -> None:
+    def print_version(value: bool) -> None:
         if value:
             print(f"{name} {version}")
             raise typer.Exit
@@ -99,16 +127,92 @@ def new_app(name: str, about: str, version: str) -> typer.Typer:
     @app.callback()
     def root(
         show: bool = typer.Option(
-            False, "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+            False, "--version", callback=print_version, is_eager=True, help="Print the version and exit."
         ),
     ) -> None:
         pass
 
+    for command in commands:
+        text, heading, examples = inspect.cleandoc(command.__doc__ or "").partition("Examples:\n")
+        paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip())  # typer keeps single line breaks
+        app.command(help=paragraphs, epilog=f"{heading}\n{inspect.cleandoc(examples)}")(command)
     return app
 
 
-def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[str] | None, as_json: bool) -> None:
-    """What both command lines answer to `recipes [NAME]`."""
+def run_app(app: typer.Typer, name: str) -> NoReturn:
+    """Run a command. An error is one line on stderr and an exit status: 1 failed, 2 misused, 130 or 143 by a signal."""
+    from vmae_data.processes import stop_on_signals
+
+    def stop(status: int) -> None:
+        raise StopRequested(status)
+
+    stop_on_signals(stop)
+    status = 0
+    try:
+        status = app(prog_name=name, standalone_mode=False) or 0
+    except ReportedElsewhere as error:
+        status = error.exit_status
+    except VmaeError as error:
+        status = _print_error(name, str(error), error.exit_status)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "Check the path, its permissions and the free disk space, then run the same command again"
+        status = _print_error(name, f"{where}{error.strerror or error}. {advice}", 1)
+    except StopRequested as stopped:
+        if _is_first_process():
+            print(f"{name}: stopped. Run the same command again to resume", file=sys.stderr)
+        status = stopped.exit_status
+    except Exception as error:
+        # Errors of the parser: a missing argument, an unknown option, a value of another type.
+        if not hasattr(error, "format_message"):
+            raise
+        status = _print_error(name, f"{error.format_message()} (see --help)", 2) if _is_first_process() else 2
+    sys.exit(status)
+
+
+def _is_first_process() -> bool:
+    """All processes of one torchrun find the same error or signal; only the first prints it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print_error(name: str, text: str, status: int) -> int:
+    """One line on stderr, even if a path in it has line breaks; with --debug the traceback instead."""
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+        return status
+    print(f"{name}: {_one_line(text)}", file=sys.stderr)
+    return status
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(value: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.encode(value).decode(), flush=True)
+
+
+def print_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print a table of names and values."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(_one_line(title)), title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(Text(name), Text(_one_line(value)))
+    Console(highlight=False).print(table)
+
+
+def print_recipes(package: str, name: str | None, spec_of: Any, settings: list[str] | None, as_json: bool) -> None:
+    """The command `recipes [NAME]` of both command lines."""
     import msgspec
 
     from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
@@ -130,73 +234,8 @@ def show_recipes(package: str, name: str | None, spec_of: Any, settings: list[st
     print(_toml(spec), end="")
 
 
-def show_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """A table of names and values on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(_one_line(title)), title_justify="left", show_header=False)
-    for name, value in rows:
-        table.add_row(Text(name), Text(_one_line(value)))
-    Console(highlight=False).print(table)
-
-
-def size_words(count: float) -> str:
-    """A number of bytes as a person says it: 2.734 MB."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB" if count >= 1000 else f"{count:.4g} GB"
-
-
-def time_words(seconds: float) -> str:
-    """A length of time as a person says it: 2.12 min."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 3600:.4g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
-
-
-def show_checks(checks: Sequence[Check], as_json: bool) -> None:
-    """A doctor's table on stdout: name, state, what was found, and what to do.
-
-    Raises VmaeError, after the table, where something is missing.
-    """
-    if as_json:
-        for check in checks:
-            print_json({**check._asdict(), "state": check.state.value})
-    else:
-        _print_checks(checks)
-    missing = [check.name for check in checks if check.state is State.MISSING]
-    if missing:
-        raise VmaeError(f"{', '.join(missing)}: not as needed; the table says what to do")
-
-
-def _print_checks(checks: Sequence[Check]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    colours = {State.OK: "green", State.WARNING: "yellow", State.MISSING: "bold red"}
-    table = Table(show_lines=False)
-    for head in ("what", "state", "found, and what to do"):
-        # A cut-off path or sum is of no use: long words are folded.
-        table.add_column(head, overflow="fold", no_wrap=head == "state")
-    for check in checks:
-        found = Text(_one_line(check.found))
-        if check.advice:
-            found.append(f"\n→ {_one_line(check.advice)}", style="" if check.state is State.OK else "bold")
-        table.add_row(Text(check.name), Text(check.state.value, style=colours[check.state]), found)
-    Console(highlight=False).print(table)
-
-
-def _one_line(words: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
-
-
 def _toml(values: dict[str, Any], table: str = "") -> str:
-    """Plain values first, then one table after the other; what is None is left out, as in a recipe."""
+    """Plain values first, then the tables. None is omitted, as in a recipe."""
     import json
 
     lines = [f"[{table}]"] if table else []
@@ -205,82 +244,73 @@ def _toml(values: dict[str, Any], table: str = "") -> str:
     return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
 
 
-def counted(count: float, thing: str) -> str:
+class State(Enum):
+    """How a check of the doctor ended."""
+
+    OK = "ok"
+    WARNING = "warning"  # the work can be done
+    MISSING = "missing"  # the work can't be done
+
+
+class Check(NamedTuple):
+    """One row of the doctor's table."""
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def print_checks(checks: Sequence[Check], as_json: bool) -> None:
+    """Print the doctor's table. Raises VmaeError, after the table, if something is missing."""
+    if as_json:
+        for check in checks:
+            print_json({**check._asdict(), "state": check.state.value})
+    else:
+        _print_check_table(checks)
+    missing = [check.name for check in checks if check.state is State.MISSING]
+    if missing:
+        raise VmaeError(f"{', '.join(missing)}: missing or unusable. Do what the table advises, then run doctor again")
+
+
+def _print_check_table(checks: Sequence[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {State.OK: "green", State.WARNING: "yellow", State.MISSING: "bold red"}
+    table = Table(show_lines=False)
+    for heading in ("check", "state", "found, and what to do"):
+        # Fold long words: a truncated path or checksum is of no use.
+        table.add_column(heading, overflow="fold", no_wrap=heading == "state")
+    for check in checks:
+        found = Text(_one_line(check.found))
+        if check.advice:
+            found.append(f"\n→ {_one_line(check.advice)}", style="" if check.state is State.OK else "bold")
+        table.add_row(Text(check.name), Text(check.state.value, style=colours[check.state]), found)
+    Console(highlight=False).print(table)
+
+
+def plural(count: float, noun: str) -> str:
     """`1 video`, `2 videos`, `0.5 videos`."""
-    return f"{count if isinstance(count, int) else f'{count:g}'} {thing}{'' if count == 1 else 's'}"
+    return f"{count if isinstance(count, int) else f'{count:g}'} {noun}{'' if count == 1 else 's'}"
 
 
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+def format_bytes(count: float) -> str:
+    """Bytes in a readable unit: `2.734 MB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB" if count >= 1000 else f"{count:.4g} GB"
 
 
-def local_argument(text: str) -> Path:
-    """The parser of arguments that name a path of this machine: as a plain path a URL would be a folder called `s3:`."""
-    from vmae_data.storage import local_path
-
-    if not text:
-        raise MisuseError("an empty argument, where a path is wanted; give one, or leave it out")
-    return local_path(text)
+def format_seconds(seconds: float) -> str:
+    """A duration in a readable unit: `2.12 min`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 3600:.4g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
 
 
-def progress_style(quiet: bool, as_json: bool) -> Any:
-    from vmae_data.progress import ProgressStyle
-
-    return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
-
-
-def print_json(value: Any) -> None:
-    import msgspec
-
-    print(msgspec.json.encode(value).decode(), flush=True)
-
-
-def run_app(application: typer.Typer, name: str) -> NoReturn:
-    """Run a command; an error is one line and an exit status: 1 failed, 2 misused, 130 or 143 ended by a signal."""
-    from vmae_data.processes import stop_on_signals
-
-    def stop(status: int) -> None:
-        raise StopRequested(status)
-
-    stop_on_signals(stop)
-    status = 0
-    try:
-        status = application(prog_name=name, standalone_mode=False) or 0
-    except ReportedElsewhere as error:
-        status = error.exit_status
-    except VmaeError as error:
-        status = _tell(name, str(error), error.exit_status)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "check the path, the rights and the room on the disk, and run the same command again"
-        status = _tell(name, f"{where}{error.strerror or error}; {advice}", 1)
-    except StopRequested as stopped:
-        if _speaks():
-            print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
-        status = stopped.exit_status
-    except Exception as error:
-        # The parser's own errors: a missing argument, an unknown option, a value of another type.
-        if not hasattr(error, "format_message"):
-            raise
-        status = _tell(name, f"{error.format_message()} (--help shows what there is)", 2) if _speaks() else 2
-    sys.exit(status)
-
-
-def _speaks() -> bool:
-    """Of the processes that one torchrun starts, all find the same: the first says it."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _tell(name: str, words: str, status: int) -> int:
-    """One line on stderr, whatever the path in it holds; the traceback on request."""
-    if "--debug" in sys.argv:
-        import traceback
-
-        traceback.print_exc()
-        return status
-    print(f"{name}: {_one_line(words)}", file=sys.stderr)
-    return status
+# Former names, until every room has the new ones.
+size_words, time_words, show_facts, show_checks = format_bytes, format_seconds, print_rows, print_checks

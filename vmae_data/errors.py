@@ -1,4 +1,4 @@
-"""Every error that a user may see. One line each: what was found, what was wanted, what to do."""
+"""Every error that a user may see. Its text is one line: what, found, expected, and what to do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ __all__ = [
     "DataError",
     "MisuseError",
     "NewerFormatError",
+    "NotFoundError",
     "NotThereError",
     "RecipeError",
     "ReplacedError",
@@ -19,47 +20,50 @@ __all__ = [
 
 
 class VmaeError(Exception):
-    """The root: its text is the one line that the command line prints."""
+    """The base class. The command line prints its text and exits with its status."""
 
     exit_status = 1
 
 
 class MisuseError(VmaeError):
-    """The command was called with something that can't work: a wrong path, key or value."""
+    """A path, key or value of the command can't work."""
 
     exit_status = 2
 
 
 class RecipeError(MisuseError):
-    """A recipe, or a `--set`, that can't be read or doesn't hold together."""
+    """A recipe or a `--set` can't be read, or its values contradict each other."""
 
 
 class DataError(VmaeError):
-    """Shards, an index or a checkpoint that are not what they should be."""
+    """Shards, an index or a checkpoint are damaged, or are not what was expected."""
 
 
 class NewerFormatError(DataError):
-    """Written by a newer version of this program."""
+    """A newer version of this program wrote the data."""
 
 
-class NotThereError(DataError, MisuseError):
-    """A path that names nothing: data that is missing, and so a command that can't work."""
+class NotFoundError(DataError, MisuseError):
+    """A path names nothing: the data is missing, so the command can't work."""
 
     exit_status = 2
 
 
+NotThereError = NotFoundError  # the former name, until every room has the new one
+
+
 class ReplacedError(DataError):
-    """An object that is not the one any more which was opened."""
+    """An object was replaced by another since it was opened."""
 
 
 class StoreError(VmaeError):
-    """A store that does not answer, or not rightly, for longer than is waited for: the work stops, and can go on later."""
+    """A store did not answer, or answered wrongly, until the time limit. The work stops; it can resume later."""
 
 
 class SourceError(VmaeError):
-    """One source video that gives nothing; it is counted by `reason` and never stops a build.
+    """One source video gives no sample. It is counted by `reason` and never stops a build.
 
-    Args are positional so that the error survives pickling between processes.
+    Arguments are positional, so that the error survives pickling between processes.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -72,7 +76,7 @@ class SourceError(VmaeError):
 
 
 class SampleError(DataError):
-    """One sample of a shard that can't be read; it keeps its place with weight 0."""
+    """One sample of a shard can't be read. It keeps its position in the batch, with weight 0."""
 
     def __init__(self, key: str, detail: str) -> None:
         super().__init__(key, detail)
@@ -84,7 +88,7 @@ class SampleError(DataError):
 
 
 class ReportedElsewhere(VmaeError):
-    """Another process of the same command has failed and says why; this one ends with the same status, and silently."""
+    """Another process of this command failed and printed why. This one exits silently with the same status."""
 
     def __init__(self, exit_status: int) -> None:
         super().__init__(exit_status)
@@ -92,7 +96,7 @@ class ReportedElsewhere(VmaeError):
 
 
 class StopRequested(BaseException):
-    """A signal asked the command to stop; not an Exception, so that no boundary swallows it."""
+    """A signal asked the command to stop. Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, exit_status: int) -> None:
         super().__init__(exit_status)

@@ -1,4 +1,4 @@
-"""Recipes: TOML → the spec class it is given. Data, not code; unknown keys are refused by their path."""
+"""Recipes: TOML text and `key=value` settings → a checked spec. An error names the path of its key."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = [
     "read_recipe",
     "recipe_head",
     "recipe_values",
+    "shorten_digests",
     "shortened",
     "with_defaults",
     "with_settings",
@@ -31,41 +32,26 @@ __all__ = [
 
 T = TypeVar("T")
 
-_ALTERNATIVES = {
-    "stride": "rate",
-    "rate": "stride",
-    "epochs": "steps",
-    "steps": "epochs",
-    "warmup_epochs": "warmup_steps",
-    "warmup_steps": "warmup_epochs",
-}
-
-_BASE = "base"  # the key that names the recipe below
-_UNITS = {
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
-_BARE = re.compile(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # .75 and 1., which are no numbers in TOML
+# Two keys for one thing: whoever sets one of them drops the other.
+_PAIRS = (("stride", "rate"), ("epochs", "steps"), ("warmup_epochs", "warmup_steps"))
+_ALTERNATIVES = dict(_PAIRS) | {second: first for first, second in _PAIRS}
+_BASE = "base"  # the key that names the base recipe
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SHORT_FLOAT = re.compile(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # .75 and 1., which TOML refuses
 _BYTES = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?) ?([a-z]*)")
 
 
-def byte_count(value: float | str, knob: str) -> int:
-    """Bytes as a recipe may say them: 200e9, "200GB", "64 MiB". Raises ValueError naming the knob."""
-    found = _BYTES.fullmatch(str(value).strip().lower())
-    if found is None or (found[2] or "b") not in _UNITS:
-        raise ValueError(f'{knob} = {value!r}: expected bytes, such as 200e9, "200GB" or "64MiB"')
-    return int(float(found[1]) * _UNITS[found[2] or "b"])
+def byte_count(value: float | str, key: str) -> int:
+    """Bytes as a recipe may write them: 200e9, "200GB", "64 MiB". Raises ValueError naming the key."""
+    match = _BYTES.fullmatch(str(value).strip().lower())
+    if match is None or (match[2] or "b") not in _UNITS:
+        raise ValueError(f'{key} = {value!r}: expected bytes, such as 200e9, "200GB" or "64MiB"')
+    return int(float(match[1]) * _UNITS[match[2] or "b"])
 
 
 def list_recipes(package: str) -> tuple[str, ...]:
-    """Names of the recipes that a package brings, folders included: `demo`, `pretrain/k400`."""
+    """Names of the recipes in a package, with their folders: `demo`, `pretrain/k400`."""
     return tuple(sorted(_walk(files(package) / "recipes", "")))
 
 
@@ -80,23 +66,23 @@ def _walk(folder: Traversable, prefix: str) -> list[str]:
 
 
 def read_recipe(package: str, name: str) -> str:
-    """The text of a recipe: a file where `name` ends in .toml, else one that the package brings.
+    """The text of a recipe: of a file if `name` ends in .toml, else of one in the package.
 
-    Raises RecipeError listing the known names.
+    Raises RecipeError, which lists the known names.
     """
     if name.endswith(".toml"):
         try:
             return Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {name}: can't be read ({error}); name a TOML file or a recipe") from error
+            raise RecipeError(f"recipe {name}: can't be read ({error}). Name a TOML file or a known recipe") from error
     known = list_recipes(package)
     if name not in known:
-        raise RecipeError(f"recipe {name!r} is unknown; known: {', '.join(known)}; or name a file ending in .toml")
+        raise RecipeError(f"recipe {name!r} is unknown; known: {', '.join(known)}. A file's name ends in .toml")
     return files(package).joinpath("recipes", f"{name}.toml").read_text("utf-8")
 
 
 def recipe_head(text: str) -> str:
-    """The comment at a recipe's top, without its marks."""
+    """The comment at the top of a recipe, without the `#`."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -106,7 +92,7 @@ def recipe_head(text: str) -> str:
 
 
 def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequence[str] = ()) -> T:
-    """A recipe (or the spec's defaults where `name` is None) with `key=value` overrides, checked.
+    """A recipe, changed by `key=value` overrides and checked. With `name` None: the spec's defaults.
 
     Raises RecipeError with the path of the key.
     """
@@ -115,52 +101,51 @@ def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequen
 
 
 def with_settings(values: dict[str, Any], spec: type[T], overrides: Sequence[str], where: str) -> T:
-    """Values that came from `where`, changed by `key=value` overrides, checked. Raises RecipeError with the path of the key."""
-    given = {override.partition("=")[0].strip() for override in overrides}
+    """Values from `where`, changed by `key=value` overrides and checked. Raises RecipeError with the path of the key."""
+    overridden = {override.partition("=")[0].strip() for override in overrides}
     for override in overrides:
-        _set(values, override, given, spec)
+        _set(values, override, overridden, spec)
     return build_spec(values, spec, where)
 
 
 def recipe_values(package: str, name: str) -> dict[str, Any]:
-    """What a recipe says: its own values, over those of the recipe that its `base` names.
+    """The values of a recipe, on top of those of the recipe that its key `base` names.
 
-    A base is a recipe that the package brings, or a TOML file beside the recipe's own. It has no base itself, so that
-    two texts are all that has to be read. Raises RecipeError.
+    A base is a recipe of the package, or a TOML file whose path starts from the recipe's folder. A base has no base:
+    a reader never needs more than two texts. Raises RecipeError.
     """
-    values = _parsed(package, name)
+    values = _parse(package, name)
     if _BASE not in values:
         return values
     base = values.pop(_BASE)
     if not isinstance(base, str):
         raise RecipeError(f"recipe {name}: base = {base!r}: expected a recipe's name or a file ending in .toml")
-    beside = str(Path(name).parent / base) if base.endswith(".toml") else base
-    below = _parsed(package, beside)
-    if _BASE in below:
+    base_values = _parse(package, str(Path(name).parent / base) if base.endswith(".toml") else base)
+    if _BASE in base_values:
         raise RecipeError(
-            f"recipe {name}: its base {base} has a base itself ({below[_BASE]!r}); name that one, or none"
+            f"recipe {name}: its base {base} has a base too ({base_values[_BASE]!r}). Name that one, or none"
         )
-    return _over(below, values)
+    return _merge(base_values, values)
 
 
-def _parsed(package: str, name: str) -> dict[str, Any]:
+def _parse(package: str, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(read_recipe(package, name))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name}: not TOML ({error})") from error
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Tables are laid over each other key by key; a key takes the place of the other way to say the same, too."""
-    laid = {key: value for key, value in below.items() if _ALTERNATIVES.get(key) not in above}
-    for key, value in above.items():
-        inner = laid.get(key)
-        laid[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return laid
+def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Merge tables key by key. A key of `override` also drops its alternative in `base`."""
+    merged = {key: value for key, value in base.items() if _ALTERNATIVES.get(key) not in override}
+    for key, value in override.items():
+        table = merged.get(key)
+        merged[key] = _merge(table, value) if isinstance(table, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def build_spec(values: dict[str, Any], spec: type[T], where: str) -> T:
-    """Check plain values against a spec. Raises RecipeError with the path of the key."""
+    """Plain values as a checked spec. Raises RecipeError with the path of the key."""
     try:
         return msgspec.convert(values, type=spec)
     except msgspec.ValidationError as error:
@@ -168,36 +153,36 @@ def build_spec(values: dict[str, Any], spec: type[T], where: str) -> T:
 
 
 def _explain(message: str, spec: type[Any]) -> str:
-    """msgspec says `… - at `$.model.depth``: put the key first, as people wrote it, and say what it may be."""
-    placed = re.fullmatch(r"(.*?) - at `\$\.?(.*)`", message, re.DOTALL)
-    words, path = (placed[1], placed[2]) if placed else (message, "")
-    place = _type_at(msgspec.inspect.type_info(spec), path)
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*?)`", words):
+    """Rewrite msgspec's "… - at `$.model.depth`": the key first, as users write it, and what it may be."""
+    located = re.fullmatch(r"(.*?) - at `\$\.?(.*)`", message, re.DOTALL)
+    text, path = (located[1], located[2]) if located else (message, "")
+    expected = _type_at(msgspec.inspect.type_info(spec), path)
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*?)`", text):
         key = ".".join(part for part in (path, unknown[1]) if part)
-        known = [field.name for field in place.fields] if isinstance(place, msgspec.inspect.StructType) else []
-        return f"{key}: no such key; the keys there: {', '.join(known)}"
-    if words.startswith("Invalid enum value") and isinstance(place, msgspec.inspect.LiteralType):
-        words = f"{words}, expected one of: {', '.join(map(str, place.values))}"
-    return f"{path}: {words}" if path else words
+        known = [field.name for field in expected.fields] if isinstance(expected, msgspec.inspect.StructType) else []
+        return f"{key}: no such key; known keys: {', '.join(known)}"
+    if text.startswith("Invalid enum value") and isinstance(expected, msgspec.inspect.LiteralType):
+        text = f"{text}, expected one of: {', '.join(map(str, expected.values))}"
+    return f"{path}: {text}" if path else text
 
 
 def _type_at(kind: msgspec.inspect.Type, path: str) -> msgspec.inspect.Type | None:
-    """What a spec has at a path such as `model.sizes[0]`; None where it can't be told."""
+    """The type of a spec at a path such as `model.sizes[0]`; None if it is a union of several."""
     for part in re.findall(r"\[[^]]*\]|[^.\[]+", path):
         if isinstance(kind, msgspec.inspect.StructType):
             kind = next((field.type for field in kind.fields if field.name == part), kind)
         elif isinstance(kind, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
             kind = kind.item_type
         if isinstance(kind, msgspec.inspect.UnionType):
-            inner = [one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)]
-            if len(inner) != 1:
+            members = [one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)]
+            if len(members) != 1:
                 return None
-            kind = inner[0]
+            kind = members[0]
     return kind
 
 
-def _set(values: dict[str, Any], override: str, given: Collection[str], spec: type[Any]) -> None:
-    """Put `key=value` in its place. It takes the place of the recipe's other way to say the same, too."""
+def _set(values: dict[str, Any], override: str, overridden: Collection[str], spec: type[Any]) -> None:
+    """Apply one `key=value`. It drops the recipe's alternative to the key, unless an override sets that too."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -205,27 +190,27 @@ def _set(values: dict[str, Any], override: str, given: Collection[str], spec: ty
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # an unquoted word, as shells make them
-    wanted = _type_at(msgspec.inspect.type_info(spec), key.strip())
-    if not isinstance(value, str) and isinstance(wanted, msgspec.inspect.StrType):
-        value = text.strip()  # 0x3, 2026, true: TOML's numbers and words where text is wanted
-    if value is text and isinstance(wanted, msgspec.inspect.FloatType) and _BARE.fullmatch(text.strip()):
+        value = text  # text without quotes, which a shell removes
+    expected = _type_at(msgspec.inspect.type_info(spec), key.strip())
+    if not isinstance(value, str) and isinstance(expected, msgspec.inspect.StrType):
+        value = text.strip()  # 0x3, 2026 and true are a number or a boolean in TOML, but the key is text
+    if value is text and isinstance(expected, msgspec.inspect.FloatType) and _SHORT_FLOAT.fullmatch(text.strip()):
         value = float(text)
     for part in parts[:-1]:
-        inner = values.setdefault(part, {})
-        if not isinstance(inner, dict):
+        table = values.setdefault(part, {})
+        if not isinstance(table, dict):
             raise RecipeError(f"--set {override}: {part} is a value, not a table")
-        values = inner
+        values = table
     values[parts[-1]] = value
-    other = _ALTERNATIVES.get(parts[-1])
-    if other and ".".join((*parts[:-1], other)) not in given:
-        values.pop(other, None)
+    alternative = _ALTERNATIVES.get(parts[-1])
+    if alternative and ".".join((*parts[:-1], alternative)) not in overridden:
+        values.pop(alternative, None)
 
 
 def with_defaults(values: dict[str, Any], spec: type[Any]) -> dict[str, Any]:
-    """A stored recipe, completed by the defaults of the keys that `spec` has gained since.
+    """A stored recipe, completed with the defaults of the keys that `spec` gained later.
 
-    A recipe that does not fit `spec` is returned as it is: its difference from a new one then names the keys.
+    A recipe that does not fit `spec` is returned unchanged: its difference from a new one then names the keys.
     """
     try:
         completed: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(msgspec.convert(values, type=spec)))
@@ -234,16 +219,19 @@ def with_defaults(values: dict[str, Any], spec: type[Any]) -> dict[str, Any]:
     return completed
 
 
-def shortened(text: str) -> str:
-    """Digests in a text cut to their beginnings."""
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
-
-
 def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Where two plain values (records as dicts) differ: `key: old → new`, one line each."""
+    """Where two plain values (records as dicts) differ: one `key: old → new` each."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in sorted(old.keys() | new.keys()):
             lines += difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
         return lines
     return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
+
+
+def shorten_digests(text: str) -> str:
+    """Cut every SHA-256 in a text to its first 12 digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
+
+
+shortened = shorten_digests  # the former name, until every room has the new one

@@ -1,4 +1,4 @@
-"""The command line of vmae-train; `--help` imports no more than this."""
+"""The command line of vmae-train. `--help` imports no more than this file does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from vmae_data import __version__
 from vmae_data.console import new_app, run_app
 from vmae_data.processes import stop_with_torchrun
 from vmae_train.commands.convert import convert
-from vmae_train.commands.score import evaluate, reconstruct, report
-from vmae_train.commands.train import feed, finetune, pretrain, recipes
+from vmae_train.commands.evaluate import evaluate
+from vmae_train.commands.feed import feed
+from vmae_train.commands.finetune import finetune
+from vmae_train.commands.pretrain import pretrain
+from vmae_train.commands.recipes import recipes
+from vmae_train.commands.reconstruct import reconstruct
+from vmae_train.commands.report import report
 
 __all__ = ["app", "main"]
 
-app = new_app("vmae-train", "Pretrain, finetune and evaluate masked video autoencoders on shards.", __version__)
-for command in (pretrain, finetune, evaluate, reconstruct, convert, report, feed, recipes):
-    app.command()(command)
+app = new_app(
+    "vmae-train",
+    "Pretrain, finetune and evaluate masked video autoencoders on shards.",
+    __version__,
+    (pretrain, finetune, evaluate, reconstruct, convert, report, feed, recipes),
+)
 
 
 def main() -> NoReturn:

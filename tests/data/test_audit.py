@@ -381,8 +381,8 @@ def test_a_text_file_of_paths_is_left_out_and_unknown_ones_are_counted(planted: 
         "vmae_data", "build", planted.videos, tmp_path / "left", "--exclude", listed, "--set", "short_side=96",
         "--set", "stride=8",
     )  # fmt: skip
-    assert f"1 path of {listed} no source of {planted.videos}" in done.stdout.splitlines()
-    assert done.stdout.splitlines()[-1].endswith("12 of 12 videos; none failed, 2 left out")
+    assert f"{listed}: 1 path did not match any video of {planted.videos}" in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1].endswith("12 of 12 videos; none failed, 2 excluded")
     assert len(Shards.open(str(tmp_path / "left"))) == 12
 
 

@@ -183,4 +183,4 @@ def test_a_signal_ends_a_command_that_waits_for_a_silent_store(demo_shards: Path
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told == "vmae-shard: stopped; the same command goes on from here\n"
+    assert told == "vmae-shard: stopped. Run the same command again to resume\n"

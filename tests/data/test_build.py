@@ -358,7 +358,7 @@ def test_what_a_newer_version_built_is_neither_built_on_nor_verified(
 
 def test_a_remark_on_the_recipe_waits_until_the_build_begins(demo_videos: Path, tmp_path: Path) -> None:
     words = ("build", demo_videos, tmp_path / "out", "--recipe", "demo", "--set", "short_side=64", "--json")
-    assert "remark: short_side" in run_command("vmae_data", *words).stderr
+    assert "note: short_side" in run_command("vmae_data", *words).stderr
     done = run_command("vmae_data", *words, "--set", "seed=3", status=2)
     assert "remark:" not in done.stderr
     assert done.stderr.count("\n") == 1

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,30 +13,37 @@ from typing import Any
 import pytest
 import typer
 from rich.text import Text
+from typer.testing import CliRunner
 
-from tests.command import run_command
+from tests.command import call_command
+from vmae_data.processes import Pool, next_finished
+from vmae_data.recipes import list_recipes
+
+APPS = {"vmae-shard": "vmae_data", "vmae-train": "vmae_train"}
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import vmae_data.cli, typer.testing as t; t.CliRunner().invoke(vmae_data.cli.app, ['--help'])",
-        "import vmae_data.cli, typer.testing as t; t.CliRunner().invoke(vmae_data.cli.app, ['build', '--help'])",
-        "import vmae_train.cli, typer.testing as t; t.CliRunner().invoke(vmae_train.cli.app, ['pretrain', '--help'])",
-        "import vmae_data.encode.encode_source, vmae_data.shards.pack, vmae_data.build, vmae_data.demo.videos",
-        "import vmae_data.read.stream, vmae_data.verify.verify, vmae_data.inspect.inspect, vmae_data.audit.audit_page",
-        "import vmae_train, vmae_train.clips, vmae_train.clips.frame_sampling",
-        "from vmae_data import Shards",
-    ],
-)
-def test_torch_stays_out(code: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print('torch' in sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
+def _commands(program: str) -> dict[str, Any]:
+    root: Any = typer.main.get_command(importlib.import_module(f"{APPS[program]}.cli").app)
+    return dict(root.commands)
+
+
+COMMANDS = [(program, name) for program in APPS for name in _commands(program)]
+
+
+def test_no_command_line_and_no_part_of_the_data_side_imports_torch() -> None:
+    code = (
+        "import sys, typer.testing as t\n"
+        "import vmae_data.cli, vmae_train.cli\n"
+        "for app, words in ((vmae_data.cli.app, ['--help']), (vmae_data.cli.app, ['build', '--help']),\n"
+        "                   (vmae_train.cli.app, ['pretrain', '--help'])):\n"
+        "    assert not t.CliRunner().invoke(app, words).exit_code\n"
+        "import vmae_data.encode.encode_source, vmae_data.shards.pack, vmae_data.build, vmae_data.demo.videos\n"
+        "import vmae_data.read.stream, vmae_data.verify.verify, vmae_data.inspect.inspect, vmae_data.audit.audit_page\n"
+        "import vmae_train, vmae_train.clips, vmae_train.clips.frame_sampling\n"
+        "from vmae_data import Shards\n"
+        "print('torch' in sys.modules)"
     )
-    assert done.stdout.splitlines()[-1] == "False"
+    assert _run_python(code) == ["False"]
 
 
 def test_help_imports_the_command_line_and_nothing_else_of_ours() -> None:
@@ -45,61 +53,80 @@ def test_help_imports_the_command_line_and_nothing_else_of_ours() -> None:
         "print(*sorted(name for name in sys.modules if name.startswith('vmae')))\n"
         "print(*sorted({'msgspec', 'numpy', 'pyarrow', 'av', 'PIL', 'ffmpeg', 'torch'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    ours, heavy = done.stdout.splitlines()
-    rooms = ["", ".build", ".check", ".report", ".start"]
-    commands = [f"vmae_data.commands{room}" for room in rooms]
-    assert ours.split() == ["vmae_data", "vmae_data.cli", *commands, "vmae_data.console", "vmae_data.errors"]
+    ours, heavy = _run_python(code)
+    files = [f"vmae_data.commands.{name}" for name in ("options", "output", *_commands("vmae-shard"))]
+    command_line = ["vmae_data", "vmae_data.cli", "vmae_data.commands", "vmae_data.console", "vmae_data.errors"]
+    assert ours.split() == sorted([*command_line, *files])
     assert heavy == ""
 
 
-@pytest.mark.parametrize("package", ["vmae_data", "vmae_train"])
-def test_no_bracket_of_a_help_text_is_taken_for_markup(package: str) -> None:
-    """The help is shown by rich, for which [ray] is a style; a backslash before it says that it isn't."""
-    root: Any = typer.main.get_command(importlib.import_module(f"{package}.cli").app)
-    texts = [command.help or "" for command in root.commands.values()]
-    texts += [getattr(option, "help", None) or "" for command in root.commands.values() for option in command.params]
+def _run_python(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("program", APPS)
+def test_no_bracket_of_a_help_text_is_taken_for_markup(program: str) -> None:
+    """rich prints the help, and takes [ray] for a style unless a backslash stands before it."""
+    commands = _commands(program).values()
+    texts = [command.help or "" for command in commands]
+    texts += [getattr(option, "help", None) or "" for command in commands for option in command.params]
     assert len(texts) > 20
     for text in texts:
         assert Text.from_markup(text).plain == text.replace("\\[", "["), text
 
 
-def test_a_build_in_processes_of_its_own_loads_torch_only_to_pack(demo_videos: Path, tmp_path: Path) -> None:
-    """The encode workers' command line holds no torch: their memory maps say so."""
-    code = (
-        "import sys\n"
-        "from vmae_data.processes import Pool, next_finished\n"
-        "from tests.data.test_cli import loaded_modules\n"
-        "from vmae_data.encode.encode_source import encode_source\n"
-        "if __name__ == '__main__':\n"
-        "    with Pool(1) as pool:\n"
-        "        pool.submit(0, loaded_modules)\n"
-        "        print('torch' in next_finished((pool,)).result)\n"
-    )
-    script = tmp_path / "look.py"
-    script.write_text(code)
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert done.stdout.strip() == "False"
+def _help(program: str, command: str, width: int) -> str:
+    """The help as a terminal of that width shows it."""
+    app = importlib.import_module(f"{APPS[program]}.cli").app
+    done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": str(width)})
+    assert done.exit_code == 0
+    return done.output
 
 
-def loaded_modules() -> list[str]:
+@pytest.mark.parametrize(("program", "command"), COMMANDS)
+def test_the_help_of_a_command_ends_with_examples_that_parse(program: str, command: str) -> None:
+    """In the narrowest usual terminal each is still one line that can be copied."""
+    _, _, text = _help(program, command, 80).rpartition("Examples:")
+    examples = [shlex.split(line) for line in text.splitlines() if line.strip()]
+    for words in examples:
+        context = _commands(words[0])[words[1]].make_context(words[1], words[2:])
+        assert context.params.get("recipe") in (None, "my.toml", *list_recipes(APPS[words[0]]))
+    assert [program, command] in [words[:2] for words in examples]
+
+
+@pytest.mark.parametrize(("program", "command"), COMMANDS)
+def test_the_help_of_an_option_names_its_default_once(program: str, command: str) -> None:
+    rows = [line for line in _help(program, command, 400).splitlines() if line.startswith("│")]
+    params = [one for one in _commands(program)[command].params if one.name != "help"]
+    assert len(rows) == len(params) + 1
+    for option in params:
+        name = option.opts[0] if option.opts[0].startswith("-") else option.metavar
+        (row,) = (row for row in rows if re.match(rf"│ [* ]? *{name} ", row))
+        assert row.count("[default: ") == (0 if option.required else 1), row
+        assert row.count("[required]") == (1 if option.required else 0), row
+
+
+def test_an_encode_worker_does_not_load_torch() -> None:
+    with Pool(1) as pool:
+        pool.submit(0, _modules_of_an_encode_worker)
+        loaded = next_finished((pool,)).result
+    assert "vmae_data.encode.encode_source" in loaded
+    assert "torch" not in loaded
+
+
+def _modules_of_an_encode_worker() -> list[str]:
+    importlib.import_module("vmae_data.encode.encode_source")
     return list(sys.modules)
 
 
 @pytest.mark.parametrize("program", ["vmae_data", "vmae_train"])
 def test_the_version_is_one_line(program: str) -> None:
-    assert run_command(program, "--version").stdout.strip().split()[-1] == "0.1.0"
+    assert call_command(program, "--version").stdout.strip().split()[-1] == "0.1.0"
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "error"),
     [
         (["build", "NOWHERE"], "neither a folder"),
         (["build", "VIDEOS", "OUT", "--recipe", "k401"], "known:"),
@@ -116,7 +143,7 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--classes", ""], "--classes is empty"),
         (["build", "VIDEOS", "OUT", "--annotations", ""], "--annotations is empty"),
         (["build", "VIDEOS", "OUT", "--ffmpeg", ""], "--ffmpeg is empty"),
-        (["build", "VIDEOS", "OUT", "--staging", ""], "an empty argument, where a path is wanted"),
+        (["build", "VIDEOS", "OUT", "--staging", ""], "empty path. Give a path"),
         (["merge", ""], "DEST is empty"),
         (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
         (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
@@ -138,7 +165,7 @@ def test_the_version_is_one_line(program: str) -> None:
             ["audit", "VIDEOS", "--set", "foo=1"],
             "static, near_static, black, frozen, blurred, cuts, duplicates, exclude",
         ),
-        (["audit", "VIDEOS", "--set", "duplicates.foo=1"], "duplicates.foo: no such key; the keys there: "),
+        (["audit", "VIDEOS", "--set", "duplicates.foo=1"], "duplicates.foo: no such key; known keys: "),
         (
             ["audit", "VIDEOS", "--set", 'exclude=["foo"]'],
             "one of: black, blurred, duplicate, frozen, leak, many-cuts, near-static, static, unreadable",
@@ -148,7 +175,7 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--set", "longest_seconds=-1"], "longest_seconds = -1.0: expected seconds above 0"),
     ],
 )
-def test_misuse_is_one_line_with_status_2(words: list[str], says: str, demo_videos: Path, tmp_path: Path) -> None:
+def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     names = {
         "NOWHERE": str(tmp_path / "nowhere"),
@@ -158,14 +185,14 @@ def test_misuse_is_one_line_with_status_2(words: list[str], says: str, demo_vide
     }
     filled = [re.sub("^(NOWHERE|VIDEOS|OUT|FILE)", lambda found: names[found[0]], word) for word in words]
     quiet = [] if words[0] == "inspect" else ["--quiet"]
-    done = run_command("vmae_data", *filled, *quiet, status=2)
-    assert says in done.stderr
+    done = call_command("vmae_data", *filled, *quiet, status=2)
+    assert error in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
 
 def test_json_gives_one_object_a_line(demo_videos: Path, tmp_path: Path) -> None:
-    done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--recipe", "demo", "--json")
+    done = call_command("vmae_data", "build", demo_videos, tmp_path / "out", "--recipe", "demo", "--json")
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["samples"] >= 24
     for progress in done.stderr.splitlines():
@@ -174,60 +201,54 @@ def test_json_gives_one_object_a_line(demo_videos: Path, tmp_path: Path) -> None
 
 
 def test_a_build_ends_with_a_table_and_its_failures_in_the_last_line(demo_videos: Path, tmp_path: Path) -> None:
-    """Its JSON tells the same: sizes against the sources, what this run did, and how long it took."""
+    """Its JSON has the same numbers: sizes compared with the sources, and what this run did."""
     words = ("vmae_data", "build", demo_videos, tmp_path / "out", "--recipe", "demo")
-    first = run_command(*words)
-    told = json.loads(run_command(*words, "--json").stdout)
-    failed = sum(told["failures"].values())
+    first = call_command(*words)
+    summary = json.loads(call_command(*words, "--json").stdout)
+    failed = sum(summary["failures"].values())
     assert failed
     assert first.stdout.splitlines()[-1].startswith(
-        f"{tmp_path / 'out'}: {told['samples']} of {told['samples'] + failed} videos; {failed} failed, listed in"
+        f"{tmp_path / 'out'}: {summary['samples']} of {summary['samples'] + failed} videos; {failed} failed, listed in"
     )
-    for reason, count in told["failures"].items():
+    for reason, count in summary["failures"].items():
         assert re.search(rf"failed: {reason} *│ {count} ", first.stdout), reason
-    assert f"{100 * told['bytes'] / told['source_bytes']:.3g} %" in first.stdout
+    assert f"{100 * summary['bytes'] / summary['source_bytes']:.3g} %" in first.stdout
     assert re.search(r"30 in this run, [\d.]+/s", first.stdout)
     assert re.search(r"[\d.]+ MB/s", first.stdout)
-    assert told["encoded"] == 0  # the second run had nothing to do
-    assert told["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
+    assert summary["encoded"] == 0  # the second run had nothing to do
+    assert summary["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
     assert re.search(r"videos: 30 of 30, [\d.]+/s, 0 s left, [\d.]+ MB/s, \d+ failed", first.stderr)
 
 
 def test_recipes_are_listed_and_shown_resolved() -> None:
-    assert "k400" in run_command("vmae_data", "recipes").stdout
-    shown = run_command("vmae_data", "recipes", "k400", "--set", "crf=20").stdout
+    assert "k400" in call_command("vmae_data", "recipes").stdout
+    shown = call_command("vmae_data", "recipes", "k400", "--set", "crf=20").stdout
     assert "crf = 20" in shown
     assert "stride = 4" in shown
 
 
 def test_a_default_destination_is_named_after_the_source(demo_videos: Path, tmp_path: Path) -> None:
-    run_command(
-        "vmae_data",
-        "build",
-        demo_videos,
-        "--recipe",
-        "demo",
-        "--quiet",
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert (tmp_path / "shards" / "demo-videos" / "index.json").exists()
+    video = next(demo_videos.rglob("*.mp4"))
+    (tmp_path / "few").mkdir()
+    shutil.copy(video, tmp_path / "few")
+    call_command("vmae_data", "build", "few", "--recipe", "demo", "--quiet", cwd=tmp_path)
+    assert (tmp_path / "shards" / "few" / "index.json").exists()
 
 
-def test_a_plain_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
-    assert "Traceback" not in run_command("vmae_data", "build", tmp_path / "no", status=2).stderr
-    assert "Traceback" in run_command("vmae_data", "build", tmp_path / "no", "--debug", status=2).stderr
+def test_a_traceback_is_printed_only_with_debug(tmp_path: Path) -> None:
+    assert "Traceback" not in call_command("vmae_data", "build", tmp_path / "no", status=2).stderr
+    assert "Traceback" in call_command("vmae_data", "build", tmp_path / "no", "--debug", status=2).stderr
 
 
-def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_system_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run_command("vmae_data", "build", demo_videos, tmp_path / "file" / "in", "--quiet", status=2)
+    done = call_command("vmae_data", "build", demo_videos, tmp_path / "file" / "in", "--quiet", status=2)
     assert f"{tmp_path / 'file'}: is a file. Name a folder" in done.stderr
     (tmp_path / "out" / ".lock").mkdir(parents=True)
-    done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
+    done = call_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
     assert ".lock" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert run_command("vmae_data", "build", "new\nline", status=2).stderr.count("\n") == 1
+    assert call_command("vmae_data", "build", "new\nline", status=2).stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -241,7 +262,7 @@ def test_what_the_system_refuses_is_one_line_that_names_the_file(demo_videos: Pa
         ("vmae_train", "convert", "run", "model", "--to", "native", "--classes", "s3://bucket/names"),
     ],
 )
-def test_a_url_where_a_path_is_wanted_makes_no_folder_of_its_name(words: tuple[str, ...], tmp_path: Path) -> None:
-    done = run_command(*words, status=2, cwd=tmp_path)
+def test_a_url_instead_of_a_path_makes_no_folder_of_its_name(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = call_command(*words, status=2, cwd=tmp_path)
     assert "has to be a path of this machine" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -10,13 +10,13 @@ from vmae_data.recipes import difference, list_recipes, load_recipe, read_recipe
 
 
 @pytest.mark.parametrize("name", list_recipes("vmae_data"))
-def test_every_build_recipe_loads_and_says_what_it_is_for(name: str) -> None:
+def test_every_build_recipe_loads_and_its_head_names_its_command(name: str) -> None:
     spec = load_recipe("vmae_data", name, BuildSpec)
     assert spec.stride or spec.rate
     assert "vmae-shard build" in recipe_head(read_recipe("vmae_data", name))
 
 
-def test_the_recipes_of_this_version_are_there() -> None:
+def test_the_published_build_recipes_exist_with_their_stride_and_size() -> None:
     names = {"demo", "k400", "k400-parity", "ssv2-pretrain", "ssv2-finetune", "ucf101", "hmdb51"}
     assert names <= set(list_recipes("vmae_data"))
     parity = load_recipe("vmae_data", "k400-parity", BuildSpec)
@@ -28,13 +28,13 @@ def test_the_recipes_of_this_version_are_there() -> None:
     assert (ssv2.stride, ssv2.may_flip) == (2, False)
 
 
-def test_without_a_recipe_the_defaults_are_those_of_the_contract() -> None:
+def test_without_a_recipe_a_build_keeps_every_4th_frame_at_256_pixels_in_h264() -> None:
     spec = load_recipe("vmae_data", None, BuildSpec)
     assert (spec.stride, spec.short_side, spec.profile, spec.crf, spec.gop) == (4, 256, "h264", 23, 16)
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("setting", "error"),
     [
         ("strid=2", "strid: no such key"),
         ("stride=two", "stride"),
@@ -49,10 +49,10 @@ def test_without_a_recipe_the_defaults_are_those_of_the_contract() -> None:
         ("columns=x", "columns"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_its_key(setting: str, says: str) -> None:
+def test_a_wrong_setting_is_refused_by_its_key(setting: str, error: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("vmae_data", "demo", BuildSpec, [setting])
-    assert says in str(caught.value)
+    assert error in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -70,11 +70,11 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
         load_recipe("vmae_data", "k401", BuildSpec)
 
 
-def test_a_difference_names_key_and_both_values() -> None:
+def test_a_difference_names_its_key_and_both_values() -> None:
     assert difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 → 3"]
 
 
-def test_a_setting_takes_the_place_of_the_recipes_other_way_to_say_it() -> None:
+def test_a_setting_of_stride_drops_the_recipes_rate_and_the_other_way_round() -> None:
     own = load_recipe("vmae_data", "own", BuildSpec, ["stride=2"])
     assert (own.stride, own.rate) == (2, None)
     k400 = load_recipe("vmae_data", "k400", BuildSpec, ["rate=12.5"])
@@ -82,29 +82,27 @@ def test_a_setting_takes_the_place_of_the_recipes_other_way_to_say_it() -> None:
 
 
 @pytest.mark.parametrize(("text", "rate"), [(".5", 0.5), ("12.", 12.0), ("+.5e1", 5.0), (" .25 ", 0.25)])
-def test_a_setting_may_leave_out_the_zero_before_or_after_the_point(text: str, rate: float) -> None:
+def test_a_setting_may_omit_the_zero_before_or_after_the_point(text: str, rate: float) -> None:
     assert load_recipe("vmae_data", "own", BuildSpec, [f"rate={text}"]).rate == rate
 
 
 @pytest.mark.parametrize("text", [".", "-", "1.2.3", ".5x", '".5"', "nan."])
-def test_text_that_is_no_number_is_none(text: str) -> None:
+def test_text_that_is_no_number_is_refused_where_a_number_is_expected(text: str) -> None:
     with pytest.raises(RecipeError, match="rate: Expected `float"):
         load_recipe("vmae_data", "own", BuildSpec, [f"rate={text}"])
 
 
-def test_a_recipe_lies_over_its_base_key_by_key(tmp_path: Path) -> None:
-    (tmp_path / "below.toml").write_text(
-        "short_side = 288\nrate = 12.5\ncolumns = { path = 'file', label = 'class' }\n"
-    )
-    above = tmp_path / "above.toml"
-    above.write_text('base = "below.toml"\nstride = 2\ncolumns = { label = "verb" }\n')
-    spec = load_recipe("vmae_data", str(above), BuildSpec)
+def test_a_recipe_overrides_its_base_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("short_side = 288\nrate = 12.5\ncolumns = { path = 'file', label = 'class' }\n")
+    own = tmp_path / "own.toml"
+    own.write_text('base = "base.toml"\nstride = 2\ncolumns = { label = "verb" }\n')
+    spec = load_recipe("vmae_data", str(own), BuildSpec)
     assert (spec.short_side, spec.stride, spec.rate) == (288, 2, None)
     assert (spec.columns.path, spec.columns.label) == ("file", "verb")
-    assert load_recipe("vmae_data", str(above), BuildSpec, ["short_side=256"]).short_side == 256
+    assert load_recipe("vmae_data", str(own), BuildSpec, ["short_side=256"]).short_side == 256
 
 
-def test_a_base_may_be_a_recipe_that_the_package_brings(tmp_path: Path) -> None:
+def test_a_base_may_be_a_recipe_of_the_package(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('base = "k400-parity"\ncrf = 18\n')
     spec = load_recipe("vmae_data", str(own), BuildSpec)
@@ -112,17 +110,17 @@ def test_a_base_may_be_a_recipe_that_the_package_brings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "error"),
     [
         ('base = "k401"', "recipe 'k401' is unknown"),
         ("base = 4", "base = 4: expected a recipe's name"),
-        ('base = "own.toml"', "its base own.toml has a base itself ('own.toml'); name that one, or none"),
+        ('base = "own.toml"', "its base own.toml has a base too ('own.toml'). Name that one, or none"),
         ('base = "none.toml"', "none.toml: can't be read"),
     ],
 )
-def test_a_base_that_cannot_be_used_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_a_base_that_cannot_be_used_is_refused(tmp_path: Path, text: str, error: str) -> None:
     own = tmp_path / "own.toml"
     own.write_text(text)
     with pytest.raises(RecipeError) as caught:
         load_recipe("vmae_data", str(own), BuildSpec)
-    assert says in str(caught.value)
+    assert error in str(caught.value)

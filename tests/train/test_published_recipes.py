@@ -1,4 +1,4 @@
-"""The recipes of published rows against a table that was copied from the papers' scripts, not from the recipes."""
+"""The published recipes compared with a table that was copied from the papers' scripts, not from the recipes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ PRETRAINING = {
     ),
 }
 
-# (patch, ratio) → visible and masked tokens of a clip; of the masked ones a running cell leaves half.
+# (patch, ratio) → visible and masked tokens of a clip; the running-cell mask keeps half of the masked ones.
 TOKENS = {(16, 0.9): (160, 1408), (16, 0.75): (392, 1176), (14, 0.9): (208, 1840)}
 
 
@@ -141,12 +141,13 @@ FINETUNING = {
     "v2-hmdb51-g-300-k710": Finetuning("g", 8, 3, 2, 5e-4, 4.6875e-5, 15, 0.9, 0.35, head_dropout=0.5, stride=2),
 }
 
+TABLES = {"pretrain": PRETRAINING, "finetune": FINETUNING}
 
-def test_every_recipe_of_a_published_row_stands_in_these_tables() -> None:
-    ours = {"demo", "demo-long", "own-small"}
-    for command, table in (("pretrain", PRETRAINING), ("finetune", FINETUNING)):
-        found = {name.partition("/")[2] for name in list_recipes("vmae_train") if name.startswith(f"{command}/")}
-        assert found - ours == set(table)
+
+def test_the_recipes_are_those_of_these_tables_and_three_of_our_own() -> None:
+    own = {"demo", "demo-long", "own-small"}
+    names = [f"{command}/{name}" for command, table in TABLES.items() for name in own | set(table)]
+    assert sorted(names) == sorted(list_recipes("vmae_train"))
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
@@ -156,15 +157,15 @@ def test_a_pretraining_recipe_resolves_to_the_published_numbers(name: str) -> No
     geometry = spec.geometry()
     decoder = (geometry.decoder_embed_dim, geometry.decoder_depth, geometry.decoder_num_heads)
     optim, train = spec.optim, spec.train
-    found = Pretraining(
+    actual = Pretraining(
         size=spec.model.size, epochs=train.epochs or 0, batch=train.batch, base_lr=optim.base_lr,
         peak=_schedule(spec).peak, stride=spec.clip.stride or 0, flip=spec.augment.flip, decoder=decoder,
         ratio=spec.mask.ratio, warmup=round(optim.warmup_epochs or 0), repeats=train.repeats,
         clip_grad=optim.clip_grad, running_cell=spec.mask.decoder == "running-cell",
     )  # fmt: skip
-    print(f"\npretrain/{name}: {found}")
-    assert found._replace(peak=expected.peak) == expected
-    assert math.isclose(found.peak, expected.peak)
+    print(f"\npretrain/{name}: {actual}")
+    assert actual._replace(peak=expected.peak) == expected
+    assert math.isclose(actual.peak, expected.peak)
     assert (optim.betas, optim.eps, optim.weight_decay, optim.min_lr) == ((0.9, 0.95), 1e-8, 0.05, 1e-5)
     assert (optim.layer_decay, spec.model.drop_path, spec.mask.kind, spec.augment.crop) == (1, 0, "tube", "multiscale")
     assert (spec.augment.randaugment, spec.clip.sampler) == (None, "stride")
@@ -186,47 +187,48 @@ def test_a_finetuning_recipe_resolves_to_the_published_numbers(name: str) -> Non
     expected = FINETUNING[name]
     spec = load_recipe("vmae_train", f"finetune/{name}", FinetuneSpec)
     optim, train, model = spec.optim, spec.train, spec.model
-    found = Finetuning(
+    actual = Finetuning(
         size=model.size, gpus=expected.gpus, per_gpu=train.batch // expected.gpus, repeats=train.repeats,
         base_lr=optim.base_lr, peak=_schedule(spec).peak, epochs=train.epochs or 0, layer_decay=optim.layer_decay,
         drop_path=model.drop_path, head_dropout=model.fc_drop_rate, min_lr=optim.min_lr,
         weight_decay=optim.weight_decay, warmup=round(optim.warmup_epochs or 0), clip_grad=optim.clip_grad,
         stride=spec.clip.stride or 0, short_videos=spec.clip.short_videos,
     )  # fmt: skip
-    print(f"\nfinetune/{name}: {found}")
+    print(f"\nfinetune/{name}: {actual}")
     assert train.batch == expected.gpus * expected.per_gpu
-    assert found._replace(peak=expected.peak) == expected
-    assert math.isclose(found.peak, expected.peak)
+    assert actual._replace(peak=expected.peak) == expected
+    assert math.isclose(actual.peak, expected.peak)
     assert (optim.betas, optim.eps) == ((0.9, 0.999), 1e-8)
     _check_encoder(spec, expected.size)
     _check_augmentation(spec, expected, is_ssv2="ssv2" in name)
 
 
-@pytest.mark.parametrize("name", [f"pretrain/{one}" for one in PRETRAINING] + [f"finetune/{one}" for one in FINETUNING])
-def test_a_head_says_what_the_recipe_does(name: str) -> None:
+@pytest.mark.parametrize("name", [f"{command}/{name}" for command, table in TABLES.items() for name in table])
+def test_a_head_states_command_hardware_score_learning_rate_and_source(name: str) -> None:
     head = recipe_head(read_recipe("vmae_train", name))
     spec = load_recipe("vmae_train", name, spec_of(name))
     lines = head.splitlines()
     assert lines[0].startswith(f"vmae-train {name.partition('/')[0]} --recipe {name} --data ")
     assert all(
-        any(line.startswith(f"{word}: ") for line in lines) for word in ("Hardware", "Expected", "Rate", "Source")
+        any(line.startswith(f"{label}: ") for line in lines)
+        for label in ("Hardware", "Expected", "Learning rate", "Source")
     )
-    rate = re.search(r"peak (\S+) × (\d+) / 256 = ([\d.]+(?:e-?\d+)?)", head)
+    rate = re.search(r"the peak is (\S+) × (\d+) / 256 = (\S+) \(base_lr", head)
     assert rate is not None
     assert (float(rate[1]), int(rate[2])) == (spec.optim.base_lr, spec.train.batch)
-    assert math.isclose(float(rate[3].rstrip(".")), _schedule(spec).peak)
-    layout = re.search(r"one GPU takes (\d+) micro-batches of (\d+) a step, 8 GPUs \(.*?\) (\d+|one of 24) each", head)
+    assert math.isclose(float(rate[3]), _schedule(spec).peak)
+    layout = re.search(r"1 GPU runs (\d+) micro-batches of (\d+) per step; 8 GPUs \(.*?\) run (\d+|1 of 24) each", head)
     assert layout is not None
     micro = spec.train.micro_batch or 0
     assert (int(layout[1]) * micro, int(layout[2])) == (spec.train.batch, micro)
     share = math.ceil(spec.train.batch / 8)
-    assert share == 24 if layout[3] == "one of 24" else int(layout[3]) == math.ceil(share / micro)
+    assert share == 24 if layout[3] == "1 of 24" else int(layout[3]) == math.ceil(share / micro)
 
 
 @pytest.mark.parametrize(
     "name", ["pretrain/k400", "pretrain/ucf101-b-3200", "pretrain/hmdb51-b-4800", "finetune/hmdb51-b-4800"]
 )
-def test_numbers_that_were_only_recalled_are_marked(name: str) -> None:
+def test_numbers_that_nobody_verified_are_marked(name: str) -> None:
     assert "recalled, unverified" in " ".join(recipe_head(read_recipe("vmae_train", name)).split())
 
 
@@ -240,8 +242,8 @@ def test_own_small_counts_in_steps_and_reads_shards_built_by_rate() -> None:
         assert f"epochs = {spec.train.steps} × {spec.train.batch} / videos" in head
 
 
-def _plain(rate: float) -> str:
-    mantissa, exponent = f"{rate:e}".split("e")
+def _plain(learning_rate: float) -> str:
+    mantissa, exponent = f"{learning_rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
@@ -250,11 +252,11 @@ def _schedule(spec: RunSpec) -> Schedule:
 
 
 def _check_encoder(spec: RunSpec, size: str) -> None:
-    geometry, wanted = spec.geometry(), ENCODERS[size]
-    assert Encoder(geometry.embed_dim, geometry.depth, geometry.num_heads, geometry.patch_size) == wanted._replace(
+    geometry, expected = spec.geometry(), ENCODERS[size]
+    assert Encoder(geometry.embed_dim, geometry.depth, geometry.num_heads, geometry.patch_size) == expected._replace(
         hidden=0
     )
-    assert round(geometry.embed_dim * geometry.mlp_ratio) == (wanted.hidden or 4 * wanted.dim)
+    assert round(geometry.embed_dim * geometry.mlp_ratio) == (expected.hidden or 4 * expected.dim)
     assert (geometry.image_size, geometry.num_frames, geometry.tubelet_size) == (224, 16, 2)
     assert (geometry.position, geometry.encoder_eps, geometry.init) == ("sinusoid-1d", 1e-6, None)
 
@@ -274,6 +276,6 @@ def _check_augmentation(spec: FinetuneSpec, expected: Finetuning, *, is_ssv2: bo
     assert (augment.flip, spec.clip.sampler, spec.evaluate.views) == (
         (False, "uniform", "2x3") if is_ssv2 else (True, "dense", "5x3")
     )
-    # Samples of one GPU were mixed: a group lies inside its batch, and holds clips of more than one video.
+    # The originals mix samples within one GPU: a group fits into its batch, and has clips of several videos.
     assert expected.per_gpu % mix.mix_group == 0
     assert mix.mix_group > 1

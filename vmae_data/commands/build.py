@@ -1,26 +1,27 @@
-"""`vmae-shard build` and `merge`."""
+"""`vmae-shard build`: videos → shards, or with --dry-run an estimate of the build."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from vmae_data.commands.report import allowed_failures, judge_failures, tell_build
+from vmae_data.commands.options import MaxFailures, Staging, failure_limit, refuse_empty
+from vmae_data.commands.output import check_failures, print_build
 from vmae_data.console import (
     Debug,
     Json,
     Quiet,
     Settings,
     StorageOptions,
-    counted,
-    local_argument,
+    argument,
+    flag,
     num_cores,
+    option,
+    plural,
     print_json,
     progress_style,
 )
@@ -31,109 +32,96 @@ if TYPE_CHECKING:
     from vmae_data.shards.plan import Part
     from vmae_data.storage import StoragePath
 
-__all__ = ["build", "merge"]
+__all__ = ["build"]
 
-MaxFailures = Annotated[
-    str | None, typer.Option("--max-failures", metavar="N|P%", help="Exit with 1 when more sources than this fail.")
-]
-
-Staging = Annotated[
-    Path | None,
-    typer.Option(
-        parser=local_argument,
-        metavar="DIR",
-        help="Where finished encodes wait; left out: in DEST, for a store's in this machine's cache.",
-    ),
-]
-
-
-class Executor(Enum):
-    LOCAL = "local"
-    RAY = "ray"
+Executor = Enum("Executor", {"LOCAL": "local", "RAY": "ray"})
 
 
 def build(
     source: Annotated[
-        str, typer.Argument(help="A folder of videos, or a listing (`path label` a line); a path or a URL.")
+        str, argument("SOURCE", "Read a folder of videos, or a listing with one `path label` per line. Path or URL.")
     ],
     dest: Annotated[
-        str | None, typer.Argument(help="Where the shards go, a path or a URL; left out: shards/NAME.")
+        str | None, argument("DEST", "Write the shards to this folder, a path or a URL.", "shards/NAME-OF-SOURCE")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A recipe's name, or a TOML file.")] = None,
+    recipe: Annotated[
+        str | None,
+        option(
+            "NAME|FILE",
+            "Use a recipe: a name from `vmae-shard recipes`, or a TOML file.",
+            "every 4th frame, short side 256, H.264",
+        ),
+    ] = None,
     settings: Settings = None,
     annotations: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE|FOLDER", help="What the folder's videos show: a data set's own files, or a listing."
-        ),
+        option("FILE|FOLDER", "Read labels from a data set's files or a listing.", "the class folders of SOURCE"),
     ] = None,
     split: Annotated[
-        str | None,
-        typer.Option(help="train, val or test (train1 for UCF101, HMDB51): chooses among the annotations."),
+        str | None, option("SPLIT", "Build one split: train, val or test (UCF101, HMDB51: train1, …).", "all splits")
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(metavar="FILE|INDEX", help="Take the classes and their numbers from another data set."),
+        option(
+            "FILE|INDEX", "Take the class numbers from a file or a data set.", "the annotations', else sorted names"
+        ),
     ] = None,
     exclude: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Leave out what audit --out marked, or the paths of a text file.")
+        str | None, option("FILE", "Skip videos that `audit --out` marked, or whose path is a line of FILE.", "no file")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Encode a sample, say what the build would take, write nothing.")
+        bool, flag("--dry-run", "Encode a few videos, estimate time and size, and write nothing.", "build the shards")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Encodes at a time; left out: one a core (on Ray 4 a task).")
+        int | None, option("N", "Encode N videos at a time.", "one per CPU core; 4 per task on Ray", min=1)
     ] = None,
     executor: Annotated[
-        Executor, typer.Option(help="Who encodes: this machine, or a Ray cluster (pip install 'vmae\\[ray]').")
+        Executor, option("local|ray", "Encode on this machine, or on a Ray cluster (pip install 'vmae\\[ray]').")
     ] = Executor.LOCAL,
     address: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="The Ray cluster; left out: the one found here, else one is started."),
+        option("HOST:PORT", "Use this Ray cluster.", "RAY_ADDRESS, else one on this machine, else a new one"),
     ] = None,
     part: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Make every N-th shard from the I-th on (from 0); then merge.")
+        str | None, option("I/N", "Build only part I of N; I counts from 0. Then run `merge`.", "all shards")
     ] = None,
     max_failures: MaxFailures = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try the sources again that failed.")] = False,
-    ffmpeg: Annotated[str | None, typer.Option(help="The ffmpeg to use; left out: the one that was installed.")] = None,
+    retry_failed: Annotated[bool, flag("--retry-failed", "Try failed sources again.", "skip them")] = False,
+    ffmpeg: Annotated[str | None, option("FILE", "Use this ffmpeg.", "VMAE_FFMPEG, else the installed one")] = None,
     staging: Staging = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Resize, thin and pack videos into shards. Run again, it goes on where it was stopped."""
+    """Resize videos, drop frames, and pack them into shards.
+
+    Run the same command again to resume a stopped build.
+
+    Examples:
+        vmae-shard build videos shards/mine
+        vmae-shard build videos s3://bucket/shards/k400 --recipe k400 --dry-run
+    """
     from vmae_data.build import build_shards
     from vmae_data.encode.build_spec import BuildSpec
     from vmae_data.estimate import estimate_build, estimate_lines
-    from vmae_data.format import FAILURES, UNLISTED
+    from vmae_data.format import UNLISTED
     from vmae_data.recipes import load_recipe
-    from vmae_data.shards.merge import part_failures_name
     from vmae_data.sources.classes import read_classes
-    from vmae_data.storage import exists, storage_path, writable
+    from vmae_data.storage import storage_path, writable
 
-    _refuse_empty(
-        {
-            "SOURCE": source,
-            "DEST": dest,
-            "--recipe": recipe,
-            "--annotations": annotations,
-            "--classes": classes,
-            "--exclude": exclude,
-            "--address": address,
-            "--ffmpeg": ffmpeg,
-        }
-    )
+    texts = {"SOURCE": source, "DEST": dest, "--recipe": recipe, "--annotations": annotations, "--classes": classes}
+    refuse_empty({**texts, "--exclude": exclude, "--address": address, "--ffmpeg": ffmpeg})
     spec = load_recipe("vmae_data", recipe, BuildSpec, settings or ())
-    allowed = allowed_failures(max_failures)
+    limit = failure_limit(max_failures)
     if split is not None and not re.fullmatch(r"(train|val|test)[1-9]?", split):
         raise MisuseError(f"--split {split}: expected train, val or test, with a number for UCF101 and HMDB51 (train1)")
     if address is not None and executor is Executor.LOCAL:
         raise MisuseError(f"--address {address}: is for --executor ray only")
-    folder = writable(storage_path(dest)) if dest is not None else Path("shards") / _name_of(storage_path(source))
-    known = read_classes(classes) if classes is not None else ()
-    chosen = _part(part)
+    folder = writable(storage_path(dest)) if dest is not None else _default_dest(storage_path(source))
+    class_names = read_classes(classes) if classes is not None else ()
+    chosen = _parse_part(part)
+    style, on_start = progress_style(quiet, as_json), partial(_print_notes, spec, quiet)
     if dry_run:
         estimate = estimate_build(
             source,
@@ -141,11 +129,11 @@ def build(
             workers=workers or num_cores(),
             annotations=annotations,
             split=split,
-            classes=known,
+            classes=class_names,
             exclude=exclude,
             ffmpeg=ffmpeg,
-            style=progress_style(quiet, as_json),
-            on_start=lambda: _show_remarks(spec, quiet),
+            style=style,
+            on_start=on_start,
         )
         print_json(estimate) if as_json else print("\n".join(estimate_lines(estimate)))
         return
@@ -159,79 +147,54 @@ def build(
         part=chosen,
         annotations=annotations,
         split=split,
-        classes=known,
+        classes=class_names,
         exclude=exclude,
         ffmpeg=ffmpeg,
         retry_failed=retry_failed,
         staging=staging,
-        style=progress_style(quiet, as_json),
-        on_start=lambda: _show_remarks(spec, quiet),
+        style=style,
+        on_start=on_start,
     )
     if not quiet and not as_json:
-        if chosen is not None:
-            print(f"part {part} is done; when all are: vmae-shard merge {folder}")
         if report.unlisted:
-            videos = counted(report.unlisted, "video")
-            print(f"{videos} of {source} not in {annotations}; named in {folder / UNLISTED}")
+            print(f"{annotations} has no row for {plural(report.unlisted, 'video')}, listed in {folder / UNLISTED}")
         if report.unmatched:
-            print(f"{counted(report.unmatched, 'path')} of {exclude} no source of {source}")
-    listed = part_failures_name(chosen) if chosen else FAILURES
-    if not exists(folder / listed):  # of a part that is run again after the merge
-        listed = FAILURES
-    tell_build(report, folder, folder / listed, quiet=quiet, as_json=as_json)
-    judge_failures(report, max_failures, allowed)
+            print(f"{exclude}: {plural(report.unmatched, 'path')} did not match any video of {source}")
+        if chosen is not None:
+            print(f"part {part} is done. After all parts, run: vmae-shard merge {folder}")
+    print_build(report, folder, _failure_list(folder, chosen), quiet=quiet, as_json=as_json)
+    check_failures(report, max_failures, limit)
 
 
-def merge(
-    dest: Annotated[str, typer.Argument(help="Where the parts were built.")],
-    max_failures: MaxFailures = None,
-    staging: Staging = None,
-    storage: StorageOptions = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Write the index of a build that was made in parts (`build --part I/N`)."""
-    from vmae_data.format import FAILURES
-    from vmae_data.shards.merge import merge_parts
-    from vmae_data.storage import exists, storage_path
+def _default_dest(source: StoragePath) -> Path:
+    """shards/NAME, where NAME is that of a folder, or of a listing without its suffix."""
+    from vmae_data.storage import exists
 
-    allowed = allowed_failures(max_failures)
-    _refuse_empty({"DEST": dest})
-    folder = storage_path(dest)
-    if exists(folder):
-        raise MisuseError(f"{dest}: is a file; name the folder that the parts were built in")
-    report = merge_parts(folder, staging)
-    tell_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
-    judge_failures(report, max_failures, allowed)
+    return Path("shards") / ((source.stem if exists(source) else source.resolve().name) or "root")
 
 
-def _refuse_empty(given: Mapping[str, str | None]) -> None:
-    """An empty argument is what an unset variable of a shell leaves, not one that was left out."""
-    for name, value in given.items():
-        if value == "":
-            raise MisuseError(f"{name} is empty; give a value, or leave it out")
-
-
-def _part(text: str | None) -> Part | None:
+def _parse_part(text: str | None) -> Part | None:
     from vmae_data.shards.plan import Part
 
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
-    if found is None or not int(found[1]) < int(found[2]):
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if match is None or not int(match[1]) < int(match[2]):
         raise MisuseError(f"--part {text}: expected I/N with I from 0 to N-1, such as 0/3")
-    return Part(int(found[1]), int(found[2]))
+    return Part(int(match[1]), int(match[2]))
 
 
-def _show_remarks(spec: BuildSpec, quiet: bool) -> None:
-    for remark in () if quiet else spec.remarks():
-        print(f"remark: {remark}", file=sys.stderr)
+def _print_notes(spec: BuildSpec, quiet: bool) -> None:
+    for note in () if quiet else spec.remarks():
+        print(f"note: {note}", file=sys.stderr)
 
 
-def _name_of(source: StoragePath) -> str:
-    """A folder's name as it is, a listing's without its ending."""
+def _failure_list(folder: StoragePath, part: Part | None) -> StoragePath:
+    """The file that lists the failed sources. After the merge a part has no list of its own."""
+    from vmae_data.format import FAILURES
+    from vmae_data.shards.merge import part_failures_name
     from vmae_data.storage import exists
 
-    resolved = source.resolve()
-    return (source.stem if exists(source) else resolved.name) or "root"
+    if part is not None and exists(folder / part_failures_name(part)):
+        return folder / part_failures_name(part)
+    return folder / FAILURES

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vmae_data.console import show_facts, size_words, time_words
+from vmae_data.console import format_bytes, format_seconds, print_rows
 from vmae_data.format import Index
 from vmae_data.inspect.markers import seconds_and_profiles
 from vmae_data.read.dataset import Shards
@@ -120,7 +120,7 @@ def _range(values: NDArray[Any]) -> Range:
 
 def print_table(facts: DataFacts) -> None:
     """Print the counts to stdout."""
-    show_facts(str(facts.shards.folder), _rows(facts))
+    print_rows(str(facts.shards.folder), _rows(facts))
 
 
 def _rows(facts: DataFacts) -> Iterator[tuple[str, str]]:
@@ -130,11 +130,11 @@ def _rows(facts: DataFacts) -> Iterator[tuple[str, str]]:
         yield "classes", f"{len(facts.per_class)}, {facts.class_sizes}"
     if facts.unlabelled:
         yield "without label", str(facts.unlabelled)
-    yield "shards", f"{len(index.shardlist)}, {size_words(facts.bytes)}"
+    yield "shards", f"{len(index.shardlist)}, {format_bytes(facts.bytes)}"
     if index.source_bytes:
         share = 100 * facts.bytes / index.source_bytes
-        yield "size", f"{share:.3g} % of the sources' {size_words(index.source_bytes)}"
-    yield "source duration", time_words(3600 * facts.source_hours)
+        yield "size", f"{share:.3g} % of the sources' {format_bytes(index.source_bytes)}"
+    yield "source duration", format_seconds(3600 * facts.source_hours)
     yield "kept frames", f"{facts.kept_frames}; {facts.frames} per sample"
     yield "width", f"{facts.width} px"
     yield "height", f"{facts.height} px"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from vmae_data.console import size_words, time_words
+from vmae_data.console import format_bytes, format_seconds
 from vmae_data.format import FAILURES, NOT_JSON, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.histogram import histogram
 from vmae_data.html import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
@@ -67,13 +67,13 @@ def _overview(facts: DataFacts) -> Iterator[Part]:
     figures = [Fact("samples", f"{index.samples}", f"split {index.split}" if index.split else "")]
     if facts.per_class:
         figures.append(Fact("classes", str(len(facts.per_class)), facts.class_sizes))
-    figures.append(Fact("shards", str(len(index.shardlist)), size_words(facts.bytes)))
+    figures.append(Fact("shards", str(len(index.shardlist)), format_bytes(facts.bytes)))
     if index.source_bytes:
         share = f"{100 * facts.bytes / index.source_bytes:.3g} %"
-        figures.append(Fact("size", share, f"of the sources' {size_words(index.source_bytes)}"))
+        figures.append(Fact("size", share, f"of the sources' {format_bytes(index.source_bytes)}"))
     failures = ", ".join(f"{count} {reason}" for reason, count in index.failures.items())
     figures += [
-        Fact("source duration", time_words(3600 * facts.source_hours)),
+        Fact("source duration", format_seconds(3600 * facts.source_hours)),
         Fact("kept frames", f"{facts.kept_frames}", index.spacing),
         Fact("profile", index.profile, facts.profile_counts),
         Fact("failures", str(sum(index.failures.values())), failures),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from vmae_data.errors import DataError, NewerFormatError, NotThereError
+from vmae_data.errors import DataError, NewerFormatError, NotFoundError
 from vmae_data.format import (
     FAILURES,
     FORMAT_VERSION,
@@ -47,7 +47,7 @@ def read_record(folder: StoragePath, name: str, kind: type[Any], problems: list[
         record = decode_record(data, kind, str(folder / name))
     except NewerFormatError:
         raise
-    except NotThereError:
+    except NotFoundError:
         problems.append(Problem(name, "missing"))
         return None
     except DataError as error:
@@ -70,7 +70,7 @@ def read_rows(folder: StoragePath, index: Index | None, problems: list[Problem])
         for name in ("frames", "offset", "size", "sha256"):
             columns[name] = list(map(tuple, columns[name]))
         return [TableRow(*values) for values in zip(*(columns[name] for name in TableRow._fields), strict=True)]
-    except NotThereError:
+    except NotFoundError:
         problems.append(Problem(SAMPLES, "missing"))
     except _UNREADABLE_TABLE as error:
         problems.append(Problem(SAMPLES, f"can't be read ({printable(str(error))})"))
@@ -92,7 +92,7 @@ def plan_problems(folder: StoragePath, plan: PlanFacts) -> Iterator[Problem]:
         keys, paths, shards = (columns[name] for name in ("key", "path", "shard"))
         names = [label_words(label, plan.classes) for label in table_labels(columns)]
         expected_keys = [key_of(path_from_text(path)) for path in paths]
-    except NotThereError:
+    except NotFoundError:
         yield Problem(PLAN_TABLE, "missing")
         return
     except _UNREADABLE_TABLE as error:
@@ -162,7 +162,7 @@ def failure_problems(
     try:
         data = read_bytes(folder / FAILURES)
         failures = [msgspec.json.decode(line, type=Failure) for line in data.splitlines()]
-    except NotThereError:
+    except NotFoundError:
         yield Problem(FAILURES, "missing")
         return
     except (DataError, *NOT_JSON) as error:

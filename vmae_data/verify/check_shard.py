@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.errors import DataError, NewerFormatError, NotThereError
+from vmae_data.errors import DataError, NewerFormatError, NotFoundError
 from vmae_data.format import (
     INDEX,
     SAMPLES,
@@ -94,7 +94,7 @@ def _read_marker(task: ShardTask, problems: list[Problem]) -> ShardMarker | None
     except NewerFormatError:
         raise
     except DataError as error:
-        problems.append(Problem(name, "missing" if isinstance(error, NotThereError) else without_name(error, name)))
+        problems.append(Problem(name, "missing" if isinstance(error, NotFoundError) else without_name(error, name)))
         return None
     problems += [Problem(name, message) for message in _marker_problems(task, marker, data)]
     return marker
@@ -130,7 +130,7 @@ def _local_tar(task: ShardTask, stack: ExitStack, problems: list[Problem]) -> Pa
         if not isinstance(path, Path) or path.exists():
             return stack.enter_context(copied(path, scratch))
         problems.append(Problem(name, "missing"))
-    except NotThereError:
+    except NotFoundError:
         problems.append(Problem(name, "missing"))
     except DataError as error:
         problems.append(Problem(name, without_name(error, name)))

@@ -1,1 +1,1 @@
-"""The commands of vmae-train: what each takes, calls and prints. Everything heavy is imported when one runs."""
+"""The commands of vmae-train, one file each. A command imports what it needs when it runs, so that `--help` is fast."""

@@ -1,4 +1,4 @@
-"""`vmae-train convert`: a model from one layout to another."""
+"""`vmae-train convert`: a model in one format → the same weights in another."""
 
 from __future__ import annotations
 
@@ -7,47 +7,54 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from vmae_data.console import Debug, Quiet, Settings, StorageOptions, local_argument
+from vmae_data.console import Debug, Quiet, StorageOptions, argument, local_argument, option
 from vmae_train.commands.options import need_torch
 
 __all__ = ["convert"]
 
-
-class Layout(Enum):
-    """How a model lies on disk."""
-
-    NATIVE = "native"
-    OFFICIAL = "official"
-    HF = "hf"
+Layout = Enum("Layout", {"NATIVE": "native", "OFFICIAL": "official", "HF": "hf"})
 
 
 def convert(
     source: Annotated[
-        str,
-        typer.Argument(metavar="SRC", help="A run, a checkpoint, an official .pth, or a Hugging Face folder."),
+        str, argument("SRC", "Read a run, a checkpoint folder, an official .pth file, or a Hugging Face folder.")
     ],
     dest: Annotated[
-        Path, typer.Argument(parser=local_argument, metavar="DST", help="A new folder; for official, a new file.")
+        Path, argument("DST", "Write a new folder; for official, a new file. A local path.", parser=local_argument)
     ],
-    to: Annotated[Layout, typer.Option(help="Ours; VideoMAE's own .pth; a folder for transformers.")],
-    settings: Settings = None,
+    to: Annotated[
+        Layout,
+        option(
+            "native|official|hf",
+            "Choose the format: this project's, VideoMAE's .pth, or a folder for Hugging Face transformers.",
+        ),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        option("KEY=VALUE", "Set one key of the model. Repeatable.", "from SRC, else from the weights", "--set"),
+    ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(
-            parser=local_argument, metavar="FILE", help="Names for the head's outputs, one a line, where SRC has none."
+        option(
+            "FILE",
+            "Name the classes if SRC does not, from a file with one name per line.",
+            "from SRC",
+            parser=local_argument,
         ),
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Convert a model between layouts; its weights stay the same to the bit.
+    """Convert a model to another format without changing its weights.
 
-    What SRC does not say is inferred for published sizes, else given: --set model.num_heads=4. With --set
-    model.image_size=… or model.num_frames=… the model becomes one for other clips
-    (--set model.position_resize=recompute or interpolate).
+    If SRC does not describe its model, a published size is recognised. Describe other sizes with --set, such as
+    --set model.num_heads=4. For other clips, set model.image_size or model.num_frames; then model.position_resize
+    (recompute or interpolate) says how the positions follow.
+
+    Examples:
+        vmae-train convert checkpoint.pth models/k400 --to native
+        vmae-train convert runs/finetune models/hf --to hf
     """
     need_torch()
     from vmae_data.recipes import load_recipe
@@ -56,7 +63,7 @@ def convert(
 
     spec = load_recipe("vmae_train", None, ConvertSpec, settings or ())
     names = read_class_names(classes) if classes is not None else None
-    for remark in run(source, dest, to=to.value, spec=spec, classes=names):
-        print(f"{source}: {remark}", file=sys.stderr)
+    for note in run(source, dest, to=to.value, spec=spec, classes=names):
+        print(f"{source}: {note}", file=sys.stderr)
     if not quiet:
         print(dest)

@@ -1,12 +1,11 @@
-"""What several commands of vmae-train take, and what all of them need."""
+"""Options of several vmae-train commands, and the checks that come before all work."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from vmae_data.console import argument, flag, option
 from vmae_data.errors import RecipeError, VmaeError
 
 __all__ = [
@@ -14,6 +13,8 @@ __all__ = [
     "Data",
     "Device",
     "DryRun",
+    "EvaluationData",
+    "Init",
     "Recipe",
     "RunOut",
     "Scratch",
@@ -22,53 +23,39 @@ __all__ = [
     "spec_of",
 ]
 
-Recipe = Annotated[str, typer.Option(help="A recipe's name (`vmae-train recipes`), or a TOML file.")]
+Recipe = Annotated[str, option("NAME|FILE", "Use a recipe: a name from `vmae-train recipes`, or a TOML file.")]
 Data = Annotated[
     list[str],
-    typer.Option(
-        metavar="URL[:WEIGHT]",
-        help="A folder of shards or its index.json; repeated, the sets are mixed, in the shares that the weights say.",
-    ),
+    option("URL[:WEIGHT]", "Read a folder of shards. Repeat to mix data sets in the ratio of their weights."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU where there is one.")]
+EvaluationData = Annotated[str, option("URL", "Evaluate on these labelled shards.")]
+Device = Annotated[str | None, option("DEVICE", "Compute on cpu or cuda.", "cuda if there is a GPU, else cpu")]
 Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CKPT",
-        help="A run (its last checkpoint) or a checkpoint's folder, a path or a URL; an official .pth; "
-        "a Hugging Face folder.",
-    ),
+    str, argument("CKPT", "Load a run, a checkpoint folder, an official .pth or a Hugging Face folder. Path or URL.")
 ]
 RunOut = Annotated[
-    str,
-    typer.Option(
-        metavar="DIR|URL", help="The run's folder, or a folder in a bucket; the same command goes on from it."
-    ),
+    str, option("DIR|URL", "Write the run to this folder, local or in a bucket. Resume the run that it holds.")
 ]
 Scratch = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Where a run in a bucket works; left out: a folder of this machine's cache."),
+    Path | None, option("DIR", "Keep local files in DIR while --out is in a bucket.", "the local cache")
 ]
-
+Init = Annotated[str | None, option("CKPT", "Start from the weights of this run or checkpoint.", "random weights")]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Take two steps on the data, write nothing, and say what the whole takes: time, memory, disk."
-    ),
+    bool, flag("--dry-run", "Train two steps, estimate time, memory and disk, and write nothing.", "train the run")
 ]
 
 
 def need_torch() -> None:
-    """One line instead of a traceback where only the data side is installed."""
+    """One line instead of a traceback if only the data side is installed."""
     from importlib.util import find_spec
 
     missing = [name for name in ("torch", "kornia", "einops", "safetensors", "jaxtyping") if find_spec(name) is None]
     if missing:
-        raise VmaeError(f"{', '.join(missing)} not installed; pip install 'vmae[train]'")
+        raise VmaeError(f"{', '.join(missing)} not installed. Run: pip install 'vmae[train]'")
 
 
 def spec_of(name: str) -> Any:
-    """Which command a recipe is for: a table that only one of them has says so, else its name or first line."""
+    """The spec of a recipe: from a table that only one command has, else from the recipe's name or first line."""
     from vmae_data.recipes import read_recipe, recipe_values
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.pretrain import PretrainSpec
@@ -81,7 +68,7 @@ def spec_of(name: str) -> Any:
 
 
 def check_recipe(name: str, spec: Any) -> None:
-    """Raises RecipeError for a recipe with tables that only the other command's recipes have."""
+    """Raises RecipeError if a recipe has tables that only the other command knows."""
     from vmae_data.recipes import recipe_values
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.pretrain import PretrainSpec
@@ -91,6 +78,5 @@ def check_recipe(name: str, spec: Any) -> None:
         tables = sorted(recipe_values("vmae_train", name).keys() & (set(other.__struct_fields__) - own))
         if tables:
             raise RecipeError(
-                f"recipe {name}: is for vmae-train {command} ({', '.join(tables)}); "
-                "give it to that command, or take another recipe"
+                f"recipe {name}: is for vmae-train {command} ({', '.join(tables)}). Use that command, or another recipe"
             )

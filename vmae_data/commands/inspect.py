@@ -1,0 +1,42 @@
+"""`vmae-shard inspect`: shards → a summary as a table, JSON or a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from vmae_data.commands.options import Dest
+from vmae_data.console import Debug, Json, StorageOptions, local_argument, option, print_json
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    dest: Dest,
+    html: Annotated[
+        Path | None,
+        option("FILE", "Write an HTML page with pictures and histograms.", "print a table", parser=local_argument),
+    ] = None,
+    storage: StorageOptions = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Summarise a data set: videos, classes, sizes, frame rates, failures.
+
+    Examples:
+        vmae-shard inspect shards/k400
+        vmae-shard inspect shards/k400 --html k400.html
+    """
+    from vmae_data.inspect.inspect import inspect_shards, print_table
+    from vmae_data.inspect.inspect_page import write_inspect_page
+    from vmae_data.storage import writable_path
+
+    page = None if html is None else writable_path(html, "--html")
+    facts = inspect_shards(dest)
+    if page is not None:
+        write_inspect_page(facts, page)
+        print(html)
+    elif as_json:
+        print_json(facts.as_dict())
+    else:
+        print_table(facts)

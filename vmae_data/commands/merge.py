@@ -1,0 +1,42 @@
+"""`vmae-shard merge`: shards that were built in parts → one data set."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from vmae_data.commands.options import MaxFailures, Staging, failure_limit, refuse_empty
+from vmae_data.commands.output import check_failures, print_build
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument
+from vmae_data.errors import MisuseError
+
+__all__ = ["merge"]
+
+
+def merge(
+    dest: Annotated[str, argument("DEST", "Merge the parts in this folder, a path or a URL.")],
+    max_failures: MaxFailures = None,
+    staging: Staging = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the index of shards that were built in parts (`build --part I/N`).
+
+    Examples:
+        vmae-shard build videos shards/k400 --recipe k400 --part 0/2
+        vmae-shard build videos shards/k400 --recipe k400 --part 1/2
+        vmae-shard merge shards/k400
+    """
+    from vmae_data.format import FAILURES
+    from vmae_data.shards.merge import merge_parts
+    from vmae_data.storage import exists, storage_path
+
+    limit = failure_limit(max_failures)
+    refuse_empty({"DEST": dest})
+    folder = storage_path(dest)
+    if exists(folder):
+        raise MisuseError(f"{dest}: is a file; name the folder of the parts")
+    report = merge_parts(folder, staging)
+    print_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
+    check_failures(report, max_failures, limit)

@@ -1,0 +1,19 @@
+"""`vmae-shard recipes`: the build recipes, or one of them with every value."""
+
+from __future__ import annotations
+
+from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes
+
+__all__ = ["recipes"]
+
+
+def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
+    """List the build recipes, or show one with every value.
+
+    Examples:
+        vmae-shard recipes
+        vmae-shard recipes k400 --set crf=20
+    """
+    from vmae_data.encode.build_spec import BuildSpec
+
+    print_recipes("vmae_data", name, lambda _name: BuildSpec, settings, as_json)

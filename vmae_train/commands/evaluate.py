@@ -1,0 +1,88 @@
+"""`vmae-train evaluate`: a finetuned model and labelled shards → scores."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
+from vmae_train.commands.options import Checkpoint, Device, EvaluationData, need_torch
+from vmae_train.commands.output import print_scores, print_unreadable
+
+__all__ = ["evaluate"]
+
+Merge = Enum("Merge", {"SOFTMAX": "softmax", "LOGIT": "logit"})
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: EvaluationData,
+    recipe: Annotated[
+        str | None,
+        option("NAME|FILE", "Sample and resize clips as this finetuning recipe does.", "the run's, else as published"),
+    ] = None,
+    views: Annotated[
+        str | None, option("CLIPSxCROPS", "Use this many clips and crops of each video.", "the recipe's, else 5x3")
+    ] = None,
+    stride: Annotated[
+        int | None, option("N", "Use every N-th source frame, as --set clip.stride=N.", "the recipe's stride", min=1)
+    ] = None,
+    frozen: Annotated[
+        bool, flag("--frozen", "Repeat one frame of each clip: a control without motion.", "all frames")
+    ] = False,
+    best: Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last")] = False,
+    ema: Annotated[
+        bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the last weights")
+    ] = False,
+    merge: Annotated[
+        Merge | None,
+        option("softmax|logit", "Average probabilities or logits over views.", "the recipe's, else softmax"),
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[str | None, option("FILE|URL", "Write the scores as JSON.", "no file")] = None,
+    predictions: Annotated[
+        str | None, option("FILE|URL", "Write the model's output for each video as Parquet.", "no file")
+    ] = None,
+    html: Annotated[
+        str | None, option("FILE|URL", "Write an HTML page: scores, confusion matrix, every class.", "no file")
+    ] = None,
+    batch: Annotated[int, option("N", "Evaluate N videos at a time.", min=1)] = 8,
+    workers: Annotated[int, option("N", "Decode in N processes.", min=0)] = 1,
+    device: Device = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a finetuned model on labelled shards.
+
+    Each video is decoded once for all its views.
+
+    Examples:
+        vmae-train evaluate runs/finetune --data shards/k400-val
+        vmae-train evaluate runs/finetune --data shards/val --best --html scores.html
+    """
+    need_torch()
+    from vmae_train.distributed import init_distributed
+    from vmae_train.evaluate import EvaluationRequest, Told, evaluate_checkpoint, write_told
+    from vmae_train.evaluation.protocol import parse_views
+
+    short = {
+        "evaluate.views": f"'{parse_views(views)}'" if views else None,
+        "evaluate.merge": merge.value if merge else None,
+        "clip.stride": stride,
+        "clip.frozen": "true" if frozen else None,
+    }
+    chosen = [*(settings or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    request, told = EvaluationRequest(recipe, chosen, batch, workers, best, ema), Told(out, predictions, html)
+    style = progress_style(quiet, as_json)
+    with init_distributed(device) as distributed:
+        with distributed.all_or_none():
+            paths = told.places()
+        found = evaluate_checkpoint(checkpoint, data, request, device=device, style=style, distributed=distributed)
+        if distributed.is_main:  # before the files, so that a full disk does not lose the scores
+            print_scores(found.scores, quiet, as_json)
+            print_unreadable(found.scores.unreadable)
+        with distributed.all_or_none():
+            if distributed.is_main:
+                write_told(found, paths)

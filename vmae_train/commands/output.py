@@ -1,0 +1,94 @@
+"""Results of the vmae-train commands, as text or JSON: scores, unreadable videos, a dry run, loader throughput."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from vmae_data.console import plural, print_json, print_rows
+
+if TYPE_CHECKING:
+    from vmae_train.feed import FeedReport
+    from vmae_train.training.dry_run import DryRunReport
+
+__all__ = ["print_dry_run", "print_feed", "print_result", "print_scores", "print_unreadable"]
+
+
+def print_result(quiet: bool, as_json: bool, values: dict[str, Any], text: str) -> None:
+    """Print one result: `values` as JSON, or `text`."""
+    from vmae_data.html import printable
+
+    if as_json:
+        print_json(values)
+    elif not quiet:
+        print(printable(text))
+
+
+def print_scores(scores: Any, quiet: bool, as_json: bool) -> None:
+    import msgspec
+
+    texts = [str(scores.headline)]
+    if scores.headline.key == "top1":
+        texts += [f"top-5 {scores.top5:.2f} %"] if scores.top5 is not None else []
+        texts.append(f"mean of classes {scores.mean_class:.2f} %")
+    elif scores.headline.key == "mae":
+        texts.append(f"RMSE {scores.rmse:.4g}")
+    texts += [f"{scores.videos} videos", f"{scores.views} views" + (f" ({scores.control})" if scores.control else "")]
+    print_result(quiet, as_json, msgspec.to_builtins(scores), ", ".join(texts))
+
+
+def print_unreadable(unreadable: dict[str, str]) -> None:
+    """One warning for each video that was skipped."""
+    from vmae_data.html import printable
+
+    for key, why in unreadable.items():
+        print(f"skipped, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)
+
+
+def print_dry_run(report: DryRunReport, quiet: bool, as_json: bool) -> None:
+    """Print what a dry run measured; its warnings go to stderr."""
+    if as_json:
+        totals = {"total_seconds": report.total_seconds, "disk_mb": report.disk_mb}
+        warnings = [diagnostic._asdict() for diagnostic in report.diagnostics]
+        print_json({**report._asdict(), **totals, "cautions": warnings})
+    elif not quiet:
+        waiting = report.wait_seconds / report.step_seconds if report.step_seconds else 0.0
+        memory_of = "this process" if report.device == "cpu" else report.device
+        rows = {
+            "steps": f"{report.steps} of {plural(report.batch, 'video')}, {plural(report.epochs, 'epoch')}",
+            "time": f"{timedelta(seconds=round(report.total_seconds))} (h:mm:ss) without evaluation and checkpoints, "
+            f"from the second step ({report.step_seconds:.4g} s); {waiting:.0%} waits for data; limit: {report.limits}",
+            "memory": f"{report.memory_mb:.0f} MB, the peak of {memory_of}",
+            "disk": f"{report.disk_mb:.1f} MB: {plural(report.checkpoints, 'checkpoint')} of "
+            f"{report.checkpoint_mb:.1f} MB, and one more while it is written",
+            "loss": f"{report.loss:.4f}",
+        }
+        print_rows("dry run: nothing was written", rows.items())
+    for diagnostic in report.diagnostics:
+        print(f"warning: {diagnostic.text}", file=sys.stderr)
+
+
+def print_feed(report: FeedReport, title: str, appetite: float, as_json: bool) -> None:
+    """Print how many clips per second the loader delivers, and what limits it."""
+    import msgspec
+
+    cores = report.cores_for(appetite)
+    if as_json:
+        print_json({**msgspec.to_builtins(report), "appetite": appetite, "cores_needed": cores})
+        return
+    rate, cpu_ms = report.clips_per_second, 1000 * report.cpu_seconds_a_clip
+    cache = "" if report.cache_hits is None else f", {report.cache_hits:.0%} of the samples from the cache"
+    rows = {
+        "clips/s": f"{rate:.1f} ({report.clips} in {report.seconds:.1f} s, {report.workers} workers)",
+        "first batch": f"after {report.first_batch_seconds:.2f} s",
+        **{
+            stage.name: f"{1000 * stage.seconds_a_clip:.2f} ms per clip, busy {stage.busy:.0%}"
+            for stage in report.stages
+        },
+        "limits": report.limits,
+        "read": f"{report.read_mb:.1f} MB, {report.read_mb_per_second:.1f} MB/s{cache}",
+        "cores": f"{report.cores_used:.2f} used; {cores:.1f} needed for {appetite:g} clips/s "
+        f"({cpu_ms:.2f} ms of CPU time per clip)",
+    }
+    print_rows(title, rows.items())

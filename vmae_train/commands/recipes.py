@@ -1,0 +1,20 @@
+"""`vmae-train recipes`: the training recipes, or one of them with every value."""
+
+from __future__ import annotations
+
+from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes
+from vmae_train.commands.options import need_torch, spec_of
+
+__all__ = ["recipes"]
+
+
+def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
+    """List the training recipes, or show one with every value.
+
+    Examples:
+        vmae-train recipes
+        vmae-train recipes pretrain/k400 --set train.epochs=100
+    """
+    if name is not None:
+        need_torch()
+    print_recipes("vmae_train", name, spec_of, settings, as_json)
