@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vmae_data import __version__
 
 if TYPE_CHECKING:
     from vmae_train.checkpoints.load import load_model
-    from vmae_train.clips.mask import TubeMask
+    from vmae_train.clips.mask import TokenMask, TubeMask
 
-__all__ = ["TubeMask", "__version__", "load_model"]
+__all__ = ["TokenMask", "TubeMask", "__version__", "load_model"]
+
+_HOMES = {
+    "TokenMask": "vmae_train.clips.mask",
+    "TubeMask": "vmae_train.clips.mask",
+    "load_model": "vmae_train.checkpoints.load",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TubeMask":
-        from vmae_train.clips.mask import TubeMask
-
-        return TubeMask
-    if name == "load_model":
-        from vmae_train.checkpoints.load import load_model
-
-        return load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -15,7 +15,7 @@ from vmae_data.recipes import recipe_values, with_settings
 from vmae_data.storage import StoragePath, commit_bytes, writable_paths
 from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.frame_sampling import ClipSpec, kept_step
-from vmae_train.clips.frame_spacing import check_spacing, clip_words
+from vmae_train.clips.frame_spacing import check_spacing, describe_clip
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.distributed import Distributed, choose_device
 from vmae_train.evaluation.answer_videos import answer_videos
@@ -23,7 +23,7 @@ from vmae_train.evaluation.answers import Answers, scores_of
 from vmae_train.evaluation.metrics import AnyScores, Merge
 from vmae_train.evaluation.predictions import write_predictions
 from vmae_train.evaluation.protocol import EvaluationProtocol, parse_views
-from vmae_train.models.videomae import HeadModel
+from vmae_train.models.heads import HeadModel
 from vmae_train.reports.scores_page import write_scores
 from vmae_train.runs.log import print_start
 from vmae_train.runs.metadata import read_facts, run_of
@@ -143,7 +143,7 @@ def _rows(model: HeadModel, shards: Shards, protocol: EvaluationProtocol, found:
     nearest = check_spacing(protocol.clip, shards, frames, protocol.views.clips)
     return {
         "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
-        "clip": f"{frames} frames, {clip_words(protocol.clip, shards, frames)}",
+        "clip": f"{frames} frames, {describe_clip(protocol.clip, shards, frames)}",
         "views": f"{protocol.views} (clips × crops), mean of {protocol.merge}",
         "resize": f"short side to {size} px, antialias {'on' if protocol.antialias else 'off'}",
         "how": "; ".join(text for text in (found.origin, found.advice) if text),

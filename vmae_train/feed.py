@@ -135,7 +135,7 @@ def _augment_seconds(setup: TrainingSetup, batch: Batch, device: torch.device) -
 
     def once() -> None:
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        rgb = augment(planes, augment.draw(planes.size_B2, batch.rng, batch.may_flip_B))
+        rgb = augment(planes, augment.sample_boxes(planes.size_B2, batch.rng, batch.may_flip_B))
         augment.normalise(rgb)
 
     def settle_device() -> None:

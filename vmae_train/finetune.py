@@ -23,10 +23,8 @@ from vmae_train.evaluation.answer_videos import answer_videos, check_classes
 from vmae_train.evaluation.answers import scores_of
 from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
+from vmae_train.models.heads import HeadModel
 from vmae_train.models.losses import ValueDistance
-from vmae_train.models.videomae import (
-    HeadModel,
-)
 from vmae_train.runs.layout import EVALUATION
 from vmae_train.runs.log import is_validated, print_start
 from vmae_train.runs.metadata import RunFacts, check_run

@@ -16,11 +16,11 @@ from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mask import Grid, MaskSpec, draw_mask, num_masked
+from vmae_train.clips.mask import Grid, MaskSpec, num_masked_tokens, sample_mask
 from vmae_train.distributed import Distributed, choose_device
+from vmae_train.models.geometry import Geometry
 from vmae_train.models.losses import cube_targets
 from vmae_train.models.videomae import PretrainModel
-from vmae_train.models.vit import Geometry
 from vmae_train.runs.log import print_start
 from vmae_train.runs.metadata import RunFacts, check_run
 from vmae_train.runs.remote_run import RemoteRun
@@ -42,7 +42,7 @@ class PretrainSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        num_masked(self.mask, grid_of(self.geometry()))
+        num_masked_tokens(self.mask, grid_of(self.geometry()))
         if self.augment.erasing is not None:
             raise ValueError("augment.erasing is for finetuning: what is erased can't be predicted; leave it out")
 
@@ -57,9 +57,9 @@ class PretrainLoss:
         geometry = self.model.geometry
         planes = planes_of_views(batch.planes, batch.index_BVT)
         rng, augment = batch.rng.repeated(self.repeats), self.augment
-        boxes = augment.draw(planes.size_B2, rng, batch.may_flip_B)
-        rgb = augment(planes, boxes, augment.draw_policy(rng))
-        mask = draw_mask(self.mask, rng, grid_of(geometry))
+        boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
+        rgb = augment(planes, boxes, augment.sample_policy(rng))
+        mask = sample_mask(self.mask, rng, grid_of(geometry))
         targets = cube_targets(rgb / 255, mask.predicted_BK, geometry)
         weight_B = repeat(batch.weight_B, "b -> (b r)", r=self.repeats)
         clips = augment.normalise(rgb)
@@ -138,7 +138,7 @@ def pretrain(
 
 def _rows(setup: TrainingSetup, spec: PretrainSpec, engine: Engine, done: int) -> dict[str, str]:
     geometry = setup.geometry
-    masked = num_masked(spec.mask, grid_of(geometry))
+    masked = num_masked_tokens(spec.mask, grid_of(geometry))
     flips = spec.augment.flip and bool(setup.mix.may_flip_N.any())
     return {
         "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
@@ -166,5 +166,5 @@ def first_model(spec: PretrainSpec, init: str | None) -> PretrainModel:
         if not isinstance(given, PretrainModel):
             raise MisuseError(f"--init {init}: has a head; pretraining goes on from a pretraining model")
         model = given
-    model.set_options(spec.model.options)
+    model.set_options(spec.model)
     return model

@@ -15,7 +15,7 @@ from PIL import Image
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.boxes import Boxes, view_boxes
 from vmae_train.clips.colour import Planes, planes_to_rgb
-from vmae_train.clips.resample import BilinearCrop, SeparableCrop
+from vmae_train.clips.resample import BoxCrop
 from vmae_train.clips.rng import ClipRng
 
 CPU = torch.device("cpu")
@@ -36,25 +36,25 @@ def _planes(
     matrix: list[int] | None = None,
     full_range: list[bool] | None = None,
 ) -> Planes:
-    """Noise frames, the same for the same place of the batch; the padding is other noise."""
+    """Noise frames, the same for the same size; the padding is other noise."""
     height, width = padded or (max(h for h, _ in sizes), max(w for _, w in sizes))
-    whole = []
+    tensors = []
     for plane, half in ((0, False), (1, True), (2, True)):
         shape = ((height + 1) // 2, (width + 1) // 2) if half else (height, width)
         tensor = _noise(padding_seed + plane, len(sizes), num_frames, *shape)
         for b, (h, w) in enumerate(sizes):
             own = (h // 2, w // 2) if half else (h, w)
             tensor[b, :, : own[0], : own[1]] = _noise(1000 * plane + h * 7 + w, num_frames, *own)
-        whole.append(tensor.to(device))
+        tensors.append(tensor.to(device))
     return Planes(
-        *whole,
+        *tensors,
         size_B2=torch.tensor(sizes, device=device),
         matrix_B=torch.tensor(matrix or [0] * len(sizes), device=device),
         full_range_B=torch.tensor(full_range or [False] * len(sizes), device=device),
     )
 
 
-def _draws(samples: int, device: torch.device = CPU, *, seed: int = 1) -> ClipRng:
+def _rng(samples: int, device: torch.device = CPU, *, seed: int = 1) -> ClipRng:
     return ClipRng.on(device, seed=seed, epoch=0, sample=np.arange(samples, dtype=np.uint64))
 
 
@@ -116,14 +116,14 @@ def test_colour_equals_a_float64_reference_for_both_matrices_and_ranges(device: 
     rgb = planes_to_rgb(planes).cpu().numpy()
     for b, (h, w) in enumerate(sizes):
         for t in range(3):
-            wanted = _reference_rgb(
+            expected = _reference_rgb(
                 planes.y_BTHW[b, t, :h, :w].cpu().numpy(),
                 planes.u_BTHW[b, t, : h // 2, : w // 2].cpu().numpy(),
                 planes.v_BTHW[b, t, : h // 2, : w // 2].cpu().numpy(),
                 is_709=matrix[b] == 1,
                 full=full_range[b],
             )
-            assert np.abs(rgb[b, :, t, :h, :w] - wanted).max() < 1e-3
+            assert np.abs(rgb[b, :, t, :h, :w] - expected).max() < 1e-3
 
 
 def test_an_odd_padded_size_has_chroma_rounded_up(device: torch.device) -> None:
@@ -138,11 +138,11 @@ def _crop(frame: NDArray[np.uint8], boxes: Boxes, size: int, device: torch.devic
     """One frame H W C through the Kornia step, to S S C."""
     image = torch.from_numpy(frame).permute(2, 0, 1)[None].float().to(device)
     params = {name: value.to(device) for name, value in boxes._asdict().items()}
-    out = SeparableCrop(size=size)(image, params=params)
+    out = BoxCrop(size=size, antialias=True)(image, params=params)
     return out[0].permute(1, 2, 0).cpu().numpy()
 
 
-def _levels_apart(ours: NDArray[np.float32], pil: Image.Image) -> int:
+def _level_difference(ours: NDArray[np.float32], pil: Image.Image) -> int:
     return int(np.abs(ours.round().astype(int) - np.asarray(pil).astype(int)).max())
 
 
@@ -156,11 +156,11 @@ def test_a_crop_is_pils_crop_and_resize_within_one_grey_level(
     frame = _noise(3, *frame_size, 3).numpy()
     augment = Augment(AugmentSpec(size=32, crop="multiscale"))
     for seed in range(5):
-        boxes = augment.draw(torch.tensor([frame_size]), _draws(1, seed=seed), _may_flip(1))
+        boxes = augment.sample_boxes(torch.tensor([frame_size]), _rng(1, seed=seed), _may_flip(1))
         top, left, height, width = (int(x) for x in boxes[:4])
         cropped = Image.fromarray(frame).crop((left, top, left + width, top + height))
-        wanted = cropped.resize((32, 32), Image.Resampling.BILINEAR)
-        assert _levels_apart(_crop(frame, boxes, 32, device), wanted) <= 1
+        expected = cropped.resize((32, 32), Image.Resampling.BILINEAR)
+        assert _level_difference(_crop(frame, boxes, 32, device), expected) <= 1
 
 
 @pytest.mark.parametrize("num_crops", [1, 3])
@@ -170,65 +170,65 @@ def test_a_view_is_pils_resize_and_crop_within_one_grey_level(
 ) -> None:
     height, width = frame_size
     frame, size = _noise(4, height, width, 3).numpy(), 32
-    # The recipe in words: short side to `size`, the other int(size * long / short); C crops from end to end.
+    # The published rule: short side to `size`, the other int(size * long / short); C crops from end to end.
     resized = (size, int(size * height / width)) if width < height else (int(size * width / height), size)
-    whole = Image.fromarray(frame).resize(resized, Image.Resampling.BILINEAR)
+    full = Image.fromarray(frame).resize(resized, Image.Resampling.BILINEAR)
     boxes = view_boxes(torch.tensor([frame_size]), num_crops=num_crops, size=size)
     assert len(boxes.top_B) == num_crops
     for crop in range(num_crops):
         spare = max(resized) - size
         start = spare // 2 if num_crops == 1 else int(crop * spare / (num_crops - 1))
         left, top = (0, start) if height >= width else (start, 0)
-        wanted = whole.crop((left, top, left + size, top + size))
+        expected = full.crop((left, top, left + size, top + size))
         one = Boxes(*(x[crop : crop + 1] for x in boxes))
-        assert _levels_apart(_crop(frame, one, size, device), wanted) <= 1
+        assert _level_difference(_crop(frame, one, size, device), expected) <= 1
 
 
-def test_views_stand_sample_by_sample() -> None:
+def test_views_are_ordered_sample_by_sample() -> None:
     together = view_boxes(torch.tensor([[36, 48], [60, 40]]), num_crops=3, size=32)
     for b, size in enumerate(([36, 48], [60, 40])):
-        alone = view_boxes(torch.tensor([size]), num_crops=3, size=32)
-        for x, y in zip(together, alone, strict=True):
+        single = view_boxes(torch.tensor([size]), num_crops=3, size=32)
+        for x, y in zip(together, single, strict=True):
             assert torch.equal(x[3 * b : 3 * b + 3], y)
 
 
-def test_without_antialias_resizing_is_torchs_plain_bilinear_of_the_crop_alone(device: torch.device) -> None:
+def test_without_antialias_resizing_is_torchs_plain_bilinear_of_the_crop(device: torch.device) -> None:
     image = _noise(5, 1, 3, 80, 100).float().to(device)
     for top, left, height, width in ((0, 0, 80, 100), (10, 7, 64, 12), (79, 0, 1, 100), (3, 60, 77, 40)):
         limits = torch.tensor([[top, left, top + height, left + width]]).float()
         box = (torch.tensor([float(x)]) for x in (top, left, height, width))
         boxes = Boxes(*box, flip_B=torch.tensor([False]), limits_B4=limits)
         params = {name: value.to(device) for name, value in boxes._asdict().items()}
-        ours = BilinearCrop(size=32)(image, params=params)
+        ours = BoxCrop(size=32, antialias=False)(image, params=params)
         crop = image[:, :, top : top + height, left : left + width]
         plain = torch.nn.functional.interpolate(crop, (32, 32), mode="bilinear", align_corners=False)
         assert (ours - plain).abs().max() < 0.02
 
 
-def test_a_random_crop_takes_pixels_as_they_are(device: torch.device) -> None:
+def test_a_random_crop_does_not_resize(device: torch.device) -> None:
     planes = _planes([(40, 48)] * 6, device)
     augment = Augment(AugmentSpec(size=32, crop="random")).to(device)
-    boxes = augment.draw(planes.size_B2, _draws(6, device), _may_flip(6, device))
+    boxes = augment.sample_boxes(planes.size_B2, _rng(6, device), _may_flip(6, device))
     rgb, clips = planes_to_rgb(planes), augment(planes, boxes)
     for b in range(6):
         top, left = int(boxes.top_B[b]), int(boxes.left_B[b])
-        wanted = rgb[b, :, :, top : top + 32, left : left + 32]
-        assert (clips[b] - wanted).abs().max() < 1e-4
+        expected = rgb[b, :, :, top : top + 32, left : left + 32]
+        assert (clips[b] - expected).abs().max() < 1e-4
 
 
-def test_random_crops_reach_every_place_equally_often() -> None:
+def test_random_crops_reach_every_position_equally_often() -> None:
     augment = Augment(AugmentSpec(size=32, crop="random"))
-    boxes = augment.draw(torch.tensor([[34, 36]]).expand(15000, 2), _draws(15000), _may_flip(15000))
+    boxes = augment.sample_boxes(torch.tensor([[34, 36]]).expand(15000, 2), _rng(15000), _may_flip(15000))
     counts = Counter(zip(boxes.top_B.tolist(), boxes.left_B.tolist(), strict=True))
     assert set(counts) == {(top, left) for top in range(3) for left in range(5)}
     assert all(abs(count - 1000) < 5 * math.sqrt(1000) for count in counts.values())
 
 
-# Which boxes.
+# Boxes.
 
 
 def _published_boxes(height: int, width: int, size: int) -> Counter[tuple[int, ...]]:
-    """VideoMAE's MultiScaleCrop as its transforms describe it: every box, as often as it is listed."""
+    """VideoMAE's MultiScaleCrop as its transforms define it: every box, as often as it is listed."""
     sizes = [int(min(height, width) * scale) for scale in (1, 0.875, 0.75, 0.66)]
     crop_h = [size if abs(x - size) < 3 else x for x in sizes]
     boxes: Counter[tuple[int, ...]] = Counter()
@@ -246,41 +246,41 @@ def _published_boxes(height: int, width: int, size: int) -> Counter[tuple[int, .
 
 
 @pytest.mark.parametrize("frame_size", [(256, 340), (340, 256), (226, 300)])
-def test_multiscale_draws_the_130_published_boxes_equally_often(frame_size: tuple[int, int]) -> None:
+def test_multiscale_samples_the_130_published_boxes_equally_often(frame_size: tuple[int, int]) -> None:
     listed, count = _published_boxes(*frame_size, 224), 26000
     assert sum(listed.values()) == 130
     augment = Augment(AugmentSpec(size=224, crop="multiscale"))
-    boxes = augment.draw(torch.tensor([frame_size]).expand(count, 2), _draws(count), _may_flip(count))
-    drawn = Counter(tuple(int(x) for x in box) for box in torch.stack(boxes[:4], dim=1).tolist())
-    assert set(drawn) == set(listed)
+    boxes = augment.sample_boxes(torch.tensor([frame_size]).expand(count, 2), _rng(count), _may_flip(count))
+    sampled = Counter(tuple(int(x) for x in box) for box in torch.stack(boxes[:4], dim=1).tolist())
+    assert set(sampled) == set(listed)
     for box, times in listed.items():
         expected = count * times / 130
-        assert abs(drawn[box] - expected) < 5 * math.sqrt(expected)
+        assert abs(sampled[box] - expected) < 5 * math.sqrt(expected)
 
 
 def test_multiscale_sizes_truncate_as_the_published_ones_for_every_short_side() -> None:
     short = torch.arange(32, 1200)
     augment = Augment(AugmentSpec(size=16, crop="multiscale"))
     for seed in range(20):
-        boxes = augment.draw(torch.stack((short, short), 1), _draws(len(short), seed=seed), _may_flip(len(short)))
+        boxes = augment.sample_boxes(torch.stack((short, short), 1), _rng(len(short), seed=seed), _may_flip(len(short)))
         for side, height in zip(short.tolist(), boxes.height_B.tolist(), strict=True):
             assert int(height) in {int(side * scale) for scale in (1, 0.875, 0.75, 0.66)}
 
 
 def test_multiscale_stays_inside_a_frame_a_pixel_smaller_than_the_model() -> None:
     size_B2 = torch.tensor([[222, 300]]).expand(500, 2)
-    boxes = Augment(AugmentSpec(size=224)).draw(size_B2, _draws(500), _may_flip(500))
+    boxes = Augment(AugmentSpec(size=224)).sample_boxes(size_B2, _rng(500), _may_flip(500))
     assert (boxes.top_B + boxes.height_B <= 222).all()
     assert (boxes.left_B + boxes.width_B <= 300).all()
 
 
-def test_a_box_hangs_on_its_sample_and_not_on_the_batch(device: torch.device) -> None:
+def test_a_box_depends_on_its_sample_and_not_on_the_batch(device: torch.device) -> None:
     augment = Augment(AugmentSpec(size=32, flip=True)).to(device)
     size_B2 = torch.tensor([[36, 48], [60, 40], [33, 90], [36, 48]], device=device)
-    together = augment.draw(size_B2, _draws(4, device), _may_flip(4, device))
+    together = augment.sample_boxes(size_B2, _rng(4, device), _may_flip(4, device))
     for b in range(4):
-        alone = ClipRng.on(device, seed=1, epoch=0, sample=[b])
-        for x, y in zip(together, augment.draw(size_B2[b : b + 1], alone, _may_flip(1, device)), strict=True):
+        single = ClipRng.on(device, seed=1, epoch=0, sample=[b])
+        for x, y in zip(together, augment.sample_boxes(size_B2[b : b + 1], single, _may_flip(1, device)), strict=True):
             assert torch.equal(x[b : b + 1], y)
 
 
@@ -290,22 +290,22 @@ def test_a_box_hangs_on_its_sample_and_not_on_the_batch(device: torch.device) ->
 def test_a_flip_mirrors_the_clip_exactly(device: torch.device) -> None:
     planes = _planes([(36, 48), (48, 40)], device)
     augment = Augment(AugmentSpec(size=32)).to(device)
-    boxes = augment.draw(planes.size_B2, _draws(2, device), _may_flip(2, device))
+    boxes = augment.sample_boxes(planes.size_B2, _rng(2, device), _may_flip(2, device))
     flipped = boxes._replace(flip_B=torch.tensor([True, False], device=device))
     plain, mirrored = augment(planes, boxes), augment(planes, flipped)
     assert torch.equal(mirrored[0], plain[0].flip(-1))
     assert torch.equal(mirrored[1], plain[1])
 
 
-def test_half_of_the_clips_that_may_are_flipped_and_none_else() -> None:
+def test_half_of_the_clips_that_may_flip_are_flipped_and_no_others() -> None:
     size_B2, may_flip_B = torch.tensor([[36, 48]]).expand(4000, 2), torch.arange(4000) < 2000
-    flip_B = Augment(AugmentSpec(size=32, flip=True)).draw(size_B2, _draws(4000), may_flip_B).flip_B
+    flip_B = Augment(AugmentSpec(size=32, flip=True)).sample_boxes(size_B2, _rng(4000), may_flip_B).flip_B
     assert abs(int(flip_B[:2000].sum()) - 1000) < 5 * math.sqrt(500)
     assert not flip_B[2000:].any()
-    assert not Augment(AugmentSpec(size=32)).draw(size_B2, _draws(4000), may_flip_B).flip_B.any()
+    assert not Augment(AugmentSpec(size=32)).sample_boxes(size_B2, _rng(4000), may_flip_B).flip_B.any()
 
 
-# The whole way.
+# Planes to clips.
 
 
 def test_all_frames_of_a_clip_share_their_box(device: torch.device) -> None:
@@ -314,36 +314,36 @@ def test_all_frames_of_a_clip_share_their_box(device: torch.device) -> None:
         **{name: getattr(planes, name).expand(-1, 4, -1, -1) for name in ("y_BTHW", "u_BTHW", "v_BTHW")}
     )
     augment = Augment(AugmentSpec(size=32, flip=True)).to(device)
-    clips = augment(still, augment.draw(planes.size_B2, _draws(2, device), _may_flip(2, device)))
+    clips = augment(still, augment.sample_boxes(planes.size_B2, _rng(2, device), _may_flip(2, device)))
     assert clips.shape == (2, 3, 4, 32, 32)
     for t in range(1, 4):
         assert (clips[:, :, t] - clips[:, :, 0]).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("crop", ["multiscale", "random", "resized", "center"])
-def test_a_batch_of_mixed_sizes_equals_each_clip_alone(crop: str, device: torch.device) -> None:
+def test_a_batch_of_mixed_sizes_equals_each_single_clip(crop: str, device: torch.device) -> None:
     sizes = [(36, 48), (48, 36), (32, 64), (40, 40)]
     augment = Augment(msgspec.convert({"size": 32, "crop": crop, "flip": True}, AugmentSpec)).to(device)
     planes = _planes(sizes, device, padded=(50, 70), matrix=[0, 1, 1, 0])
-    boxes = augment.draw(planes.size_B2, _draws(4, device), _may_flip(4, device))
+    boxes = augment.sample_boxes(planes.size_B2, _rng(4, device), _may_flip(4, device))
     together = augment(planes, boxes)
     for b, size in enumerate(sizes):
-        alone = _planes([size], device, matrix=[[0, 1, 1, 0][b]])
-        clip = augment(alone, Boxes(*(x[b : b + 1] for x in boxes)))
+        single = _planes([size], device, matrix=[[0, 1, 1, 0][b]])
+        clip = augment(single, Boxes(*(x[b : b + 1] for x in boxes)))
         assert (together[b] - clip[0]).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("crop", ["multiscale", "random", "resized", "center"])
-def test_what_lies_in_the_padding_never_matters(crop: str, device: torch.device) -> None:
+def test_padding_never_matters(crop: str, device: torch.device) -> None:
     sizes = [(36, 48), (48, 36)]
     augment = Augment(msgspec.convert({"size": 32, "crop": crop}, AugmentSpec)).to(device)
     first, second = (_planes(sizes, device, padded=(60, 60), padding_seed=seed) for seed in (5, 6))
     assert not torch.equal(first.u_BTHW, second.u_BTHW)
-    boxes = augment.draw(first.size_B2, _draws(2, device), _may_flip(2, device))
+    boxes = augment.sample_boxes(first.size_B2, _rng(2, device), _may_flip(2, device))
     assert torch.equal(augment(first, boxes), augment(second, boxes))
 
 
-def test_several_boxes_a_sample_give_as_many_clips_sample_by_sample(device: torch.device) -> None:
+def test_several_boxes_per_sample_give_as_many_clips_sample_by_sample(device: torch.device) -> None:
     planes = _planes([(36, 48), (48, 36)], device)
     augment = Augment(AugmentSpec(size=32)).to(device)
     views = view_boxes(planes.size_B2, num_crops=3, size=32)
@@ -358,13 +358,13 @@ def test_several_boxes_a_sample_give_as_many_clips_sample_by_sample(device: torc
 def test_autocast_and_low_matmul_precision_change_no_pixel(precision: str, device: torch.device) -> None:
     planes = _planes([(36, 48), (48, 36)], device)
     augment = Augment(AugmentSpec(size=32, flip=True)).to(device)
-    boxes = augment.draw(planes.size_B2, _draws(2, device), _may_flip(2, device))
+    boxes = augment.sample_boxes(planes.size_B2, _rng(2, device), _may_flip(2, device))
     plain = augment(planes, boxes)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            mixed = augment(planes, augment.draw(planes.size_B2, _draws(2, device), _may_flip(2, device)))
+            mixed = augment(planes, augment.sample_boxes(planes.size_B2, _rng(2, device), _may_flip(2, device)))
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
@@ -373,23 +373,23 @@ def test_autocast_and_low_matmul_precision_change_no_pixel(precision: str, devic
 
 
 def test_augmenting_touches_no_global_generator_and_never_waits_for_the_device(device: torch.device) -> None:
-    planes, rng, may_flip_B = _planes([(36, 48)], device), _draws(1, device), _may_flip(1, device)
+    planes, rng, may_flip_B = _planes([(36, 48)], device), _rng(1, device), _may_flip(1, device)
     before = torch.random.get_rng_state()
     on_device = torch.cuda.get_rng_state() if device.type == "cuda" else before
     augment = Augment(AugmentSpec(size=32, flip=True)).to(device)
-    augment(planes, augment.draw(planes.size_B2, rng, may_flip_B))
+    augment(planes, augment.sample_boxes(planes.size_B2, rng, may_flip_B))
     with _waiting_is_an_error(device):
-        augment.normalise(augment(planes, augment.draw(planes.size_B2, rng, may_flip_B)))
+        augment.normalise(augment(planes, augment.sample_boxes(planes.size_B2, rng, may_flip_B)))
     assert torch.equal(torch.random.get_rng_state(), before)
     if device.type == "cuda":
         assert torch.equal(torch.cuda.get_rng_state(), on_device)
 
 
 def test_clips_on_every_device_are_the_cpus(device: torch.device) -> None:
-    def clips(where: torch.device) -> torch.Tensor:
-        planes = _planes([(36, 48), (48, 36)], where)
-        augment = Augment(AugmentSpec(size=32, flip=True)).to(where)
-        boxes = augment.draw(planes.size_B2, _draws(2, where), _may_flip(2, where))
+    def clips(on: torch.device) -> torch.Tensor:
+        planes = _planes([(36, 48), (48, 36)], on)
+        augment = Augment(AugmentSpec(size=32, flip=True)).to(on)
+        boxes = augment.sample_boxes(planes.size_B2, _rng(2, on), _may_flip(2, on))
         return augment(planes, boxes).cpu()
 
     assert (clips(device) - clips(CPU)).abs().max() < 1e-3
@@ -398,10 +398,10 @@ def test_clips_on_every_device_are_the_cpus(device: torch.device) -> None:
 def test_normalising_is_minus_mean_over_std_of_zero_to_one(device: torch.device) -> None:
     augment = Augment(AugmentSpec(size=2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))).to(device)
     rgb = _noise(1, 2, 3, 4, 2, 2)
-    wanted = (rgb.numpy() / 255 - np.reshape([0.1, 0.2, 0.3], (3, 1, 1, 1))) / np.reshape(
+    expected = (rgb.numpy() / 255 - np.reshape([0.1, 0.2, 0.3], (3, 1, 1, 1))) / np.reshape(
         [0.5, 0.25, 2.0], (3, 1, 1, 1)
     )
-    assert np.allclose(augment.normalise(rgb.float().to(device)).cpu().numpy(), wanted, atol=1e-5)
+    assert np.allclose(augment.normalise(rgb.float().to(device)).cpu().numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -415,6 +415,6 @@ def test_normalising_is_minus_mean_over_std_of_zero_to_one(device: torch.device)
         ({"size": 32, "colour": True}, "colour"),
     ],
 )
-def test_a_spec_that_cannot_work_is_refused_by_name(keys: dict[str, object], named: str) -> None:
+def test_impossible_settings_are_refused_by_name(keys: dict[str, object], named: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=named):
         msgspec.convert(keys, AugmentSpec)

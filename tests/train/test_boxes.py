@@ -16,38 +16,38 @@ from vmae_train.clips.rng import ClipRng
 SCALE, RATIO = (0.08, 1.0), (0.75, 1.3333)
 
 
-def _draws(samples: int, device: torch.device | str = "cpu") -> ClipRng:
+def _rng(samples: int, device: torch.device | str = "cpu") -> ClipRng:
     return ClipRng.on(device, seed=8, epoch=3, sample=np.arange(samples, dtype=np.uint64))
 
 
 def _boxes(size: tuple[int, int], count: int, **keys: tuple[float, float]) -> Boxes:
     size_B2 = torch.tensor([size]).expand(count, 2)
-    return resized_boxes(size_B2, _draws(count), scale=keys.get("scale", SCALE), ratio=keys.get("ratio", RATIO))
+    return resized_boxes(size_B2, _rng(count), scale=keys.get("scale", SCALE), ratio=keys.get("ratio", RATIO))
 
 
-def test_boxes_are_those_of_the_published_walk_over_the_reference_draws(device: torch.device) -> None:
-    """One clip after the other, in plain numbers, with the fallback to the middle."""
+def test_boxes_are_those_of_the_published_loop_over_the_reference_rng(device: torch.device) -> None:
+    """Clip by clip, in plain numbers, with the fallback to the centre."""
     sizes = [(256, 340), (340, 256), (240, 240), (120, 300), (300, 100)] * 8
-    found = resized_boxes(torch.tensor(sizes, device=device), _draws(len(sizes), device), scale=SCALE, ratio=RATIO)
+    boxes = resized_boxes(torch.tensor(sizes, device=device), _rng(len(sizes), device), scale=SCALE, ratio=RATIO)
     for b, (height, width) in enumerate(sizes):
-        draw = reference.Rng(seed=8, epoch=3, sample=b)
+        rng = reference.Rng(seed=8, epoch=3, sample=b)
         for attempt in range(RESIZED_ATTEMPTS):
-            area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * draw.uniform(Purpose.CROP_AREA, attempt))
+            area = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * rng.uniform(Purpose.CROP_AREA, attempt))
             low, high = math.log(RATIO[0]), math.log(RATIO[1])
-            ratio = math.exp(low + (high - low) * draw.uniform(Purpose.CROP_RATIO, attempt))
+            ratio = math.exp(low + (high - low) * rng.uniform(Purpose.CROP_RATIO, attempt))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                top = draw.integer(Purpose.CROP_PLACE, height - h + 1, 0)
-                left = draw.integer(Purpose.CROP_PLACE, width - w + 1, 1)
+                top = rng.integer(Purpose.CROP_PLACE, height - h + 1, 0)
+                left = rng.integer(Purpose.CROP_PLACE, width - w + 1, 1)
                 break
         else:
             w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
             top, left = (height - h) // 2, (width - w) // 2
-        assert [float(x[b]) for x in found[:4]] == [top, left, h, w]
+        assert [float(x[b]) for x in boxes[:4]] == [top, left, h, w]
 
 
 def test_areas_are_uniform_and_ratios_uniform_in_their_logarithm() -> None:
-    """On a square frame with small areas no try is refused, so nothing bends the distributions."""
+    """On a square frame with small areas no attempt fails, so the distributions are exact."""
     count = 5000
     boxes = _boxes((1000, 1000), count, scale=(0.08, 0.5))
     for values, low, high in (
@@ -59,7 +59,7 @@ def test_areas_are_uniform_and_ratios_uniform_in_their_logarithm() -> None:
 
 
 @pytest.mark.parametrize("size", [(256, 340), (340, 256), (64, 154)])
-def test_boxes_lie_inside_and_keep_their_bounds(size: tuple[int, int]) -> None:
+def test_boxes_are_inside_the_frame_and_keep_their_bounds(size: tuple[int, int]) -> None:
     boxes = _boxes(size, 4000)
     assert (boxes.top_B >= 0).all() and (boxes.top_B + boxes.height_B <= size[0]).all()
     assert (boxes.left_B >= 0).all() and (boxes.left_B + boxes.width_B <= size[1]).all()
@@ -70,17 +70,17 @@ def test_boxes_lie_inside_and_keep_their_bounds(size: tuple[int, int]) -> None:
     assert torch.equal(boxes.limits_B4[:, 3], boxes.left_B + boxes.width_B)
 
 
-def test_a_frame_that_no_box_fits_is_cropped_in_its_middle() -> None:
+def test_a_frame_that_no_box_fits_is_cropped_at_its_centre() -> None:
     boxes = _boxes((50, 400), 20, scale=(0.9, 1.0))
     assert set(boxes.height_B.tolist()) == {50.0}
     assert set(boxes.width_B.tolist()) == {float(round(50 * 1.3333))}
     assert set(boxes.left_B.tolist()) == {float((400 - round(50 * 1.3333)) // 2)}
 
 
-def test_repeats_draw_their_own_boxes_and_the_first_is_the_plain_one() -> None:
+def test_repeats_sample_their_own_boxes_and_the_first_is_the_plain_one() -> None:
     size_B2 = torch.tensor([[256, 340], [240, 240]])
-    plain = resized_boxes(size_B2, _draws(2), scale=SCALE, ratio=RATIO)
-    twice = resized_boxes(size_B2.repeat_interleave(2, 0), _draws(2).repeated(2), scale=SCALE, ratio=RATIO)
+    plain = resized_boxes(size_B2, _rng(2), scale=SCALE, ratio=RATIO)
+    twice = resized_boxes(size_B2.repeat_interleave(2, 0), _rng(2).repeated(2), scale=SCALE, ratio=RATIO)
     for one, two in zip(plain[:4], twice[:4], strict=True):
         assert torch.equal(two[::2], one)
     assert not torch.equal(twice.height_B[1::2], plain.height_B)

@@ -24,7 +24,7 @@ from vmae_train.cli import app as train_app
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.models.geometry import Geometry, ModelSpec
-from vmae_train.models.videomae import Classifier
+from vmae_train.models.heads import Classifier
 from vmae_train.pretrain import PretrainSpec
 
 DOCS = Path(__file__).parents[2] / "docs"

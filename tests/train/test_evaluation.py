@@ -27,7 +27,7 @@ from vmae_train.evaluate import Told
 from vmae_train.evaluation.answers import Gathered, activate, merge_by_source
 from vmae_train.evaluation.metrics import average_precision, label_score, value_score
 from vmae_train.finetune import FinetuneSpec, finetune
-from vmae_train.models.videomae import MultiLabelClassifier, Regressor
+from vmae_train.models.heads import MultiLabelClassifier, Regressor
 from vmae_train.runs.best import Best, best_checkpoint
 from vmae_train.runs.log import read_log
 

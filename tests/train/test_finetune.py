@@ -21,8 +21,9 @@ from vmae_train.clips.mask import MaskSpec
 from vmae_train.clips.mixup import MixupSpec
 from vmae_train.clips.rng import ClipRng
 from vmae_train.finetune import FinetuneSpec, _check_groups, augmentation_words, finetune
-from vmae_train.models.videomae import Classifier, PretrainModel
-from vmae_train.models.vit import ModelSpec
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainLoss, PretrainSpec
 from vmae_train.runs.log import read_log
 from vmae_train.training.objectives import FinetuneLoss
@@ -115,7 +116,7 @@ def test_everything_off_is_the_plain_crop_and_plain_cross_entropy() -> None:
     with torch.no_grad():
         augment = loss.augment
         clips = augment.normalise(
-            augment(batch.planes, augment.draw(batch.planes.size_B2, batch.rng, batch.may_flip_B))
+            augment(batch.planes, augment.sample_boxes(batch.planes.size_B2, batch.rng, batch.may_flip_B))
         )
         each = torch.nn.functional.cross_entropy(loss.model(clips), batch.label_B, reduction="none")
         assert float(loss(batch)) == pytest.approx(float(each[[0, 2]].mean()), abs=1e-6)

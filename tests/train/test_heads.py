@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vmae_train.clips.mask import tube_mask
 from vmae_train.clips.rng import ClipRng
-from vmae_train.models.geometry import ModelSpec, TrainOptions
-from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, RegressedValue, Regressor
-from vmae_train.models.losses import label_losses, value_losses, weighted_mean
-from vmae_train.models.videomae import PretrainModel, take_encoder
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, RegressedValue, Regressor, load_encoder
+from vmae_train.models.losses import multi_label_losses, regression_losses, weighted_mean
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.models.vit import drop_path_scale
 
 SPEC = ModelSpec(size="tiny", depth=3, decoder_depth=1, embed_dim=48, decoder_embed_dim=24)
@@ -28,13 +28,13 @@ def _clips(device: torch.device | str = "cpu", batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, 16, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
 
 
-def _draws(device: torch.device | str = "cpu", samples: int = 2, first: int = 0) -> ClipRng:
+def _rng(device: torch.device | str = "cpu", samples: int = 2, first: int = 0) -> ClipRng:
     return ClipRng.on(device, seed=1, epoch=0, sample=list(range(first, first + samples)))
 
 
 def _classifier(**options: object) -> Classifier:
     model = Classifier(msgspec.structs.replace(TINY, init_scale=1.0), CLASSES, seed=1)
-    model.set_options(TrainOptions(**options))  # type: ignore[arg-type]
+    model.set_options(ModelSpec(size="tiny", **options))  # type: ignore[arg-type]
     return model
 
 
@@ -42,7 +42,7 @@ def _classifier(**options: object) -> Classifier:
 
 
 def test_drop_path_rises_over_the_blocks_and_keeps_the_mean(device: torch.device) -> None:
-    scale = drop_path_scale(_draws(device, 4000), depth=5, rate=0.4).cpu()
+    scale = drop_path_scale(_rng(device, 4000), depth=5, rate=0.4).cpu()
     assert scale.shape == (5, 4000, 2)
     for block in range(5):
         rate = 0.1 * block
@@ -50,28 +50,28 @@ def test_drop_path_rises_over_the_blocks_and_keeps_the_mean(device: torch.device
         assert (dropped - rate).abs().max() < 0.03
         kept = scale[block][scale[block] > 0]
         assert torch.allclose(kept, torch.full_like(kept, 1 / (1 - rate)))
-    assert not torch.equal(scale[4, :, 0], scale[4, :, 1])  # the branches are dropped each for itself
+    assert not torch.equal(scale[4, :, 0], scale[4, :, 1])  # the branches are dropped independently
 
 
-def test_what_a_sample_loses_does_not_hang_on_its_batch() -> None:
+def test_what_is_dropped_in_a_sample_does_not_depend_on_its_batch() -> None:
     model = _classifier(drop_path=0.5, fc_drop_rate=0.5).train()
     clips = _clips(batch=4)
-    whole = model(clips, _draws(samples=4))
-    parts = [model(clips[n : n + 1], _draws(samples=1, first=n)) for n in range(4)]
-    assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
-    assert not torch.allclose(whole, model(clips), atol=1e-3)
+    together = model(clips, _rng(samples=4))
+    parts = [model(clips[n : n + 1], _rng(samples=1, first=n)) for n in range(4)]
+    assert torch.allclose(together, torch.cat(parts), atol=1e-5)
+    assert not torch.allclose(together, model(clips), atol=1e-3)
 
 
-def test_nothing_is_dropped_in_evaluation_or_without_draws_and_no_generator_is_used() -> None:
+def test_nothing_is_dropped_in_evaluation_or_without_an_rng_and_no_global_generator_is_used() -> None:
     before = torch.random.get_rng_state()
     model, plain = _classifier(drop_path=0.9, fc_drop_rate=0.9), _classifier()
-    assert torch.equal(model.eval()(_clips(), _draws()), plain(_clips()))
+    assert torch.equal(model.eval()(_clips(), _rng()), plain(_clips()))
     assert torch.equal(model.train()(_clips()), plain(_clips()))
-    assert not torch.equal(model(_clips(), _draws()), plain(_clips()))
+    assert not torch.equal(model(_clips(), _rng()), plain(_clips()))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_branch_that_is_dropped_leaves_its_input() -> None:
+def test_a_dropped_branch_returns_its_input() -> None:
     block = _classifier().blocks[0]
     x = torch.randn(2, 8, 48, generator=torch.Generator().manual_seed(2))
     assert torch.equal(block(x, torch.zeros(2, 2)), x)
@@ -85,7 +85,7 @@ def test_head_dropout_drops_its_share_of_features_and_keeps_their_mean() -> None
     model = _classifier(fc_drop_rate=0.25).train()
     with torch.no_grad():
         model.head.weight.copy_(torch.eye(3, 48))
-        kept = torch.stack([model(_clips(batch=1), _draws(samples=1, first=n))[0] for n in range(100)])
+        kept = model(_clips(batch=1).expand(100, -1, -1, -1, -1), _rng(samples=100))
         plain = model(_clips(batch=1))[0]
     dropped = (kept == 0).float().mean()
     assert abs(dropped - 0.25) < 0.06
@@ -93,22 +93,22 @@ def test_head_dropout_drops_its_share_of_features_and_keeps_their_mean() -> None
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_rates_that_drop_all_or_less_than_nothing_are_refused(rate: float) -> None:
+def test_rates_outside_0_to_1_are_refused(rate: float) -> None:
     for name in ("drop_path", "fc_drop_rate"):
         with pytest.raises(ValueError, match=rf"model\.{name}"):
             ModelSpec(size="tiny", **{name: rate})
 
 
-# Memory and speed leave the numbers.
+# Checkpointing and compilation do not change the numbers.
 
 
 def _gradients(model: PretrainModel | HeadModel, device: torch.device) -> dict[str, Tensor]:
     model.zero_grad()
     if isinstance(model, PretrainModel):
-        mask = tube_mask(_draws(device), slices=8, places=16, ratio=0.75)
-        loss = model.loss(_clips(device), mask, rng=_draws(device))
+        mask = tube_mask(_rng(device), slices=8, patches=16, ratio=0.75)
+        loss = model.loss(_clips(device), mask, rng=_rng(device))
     else:
-        loss = model(_clips(device), _draws(device)).square().sum()
+        loss = model(_clips(device), _rng(device)).square().sum()
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -117,16 +117,16 @@ def _gradients(model: PretrainModel | HeadModel, device: torch.device) -> dict[s
 def test_checkpointing_gives_the_same_gradients(kind: str, device: torch.device) -> None:
     model = PretrainModel(TINY, seed=1) if kind == "pretrain" else _classifier()
     model = model.to(device).train()
-    model.set_options(TrainOptions(drop_path=0.3))
+    model.set_options(ModelSpec(size="tiny", drop_path=0.3))
     plain = _gradients(model, device)
-    model.set_options(TrainOptions(drop_path=0.3, activation_checkpointing=True))
+    model.set_options(ModelSpec(size="tiny", drop_path=0.3, activation_checkpointing=True))
     again = _gradients(model, device)
     assert plain.keys() == again.keys() == dict(model.named_parameters()).keys()
     for name, value in plain.items():
         assert torch.allclose(again[name], value, atol=1e-6), name
 
 
-def test_checkpointing_keeps_less_between_forward_and_backward() -> None:
+def test_checkpointing_stores_less_between_forward_and_backward() -> None:
     def kept(checkpointing: bool) -> int:
         model = _classifier(activation_checkpointing=checkpointing).train()
         sizes: list[int] = []
@@ -150,49 +150,49 @@ def _batches() -> tuple[Tensor, Tensor]:
     return logits, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
 
 
-def test_the_loss_of_several_classes_is_the_mean_cross_entropy_of_each() -> None:
+def test_the_multi_label_loss_is_the_mean_cross_entropy_of_each_class() -> None:
     logits, present = _batches()
     chance = 1 / (1 + np.exp(-logits.numpy()))
-    wanted = -(present.numpy() * np.log(chance) + (1 - present.numpy()) * np.log(1 - chance)).mean(axis=1)
-    assert np.allclose(label_losses(logits, present).numpy(), wanted, atol=1e-6)
+    expected = -(present.numpy() * np.log(chance) + (1 - present.numpy()) * np.log(1 - chance)).mean(axis=1)
+    assert np.allclose(multi_label_losses(logits, present).numpy(), expected, atol=1e-6)
 
 
-def test_the_loss_of_values_is_in_units_of_their_spread() -> None:
+def test_the_regression_loss_is_in_units_of_the_spread() -> None:
     predicted, value = torch.tensor([[3.0, 100.0], [1.0, 0.0]]), torch.tensor([[1.0, 60.0], [1.0, 20.0]])
     spread = torch.tensor([2.0, 40.0])
-    assert value_losses(predicted, value, spread).tolist() == [1.0, 0.125]
-    assert value_losses(predicted, value, spread, "l1").tolist() == [1.0, 0.25]
+    assert regression_losses(predicted, value, spread).tolist() == [1.0, 0.125]
+    assert regression_losses(predicted, value, spread, "l1").tolist() == [1.0, 0.25]
 
 
-def test_a_mean_counts_by_weight_and_nothing_is_zero() -> None:
+def test_a_mean_is_weighted_and_is_zero_if_all_weights_are() -> None:
     loss = torch.tensor([1.0, 5.0])
     assert weighted_mean(loss, None) == 3
     assert weighted_mean(loss, torch.tensor([0.0, 1.0])) == 5
     assert weighted_mean(loss, torch.zeros(2)) == 0
 
 
-def test_a_regressor_says_values_in_their_own_units_and_can_learn_them(device: torch.device) -> None:
+def test_a_regressor_predicts_values_in_their_own_units_and_can_learn_them(device: torch.device) -> None:
     values = (RegressedValue(name="speed", mean=50.0, spread=20.0), RegressedValue(name="turn", mean=-1.0, spread=0.1))
     model = Regressor(TINY, values, seed=1).to(device)
     first = model(_clips(device))
     assert torch.allclose(first, torch.tensor([[50.0, -1.0]], device=device).expand(2, -1), atol=1)
-    wanted = torch.tensor([[80.0, -1.1], [20.0, -0.9]], device=device)
+    expected = torch.tensor([[80.0, -1.1], [20.0, -0.9]], device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(40):
-        loss = value_losses(model(_clips(device)), wanted, model.spread_K).mean()
+        loss = regression_losses(model(_clips(device)), expected, model.spread_K).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     found = model(_clips(device))
-    assert ((found - wanted).abs() < torch.tensor([4.0, 0.02], device=device)).all()
+    assert ((found - expected).abs() < torch.tensor([4.0, 0.02], device=device)).all()
 
 
-def test_several_classes_can_be_learnt_at_once(device: torch.device) -> None:
+def test_several_classes_can_be_learned_at_once(device: torch.device) -> None:
     model = MultiLabelClassifier(TINY, CLASSES, seed=1).to(device)
     present = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]], device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(40):
-        loss = label_losses(model(_clips(device)), present).mean()
+        loss = multi_label_losses(model(_clips(device)), present).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -212,20 +212,20 @@ def test_values_without_a_spread_and_heads_without_outputs_are_refused() -> None
 
 
 @pytest.mark.parametrize("geometry", [TINY, ATTENTIVE])
-def test_a_probe_learns_its_head_and_leaves_the_encoder(geometry: object, device: torch.device) -> None:
+def test_a_probe_trains_its_head_and_not_the_encoder(geometry: object, device: torch.device) -> None:
     pretrained = PretrainModel(TINY, seed=2)
     model = Classifier(geometry, CLASSES, seed=1)  # type: ignore[arg-type]
-    take_encoder(model, pretrained)
+    load_encoder(model, pretrained)
     model.freeze_encoder()
     model = model.to(device).train()
-    model.set_options(TrainOptions(drop_path=0.5, activation_checkpointing=True))
+    model.set_options(ModelSpec(size="tiny", drop_path=0.5, activation_checkpointing=True))
     frozen = {name: value.clone() for name, value in model.state_dict().items() if _is_encoder(name)}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-2, weight_decay=0.1)
     labels = torch.tensor([2, 0], device=device)
-    assert torch.equal(model.features(_clips(device), _draws(device)), model.features(_clips(device)))
+    assert torch.equal(model.features(_clips(device), _rng(device)), model.features(_clips(device)))
     for _ in range(60):
-        loss = nn.functional.cross_entropy(model(_clips(device), _draws(device)), labels)
+        loss = nn.functional.cross_entropy(model(_clips(device), _rng(device)), labels)
         optimizer.zero_grad()
         loss.backward()
         assert all(p.grad is not None for p in trained)
@@ -263,22 +263,22 @@ _COMPILED = """
 from functools import partialmethod
 import torch
 from torch import nn
-from vmae_train.clips.rng import ClipDraws
+from vmae_train.clips.rng import ClipRng
 from vmae_train.clips.mask import tube_mask
-from vmae_train.models.geometry import ModelSpec, TrainOptions
+from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.videomae import PretrainModel
 
-# The graphs are traced as ever; making machine code of them takes minutes on a small machine.
+# The graphs are traced as usual; compiling them to machine code takes minutes on a small machine.
 nn.Module.compile = partialmethod(nn.Module.compile, backend="eager")
 geometry = ModelSpec(size="tiny", depth=3, decoder_depth=2, embed_dim=48, decoder_embed_dim=24).geometry()
 clips = torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(5))
-draws = ClipDraws.on("cpu", seed=1, epoch=0, sample=[0, 1])
-mask = tube_mask(draws, slices=8, places=16, ratio=0.75)
+rng = ClipRng.on("cpu", seed=1, epoch=0, sample=[0, 1])
+mask = tube_mask(rng, slices=8, patches=16, ratio=0.75)
 found = {}
 for compiled in (False, True):
     model = PretrainModel(geometry, seed=1).train()
-    model.set_options(TrainOptions(drop_path=0.3, compile=compiled))
-    model.loss(clips, mask, draws=draws).backward()
+    model.set_options(ModelSpec(size="tiny", drop_path=0.3, compile=compiled))
+    model.loss(clips, mask, rng=rng).backward()
     found[compiled] = {name: model.get_parameter(name).grad for name in model.state_dict()}
 assert list(found[False]) == list(found[True])
 assert max((found[True][name] - value).abs().max().item() for name, value in found[False].items()) < 1e-6
@@ -286,8 +286,8 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"], dict(torch._dynamo
 """
 
 
-def test_compiling_leaves_numbers_and_the_names_of_weights_and_makes_one_graph_for_all_blocks_of_a_kind() -> None:
-    # A process of its own: where shapes are checked at every call, as in this one, that would be compiled too.
+def test_compiling_changes_neither_numbers_nor_names_of_weights_and_shares_one_graph_between_equal_blocks() -> None:
+    # In a process of its own: this one checks shapes at every call, and that would be compiled too.
     done = subprocess.run([sys.executable, "-c", _COMPILED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2 {}"

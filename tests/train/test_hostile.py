@@ -20,8 +20,9 @@ from tests.tiny_runs import TINY_RUN, finetune_tiny
 from vmae_data.errors import VmaeError
 from vmae_train import load_model
 from vmae_train.checkpoints.native import save_model
-from vmae_train.models.videomae import Classifier, PretrainModel
-from vmae_train.models.vit import ModelSpec
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.reports.run_page import write_report
 from vmae_train.reports.run_reader import read_run
 from vmae_train.runs.metadata import read_facts

@@ -12,8 +12,10 @@ import torch
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train import load_model
 from vmae_train.checkpoints.native import save_model
-from vmae_train.models.videomae import Classifier, PretrainModel, VideoModel
-from vmae_train.models.vit import ModelSpec
+from vmae_train.models.base import VideoModel
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.runs.layout import newest_checkpoint
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

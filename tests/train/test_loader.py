@@ -13,7 +13,7 @@ from vmae_data.read.batches import PADDING, BatchLayout, Request, TrainingOrder
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import Rng
 from vmae_train.clips.augment import Augment, AugmentSpec
-from vmae_train.clips.frame_sampling import ExactStride, SpacedViews
+from vmae_train.clips.frame_sampling import StrideSampler, TemporalViews
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec, padded_size
 from vmae_train.clips.mask import tube_mask
 
@@ -25,13 +25,13 @@ class Seen:
 
     def __init__(self, batch: Batch, shards: Shards, augment: Augment) -> None:
         self.keys = [shards.key(n) for n in batch.request.samples]
-        sampler = ExactStride(16, 1)
+        sampler = StrideSampler(16, 1)
         self.frames = [
             sampler(shards.view(n), Rng(SEED, batch.request.epoch, shards.sample_number(n))).decode
             for n in batch.request.samples
         ]
-        boxes = augment.draw(batch.planes.size_B2, batch.rng, torch.ones(len(self.keys), dtype=torch.bool))
-        mask = tube_mask(batch.rng, slices=8, places=16, ratio=0.75)
+        boxes = augment.sample_boxes(batch.planes.size_B2, batch.rng, torch.ones(len(self.keys), dtype=torch.bool))
+        mask = tube_mask(batch.rng, slices=8, patches=16, ratio=0.75)
         self.tensors = {
             "y": batch.planes.y_BTHW,
             "u": batch.planes.u_BTHW,
@@ -47,7 +47,7 @@ class Seen:
 def _see(shards: Shards, requests: list[Request], workers: int, augment: Augment) -> list[Seen]:
     spec = LoaderSpec(workers=workers, ahead=2)
     with ClipLoader(
-        shards, ExactStride(16, 1), requests, batch=BATCH // RANKS, frames=16, seed=SEED, spec=spec
+        shards, StrideSampler(16, 1), requests, batch=BATCH // RANKS, frames=16, seed=SEED, spec=spec
     ) as loader:
         return [Seen(batch, shards, augment) for batch in loader]
 
@@ -97,7 +97,7 @@ def test_an_unreadable_sample_keeps_its_place_with_weight_0(demo_shards: Path, t
         file.seek(place.offset + 5000)
         file.write(b"damaged")
     with ClipLoader(
-        shards, ExactStride(16, 1), [Request(0, 0, (0, 1, 2))], batch=3, frames=16, seed=0, spec=LoaderSpec()
+        shards, StrideSampler(16, 1), [Request(0, 0, (0, 1, 2))], batch=3, frames=16, seed=0, spec=LoaderSpec()
     ) as loader:
         (batch,) = loader
     assert batch.weight_B.tolist() == [1, 0, 1]
@@ -114,7 +114,7 @@ def test_too_many_unreadable_samples_stop_with_the_list(demo_shards: Path, tmp_p
     with (
         ClipLoader(
             shards,
-            ExactStride(16, 1),
+            StrideSampler(16, 1),
             [Request(0, 0, tuple(range(12)))],
             batch=12,
             frames=16,
@@ -131,7 +131,7 @@ def test_empty_places_and_several_views_come_with_their_index(demo_shards: Path)
     shards = Shards.open(str(demo_shards))
     with ClipLoader(
         shards,
-        SpacedViews(16, 1, 2),
+        TemporalViews(16, 1, 2),
         [Request(0, 0, (3, PADDING))],
         batch=2,
         frames=24,

@@ -23,7 +23,7 @@ from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
-from vmae_train.clips.frame_sampling import ExactStride
+from vmae_train.clips.frame_sampling import StrideSampler
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec, pretrain
@@ -50,7 +50,7 @@ def _loader(
     requests = order.requests(0, steps or order.steps_per_epoch, layout, rank)
     spec = LoaderSpec(workers=workers, ahead=2, read_ahead="4MB")
     return ClipLoader(
-        shards, ExactStride(16, 1), requests, batch=layout.micro_batch, frames=16, seed=SEED, spec=spec, cache=cache
+        shards, StrideSampler(16, 1), requests, batch=layout.micro_batch, frames=16, seed=SEED, spec=spec, cache=cache
     )
 
 

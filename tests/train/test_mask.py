@@ -12,42 +12,50 @@ import torch
 
 import vmae_data.rng as reference
 from vmae_data.rng import Purpose
-from vmae_train.clips.mask import Grid, MaskSpec, TubeMask, draw_mask, num_masked, num_masked_places, tube_mask
+from vmae_train.clips.mask import (
+    Grid,
+    MaskSpec,
+    TokenMask,
+    num_masked_patches,
+    num_masked_tokens,
+    sample_mask,
+    tube_mask,
+)
 from vmae_train.clips.rng import ClipRng
 
-SLICES, PLACES = 8, 196
+SLICES, PATCHES = 8, 196
 
 
-def _mask(device: torch.device, *, samples: int = 4, ratio: float = 0.9, epoch: int = 0) -> TubeMask:
+def _mask(device: torch.device, *, samples: int = 4, ratio: float = 0.9, epoch: int = 0) -> TokenMask:
     rng = ClipRng.on(device, seed=7, epoch=epoch, sample=list(range(samples)))
-    return tube_mask(rng, slices=SLICES, places=PLACES, ratio=ratio)
+    return tube_mask(rng, slices=SLICES, patches=PATCHES, ratio=ratio)
 
 
-def test_tube_mask_hides_the_same_places_in_every_slice(device: torch.device) -> None:
+def test_tube_mask_hides_the_same_patches_in_every_slice(device: torch.device) -> None:
     masked_BSM = _mask(device).masked_BM.cpu().reshape(4, SLICES, -1)
     for number in range(SLICES):
-        assert torch.equal(masked_BSM[:, number] - number * PLACES, masked_BSM[:, 0])
+        assert torch.equal(masked_BSM[:, number] - number * PATCHES, masked_BSM[:, 0])
 
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(0.9, 176), (0.75, 147), (0.95, 186)])
-def test_tube_mask_hides_the_published_number_of_places(ratio: float, hidden: int) -> None:
+def test_tube_mask_hides_the_published_number_of_patches(ratio: float, hidden: int) -> None:
     mask = _mask(torch.device("cpu"), ratio=ratio)
     assert mask.masked_BM.shape == (4, SLICES * hidden)
-    assert mask.visible_BV.shape == (4, SLICES * (PLACES - hidden))
+    assert mask.visible_BV.shape == (4, SLICES * (PATCHES - hidden))
 
 
 def test_every_token_is_either_visible_or_masked_and_both_ascend(device: torch.device) -> None:
     mask = _mask(device)
     both = torch.cat((mask.visible_BV, mask.masked_BM), dim=1).cpu()
-    assert torch.equal(both.sort(dim=1).values, torch.arange(SLICES * PLACES).expand(4, -1))
+    assert torch.equal(both.sort(dim=1).values, torch.arange(SLICES * PATCHES).expand(4, -1))
     for tokens in (mask.visible_BV, mask.masked_BM):
         assert (tokens.diff(dim=1) > 0).all()
 
 
-def test_masked_places_are_the_first_of_numpys_permutation(device: torch.device) -> None:
+def test_masked_patches_are_the_first_of_numpys_permutation(device: torch.device) -> None:
     mask = _mask(device, epoch=3)
     for sample in range(4):
-        order = reference.permutation(reference.bits(7, 3, sample, 0, 0, Purpose.MASK, np.arange(PLACES)))
+        order = reference.permutation(reference.bits(7, 3, sample, 0, 0, Purpose.MASK, np.arange(PATCHES)))
         assert mask.masked_BM[sample, :176].tolist() == sorted(order[:176].tolist())
 
 
@@ -57,9 +65,9 @@ def test_masks_differ_between_samples_and_epochs() -> None:
     assert not torch.equal(first.masked_BM, second.masked_BM)
 
 
-def test_every_place_is_hidden_equally_often() -> None:
+def test_every_patch_is_hidden_equally_often() -> None:
     rng = ClipRng.on("cpu", seed=1, epoch=0, sample=list(range(4000)))
-    hidden = tube_mask(rng, slices=1, places=16, ratio=0.75).masked_BM
+    hidden = tube_mask(rng, slices=1, patches=16, ratio=0.75).masked_BM
     share = torch.bincount(hidden.flatten(), minlength=16) / 4000
     assert (share - 0.75).abs().max() < 5 * (0.75 * 0.25 / 4000) ** 0.5
 
@@ -67,14 +75,14 @@ def test_every_place_is_hidden_equally_often() -> None:
 @pytest.mark.parametrize("ratio", [0.01, 0.001])
 def test_a_ratio_that_hides_nothing_is_refused_with_its_numbers(ratio: float) -> None:
     rng = ClipRng.on("cpu", seed=1, epoch=0, sample=[1])
-    with pytest.raises(ValueError, match=rf"mask.ratio = {ratio} hides 0 of 16 places"):
-        tube_mask(rng, slices=1, places=16, ratio=ratio)
+    with pytest.raises(ValueError, match=rf"mask.ratio = {ratio} hides 0 of 16 patches"):
+        tube_mask(rng, slices=1, patches=16, ratio=ratio)
 
 
-def test_a_single_place_cannot_be_masked_in_part() -> None:
+def test_a_single_patch_cannot_be_masked_in_part() -> None:
     rng = ClipRng.on("cpu", seed=1, epoch=0, sample=[1])
-    with pytest.raises(ValueError, match="1 places of a slice"):
-        tube_mask(rng, slices=8, places=1, ratio=0.9)
+    with pytest.raises(ValueError, match="1 patches of a slice"):
+        tube_mask(rng, slices=8, patches=1, ratio=0.9)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 90.0])
@@ -90,27 +98,26 @@ def test_a_spec_refuses_unknown_keys_and_kinds() -> None:
         msgspec.convert({"kind": "cube"}, MaskSpec)
 
 
-def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, vmae_train, vmae_train.clips; assert 'torch' not in sys.modules"
+def test_importing_the_package_imports_no_torch_and_loading_a_model_no_kornia() -> None:
+    code = (
+        "import sys, vmae_train, vmae_train.clips; assert 'torch' not in sys.modules; "
+        "from vmae_train import TokenMask, TubeMask, load_model; assert TubeMask is TokenMask; "
+        "assert 'kornia' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_loading_a_model_imports_no_kornia() -> None:
-    code = "import sys; from vmae_train import load_model, TubeMask; assert 'kornia' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_count_of_hidden_places_is_cut_not_rounded() -> None:
-    assert num_masked_places(places=9, ratio=0.75) == 6  # 6.75
-    assert num_masked_places(places=196, ratio=0.96) == 188  # 188.16
-    assert num_masked_places(places=196, ratio=0.85) == 166  # 166.6
+def test_the_count_of_hidden_patches_is_truncated_not_rounded() -> None:
+    assert num_masked_patches(patches=9, ratio=0.75) == 6  # 6.75
+    assert num_masked_patches(patches=196, ratio=0.96) == 188  # 188.16
+    assert num_masked_patches(patches=196, ratio=0.85) == 166  # 166.6
 
 
 GRID = Grid(8, 14, 14)
 
 
-def _drawn(spec: MaskSpec, device: torch.device | str = "cpu", samples: int = 6, grid: Grid = GRID) -> TubeMask:
-    return draw_mask(spec, ClipRng.on(device, seed=7, epoch=0, sample=list(range(samples))), grid)
+def _sampled(spec: MaskSpec, device: torch.device | str = "cpu", samples: int = 6, grid: Grid = GRID) -> TokenMask:
+    return sample_mask(spec, ClipRng.on(device, seed=7, epoch=0, sample=list(range(samples))), grid)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +125,8 @@ def _drawn(spec: MaskSpec, device: torch.device | str = "cpu", samples: int = 6,
 )
 def test_every_kind_hides_its_count_in_every_sample(kind: str, ratio: float, hidden: int, device: torch.device) -> None:
     spec = MaskSpec(kind=kind, ratio=ratio)
-    assert num_masked(spec, GRID) == hidden
-    mask = _drawn(spec, device)
+    assert num_masked_tokens(spec, GRID) == hidden
+    mask = _sampled(spec, device)
     both = torch.cat((mask.visible_BV, mask.masked_BM), dim=1).cpu()
     assert mask.masked_BM.shape == (6, hidden)
     assert torch.equal(both.sort(dim=1).values, torch.arange(GRID.tokens).expand(6, -1))
@@ -128,17 +135,19 @@ def test_every_kind_hides_its_count_in_every_sample(kind: str, ratio: float, hid
     assert not torch.equal(mask.masked_BM[0], mask.masked_BM[1])
 
 
-def test_frame_masks_hide_whole_slices_and_random_ones_are_no_tubes() -> None:
-    frame = _drawn(MaskSpec(kind="frame", ratio=0.875)).masked_BM.reshape(6, 7, 196)
+def test_frame_masks_hide_complete_slices_and_random_masks_are_no_tubes() -> None:
+    frame = _sampled(MaskSpec(kind="frame", ratio=0.875)).masked_BM.reshape(6, 7, 196)
     assert torch.equal(frame - frame[:, :, :1], torch.arange(196).expand(6, 7, -1))
-    spread = _drawn(MaskSpec(kind="random", ratio=0.75)).masked_BM
+    spread = _sampled(MaskSpec(kind="random", ratio=0.75)).masked_BM
     counts = torch.stack([(spread // 196 == s).sum(dim=1) for s in range(8)], dim=1)
     assert counts.float().std(dim=1).min() > 0
 
 
 @pytest.mark.parametrize(("ratio", "share"), [(0.25, 0.75), (0.5, 0.5), (0.75, 0.25)])
-def test_the_running_cell_lets_an_equal_share_of_the_masked_tokens_through(ratio: float, share: float, device) -> None:
-    mask = _drawn(MaskSpec(decoder="running-cell", decoder_ratio=ratio), device, samples=20)
+def test_the_running_cell_decodes_the_same_share_of_the_masked_tokens_in_every_sample(
+    ratio: float, share: float, device
+) -> None:
+    mask = _sampled(MaskSpec(decoder="running-cell", decoder_ratio=ratio), device, samples=20)
     assert mask.predicted_BK.shape == (20, int(1408 * share))
     assert (mask.predicted_BK.diff(dim=1) > 0).all()
     for masked, decoded in zip(mask.masked_BM.tolist(), mask.predicted_BK.tolist(), strict=True):
@@ -146,48 +155,47 @@ def test_the_running_cell_lets_an_equal_share_of_the_masked_tokens_through(ratio
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
-def test_the_running_cell_leaves_out_what_a_queue_turned_on_with_every_slice_does(ratio: float) -> None:
-    """VideoMAEv2's pattern: its queue begins with what is left out, and its head goes to the back in every slice."""
+def test_the_running_cell_skips_what_a_queue_that_rotates_with_every_slice_skips(ratio: float) -> None:
+    """VideoMAEv2's pattern: its queue begins with the skipped patches, and its head moves to the back in every slice."""
     spec = MaskSpec(ratio=0.95, decoder="running-cell", decoder_ratio=ratio)
-    mask = _drawn(spec, samples=40)
+    mask = _sampled(spec, samples=40)
     patterns = []
     for phase in range(4):
         queue = deque([True] * int(4 * ratio) + [False] * (4 - int(4 * ratio)))
         queue.rotate(-phase)
-        left_out: set[int] = set()
+        skipped: set[int] = set()
         for number in range(GRID.slices):
             for row, column in itertools.product(range(GRID.rows), range(GRID.columns)):
                 if queue[2 * (row % 2) + column % 2]:
-                    left_out.add((number * GRID.rows + row) * GRID.columns + column)
+                    skipped.add((number * GRID.rows + row) * GRID.columns + column)
             queue.append(queue.popleft())
-        patterns.append(left_out)
-    met, phases = set(), []
+        patterns.append(skipped)
+    phases = []
     for masked, decoded in zip(mask.masked_BM.tolist(), mask.predicted_BK.tolist(), strict=True):
-        expected = [sorted(set(masked) - left_out) for left_out in patterns]
-        met.add(expected.index(decoded))
+        expected = [sorted(set(masked) - skipped) for skipped in patterns]
         phases.append(expected.index(decoded))
-    assert met == {0, 1, 2, 3}
-    assert mask.unasked_BU is not None
-    for phase, visible, unasked in zip(phases, mask.visible_BV.tolist(), mask.unasked_BU.tolist(), strict=True):
-        assert unasked == sorted(set(visible) - patterns[phase])
+    assert set(phases) == {0, 1, 2, 3}
+    assert mask.unscored_BU is not None
+    for phase, visible, unscored in zip(phases, mask.visible_BV.tolist(), mask.unscored_BU.tolist(), strict=True):
+        assert unscored == sorted(set(visible) - patterns[phase])
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
-        ({"decoder": "running-cell", "decoder_ratio": 0.1}, "leaves out 0 of the 4"),
-        ({"decoder": "running-cell", "kind": "random"}, "only tubes"),
+        ({"decoder": "running-cell", "decoder_ratio": 0.1}, "skips 0 of the 4"),
+        ({"decoder": "running-cell", "kind": "random"}, "only tube masks"),
         ({"ratio": 1.0}, "between 0 and 1"),
     ],
 )
-def test_masks_that_can_not_be_are_refused(values: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_impossible_masks_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MaskSpec(**values)
 
 
 def test_a_mask_that_does_not_fit_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="hides 0 of 8 slices"):
-        num_masked(MaskSpec(kind="frame", ratio=0.1), GRID)
+        num_masked_tokens(MaskSpec(kind="frame", ratio=0.1), GRID)
     for grid in (Grid(8, 7, 14), Grid(6, 14, 14)):
         with pytest.raises(ValueError, match="running-cell"):
-            num_masked(MaskSpec(decoder="running-cell"), grid)
+            num_masked_tokens(MaskSpec(decoder="running-cell"), grid)

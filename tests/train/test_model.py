@@ -9,11 +9,14 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from vmae_train.clips.mask import Grid, MaskSpec, TubeMask, draw_mask, tube_mask
+from vmae_train.clips.mask import Grid, MaskSpec, TokenMask, sample_mask, tube_mask
 from vmae_train.clips.rng import ClipRng
+from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.models.heads import Classifier, load_encoder
 from vmae_train.models.losses import cube_targets
-from vmae_train.models.videomae import Classifier, PretrainModel, take_encoder
-from vmae_train.models.vit import Block, Geometry, ModelSpec, PatchEmbed, position_code
+from vmae_train.models.positions import position_embedding
+from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.vit import Block, PatchEmbed
 
 TINY = ModelSpec(size="tiny", depth=2, decoder_depth=1).geometry()
 CLASSES = ("left", "right", "up")
@@ -24,9 +27,9 @@ def _clips(device: torch.device, *, batch: int = 2, geometry: Geometry = TINY, s
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def _mask(device: torch.device, *, batch: int = 2, geometry: Geometry = TINY) -> TubeMask:
+def _mask(device: torch.device, *, batch: int = 2, geometry: Geometry = TINY) -> TokenMask:
     rng = ClipRng.on(device, seed=1, epoch=0, sample=list(range(batch)))
-    return tube_mask(rng, slices=geometry.slices, places=geometry.places, ratio=0.75)
+    return tube_mask(rng, slices=geometry.slices, patches=geometry.patches, ratio=0.75)
 
 
 def _model(device: torch.device, *, seed: int = 0) -> PretrainModel:
@@ -51,7 +54,7 @@ def test_published_sizes_have_1568_tokens_and_the_published_widths(
     geometry = msgspec.convert({"size": size}, ModelSpec).geometry()
     assert (geometry.embed_dim, geometry.depth, geometry.num_heads) == encoder
     assert (geometry.decoder_embed_dim, geometry.decoder_depth, geometry.decoder_num_heads) == decoder
-    assert (geometry.slices, geometry.places, geometry.num_tokens, geometry.cube_dim) == (8, 196, 1568, 1536)
+    assert (geometry.slices, geometry.patches, geometry.num_tokens, geometry.cube_dim) == (8, 196, 1568, 1536)
     assert geometry.position == "sinusoid-1d"
 
 
@@ -65,7 +68,7 @@ def test_the_giant_model_is_videomae_v2s() -> None:
         assert len(Block(512, 8, geometry.mlp_ratio, 1e-6).mlp.fc1.weight) == 2234
 
 
-def test_what_a_spec_says_overrides_its_size() -> None:
+def test_the_settings_of_a_spec_override_its_size() -> None:
     geometry = ModelSpec(size="tiny", num_heads=4, decoder_depth=1, num_frames=8).geometry()
     assert (geometry.num_heads, geometry.decoder_depth, geometry.slices) == (4, 1, 4)
     assert (geometry.embed_dim, geometry.position) == (192, "sinusoid-3d")
@@ -85,7 +88,7 @@ def test_what_a_spec_says_overrides_its_size() -> None:
         ({"widht": 9}, "widht"),
     ],
 )
-def test_a_spec_that_cannot_work_is_refused_with_its_numbers(keys: dict[str, object], named: str) -> None:
+def test_impossible_settings_are_refused_with_their_numbers(keys: dict[str, object], named: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=named):
         msgspec.convert({"size": "tiny", **keys}, ModelSpec)
 
@@ -121,7 +124,7 @@ def test_classifier_weights_have_the_official_names() -> None:
 
 
 @pytest.mark.parametrize("size", ["S", "B", "L"])
-def test_pretraining_models_have_as_many_weights_as_their_table_says(size: str) -> None:
+def test_pretraining_models_have_the_published_number_of_weights(size: str) -> None:
     geometry = msgspec.convert({"size": size}, ModelSpec).geometry()
 
     def blocks(dim: int, depth: int) -> int:
@@ -142,44 +145,44 @@ def test_pretraining_models_have_as_many_weights_as_their_table_says(size: str) 
 
 def test_the_linear_embedding_of_cubes_equals_the_convolution(device: torch.device) -> None:
     embed, clips = PatchEmbed(TINY).to(device), _clips(device)
-    wanted = rearrange(
+    expected = rearrange(
         nn.functional.conv3d(clips, embed.proj.weight, embed.proj.bias, stride=(2, 8, 8)),
         "b e t h w -> b (t h w) e",
     )
-    assert torch.allclose(embed(clips), wanted, atol=1e-5)
+    assert torch.allclose(embed(clips), expected, atol=1e-5)
     tokens = torch.tensor([[3, 100, 7], [0, 127, 64]], device=device)
-    some = torch.stack([wanted[b, tokens[b]] for b in range(2)])
+    some = torch.stack([expected[b, tokens[b]] for b in range(2)])
     assert torch.allclose(embed(clips, tokens), some, atol=1e-5)
 
 
-def test_the_1d_position_code_is_the_published_formula() -> None:
+def test_the_1d_position_embedding_is_the_published_formula() -> None:
     geometry = ModelSpec(size="S").geometry()
-    code = position_code(geometry, 384)
-    assert code.shape == (1568, 384)
+    embedding = position_embedding(geometry, 384)
+    assert embedding.shape == (1568, 384)
     for token in (0, 1, 777, 1567):
         for channel in (0, 1, 2, 101, 383):
             angle = token / 10000 ** (2 * (channel // 2) / 384)
-            wanted = math.sin(angle) if channel % 2 == 0 else math.cos(angle)
-            assert abs(code[token, channel].item() - wanted) < 1e-6
+            expected = math.sin(angle) if channel % 2 == 0 else math.cos(angle)
+            assert abs(embedding[token, channel].item() - expected) < 1e-6
 
 
-def test_the_3d_position_code_has_a_third_for_each_axis_and_zeros_for_the_rest() -> None:
-    code = position_code(TINY, 196)  # three thirds of 64, four channels left over
-    grid = rearrange(code, "(t h w) e -> t h w e", t=8, h=4, w=4)
+def test_the_3d_position_embedding_has_a_third_for_each_axis_and_zeros_for_the_rest() -> None:
+    embedding = position_embedding(TINY, 196)  # three thirds of 64, and four more channels
+    grid = rearrange(embedding, "(t h w) e -> t h w e", t=8, h=4, w=4)
     assert (grid[..., 192:] == 0).all()
     for axis in range(3):
         along = grid[..., 64 * axis : 64 * (axis + 1)].movedim(axis, 0)
         for number in range(len(along)):
             frequency = 10000 ** (-2 * (np.arange(64) // 2) / 64)
             angle = number * frequency
-            wanted = np.where(np.arange(64) % 2 == 0, np.sin(angle), np.cos(angle))
-            assert np.allclose(along[number].numpy(), wanted, atol=1e-6)
+            expected = np.where(np.arange(64) % 2 == 0, np.sin(angle), np.cos(angle))
+            assert np.allclose(along[number].numpy(), expected, atol=1e-6)
 
 
-def test_every_token_has_a_code_of_its_own() -> None:
+def test_every_token_has_its_own_embedding() -> None:
     for position in ("sinusoid-1d", "sinusoid-3d"):
-        code = position_code(msgspec.structs.replace(TINY, position=position), 96)
-        distance = torch.cdist(code, code) + torch.eye(len(code)) * 1e9
+        embedding = position_embedding(msgspec.structs.replace(TINY, position=position), 96)
+        distance = torch.cdist(embedding, embedding) + torch.eye(len(embedding)) * 1e9
         assert distance.min() > 1e-2
 
 
@@ -192,7 +195,7 @@ def test_one_prediction_for_every_value_of_every_masked_cube(device: torch.devic
     assert predictions.isfinite().all()
 
 
-def test_hidden_pixels_do_not_reach_the_predictions(device: torch.device) -> None:
+def test_masked_pixels_do_not_reach_the_predictions(device: torch.device) -> None:
     model, clips, mask = _model(device), _clips(device), _mask(device)
     cubes = rearrange(_clips(device, seed=6), "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=2, q=8, r=8)
     own = rearrange(clips, "b c (t p) (h q) (w r) -> b (t h w) (c p q r)", p=2, q=8, r=8)
@@ -203,33 +206,33 @@ def test_hidden_pixels_do_not_reach_the_predictions(device: torch.device) -> Non
     assert torch.equal(model(clips, mask), model(other, mask))
 
 
-def test_predictions_follow_the_order_asked_for_and_ignore_that_of_the_visible(device: torch.device) -> None:
+def test_predictions_follow_the_order_of_masked_tokens_and_ignore_that_of_visible_ones(device: torch.device) -> None:
     model, clips, mask = _model(device), _clips(device), _mask(device)
     plain = model(clips, mask)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(1)).to(device)
-    shuffled = TubeMask(visible_BV=mask.visible_BV.flip(1), masked_BM=mask.masked_BM[:, order])
+    shuffled = TokenMask(visible_BV=mask.visible_BV.flip(1), masked_BM=mask.masked_BM[:, order])
     assert torch.allclose(model(clips, shuffled), plain[:, order], atol=1e-4)
 
 
-def test_the_running_cells_decoder_sees_what_videomae_v2s_does(device: torch.device) -> None:
-    """A mask token for every place that the pattern lets through, seen or not; the loss of the hidden ones only."""
+def test_the_decoder_of_a_running_cell_sees_what_videomae_v2s_sees(device: torch.device) -> None:
+    """A mask token for every patch inside the pattern, visible or not; the loss counts masked ones only."""
     model, clips = _model(device), _clips(device)
     rng = ClipRng.on(device, seed=0, epoch=0, sample=[1, 2])
-    mask = draw_mask(MaskSpec(ratio=0.75, decoder="running-cell"), rng, Grid(8, 4, 4))
+    mask = sample_mask(MaskSpec(ratio=0.75, decoder="running-cell"), rng, Grid(8, 4, 4))
     assert mask.decoded_BK is not None
-    assert mask.unasked_BU is not None
+    assert mask.unscored_BU is not None
     targets = cube_targets(torch.rand_like(clips), mask.decoded_BK, model.geometry)
     errors = []
     for one in range(2):
-        visible, let_through = (
+        visible, decoded = (
             mask.visible_BV[one],
-            torch.cat((mask.decoded_BK[one], mask.unasked_BU[one])).sort().values,
+            torch.cat((mask.decoded_BK[one], mask.unscored_BU[one])).sort().values,
         )
         seen = model.encoder(clips[one : one + 1], visible[None], model.position_NE[visible][None])
         seen = model.encoder_to_decoder(seen) + model.decoder_position_NE[visible]
-        hidden = model.mask_token + model.decoder_position_NE[let_through]
-        cubes = model.decoder(torch.cat((seen, hidden), dim=1), len(let_through))[0]
-        counts = torch.isin(let_through, mask.masked_BM[one])
+        hidden = model.mask_token + model.decoder_position_NE[decoded]
+        cubes = model.decoder(torch.cat((seen, hidden), dim=1), len(decoded))[0]
+        counts = torch.isin(decoded, mask.masked_BM[one])
         errors.append((cubes[counts] - targets[one]).square().mean())
     expected = torch.stack(errors).mean()
     assert torch.allclose(model.loss(clips, mask, targets_BMD=targets), expected, atol=1e-6)
@@ -244,22 +247,22 @@ def test_only_the_cubes_to_decode_are_predicted(device: torch.device) -> None:
 
 
 def _numpy_targets(rgb01: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """(tokens, 384) of one clip C T H W, cube by cube: each colour for itself, colour last in a cube."""
-    wanted = []
+    """(tokens, 384) of one clip C T H W, cube by cube: each colour separately, colour last in a cube."""
+    expected = []
     for token in tokens:
         t, h, w = token // 16, token // 4 % 4, token % 4
         cube = rgb01[:, 2 * t : 2 * t + 2, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8].astype(np.float64)
         planes = [(c - c.mean()) / (math.sqrt(c.var(ddof=1)) + 1e-6) for c in cube]
-        wanted.append(np.stack(planes, axis=-1).reshape(-1))
-    return np.stack(wanted)
+        expected.append(np.stack(planes, axis=-1).reshape(-1))
+    return np.stack(expected)
 
 
-def test_targets_are_each_cubes_colours_normalised_by_themselves(device: torch.device) -> None:
+def test_targets_are_normalised_per_cube_and_colour(device: torch.device) -> None:
     rgb01, mask = _clips(device).sigmoid(), _mask(device)
     targets = cube_targets(rgb01, mask.masked_BM, TINY).cpu().numpy()
     for b in range(2):
-        wanted = _numpy_targets(rgb01[b].cpu().numpy(), mask.masked_BM[b].cpu().numpy())
-        assert np.abs(targets[b] - wanted).max() < 1e-4
+        expected = _numpy_targets(rgb01[b].cpu().numpy(), mask.masked_BM[b].cpu().numpy())
+        assert np.abs(targets[b] - expected).max() < 1e-4
 
 
 def test_targets_of_a_flat_cube_are_zero(device: torch.device) -> None:
@@ -273,8 +276,8 @@ def test_the_loss_is_the_mean_square_over_masked_cubes_of_unnormalised_clips(dev
     mean, std = (torch.tensor(x, device=device).view(3, 1, 1, 1) for x in (TINY.mean, TINY.std))
     clips = (rgb01 - mean) / std
     predictions = model(clips, mask).detach().cpu().double().numpy()
-    wanted = np.stack([_numpy_targets(rgb01[b].cpu().numpy(), mask.masked_BM[b].cpu().numpy()) for b in range(2)])
-    by_hand = ((predictions - wanted) ** 2).mean()
+    expected = np.stack([_numpy_targets(rgb01[b].cpu().numpy(), mask.masked_BM[b].cpu().numpy()) for b in range(2)])
+    by_hand = ((predictions - expected) ** 2).mean()
     assert abs(model.loss(clips, mask).item() - by_hand) < 1e-4
     targets = cube_targets(rgb01, mask.masked_BM, TINY)
     assert abs(model.loss(clips, mask, targets_BMD=targets).item() - by_hand) < 1e-4
@@ -282,7 +285,7 @@ def test_the_loss_is_the_mean_square_over_masked_cubes_of_unnormalised_clips(dev
 
 def test_a_sample_of_weight_zero_does_not_count(device: torch.device) -> None:
     model, clips, mask = _model(device), _clips(device), _mask(device)
-    first = model.loss(clips[:1], TubeMask(mask.visible_BV[:1], mask.masked_BM[:1]))
+    first = model.loss(clips[:1], TokenMask(mask.visible_BV[:1], mask.masked_BM[:1]))
     weighted = model.loss(clips, mask, weight_B=torch.tensor([1.0, 0.0], device=device))
     assert torch.allclose(weighted, first, atol=1e-5)
     nothing = model.loss(clips, mask, weight_B=torch.zeros(2, device=device))
@@ -299,7 +302,7 @@ def test_every_weight_gets_a_gradient(device: torch.device) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_one_batch_can_be_learnt_by_heart(device: torch.device) -> None:
+def test_one_batch_can_be_overfitted(device: torch.device) -> None:
     model, mask = _model(device), _mask(device, batch=1)
     coarse = _clips(device, batch=1)[:, :, ::4, ::8, ::8]
     clips = nn.functional.interpolate(coarse, (16, 32, 32), mode="trilinear")  # smooth, as videos are
@@ -309,7 +312,7 @@ def test_one_batch_can_be_learnt_by_heart(device: torch.device) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.3  # 1.0 is what knowing nothing but each cube's mean gives; 0.15 was seen
+    assert loss.item() < 0.3  # 1.0 is the loss of predicting each cube's mean
 
 
 def test_loss_and_features_run_in_bfloat16(device: torch.device) -> None:
@@ -332,24 +335,24 @@ def test_logits_are_the_head_of_the_features(device: torch.device) -> None:
     assert torch.allclose(model(_clips(device)), features @ model.head.weight.T + model.head.bias)
 
 
-def test_features_are_the_normalised_mean_of_what_the_encoder_sees_unmasked(device: torch.device) -> None:
+def test_features_are_the_normalised_mean_of_all_encoded_tokens(device: torch.device) -> None:
     pretrained, clips = _model(device), _clips(device)
     classifier = Classifier(TINY, CLASSES).to(device)
-    take_encoder(classifier, pretrained)
+    load_encoder(classifier, pretrained)
     pretrained.encoder.norm = nn.Identity()
     every = torch.arange(128, device=device).expand(2, -1)
     tokens = pretrained.encoder(clips, every, pretrained.position_NE[every])
-    wanted = nn.functional.layer_norm(tokens.mean(1), (192,), eps=1e-6)
-    assert torch.allclose(classifier.features(clips), wanted, atol=1e-4)
+    expected = nn.functional.layer_norm(tokens.mean(1), (192,), eps=1e-6)
+    assert torch.allclose(classifier.features(clips), expected, atol=1e-4)
 
 
-def test_a_classifier_takes_the_pretrained_encoder_and_a_new_head() -> None:
+def test_a_classifier_loads_the_pretrained_encoder_and_has_a_new_head() -> None:
     pretrained = PretrainModel(TINY, seed=1)
     with torch.no_grad():
         pretrained.encoder.norm.weight.fill_(7)
     first, second = (Classifier(TINY, CLASSES, seed=seed) for seed in (1, 2))
     for classifier in (first, second):
-        take_encoder(classifier, pretrained)
+        load_encoder(classifier, pretrained)
     for name, value in pretrained.encoder.state_dict().items():
         if not name.startswith("norm."):
             assert torch.equal(first.state_dict()[name], value), name
@@ -376,15 +379,15 @@ def test_first_weights_are_a_function_of_the_seed_and_touch_no_global_generator(
     assert not torch.equal(first.decoder.head.weight, other.decoder.head.weight)
 
 
-def test_pretraining_starts_from_xavier_and_a_classifier_from_trunc_unless_told() -> None:
+def test_pretraining_starts_from_xavier_and_a_classifier_from_trunc_unless_set() -> None:
     def spread(model: PretrainModel | Classifier, part: str) -> float:
         return model.get_parameter(part).std().item()
 
     xavier, trunc = math.sqrt(2 / (192 + 768)), 0.02
-    told = msgspec.structs.replace(TINY, init="xavier")
+    with_xavier = msgspec.structs.replace(TINY, init="xavier")
     assert abs(spread(PretrainModel(TINY), "encoder.blocks.0.mlp.fc1.weight") / xavier - 1) < 0.02
     assert abs(spread(Classifier(TINY, CLASSES), "blocks.0.mlp.fc1.weight") / trunc - 1) < 0.02
-    assert abs(spread(Classifier(told, CLASSES), "blocks.0.mlp.fc1.weight") / xavier - 1) < 0.02
+    assert abs(spread(Classifier(with_xavier, CLASSES), "blocks.0.mlp.fc1.weight") / xavier - 1) < 0.02
 
 
 def test_biases_start_at_zero_the_convolution_uniform_and_the_head_small() -> None:
@@ -407,13 +410,13 @@ def test_preprocess_gives_normalised_clips(device: torch.device) -> None:
     model = _model(device)
     frames = torch.randint(0, 256, (2, 16, 32, 32, 3), generator=torch.Generator().manual_seed(1))
     frames = frames.to(torch.uint8)
-    wanted = (frames.numpy() / 255 - np.array(TINY.mean)) / np.array(TINY.std)
+    expected = (frames.numpy() / 255 - np.array(TINY.mean)) / np.array(TINY.std)
     clips = model.preprocess(frames)
     assert clips.device.type == device.type
-    assert np.allclose(clips.cpu().numpy(), wanted.transpose(0, 4, 1, 2, 3), atol=1e-5)
+    assert np.allclose(clips.cpu().numpy(), expected.transpose(0, 4, 1, 2, 3), atol=1e-5)
 
 
-def test_preprocess_resizes_the_short_side_and_takes_the_centre() -> None:
+def test_preprocess_resizes_the_short_side_and_crops_the_centre() -> None:
     frames = torch.zeros(1, 16, 64, 96, 3, dtype=torch.uint8)
     frames[:, :, :, 16:80] = 255  # the central square of 64
     clips = PretrainModel(TINY).preprocess(frames)
@@ -427,12 +430,12 @@ def test_preprocess_refuses_another_number_of_frames() -> None:
         PretrainModel(TINY).preprocess(torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8))
 
 
-def test_given_targets_take_the_place_of_those_made_from_the_clips() -> None:
+def test_given_targets_replace_those_made_from_the_clips() -> None:
     geometry = ModelSpec(size="tiny", decoder_depth=1).geometry()
     model = PretrainModel(geometry, seed=0)
     clips = torch.zeros(2, 3, 16, 32, 32)
-    places = torch.arange(128).expand(2, -1)
-    mask = TubeMask(visible_BV=places[:, :32], masked_BM=places[:, 32:])
+    tokens = torch.arange(128).expand(2, -1)
+    mask = TokenMask(visible_BV=tokens[:, :32], masked_BM=tokens[:, 32:])
     with torch.no_grad():
         predictions = model(clips, mask)
         assert float(model.loss(clips, mask, targets_BMD=predictions)) == 0

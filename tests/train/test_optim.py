@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from vmae_train.models.videomae import Classifier, PretrainModel
-from vmae_train.models.vit import ModelSpec
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.training.optimizer import OptimSpec, Schedule, build_optimizer, layer_scale
 
 TINY = ModelSpec(size="tiny", decoder_depth=1).geometry()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
-from vmae_train.clips.mask import num_masked
+from vmae_train.clips.mask import num_masked_tokens
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec, grid_of
@@ -176,7 +176,7 @@ def test_a_pretraining_recipe_resolves_to_the_published_numbers(name: str) -> No
 def test_a_pretraining_recipe_hides_the_published_number_of_tokens(name: str) -> None:
     spec = load_recipe("vmae_train", f"pretrain/{name}", PretrainSpec)
     geometry = spec.geometry()
-    masked = num_masked(spec.mask, grid_of(geometry))
+    masked = num_masked_tokens(spec.mask, grid_of(geometry))
     assert (geometry.num_tokens - masked, masked) == TOKENS[geometry.patch_size, spec.mask.ratio]
     if spec.mask.decoder == "running-cell":
         assert (spec.mask.decoder_ratio, spec.mask.left_out) == (0.5, 2)

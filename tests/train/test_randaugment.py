@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from vmae_data import rng as reference
 from vmae_data.rng import Purpose
-from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, draw_policy, rand_augment, strength_of
+from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, rand_augment, sample_policy, strength_of
 from vmae_train.clips.rng import ClipRng, HostRng
 
 SIZES = [(36, 48), (60, 40), (48, 48)]
@@ -22,7 +22,7 @@ FRAMES = 3
 
 
 def _frame(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """A picture such as cameras give: slopes, edges, a plain area, and noise that is not white."""
+    """A camera-like picture: slopes, edges, a plain area, and noise that is not white."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     slope = 40 + 120 * x / width + 60 * np.sin(y / 5 + seed)
@@ -49,7 +49,7 @@ def _everywhere(op: Op, level: float, sign: float) -> Policy:
 
 
 def _pil(image: Image.Image, op: Op, level: float, sign: float, resample: Image.Resampling) -> Image.Image:
-    """The operation as the published policy calls it."""
+    """The operation, called as in the published policy."""
     width, height = image.size
     how = {"resample": resample, "fillcolor": (128, 128, 128)}
     grow = 1 + sign * level / 10 * 0.9
@@ -65,7 +65,7 @@ def _pil(image: Image.Image, op: Op, level: float, sign: float, resample: Image.
         Op.EQUALIZE: lambda: ImageOps.equalize(image),
         Op.INVERT: lambda: ImageOps.invert(image),
         Op.ROTATE: lambda: image.rotate(sign * level / 10 * 30, **how),
-        # No bits at all are black, as in the PIL of the time; today's refuses the number.
+        # No bits at all are black, as in PIL at that time; today's PIL refuses the number.
         Op.POSTERIZE: lambda: (
             ImageOps.posterize(image, 4 - int(level / 10 * 4)) if level < 10 else image.point(lambda _: 0)
         ),
@@ -83,8 +83,8 @@ def _pil(image: Image.Image, op: Op, level: float, sign: float, resample: Image.
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("op", list(Op))
-def test_an_operation_is_pils(op: Op, level: float, device: torch.device) -> None:
-    """Colours to the bit; geometry within 1 grey level in a few pixels, where float64 and float32 are cut off."""
+def test_an_operation_equals_pils(op: Op, level: float, device: torch.device) -> None:
+    """Colours are bit-identical; geometry differs by 1 grey level in a few pixels, where float64 and float32 truncate."""
     clips, size_B2 = _clips(device)
     for sign in (1.0, -1.0):
         for name in ("bilinear", "bicubic"):
@@ -92,65 +92,65 @@ def test_an_operation_is_pils(op: Op, level: float, device: torch.device) -> Non
             for b, (height, width) in enumerate(SIZES):
                 for t in range(FRAMES):
                     image = Image.fromarray(_frame(height, width, 10 * b + t))
-                    wanted = _pil(image, op, level, sign, Image.Resampling[name.upper()])
+                    expected = _pil(image, op, level, sign, Image.Resampling[name.upper()])
                     ours = found[b, :, t, :height, :width].permute(1, 2, 0).numpy().astype(int)
-                    apart = np.abs(ours - np.asarray(wanted).astype(int))
-                    assert apart.max() <= (1 if op in GEOMETRIC else 0)
-                    assert np.mean(apart > 0) < 0.03
+                    difference = np.abs(ours - np.asarray(expected).astype(int))
+                    assert difference.max() <= (1 if op in GEOMETRIC else 0)
+                    assert np.mean(difference > 0) < 0.03
 
 
 @pytest.mark.parametrize("op", list(Op))
-def test_what_lies_in_the_padding_never_matters(op: Op, device: torch.device) -> None:
+def test_padding_never_matters(op: Op, device: torch.device) -> None:
     clips, size_B2 = _clips(device)
     policy = _everywhere(op, 7.0, 1.0)
     found = rand_augment(clips, size_B2, policy, "bicubic")
     for b, (height, width) in enumerate(SIZES):
-        alone = clips[b : b + 1, :, :, :height, :width]
+        single = clips[b : b + 1, :, :, :height, :width]
         one = Policy(*(x[b : b + 1] for x in policy))
         assert torch.equal(
-            rand_augment(alone, size_B2[b : b + 1], one, "bicubic"), found[b : b + 1, :, :, :height, :width]
+            rand_augment(single, size_B2[b : b + 1], one, "bicubic"), found[b : b + 1, :, :, :height, :width]
         )
 
 
-def test_a_batch_of_different_policies_equals_each_clip_alone(device: torch.device) -> None:
+def test_a_batch_of_different_policies_equals_each_single_clip(device: torch.device) -> None:
     clips, size_B2 = _clips(device)
     rng = ClipRng.on(device, seed=11, epoch=0, sample=[5, 6, 7])
     spec = RandAugmentSpec(prob=1.0)
-    policy = draw_policy(spec, rng.host)
+    policy = sample_policy(spec, rng.host)
     before = clips.clone()
     together = rand_augment(clips, size_B2, policy, "bilinear")
     assert torch.equal(clips, before)
     for b, (height, width) in enumerate(SIZES):
         own = (slice(b, b + 1), slice(None), slice(None), slice(height), slice(width))
-        alone = draw_policy(spec, HostRng(11, *(x[b : b + 1] for x in rng.host[1:])))
-        assert torch.equal(rand_augment(clips[own], size_B2[b : b + 1], alone, "bilinear"), together[own])
+        single = sample_policy(spec, HostRng(11, *(x[b : b + 1] for x in rng.host[1:])))
+        assert torch.equal(rand_augment(clips[own], size_B2[b : b + 1], single, "bilinear"), together[own])
 
 
 def test_all_frames_of_a_clip_get_the_same_operation(device: torch.device) -> None:
     clips, size_B2 = _clips(device)
     still = clips[:, :, :1].expand(-1, -1, 4, -1, -1)
-    policy = draw_policy(RandAugmentSpec(prob=1.0), ClipRng.on(device, seed=3, epoch=1, sample=[1, 2, 3]).host)
+    policy = sample_policy(RandAugmentSpec(prob=1.0), ClipRng.on(device, seed=3, epoch=1, sample=[1, 2, 3]).host)
     found = rand_augment(still, size_B2, policy, "bicubic")
     for t in range(1, 4):
         assert torch.equal(found[:, :, t], found[:, :, 0])
 
 
 def test_every_device_gives_the_same_operations_and_nearly_the_same_pixels(device: torch.device) -> None:
-    def clips(where: torch.device) -> torch.Tensor:
-        given, size_B2 = _clips(where)
-        rng = ClipRng.on(where, seed=4, epoch=0, sample=[1, 2, 3])
-        return rand_augment(given, size_B2, draw_policy(RandAugmentSpec(prob=1.0), rng.host), "bicubic").cpu()
+    def clips(on: torch.device) -> torch.Tensor:
+        frames, size_B2 = _clips(on)
+        rng = ClipRng.on(on, seed=4, epoch=0, sample=[1, 2, 3])
+        return rand_augment(frames, size_B2, sample_policy(RandAugmentSpec(prob=1.0), rng.host), "bicubic").cpu()
 
-    apart = (clips(device).int() - clips(torch.device("cpu")).int()).abs()
-    assert float((apart > 0).float().mean()) < 0.01
+    difference = (clips(device).int() - clips(torch.device("cpu")).int()).abs()
+    assert float((difference > 0).float().mean()) < 0.01
 
 
 def _policy(count: int, **keys: float) -> Policy:
     rng = ClipRng.on("cpu", seed=2, epoch=0, sample=np.arange(count, dtype=np.uint64))
-    return draw_policy(msgspec.convert(keys, RandAugmentSpec), rng.host)
+    return sample_policy(msgspec.convert(keys, RandAugmentSpec), rng.host)
 
 
-def test_operations_are_drawn_equally_often_and_half_of_them_done() -> None:
+def test_operations_are_sampled_equally_often_and_half_of_them_applied() -> None:
     policy = _policy(15000)
     assert policy.op_BL.shape == (15000, 4)
     counts = Counter(policy.op_BL.ravel().tolist())
@@ -163,7 +163,7 @@ def test_operations_are_drawn_equally_often_and_half_of_them_done() -> None:
 def test_magnitudes_are_normal_and_clipped() -> None:
     level = np.sort(_policy(5000).level_BL.ravel())
     expected = np.array([0.5 * (1 + math.erf((x - 7) / (0.5 * math.sqrt(2)))) for x in level])
-    # Kolmogorov and Smirnov: the distance exceeds 1.95 / √n in one of 1000 samples.
+    # Kolmogorov-Smirnov: the distance exceeds 1.95 / √n in one of 1000 samples.
     assert np.abs(expected - np.arange(1, len(level) + 1) / len(level)).max() < 1.95 / math.sqrt(len(level))
     wide = _policy(2000, magnitude=9.5, magnitude_std=3.0).level_BL
     assert wide.max() == 10
@@ -171,7 +171,7 @@ def test_magnitudes_are_normal_and_clipped() -> None:
     assert (_policy(10, magnitude_std=0.0).level_BL == 7).all()
 
 
-def test_draws_are_those_of_the_reference_one_by_one() -> None:
+def test_operations_are_those_of_the_reference_rng() -> None:
     policy = _policy(20, prob=1.0)
     for sample in range(20):
         one = reference.Rng(seed=2, epoch=0, sample=sample)
@@ -197,14 +197,14 @@ def test_strength_grows_with_the_magnitude() -> None:
         ({"interpolation": "nearest"}, "nearest"),
     ],
 )
-def test_a_policy_that_cannot_be_is_refused_by_name(keys: dict[str, object], named: str) -> None:
+def test_impossible_settings_are_refused_by_name(keys: dict[str, object], named: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=named):
         msgspec.convert(keys, RandAugmentSpec)
 
 
-def test_nothing_waits_for_the_device_and_no_generator_is_touched(device: torch.device) -> None:
+def test_nothing_waits_for_the_device_and_no_global_generator_is_touched(device: torch.device) -> None:
     clips, size_B2 = _clips(device)
-    policy = draw_policy(
+    policy = sample_policy(
         RandAugmentSpec(prob=1.0, layers=40), ClipRng.on("cpu", seed=4, epoch=0, sample=[1, 2, 3]).host
     )
     before = torch.random.get_rng_state()

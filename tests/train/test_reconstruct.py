@@ -26,9 +26,10 @@ from vmae_train.inference.reconstruct import (
     reconstruct_file,
     reconstruct_shards,
 )
+from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.models.heads import Classifier
 from vmae_train.models.losses import cube_targets
-from vmae_train.models.videomae import Classifier, PretrainModel
-from vmae_train.models.vit import Geometry, ModelSpec
+from vmae_train.models.videomae import PretrainModel
 
 GREY = 127.5
 

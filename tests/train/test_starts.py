@@ -202,7 +202,7 @@ def test_the_outputs_of_the_classes_of_the_data_are_kept_by_name(three_classes: 
     clips = torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(first.model.eval()(clips), classifier(clips)[:, [2, 0]])
-    assert first.start == f"{three_classes}; of the 3 classes of its head those of the data are kept"
+    assert first.start == f"{three_classes}; its head of 3 classes is cut down to the classes of the data"
 
 
 @pytest.mark.parametrize("classes", [("run", "sit"), ("0", "1"), ("0", "1", "2")])
@@ -215,13 +215,13 @@ def test_a_classifier_of_other_classes_gives_its_encoder_and_norm_but_gets_a_new
         torch.equal(state[name], value) for name, value in classifier.state_dict().items() if "head." not in name
     )
     assert torch.equal(state["head.weight"], Classifier(classifier.geometry, classes, seed=0).head.weight)
-    assert first.start.endswith("; a new head: the 3 classes of its own are others than the data's")
+    assert first.start.endswith("; new head: the 3 classes of its own head are not those of the data")
 
 
 def test_numbers_are_not_class_names(tmp_path: Path) -> None:
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, TINY_RUN)
     save_model(tmp_path, Classifier(spec.geometry(), ("0", "1", "2"), seed=3))
-    assert "a new head" in _first(tmp_path, ("0", "1")).start
+    assert "new head" in _first(tmp_path, ("0", "1")).start
     assert _first(tmp_path, ("0", "1", "2")).start == str(tmp_path)
 
 

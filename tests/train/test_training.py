@@ -28,7 +28,7 @@ from vmae_train.evaluation.answers import scores_of
 from vmae_train.evaluation.metrics import score
 from vmae_train.evaluation.protocol import EvaluationProtocol, parse_views
 from vmae_train.finetune import FinetuneSpec, finetune
-from vmae_train.models.videomae import Classifier
+from vmae_train.models.heads import Classifier
 from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.runs.log import read_log
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vmae_train import load_model
 from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.native import save_model
-from vmae_train.clips.mask import TubeMask, tube_mask
+from vmae_train.clips.mask import TokenMask, tube_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier
@@ -42,12 +42,12 @@ def _clips(seed: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, 16, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def _mask(seed: int, batch: int = 2) -> TubeMask:
+def _mask(seed: int, batch: int = 2) -> TokenMask:
     rng = ClipRng.on("cpu", seed=seed, epoch=0, sample=list(range(batch)))
-    return tube_mask(rng, slices=8, places=16, ratio=0.75)
+    return tube_mask(rng, slices=8, patches=16, ratio=0.75)
 
 
-def _masked(mask: TubeMask) -> Tensor:
+def _masked(mask: TokenMask) -> Tensor:
     places = torch.zeros(len(mask.masked_BM), 128, dtype=torch.bool)
     return places.scatter(1, mask.masked_BM, True)
 

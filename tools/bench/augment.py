@@ -26,8 +26,8 @@ from PIL import Image
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.erasing import ErasingSpec
-from vmae_train.clips.mixup import MixupSpec, draw_shares, mixup_clips
-from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, draw_policy, rand_augment
+from vmae_train.clips.mixup import MixupSpec, mixup_clips, sample_mixup
+from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, rand_augment, sample_policy
 from vmae_train.clips.rng import ClipRng
 
 SIZE, FRAMES, BOXES = 224, 16, 20
@@ -44,7 +44,7 @@ def gap(video: Path) -> None:
         differences = []
         for sample in range(BOXES):
             rng = ClipRng.on("cpu", seed=0, epoch=0, sample=[sample])
-            boxes = augment.draw(clip.planes.size_B2, rng, torch.tensor([False]))
+            boxes = augment.sample_boxes(clip.planes.size_B2, rng, torch.tensor([False]))
             ours = augment(clip.planes, boxes)[0].permute(1, 2, 3, 0).numpy()
             top, left, height, width = (int(x) for x in boxes[:4])
             for t in range(0, FRAMES, 5):
@@ -66,7 +66,9 @@ def cost(video: Path, num_clips: int, device: str) -> None:
 
     def crop(**keys: object) -> Callable[[], object]:
         augment = Augment(AugmentSpec(size=SIZE, **keys)).to(device)  # type: ignore[arg-type]
-        return lambda: augment(planes, augment.draw(planes.size_B2, rng, may_flip_B), augment.draw_policy(rng))
+        return lambda: augment(
+            planes, augment.sample_boxes(planes.size_B2, rng, may_flip_B), augment.sample_policy(rng)
+        )
 
     frames = planes_to_rgb(planes).round().to(torch.uint8)
     clips = torch.randn(num_clips, 3, FRAMES, SIZE, SIZE, device=device)
@@ -84,10 +86,10 @@ def cost(video: Path, num_clips: int, device: str) -> None:
         "the same with RandAugment, bicubic": crop(
             flip=True, crop="resized", antialias=False, randaugment=RandAugmentSpec()
         ),
-        "RandAugment's random choices": lambda: draw_policy(RandAugmentSpec(), rng.host),
+        "RandAugment's random choices": lambda: sample_policy(RandAugmentSpec(), rng.host),
         "erasing, every clip": lambda: erasing.erase(clips, rng),
         "mixup or CutMix": lambda: mixup_clips(
-            clips, may_flip_B.float(), draw_shares(mixing, rng, repeats=1, size=SIZE), group=num_clips
+            clips, sample_mixup(mixing, rng, may_flip_B.float(), repeats=1, size=SIZE)
         ),
     }
     for op in Op:

@@ -182,14 +182,14 @@ def read_files(read: Read, files: Sequence[str], seed: int) -> Iterator[int]:
 def read_shards(files: Sequence[str]) -> Iterator[int]:
     """Batches of the training's loader, in this process: read a range, check it, decode it into the shared buffer."""
     from vmae_data.read.batches import Request
-    from vmae_train.clips.frame_sampling import ExactStride
+    from vmae_train.clips.frame_sampling import StrideSampler
     from vmae_train.clips.loader import ClipLoader, LoaderSpec
 
     shards = Shards.open(files[0])
     samples = tuple(n % len(shards) for n in range(BATCH))
     requests = (Request(epoch, epoch, samples) for epoch in itertools.count())
     spec = LoaderSpec(workers=0, ahead=1)
-    sampler = ExactStride(FRAMES, 1)
+    sampler = StrideSampler(FRAMES, 1)
     with ClipLoader(shards, sampler, requests, batch=BATCH, frames=FRAMES, seed=0, spec=spec) as loader:
         for batch in loader:
             yield batch.valid

@@ -17,7 +17,7 @@ from tools.soak.faults.proxy import proxy_process
 from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import set_options
-from vmae_train.clips.frame_sampling import ExactStride
+from vmae_train.clips.frame_sampling import StrideSampler
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
 
 BATCH = 8
@@ -46,7 +46,7 @@ def measure(url: str, workers: int, batches: int, *, prefetch: bool) -> str:
     order = TrainingOrder(shards, seed=0, batch=BATCH)
     requests = order.requests(0, batches, BatchLayout.of(BATCH, None, 1), 0)
     spec = LoaderSpec(workers=workers)
-    with ClipLoader(shards, ExactStride(16, 1), requests, batch=BATCH, frames=16, seed=0, spec=spec) as loader:
+    with ClipLoader(shards, StrideSampler(16, 1), requests, batch=BATCH, frames=16, seed=0, spec=spec) as loader:
         loader._pool.depth = 2 if prefetch else 1
         batches_left = iter(loader)
         next(batches_left)

@@ -26,10 +26,10 @@ from vmae_data.storage import commit_bytes
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import planes_to_rgb
 from vmae_train.clips.erasing import ErasingSpec
-from vmae_train.clips.frame_sampling import ExactStride
+from vmae_train.clips.frame_sampling import StrideSampler
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
-from vmae_train.clips.mask import Grid, MaskSpec, draw_mask
-from vmae_train.clips.mixup import MixupSpec, draw_shares, mixup_clips
+from vmae_train.clips.mask import Grid, MaskSpec, sample_mask
+from vmae_train.clips.mixup import MixupSpec, mixup_clips, sample_mixup
 from vmae_train.clips.randaugment import Op, Policy, RandAugmentSpec, rand_augment
 from vmae_train.clips.rng import ClipRng
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 def _first_two(url: str) -> Batch:
     with ClipLoader(
-        Shards.open(url), ExactStride(FRAMES, 1), [Request(0, 0, (0, 1))],
+        Shards.open(url), StrideSampler(FRAMES, 1), [Request(0, 0, (0, 1))],
         batch=2, frames=FRAMES, seed=0, spec=LoaderSpec(workers=0),
     ) as loader:  # fmt: skip
         (batch,) = loader
@@ -75,8 +75,8 @@ def _clips(batch: Batch, seed: int = 0, **keys: Any) -> torch.Tensor:
     """RGB of 0..255, B 3 T S S."""
     augment = Augment(AugmentSpec(size=SIZE, **keys))
     rng = _rng(batch, seed)
-    boxes = augment.draw(batch.planes.size_B2, rng, batch.may_flip_B)
-    return augment(batch.planes, boxes, augment.draw_policy(rng))
+    boxes = augment.sample_boxes(batch.planes.size_B2, rng, batch.may_flip_B)
+    return augment(batch.planes, boxes, augment.sample_policy(rng))
 
 
 def _tile(rgb_CHW: torch.Tensor) -> U8:
@@ -136,16 +136,19 @@ def _erasing_and_mixing(batch: Batch) -> list[SheetRow]:
     erased = augment.erase(clips.clone(), _rng(batch, 2))
     rows.append(SheetRow(shown(erased), "other noise in each frame", "Random erasing: one box a clip"))
     for name, keys, seed in (("Mixup", {"mixup": 0.8}, 6), ("CutMix", {"cutmix": 1.0}, 4)):
-        shares = draw_shares(MixupSpec(**keys, mix_group=2), _rng(batch, seed), repeats=1, size=SIZE)
-        mixed = mixup_clips(clips, torch.ones(2), shares, group=2)
-        share = float(mixed.share_B[0])
-        rows.append(SheetRow(shown(mixed.clips), f"share {share:.2f}, labels as well", f"{name}: one share a group"))
+        mixup = sample_mixup(MixupSpec(**keys, mix_group=2), _rng(batch, seed), torch.ones(2), repeats=1, size=SIZE)
+        share = float(mixup.lam_B[0])
+        rows.append(
+            SheetRow(
+                shown(mixup_clips(clips, mixup)), f"share {share:.2f}, labels as well", f"{name}: one share a group"
+            )
+        )
     return rows
 
 
 def _masks(batch: Batch) -> list[SheetRow]:
     clip = _clips(batch, crop="center")[0]
-    rng = ClipRng.of(_rng(batch, 3).host.chosen(np.array([0])), "cpu")
+    rng = ClipRng.of(_rng(batch, 3).host.select(np.array([0])), "cpu")
     rows = []
     for title, spec in (
         ("mask.kind = tube, ratio .9", MaskSpec()),
@@ -153,7 +156,7 @@ def _masks(batch: Batch) -> list[SheetRow]:
         ("mask.kind = frame, ratio .75", MaskSpec(kind="frame", ratio=0.75)),
         ("tube, mask.decoder = running-cell, decoder_ratio .5", MaskSpec(decoder="running-cell")),
     ):
-        mask = draw_mask(spec, rng, GRID)
+        mask = sample_mask(spec, rng, GRID)
         opacity = torch.full((GRID.tokens,), NOT_DECODED if spec.decoder != "all" else HIDDEN)
         opacity[mask.predicted_BK[0]] = HIDDEN
         opacity[mask.visible_BV[0]] = 1.0

@@ -18,7 +18,7 @@ from vmae_data.errors import DataError, MisuseError
 from vmae_train.checkpoints.native import MODEL_FORMAT, Kind, ModelFile
 from vmae_train.models.geometry import Geometry, published_size
 from vmae_train.models.heads import RegressedValue
-from vmae_train.models.positions import position_code
+from vmae_train.models.positions import position_embedding
 
 __all__ = [
     "CLIP_FIELDS",
@@ -222,7 +222,7 @@ def without_position_code(
                 f"{geometry.num_frames} frames of {geometry.image_size} px need {geometry.num_tokens} × {dim}. "
                 "Set the clips of the model (image_size, num_frames), or use another file"
             )
-        if not _is_rounded(stored, position_code(geometry, dim)):
+        if not _is_rounded(stored, position_embedding(geometry, dim)):
             raise DataError(f"{path}: {name} is a learned position code. These models use only the fixed codes")
         dropped.append(name)
     if not dropped:

@@ -26,8 +26,8 @@ from vmae_train.checkpoints.infer import (
 )
 from vmae_train.checkpoints.native import ModelFile, decode_description, empty_model, read_weights
 from vmae_train.checkpoints.official import DEEPSPEED_FILE, read_official
+from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, PositionResize, hidden_dim
-from vmae_train.models.videomae import VideoModel
 from vmae_train.runs.best import best_checkpoint
 from vmae_train.runs.layout import CHECKPOINTS, DESCRIPTION, EMA_FILE, MARKER, WEIGHTS, newest_checkpoint
 from vmae_train.runs.run_files import local_copy

@@ -18,9 +18,10 @@ from torch import Tensor
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.format import NOT_JSON
 from vmae_data.storage import commit_bytes, commit_file, read_bytes, temporary_beside, write_error
+from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
-from vmae_train.models.videomae import PretrainModel, VideoModel
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.runs.layout import DESCRIPTION, WEIGHTS
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""PIL's affine transforms of uint8 frames, a whole batch at once: rotation, shear and shift in one pass.
+"""uint8 frames and matrices → PIL's affine transforms (rotation, shear, translation), a batch at once.
 
-N clips, C colours, T frames, H rows, W columns, K pixels that make one.
+N clips, C colours, T frames, H rows, W columns, K source pixels of one pixel.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["FILL", "Interpolation", "affine"]
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 FILL = 128
-# Weights are whole 2^-14ths that add up to 1: then every product and sum is exact in float32, whatever the order, and
-# a pixel is equal to the bit in any batch and on any device although it is cut off, as PIL does, not rounded.
+# Weights are multiples of 2^-14 that add up to 1. Every product and sum is then exact in float32 in any order, so a
+# pixel is bit-identical in any batch and on any device, although it is truncated (as in PIL), not rounded.
 _WEIGHT_UNIT = 2.0**14
-_SLACK = 2.0**-9  # of what is tried the nearest to PIL: 0.2 % of the pixels lie one grey level apart
+_SLACK = 2.0**-9  # the value nearest to PIL among those tried: 0.2 % of the pixels differ by one grey level
 
 
 def affine(
@@ -29,7 +29,7 @@ def affine(
     matrix_N23: Float64[Tensor, "N 2 3"],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "N C T H W"]:
-    """Pixel (x, y) is taken from matrix · (x, y, 1) of its own frame; grey 128 where that lies outside.
+    """Pixel (x, y) is taken from matrix · (x, y, 1) of its own frame; it is grey 128 if that is outside.
 
     Positions are float64, of pixel corners. Bicubic is PIL's, with a = -1 (torch and Kornia take -0.75).
     """
@@ -43,26 +43,26 @@ def affine(
     column, column_weight = _taps(x_NHW, width_N, interpolation)
     row, row_weight = _taps(y_NHW, height_N, interpolation)
     first_N = height * width * torch.arange(len(frames), device=frames.device).view(-1, 1, 1, 1, 1)
-    place = first_N + row[..., None] * width + column[..., None, :]
+    index = first_N + row[..., None] * width + column[..., None, :]
     weight = rearrange(row_weight[..., None] * column_weight[..., None, :], "n h w i j -> (n h w) (i j)")
     weight = (weight * _WEIGHT_UNIT).round() / _WEIGHT_UNIT
     weight[:, 0] += 1 - weight.sum(dim=-1)
 
-    # Pixels as rows of a table: one kernel then gathers, weighs and adds all colours and frames of a pixel.
+    # Pixels as rows of a table: one kernel then gathers, weights and adds all colours and frames of a pixel.
     table = rearrange(frames, "n c t h w -> (n h w) (c t)").float()
-    found = F.embedding_bag(
-        rearrange(place, "n h w i j -> (n h w) (i j)"),
+    pixels = F.embedding_bag(
+        rearrange(index, "n h w i j -> (n h w) (i j)"),
         table,
         mode="sum",
         per_sample_weights=weight.float(),
     )
-    found = (found + _SLACK).clamp_(0, 255).to(torch.uint8)
-    found = torch.where(inside.view(-1, 1), found, FILL)
-    return rearrange(found, "(n h w) (c t) -> n c t h w", h=height, w=width, c=num_colours).contiguous()
+    pixels = (pixels + _SLACK).clamp_(0, 255).to(torch.uint8)
+    pixels = torch.where(inside.view(-1, 1), pixels, FILL)
+    return rearrange(pixels, "(n h w) (c t) -> n c t h w", h=height, w=width, c=num_colours).contiguous()
 
 
 def _taps(position: Tensor, length: Tensor, interpolation: Interpolation) -> tuple[Tensor, Tensor]:
-    """The pixels along one axis that make one, N H W K, and their weights; a frame's outermost ones repeat."""
+    """The source pixels of each pixel along one axis, N H W K, and their weights; a frame's border pixels repeat."""
     centre = position - 0.5
     first = centre.floor()
     d = centre - first
@@ -74,5 +74,5 @@ def _taps(position: Tensor, length: Tensor, interpolation: Interpolation) -> tup
         d3 = d2 * d
         weight, before = (2 * d2 - d - d3, 1 - 2 * d2 + d3, d + d2 - d3, d3 - d2), 1
     number = torch.arange(len(weight), device=position.device) - before
-    place = first.long()[..., None] + number
-    return torch.minimum(place.clamp_min(0), length[..., None] - 1), torch.stack(weight, dim=-1)
+    index = first.long()[..., None] + number
+    return torch.minimum(index.clamp_min(0), length[..., None] - 1), torch.stack(weight, dim=-1)

@@ -1,8 +1,8 @@
-"""From planes of YUV 4:2:0 to RGB crops of the model's size, on the device, a whole batch at once.
+"""Planes of YUV 4:2:0 → augmented clips of the model's size, on the device, a batch at once.
 
-Colour first, on the whole frame; then RandAugment, where it is asked for; then one box a clip, resampled as PIL's
-bilinear filter does; then a flip; then, on normalised clips, random erasing. All chance comes in by draws; Kornia only
-applies boxes and flips. float32 throughout, whatever autocast says: bfloat16 coordinates are wrong by up to 0.7 px.
+In this order: colour conversion and RandAugment of full frames; one box per clip, resampled with PIL's bilinear filter;
+a flip; random erasing of normalised clips. Kornia only applies boxes and flips; all randomness comes from the rng.
+float32 throughout, even under autocast: bfloat16 coordinates are wrong by up to 0.7 px.
 
 B batch, R clips of a sample, C colours, T frames, H rows, W columns, S the model's image size.
 """
@@ -24,21 +24,21 @@ from torch import Tensor, nn
 from vmae_data.rng import Purpose
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 from vmae_train.clips.boxes import Boxes, multiscale_boxes, random_boxes, resized_boxes, view_boxes
-from vmae_train.clips.colour import Planes, planes_to_rgb
-from vmae_train.clips.erasing import ErasingSpec, draw_erased, erase
-from vmae_train.clips.randaugment import Policy, RandAugmentSpec, draw_policy, rand_augment
-from vmae_train.clips.resample import BilinearCrop, SeparableCrop
+from vmae_train.clips.colour import Planes, per_colour, planes_to_rgb
+from vmae_train.clips.erasing import ErasingSpec, erase, sample_erasing
+from vmae_train.clips.randaugment import Policy, RandAugmentSpec, rand_augment, sample_policy
+from vmae_train.clips.resample import BoxCrop
 from vmae_train.clips.rng import ClipRng, integer
 
 __all__ = ["Augment", "AugmentSpec"]
 
 
 class AugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a clip is cropped, flipped and changed.
+    """How a clip is cropped, flipped and augmented.
 
-    `size` left out is the model's. `crop`: `multiscale` and `resized` resize a box to it, `random` takes as many pixels
-    as they are, `center` resizes the short side, as evaluation does. `scale` (shares of the frame's area) and
-    `ratio` (width to height) belong to `resized`. `randaugment` and `erasing` left out are off.
+    `size` None: the model's. `crop`: `multiscale` and `resized` resize a box to `size`, `random` crops without
+    resizing, `center` resizes the short side as evaluation does. `scale` (shares of the frame's area) and `ratio`
+    (width to height) belong to `resized`. `randaugment` and `erasing` None: off.
     """
 
     size: int | None = None
@@ -56,15 +56,15 @@ class AugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.size is not None and self.size < 1:
             raise ValueError(f"augment.size = {self.size} must be at least 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"augment.scale = {self.scale} must be two shares above 0, the lesser first")
+            raise ValueError(f"augment.scale = {self.scale} must be two shares above 0 in ascending order")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"augment.ratio = {self.ratio} must be two ratios above 0, the lesser first")
+            raise ValueError(f"augment.ratio = {self.ratio} must be two ratios above 0 in ascending order")
         if min(self.std) <= 0:
             raise ValueError(f"augment.std = {self.std} must be above 0 in every channel")
 
 
 class Augment(nn.Module):
-    """The way from planes to clips: `draw` boxes and `draw_policy`, `forward` to RGB of 0..255, `normalise`, `erase`."""
+    """Planes → clips: `sample_boxes` and `sample_policy`, `forward` to RGB of 0..255, `normalise`, `erase`."""
 
     scale_C: Tensor
     shift_C: Tensor
@@ -72,11 +72,11 @@ class Augment(nn.Module):
     def __init__(self, spec: AugmentSpec) -> None:
         super().__init__()
         if spec.size is None:
-            raise ValueError("augment.size is not resolved; give the model's image size")
+            raise ValueError("augment.size is not resolved. Give the model's image size")
         self.spec, self.size = spec, spec.size
         self.sequence = AugmentationSequential(
-            (SeparableCrop if spec.antialias else BilinearCrop)(size=self.size),
-            RandomHorizontalFlip(p=0.5),  # p only says that it is not always: batch_prob decides
+            BoxCrop(size=self.size, antialias=spec.antialias),
+            RandomHorizontalFlip(p=0.5),  # any p below 1: batch_prob decides
             transformation_matrix_mode="skip",
         )
         scale = torch.tensor([1 / (255 * std) for std in spec.std])
@@ -84,10 +84,10 @@ class Augment(nn.Module):
         self.register_buffer("scale_C", scale, persistent=False)
         self.register_buffer("shift_C", shift, persistent=False)
 
-    def draw(self, size_B2: Int64[Tensor, "B 2"], rng: ClipRng, may_flip_B: Bool[Tensor, " B"]) -> Boxes:
-        """A box for each clip that there are draws for: several a sample, where they are repeated, sample-major.
+    def sample_boxes(self, size_B2: Int64[Tensor, "B 2"], rng: ClipRng, may_flip_B: Bool[Tensor, " B"]) -> Boxes:
+        """A box for each clip of the rng: several per sample if they are repeated, sample-major.
 
-        All integers, equal on every device.
+        All are integers, equal on every device.
         """
         spec, size, repeats = self.spec, self.size, len(rng.sample_B) // len(size_B2)
         if repeats > 1:
@@ -105,16 +105,16 @@ class Augment(nn.Module):
             boxes = boxes._replace(flip_B=(integer(rng.bits(Purpose.FLIP), 2) == 1) & may_flip_B)
         return boxes
 
-    def draw_policy(self, rng: ClipRng) -> Policy | None:
-        """The operations of RandAugment for each clip; None where there are none."""
+    def sample_policy(self, rng: ClipRng) -> Policy | None:
+        """The operations of RandAugment for each clip; None if it is off."""
         spec = self.spec.randaugment
-        return None if spec is None or spec.prob == 0 else draw_policy(spec, rng.host)
+        return None if spec is None or spec.prob == 0 else sample_policy(spec, rng.host)
 
     @torch.no_grad()
     def forward(self, planes: Planes, boxes: Boxes, policy: Policy | None = None) -> Float32[Tensor, "BR 3 T S S"]:
-        """RGB of 0..255, not rounded and not normalised (targets are made of it).
+        """RGB of 0..255, neither rounded nor normalised (pretraining targets need it so).
 
-        R boxes a sample, sample-major, give R clips a sample.
+        R boxes per sample, sample-major, give R clips per sample.
         """
         repeats, num_frames = len(boxes.top_B) // len(planes.y_BTHW), planes.y_BTHW.shape[1]
         with _true_float32(planes.y_BTHW.device):
@@ -122,7 +122,7 @@ class Augment(nn.Module):
             if policy is None:
                 rgb = repeat(rgb, "b ... -> (b r) ...", r=repeats) if repeats > 1 else rgb
             else:
-                rgb = self._changed(rgb, planes.size_B2, policy, repeats)
+                rgb = self._rand_augment(rgb, planes.size_B2, policy, repeats)
             crop, flip = (name for name, _ in self.sequence.named_children())
             params = [
                 ParamItem(crop, boxes._asdict()),
@@ -132,8 +132,8 @@ class Augment(nn.Module):
             self.sequence.clear_state()
         return rearrange(image, "b (c t) h w -> b c t h w", t=num_frames)
 
-    def _changed(self, rgb_BCTHW: Tensor, size_B2: Tensor, policy: Policy, repeats: int) -> Tensor:
-        """RandAugment on whole numbers of grey, as PIL has them."""
+    def _rand_augment(self, rgb_BCTHW: Tensor, size_B2: Tensor, policy: Policy, repeats: int) -> Tensor:
+        """RandAugment on integer grey levels, as in PIL."""
         assert self.spec.randaugment is not None
         frames = repeat(rgb_BCTHW.round().to(torch.uint8), "b ... -> (b r) ...", r=repeats)
         size_B2 = repeat(size_B2, "b x -> (b r) x", r=repeats)
@@ -141,23 +141,19 @@ class Augment(nn.Module):
 
     def normalise(self, rgb_BCTHW: Float32[Tensor, "B 3 T H W"]) -> Float32[Tensor, "B 3 T H W"]:
         """Clips as the model takes them: (rgb / 255 - mean) / std."""
-        return rgb_BCTHW * _per_colour(self.scale_C) + _per_colour(self.shift_C)
+        return rgb_BCTHW * per_colour(self.scale_C) + per_colour(self.shift_C)
 
     def erase(self, clips_BCTHW: Float32[Tensor, "B 3 T S S"], rng: ClipRng) -> Float32[Tensor, "B 3 T S S"]:
-        """Random erasing of normalised clips, in place; nothing where it is off."""
+        """Random erasing of normalised clips, in place; nothing if it is off."""
         spec = self.spec.erasing
         if spec is None:
             return clips_BCTHW
-        return erase(clips_BCTHW, rng, draw_erased(spec, rng.host, clips_BCTHW.shape[-1]))
-
-
-def _per_colour(x_C: Tensor) -> Tensor:
-    return rearrange(x_C, "c -> c 1 1 1")
+        return erase(clips_BCTHW, rng, sample_erasing(spec, rng.host, clips_BCTHW.shape[-1]))
 
 
 @contextmanager
 def _true_float32(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32: its 10 bits would be a tenth of a grey level off."""
+    """No autocast and no TF32: its 10 bits cost a tenth of a grey level."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

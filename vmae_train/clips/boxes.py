@@ -1,4 +1,4 @@
-"""Which part of a frame a clip is made of: one box a clip, the same for all its frames.
+"""Frame sizes and an rng → one crop box per clip, the same for all its frames.
 
 All numbers are integers or come from float64, so every device gives the same boxes.
 
@@ -29,24 +29,25 @@ __all__ = [
     "view_boxes",
 ]
 
-# Which of the four sizes the crop's height and width take, (height, width): sizes next to each other only.
+# Which of the four sizes the crop's height and width take, (height, width): adjacent sizes only.
 MULTISCALE_PAIRS = tuple((i, j) for i in range(4) for j in range(4) if abs(i - j) <= 1)
 
-# (rows, columns) in quarters of the free room: corners and centre, edge centres, quarter points.
+# (rows, columns) in quarters of the free space: corners and centre, edge centres, quarter points.
 MULTISCALE_OFFSETS = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((2, 0), (2, 4), (4, 2), (0, 2)),
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
 
-
-# Tries of a box of random area and ratio, before the centre of the frame is taken.
+# Attempts at a box of random area and ratio, before the centre of the frame is taken.
 RESIZED_ATTEMPTS = 10
 
 
 class Boxes(NamedTuple):
-    """One box a clip, in pixels of its frame. `limits_B4`: top, left, bottom, right that resampling may read:
-    the box itself where the original crops first, the whole frame where it resizes first.
+    """One box per clip, in pixels of its frame.
+
+    `limits_B4`: top, left, bottom, right of the pixels that resampling may read: the box itself if the original crops
+    first, the full frame if it resizes first.
     """
 
     top_B: Float32[Tensor, " B"]
@@ -58,23 +59,23 @@ class Boxes(NamedTuple):
 
 
 def multiscale_boxes(size_B2: Tensor, rng: ClipRng, *, size: int) -> Boxes:
-    """VideoMAE's MultiScaleCrop: one of 10 pairs of sizes, at one of 13 places."""
+    """VideoMAE's MultiScaleCrop: one of 10 pairs of sizes, at one of 13 offsets."""
     short_B1 = size_B2.amin(dim=-1, keepdim=True)
     # int(short * (1, .875, .75, .66)), in integers so that every device agrees
     hundredths = torch.tensor([1000, 875, 750, 660], device=size_B2.device)
     side_B4 = short_B1 * hundredths // 1000
-    # The original takes the model's size here even where the frame is a pixel smaller; ours stays inside.
+    # The original takes the model's size here even if the frame is a pixel smaller; ours stays inside.
     side_B4 = torch.where((side_B4 - size).abs() < 3, torch.full_like(side_B4, size), side_B4)
     side_B4 = torch.minimum(side_B4, short_B1)
     pairs = torch.tensor(MULTISCALE_PAIRS, device=size_B2.device)
-    places = torch.tensor(MULTISCALE_OFFSETS, device=size_B2.device)
+    offsets = torch.tensor(MULTISCALE_OFFSETS, device=size_B2.device)
     extent_B2 = side_B4.gather(1, pairs[integer(rng.bits(Purpose.CROP_SIZE), len(pairs))])
-    start_B2 = places[integer(rng.bits(Purpose.CROP_PLACE), len(places))] * ((size_B2 - extent_B2) // 4)
+    start_B2 = offsets[integer(rng.bits(Purpose.CROP_PLACE), len(offsets))] * ((size_B2 - extent_B2) // 4)
     return _cropped_first(start_B2, extent_B2)
 
 
 def random_boxes(size_B2: Tensor, rng: ClipRng, *, size: int) -> Boxes:
-    # The caller has looked at the sizes; looking again on a GPU would wait for it.
+    # The caller has checked the sizes; a check on a GPU would wait for it.
     assert size_B2.device.type != "cpu" or bool((size_B2 >= size).all()), f"a frame is smaller than {size}"
     both = torch.arange(2, device=size_B2.device)
     start_B2 = integer(rng.bits(Purpose.CROP_PLACE, both), size_B2 - size + 1)
@@ -86,9 +87,9 @@ def resized_boxes(
 ) -> Boxes:
     """RandomResizedCrop: a share of the frame's area and a ratio of width to height, uniform in its logarithm.
 
-    The first of ten tries that lies inside the frame; else the largest box in the middle that keeps the bounds of
-    the ratio, as the original does. Fractions come in float64 from the host; what is left on the device are
-    products, square roots and roundings, which IEEE 754 fixes to the bit.
+    The first of ten attempts that fits inside the frame; else the largest central box within the bounds of the ratio,
+    as in the original. Fractions come in float64 from the host. The device only computes products, square roots and
+    roundings, which IEEE 754 fixes to the bit.
     """
     attempt_A = np.arange(RESIZED_ATTEMPTS)
     area = scale[0] + (scale[1] - scale[0]) * uniform(rng.host.bits(Purpose.CROP_AREA, attempt_A))
@@ -102,14 +103,14 @@ def resized_boxes(
     first_B = fits_BA.to(torch.int8).argmax(dim=-1)  # of equals the first
     extent_B2 = extent_BA2.take_along_dim(first_B[:, None, None], dim=1)[:, 0]
     extent_B2 = torch.where(fits_BA.any(dim=-1, keepdim=True), extent_B2, _widest(size_B2, ratio))
-    room_B2 = size_B2 - extent_B2
+    free_B2 = size_B2 - extent_B2
     both = torch.arange(2, device=size_B2.device)
-    drawn_B2 = integer(rng.bits(Purpose.CROP_PLACE, both), room_B2 + 1)
-    return _cropped_first(torch.where(fits_BA.any(dim=-1, keepdim=True), drawn_B2, room_B2 // 2), extent_B2)
+    start_B2 = integer(rng.bits(Purpose.CROP_PLACE, both), free_B2 + 1)
+    return _cropped_first(torch.where(fits_BA.any(dim=-1, keepdim=True), start_B2, free_B2 // 2), extent_B2)
 
 
 def _widest(size_B2: Tensor, ratio: tuple[float, float]) -> Tensor:
-    """The largest box of a frame whose ratio of width to height lies within the bounds."""
+    """The largest box of a frame whose ratio of width to height is within the bounds."""
     height_B, width_B = size_B2.double().unbind(-1)
     lowered_B = torch.minimum(height_B, (width_B / ratio[0]).round())
     narrowed_B = torch.minimum(width_B, (height_B * ratio[1]).round())
@@ -119,8 +120,8 @@ def _widest(size_B2: Tensor, ratio: tuple[float, float]) -> Tensor:
 def view_boxes(size_B2: Int64[Tensor, "B 2"], *, num_crops: int, size: int) -> Boxes:
     """Evaluation's crops, sample-major: short side to `size`, then `num_crops` squares along the longer side.
 
-    First and last touch the ends; a single one is central. The kernel reads the whole frame, as when the
-    frame is resized first. VideoMAE's dense test.
+    The first and the last touch the ends; a single one is central. The kernel reads the full frame, as if the frame
+    were resized first. VideoMAE's dense test.
     """
     height_B, width_B = size_B2.unbind(-1)
     short_B, long_B = torch.minimum(height_B, width_B), torch.maximum(height_B, width_B)

@@ -1,4 +1,4 @@
-"""Planes of YUV 4:2:0 as they were decoded → RGB, on the device, a whole batch at once.
+"""Decoded planes of YUV 4:2:0 → RGB, on the device, a batch at once.
 
 B batch, C colours, T frames, H rows, W columns, V views of a clip.
 """
@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["Planes", "planes_of_views", "planes_to_rgb"]
+__all__ = ["Planes", "per_colour", "planes_of_views", "planes_to_rgb"]
 
 
 class Planes(NamedTuple):
@@ -30,7 +30,7 @@ class Planes(NamedTuple):
 
 
 def planes_of_views(planes: Planes, index_BVT: Int64[Tensor, "B V T"] | None) -> Planes:
-    """The frames of every view of a sample from its decoded ones, view after view along the time axis.
+    """Gather the frames of all views of a sample, view after view along the time axis.
 
     None: the decoded frames are the clip.
     """
@@ -45,10 +45,10 @@ def planes_of_views(planes: Planes, index_BVT: Int64[Tensor, "B V T"] | None) ->
 
 
 def planes_to_rgb(planes: Planes) -> Float32[Tensor, "B 3 T H W"]:
-    """RGB of 0..255, clamped, not rounded. What lies outside a sample's own frame is arbitrary.
+    """RGB of 0..255, clamped, not rounded. Pixels outside a sample's own frame are arbitrary.
 
-    Chroma is upsampled bilinearly, sited left: on even columns, between the rows (MPEG-2, and what ffmpeg
-    assumes where a stream says nothing).
+    Chroma is upsampled bilinearly, sited left: on even columns, between the rows (MPEG-2, and ffmpeg's assumption for
+    streams that do not state it).
     """
     num_frames, height, width = planes.y_BTHW.shape[1:]
     chroma = torch.cat((planes.u_BTHW, planes.v_BTHW), dim=1).float() - 128
@@ -58,7 +58,7 @@ def planes_to_rgb(planes: Planes) -> Float32[Tensor, "B 3 T H W"]:
     full = planes.full_range_B
     y_scale = torch.where(full, 1.0, 255 / 219)[:, None, None, None]
     y_BTHW = planes.y_BTHW * y_scale - torch.where(full, 0.0, 16 * 255 / 219)[:, None, None, None]
-    # BT.601 and BT.709: the shares of red and blue in the luma; green's is the rest.
+    # BT.601 and BT.709: the weights of red and blue in the luma; green has the rest.
     is_709 = planes.matrix_B == 1
     red, blue = torch.where(is_709, 0.2126, 0.299), torch.where(is_709, 0.0722, 0.114)
     green = 1 - red - blue
@@ -75,7 +75,7 @@ def planes_to_rgb(planes: Planes) -> Float32[Tensor, "B 3 T H W"]:
 
 
 def _double_columns(chroma: Tensor, width_B: Tensor) -> Tensor:
-    """Even columns are chroma's own, odd ones lie halfway to the next; a sample's last column repeats."""
+    """Even columns equal chroma, odd ones are halfway to the next; a sample's last column repeats."""
     column = torch.arange(chroma.shape[-1], device=chroma.device)
     is_last = (column >= (width_B[:, None] + 1) // 2 - 1)[:, None, None]
     following = torch.where(is_last, chroma, torch.cat((chroma[..., 1:], chroma[..., -1:]), dim=-1))
@@ -83,10 +83,15 @@ def _double_columns(chroma: Tensor, width_B: Tensor) -> Tensor:
 
 
 def _double_rows(chroma: Tensor, height_B: Tensor) -> Tensor:
-    """Rows lie a quarter before and a quarter behind chroma's own; a sample's first and last row repeat."""
+    """Two rows per row of chroma, a quarter before and a quarter after it; a sample's first and last row repeat."""
     row = torch.arange(chroma.shape[-2], device=chroma.device)
     is_last = (row >= (height_B[:, None] + 1) // 2 - 1)[:, None, :, None]
     before = torch.cat((chroma[..., :1, :], chroma[..., :-1, :]), dim=-2)
     following = torch.where(is_last, chroma, torch.cat((chroma[..., 1:, :], chroma[..., -1:, :]), dim=-2))
     pair = [torch.lerp(chroma, before, 0.25), torch.lerp(chroma, following, 0.25)]
     return rearrange(pair, "two b t h w -> b t (h two) w")
+
+
+def per_colour(x_C: Tensor) -> Tensor:
+    """One number per colour, in a shape that broadcasts over C T H W."""
+    return rearrange(x_C, "c -> c 1 1 1")

@@ -1,6 +1,6 @@
-"""What a batch holds, as sums: two trainings that see the same clips give the same fingerprints.
+"""A batch → one fingerprint per clip: two trainings that see the same clips give the same fingerprints.
 
-One record a clip, so that a global batch compares whatever processes and micro-batches it was cut into.
+A global batch compares equal, however it is split into processes and micro-batches.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from vmae_data.rng import Rng
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mask import TubeMask
+from vmae_train.clips.mask import TokenMask
 
 __all__ = ["ClipFingerprint", "fingerprints"]
 
 
 class ClipFingerprint(msgspec.Struct, frozen=True, kw_only=True):
-    """A clip: which it is in words, the rest as the beginnings of sha256 sums.
+    """Key and frames of a clip, and the first digits of sha256 checksums of its tensors.
 
-    `crop` is equal to the bit only where micro-batches are of equal size: matrix products of other sizes round otherwise.
+    `crop` is bit-identical only for micro-batches of equal size: matrix products of other sizes round differently.
     """
 
     key: str
@@ -43,43 +43,43 @@ class ClipFingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fingerprints(
-    batch: Batch, mix: Mixture, samplers: tuple[Sampler, ...], augment: Augment, mask: TubeMask
+    batch: Batch, mix: Mixture, samplers: tuple[Sampler, ...], augment: Augment, mask: TokenMask
 ) -> list[ClipFingerprint]:
-    """The clips of a micro-batch in order; empty places are left out."""
+    """The clips of a micro-batch in order, without empty slots."""
     planes = planes_of_views(batch.planes, batch.index_BVT)
-    boxes = augment.draw(planes.size_B2, batch.rng, batch.may_flip_B)
-    crops = augment(planes, boxes, augment.draw_policy(batch.rng))
+    boxes = augment.sample_boxes(planes.size_B2, batch.rng, batch.may_flip_B)
+    crops = augment(planes, boxes, augment.sample_policy(batch.rng))
     box = [getattr(boxes, name).tolist() for name in ("top_B", "left_B", "height_B", "width_B", "flip_B")]
-    found = []
-    for place, (sample, epoch) in enumerate(zip(batch.request.samples, batch.request.epochs, strict=True)):
+    clips = []
+    for slot, (sample, epoch) in enumerate(zip(batch.request.samples, batch.request.epochs, strict=True)):
         if sample == PADDING:
             continue
         part, row = mix.locate(sample)
         view = mix.sets[part].view(row)
         chosen = samplers[part](view, Rng(batch.rng.seed, epoch, mix.sample_number(sample)))
         kept = expand_series(view.kept)[np.asarray(chosen.decode)[chosen.index_VT[0]]]
-        height, width = planes.size_B2[place].tolist()
-        found.append(
+        height, width = planes.size_B2[slot].tolist()
+        clips.append(
             ClipFingerprint(
                 key=mix.key(sample),
                 epoch=epoch,
-                label=int(batch.label_B[place]),
-                weight=float(batch.weight_B[place]),
+                label=int(batch.label_B[slot]),
+                weight=float(batch.weight_B[slot]),
                 frames=tuple(int(n) for n in kept),
-                planes=_sum(
-                    planes.y_BTHW[place, :, :height, :width],
-                    planes.u_BTHW[place, :, : height // 2, : width // 2],
-                    planes.v_BTHW[place, :, : height // 2, : width // 2],
+                planes=_checksum(
+                    planes.y_BTHW[slot, :, :height, :width],
+                    planes.u_BTHW[slot, :, : height // 2, : width // 2],
+                    planes.v_BTHW[slot, :, : height // 2, : width // 2],
                 ),
-                box=tuple(float(values[place]) for values in box),
-                mask=_sum(mask.masked_BM[place], mask.predicted_BK[place]),
-                crop=_sum(crops[place]),
+                box=tuple(float(values[slot]) for values in box),
+                mask=_checksum(mask.masked_BM[slot], mask.predicted_BK[slot]),
+                crop=_checksum(crops[slot]),
             )
         )
-    return found
+    return clips
 
 
-def _sum(*tensors: Tensor) -> str:
+def _checksum(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         values: Any = tensor.detach().cpu().contiguous().numpy()

@@ -1,9 +1,13 @@
-"""Row 12. Sample facts and a draw → which frames make a clip. Numbers only, no torch."""
+"""A sample's facts and an rng → the frames of its clips. Numbers only, no torch.
+
+V views of a video, T frames of a clip, K kept frames.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -19,34 +23,33 @@ from vmae_data.rng import Purpose, Rng
 
 __all__ = [
     "ClipSpec",
-    "DenseClip",
-    "ExactStride",
-    "Frozen",
-    "SpacedViews",
-    "UniformClip",
-    "UniformViews",
+    "DenseSampler",
+    "StrideSampler",
+    "TemporalViews",
+    "UniformSampler",
     "kept_step",
+    "stride_positions",
     "train_sampler",
     "view_sampler",
 ]
 
 
 class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which frames make a clip: `stride` counts source frames, `rate` frames a second (of shards built by rate).
+    """Which frames make a clip: `stride` in source frames, or `rate` in frames per second (shards built by rate).
 
-    `stride = "kept"` takes neighbouring kept frames, so each of several data sets has the spacing it was built with.
+    `stride = "kept"` takes consecutive kept frames, so each of several data sets has the spacing it was built with.
 
-    `sampler`: `stride` is pretraining's exact stride; `dense` spreads a clip's frames over num_frames × stride
-    source frames, as published finetuning does (so 16 frames lie 64 / 15 apart, not 4); `uniform` (TSN) takes one
-    frame of each of num_frames equal parts of the video. What `uniform` makes of a video with fewer frames than a
-    clip differs between the original (`v1`: its first frame, 16 times) and VideoMAEv2 (`v2`: the first repeated,
-    then all). `frozen` repeats one frame, the control that takes all motion away.
+    `sampler`: `stride` is pretraining's exact stride. `dense` spreads a clip over num_frames × stride source frames, as
+    published finetuning does (so 16 frames are 64 / 15 frames apart, not 4). `uniform` (TSN) takes one frame of each of
+    num_frames equal segments of the video. `short_videos`: how `uniform` fills a clip from fewer frames than it needs.
+    The original (`v1`) repeats the first frame 16 times; VideoMAEv2 (`v2`) repeats the first, then takes all.
+    `frozen` repeats one frame: a control without motion.
     """
 
     sampler: Literal["stride", "dense", "uniform"] = "stride"
     short_videos: Literal["v1", "v2"] = "v2"
 
-    stride: int | Literal["kept"] | None = None  # 4 where no rate is given
+    stride: int | Literal["kept"] | None = None  # 4 if no rate is given
     rate: float | None = None
     frozen: bool = False
 
@@ -60,8 +63,8 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.rate is not None and self.rate <= 0:
             raise ValueError(f"rate = {self.rate}: must be above 0")
 
-    def on(self, index: Index) -> ClipSpec:
-        """The same in numbers, for a data set: "kept" is the stride or rate that it was built with."""
+    def resolve(self, index: Index) -> ClipSpec:
+        """The same in numbers, for one data set: "kept" becomes the stride or rate that it was built with."""
         if self.stride != "kept":
             return self
         if index.rate is not None:
@@ -72,8 +75,8 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def kept_step(clip: ClipSpec, index: Index) -> int:
     """The step in kept frames between the frames of a clip.
 
-    Raises MisuseError where the shards don't hold such frames: their stride must divide the clip's,
-    or the clip's rate their own.
+    Raises MisuseError if the shards do not hold such frames: their stride must divide the clip's, or the clip's rate
+    must divide theirs.
     """
     if clip.stride == "kept":
         return 1
@@ -81,85 +84,91 @@ def kept_step(clip: ClipSpec, index: Index) -> int:
         return _step_by_rate(clip, float(index.rate))
     if clip.stride is None or index.stride is None:
         raise MisuseError(
-            f"the recipe asks for {clip.rate:g} frames a second, the shards keep one frame in {index.stride}, "
-            "whatever the source's rate: give clip.stride instead, or build shards by rate"
+            f"the recipe asks for {clip.rate:g} frames a second, the shards keep one frame in {index.stride} at any "
+            "frame rate of the source. Give clip.stride instead, or build shards by rate"
         )
     if clip.stride % index.stride:
         raise MisuseError(
-            f"the recipe's stride is {clip.stride} source frames, the shards keep one frame in {index.stride}: "
-            f"use a multiple of {index.stride}, or build shards with a stride that divides {clip.stride}"
+            f"the recipe's stride is {clip.stride} source frames, the shards keep one frame in {index.stride}. "
+            f"Use a multiple of {index.stride}, or build shards with a stride that divides {clip.stride}"
         )
     return clip.stride // index.stride
-
-
-def train_sampler(clip: ClipSpec, index: Index, num_frames: int, *, centre: bool = False) -> Sampler:
-    """The sampler of a recipe for a data set; `centre` takes the clip in the middle, for a validation in between.
-
-    Raises MisuseError where the shards don't hold such frames.
-    """
-    clip, by_source = clip.on(index), index.rate is None
-    sampler: Sampler
-    if clip.sampler == "uniform":
-        sampler = UniformClip(num_frames, centre, clip.short_videos, by_source)
-    elif clip.sampler == "dense":
-        # A recipe by rate on shards by stride ends in kept_step's refusal.
-        stride = clip.stride if by_source and isinstance(clip.stride, int) else kept_step(clip, index)
-        sampler = DenseClip(num_frames, stride, centre, by_source)
-    elif centre:
-        sampler = SpacedViews(num_frames, kept_step(clip, index), 1)
-    else:
-        sampler = ExactStride(num_frames, kept_step(clip, index))
-    return Frozen(sampler) if clip.frozen else sampler
-
-
-def view_sampler(clip: ClipSpec, index: Index, num_frames: int, num_clips: int) -> Sampler:
-    """The sampler of an evaluation with `num_clips` clips a video. Raises MisuseError as `train_sampler` does."""
-    sampler: Sampler
-    if clip.sampler == "uniform":
-        sampler = UniformViews(num_frames, num_clips, index.rate is None)
-        if num_clips == 1:
-            sampler = UniformClip(num_frames, True, clip.short_videos, index.rate is None)
-    elif clip.sampler == "dense" and num_clips == 1:
-        return train_sampler(clip, index, num_frames, centre=True)
-    else:
-        sampler = SpacedViews(num_frames, kept_step(clip, index), num_clips)
-    return Frozen(sampler) if clip.frozen else sampler
 
 
 def _step_by_rate(clip: ClipSpec, rate: float) -> int:
     if clip.rate is None:
         raise MisuseError(
-            f"the recipe's stride is {clip.stride} source frames, the shards keep {rate:g} frames a second of sources "
-            f"of any rate: give clip.rate instead, {rate:g} or an integer part of it, or build shards with a stride"
+            f"the recipe's stride is {clip.stride} source frames, the shards keep {rate:g} frames a second at any "
+            f"frame rate of the source. Give clip.rate instead ({rate:g} divided by an integer), or build shards with "
+            "a stride"
         )
     step = round(rate / clip.rate)
     if step < 1 or not math.isclose(step * clip.rate, rate, rel_tol=1e-6):
         raise MisuseError(
-            f"the recipe asks for {clip.rate:g} frames a second, the shards keep {rate:g}: "
-            f"use {rate:g}, {rate / 2:g}, {rate / 3:g} …, or build shards at {clip.rate:g}"
+            f"the recipe asks for {clip.rate:g} frames a second, the shards keep {rate:g}. "
+            f"Use {rate:g}, {rate / 2:g}, {rate / 3:g} …, or build shards at {clip.rate:g}"
         )
     return step
 
 
-@dataclass(frozen=True)
-class ExactStride:
-    """A clip of T frames at a fixed stride from a random start, in a random phase of those that were kept;
-    a short video repeats its tail.
+def train_sampler(clip: ClipSpec, index: Index, num_frames: int, *, centre: bool = False) -> Sampler:
+    """The sampler of a recipe for a data set; `centre` takes the clip in the middle, for validation during training.
 
-    The published pretraining rule, on kept frames: the offset never reaches the very last frame
-    (VideoMAE kinetics.py:515-556; its `off + 1 + stride < n` counts from 1).
+    Raises MisuseError if the shards do not hold such frames.
+    """
+    clip, by_source = clip.resolve(index), index.rate is None
+    sampler: Sampler
+    if clip.sampler == "uniform":
+        sampler = UniformSampler(num_frames, 1 if centre else None, clip.short_videos, by_source)
+    elif clip.sampler == "dense":
+        # kept_step refuses a recipe by rate on shards by stride.
+        stride = clip.stride if by_source and isinstance(clip.stride, int) else kept_step(clip, index)
+        sampler = DenseSampler(num_frames, stride, centre, by_source)
+    elif centre:
+        sampler = TemporalViews(num_frames, kept_step(clip, index), 1)
+    else:
+        sampler = StrideSampler(num_frames, kept_step(clip, index))
+    return partial(_frozen, sampler) if clip.frozen else sampler
+
+
+def view_sampler(clip: ClipSpec, index: Index, num_frames: int, num_clips: int) -> Sampler:
+    """The sampler of an evaluation with `num_clips` clips per video. Raises MisuseError as `train_sampler` does."""
+    if clip.sampler == "dense" and num_clips == 1:
+        return train_sampler(clip, index, num_frames, centre=True)
+    sampler: Sampler
+    if clip.sampler == "uniform":
+        sampler = UniformSampler(num_frames, num_clips, by_source=index.rate is None)
+    else:
+        sampler = TemporalViews(num_frames, kept_step(clip, index), num_clips)
+    return partial(_frozen, sampler) if clip.frozen else sampler
+
+
+def _frozen(sampler: Sampler, sample: SampleView, rng: Rng) -> ClipFrames:
+    """A control: the clip's middle frame, repeated. A model that scores well on it does not rely on motion."""
+    clip = sampler(sample, rng)
+    num_frames = clip.index_VT.shape[1]
+    middle_VT = np.repeat(clip.index_VT[:, [num_frames // 2]], num_frames, axis=1)
+    return _clip_frames(np.asarray(clip.decode)[middle_VT], clip.phase)
+
+
+@dataclass(frozen=True)
+class StrideSampler:
+    """A clip of T frames at an exact stride, from a random start in a random phase of the kept ones.
+
+    A short video repeats its tail. The published pretraining rule, on kept frames: the offset never reaches the very
+    last frame (VideoMAE kinetics.py:515-556; its `off + 1 + stride < n` counts from 1).
     """
 
     num_frames: int
     step: int
 
-    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
+    def __call__(self, sample: SampleView, rng: Rng) -> ClipFrames:
         phases = len(sample.phase_frames)
-        phase = draw.integer(Purpose.PHASE, phases) if phases > 1 else 0
+        phase = rng.integer(Purpose.PHASE, phases) if phases > 1 else 0
         frames = sample.phase_frames[phase]
         starts = frames - self.num_frames * self.step + 1
-        offset = draw.integer(Purpose.FRAMES, starts) if starts > 0 else 0
-        return _frames(stride_positions(frames, self.num_frames, self.step, offset)[None], phase)
+        offset = rng.integer(Purpose.FRAMES, starts) if starts > 0 else 0
+        return _clip_frames(stride_positions(frames, self.num_frames, self.step, offset)[None], phase)
 
 
 def stride_positions(frames: int, num_frames: int, step: int, offset: int) -> NDArray[np.int64]:
@@ -169,33 +178,33 @@ def stride_positions(frames: int, num_frames: int, step: int, offset: int) -> ND
 
 
 @dataclass(frozen=True)
-class SpacedViews:
-    """Evaluation: `num_clips` clips at a fixed stride, evenly spread from the first frame to the last.
+class TemporalViews:
+    """Evaluation: `num_views` clips at an exact stride, spread evenly from the first frame to the last.
 
-    The published dense test rule on kept frames (VideoMAE kinetics.py:141-152); one clip is centred.
+    The published dense test rule on kept frames (VideoMAE kinetics.py:141-152); a single clip is central.
     """
 
     num_frames: int
     step: int
-    num_clips: int
+    num_views: int
 
-    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
+    def __call__(self, sample: SampleView, rng: Rng) -> ClipFrames:
         thinned = np.arange(0, sample.frames, self.step)
         spare = max(0, len(thinned) - self.num_frames)
-        if self.num_clips == 1:
+        if self.num_views == 1:
             starts = [spare // 2]
         else:
-            starts = [int(k * (spare / (self.num_clips - 1))) for k in range(self.num_clips)]
-        places = np.asarray(starts)[:, None] + np.arange(self.num_frames)[None]
-        return _frames(thinned[np.minimum(places, len(thinned) - 1)])
+            starts = [int(k * (spare / (self.num_views - 1))) for k in range(self.num_views)]
+        index_VT = np.asarray(starts)[:, None] + np.arange(self.num_frames)[None]
+        return _clip_frames(thinned[np.minimum(index_VT, len(thinned) - 1)])
 
 
 @dataclass(frozen=True)
-class DenseClip:
-    """T frames spread over T × stride frames, at a random place or (`centre`) in the middle.
+class DenseSampler:
+    """T frames spread over T × stride frames, at a random position or (`centre`) in the middle.
 
-    The published dense rule of finetuning (VideoMAE kinetics.py:251-272; the middle one: VideoMAEv2
-    dataset/datasets.py): both ends are reached, so the spacing is T × stride / (T - 1).
+    The published dense rule of finetuning (VideoMAE kinetics.py:251-272; the central one: VideoMAEv2
+    dataset/datasets.py). Both ends are reached, so the spacing is T × stride / (T - 1).
     """
 
     num_frames: int
@@ -203,112 +212,86 @@ class DenseClip:
     centre: bool = False
     by_source: bool = True
 
-    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
-        video = _video_of(sample, self.by_source)
+    def __call__(self, sample: SampleView, rng: Rng) -> ClipFrames:
+        kept_K, length = _timeline(sample, self.by_source)
         span = self.num_frames * self.stride
-        wanted: NDArray[np.float64]
-        if video.frames <= span:
-            count = video.frames // self.stride
-            tail = np.full(self.num_frames - count, float(video.frames))
-            wanted = np.concatenate([np.linspace(0, video.frames, count), tail]).clip(0, video.frames - 1)
+        target_T: NDArray[np.float64]
+        if length <= span:
+            count = length // self.stride
+            tail = np.full(self.num_frames - count, float(length))
+            target_T = np.concatenate([np.linspace(0, length, count), tail]).clip(0, length - 1)
         else:
-            stop = span + draw.integer(Purpose.FRAMES, video.frames - span)
+            stop = span + rng.integer(Purpose.FRAMES, length - span)
             if self.centre:
-                stop = (span + video.frames) // 2
-            wanted = np.asarray(np.linspace(stop - span, stop, self.num_frames).clip(stop - span, stop - 1))
-        return _frames(video.nearest(wanted.astype(np.int64))[None])
+                stop = (span + length) // 2
+            target_T = np.asarray(np.linspace(stop - span, stop, self.num_frames).clip(stop - span, stop - 1))
+        return _clip_frames(_nearest(kept_K, target_T.astype(np.int64))[None])
 
 
 @dataclass(frozen=True)
-class UniformClip:
-    """One frame of each of T equal parts of the video (TSN): a random one, or (`centre`) the one in its middle.
+class UniformSampler:
+    """One frame of each of T equal segments of the video (TSN).
 
-    VideoMAE ssv2.py:250-263; `short_videos` as `ClipSpec` says.
+    `num_views` None: a random frame of each segment (VideoMAE ssv2.py:250-263; `short_videos` as in `ClipSpec`).
+    1: the frame in the middle of each. View s of S > 1: frames int(s × tick / S + tick × i), where tick = length / T.
+    Two views are the published two-phase test (VideoMAE ssv2.py:238-248); any number is VideoMAEv2's form of it.
     """
 
     num_frames: int
-    centre: bool = False
+    num_views: int | None = None
     short_videos: Literal["v1", "v2"] = "v2"
     by_source: bool = True
 
-    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
-        video = _video_of(sample, self.by_source)
-        part = video.frames // self.num_frames
-        numbers = np.arange(self.num_frames)
-        if self.centre:
-            wanted = _uniform(video.frames, self.num_frames, clip=1, num_clips=2)
-        elif part:
-            wanted = np.asarray([i * part + draw.integer(Purpose.FRAMES, part, i) for i in range(self.num_frames)])
-        elif self.short_videos == "v1":
-            wanted = np.zeros_like(numbers)
+    def __call__(self, sample: SampleView, rng: Rng) -> ClipFrames:
+        kept_K, length = _timeline(sample, self.by_source)
+        if self.num_views is None:
+            target_VT = self._random(length, rng)[None]
+        elif self.num_views == 1:
+            target_VT = self._view(length, 1, 2)[None]
         else:
-            wanted = np.maximum(0, numbers - (self.num_frames - video.frames))
-        return _frames(video.nearest(wanted)[None])
+            target_VT = np.stack([self._view(length, view, self.num_views) for view in range(self.num_views)])
+        return _clip_frames(_nearest(kept_K, target_VT))
+
+    def _random(self, length: int, rng: Rng) -> NDArray[np.int64]:
+        segment = length // self.num_frames
+        number_T = np.arange(self.num_frames)
+        if segment:
+            return np.asarray([i * segment + rng.integer(Purpose.FRAMES, segment, i) for i in range(self.num_frames)])
+        if self.short_videos == "v1":
+            return np.zeros_like(number_T)
+        return np.maximum(0, number_T - (self.num_frames - length))
+
+    def _view(self, length: int, view: int, num_views: int) -> NDArray[np.int64]:
+        tick = length / self.num_frames
+        return (view * tick / num_views + tick * np.arange(self.num_frames)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class UniformViews:
-    """Evaluation by TSN: clip s of S takes frames int(s × tick / S + tick × i), where tick = frames / T.
+def _timeline(sample: SampleView, by_source: bool) -> tuple[NDArray[np.int64], int]:
+    """Positions of the kept frames of a video or segment, and its length.
 
-    Two clips are the published two-phase test (VideoMAE ssv2.py:238-248); any number is VideoMAEv2's form of it.
+    Counted in source frames, or (shards built by rate) in kept ones, which are evenly spaced in time.
     """
-
-    num_frames: int
-    num_clips: int
-    by_source: bool = True
-
-    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
-        video = _video_of(sample, self.by_source)
-        wanted = [_uniform(video.frames, self.num_frames, clip, self.num_clips) for clip in range(self.num_clips)]
-        return _frames(np.stack([video.nearest(one) for one in wanted]))
-
-
-def _uniform(frames: int, num_frames: int, clip: int, num_clips: int) -> NDArray[np.int64]:
-    tick = frames / num_frames
-    return (clip * tick / num_clips + tick * np.arange(num_frames)).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Video:
-    """What was kept of a video, or of a segment: `at`, counted in the `frames` frames that they stand for."""
-
-    at: NDArray[np.int64]
-    frames: int
-
-    def nearest(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which kept frame is nearest to each wanted frame; of two as near the earlier."""
-        above = np.searchsorted(self.at, wanted).clip(0, len(self.at) - 1)
-        below = np.maximum(above - 1, 0)
-        nearer = np.abs(wanted - self.at[below]) <= np.abs(self.at[above] - wanted)
-        return np.where(nearer, below, above)
-
-
-def _video_of(sample: SampleView, by_source: bool) -> _Video:
-    """In source frames, or (for shards built by rate) in kept ones, which are evenly spaced in time."""
     if not by_source:
-        return _Video(np.arange(sample.frames), sample.frames)
-    at = np.asarray(expand_series(sample.kept), dtype=np.int64)
-    step = int(np.diff(at).max()) if len(at) > 1 else sample.source_frames
-    if at[0] == 0 and 0 < sample.source_frames - at[-1] <= step:  # the whole source: its length is the published one's
-        return _Video(at, sample.source_frames)
-    # A segment is a video of its own, and where it ends nothing says: past its last kept frame so far as that is nearest.
-    at -= at[0]
-    beyond = int(np.median(np.diff(at))) // 2 if len(at) > 1 else 0
-    return _Video(at, int(at[-1]) + beyond + 1)
+        return np.arange(sample.frames), sample.frames
+    kept_K = np.asarray(expand_series(sample.kept), dtype=np.int64)
+    step = int(np.diff(kept_K).max()) if len(kept_K) > 1 else sample.source_frames
+    if kept_K[0] == 0 and 0 < sample.source_frames - kept_K[-1] <= step:
+        return kept_K, sample.source_frames  # the complete source has its published length
+    # A segment counts as a video of its own. Nothing records its end: it ends where the last kept frame stops being the
+    # nearest one.
+    kept_K -= kept_K[0]
+    beyond = int(np.median(np.diff(kept_K))) // 2 if len(kept_K) > 1 else 0
+    return kept_K, int(kept_K[-1]) + beyond + 1
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """A control: the clip's middle frame, repeated. Whoever answers from it does not answer from motion."""
-
-    sampler: Sampler
-
-    def __call__(self, sample: SampleView, draw: Rng) -> ClipFrames:
-        chosen = self.sampler(sample, draw)
-        middle_VT = np.repeat(chosen.index_VT[:, [chosen.index_VT.shape[1] // 2]], chosen.index_VT.shape[1], axis=1)
-        return _frames(np.asarray(chosen.decode)[middle_VT], chosen.phase)
+def _nearest(kept_K: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the kept frame nearest to each target frame; ties take the earlier one."""
+    above = np.searchsorted(kept_K, target).clip(0, len(kept_K) - 1)
+    below = np.maximum(above - 1, 0)
+    is_below = np.abs(target - kept_K[below]) <= np.abs(kept_K[above] - target)
+    return np.where(is_below, below, above)
 
 
-def _frames(positions_VT: NDArray[np.int64], phase: int = 0) -> ClipFrames:
+def _clip_frames(positions_VT: NDArray[np.int64], phase: int = 0) -> ClipFrames:
     decode, index = np.unique(positions_VT, return_inverse=True)
     return ClipFrames(tuple(int(n) for n in decode), index.reshape(positions_VT.shape), phase)

@@ -1,8 +1,8 @@
-"""PIL's colour operations on uint8 RGB, a whole batch at once, with the grey levels that PIL gives.
+"""PIL's colour operations on uint8 RGB, a batch at once, with exactly PIL's grey levels.
 
-Frames of different sizes lie padded in one tensor; nothing outside a clip's own frame changes what is in it.
-Statistics (histograms, means) are a frame's own, as where PIL is called frame by frame. Kornia's forms take whole
-images of floats and know no padding, so they are not used here.
+Frames of different sizes are padded to one tensor; padding never changes a pixel inside a clip's own frame.
+Statistics (histograms, means) are per frame, as if PIL were called frame by frame. Kornia's operations take float
+images without padding, so they are not used here.
 
 N clips, C colours, T frames, H rows, W columns, G the 256 grey levels.
 """
@@ -41,15 +41,15 @@ def inside_frame(size_N2: Int64[Tensor, "N 2"], height: int, width: int) -> Bool
 
 
 def look_up(frames: UInt8[Tensor, "N C T H W"], table: UInt8[Tensor, "N c t G"]) -> UInt8[Tensor, "N C T H W"]:
-    """Every pixel by its clip's table, or by its colour's and frame's own."""
+    """Map every pixel through the table of its clip, or of its colour and frame."""
     num_clips, num_colours, num_frames = frames.shape[:3]
     flat = table.expand(num_clips, num_colours, num_frames, GREYS).reshape(-1)
     first = GREYS * torch.arange(num_clips * num_colours * num_frames, device=frames.device, dtype=torch.int32)
-    place = frames.int() + first.view(num_clips, num_colours, num_frames, 1, 1)
-    return flat.index_select(0, place.view(-1)).view(frames.shape)
+    index = frames.int() + first.view(num_clips, num_colours, num_frames, 1, 1)
+    return flat.index_select(0, index.view(-1)).view(frames.shape)
 
 
-# Tables of one clip's number: N 1 1 G.
+# Tables from one number per clip: N 1 1 G.
 
 
 def invert_table(level_N: Float32[Tensor, " N"]) -> UInt8[Tensor, "N 1 1 G"]:
@@ -57,19 +57,19 @@ def invert_table(level_N: Float32[Tensor, " N"]) -> UInt8[Tensor, "N 1 1 G"]:
 
 
 def posterise_table(bits_N: Float32[Tensor, " N"]) -> UInt8[Tensor, "N 1 1 G"]:
-    """The `bits` highest bits are kept."""
+    """Keep the `bits` highest bits."""
     step_N1 = torch.exp2(8 - bits_N).long()[:, None]
     return _greys(_ramp(bits_N) // step_N1 * step_N1)
 
 
 def solarise_table(threshold_N: Float32[Tensor, " N"]) -> UInt8[Tensor, "N 1 1 G"]:
-    """Greys from the threshold on are inverted."""
+    """Invert greys from the threshold upwards."""
     grey_G = _ramp(threshold_N)
     return _greys(torch.where(grey_G < threshold_N[:, None], grey_G, 255 - grey_G))
 
 
 def solarise_add_table(added_N: Float32[Tensor, " N"]) -> UInt8[Tensor, "N 1 1 G"]:
-    """Greys below 128 are raised."""
+    """Raise greys below 128."""
     grey_G = _ramp(added_N)
     return _greys(torch.where(grey_G < SOLARISE_ADD_BELOW, grey_G + added_N[:, None], grey_G))
 
@@ -80,7 +80,7 @@ def brightness_table(factor_N: Float32[Tensor, " N"]) -> UInt8[Tensor, "N 1 1 G"
     return _greys(_blend(torch.zeros_like(grey_G), grey_G, factor_N[:, None]))
 
 
-# Tables of each frame's own statistics: N C T G.
+# Tables from the statistics of each frame: N C T G.
 
 
 def contrast_table(
@@ -101,14 +101,14 @@ def autocontrast_table(frames: UInt8[Tensor, "N C T H W"], inside: Bool[Tensor, 
     high_NCT1 = torch.where(inside, frames, 0).amax(dim=(-2, -1)).double()[..., None]
     grey_G = _ramp(low_NCT1).double()
     is_flat = high_NCT1 <= low_NCT1
-    # A true division (torch makes `255 / x` a reciprocal), then product and sum apart in float64: PIL truncates.
+    # A true division (torch makes `255 / x` a reciprocal), then product and sum as two steps in float64: PIL truncates.
     scale = torch.full_like(low_NCT1, 255) / (high_NCT1 - low_NCT1).clamp_min(1)
     stretched = grey_G * scale + -low_NCT1 * scale
     return torch.where(is_flat, grey_G, stretched.clamp(0, 255).floor()).to(torch.uint8)
 
 
 def equalise_table(frames: UInt8[Tensor, "N C T H W"], inside: Bool[Tensor, "N H W"]) -> UInt8[Tensor, "N C T G"]:
-    """Each colour's greys are spread so that they are equally frequent."""
+    """Spread each colour's greys so that they are equally frequent."""
     count_NCTG = _histogram(frames, inside)
     used = count_NCTG > 0
     last_NCT1 = GREYS - 1 - used.flip(-1).to(torch.int8).argmax(dim=-1, keepdim=True)
@@ -116,11 +116,11 @@ def equalise_table(frames: UInt8[Tensor, "N C T H W"], inside: Bool[Tensor, "N H
     step_NCT1 = (total_NCT1 - count_NCTG.gather(-1, last_NCT1)) // 255
     below_NCTG = count_NCTG.cumsum(dim=-1) - count_NCTG
     spread = (step_NCT1 // 2 + below_NCTG) // step_NCT1.clamp_min(1)
-    stays = (used.sum(dim=-1, keepdim=True) <= 1) | (step_NCT1 == 0)
-    return torch.where(stays, _ramp(frames), spread.clamp_max(255)).to(torch.uint8)
+    unchanged = (used.sum(dim=-1, keepdim=True) <= 1) | (step_NCT1 == 0)
+    return torch.where(unchanged, _ramp(frames), spread.clamp_max(255)).to(torch.uint8)
 
 
-# Operations that look at more than a pixel's one colour.
+# Operations that read more than one colour of a pixel.
 
 
 def colour(frames: UInt8[Tensor, "N C T H W"], factor_N: Float32[Tensor, " N"]) -> UInt8[Tensor, "N C T H W"]:
@@ -132,13 +132,13 @@ def colour(frames: UInt8[Tensor, "N C T H W"], factor_N: Float32[Tensor, " N"]) 
 def sharpness(
     frames: UInt8[Tensor, "N C T H W"], size_N2: Int64[Tensor, "N 2"], factor_N: Float32[Tensor, " N"]
 ) -> UInt8[Tensor, "N C T H W"]:
-    """Away from the smoothed frame (factor above 1) or towards it; the outermost pixels stay."""
+    """Away from the smoothed frame (factor above 1) or towards it; border pixels stay."""
     height, width = frames.shape[-2:]
     image = frames.float()
     three = image[..., :-2, :] + image[..., 1:-1, :] + image[..., 2:, :]
     nine = three[..., :-2] + three[..., 1:-1] + three[..., 2:] + 4 * image[..., 1:-1, 1:-1]
     smooth = image.clone()
-    # The middle pixel counts five times. Sums are whole, and a thirteenth of a whole number is never halfway.
+    # The middle pixel counts five times. Sums are integers, and a thirteenth of an integer is never halfway.
     smooth[..., 1:-1, 1:-1] = (nine / 13 + 0.5).floor_()
     within = inside_frame(size_N2 - 1, height, width)
     within[:, 0], within[:, :, 0] = False, False
@@ -147,7 +147,7 @@ def sharpness(
 
 
 def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
-    """PIL's blend: float32, clipped and cut off, not rounded. No lerp: it rounds otherwise."""
+    """PIL's blend: float32, clipped and truncated. lerp would round differently."""
     return (start + factor * (end - start)).clamp_(0, 255).floor_()
 
 
@@ -158,7 +158,7 @@ def _luma(frames: Tensor) -> Tensor:
 
 
 def _histogram(frames: Tensor, inside: Tensor) -> Tensor:
-    """How often each grey occurs inside a frame, N C T G; what lies outside is counted apart and dropped."""
+    """How often each grey occurs inside a frame, N C T G; pixels outside get their own bin, which is dropped."""
     outside = ~inside[:, None, None]
     grey = rearrange(torch.where(outside, GREYS, frames.long()), "n c t h w -> n c t (h w)")
     count = torch.zeros((*grey.shape[:-1], GREYS + 1), device=frames.device, dtype=torch.int64)

@@ -98,7 +98,7 @@ class Unreadable:
         self._fresh[error.key] = error.detail
         self.join({error.key: error.detail})
 
-    def take_fresh(self) -> dict[str, str]:
+    def drain_new(self) -> dict[str, str]:
         """What was added here since this was asked last."""
         fresh, self._fresh = self._fresh, {}
         return fresh

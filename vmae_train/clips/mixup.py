@@ -1,9 +1,9 @@
-"""Mixup and CutMix of clips and their labels, within fixed groups of the global order, and the loss of soft targets.
+"""Clips and labels → mixup or CutMix of both, within fixed groups of the global order.
 
-Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019; in the batch form that VideoMAE finetunes with: one share a
-group, each clip's partner is its counterpart in the reversed group.
+Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019. Batch form of VideoMAE's finetuning: one lambda per group, and
+the partner of a clip is its counterpart in the reversed group.
 
-B clips, N clips of a group, K classes, T frames, H rows, W columns.
+B clips, N clips of a group, G groups, K classes, T frames, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -15,29 +15,23 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from vmae_data.rng import Purpose, Rng
 from vmae_train.clips.rng import ClipRng
 
-__all__ = [
-    "Mixed",
-    "MixupSpec",
-    "Shares",
-    "draw_shares",
-    "mixup_clips",
-    "soft_cross_entropy",
-    "soft_rows",
-    "soft_targets",
-]
+__all__ = ["Mixup", "MixupSpec", "mix_targets", "mixup_clips", "sample_mixup", "soft_targets"]
+
+Box = tuple[int, int, int, int]
+_NO_BOX: Box = (0, 0, 0, 0)
 
 
 class MixupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`mixup` and `cutmix` are the numbers of their Beta distributions, 0 for off.
+    """`mixup` and `cutmix` are the parameters of their Beta distributions; 0 turns them off.
 
-    A group of `mix_group` samples is mixed with chance `prob`; where both are on, CutMix is taken with chance
-    `switch`. `label_smoothing` holds without mixing too.
+    A group of `mix_group` samples is mixed with probability `prob`. If both are on, CutMix is chosen with probability
+    `switch`. `label_smoothing` also applies without mixing.
     """
 
     mixup: float = 0.0
@@ -53,7 +47,7 @@ class MixupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise ValueError(f"mix.{name} = {getattr(self, name)} must be above 0, or 0 for off")
         for name in ("prob", "switch"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"mix.{name} = {getattr(self, name)} must lie between 0 and 1")
+                raise ValueError(f"mix.{name} = {getattr(self, name)} must be between 0 and 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"mix.label_smoothing = {self.label_smoothing} must be at least 0 and below 1")
         if self.mix_group < 1:
@@ -65,103 +59,81 @@ class MixupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return (self.mixup > 0 or self.cutmix > 0) and self.prob > 0
 
 
-class Shares(NamedTuple):
-    """How much each clip keeps of itself, and where its partner's box lies: top, left, bottom, right.
+class Mixup(NamedTuple):
+    """How each clip of a batch is mixed with the clip number `partner_B`, of which it takes 1 - `lam_B`.
 
-    An empty box is mixup: the whole picture is blended.
+    `box_B4`: the pasted box of CutMix (top, left, bottom, right); an empty box blends the complete frames (mixup).
     """
 
-    share_B: Float32[Tensor, " B"]
+    lam_B: Float32[Tensor, " B"]
     box_B4: Int64[Tensor, "B 4"]
-
-
-class Mixed(NamedTuple):
-    clips: Float32[Tensor, "B 3 T S S"]
-    share_B: Float32[Tensor, " B"]
     partner_B: Int64[Tensor, " B"]
 
 
-class _GroupShare(NamedTuple):
-    share: float
-    box: tuple[int, int, int, int]
+def sample_mixup(spec: MixupSpec, rng: ClipRng, weight_B: Float32[Tensor, " B"], *, repeats: int, size: int) -> Mixup:
+    """One sample per group, from the rng of its first clip: it depends on no rank and no micro-batch.
 
-
-_UNMIXED = _GroupShare(1.0, (0, 0, 0, 0))
-
-
-def draw_shares(spec: MixupSpec, rng: ClipRng, *, repeats: int, size: int) -> Shares:
-    """One draw a group, that of its first clip: it hangs on no rank and no micro-batch.
-
-    A group is `mix_group` samples with all their `repeats`. Raises ValueError unless the batch is whole groups.
+    A group is `mix_group` samples with all their `repeats`. A clip stays as it is if its partner has weight 0 (could
+    not be read). Raises ValueError if the batch is not a multiple of the group.
     """
     num_clips = len(rng.host.sample_B)
     group = spec.mix_group * repeats
     if num_clips % group:
         raise ValueError(f"mix.mix_group = {spec.mix_group} does not divide a batch of {num_clips // repeats}")
-    found = [_group_share(spec, rng.host.draw(first), size) for first in range(0, num_clips, group)]
+    sampled = [_sample_group(spec, rng.host.clip_rng(first), size) for first in range(0, num_clips, group)]
     device = rng.sample_B.device
-    share_G = torch.tensor([one.share for one in found], dtype=torch.float32).to(device, non_blocking=True)
-    box_G4 = torch.tensor([one.box for one in found], dtype=torch.int64).to(device, non_blocking=True)
-    return Shares(repeat(share_G, "g -> (g n)", n=group), repeat(box_G4, "g x -> (g n) x", n=group))
+    lam_G = torch.tensor([lam for lam, _ in sampled], dtype=torch.float32).to(device, non_blocking=True)
+    box_G4 = torch.tensor([box for _, box in sampled], dtype=torch.int64).to(device, non_blocking=True)
+    clip_B = torch.arange(num_clips, device=device)
+    partner_B = rearrange(rearrange(clip_B, "(g n) -> g n", n=group).flip(1), "g n -> (g n)")
+    lam_B = torch.where(weight_B[partner_B] > 0, repeat(lam_G, "g -> (g n)", n=group), 1.0)
+    return Mixup(lam_B, repeat(box_G4, "g x -> (g n) x", n=group), partner_B)
 
 
-def _group_share(spec: MixupSpec, draw: Rng, size: int) -> _GroupShare:
-    if draw.uniform(Purpose.MIX_APPLY) >= spec.prob:
-        return _UNMIXED
+def _sample_group(spec: MixupSpec, rng: Rng, size: int) -> tuple[float, Box]:
+    """Lambda and box of one group."""
+    if rng.uniform(Purpose.MIX_APPLY) >= spec.prob:
+        return 1.0, _NO_BOX
     both = spec.mixup > 0 and spec.cutmix > 0
-    cuts = draw.uniform(Purpose.MIX_SWITCH) < spec.switch if both else spec.cutmix > 0
-    alpha = spec.cutmix if cuts else spec.mixup
-    share = draw.beta(Purpose.MIX_SHARE, alpha, alpha)
-    if not cuts:
-        return _GroupShare(share, (0, 0, 0, 0))
-    side = int(size * math.sqrt(1 - share))
-    start = [draw.integer(Purpose.MIX_PLACE, size, i) - side // 2 for i in range(2)]
+    use_cutmix = rng.uniform(Purpose.MIX_SWITCH) < spec.switch if both else spec.cutmix > 0
+    alpha = spec.cutmix if use_cutmix else spec.mixup
+    lam = rng.beta(Purpose.MIX_SHARE, alpha, alpha)
+    if not use_cutmix:
+        return lam, _NO_BOX
+    side = int(size * math.sqrt(1 - lam))
+    start = [rng.integer(Purpose.MIX_PLACE, size, i) - side // 2 for i in range(2)]
     top, left = (max(x, 0) for x in start)
-    # From the centre half a side each way, as the original: an odd side loses a pixel; what leaves the picture is cut.
+    # Half a side each way from the centre, as in the original: an odd side loses a pixel, and the frame clips the box.
     bottom, right = (min(x + 2 * (side // 2), size) for x in start)
-    return _GroupShare(1 - (bottom - top) * (right - left) / size**2, (top, left, bottom, right))
+    return 1 - (bottom - top) * (right - left) / size**2, (top, left, bottom, right)
 
 
 @torch.no_grad()
-def mixup_clips(
-    clips: Float32[Tensor, "B 3 T S S"], weight_B: Float32[Tensor, " B"], shares: Shares, *, group: int
-) -> Mixed:
-    """Each clip with its counterpart in the reversed group of `group` clips.
-
-    A clip whose counterpart could not be read (weight 0) stays as it is.
-    """
-    number_B = torch.arange(len(clips), device=clips.device)
-    partner_B = rearrange(rearrange(number_B, "(g n) -> g n", n=group).flip(1), "g n -> (g n)")
-    share_B = torch.where(weight_B[partner_B] > 0, shares.share_B, 1.0)
-    top, left, bottom, right = (x[:, None, None] for x in shares.box_B4.unbind(-1))
+def mixup_clips(clips: Float32[Tensor, "B 3 T S S"], mixup: Mixup) -> Float32[Tensor, "B 3 T S S"]:
+    """Each clip mixed with its partner."""
+    top, left, bottom, right = (x[:, None, None] for x in mixup.box_B4.unbind(-1))
     row_H1, column_W = (torch.arange(n, device=clips.device) for n in clips.shape[-2:])
     row_H1 = row_H1[:, None]
-    is_partner = (row_H1 >= top) & (row_H1 < bottom) & (column_W >= left) & (column_W < right)
-    is_cut = (bottom > top) & (right > left)
-    kept_BHW = torch.where(is_cut, torch.where(is_partner, 0.0, 1.0), share_B[:, None, None])
-    kept_BHW = torch.where(share_B[:, None, None] == 1, 1.0, kept_BHW)
-    # One lerp for the batch: exact at shares of 0 and 1.
-    mixed = torch.lerp(clips[partner_B], clips, kept_BHW[:, None, None])
-    return Mixed(mixed, share_B, partner_B)
+    in_box = (row_H1 >= top) & (row_H1 < bottom) & (column_W >= left) & (column_W < right)
+    is_cutmix = (bottom > top) & (right > left)
+    lam_B11 = mixup.lam_B[:, None, None]
+    own_BHW = torch.where(is_cutmix, torch.where(in_box, 0.0, 1.0), lam_B11)
+    own_BHW = torch.where(lam_B11 == 1, 1.0, own_BHW)
+    # One lerp for the batch: exact at 0 and 1.
+    return torch.lerp(clips[mixup.partner_B], clips, own_BHW[:, None, None])
 
 
 def soft_targets(
-    label_B: Int64[Tensor, " B"], mixed: Mixed | None, *, num_classes: int, smoothing: float
+    label_B: Int64[Tensor, " B"], mixup: Mixup | None, *, num_classes: int, smoothing: float
 ) -> Float32[Tensor, "B K"]:
-    """Smoothed one-hot labels, mixed as the clips are. A label below 0 (a place without a clip) counts as class 0."""
-    hot_BK = F.one_hot(label_B.clamp_min(0), num_classes).float()
-    smooth_BK = hot_BK * (1 - smoothing) + smoothing / num_classes
-    return soft_rows(smooth_BK, mixed)
+    """Smoothed one-hot labels, mixed as the clips are. A label below 0 (an empty slot) counts as class 0."""
+    one_hot_BK = F.one_hot(label_B.clamp_min(0), num_classes).float()
+    return mix_targets(one_hot_BK * (1 - smoothing) + smoothing / num_classes, mixup)
 
 
-def soft_rows(target_BK: Float32[Tensor, "B K"], mixed: Mixed | None) -> Float32[Tensor, "B K"]:
-    """Rows of targets, mixed as the clips are."""
-    if mixed is None:
+def mix_targets(target_BK: Float32[Tensor, "B K"], mixup: Mixup | None) -> Float32[Tensor, "B K"]:
+    """Target rows, mixed as the clips are."""
+    if mixup is None:
         return target_BK
-    share_B1 = mixed.share_B[:, None]
-    return target_BK * share_B1 + target_BK[mixed.partner_B] * (1 - share_B1)
-
-
-def soft_cross_entropy(logits_BK: Float[Tensor, "B K"], target_BK: Float32[Tensor, "B K"]) -> Float32[Tensor, " B"]:
-    """Cross entropy of each clip against a distribution over the classes."""
-    return -(target_BK * F.log_softmax(logits_BK.float(), dim=-1)).sum(dim=-1)
+    lam_B1 = mixup.lam_B[:, None]
+    return target_BK * lam_B1 + target_BK[mixup.partner_B] * (1 - lam_B1)

@@ -1,9 +1,9 @@
-"""RandAugment on whole clips: a few random operations one after the other, one draw for all frames of a clip.
+"""uint8 frames → RandAugment: a sequence of random operations, the same for all frames of a clip.
 
-Cubuk et al., "RandAugment", 2020, in the form `rand-mM-nN-mstdS-inc1` that VideoMAE finetunes with: 15 operations
-whose strength grows with the magnitude, which is drawn from a normal distribution for each operation.
+Cubuk et al., "RandAugment", 2020, in the form `rand-mM-nN-mstdS-inc1` of VideoMAE's finetuning: 15 operations whose
+strength grows with the magnitude, which is sampled from a normal distribution for each operation.
 
-B clips, L operations one after the other.
+B clips, L layers (operations in sequence).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vmae_train.clips import image_ops
 from vmae_train.clips.affine import Interpolation, affine
 from vmae_train.clips.rng import HostRng
 
-__all__ = ["Op", "Policy", "RandAugmentSpec", "draw_policy", "rand_augment"]
+__all__ = ["Op", "Policy", "RandAugmentSpec", "rand_augment", "sample_policy"]
 
 MAX_MAGNITUDE = 10.0
 SKIPPED = -1
 
 
 class Op(IntEnum):
-    """The operations in the order that their draw counts them: part of the format of a run, never renumber."""
+    """The operations, numbered as they are sampled. Numbers are part of the format of a run: never renumber."""
 
     AUTO_CONTRAST = 0
     EQUALIZE = 1
@@ -54,7 +54,7 @@ _GEOMETRIC = frozenset((Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TR
 
 
 class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`layers` operations are drawn for a clip and each is done with chance `prob`.
+    """`layers` operations are sampled for a clip; each is applied with probability `prob`.
 
     `magnitude` and `magnitude_std` are on a scale of 0 to 10.
     """
@@ -68,20 +68,20 @@ class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise ValueError(
-                f"augment.randaugment.layers = {self.layers} must be 1 or more; leave the table out for none"
+                f"augment.randaugment.layers = {self.layers} must be 1 or more. Remove the table to turn it off"
             )
         if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"augment.randaugment.magnitude = {self.magnitude} must lie between 0 and 10")
+            raise ValueError(f"augment.randaugment.magnitude = {self.magnitude} must be between 0 and 10")
         if self.magnitude_std < 0:
             raise ValueError(f"augment.randaugment.magnitude_std = {self.magnitude_std} must be 0 or more")
         if not 0 <= self.prob <= 1:
-            raise ValueError(f"augment.randaugment.prob = {self.prob} must lie between 0 and 1")
+            raise ValueError(f"augment.randaugment.prob = {self.prob} must be between 0 and 1")
 
 
 class Policy(NamedTuple):
-    """What is done to each clip. On the host: it decides which work is there to do.
+    """The operations of each clip, on the host because they decide which work is done.
 
-    `op_BL`: an Op, or -1 for nothing. `level_BL`: the magnitude, 0 to 10. `sign_BL`: 1 or -1.
+    `op_BL`: an Op, or -1 for none. `level_BL`: the magnitude, 0 to 10. `sign_BL`: 1 or -1.
     """
 
     op_BL: NDArray[np.int64]
@@ -89,8 +89,8 @@ class Policy(NamedTuple):
     sign_BL: NDArray[np.float64]
 
 
-def draw_policy(spec: RandAugmentSpec, rng: HostRng) -> Policy:
-    """Operations are drawn with replacement."""
+def sample_policy(spec: RandAugmentSpec, rng: HostRng) -> Policy:
+    """Operations are sampled with replacement."""
     layer_L = np.arange(spec.layers)
     op_BL = integer(rng.bits(Purpose.RANDAUGMENT_OP, layer_L), len(Op))
     applied_BL = uniform(rng.bits(Purpose.RANDAUGMENT_APPLY, layer_L)) < spec.prob
@@ -105,31 +105,31 @@ def draw_policy(spec: RandAugmentSpec, rng: HostRng) -> Policy:
 def rand_augment(
     frames: UInt8[Tensor, "B C T H W"], size_B2: Int64[Tensor, "B 2"], policy: Policy, interpolation: Interpolation
 ) -> UInt8[Tensor, "B C T H W"]:
-    """The policy's operations, on the whole frames; `frames` themselves are not changed.
+    """Apply the policy to full frames; `frames` is not changed.
 
-    In each layer all clips with the same operation go together; no step waits for the device.
+    In each layer, all clips with the same operation form one batch. No step waits for the device.
     """
     frames = frames.clone()
     for op_B, level_B, sign_B in zip(policy.op_BL.T, policy.level_BL.T, policy.sign_BL.T, strict=True):
         is_geometric_B = np.isin(op_B, list(_GEOMETRIC))
         groups = [(Op(op), op_B == op) for op in np.unique(op_B[~is_geometric_B]) if op != SKIPPED]
         for op, chosen_B in groups:
-            place = _to(np.flatnonzero(chosen_B), frames)
+            index = _to(np.flatnonzero(chosen_B), frames)
             strength = np.array(
                 [strength_of(op, v, s) for v, s in zip(level_B[chosen_B], sign_B[chosen_B], strict=True)]
             )
-            changed = _colour_op(op, frames[place], size_B2[place], _to(strength.astype(np.float32), frames))
-            frames.index_copy_(0, place, changed)
+            changed = _colour_op(op, frames[index], size_B2[index], _to(strength.astype(np.float32), frames))
+            frames.index_copy_(0, index, changed)
         if is_geometric_B.any():
             rows = np.flatnonzero(is_geometric_B)
-            place = _to(rows, frames)
-            matrix = _matrices([(Op(op_B[row]), level_B[row], sign_B[row]) for row in rows], size_B2[place])
-            frames.index_copy_(0, place, affine(frames[place], size_B2[place], matrix, interpolation))
+            index = _to(rows, frames)
+            matrix = _matrices([(Op(op_B[row]), level_B[row], sign_B[row]) for row in rows], size_B2[index])
+            frames.index_copy_(0, index, affine(frames[index], size_B2[index], matrix, interpolation))
     return frames
 
 
 def strength_of(op: Op, level: float, sign: float) -> float:
-    """An operation's own number at a magnitude: degrees, bits, a threshold, a factor, a share."""
+    """The parameter of an operation at a magnitude: degrees, bits, a threshold, a factor or a share."""
     share = level / MAX_MAGNITUDE
     if op is Op.POSTERIZE:
         return 4.0 - int(share * 4)
@@ -153,15 +153,15 @@ def _colour_op(op: Op, frames: Tensor, size_N2: Tensor, strength_N: Tensor) -> T
         return image_ops.colour(frames, strength_N)
     if op is Op.SHARPNESS:
         return image_ops.sharpness(frames, size_N2, strength_N)
-    plain = {
+    by_strength = {
         Op.INVERT: image_ops.invert_table,
         Op.POSTERIZE: image_ops.posterise_table,
         Op.SOLARIZE: image_ops.solarise_table,
         Op.SOLARIZE_ADD: image_ops.solarise_add_table,
         Op.BRIGHTNESS: image_ops.brightness_table,
     }
-    if op in plain:
-        return image_ops.look_up(frames, plain[op](strength_N))
+    if op in by_strength:
+        return image_ops.look_up(frames, by_strength[op](strength_N))
     inside = image_ops.inside_frame(size_N2, *frames.shape[-2:])
     if op is Op.CONTRAST:
         return image_ops.look_up(frames, image_ops.contrast_table(frames, inside, strength_N))
@@ -170,7 +170,7 @@ def _colour_op(op: Op, frames: Tensor, size_N2: Tensor, strength_N: Tensor) -> T
 
 
 def _matrices(ops: list[tuple[Op, float, float]], size_N2: Tensor) -> Tensor:
-    """Where each clip's pixels come from, N 2 3: turning about the centre, shearing from the corner, shifting."""
+    """The inverse matrix of each clip, N 2 3: rotation about the centre, shear from the corner, translation."""
     linear = np.tile(np.eye(2), (len(ops), 1, 1))
     shift = np.zeros((len(ops), 2))  # in widths and heights of the frame
     for row, (op, level, sign) in enumerate(ops):
@@ -185,13 +185,13 @@ def _matrices(ops: list[tuple[Op, float, float]], size_N2: Tensor) -> Tensor:
             linear[row, 1, 0] = strength
         else:
             shift[row, 0 if op is Op.TRANSLATE_X else 1] = strength
-    turned = np.array([[op is Op.ROTATE] for op, _, _ in ops])
-    linear_N22, shift_N2, turned_N1 = (_to(x, size_N2) for x in (linear, shift, turned))
+    rotated = np.array([[op is Op.ROTATE] for op, _, _ in ops])
+    linear_N22, shift_N2, rotated_N1 = (_to(x, size_N2) for x in (linear, shift, rotated))
     size_N2 = size_N2.flip(-1).double()  # x before y
     centre_N2 = size_N2 / 2
-    # Products and sums apart, as PIL does them.
+    # Products and sums as separate steps, as in PIL.
     back_N2 = centre_N2 - (linear_N22[..., 0] * centre_N2[:, :1] + linear_N22[..., 1] * centre_N2[:, 1:])
-    offset_N2 = torch.where(turned_N1, back_N2, shift_N2 * size_N2)
+    offset_N2 = torch.where(rotated_N1, back_N2, shift_N2 * size_N2)
     return torch.cat((linear_N22, offset_N2[..., None]), dim=-1)
 
 

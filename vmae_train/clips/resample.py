@@ -1,4 +1,4 @@
-"""A box of a frame → a square of the model's size, a whole batch at once, as Kornia augmentations fed by `params`.
+"""A box of a frame → a square of the model's size, a batch at once, as a Kornia augmentation fed by `params`.
 
 B batch, S the model's image size, N pixels of a frame's row or column.
 """
@@ -14,26 +14,30 @@ from kornia.augmentation import GeometricAugmentationBase2D
 from kornia.geometry import remap
 from torch import Tensor
 
-__all__ = ["BilinearCrop", "SeparableCrop", "resample_weights"]
+__all__ = ["BoxCrop", "resample_weights"]
 
 
-class _Crop(GeometricAugmentationBase2D):
-    """A crop whose params are the fields of Boxes."""
+class BoxCrop(GeometricAugmentationBase2D):
+    """Crop and resize; its params are the fields of Boxes.
 
-    def __init__(self, *, size: int) -> None:
+    With `antialias`: PIL's antialiased bilinear filter, as two batched matrix products.
+    Without: plain bilinear interpolation of four pixels, equal to `torch.nn.functional.interpolate` of the crop.
+    Positions stop at the limits, which warp_affine cannot do. Float32 positions cost up to 0.02 grey levels.
+    """
+
+    def __init__(self, *, size: int, antialias: bool) -> None:
         super().__init__(p=1.0)
-        self.size = size
+        self.size, self.antialias = size, antialias
 
     def compute_transformation(self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]) -> Tensor:
-        return self.identity_matrix(input)  # for boxes and key points, which a clip has none of
-
-
-class SeparableCrop(_Crop):
-    """Crop and resize by two batched matrix products, with PIL's antialiased bilinear filter."""
+        return self.identity_matrix(input)  # for bounding boxes and key points, which a clip does not have
 
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
+        return self._separable(input, params) if self.antialias else self._bilinear(input, params)
+
+    def _separable(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
         num_channels, height, width = input.shape[1:]
         top_B, left_B, bottom_B, right_B = params["limits_B4"].unbind(-1)
         rows_BSH = resample_weights(params["top_B"], params["height_B"], top_B, bottom_B, length=height, size=self.size)
@@ -44,17 +48,7 @@ class SeparableCrop(_Crop):
         narrow = rearrange(narrow, "b (n h) s -> b n h s", n=num_channels)
         return rows_BSH[:, None] @ narrow
 
-
-class BilinearCrop(_Crop):
-    """Crop and resize by plain bilinear interpolation of four pixels, without antialias.
-
-    Equal to `torch.nn.functional.interpolate` of the crop alone: positions stop at the limits, which warp_affine
-    can't do. Float32 positions cost up to 0.02 grey levels.
-    """
-
-    def apply_transform(
-        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
-    ) -> Tensor:
+    def _bilinear(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
         top_B, left_B, bottom_B, right_B = params["limits_B4"].unbind(-1)
         row_BS = self._positions(params["top_B"], params["height_B"], top_B, bottom_B, input.shape[-2])
         column_BS = self._positions(params["left_B"], params["width_B"], left_B, right_B, input.shape[-1])
@@ -68,7 +62,7 @@ class BilinearCrop(_Crop):
         )
 
     def _positions(self, start_B: Tensor, extent_B: Tensor, low_B: Tensor, high_B: Tensor, length: int) -> Tensor:
-        """Where each pixel's centre lies, -1 to 1 from edge to edge of the padded frame."""
+        """The centre of each pixel, from -1 to 1 between the edges of the padded frame."""
         offset_S = torch.arange(self.size, device=start_B.device, dtype=torch.float32) + 0.5
         centre_BS = start_B[:, None] + offset_S * (extent_B / self.size)[:, None]
         centre_BS = torch.maximum(centre_BS, low_B[:, None] + 0.5)
@@ -86,8 +80,7 @@ def resample_weights(
 ) -> Float32[Tensor, "B S N"]:
     """Weights of `length` source pixels for `size` pixels over [start, start + extent), reading [low, high).
 
-    PIL's bilinear filter: a triangle, as wide as the step where the step shrinks the picture, normalised over the
-    pixels that may be read.
+    PIL's bilinear filter: a triangle, as wide as the step if the picture shrinks, normalised over the readable pixels.
     """
     pixel_N = torch.arange(length, device=start_B.device, dtype=torch.float32)
     step_B = extent_B / size

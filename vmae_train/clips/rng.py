@@ -1,10 +1,10 @@
-"""The torch twin of vmae_data.draws: the same bits, drawn on the device for a whole batch at once.
+"""The torch twin of vmae_data.rng: the same bits, computed on the device for a batch at once.
 
-Torch has no unsigned 64-bit arithmetic to speak of, so the uint64 values are held as the int64 of the same
-bits: sums, products and xor are the same; shifts to the right mask the copied sign away; an order of
-unsigned values is the order of the signed ones after flipping the top bit.
+Torch has hardly any unsigned 64-bit arithmetic, so uint64 values are held as the int64 with the same bits. Sums,
+products and xor are the same. Right shifts mask the copied sign bits. Unsigned order is the signed order after flipping
+the top bit.
 
-B batch, I draws of one sample.
+B batch, I random numbers of one sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TOP_BIT = -(2**63)
 
 
 def signed(value: int) -> int:
-    """The int64 with the bits of a uint64, which is how torch takes it."""
+    """The int64 with the bits of a uint64, as torch takes it."""
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -44,6 +44,10 @@ def splitmix64(x: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2
     return z ^ _shift_right(z, 31)
+
+
+def _shift_right(x: Tensor, k: int) -> Tensor:
+    return (x >> k) & ((1 << (64 - k)) - 1)
 
 
 def integer(bits: Int64[Tensor, "*any"], n: Int64[Tensor, "*any"] | int) -> Int64[Tensor, "*any"]:
@@ -62,7 +66,7 @@ def permutation(bits: Int64[Tensor, "*any I"]) -> Int64[Tensor, "*any I"]:
 
 
 class HostRng(NamedTuple):
-    """The numbers of ClipDraws on the host, where real numbers are drawn in float64, and what decides the work."""
+    """The counters of ClipRng on the host: for float64 numbers, and for choices that decide which work is done."""
 
     seed: int
     epoch_B: NDArray[np.uint64]
@@ -71,26 +75,26 @@ class HostRng(NamedTuple):
     repeat_B: NDArray[np.uint64]
 
     def bits(self, purpose: Purpose, i: int | NDArray[Any] = 0) -> NDArray[np.uint64]:
-        """64 random bits for each sample: (B,) for one draw `i`, (B, I) for a row of draws."""
+        """64 random bits for each sample: (B,) for one counter `i`, (B, I) for a row of counters."""
         numbers = self[1:] if isinstance(i, int) else [x[:, None] for x in self[1:]]
         epoch, sample, visit, repeat = numbers
         return numpy_rng.bits(self.seed, epoch, sample, visit, repeat, purpose, i)
 
-    def chosen(self, place_N: NDArray[np.int64]) -> HostRng:
-        """The draws of some places of the batch."""
-        return HostRng(self.seed, *(x[place_N] for x in self[1:]))
+    def select(self, index_N: NDArray[np.int64]) -> HostRng:
+        """The rng of some clips of the batch."""
+        return HostRng(self.seed, *(x[index_N] for x in self[1:]))
 
-    def draw(self, place: int) -> Rng:
-        """The draws of one clip of the batch."""
-        epoch, sample, visit, repeat = (int(x[place]) for x in self[1:])
+    def clip_rng(self, index: int) -> Rng:
+        """The rng of one clip of the batch."""
+        epoch, sample, visit, repeat = (int(x[index]) for x in self[1:])
         return Rng(self.seed, epoch, sample, visit, repeat)
 
 
 class ClipRng(NamedTuple):
-    """All that the draws of a batch of clips hang on, but their purpose.
+    """A counter-based rng for a batch of clips: every number is a hash of these fields, a purpose and a counter.
 
-    `sample_B` holds the bits of the uint64 sample numbers of vmae_data.rng.sample_number. `host` holds the
-    same numbers where no device has to be waited for.
+    `sample_B` holds the bits of the uint64 sample numbers of vmae_data.rng.sample_number. `host` holds the same numbers
+    for use without waiting for the device.
     """
 
     seed: int
@@ -111,47 +115,43 @@ class ClipRng(NamedTuple):
         visit: Numbers = 0,
         repeat: Numbers = 0,
     ) -> ClipRng:
-        """Draws on a device from numbers or uint64 arrays on the host, broadcast to the shape of `sample`."""
+        """An rng on a device from numbers or uint64 arrays on the host, broadcast to the shape of `sample`."""
         sample_numbers = np.asarray(sample, dtype=np.uint64)
 
-        def whole(numbers: Numbers) -> NDArray[np.uint64]:
+        def full(numbers: Numbers) -> NDArray[np.uint64]:
             return np.broadcast_to(np.asarray(numbers, dtype=np.uint64), sample_numbers.shape).copy()
 
-        return cls.of(HostRng(seed, whole(epoch), sample_numbers, whole(visit), whole(repeat)), device)
+        return cls.of(HostRng(seed, full(epoch), sample_numbers, full(visit), full(repeat)), device)
 
     @classmethod
     def of(cls, host: HostRng, device: torch.device | str) -> ClipRng:
-        """The draws of the host's numbers, on a device."""
+        """The same rng on a device."""
         tensors = (torch.from_numpy(x.view(np.int64)).to(device, non_blocking=True) for x in host[1:])
         epoch_B, sample_B, visit_B, repeat_B = tensors
         return cls(host.seed, epoch_B, sample_B, visit_B, repeat_B, host)
 
     def to(self, device: torch.device | str) -> ClipRng:
-        """The same draws on another device; pinned memory is copied without waiting."""
+        """The same rng on another device; pinned memory is copied without waiting."""
         numbers = (self.epoch_B, self.sample_B, self.visit_B, self.repeat_B)
         epoch_B, sample_B, visit_B, repeat_B = (x.to(device, non_blocking=True) for x in numbers)
         return ClipRng(self.seed, epoch_B, sample_B, visit_B, repeat_B, self.host)
 
     def repeated(self, repeats: int) -> ClipRng:
-        """The draws of `repeats` clips made of each one, sample-major, told apart by their `repeat` number."""
+        """The rng of `repeats` clips per sample, sample-major; their `repeat` numbers differ."""
         if repeats == 1:
             return self
         host = HostRng(self.seed, *(np.repeat(x, repeats) for x in self.host[1:]))
         host = host._replace(repeat_B=np.tile(np.arange(repeats, dtype=np.uint64), len(self.sample_B)))
         return ClipRng.of(host, self.sample_B.device)
 
-    def chosen(self, place_N: NDArray[np.int64]) -> ClipRng:
-        """The draws of some places of the batch."""
-        return ClipRng.of(self.host.chosen(place_N), self.sample_B.device)
+    def select(self, index_N: NDArray[np.int64]) -> ClipRng:
+        """The rng of some clips of the batch."""
+        return ClipRng.of(self.host.select(index_N), self.sample_B.device)
 
     def bits(self, purpose: Purpose, i: Int64[Tensor, "*#B I"] | int = 0) -> Int64[Tensor, "B ..."]:
-        """64 random bits for each sample: (B,) for one draw `i`, (B, I) for a row of draws, for all or each its own."""
+        """64 random bits for each sample: (B,) for one counter `i`, (B, I) for a row of counters, shared or per sample."""
         h = splitmix64(self.epoch_B ^ signed(self.seed))
         for x in (self.sample_B, self.visit_B, self.repeat_B):
             h = splitmix64(h ^ x)
         h = splitmix64(h ^ int(purpose))
         return splitmix64(h ^ i) if isinstance(i, int) else splitmix64(h[:, None] ^ i)
-
-
-def _shift_right(x: Tensor, k: int) -> Tensor:
-    return (x >> k) & ((1 << (64 - k)) - 1)

@@ -27,7 +27,7 @@ from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.answers import Answers, Found, activate, answers_from, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol, Views
-from vmae_train.models.videomae import Classifier, HeadModel, MultiLabelClassifier, Regressor
+from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor
 
 __all__ = ["answer_videos", "check_classes", "check_same_classes"]
 

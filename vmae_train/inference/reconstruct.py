@@ -30,14 +30,14 @@ from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.frame_sampling import ClipSpec, view_sampler
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
-from vmae_train.clips.mask import TubeMask, num_masked_places, tube_mask
+from vmae_train.clips.mask import TokenMask, num_masked_patches, tube_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import choose_device
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
 from vmae_train.inference.read_video import fetched_video, read_clip
+from vmae_train.models.geometry import Geometry
 from vmae_train.models.losses import cube_targets
 from vmae_train.models.videomae import PretrainModel
-from vmae_train.models.vit import Geometry
 from vmae_train.runs.metadata import read_facts, run_clip, run_of
 
 __all__ = [
@@ -113,7 +113,7 @@ def mask_ratio(checkpoint: str, geometry: Geometry, given: float | None) -> floa
         recipe = read_facts(run).recipe if run is not None else {}
         ratio = float(recipe.get("mask", {}).get("ratio", PUBLISHED_RATIO))
     try:
-        num_masked_places(places=geometry.places, ratio=ratio)
+        num_masked_patches(patches=geometry.patches, ratio=ratio)
     except ValueError as error:
         raise MisuseError(f"--ratio {ratio}: {error}") from error
     return ratio
@@ -147,7 +147,7 @@ def reconstruct_shards(
         for batch in batches:
             planes = planes_of_views(batch.planes, batch.index_BVT)
             never_B = torch.zeros_like(batch.weight_B, dtype=torch.bool)
-            rgb = augment(planes, augment.draw(planes.size_B2, batch.rng, never_B))
+            rgb = augment(planes, augment.sample_boxes(planes.size_B2, batch.rng, never_B))
             titles = [_title(shards, number) for number in batch.request.samples]
             made = reconstruct_clips(model, rgb / 255, batch.rng, ratio, titles)
             clips += [clip for clip, weight in zip(made, batch.weight_B.tolist(), strict=True) if weight]
@@ -188,7 +188,7 @@ def reconstruct_clips(
 ) -> list[Reconstruction]:
     """Hide cubes of RGB clips (0..1), have them predicted, and put the predictions in their places."""
     geometry = model.geometry
-    mask = tube_mask(rng, slices=geometry.slices, places=geometry.places, ratio=ratio)
+    mask = tube_mask(rng, slices=geometry.slices, patches=geometry.patches, ratio=ratio)
     clips = (rgb01_BCTHW - _per_colour(model.mean_C)) / _per_colour(model.std_C)
     predicted_BMD = model(clips, mask).float()
     error = predicted_BMD - cube_targets(rgb01_BCTHW, mask.masked_BM, geometry)
@@ -206,7 +206,7 @@ def _cubes(rgb01: Tensor, geometry: Geometry) -> Tensor:
     return rearrange(rgb01, "b c (t p0) (h p1) (w p2) -> b (t h w) (p0 p1 p2) c", p0=p0, p1=p1, p2=p1)
 
 
-def _put_back(rgb01: Tensor, mask: TubeMask, predicted_BMD: Tensor, geometry: Geometry) -> Tensor:
+def _put_back(rgb01: Tensor, mask: TokenMask, predicted_BMD: Tensor, geometry: Geometry) -> Tensor:
     """Undo `cube_targets` with each cube's own mean and spread."""
     index = mask.masked_BM[..., None, None].expand(-1, -1, geometry.cube_dim // 3, 3)
     variance, mean = torch.var_mean(_cubes(rgb01, geometry).gather(1, index), dim=2, unbiased=True, keepdim=True)
@@ -214,7 +214,7 @@ def _put_back(rgb01: Tensor, mask: TubeMask, predicted_BMD: Tensor, geometry: Ge
     return rearrange(cubes * (variance.sqrt() + 1e-6) + mean, "b m p c -> b m (p c)")
 
 
-def _with_cubes(rgb01: Tensor, mask: TubeMask, cubes_BMD: Tensor, geometry: Geometry) -> Tensor:
+def _with_cubes(rgb01: Tensor, mask: TokenMask, cubes_BMD: Tensor, geometry: Geometry) -> Tensor:
     """The clip with its masked cubes replaced."""
     p0, p1, side = geometry.tubelet_size, geometry.patch_size, geometry.image_size // geometry.patch_size
     flat = rearrange(_cubes(rgb01, geometry), "b n p c -> b n (p c)")

@@ -1,4 +1,4 @@
-"""What all models share: geometry, options, the way from frames to clips, first weights.
+"""What all models share: geometry, training options, frames → clips, first weights.
 
 B batch, C colours, T frames, H rows, W columns, S the model's image size, N tokens, E channels, L blocks.
 """
@@ -11,16 +11,17 @@ from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
+from vmae_train.clips.colour import per_colour
 from vmae_train.clips.rng import ClipRng
-from vmae_train.models.geometry import Geometry, Init, TrainOptions
-from vmae_train.models.positions import position_code
-from vmae_train.models.vit import Block, drop_path_scale, initialise
+from vmae_train.models.geometry import Geometry, Init, ModelSpec
+from vmae_train.models.positions import position_embedding
+from vmae_train.models.vit import Block, drop_path_scale, init_weights
 
-__all__ = ["VideoModel", "encoder_blocks", "generator_of", "per_colour"]
+__all__ = ["VideoModel"]
 
 
 class VideoModel(nn.Module):
-    """What both models share: geometry, classes, first weights, the way from frames to clips."""
+    """The base of the pretraining model and of the models with a head."""
 
     mean_C: Tensor
     std_C: Tensor
@@ -30,20 +31,25 @@ class VideoModel(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.classes = classes
-        self.options = TrainOptions()
+        self.drop_path = self.fc_drop_rate = 0.0
+        self.activation_checkpointing = False
 
-    def set_options(self, options: TrainOptions) -> None:
-        """How it trains from now on. Compiling leaves the names of the weights as they are."""
-        self.options = options
-        if options.compile:
+    def set_options(self, spec: ModelSpec) -> None:
+        """Set drop path, dropout of the head, activation checkpointing and compilation from a recipe.
+
+        None of them changes the function of the trained model. Compilation keeps the names of the weights.
+        """
+        self.drop_path, self.fc_drop_rate = spec.drop_path, spec.fc_drop_rate
+        self.activation_checkpointing = spec.activation_checkpointing
+        if spec.compile:
             for part in self.modules():
                 if isinstance(part, Block):  # all blocks are alike: one compilation serves them all
                     part.compile()
 
     def preprocess(self, frames_BTHWC: UInt8[Tensor, "B T H W 3"]) -> Float32[Tensor, "B 3 T S S"]:
-        """RGB frames to clips: short side to the model's size, centre, (rgb / 255 - mean) / std.
+        """RGB frames to clips: short side resized to the model's size, centre crop, (rgb / 255 - mean) / std.
 
-        Raises ValueError for another number of frames than the model's.
+        Raises ValueError if the number of frames is not the model's.
         """
         if frames_BTHWC.shape[1] != self.geometry.num_frames:
             raise ValueError(f"{frames_BTHWC.shape[1]} frames given; a clip has {self.geometry.num_frames}")
@@ -52,39 +58,27 @@ class VideoModel(nn.Module):
         rgb01 = rearrange(frames, "(b t) c h w -> b c t h w", b=len(frames_BTHWC))
         return (rgb01 - per_colour(self.mean_C)) / per_colour(self.std_C)
 
-    def _fill(self, generator: torch.Generator | None, init: Init) -> None:
-        """Memory for the parts built on the meta device, then first weights, then the fixed numbers.
+    def _materialise(self, seed: int | None, init: Init) -> torch.Generator | None:
+        """Memory for the parts built on the meta device, first weights from the seed, then the constant buffers.
 
-        Building on the meta device draws nothing from the global generator.
+        Building on the meta device uses no global generator. Returns the generator for further weights; a `seed` of
+        None leaves the weights for a loader to fill.
         """
         self.to_empty(device="cpu")
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         if generator is not None:
-            initialise(self, init=init, generator=generator)
+            init_weights(self, init=init, generator=generator)
         geometry = self.geometry
         self.register_buffer("mean_C", torch.tensor(geometry.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(geometry.std), persistent=False)
-        self.register_buffer("position_NE", position_code(geometry, geometry.embed_dim), persistent=False)
+        self.register_buffer("position_NE", position_embedding(geometry, geometry.embed_dim), persistent=False)
+        return generator
 
-    def _drop_path(self, rng: ClipRng | None) -> Tensor | None:
+    def _drop_path_scale(self, rng: ClipRng | None) -> Tensor | None:
         """(L, B, 2) factors of the encoder's branches, in training only."""
-        if rng is None or not self.training or not self.options.drop_path:
+        if rng is None or not self.training or not self.drop_path:
             return None
-        return drop_path_scale(rng, depth=self.geometry.depth, rate=self.options.drop_path)
-
-
-def encoder_blocks(geometry: Geometry) -> nn.ModuleList:
-    return nn.ModuleList(
-        Block(geometry.embed_dim, geometry.num_heads, geometry.mlp_ratio, geometry.encoder_eps)
-        for _ in range(geometry.depth)
-    )
-
-
-def generator_of(seed: int | None) -> torch.Generator | None:
-    return None if seed is None else torch.Generator().manual_seed(seed)
-
-
-def per_colour(x_C: Tensor) -> Tensor:
-    return rearrange(x_C, "c -> c 1 1 1")
+        return drop_path_scale(rng, depth=self.geometry.depth, rate=self.drop_path)
 
 
 def _centre_square(frames: Tensor, size: int) -> Tensor:

@@ -1,17 +1,17 @@
-"""What fixes a model's function beside its weights, and the published sizes.
+"""A recipe's [model] table → the geometry of a model: everything except weights that fixes its function.
 
 Sizes: Tong et al., "VideoMAE", NeurIPS 2022, from its scripts; g: Wang et al., "VideoMAE V2", CVPR 2023.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Geometry", "ModelSpec", "PositionResize", "PublishedSize", "TrainOptions", "hidden_dim", "published_size"]
+__all__ = ["Geometry", "Init", "ModelSpec", "PositionResize", "hidden_dim", "published_size"]
 
 Position = Literal["sinusoid-1d", "sinusoid-3d"]
 PositionResize = Literal["recompute", "interpolate"]
@@ -21,11 +21,11 @@ SizeName = Literal["tiny", "S", "B", "L", "H", "g"]
 
 
 class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that fixes a model's function beside its weights; stored with them.
+    """Everything except weights that fixes a model's function. Stored with the weights.
 
     `init` None: xavier in pretraining, trunc in a classifier, as published. `decoder_mlp_ratio` None: `mlp_ratio`.
-    `position_grid`: slices and side of the position code that is interpolated to this model's own; None: the code is
-    made for this model's own. `pooling`: how a classifier makes one vector of its tokens.
+    `position_grid`: slices and side of the position embedding that is interpolated to this model's grid; None: the
+    embedding is computed for this grid. `pooling`: how a classifier reduces its tokens to one vector.
     """
 
     image_size: int
@@ -65,25 +65,25 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"model.{name} = {getattr(self, name)} must be even: sine and cosine take turns")
         for name in ("mlp_ratio", "decoder_mlp_ratio"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= _MOST_MLP_RATIO:
-                raise ValueError(f"model.{name} = {value} must be above 0, and {_MOST_MLP_RATIO} at most")
+            if value is not None and not 0 < value <= _MAX_MLP_RATIO:
+                raise ValueError(f"model.{name} = {value} must be above 0 and at most {_MAX_MLP_RATIO}")
         if self.position_grid is not None and min(self.position_grid) < 1:
             raise ValueError(f"model.position_grid = {self.position_grid}: slices and side must be at least 1")
-        self._check_room()
+        self._check_limits()
         if min(self.std) <= 0:
             raise ValueError(f"std = {self.std} must be above 0 in every channel")
 
-    def _check_room(self) -> None:
+    def _check_limits(self) -> None:
         channels = max(self.embed_dim, self.decoder_embed_dim)
         slices, side = self.position_grid or (0, 0)
         tokens = max(self.num_tokens, slices * side**2)
-        for name, value, most in (
-            ("tokens", tokens, _MOST_TOKENS),
-            ("values of a token", max(channels, self.cube_dim), _MOST_CHANNELS),
-            ("numbers of the position code", tokens * channels, _MOST_CODE),
+        for name, value, limit in (
+            ("tokens", tokens, _MAX_TOKENS),
+            ("values of a token", max(channels, self.cube_dim), _MAX_CHANNELS),
+            ("numbers in the position embedding", tokens * channels, _MAX_EMBEDDING),
         ):
-            if value > most:
-                raise ValueError(f"model: {value} {name}; at most {most} can be computed with")
+            if value > limit:
+                raise ValueError(f"model: {value} {name} exceed the limit of {limit}")
 
     @property
     def slices(self) -> int:
@@ -92,17 +92,17 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def side(self) -> int:
-        """Tokens along one side of a slice."""
+        """Patches along one side of a slice."""
         return self.image_size // self.patch_size
 
     @property
-    def places(self) -> int:
-        """Tokens of one slice."""
+    def patches(self) -> int:
+        """Patches (tokens) of one slice."""
         return self.side**2
 
     @property
     def num_tokens(self) -> int:
-        return self.slices * self.places
+        return self.slices * self.patches
 
     @property
     def cube_dim(self) -> int:
@@ -110,11 +110,11 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.tubelet_size * self.patch_size**2 * 3
 
     def resized(self, resize: PositionResize, *, image_size: int | None, num_frames: int | None) -> Geometry:
-        """The same model for other clips; None: as it is.
+        """The same model for clips of another size or length; None keeps it.
 
-        `recompute` makes the code for the new grid, as VideoMAE does: with the 1-D code, every token's changes.
-        `interpolate` stretches the code that the weights were trained with, as VideoMAEv2 does.
-        Raises ValueError for a size that is no multiple of the patch or the tubelet.
+        `recompute` computes the position embedding for the new grid, as VideoMAE does: with the 1-D form, every token
+        gets another one. `interpolate` stretches the embedding that the weights were trained with, as VideoMAEv2 does.
+        Raises ValueError for a size that is not a multiple of the patch or the tubelet.
         """
         grid = None
         if resize == "interpolate":
@@ -141,64 +141,71 @@ _DIVISORS = (
     ("decoder_embed_dim", "decoder_num_heads"),
 )
 
-# Far above any model that is trained. They are for descriptions that somebody else wrote: a position code takes memory
-# by these numbers alone, whatever the weights are.
-_MOST_TOKENS, _MOST_CHANNELS, _MOST_CODE = 1 << 20, 1 << 17, 1 << 29
-_MOST_MLP_RATIO = 256
+# Far above any model that is trained. They bound descriptions from foreign files: a position embedding takes memory by
+# these numbers alone, whatever the weights are.
+_MAX_TOKENS, _MAX_CHANNELS, _MAX_EMBEDDING = 1 << 20, 1 << 17, 1 << 29
+_MAX_MLP_RATIO = 256
 
 
 def hidden_dim(dim: int, ratio: float) -> int:
-    """Channels inside an MLP: dim × ratio, cut off. A ratio made by a division gives its dividend again."""
+    """Channels inside an MLP: dim × ratio, truncated. A ratio that was made by a division gives its dividend again."""
     return int(dim * ratio + 1e-6)
 
 
-class PublishedSize(msgspec.Struct, frozen=True):
-    embed_dim: int
-    depth: int
-    num_heads: int
-    decoder_embed_dim: int
-    decoder_depth: int
-    decoder_num_heads: int
-    image_size: int = 224
-    patch_size: int = 16
-    mlp_ratio: float = 4.0
-    position: Position = "sinusoid-1d"
+def _published(
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    decoder_embed_dim: int,
+    decoder_depth: int,
+    decoder_num_heads: int,
+    *,
+    image_size: int = 224,
+    patch_size: int = 16,
+    mlp_ratio: float = 4.0,
+    position: Position = "sinusoid-1d",
+) -> Geometry:
+    return Geometry(
+        image_size=image_size,
+        patch_size=patch_size,
+        num_frames=16,
+        tubelet_size=2,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=mlp_ratio,
+        decoder_embed_dim=decoder_embed_dim,
+        decoder_depth=decoder_depth,
+        decoder_num_heads=decoder_num_heads,
+        position=position,
+    )
 
 
 # Decoder depths are those of the pretraining scripts. `tiny` is ours: it learns on two CPU cores.
 # VideoMAEv2's H has the decoder of g: --set model.decoder_embed_dim=512 --set model.decoder_depth=4.
-_SIZES: dict[SizeName, PublishedSize] = {
-    "tiny": PublishedSize(192, 4, 3, 96, 4, 3, image_size=32, patch_size=8, position="sinusoid-3d"),
-    "S": PublishedSize(384, 12, 6, 192, 4, 3),
-    "B": PublishedSize(768, 12, 12, 384, 4, 6),
-    "L": PublishedSize(1024, 24, 16, 512, 12, 8),
-    "H": PublishedSize(1280, 32, 16, 640, 12, 8),
-    "g": PublishedSize(1408, 40, 16, 512, 4, 8, patch_size=14, mlp_ratio=48 / 11),
+_SIZES: dict[SizeName, Geometry] = {
+    "tiny": _published(192, 4, 3, 96, 4, 3, image_size=32, patch_size=8, position="sinusoid-3d"),
+    "S": _published(384, 12, 6, 192, 4, 3),
+    "B": _published(768, 12, 12, 384, 4, 6),
+    "L": _published(1024, 24, 16, 512, 12, 8),
+    "H": _published(1280, 32, 16, 640, 12, 8),
+    "g": _published(1408, 40, 16, 512, 4, 8, patch_size=14, mlp_ratio=48 / 11),
 }
 
 
-def published_size(embed_dim: int, depth: int) -> PublishedSize | None:
-    """The published model of these two numbers, which no other shares; None: there is none."""
+def published_size(embed_dim: int, depth: int) -> Geometry | None:
+    """The published model with this width and depth, which no other shares; None if there is none."""
     for name, size in _SIZES.items():
         if name != "tiny" and (size.embed_dim, size.depth) == (embed_dim, depth):
             return size
     return None
 
 
-class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model trains; none of it changes what a trained model says."""
-
-    drop_path: float = 0.0
-    fc_drop_rate: float = 0.0
-    activation_checkpointing: bool = False
-    compile: bool = False
-
-
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A published size, and what differs from it; None: as in that size.
 
-    `drop_path` is the last block's rate, rising from 0 at the first; `fc_drop_rate` is the head's dropout.
-    `position_resize` says what becomes of the position code of --init's weights where they were trained on clips of
+    `drop_path` is the rate of the last block, rising from 0 at the first; `fc_drop_rate` is the dropout of the head.
+    `position_resize`: how the position embedding of --init's weights is adapted if they were trained on clips of
     another size or length.
     """
 
@@ -229,18 +236,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise ValueError(f"model.{name} = {getattr(self, name)}: expected 0 or more, below 1")
         self.geometry()
 
-    @property
-    def options(self) -> TrainOptions:
-        return TrainOptions(**{name: getattr(self, name) for name in TrainOptions.__struct_fields__})
-
     def geometry(
         self,
         *,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> Geometry:
-        """Everything resolved. Raises ValueError naming the knobs that don't fit each other."""
-        published: dict[str, Any] = msgspec.structs.asdict(_SIZES[self.size])
+        """Everything resolved. Raises ValueError that names the settings that contradict each other."""
         own = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         fields = {name: own[name] for name in Geometry.__struct_fields__ if name in own}
-        return Geometry(**{**published, **fields, "mean": mean, "std": std})
+        return msgspec.structs.replace(_SIZES[self.size], **fields, mean=mean, std=std)

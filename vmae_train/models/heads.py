@@ -1,4 +1,4 @@
-"""Models with a head: one class, several classes, values.
+"""Models with a head (one class, several classes, values), and how they start from a trained encoder.
 
 B batch, T frames, H rows, W columns, N tokens, E channels, K outputs of a head.
 """
@@ -12,16 +12,26 @@ from torch import Tensor, nn
 
 from vmae_data.rng import Purpose
 from vmae_train.clips.rng import ClipRng, uniform
-from vmae_train.models.base import VideoModel, encoder_blocks, generator_of
+from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.pooling import AttentivePooler
-from vmae_train.models.vit import PatchEmbed, run_blocks
+from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.vit import PatchEmbed, encoder_blocks, run_blocks
 
-__all__ = ["Classifier", "HeadModel", "MultiLabelClassifier", "RegressedValue", "Regressor"]
+__all__ = [
+    "Classifier",
+    "HeadModel",
+    "MultiLabelClassifier",
+    "RegressedValue",
+    "Regressor",
+    "classifier_from",
+    "load_encoder",
+    "load_head",
+]
 
 
 class HeadModel(VideoModel):
-    """An encoder that sees all tokens, their mean (or an attentive pooling), a norm and a linear head.
+    """An encoder of all tokens, their mean (or an attentive pooling), a norm and a linear head.
 
     First weights are a pure function of `seed`; None leaves them for a loader to fill.
     """
@@ -37,8 +47,7 @@ class HeadModel(VideoModel):
                 self.pooler = AttentivePooler(dim, geometry.num_heads, geometry.mlp_ratio, geometry.encoder_eps)
             self.fc_norm = nn.LayerNorm(dim, eps=geometry.fc_eps)
             self.head = nn.Linear(dim, num_outputs)
-        generator = generator_of(seed)
-        self._fill(generator, geometry.init or "trunc")
+        generator = self._materialise(seed, geometry.init or "trunc")
         if generator is not None:
             with torch.no_grad():
                 self.head.weight.mul_(geometry.init_scale)
@@ -46,17 +55,17 @@ class HeadModel(VideoModel):
                 self.pooler.reset_query(generator)
 
     def freeze_encoder(self) -> None:
-        """From now on only pooling, norm and head learn: a probe. Nothing is dropped in a frozen encoder."""
+        """Train only pooling, norm and head from now on (a probe). A frozen encoder has no drop path."""
         self.frozen = True
         self.patch_embed.requires_grad_(False)
         self.blocks.requires_grad_(False)
 
     def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], rng: ClipRng | None = None) -> Float[Tensor, "B E"]:
-        """One vector a clip: its tokens' mean, or what the pooling takes of them, normalised."""
+        """One vector per clip: the mean or the attentive pooling of its tokens, normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             x_BNE = self.patch_embed(clips_BCTHW) + self.position_NE
-            scale = None if self.frozen else self._drop_path(rng)
-            x_BNE = run_blocks(self.blocks, x_BNE, scale, checkpointing=self.options.activation_checkpointing)
+            scale = None if self.frozen else self._drop_path_scale(rng)
+            x_BNE = run_blocks(self.blocks, x_BNE, scale, checkpointing=self.activation_checkpointing)
         pooled_BE = self.pooler(x_BNE) if self.geometry.pooling == "attentive" else x_BNE.mean(dim=1)
         features_BE: Tensor = self.fc_norm(pooled_BE)
         return features_BE
@@ -64,7 +73,7 @@ class HeadModel(VideoModel):
     def forward(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], rng: ClipRng | None = None) -> Float[Tensor, "B K"]:
         """The head's outputs: logits, in the order of `classes`."""
         features_BE = self.features(clips_BCTHW, rng)
-        rate = self.options.fc_drop_rate
+        rate = self.fc_drop_rate
         if rng is not None and self.training and rate:
             numbers = torch.arange(features_BE.shape[1], device=features_BE.device)
             kept_BE = uniform(rng.bits(Purpose.DROPOUT, numbers)) >= rate
@@ -74,7 +83,7 @@ class HeadModel(VideoModel):
 
 
 class Classifier(HeadModel):
-    """Names the one class of a clip: softmax over `classes`."""
+    """Predicts the one class of a clip: softmax over `classes`."""
 
     def __init__(self, geometry: Geometry, classes: tuple[str, ...], *, seed: int | None = 0) -> None:
         if not classes:
@@ -83,7 +92,7 @@ class Classifier(HeadModel):
 
 
 class MultiLabelClassifier(HeadModel):
-    """Says of every class whether a clip shows it: a sigmoid each."""
+    """Predicts for every class whether a clip shows it: one sigmoid per class."""
 
     def __init__(self, geometry: Geometry, classes: tuple[str, ...], *, seed: int | None = 0) -> None:
         if not classes:
@@ -104,7 +113,7 @@ class RegressedValue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Regressor(HeadModel):
-    """Predicts values in their own units. The head works in spreads from the mean, so that any unit can be learnt."""
+    """Predicts values in their own units. The head predicts spreads from the mean, so any unit can be learned."""
 
     value_mean_K: Tensor
     spread_K: Tensor
@@ -121,3 +130,55 @@ class Regressor(HeadModel):
         """Values, in the order of `values`, float32."""
         outputs_BK: Tensor = super().forward(clips_BCTHW, rng).float()
         return outputs_BK * self.spread_K + self.value_mean_K
+
+
+def load_encoder(model: HeadModel, trained: PretrainModel | HeadModel) -> None:
+    """Copy a trained encoder into a model with a head.
+
+    A pretrained encoder's norm is dropped; pooling, norm and head stay new, as in VideoMAE's finetuning.
+    load_state_dict raises if shapes differ.
+    """
+    weights = (trained.encoder if isinstance(trained, PretrainModel) else trained).state_dict()
+    result = model.load_state_dict(
+        {name: value for name, value in weights.items() if name.startswith(("patch_embed.", "blocks."))}, strict=False
+    )
+    assert not result.unexpected_keys
+    assert all(name.startswith(("pooler.", "fc_norm.", "head.")) for name in result.missing_keys)
+
+
+def load_head(model: Classifier, trained: Classifier) -> bool:
+    """Copy another classifier's last norm, and the rows of its head for the model's own classes.
+
+    Rows are copied only if the other head names all classes, as VideoMAEv2 cuts the head of Kinetics-710 down to
+    Kinetics-400; numbers are no names. Otherwise the head stays new. Returns whether rows were copied.
+    """
+    model.fc_norm.load_state_dict(trained.fc_norm.state_dict())
+    row_of = {name: number for number, name in enumerate(trained.classes)}
+    if not set(model.classes) <= row_of.keys() or all(name.isdecimal() for name in model.classes):
+        return False
+    rows = [row_of[name] for name in model.classes]
+    model.head.load_state_dict({name: value[rows] for name, value in trained.head.state_dict().items()})
+    return True
+
+
+def classifier_from(
+    start: PretrainModel | HeadModel, recipe: Geometry, classes: tuple[str, ...], *, seed: int, new_head: bool
+) -> tuple[Classifier, str]:
+    """The start model itself if it is a classifier of these classes, else a new classifier on its encoder.
+
+    `recipe` decides pooling and head. Without `new_head`, `load_head` keeps what it can of a trained head. The text
+    says what happened to the trained head; it is empty if nothing did.
+    """
+    trained = start if isinstance(start, Classifier) and not new_head else None
+    if trained is not None and trained.geometry.pooling != recipe.pooling:
+        trained = None
+    if trained is not None and trained.classes == classes:
+        return trained, ""
+    own = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
+    model = Classifier(msgspec.structs.replace(start.geometry, **own), classes, seed=seed)
+    load_encoder(model, start)
+    if trained is None:
+        return model, ""
+    if load_head(model, trained):
+        return model, f"; its head of {len(trained.classes)} classes is cut down to the classes of the data"
+    return model, f"; new head: the {len(trained.classes)} classes of its own head are not those of the data"

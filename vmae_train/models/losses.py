@@ -1,7 +1,7 @@
-"""What a pretraining model has to predict, and the losses of the heads.
+"""Targets of pretraining, and the losses of pretraining, classification, multi-label and regression heads.
 
-B batch, C colours, T frames, H rows, W columns, M tokens asked for, D values of a cube, (p0 p1 p2) c, K classes,
-R values of regression.
+B batch, C colours, T frames, H rows, W columns, M predicted tokens, D values of a cube, (p0 p1 p2) c, K classes,
+R regressed values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from torch import Tensor
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.vit import take_tokens
 
-__all__ = ["ValueDistance", "class_losses", "cube_targets", "label_losses", "value_losses", "weighted_mean"]
+__all__ = [
+    "ValueDistance",
+    "cube_targets",
+    "multi_label_losses",
+    "reconstruction_loss",
+    "regression_losses",
+    "soft_cross_entropy",
+    "weighted_mean",
+]
 
 ValueDistance = Literal["mse", "l1"]
 
@@ -26,10 +34,9 @@ ValueDistance = Literal["mse", "l1"]
 def cube_targets(
     rgb01_BCTHW: Float32[Tensor, "B 3 T H W"], token_BM: Int64[Tensor, "B M"], geometry: Geometry
 ) -> Float32[Tensor, "B M D"]:
-    """Pixels of the named cubes, each cube and each colour for itself: (x - mean) / (sqrt(var) + 1e-6).
+    """Normalised pixels of the given cubes: (x - mean) / (sqrt(var) + 1e-6), for each cube and each colour separately.
 
-    RGB in 0..1; the variance is the unbiased one. As in VideoMAE's pretraining loop (MAE-ST normalises the
-    colours together: not the same).
+    RGB in 0..1; the unbiased variance. As in VideoMAE's pretraining loop; MAE-ST normalises the colours together.
     """
     cubes = rearrange(
         rgb01_BCTHW,
@@ -43,17 +50,27 @@ def cube_targets(
     return rearrange((cubes - mean) / (variance.sqrt() + 1e-6), "b m p c -> b m (p c)")
 
 
-def class_losses(logits_BK: Float[Tensor, "B K"], label_B: Int64[Tensor, " B"]) -> Float32[Tensor, " B"]:
-    """Cross entropy of one class a clip."""
-    return F.cross_entropy(logits_BK.float(), label_B, reduction="none")
+def reconstruction_loss(
+    predictions_BMD: Float[Tensor, "B M D"],
+    targets_BMD: Float[Tensor, "B M D"],
+    weight_B: Float[Tensor, " B"] | None = None,
+) -> Float32[Tensor, ""]:
+    """Mean squared error over the predicted cubes, then the (weighted) mean over samples."""
+    error_B: Tensor = (predictions_BMD.float() - targets_BMD).square().mean(dim=(1, 2))
+    return weighted_mean(error_B, weight_B)
 
 
-def label_losses(logits_BK: Float[Tensor, "B K"], present_BK: Float[Tensor, "B K"]) -> Float32[Tensor, " B"]:
-    """Binary cross entropy, the mean over classes; `present_BK` is 1 where a clip shows the class, else 0."""
+def soft_cross_entropy(logits_BK: Float[Tensor, "B K"], target_BK: Float32[Tensor, "B K"]) -> Float32[Tensor, " B"]:
+    """Cross entropy of each clip with a distribution over the classes."""
+    return -(target_BK * F.log_softmax(logits_BK.float(), dim=-1)).sum(dim=-1)
+
+
+def multi_label_losses(logits_BK: Float[Tensor, "B K"], present_BK: Float[Tensor, "B K"]) -> Float32[Tensor, " B"]:
+    """Binary cross entropy, the mean over classes; `present_BK` is 1 if the clip shows the class, else 0."""
     return F.binary_cross_entropy_with_logits(logits_BK.float(), present_BK.float(), reduction="none").mean(dim=1)
 
 
-def value_losses(
+def regression_losses(
     predicted_BR: Float[Tensor, "B R"],
     value_BR: Float[Tensor, "B R"],
     spread_R: Float32[Tensor, " R"],
@@ -65,7 +82,7 @@ def value_losses(
 
 
 def weighted_mean(loss_B: Float[Tensor, " B"], weight_B: Float[Tensor, " B"] | None) -> Float32[Tensor, ""]:
-    """The mean over samples; all weights 0 give 0, not a division by it."""
+    """The mean over samples; if all weights are 0, it is 0."""
     if weight_B is None:
         return loss_B.float().mean()
     return (loss_B.float() * weight_B).sum() / weight_B.sum().clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,6 +1,6 @@
-"""Attentive pooling: one learned query looks at all tokens of a clip.
+"""Attentive pooling: all tokens of a clip → one vector, by cross-attention of one learned query.
 
-As the probes of V-JEPA do it (Bardes et al., 2024, section 4): cross-attention, then an MLP, both added on.
+As in the probes of V-JEPA (Bardes et al., 2024, section 4): cross-attention, then an MLP, each with a residual.
 
 B batch, N tokens, E channels.
 """
@@ -20,7 +20,7 @@ __all__ = ["AttentivePooler"]
 
 
 class AttentivePooler(nn.Module):
-    """From the tokens of a clip to one vector."""
+    """The tokens of a clip → one vector."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class AttentivePooler(nn.Module):
         query_B1E = self.query.expand(len(x_BNE), -1, -1)
         q = rearrange(self.q(query_B1E), "b n (h e) -> b h n e", h=self.num_heads)
         k, v = rearrange(self.kv(self.norm1(x_BNE)), "b n (two h e) -> two b h n e", two=2, h=self.num_heads)
-        seen_B1E = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
-        pooled_B1E = query_B1E + self.proj(seen_B1E)
+        attended_B1E = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
+        pooled_B1E = query_B1E + self.proj(attended_B1E)
         pooled_B1E = pooled_B1E + self.mlp(self.norm2(pooled_B1E))
         pooled_BE: Tensor = rearrange(pooled_B1E, "b 1 e -> b e")
         return pooled_BE

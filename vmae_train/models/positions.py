@@ -1,4 +1,4 @@
-"""The fixed position codes, and how they are stretched to clips of another size or length.
+"""A geometry → its fixed sinusoidal position embedding, interpolated if the weights were trained on another grid.
 
 N tokens, E channels, S slices, R rows and columns of a slice.
 """
@@ -13,29 +13,31 @@ from torch import Tensor
 
 from vmae_train.models.geometry import Geometry
 
-__all__ = ["position_code"]
+__all__ = ["position_embedding"]
 
 
-def position_code(geometry: Geometry, dim: int) -> Float32[Tensor, "N E"]:
-    """The fixed code of every token, one for the encoder's and one for the decoder's dim."""
+def position_embedding(geometry: Geometry, dim: int) -> Float32[Tensor, "N E"]:
+    """The fixed embedding of every token, for the encoder's or the decoder's dim."""
     slices, side = geometry.position_grid or (geometry.slices, geometry.side)
-    code_NE = _flat(slices, side, dim) if geometry.position == "sinusoid-1d" else _by_axis(slices, side, dim)
+    embedding_NE = (
+        _one_axis(slices, side, dim) if geometry.position == "sinusoid-1d" else _three_axes(slices, side, dim)
+    )
     if geometry.position_grid is None:
-        return code_NE
-    return _stretched(code_NE, geometry.position_grid, geometry)
+        return embedding_NE
+    return _interpolated(embedding_NE, geometry.position_grid, geometry)
 
 
-def _flat(slices: int, side: int, dim: int) -> Tensor:
+def _one_axis(slices: int, side: int, dim: int) -> Tensor:
     """VideoMAE's: one running number for all tokens of a clip."""
     return _sinusoid(torch.arange(slices * side**2), dim).float()
 
 
-def _by_axis(slices: int, side: int, dim: int) -> Tensor:
-    """Each axis gets a third of the channels, an even number; channels left over stay zero."""
+def _three_axes(slices: int, side: int, dim: int) -> Tensor:
+    """Each axis gets a third of the channels, an even number; the remaining channels are zero."""
     third = dim // 3 // 2 * 2
     axes = torch.meshgrid(torch.arange(slices), torch.arange(side), torch.arange(side), indexing="ij")
-    code = torch.cat([_sinusoid(axis.flatten(), third) for axis in axes], dim=-1)
-    return F.pad(code, (0, dim - 3 * third)).float()
+    embedding = torch.cat([_sinusoid(axis.flatten(), third) for axis in axes], dim=-1)
+    return F.pad(embedding, (0, dim - 3 * third)).float()
 
 
 def _sinusoid(number_N: Tensor, dim: int) -> Tensor:
@@ -45,15 +47,15 @@ def _sinusoid(number_N: Tensor, dim: int) -> Tensor:
     return torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
 
 
-def _stretched(code_NE: Tensor, grid: tuple[int, int], geometry: Geometry) -> Tensor:
-    """Bicubic in space, then linear in time, pixel centres aligned, as VideoMAEv2's finetuning does."""
+def _interpolated(embedding_NE: Tensor, grid: tuple[int, int], geometry: Geometry) -> Tensor:
+    """Bicubic in space, then linear in time, pixel centres aligned, as in VideoMAEv2's finetuning."""
     slices, side = grid
-    code_SERR = rearrange(code_NE, "(s h w) e -> s e h w", s=slices, h=side)
+    grid_SERR = rearrange(embedding_NE, "(s h w) e -> s e h w", s=slices, h=side)
     if side != geometry.side:
-        wanted = (geometry.side, geometry.side)
-        code_SERR = F.interpolate(code_SERR, size=wanted, mode="bicubic", align_corners=False)
+        size = (geometry.side, geometry.side)
+        grid_SERR = F.interpolate(grid_SERR, size=size, mode="bicubic", align_corners=False)
     if slices != geometry.slices:
-        along_time = rearrange(code_SERR, "s e h w -> (h w) e s")
+        along_time = rearrange(grid_SERR, "s e h w -> (h w) e s")
         along_time = F.interpolate(along_time, size=geometry.slices, mode="linear", align_corners=False)
-        code_SERR = rearrange(along_time, "(h w) e s -> s e h w", h=geometry.side)
-    return rearrange(code_SERR, "s e h w -> (s h w) e").contiguous()
+        grid_SERR = rearrange(along_time, "(h w) e s -> s e h w", h=geometry.side)
+    return rearrange(grid_SERR, "s e h w -> (s h w) e").contiguous()

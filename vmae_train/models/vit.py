@@ -1,6 +1,6 @@
-"""The parts both models share: cubes to tokens, blocks, first weights.
+"""The vision transformer: cubes → tokens, blocks, drop path, first weights.
 
-Parameter names are the published checkpoints' own. Pre-norm blocks, exact GELU, q and v biases but no k bias,
+Parameter names are those of the published checkpoints. Pre-norm blocks, exact GELU, biases for q and v but not for k,
 no class token. Tong et al., "VideoMAE", NeurIPS 2022.
 
 B batch, C colours, T frames, H rows, W columns, N tokens, E channels, L blocks, D values of a cube (c p0 p1 p2).
@@ -19,30 +19,27 @@ from torch.utils.checkpoint import checkpoint
 
 from vmae_data.rng import Purpose
 from vmae_train.clips.rng import ClipRng, uniform
-from vmae_train.models.geometry import Geometry, Init, ModelSpec, hidden_dim
-from vmae_train.models.positions import position_code
+from vmae_train.models.geometry import Geometry, Init, hidden_dim
 
 __all__ = [
     "Block",
-    "Geometry",
     "Mlp",
-    "ModelSpec",
     "PatchEmbed",
     "drop_path_scale",
-    "initialise",
-    "position_code",
+    "encoder_blocks",
+    "init_weights",
     "run_blocks",
     "take_tokens",
 ]
 
 
 def take_tokens(values_BND: Float[Tensor, "B N D"], token_BK: Int64[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
-    """The named tokens of each sample."""
+    """The given tokens of each sample."""
     return values_BND.gather(1, token_BK[..., None].expand(-1, -1, values_BND.shape[-1]))
 
 
 class PatchEmbed(nn.Module):
-    """Cubes to tokens. `proj` holds the convolution's weights; on single cubes it is one linear map."""
+    """Cubes to tokens. `proj` holds the weights of a convolution, which on single cubes is one linear map."""
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
@@ -53,7 +50,7 @@ class PatchEmbed(nn.Module):
     def forward(
         self, clips_BCTHW: Float[Tensor, "B 3 T H W"], token_BK: Int64[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B K E"]:
-        """Tokens of the named cubes only, or of all."""
+        """Tokens of the given cubes; None: of all."""
         cubes_BND = rearrange(
             clips_BCTHW,
             "b c (t p0) (h p1) (w p2) -> b (t h w) (c p0 p1 p2)",
@@ -89,33 +86,40 @@ def _scaled(branch_BNE: Tensor, scale_B2: Tensor | None, branch: int) -> Tensor:
 
 
 def drop_path_scale(rng: ClipRng, *, depth: int, rate: float) -> Float32[Tensor, "L B 2"]:
-    """What multiplies the two branches of every block in each sample: 0, or 1 / (1 - its rate).
+    """Factors of the two branches of every block, for each sample: 0, or 1 / (1 - the block's rate).
 
-    Rates rise evenly from 0 in the first block to `rate` in the last (Huang et al., "Stochastic depth", ECCV 2016).
+    Rates rise linearly from 0 in the first block to `rate` in the last (Huang et al., "Stochastic depth", ECCV 2016).
     """
     device = rng.sample_B.device
     numbers = torch.arange(2 * depth, device=device)
-    drawn_LB2 = rearrange(uniform(rng.bits(Purpose.DROP_PATH, numbers)), "b (l two) -> l b two", two=2)
+    uniform_LB2 = rearrange(uniform(rng.bits(Purpose.DROP_PATH, numbers)), "b (l two) -> l b two", two=2)
     rates_L11 = torch.linspace(0, rate, depth, device=device)[:, None, None]
-    return (drawn_LB2 >= rates_L11).float() / (1 - rates_L11)
+    return (uniform_LB2 >= rates_L11).float() / (1 - rates_L11)
 
 
 def run_blocks(
     blocks: nn.ModuleList, x_BNE: Tensor, scale_LB2: Tensor | None = None, *, checkpointing: bool = False
 ) -> Tensor:
-    """All blocks in turn. `checkpointing` keeps only what goes between them and computes the rest again."""
+    """All blocks in turn. `checkpointing` keeps only the activations between blocks and recomputes the others."""
     for number, block in enumerate(blocks):
         scale_B2 = None if scale_LB2 is None else scale_LB2[number]
         if checkpointing and torch.is_grad_enabled():
-            # No generator is used inside a block, so none has to be put back.
+            # No generator is used inside a block, so no state has to be restored.
             x_BNE = checkpoint(block, x_BNE, scale_B2, use_reentrant=False, preserve_rng_state=False)
         else:
             x_BNE = block(x_BNE, scale_B2)
     return x_BNE
 
 
+def encoder_blocks(geometry: Geometry) -> nn.ModuleList:
+    return nn.ModuleList(
+        Block(geometry.embed_dim, geometry.num_heads, geometry.mlp_ratio, geometry.encoder_eps)
+        for _ in range(geometry.depth)
+    )
+
+
 class Attention(nn.Module):
-    """Self-attention over all tokens given."""
+    """Self-attention over all tokens."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -126,7 +130,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BNE: Tensor) -> Tensor:
-        # A bias of k adds the same to all scores of a query, so softmax would not see it.
+        # A bias of k adds the same number to all scores of a query, which softmax cancels.
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         q, k, v = rearrange(
             F.linear(x_BNE, self.qkv.weight, bias),
@@ -149,7 +153,7 @@ class Mlp(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, *, init: Init, generator: torch.Generator) -> None:
+def init_weights(module: nn.Module, *, init: Init, generator: torch.Generator) -> None:
     """First weights, a pure function of the generator's seed: linear maps by `init`, biases 0, norms 1 and 0.
 
     The convolution keeps PyTorch's own (uniform in ± 1 / sqrt(fan in)), as published.

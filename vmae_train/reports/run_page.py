@@ -19,7 +19,7 @@ from vmae_data.recipes import build_spec
 from vmae_data.storage import writable_path
 from vmae_train.inference.drawing import page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
-from vmae_train.models.vit import ModelSpec
+from vmae_train.models.geometry import ModelSpec
 from vmae_train.reports.charts import curves, log_curve
 from vmae_train.reports.compare_runs import comparison, validation_curve, validation_title
 from vmae_train.reports.run_reader import RunReader, pretraining_of, read_run

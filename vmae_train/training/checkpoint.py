@@ -18,7 +18,7 @@ from vmae_data.storage import TEMPORARY, commit_bytes, sync_folder
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model
-from vmae_train.models.videomae import VideoModel
+from vmae_train.models.base import VideoModel
 from vmae_train.runs.best import read_best
 from vmae_train.runs.layout import MARKER, OPTIMIZER, checkpoint_name, newest_checkpoint
 from vmae_train.training.optimizer import trained_parameters

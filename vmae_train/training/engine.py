@@ -19,7 +19,7 @@ from vmae_data.read.batches import BatchLayout
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Spread
-from vmae_train.models.videomae import VideoModel
+from vmae_train.models.base import VideoModel
 from vmae_train.training.optimizer import Schedule
 from vmae_train.training.step_sync import Agreed, StepAgreement
 

@@ -16,29 +16,20 @@ from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mixup import (
-    Mixed,
-    MixupSpec,
-    draw_shares,
-    mixup_clips,
-    soft_cross_entropy,
-    soft_rows,
-    soft_targets,
-)
+from vmae_train.clips.mixup import Mixup, MixupSpec, mix_targets, mixup_clips, sample_mixup, soft_targets
 from vmae_train.evaluation.answer_videos import check_same_classes
-from vmae_train.models.geometry import Geometry
-from vmae_train.models.losses import ValueDistance, label_losses, value_losses
-from vmae_train.models.videomae import (
+from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.models.heads import (
     Classifier,
     HeadModel,
     MultiLabelClassifier,
-    PretrainModel,
     RegressedValue,
     Regressor,
-    classifier_on,
-    take_encoder,
+    classifier_from,
+    load_encoder,
 )
-from vmae_train.models.vit import ModelSpec
+from vmae_train.models.losses import ValueDistance, multi_label_losses, regression_losses, soft_cross_entropy
+from vmae_train.models.videomae import PretrainModel
 
 __all__ = ["FinetuneLoss", "FirstModel", "Learnt", "Probe", "check_labels", "first_model", "label_words", "learnt_from"]
 
@@ -153,7 +144,7 @@ def first_model(
         first = _continued(given, recipe, learnt, init=init, seed=seed, new_head=probe is not None)
     if probe is not None:
         first.model.freeze_encoder()
-    first.model.set_options(spec.options)
+    first.model.set_options(spec)
     return first
 
 
@@ -162,14 +153,14 @@ def _continued(
 ) -> FirstModel:
     """The given model where it answers what the data's labels are, else a new head on its encoder."""
     if learnt.kind is LabelKind.CLASS:
-        model, kept = classifier_on(given, recipe, learnt.classes, seed=seed, new_head=new_head)
+        model, kept = classifier_from(given, recipe, learnt.classes, seed=seed, new_head=new_head)
         return FirstModel(model, f"{init}{kept}")
     trained = given if isinstance(given, HeadModel) and not new_head else None
     if trained is not None and learnt.is_of(trained) and trained.geometry.pooling == recipe.pooling:
         return FirstModel(trained, init)
     own = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
     fresh = learnt.fresh(msgspec.structs.replace(given.geometry, **own), seed)
-    take_encoder(fresh, given)
+    load_encoder(fresh, given)
     return FirstModel(fresh, init if trained is None else f"{init}; a new head: its own answers something else")
 
 
@@ -191,26 +182,26 @@ class FinetuneLoss:
     def __call__(self, batch: Batch) -> Tensor:
         rng, augment = batch.rng.repeated(self.repeats), self.augment
         planes = planes_of_views(batch.planes, batch.index_BVT)
-        boxes = augment.draw(planes.size_B2, rng, batch.may_flip_B)
-        clips = augment.erase(augment.normalise(augment(planes, boxes, augment.draw_policy(rng))), rng)
+        boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
+        clips = augment.erase(augment.normalise(augment(planes, boxes, augment.sample_policy(rng))), rng)
         weight_B = repeat(batch.weight_B, "b -> (b r)", r=self.repeats)
-        mixed = None
+        mixup = None
         if self.mixing.is_on:
-            shares = draw_shares(self.mixing, rng, repeats=self.repeats, size=augment.size)
-            mixed = mixup_clips(clips, weight_B, shares, group=self.mixing.mix_group * self.repeats)
-        outputs_BK = self.model(clips if mixed is None else mixed.clips, rng)
-        loss_B = self._losses(outputs_BK, batch, mixed)
+            mixup = sample_mixup(self.mixing, rng, weight_B, repeats=self.repeats, size=augment.size)
+            clips = mixup_clips(clips, mixup)
+        outputs_BK = self.model(clips, rng)
+        loss_B = self._losses(outputs_BK, batch, mixup)
         return (loss_B * weight_B).sum() / weight_B.sum().clamp_min(1)
 
-    def _losses(self, outputs_BK: Tensor, batch: Batch, mixed: Mixed | None) -> Tensor:
+    def _losses(self, outputs_BK: Tensor, batch: Batch, mixup: Mixup | None) -> Tensor:
         model = self.model
         if isinstance(model, Classifier):
             label_B = repeat(batch.label_B, "b -> (b r)", r=self.repeats)
             smoothing = self.mixing.label_smoothing
-            target_BK = soft_targets(label_B, mixed, num_classes=len(model.classes), smoothing=smoothing)
+            target_BK = soft_targets(label_B, mixup, num_classes=len(model.classes), smoothing=smoothing)
             return soft_cross_entropy(outputs_BK, target_BK)
         assert batch.target_BK is not None
-        target_BK = soft_rows(repeat(batch.target_BK, "b k -> (b r) k", r=self.repeats), mixed)
+        target_BK = mix_targets(repeat(batch.target_BK, "b k -> (b r) k", r=self.repeats), mixup)
         if isinstance(model, Regressor):
-            return value_losses(outputs_BK, target_BK, model.spread_K, self.value_loss)
-        return label_losses(outputs_BK, target_BK)
+            return regression_losses(outputs_BK, target_BK, model.spread_K, self.value_loss)
+        return multi_label_losses(outputs_BK, target_BK)

@@ -18,11 +18,11 @@ from vmae_data.read.stream import Sampler, is_remote
 from vmae_train.checkpoints.ema import EmaSpec
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.frame_sampling import ClipSpec, train_sampler
-from vmae_train.clips.frame_spacing import check_spacing, clip_words, kept_spacing
+from vmae_train.clips.frame_spacing import check_spacing, describe_clip, kept_spacing
 from vmae_train.clips.loader import MAX_ASPECT, ClipLoader, LoaderSpec, padded_size
 from vmae_train.distributed import Distributed
-from vmae_train.models.videomae import VideoModel
-from vmae_train.models.vit import Geometry, ModelSpec
+from vmae_train.models.base import VideoModel
+from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.runs.layout import BEST, EVALUATION, RUN
 from vmae_train.runs.log import LogSpec
 from vmae_train.runs.metadata import RunFacts, begin_run, other_data
@@ -267,12 +267,12 @@ def _clip_rows(setup: TrainingSetup) -> dict[str, str]:
 
 
 def _rows_of(setup: TrainingSetup, shards: Shards) -> dict[str, str]:
-    clip, num_frames = setup.spec.clip.on(shards.index), setup.geometry.num_frames
+    clip, num_frames = setup.spec.clip.resolve(shards.index), setup.geometry.num_frames
     room = padded_size(setup.mix)
     cut = int((shards.size_N2 > room).any(axis=1).sum())
     rows = {
         "data": f"{shards.url}, {len(shards)} samples, shards of {shards.index.spacing}",
-        "clip": f"{num_frames} frames, {clip_words(clip, shards, num_frames)}"
+        "clip": f"{num_frames} frames, {describe_clip(clip, shards, num_frames)}"
         + (", one frame repeated" if clip.frozen else ""),
     }
     if shards.note:

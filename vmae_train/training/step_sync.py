@@ -72,7 +72,7 @@ class StepAgreement:
         signals = self._signals
         save, signals.save = signals.save, False
         stops = [signals.stop == 128 + number for number in _STOPS]
-        fresh = self._unreadable.take_fresh()
+        fresh = self._unreadable.drain_new()
         found = self.distributed.sum([valid, failed is not None, bool(fresh), save, *stops])
         if found[1]:
             self.distributed.raise_first(failed)
