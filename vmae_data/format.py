@@ -1,13 +1,13 @@
-"""The contract between the build and the trainer: names, keys and records of a data set on disk.
+"""The shard format, version 1: file names, keys and records that the build writes and the trainer reads.
 
-DEST/plan.json            what was planned, before any work      (PlanFacts)
-DEST/plan.arrow           which source goes into which shard
+DEST/plan.json            the plan, written before any work               (PlanFacts)
+DEST/plan.arrow           the shard of each source
 DEST/shard-000000.tar     samples: KEY.mp4, KEY.json, KEY.cls
-DEST/shard-000000.json    its marker, written after the tar       (ShardMarker)
-DEST/samples.arrow        one row a sample: what reading needs
-DEST/failures.jsonl       one line a source that gave nothing     (Failure)
-DEST/unlisted.txt         videos that the annotations don't name, where there are any
-DEST/index.json           written last: the data set is whole     (Index)
+DEST/shard-000000.json    the shard's marker, written after the tar       (ShardMarker)
+DEST/samples.arrow        one row per sample, with all that reading needs
+DEST/failures.jsonl       one line per source that gave no sample         (Failure)
+DEST/unlisted.txt         videos that the annotations do not name, if any
+DEST/index.json           written last: the data set is complete          (Index)
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What `msgspec.json.decode` raises of bytes that are not the JSON that was wanted; not UTF-8 is an error of its own."""
+"""What `msgspec.json.decode` raises for bytes that are not the expected JSON, or not UTF-8."""
 PLAN, PLAN_TABLE, SAMPLES, FAILURES, UNLISTED, INDEX = (
     "plan.json",
     "plan.arrow",
@@ -84,7 +84,7 @@ HASH_LENGTH = 16
 
 
 class Rational(Struct, frozen=True, array_like=True):
-    """A rate or a time base, written as [num, den]."""
+    """A frame rate or a time base, written as [num, den]."""
 
     num: int
     den: int
@@ -102,11 +102,10 @@ class Regular(Struct, frozen=True):
 
 
 Series = Regular | tuple[int, ...]
-"""Frame numbers or times: compact where regular, else every number."""
-
+"""Frame numbers or times: compact if regular, else every number."""
 
 Label = int | tuple[int | float, ...]
-"""A class number, several of them, or values for regression."""
+"""A class number, several class numbers, or values for regression."""
 
 
 class Colour(Struct, frozen=True, kw_only=True):
@@ -119,7 +118,7 @@ class Colour(Struct, frozen=True, kw_only=True):
 
 
 class SourceFacts(Struct, frozen=True, kw_only=True):
-    """The source file as it was found. `frames` were decoded, not taken from a header."""
+    """The source file before the build. `frames` counts decoded frames, not a header's claim."""
 
     path: str
     sha256: str
@@ -134,7 +133,7 @@ class SourceFacts(Struct, frozen=True, kw_only=True):
 
 
 class SegmentFacts(Struct, frozen=True, kw_only=True):
-    """Which part of its source a sample is, in source frames [start, stop)."""
+    """The part of its source that a sample shows, in source frames [start, stop)."""
 
     number: int
     start: int
@@ -142,7 +141,7 @@ class SegmentFacts(Struct, frozen=True, kw_only=True):
 
 
 class PhaseFacts(Struct, frozen=True, kw_only=True):
-    """One mp4 member: which source frames it holds, and when each of them was shown."""
+    """The source frames of one mp4 member, and the time of each."""
 
     frames: int
     source_frames: Series
@@ -151,7 +150,7 @@ class PhaseFacts(Struct, frozen=True, kw_only=True):
 
 
 class SampleFacts(Struct, frozen=True, kw_only=True):
-    """KEY.json: all that is known of a sample."""
+    """KEY.json: everything about a sample."""
 
     version: int
     key: str
@@ -170,7 +169,7 @@ class SampleFacts(Struct, frozen=True, kw_only=True):
 
 
 class Extent(Struct, frozen=True, kw_only=True):
-    """Where a member's data lies in its tar."""
+    """The data of a member in its tar, and their checksum."""
 
     offset: int
     size: int
@@ -178,9 +177,9 @@ class Extent(Struct, frozen=True, kw_only=True):
 
 
 class Packets(Struct, frozen=True, kw_only=True):
-    """The packets of an mp4 member in decoding order: a reader can decode without a demuxer.
+    """The packets of an mp4 member in decoding order, so that a reader can decode without a demuxer.
 
-    Positions count from the start of the member's data; times are in `time_base`.
+    Positions count from the start of the member's data. Times are in `time_base`.
     """
 
     time_base: Rational
@@ -192,7 +191,7 @@ class Packets(Struct, frozen=True, kw_only=True):
 
 
 class MemberEntry(Struct, frozen=True, kw_only=True):
-    """One mp4 member of a sample (one a phase)."""
+    """One mp4 member of a sample; each phase has one."""
 
     extent: Extent
     phase: PhaseFacts
@@ -211,7 +210,7 @@ class SampleEntry(Struct, frozen=True, kw_only=True):
 
 
 class ShardMarker(Struct, frozen=True, kw_only=True):
-    """shard-NNNNNN.json: written after its tar is whole, so that its being there is the proof."""
+    """shard-NNNNNN.json: written after its tar is complete, so that its existence is the proof."""
 
     version: int
     plan: str
@@ -224,9 +223,9 @@ class ShardMarker(Struct, frozen=True, kw_only=True):
 
 
 class ShardHead(Struct, frozen=True, kw_only=True):
-    """What is kept in mind of a done shard while others are made: its marker without the samples' entries.
+    """A marker without the entries of its samples. The build keeps this of each finished shard.
 
-    With a packet table for every sample the markers of a large data set come to gigabytes.
+    Markers of a large data set have gigabytes, because every sample has a packet table.
     """
 
     shard: int
@@ -249,7 +248,7 @@ class ShardHead(Struct, frozen=True, kw_only=True):
 
 
 class Failure(Struct, frozen=True, kw_only=True):
-    """A source that gave nothing."""
+    """A source that gave no sample."""
 
     key: str
     path: str
@@ -258,13 +257,13 @@ class Failure(Struct, frozen=True, kw_only=True):
 
 
 class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """plan.json: all that the bytes depend on. Two plans that are equal give equal shards.
+    """plan.json: everything that the bytes of the shards depend on. Equal plans give equal shards.
 
-    A new field needs a default, which is not written: the digest of a plan stays what it was when it was stored.
+    A new field needs a default, which is not written: the digest of a stored plan must not change.
     """
 
     version: int
-    listing: str  # digest of relative paths and labels; also the data set's id in every draw
+    listing: str  # digest of relative paths and labels; also the data set's id in every random number
     sources: int
     shards: int
     classes: tuple[str, ...]
@@ -279,7 +278,7 @@ class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ShardListing(Struct, frozen=True, kw_only=True):
-    """One shard in the index; the first three fields are those of wids-shard-index-v1."""
+    """One shard in the index. The first three fields are those of wids-shard-index-v1."""
 
     url: str
     nsamples: int
@@ -289,7 +288,7 @@ class ShardListing(Struct, frozen=True, kw_only=True):
 
 
 class Index(Struct, frozen=True, kw_only=True):
-    """index.json. It is also a `wids-shard-index-v1`, so `wids` opens it as it is."""
+    """index.json. It is also a `wids-shard-index-v1`, so `wids` can open it."""
 
     kind: str = msgspec.field(default="wids-shard-index-v1", name="__kind__")
     wids_version: int = 1
@@ -301,8 +300,8 @@ class Index(Struct, frozen=True, kw_only=True):
     may_flip: bool
     split: str | None
     short_side: int
-    stride: int | None  # of source frames, or:
-    rate: Rational | None = None  # kept frames a second
+    stride: int | None  # in source frames; None if `rate` is set
+    rate: Rational | None = None  # kept frames per second
     phases: int
     profile: str
     recipe: dict[str, Any]
@@ -314,7 +313,7 @@ class Index(Struct, frozen=True, kw_only=True):
 
     @property
     def spacing(self) -> str:
-        """How the kept frames lie, in words."""
+        """The spacing of the kept frames, as text."""
         return f"stride {self.stride}" if self.rate is None else f"{float(self.rate):g} frames a second"
 
 
@@ -322,28 +321,25 @@ T = TypeVar("T")
 
 
 def encode_record(record: Any) -> bytes:
-    """Canonical JSON: same record, same bytes."""
+    """Canonical JSON: equal records give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
 
 
 def decode_record(data: bytes, kind: type[T], where: str) -> T:
-    """Read one of the records above.
+    """Decode one of the records above.
 
-    Raises DataError naming `where` when the bytes are not that record, or are of a newer version.
+    Raises DataError naming `where` if the bytes are not that record, or have a newer version.
     """
     try:
-        version = msgspec.json.decode(data, type=_Versioned).version
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        version = msgspec.json.decode(fields["version"], type=int) if "version" in fields else FORMAT_VERSION
         if version > FORMAT_VERSION:
             raise NewerFormatError(
-                f"{where}: format version {version}, this program reads up to {FORMAT_VERSION}; update vmae"
+                f"{where}: format version {version} is newer than this program's {FORMAT_VERSION}; update vmae"
             )
         return msgspec.json.decode(data, type=kind)
     except NOT_JSON as error:
         raise DataError(f"{where}: can't be read as {kind.__name__} ({error}); remove it and build again") from error
-
-
-class _Versioned(Struct):
-    version: int = FORMAT_VERSION
 
 
 def path_to_text(path: bytes) -> str:
@@ -353,18 +349,18 @@ def path_to_text(path: bytes) -> str:
 
 
 def path_to_line(path: bytes) -> str:
-    """The same where a path a line is written: a line's end inside a path is \\x0a, which `path_from_text` reads too."""
+    """`path_to_text` for a file with one path per line: a line break becomes \\x0a, which `path_from_text` reads too."""
     return path_to_text(path).replace("\n", "\\x0a").replace("\r", "\\x0d")
 
 
 def path_from_text(text: str) -> bytes:
     """The inverse of `path_to_text`."""
 
-    def one(match: re.Match[bytes]) -> bytes:
-        found = match.group(0)
-        return b"\\" if found == b"\\\\" else bytes([int(found[2:], 16)])
+    def unescape(match: re.Match[bytes]) -> bytes:
+        escape = match.group(0)
+        return b"\\" if escape == b"\\\\" else bytes([int(escape[2:], 16)])
 
-    return re.sub(rb"\\\\|\\x[0-9a-f]{2}", one, text.encode("utf-8"))
+    return re.sub(rb"\\\\|\\x[0-9a-f]{2}", unescape, text.encode("utf-8"))
 
 
 def key_of(path: bytes, segment: int | None = None) -> str:
@@ -384,12 +380,12 @@ def marker_name(shard: int) -> str:
 
 
 def member_suffix(phase: int) -> str:
-    """The extension of a phase's member: mp4, p1.mp4, p2.mp4, …"""
+    """The file extension of a phase's member: mp4, p1.mp4, p2.mp4, …"""
     return "mp4" if phase == 0 else f"p{phase}.mp4"
 
 
 def series_of(numbers: Sequence[int]) -> Series:
-    """The compact form where the numbers are evenly spaced."""
+    """A `Regular` if the numbers are evenly spaced, else all of them."""
     values = [int(n) for n in numbers]
     step = values[1] - values[0] if len(values) > 1 else 1
     if values and all(b - a == step for a, b in itertools.pairwise(values)):

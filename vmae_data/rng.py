@@ -1,8 +1,8 @@
-"""Chance as a pure function: every draw is a hash of what it is for.
+"""Seed, epoch, sample, purpose → random numbers: a counter-based generator without state.
 
 h = seed; for x in (epoch, sample, visit, repeat, purpose, i): h = splitmix64(h ^ x)
 
-So a draw depends on no generator's state, no worker, no rank, and any batch can be made again.
+No number depends on a worker, a rank or an earlier number, so any batch can be made again.
 splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 """
 
@@ -36,13 +36,13 @@ _STANDARD_NORMAL = NormalDist()
 
 
 class Purpose(IntEnum):
-    """What a draw is for. Numbers are part of the format of a run: never renumber, only add."""
+    """What a random number is for. Runs depend on the numbers: never change one, only add."""
 
     SHARDS = 1
     WINDOW = 2
     FRAMES = 3
     CROP_SIZE = 4
-    CROP_PLACE = 5
+    CROP_POSITION = 5
     FLIP = 6
     MASK = 7
     INIT = 8
@@ -50,7 +50,7 @@ class Purpose(IntEnum):
     WITHIN_SHARD = 10
     PICTURES = 11
     PHASE = 12
-    MIX = 13
+    MIXTURE = 13
     RUNNING_CELL = 14
     DROP_PATH = 15
     DROPOUT = 16
@@ -63,12 +63,12 @@ class Purpose(IntEnum):
     ERASE = 28
     ERASE_AREA = 29
     ERASE_RATIO = 30
-    ERASE_PLACE = 31
+    ERASE_POSITION = 31
     ERASE_NOISE = 32
-    MIX_APPLY = 33
-    MIX_SWITCH = 34
-    MIX_SHARE = 35
-    MIX_PLACE = 36
+    MIXUP_APPLY = 33
+    MIXUP_SWITCH = 34
+    MIXUP_LAMBDA = 35
+    CUTMIX_POSITION = 36
 
 
 def splitmix64(x: ArrayLike) -> U64:
@@ -97,21 +97,21 @@ def bits(
 
 
 def uniform(h: ArrayLike) -> NDArray[np.float64]:
-    """Numbers in [0, 1) from the top 24 bits, so that float32 holds them exactly."""
+    """Numbers in [0, 1) from the top 24 bits, which float32 represents exactly."""
     return np.asarray((np.asarray(h, dtype=np.uint64) >> np.uint64(40)).astype(np.float64) / float(1 << 24))
 
 
 def fine_uniform(h: ArrayLike) -> NDArray[np.float64]:
-    """Numbers in (0, 1), both excluded, from the top 52 bits: for logarithms and inverse distributions."""
+    """Numbers in (0, 1), both excluded, from the top 52 bits: for logarithms and inverse distribution functions."""
     high = np.asarray(h, dtype=np.uint64) >> np.uint64(12)
     return np.asarray((high.astype(np.float64) + 0.5) / float(1 << 52))
 
 
 def normal(h: ArrayLike) -> NDArray[np.float64]:
-    """Standard normal numbers, one a hash, by the inverse of the distribution (Wichura's AS 241)."""
+    """One standard normal number per hash, by the inverse distribution function (Wichura's AS 241)."""
     u = fine_uniform(h)
-    found = np.fromiter((_STANDARD_NORMAL.inv_cdf(float(x)) for x in u.flat), np.float64, u.size)
-    return found.reshape(u.shape)
+    values = np.fromiter((_STANDARD_NORMAL.inv_cdf(float(x)) for x in u.flat), np.float64, u.size)
+    return values.reshape(u.shape)
 
 
 def integer(h: ArrayLike, n: ArrayLike) -> NDArray[np.int64]:
@@ -126,12 +126,12 @@ def permutation(h: U64) -> NDArray[np.int64]:
 
 
 def sample_number(data_id: str, key: str) -> int:
-    """The 64 bits that stand for a sample in every draw: from its data set and key, not from its row."""
+    """The 64 bits that identify a sample in every random number: from its data set and key, not its row."""
     return int.from_bytes(hashlib.sha256(f"{data_id}/{key}".encode()).digest()[:8], "big")
 
 
 class Rng(NamedTuple):
-    """Everything that a draw for one visit of one sample hangs on, but its purpose."""
+    """The random numbers of one visit to one sample, by purpose and counter."""
 
     seed: int
     epoch: int
@@ -148,31 +148,31 @@ class Rng(NamedTuple):
         return float(uniform(self._bits(purpose, i)))
 
     def beta(self, purpose: Purpose, a: float, b: float) -> float:
-        """A number of the Beta distribution, in [0, 1]: x / (x + y) of two gamma numbers.
+        """A number of the Beta distribution, in [0, 1]: x / (x + y) for two gamma numbers. `a` and `b` are above 0.
 
-        `a` and `b` above 0. The two gammas take turns in the counter i.
+        The two gamma numbers take turns in the counter i.
         """
         log_x, log_y = self._log_gamma(purpose, a, 0), self._log_gamma(purpose, b, 1)
         return 1 / (1 + math.exp(min(log_y - log_x, 700.0)))
 
     def _log_gamma(self, purpose: Purpose, shape: float, first: int) -> float:
-        """Logarithm of a gamma number. Marsaglia, Tsang, "A simple method for generating gamma variables", 2000.
+        """The logarithm of a gamma number. Marsaglia, Tsang, "A simple method for generating gamma variables", 2000.
 
-        Rejection with three draws a try, more than 19 in 20 are taken; a shape below 1 is lifted by one and
-        drawn back by u^(1 / shape), in logarithms so that a small shape does not underflow.
+        Rejection sampling with three numbers per attempt accepts more than 19 in 20. A shape below 1 is raised by one,
+        and the result is scaled by u^(1 / shape). Logarithms keep a small shape from underflow.
         """
-        lifted = shape + 1 if shape < 1 else shape
-        d = lifted - 1 / 3
+        raised = shape + 1 if shape < 1 else shape
+        d = raised - 1 / 3
         c = 1 / math.sqrt(9 * d)
         for attempt in itertools.count():
             i = 3 * (2 * attempt + first)
-            z, u, back = (self._bits(purpose, i + k) for k in range(3))
+            z, u, scale = (self._bits(purpose, i + k) for k in range(3))
             x = float(normal(z))
             v = (1 + c * x) ** 3
             if v > 0 and math.log(float(fine_uniform(u))) < x * x / 2 + d - d * v + d * math.log(v):
-                found = math.log(d * v)
-                return found if shape >= 1 else found + math.log(float(fine_uniform(back))) / shape
-        raise AssertionError("an endless count has ended")
+                log_x = math.log(d * v)
+                return log_x if shape >= 1 else log_x + math.log(float(fine_uniform(scale))) / shape
+        raise AssertionError("unreachable")
 
     def _bits(self, purpose: Purpose, i: int) -> U64:
         return bits(self.seed, self.epoch, self.sample, self.visit, self.repeat, purpose, i)

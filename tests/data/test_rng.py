@@ -64,12 +64,12 @@ def test_normal_numbers_are_normal() -> None:
 @pytest.mark.parametrize(("a", "b"), [(0.8, 0.8), (1.0, 1.0), (0.05, 0.3), (4.0, 2.0)])
 def test_beta_numbers_have_the_moments_of_their_distribution(a: float, b: float) -> None:
     count = 2000
-    found = np.array([Rng(3, 1, sample).beta(Purpose.MIX_SHARE, a, b) for sample in range(count)])
+    found = np.array([Rng(3, 1, sample).beta(Purpose.MIXUP_LAMBDA, a, b) for sample in range(count)])
     variance = a * b / ((a + b) ** 2 * (a + b + 1))
     assert ((found >= 0) & (found <= 1)).all()
     assert abs(found.mean() - a / (a + b)) < 5 * math.sqrt(variance / count)
     assert abs(found.var() - variance) < 5 * math.sqrt(((found - found.mean()) ** 2).var() / count)
-    assert found[7] == Rng(3, 1, 7).beta(Purpose.MIX_SHARE, a, b)
+    assert found[7] == Rng(3, 1, 7).beta(Purpose.MIXUP_LAMBDA, a, b)
 
 
 def test_no_two_purposes_share_a_number() -> None:

@@ -37,8 +37,8 @@ def test_boxes_are_those_of_the_published_loop_over_the_reference_rng(device: to
             ratio = math.exp(low + (high - low) * rng.uniform(Purpose.CROP_RATIO, attempt))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                top = rng.integer(Purpose.CROP_PLACE, height - h + 1, 0)
-                left = rng.integer(Purpose.CROP_PLACE, width - w + 1, 1)
+                top = rng.integer(Purpose.CROP_POSITION, height - h + 1, 0)
+                left = rng.integer(Purpose.CROP_POSITION, width - w + 1, 1)
                 break
         else:
             w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))

@@ -160,7 +160,7 @@ class MixtureOrder:
         """The data set of each position of an epoch, (M, B)."""
         count = self.steps_per_epoch * self._batch
         positions = np.arange(epoch * count, (epoch + 1) * count, dtype=np.uint64)
-        hashes = rng.bits(self._seed, 0, 0, 0, 0, Purpose.MIX, positions)
+        hashes = rng.bits(self._seed, 0, 0, 0, 0, Purpose.MIXTURE, positions)
         return np.searchsorted(self._bounds, hashes, side="right").reshape(self.steps_per_epoch, self._batch)
 
     def _counts(self, choice_MB: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -70,7 +70,7 @@ def multiscale_boxes(size_B2: Tensor, rng: ClipRng, *, size: int) -> Boxes:
     pairs = torch.tensor(MULTISCALE_PAIRS, device=size_B2.device)
     offsets = torch.tensor(MULTISCALE_OFFSETS, device=size_B2.device)
     extent_B2 = side_B4.gather(1, pairs[integer(rng.bits(Purpose.CROP_SIZE), len(pairs))])
-    start_B2 = offsets[integer(rng.bits(Purpose.CROP_PLACE), len(offsets))] * ((size_B2 - extent_B2) // 4)
+    start_B2 = offsets[integer(rng.bits(Purpose.CROP_POSITION), len(offsets))] * ((size_B2 - extent_B2) // 4)
     return _cropped_first(start_B2, extent_B2)
 
 
@@ -78,7 +78,7 @@ def random_boxes(size_B2: Tensor, rng: ClipRng, *, size: int) -> Boxes:
     # The caller has checked the sizes; a check on a GPU would wait for it.
     assert size_B2.device.type != "cpu" or bool((size_B2 >= size).all()), f"a frame is smaller than {size}"
     both = torch.arange(2, device=size_B2.device)
-    start_B2 = integer(rng.bits(Purpose.CROP_PLACE, both), size_B2 - size + 1)
+    start_B2 = integer(rng.bits(Purpose.CROP_POSITION, both), size_B2 - size + 1)
     return _cropped_first(start_B2, torch.full_like(start_B2, size))
 
 
@@ -105,7 +105,7 @@ def resized_boxes(
     extent_B2 = torch.where(fits_BA.any(dim=-1, keepdim=True), extent_B2, _widest(size_B2, ratio))
     free_B2 = size_B2 - extent_B2
     both = torch.arange(2, device=size_B2.device)
-    start_B2 = integer(rng.bits(Purpose.CROP_PLACE, both), free_B2 + 1)
+    start_B2 = integer(rng.bits(Purpose.CROP_POSITION, both), free_B2 + 1)
     return _cropped_first(torch.where(fits_BA.any(dim=-1, keepdim=True), start_B2, free_B2 // 2), extent_B2)
 
 

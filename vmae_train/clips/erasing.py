@@ -70,7 +70,7 @@ def sample_erasing(spec: ErasingSpec, rng: HostRng, size: int) -> ErasedBoxes:
     fits_NA = (height_NA > 0) & (height_NA < size) & (width_NA > 0) & (width_NA < size)
     first_N1 = fits_NA.argmax(axis=1)[:, None]
     height_N, width_N = (np.take_along_axis(x, first_N1, axis=1)[:, 0] for x in (height_NA, width_NA))
-    start_bits = erased_rng.bits(Purpose.ERASE_PLACE, np.arange(2))
+    start_bits = erased_rng.bits(Purpose.ERASE_POSITION, np.arange(2))
     top_N = integer(start_bits[:, 0], size - np.minimum(height_N, size) + 1)
     left_N = integer(start_bits[:, 1], size - np.minimum(width_N, size) + 1)
     fits_N = fits_NA.any(axis=1)

@@ -92,16 +92,16 @@ def sample_mixup(spec: MixupSpec, rng: ClipRng, weight_B: Float32[Tensor, " B"],
 
 def _sample_group(spec: MixupSpec, rng: Rng, size: int) -> tuple[float, Box]:
     """Lambda and box of one group."""
-    if rng.uniform(Purpose.MIX_APPLY) >= spec.prob:
+    if rng.uniform(Purpose.MIXUP_APPLY) >= spec.prob:
         return 1.0, _NO_BOX
     both = spec.mixup > 0 and spec.cutmix > 0
-    use_cutmix = rng.uniform(Purpose.MIX_SWITCH) < spec.switch if both else spec.cutmix > 0
+    use_cutmix = rng.uniform(Purpose.MIXUP_SWITCH) < spec.switch if both else spec.cutmix > 0
     alpha = spec.cutmix if use_cutmix else spec.mixup
-    lam = rng.beta(Purpose.MIX_SHARE, alpha, alpha)
+    lam = rng.beta(Purpose.MIXUP_LAMBDA, alpha, alpha)
     if not use_cutmix:
         return lam, _NO_BOX
     side = int(size * math.sqrt(1 - lam))
-    start = [rng.integer(Purpose.MIX_PLACE, size, i) - side // 2 for i in range(2)]
+    start = [rng.integer(Purpose.CUTMIX_POSITION, size, i) - side // 2 for i in range(2)]
     top, left = (max(x, 0) for x in start)
     # Half a side each way from the centre, as in the original: an odd side loses a pixel, and the frame clips the box.
     bottom, right = (min(x + 2 * (side // 2), size) for x in start)
