@@ -81,8 +81,7 @@ def build_shards(
     binary = find_ffmpeg(ffmpeg)
 
     sources = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
-    remaining = exclude_sources(sources, exclude)
-    listing = remaining.listing
+    listing = exclude_sources(sources, exclude)
 
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     _check_destination(dest, listing.folder)
@@ -114,8 +113,8 @@ def build_shards(
         read_bytes=encoded_bytes,
         seconds=time.monotonic() - started_at,
         unlisted=len(listing.unlisted),
-        excluded=remaining.left_out,
-        unmatched=len(remaining.unmatched),
+        excluded=listing.num_excluded,
+        unmatched=len(listing.unmatched),
     )
 
 

@@ -1,6 +1,6 @@
-"""What a build would take, before it is started: its sources counted, and a sample of them really encoded.
+"""Sources and a recipe → an estimate of the build's time and size. Counts the sources and encodes a sample of them.
 
-Time and size are scaled by the sources' bytes, the only measure of a video that is known without opening it.
+Time and size are scaled by the sources' bytes: the only measure of a video that needs no opening.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,26 +19,26 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import EncodeJob, StagedSource, encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.executors.jobs import encode_job
-from vmae_data.format import encode_record, path_to_text
+from vmae_data.format import Failure, encode_record, path_to_text
 from vmae_data.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle
-from vmae_data.shards.plan import Plan, make_plan
+from vmae_data.shards.plan import make_plan
 from vmae_data.sources.exclude import exclude_sources
-from vmae_data.sources.find import SourceVideo, find_sources
-from vmae_data.sources.video_files import sizes_of
+from vmae_data.sources.find import find_sources
+from vmae_data.sources.video_files import file_sizes
 
-__all__ = ["Estimate", "Spread", "estimate_build", "estimate_lines"]
+__all__ = ["Estimate", "Interval", "choose_sample", "estimate_build", "estimate_lines", "scale_up"]
 
 SAMPLE_VIDEOS = 12
-SAMPLE_SECONDS = 20.0  # no video is begun after that
-LONGEST_SECONDS = 120.0  # and none is waited for after that
+SAMPLE_SECONDS = 20.0  # after that no encode starts
+MAX_SECONDS = 120.0  # after that no encode is awaited
 TAR_BLOCK = 512
 UNMATCHED_SHOWN = 5
 
 
-class Spread(msgspec.Struct, frozen=True):
-    """An estimate, and where it would lie in 19 of 20 samples, as far as one sample can tell."""
+class Interval(msgspec.Struct, frozen=True):
+    """An estimate, and the bounds within which it would be for 19 of 20 samples, judged from one sample."""
 
     low: float
     middle: float
@@ -47,13 +46,13 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found, and what is expected. Without a video that could be measured, the expectations are None."""
+    """The sources found, and the expected time and size: None if no video of the sample could be measured."""
 
     videos: int  # found
-    missing: int  # listed, but not there
+    missing: int  # listed, but not found
     unlisted: int
-    left_out: int  # sources that `exclude` named
-    unmatched: int  # paths that it named and that are no sources here
+    left_out: int  # sources excluded by `exclude`
+    unmatched: int  # paths in `exclude` that match no source
     unmatched_first: tuple[str, ...]
     classes: int
     bytes: int  # of the videos found
@@ -63,33 +62,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     sample_unfinished: int
     sample_seconds: float
     sample_failures: dict[str, int]
-    seconds: Spread | None
-    shard_bytes: Spread | None  # of all shards
-
-
-class _Sized(NamedTuple):
-    source: SourceVideo
-    bytes: int
-
-
-class _Measured(NamedTuple):
-    """One encode of the sample: what went in, how long it took in its process, what came out."""
-
-    source_bytes: int
-    seconds: float
-    shard_bytes: int
-    failure: str | None
-
-
-class _Timed(NamedTuple):
-    staged: StagedSource
-    seconds: float
-
-
-class _Sample(NamedTuple):
-    measured: list[_Measured]
-    tried: int
-    seconds: float
+    seconds: Interval | None
+    shard_bytes: Interval | None  # of all shards
 
 
 def estimate_build(
@@ -105,119 +79,109 @@ def estimate_build(
     style: ProgressStyle = ProgressStyle.AUTO,
     on_start: Callable[[], None] = lambda: None,
 ) -> Estimate:
-    """Count what a build would read, and encode a sample of it in a temporary folder.
+    """Count the sources of a build, and encode a sample of them in a temporary folder.
 
-    `on_start` is called when nothing speaks against it any more. Raises MisuseError as the build would.
+    Calls `on_start` when all arguments are valid. Raises the same MisuseError as the build.
     """
     binary = find_ffmpeg(ffmpeg)
     found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
-    remaining = exclude_sources(found, exclude)
-    listing = remaining.listing
+    listing = exclude_sources(found, exclude)
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
-    there = list(_there(plan))
-    chosen = choose_sample(there, max(SAMPLE_VIDEOS, workers))
+    sizes = file_sizes(plan.folder, [video.path for video in plan.sources])
+    present = [(video, size) for video, size in zip(plan.sources, sizes, strict=True) if size is not None]
+    sample = [present[n] for n in choose_sample([size for _, size in present], max(SAMPLE_VIDEOS, workers))]
     on_start()
-    with ProgressBar("videos of the sample", len(chosen), style) as bar, tempfile.TemporaryDirectory() as folder:
-        sample = _measure(plan, chosen, binary.path, Path(folder), workers, bar)
-    total = sum(sized.bytes for sized in there)
-    seconds = scale_up([(one.source_bytes, one.seconds) for one in sample.measured], total, len(there))
-    size = scale_up([(one.source_bytes, one.shard_bytes) for one in sample.measured], total, len(there))
+    with ProgressBar("videos of the sample", len(sample), style) as progress, tempfile.TemporaryDirectory() as folder:
+        jobs = [encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder)) for video, _ in sample]
+        started_at = time.monotonic()
+        encoded, unfinished = _encode_sample(jobs, workers, progress)
+        sample_seconds = time.monotonic() - started_at
+    total = sum(size for _, size in present)
+    times = [(sample[n][1], seconds) for n, (_, seconds) in encoded.items()]
+    tar_sizes = [(sample[n][1], _tar_bytes(staged)) for n, (staged, _) in encoded.items()]
+    seconds = scale_up(times, total, len(present))
+    failures = Counter(staged.failure.reason for staged, _ in encoded.values() if staged.failure)
     return Estimate(
-        videos=len(there),
-        missing=len(plan.sources) - len(there),
+        videos=len(present),
+        missing=len(plan.sources) - len(present),
         unlisted=len(listing.unlisted),
-        left_out=remaining.left_out,
-        unmatched=len(remaining.unmatched),
-        unmatched_first=tuple(path_to_text(path) for path in remaining.unmatched[:UNMATCHED_SHOWN]),
+        left_out=listing.num_excluded,
+        unmatched=len(listing.unmatched),
+        unmatched_first=tuple(path_to_text(path) for path in listing.unmatched[:UNMATCHED_SHOWN]),
         classes=len(listing.classes),
         bytes=total,
         shards=plan.facts.shards,
         workers=workers,
-        sample=sample.tried,
-        sample_unfinished=sample.tried - len(sample.measured),
-        sample_seconds=round(sample.seconds, 3),
-        sample_failures=dict(sorted(Counter(one.failure for one in sample.measured if one.failure).items())),
-        seconds=seconds and Spread(*(value / workers for value in (seconds.low, seconds.middle, seconds.high))),
-        shard_bytes=size,
+        sample=len(encoded) + unfinished,
+        sample_unfinished=unfinished,
+        sample_seconds=round(sample_seconds, 3),
+        sample_failures=dict(sorted(failures.items())),
+        seconds=seconds and Interval(seconds.low / workers, seconds.middle / workers, seconds.high / workers),
+        shard_bytes=scale_up(tar_sizes, total, len(present)),
     )
 
 
-def _there(plan: Plan) -> Iterator[_Sized]:
-    """The sources whose files are there, in plan order."""
-    sizes = sizes_of(plan.folder, [source.path for source in plan.sources])
-    for source, size in zip(plan.sources, sizes, strict=True):
-        if size is not None:
-            yield _Sized(source, size)
+def choose_sample(sizes: Sequence[int], count: int) -> list[int]:
+    """The positions of `count` videos from the smallest to the largest: one of each of `count` equal parts by size.
 
-
-def choose_sample(there: Sequence[_Sized], count: int) -> list[_Sized]:
-    """`count` videos from the smallest to the largest: one of each of `count` equal parts by size, in plan order.
-
-    The plan's order is a hash of the seed and the key, so the choice within a part is by chance, and repeats.
+    Each part gives its first video in plan order. That order is a hash of the seed and the key, so the choice is
+    random but repeatable.
     """
-    by_size = sorted(range(len(there)), key=lambda n: there[n].bytes)  # stable: equal ones stay in plan order
-    parts = np.array_split(np.asarray(by_size, dtype=np.int64), min(count, len(there)) or 1)
-    return [there[n] for n in sorted(int(part.min()) for part in parts if len(part))]
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)  # stable: equal sizes stay in plan order
+    parts = np.array_split(np.asarray(by_size, dtype=np.int64), min(count, len(sizes)) or 1)
+    return sorted(int(part.min()) for part in parts if len(part))
 
 
-def _measure(
-    plan: Plan, chosen: Sequence[_Sized], ffmpeg: str, folder: Path, workers: int, bar: ProgressBar
-) -> _Sample:
-    """Encode the sample as the build would, as many at a time, until it is done or time is up."""
-    measured: list[_Measured] = []
-    tried = 0
-    coming = iter(chosen)
+def _encode_sample(
+    jobs: Sequence[EncodeJob], workers: int, progress: ProgressBar
+) -> tuple[dict[int, tuple[StagedSource, float]], int]:
+    """Encode as the build does, until the jobs or the time end.
+
+    Returns the result and the seconds of each finished job by its number, and the number of unfinished jobs.
+    """
+    encoded: dict[int, tuple[StagedSource, float]] = {}
+    waiting = iter(enumerate(jobs))
     started_at = time.monotonic()
-
-    def spent() -> float:
-        return time.monotonic() - started_at
-
-    with Pool(min(workers, max(1, len(chosen)))) as pool:
+    with Pool(min(workers, max(1, len(jobs)))) as pool:
         while True:
-            while pool.unfinished < pool.size and spent() < SAMPLE_SECONDS:
-                sized = next(coming, None)
-                if sized is None:
+            while pool.unfinished < pool.size and time.monotonic() - started_at < SAMPLE_SECONDS:
+                number, job = next(waiting, (-1, None))
+                if job is None:
                     break
-                tried += 1
-                pool.submit(sized, timed_encode, encode_job(plan, sized.source, ffmpeg=ffmpeg, staging=folder))
-            finished = next_finished((pool,), timeout=max(0.0, LONGEST_SECONDS - spent()))
+                pool.submit(number, _timed_encode, job)
+            finished = next_finished((pool,), timeout=max(0.0, MAX_SECONDS - (time.monotonic() - started_at)))
             if finished is None:
-                return _Sample(measured, tried, spent())
+                return encoded, pool.unfinished
             if isinstance(finished.error, WorkerDied):
-                measured.append(_Measured(finished.tag.bytes, 0.0, 0, "crashed"))
+                job = jobs[finished.tag]
+                crash = Failure(key=job.key, path=path_to_text(job.path), reason="crashed", detail=str(finished.error))
+                encoded[finished.tag] = StagedSource(failure=crash), 0.0
             elif finished.error is not None:
                 raise finished.error
             else:
-                measured.append(_measured(finished.tag, finished.result))
-            bar.advance()
+                encoded[finished.tag] = finished.result
+            progress.advance()
 
 
-def timed_encode(job: EncodeJob) -> _Timed:
-    """In a worker process: the start of the process is not counted, since a build starts each only once."""
+def _timed_encode(job: EncodeJob) -> tuple[StagedSource, float]:
+    """Runs in a worker process. Starting the process does not count: a build starts each worker only once."""
     started_at = time.monotonic()
-    staged = encode_source(job)
-    return _Timed(staged, time.monotonic() - started_at)
-
-
-def _measured(sized: _Sized, timed: _Timed) -> _Measured:
-    failure = timed.staged.failure
-    return _Measured(sized.bytes, timed.seconds, _tar_bytes(timed.staged), failure.reason if failure else None)
+    return encode_source(job), time.monotonic() - started_at
 
 
 def _tar_bytes(staged: StagedSource) -> int:
-    """What a source's samples take in a shard: each member has a header, and is filled up to whole blocks."""
+    """The bytes of a source's samples in a shard: each member has a header and is padded to full blocks."""
     sizes = [member.size for sample in staged.samples for member in sample.members]
     sizes += [len(encode_record(sample.facts)) for sample in staged.samples]
     sizes += [1 for sample in staged.samples if sample.facts.label is not None]
     return sum(TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK for size in sizes)
 
 
-def scale_up(pairs: Sequence[tuple[float, float]], total: float, videos: int) -> Spread | None:
-    """From (source bytes, y) of a sample to the y of all `videos`, `total` bytes; None where there is nothing to go by.
+def scale_up(pairs: Sequence[tuple[float, float]], total: float, videos: int) -> Interval | None:
+    """(source bytes, y) of a sample → the y of all `videos` of `total` bytes. None if the sample has no bytes or no y.
 
-    The ratio estimator and two of its standard errors (W. G. Cochran, Sampling Techniques, 6.4; nothing is left to
-    chance where all were tried), as a factor, so that the lower end is above 0. One video alone says nothing of its
-    spread: a factor of 2 stands for that.
+    The ratio estimator with two of its standard errors (W. G. Cochran, Sampling Techniques, 6.4; the error is 0 if all
+    videos were tried), as a factor, so that the lower bound is above 0. One video has no variance: the factor is 2.
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (zip(*pairs, strict=True) if pairs else ((), ())))
     if not x.sum() or not y.sum():
@@ -228,38 +192,39 @@ def scale_up(pairs: Sequence[tuple[float, float]], total: float, videos: int) ->
         variance = float(np.square(y - ratio * x).sum()) / (n * (n - 1)) * max(0.0, 1 - n / videos)
         factor = 1 + 2 * math.sqrt(variance) / float(y.mean())
     middle = float(ratio * total)
-    return Spread(middle / factor, middle, middle * factor)
+    return Interval(middle / factor, middle, middle * factor)
 
 
-def estimate_lines(found: Estimate) -> list[str]:
-    """The estimate in words."""
-    lines = [f"videos      {found.videos}, {_size(found.bytes)}"]
-    lines += [f"missing     {found.missing} listed, not there"] if found.missing else []
-    lines += [f"not listed  {found.unlisted} there, not in the annotations"] if found.unlisted else []
-    lines += [f"left out    {found.left_out} that --exclude names"] if found.left_out else []
-    if found.unmatched:
-        names = ", ".join(map(printable, found.unmatched_first))
-        more = ", …" if found.unmatched > len(found.unmatched_first) else ""
-        lines.append(f"no source   {found.unmatched} that --exclude names: {names}{more}")
-    lines.append(f"classes     {found.classes or 'none'}")
-    failed = sum(found.sample_failures.values())
-    words = ", ".join(f"{count} {reason}" for reason, count in found.sample_failures.items())
-    sample = f"sample      {found.sample} videos in {_time(found.sample_seconds)}"
-    if failed:
-        sample += f", {failed} failed ({words})"
-    if found.sample_unfinished:
-        sample += f", {found.sample_unfinished} not finished: long videos, so time and size come out too low"
+def estimate_lines(estimate: Estimate) -> list[str]:
+    """The estimate as text."""
+    lines = [f"videos      {estimate.videos}, {_size(estimate.bytes)}"]
+    lines += [f"missing     {estimate.missing} listed, but not found"] if estimate.missing else []
+    lines += [f"not listed  {estimate.unlisted} found, but not in the annotations"] if estimate.unlisted else []
+    lines += [f"excluded    {estimate.left_out} sources, by --exclude"] if estimate.left_out else []
+    if estimate.unmatched:
+        names = ", ".join(map(printable, estimate.unmatched_first))
+        more = ", …" if estimate.unmatched > len(estimate.unmatched_first) else ""
+        lines.append(f"no match    {estimate.unmatched} paths of --exclude match no source: {names}{more}")
+    lines.append(f"classes     {estimate.classes or 'none'}")
+    sample = f"sample      {estimate.sample} videos in {_time(estimate.sample_seconds)}"
+    if estimate.sample_failures:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in estimate.sample_failures.items())
+        sample += f", {sum(estimate.sample_failures.values())} failed ({reasons})"
+    if estimate.sample_unfinished:
+        sample += (
+            f", {estimate.sample_unfinished} unfinished: long videos, so the estimates of time and size are too low"
+        )
     lines.append(sample)
-    if found.seconds is None or found.shard_bytes is None:
+    if estimate.seconds is None or estimate.shard_bytes is None:
         return [*lines, "time, size  unknown: no video of the sample could be measured"]
-    time_range = f"{_time(found.seconds.low)} to {_time(found.seconds.high)}"
-    size_range = f"{_size(found.shard_bytes.low)} to {_size(found.shard_bytes.high)}"
-    workers = f"{found.workers} worker{'' if found.workers == 1 else 's'}"
-    shards = f"{found.shards} shard{'' if found.shards == 1 else 's'}"
+    time_range = f"{_time(estimate.seconds.low)} to {_time(estimate.seconds.high)}"
+    size_range = f"{_size(estimate.shard_bytes.low)} to {_size(estimate.shard_bytes.high)}"
+    workers = f"{estimate.workers} worker{'' if estimate.workers == 1 else 's'}"
+    shards = f"{estimate.shards} shard{'' if estimate.shards == 1 else 's'}"
     return [
         *lines,
-        f"time        about {_time(found.seconds.middle)} with {workers} (likely {time_range})",
-        f"size        about {_size(found.shard_bytes.middle)} in {shards} (likely {size_range})",
+        f"time        about {_time(estimate.seconds.middle)} with {workers} (likely {time_range})",
+        f"size        about {_size(estimate.shard_bytes.middle)} in {shards} (likely {size_range})",
     ]
 
 

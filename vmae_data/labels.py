@@ -1,4 +1,4 @@
-"""Labels as they stand in tables and digests: one class, several classes, or values."""
+"""Labels (one class, several classes, or values) ↔ table columns and text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from vmae_data.format import Label
 
-__all__ = ["label_columns", "label_words", "table_labels"]
+__all__ = ["label_columns", "label_text", "table_labels"]
 
 
 def label_columns(labels: Sequence[Label | None]) -> dict[str, pa.Array]:
-    """The columns of a table: `label`, a class; and, only where a label is a tuple, `labels`, the classes or values."""
+    """The columns of a table: `label`, a class; and `labels`, the classes or values, if any label is a tuple."""
     columns = {"label": pa.array([label if isinstance(label, int) else None for label in labels], pa.int32())}
     several = [label if isinstance(label, tuple) else None for label in labels]
     if any(label is not None for label in several):
@@ -24,14 +24,14 @@ def label_columns(labels: Sequence[Label | None]) -> dict[str, pa.Array]:
 
 
 def table_labels(columns: Mapping[str, list[Any]]) -> list[Label | None]:
-    """The labels from those columns as plain lists. Raises KeyError where there is no column `label`."""
-    one = columns["label"]
-    several = columns.get("labels") or [None] * len(one)
-    return [label if many is None else tuple(many) for label, many in zip(one, several, strict=True)]
+    """The labels from these columns as plain lists. Raises KeyError if column `label` is missing."""
+    single = columns["label"]
+    several = columns.get("labels") or [None] * len(single)
+    return [label if many is None else tuple(many) for label, many in zip(single, several, strict=True)]
 
 
-def label_words(label: Label | None, classes: Sequence[str]) -> str:
-    """A label in the listing's digest: nothing, its class's name, or JSON of the names or values."""
+def label_text(label: Label | None, classes: Sequence[str]) -> str:
+    """A label in the listing's digest: empty, the name of its class, or JSON of the names or values."""
     if label is None:
         return ""
     if isinstance(label, int):

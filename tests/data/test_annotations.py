@@ -1,4 +1,4 @@
-"""Annotation files in the shapes in which the data sets are distributed, beside (empty) video files."""
+"""Annotation files as the data sets are distributed, with empty video files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _find(videos: Path, annotations: str | Path, split: str | None = None, **col
 
 
 def _labels(listing: Listing) -> dict[str, object]:
-    """Path → the class's name, or what the label is."""
+    """Path → the name of the class, or the label."""
     return {s.path.decode(): listing.classes[s.label] if isinstance(s.label, int) else s.label for s in listing.sources}
 
 
@@ -53,7 +53,7 @@ KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
 @pytest.mark.parametrize(
     ("header", "rest"), [(KINETICS_HEADER, ""), (KINETICS_HEADER + ",is_cc", ",0")], ids=["k600", "k400"]
 )
-def test_kinetics_files_are_found_flat_in_class_folders_and_by_their_id(
+def test_kinetics_files_are_found_flat_or_in_class_folders_or_by_their_id(
     tmp_path: Path, videos: Path, end: str, bom: bytes, header: str, rest: str
 ) -> None:
     _touch(
@@ -82,7 +82,7 @@ def test_kinetics_split_column_chooses_rows_and_the_rest_is_not_unlisted(tmp_pat
     assert _labels(_find(videos, path, "val")) == {"bbbbbbbbbbb_000000_000010.mp4": "b"}
     assert _find(videos, path, "train").unlisted == (b"stray.mp4",)
     assert len(_find(videos, path).sources) == 2
-    with pytest.raises(MisuseError, match=r"no rows of --split test; its splits: train, val"):
+    with pytest.raises(MisuseError, match=r"no rows of --split test\. Its splits: train, val"):
         _find(videos, path, "test")
 
 
@@ -92,7 +92,7 @@ def test_kinetics_test_list_without_labels(tmp_path: Path, videos: Path) -> None
     assert _labels(_find(videos, path, "test")) == {"aaaaaaaaaaa_000000_000010.mp4": None}
 
 
-def test_a_missing_kinetics_file_is_expected_where_its_class_lies(tmp_path: Path, videos: Path) -> None:
+def test_a_missing_kinetics_file_is_expected_in_the_folder_of_its_class(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "train/a/aaaaaaaaaaa_000000_000010.mp4")
     rows = "a,aaaaaaaaaaa,0,10,train\na,gone1gone1g,7,17,train\nb,gone2gone2g,8,18,train\n"
     listing = _find(videos, _write(tmp_path / "t.csv", f"{KINETICS_HEADER}\n{rows}"))
@@ -107,14 +107,16 @@ def test_a_missing_kinetics_file_is_expected_where_its_class_lies(tmp_path: Path
     assert {"train/a/gone1gone1g_000007_000017.mp4", "gone2gone2g_000008_000018.mp4"} < set(_labels(listing))
 
 
-def test_two_files_of_one_stem_are_named_not_chosen_from(tmp_path: Path, videos: Path) -> None:
+def test_two_files_with_one_stem_are_an_error_that_names_both(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "a/aaaaaaaaaaa_000000_000010.mp4", "b/aaaaaaaaaaa_000000_000010.webm")
     path = _write(tmp_path / "t.csv", f"{KINETICS_HEADER}\na,aaaaaaaaaaa,0,10,train\n")
-    with pytest.raises(MisuseError, match=r"a/aaaaaaaaaaa_000000_000010\.mp4 and b/aaaaaaaaaaa_000000_000010\.webm"):
+    with pytest.raises(
+        MisuseError, match=r"both a/aaaaaaaaaaa_000000_000010\.mp4 and b/aaaaaaaaaaa_000000_000010\.webm"
+    ):
         _find(videos, path)
 
 
-def test_a_wrong_kinetics_time_is_named(tmp_path: Path, videos: Path) -> None:
+def test_the_error_names_a_wrong_kinetics_time(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "x.mp4")
     with pytest.raises(MisuseError, match="entry 3 has .*'ten'"):
         _find(videos, _write(tmp_path / "t.csv", f"{KINETICS_HEADER}\na,b,0,10,train\na,c,0,ten,train\n"))
@@ -137,7 +139,7 @@ def _ssv2(folder: Path) -> None:
     _write(folder / "something-something-v2-labels.json", json.dumps(names))
 
 
-def test_ssv2_numbers_come_from_the_labels_file_beside(tmp_path: Path, videos: Path) -> None:
+def test_ssv2_numbers_come_from_the_labels_file_in_the_same_folder(tmp_path: Path, videos: Path) -> None:
     _ssv2(tmp_path / "labels")
     _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm")
     listing = _find(videos, tmp_path / "labels" / "something-something-v2-train.json", "train")
@@ -145,11 +147,11 @@ def test_ssv2_numbers_come_from_the_labels_file_beside(tmp_path: Path, videos: P
     assert listing.classes == ("Holding something next to something", "Bending something")
     assert _labels(_find(videos, tmp_path / "labels", "val")) == {"74225.webm": "Bending something"}
     assert _labels(_find(videos, tmp_path / "labels", "test")) == {"1420.webm": None}
-    with pytest.raises(MisuseError, match="splits here: test, train, val"):
+    with pytest.raises(MisuseError, match="Splits here: test, train, val"):
         _find(videos, tmp_path / "labels", "val1")
 
 
-def test_what_the_other_files_of_a_folder_list_is_not_unlisted(tmp_path: Path, videos: Path) -> None:
+def test_videos_in_the_files_of_other_splits_are_not_unlisted(tmp_path: Path, videos: Path) -> None:
     _ssv2(tmp_path / "labels")
     _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm", "9.webm")
     for split in ("train", "val", "test"):
@@ -177,16 +179,16 @@ def test_a_broken_file_of_another_split_does_not_stop_this_one(
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]", "path,label\n", f"{KINETICS_HEADER}\n"])
-def test_a_listing_without_rows_is_said_to_have_none(tmp_path: Path, videos: Path, text: str) -> None:
+def test_a_listing_without_rows_is_an_error(tmp_path: Path, videos: Path, text: str) -> None:
     _touch(videos, "a.mp4")
     path = _write(tmp_path / "list.csv", text)
-    with pytest.raises(MisuseError, match=r"list\.csv: has no rows; "):
+    with pytest.raises(MisuseError, match=r"list\.csv: has no rows\. "):
         find_sources(path)
-    with pytest.raises(MisuseError, match=r"list\.csv: has no rows of --split val; "):
+    with pytest.raises(MisuseError, match=r"list\.csv: has no rows of --split val\. "):
         _find(videos, path, "val")
 
 
-def test_without_a_split_every_row_of_a_folder_is_taken(tmp_path: Path, videos: Path) -> None:
+def test_without_a_split_every_row_of_a_folder_is_used(tmp_path: Path, videos: Path) -> None:
     _ssv2(tmp_path / "labels")
     _touch(videos, "78687.webm", "42326.webm", "74225.webm", "1420.webm", "9.webm")
     listing = _find(videos, tmp_path / "labels")
@@ -210,14 +212,14 @@ def test_two_files_of_a_folder_may_not_contradict_each_other(tmp_path: Path, vid
         "bbbbbbbbbbb_000000_000010.mp4": "jump",
     }
     _write(lists / "val.csv", f"{KINETICS_HEADER}\nsit,aaaaaaaaaaa,0,10,val\n")
-    says = r"train\.csv: gives aaaaaaaaaaa_000000_000010\.mp4 the label 'run', val\.csv 'sit'"
-    with pytest.raises(MisuseError, match=says):
+    message = r"train\.csv: gives aaaaaaaaaaa_000000_000010\.mp4 the label 'run', but val\.csv gives 'sit'"
+    with pytest.raises(MisuseError, match=message):
         _find(videos, lists)
 
 
 @pytest.mark.parametrize("odd", ["nan", "NaN", "inf", "-Infinity"])
 @pytest.mark.parametrize("others", [("0.5", "1.25"), ("3", "0")])
-def test_a_number_that_is_none_is_refused_where_the_others_are_numbers(
+def test_nan_and_infinity_are_refused_among_numbers(
     tmp_path: Path, videos: Path, odd: str, others: tuple[str, str]
 ) -> None:
     _touch(videos, "a.mp4", "b.mp4", "c.mp4")
@@ -226,7 +228,7 @@ def test_a_number_that_is_none_is_refused_where_the_others_are_numbers(
     table = pa.table({"path": ["a.mp4", "b.mp4", "c.mp4"], "label": [float(label) for label in labels]})
     pq.write_table(table, tmp_path / "t.parquet")
     for url in (_write(tmp_path / "t.csv", f"path,label\n{rows}"), str(tmp_path / "t.parquet")):
-        with pytest.raises(MisuseError, match=r"b\.mp4 has the label .*where the others are numbers"):
+        with pytest.raises(MisuseError, match=r"b\.mp4 has the label .*but the other labels are numbers"):
             _find(videos, url)
 
 
@@ -267,8 +269,8 @@ def test_numbers_of_a_labels_file_must_be_without_gaps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["run\njump\nrun\n", "1 run\n2 jump\n3 run\n"])
-def test_a_class_that_is_named_twice_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(MisuseError, match=r"classes\.txt: names the class 'run' twice"):
+def test_a_repeated_class_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(MisuseError, match=r"classes\.txt: has the class 'run' twice"):
         read_classes(_write(tmp_path / "classes.txt", text))
 
 
@@ -295,21 +297,21 @@ def test_ucf101_is_read_in_every_layout(tmp_path: Path, videos: Path, layout: st
     assert _labels(_find(videos, tmp_path / "lists" / "testlist01.txt", "test1")) == {paths[2]: "YoYo"}
 
 
-def test_ucf101_asks_for_the_split_and_compares_with_its_index(tmp_path: Path, videos: Path) -> None:
+def test_ucf101_requires_a_split_and_must_agree_with_its_class_file(tmp_path: Path, videos: Path) -> None:
     _ucf(tmp_path)
     _touch(videos, "x.avi")
     for split in (None, "train3", "val"):
-        with pytest.raises(MisuseError, match="splits here: test1, train1, train2"):
+        with pytest.raises(MisuseError, match="Splits here: test1, train1, train2"):
             _find(videos, tmp_path, split)
     with pytest.raises(MisuseError, match="is the list of train1"):
         _find(videos, tmp_path / "trainlist01.txt", "test1")
     _write(tmp_path / "classInd.txt", "1 YoYo\n2 ApplyEyeMakeup\n")
-    with pytest.raises(MisuseError, match=r"entry 1: .* is not what classInd\.txt says"):
+    with pytest.raises(MisuseError, match=r"entry 1, .* contradicts classInd\.txt"):
         _find(videos, tmp_path, "train1")
     assert read_classes(str(tmp_path / "classInd.txt")) == ("YoYo", "ApplyEyeMakeup")
 
 
-def test_hmdb51_flags_choose_and_what_is_in_neither_split_is_not_unlisted(tmp_path: Path, videos: Path) -> None:
+def test_hmdb51_flags_choose_the_split_and_videos_in_neither_are_not_unlisted(tmp_path: Path, videos: Path) -> None:
     lists = tmp_path / "testTrainMulti_7030_splits"
     _write(lists / "brush_hair_test_split1.txt", "#20_Rhythm_(2).avi 1 \nApril_09_brush_hair.avi 2 \nb.avi 0 \n")
     _write(lists / "brush_hair_test_split2.txt", "#20_Rhythm_(2).avi 2 \n")
@@ -329,7 +331,7 @@ def test_hmdb51_flags_choose_and_what_is_in_neither_split_is_not_unlisted(tmp_pa
     for split in (None, "train3", "train"):
         with pytest.raises(MisuseError, match="one of test1, test2, train1, train2"):
             _find(videos, lists, split)
-    with pytest.raises(MisuseError, match="name its folder"):
+    with pytest.raises(MisuseError, match="Give its folder"):
         _find(videos, lists / "wave_test_split1.txt", "test1")
 
 
@@ -341,7 +343,7 @@ def test_videomae_lists_of_both_versions_with_spaces_in_paths(tmp_path: Path, vi
     assert listing.unlisted == (b"more.mp4",)
 
 
-def test_absolute_paths_by_a_link_are_those_of_the_folder(tmp_path: Path, videos: Path) -> None:
+def test_absolute_paths_through_a_link_are_paths_of_the_folder(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "a/x.mp4")
     (tmp_path / "link").symlink_to(videos)
     listing = _find(videos, _write(tmp_path / "train.csv", f"{tmp_path}/link/a/x.mp4 1\n"))
@@ -350,46 +352,49 @@ def test_absolute_paths_by_a_link_are_those_of_the_folder(tmp_path: Path, videos
 
 
 @pytest.mark.parametrize("text", ["frames/abc 250 7\n", "frames/abc 0 250 7\n", "frames/a b 250 7\n"])
-def test_lists_of_frame_folders_are_refused_by_name(tmp_path: Path, videos: Path, text: str) -> None:
+def test_lists_of_frame_folders_are_refused(tmp_path: Path, videos: Path, text: str) -> None:
     _touch(videos, "x.mp4")
     with pytest.raises(MisuseError, match=r"frames/a.* with 250 frames is a folder of pictures"):
         _find(videos, _write(tmp_path / "train.csv", text))
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("what is this\n", "first line, 'what is this', names no video; known are Kinetics CSV"),
-        ("clip_id,speed,angle\n1,2,3\n", r"3 fields.*'clip_id,speed,angle'.*known are Kinetics CSV.*columns\.path"),
+        ("what is this\n", "first line, 'what is this', names no video. Known formats: Kinetics CSV"),
+        (
+            "clip_id,speed,angle\n1,2,3\n",
+            r"3 fields.*'clip_id,speed,angle'.*Known formats: Kinetics CSV.*columns\.path",
+        ),
         ("clip,name\na.mp4,cat\n", r"'clip,name', names no video.*--set columns\.path"),
         ('[{"clip": "a.mp4"}]', r"no column of paths \(its columns: clip\)"),
-        ("[1, 2]", "not a JSON array of objects.*known are"),
+        ("[1, 2]", "not a JSON array of objects.*Known formats"),
         ('{"path": 5}\n', "entry 1 has 5 for a path"),
         ('{"path": "a.mp4", "label": true}\n', "entry 1 has True for a label"),
         ('{"path": "a.mp4", "label": ["b", null]}\n', "entry 1 has None for a label"),
         ("path,path\na,b\n", "names a column twice"),
         ("path,label\na.mp4,b\nc.mp4\n", "entry 3 has 1 fields, expected 2"),
-        ("a.mp4 0 -1 3\nb.mp4 4\n", "entry 2 is .*as the first"),
+        ("a.mp4 0 -1 3\nb.mp4 4\n", "entry 2 is .*as in the first line"),
         ("a.mp4,1\nb.mp4,-1\n", "label -1: class numbers start at 0"),
         (b"PAR1 and no more", "can't be read as Parquet"),
     ],
 )
-def test_what_is_not_known_is_told_with_its_first_line(
-    tmp_path: Path, videos: Path, text: str | bytes, says: str
+def test_an_error_about_a_listing_names_the_file_and_its_wrong_line(
+    tmp_path: Path, videos: Path, text: str | bytes, message: str
 ) -> None:
     _touch(videos, "a.mp4")
-    with pytest.raises(MisuseError, match=says) as caught:
+    with pytest.raises(MisuseError, match=message) as caught:
         _find(videos, _write(tmp_path / "list.txt", text))
     assert "list.txt" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_annotations_is_told(tmp_path: Path, videos: Path) -> None:
+def test_a_folder_without_annotations_is_an_error(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "a.mp4")
     _touch(tmp_path / "lists", "readme.txt")
-    with pytest.raises(MisuseError, match="holds no annotations that are known"):
+    with pytest.raises(MisuseError, match="has no annotations of a known format"):
         _find(videos, tmp_path / "lists", "train")
-    with pytest.raises(MisuseError, match="goes with the folder"):
+    with pytest.raises(MisuseError, match="SOURCE is the folder of the videos"):
         _find(Path(_write(tmp_path / "l.txt", "a.mp4 1\n")), tmp_path / "lists")
 
 
@@ -432,7 +437,7 @@ def test_every_kind_of_label_reads_the_same_from_every_table(
         assert [s.label for s in listing.sources] == numbers, url
 
 
-def test_a_column_with_gaps_that_became_floats_still_numbers_classes(tmp_path: Path, videos: Path) -> None:
+def test_class_numbers_that_a_column_with_gaps_made_floats_stay_class_numbers(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "a.mp4", "b.mp4", "c.mp4")
     listing = _find(videos, _write(tmp_path / "t.csv", "path,label\na.mp4,3.0\nb.mp4,0.0\nc.mp4,\n"))
     assert [s.label for s in listing.sources] == [3, 0, None]
@@ -450,17 +455,17 @@ def test_several_columns_make_one_label(tmp_path: Path, videos: Path) -> None:
         )
 
 
-def test_a_named_column_must_be_there(tmp_path: Path, videos: Path) -> None:
+def test_a_named_column_must_exist(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "a.mp4")
     path = _write(tmp_path / "t.csv", "clip,what\na.mp4,b\n")
     assert _labels(_find(videos, path, path="clip")) == {"a.mp4": None}
-    with pytest.raises(MisuseError, match=r"columns\.label = wat: no such column; its columns: clip, what"):
+    with pytest.raises(MisuseError, match=r"columns\.label = wat: no such column\. Its columns: clip, what"):
         _find(videos, path, path="clip", label="wat")
-    with pytest.raises(MisuseError, match="has no column 'clips'; its first line is 'clip,what'"):
+    with pytest.raises(MisuseError, match="has no column 'clips'. Its first line is 'clip,what'"):
         _find(videos, path, path="clips")
 
 
-def test_names_without_suffix_are_looked_for_below_the_folder(tmp_path: Path, videos: Path) -> None:
+def test_names_without_suffix_are_found_anywhere_below_the_folder(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "deep/0001.mkv")
     path = _write(tmp_path / "t.csv", "video_id,label\n0001,cat\n0002,dog\n")
     listing = _find(videos, path, path="video_id")
@@ -468,13 +473,13 @@ def test_names_without_suffix_are_looked_for_below_the_folder(tmp_path: Path, vi
     assert not listing.unlisted
 
 
-def test_contradicting_rows_hint_at_a_list_and_values_must_be_alike(tmp_path: Path, videos: Path) -> None:
+def test_contradictory_labels_and_unequal_numbers_of_values_are_errors(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "a.mp4", "b.mp4")
     with pytest.raises(MisuseError, match=r'two labels, .*as a list, \["a", "b"\]'):
         _find(videos, _write(tmp_path / "t.csv", "path,label\na.mp4,cat\na.mp4,dog\n"))
     with pytest.raises(MisuseError, match=r"a\.mp4 has 2 values, b\.mp4 has 1"):
         _find(videos, _write(tmp_path / "t.jsonl", '{"path":"a.mp4","label":[1.5,2]}\n{"path":"b.mp4","label":0.1}\n'))
-    with pytest.raises(MisuseError, match="values, not classes; leave --classes out"):
+    with pytest.raises(MisuseError, match="values, not classes. Remove --classes"):
         find_sources(str(videos), ("x",), annotations=_write(tmp_path / "t.csv", "path,label\na.mp4,0.5\n"))
 
 
@@ -486,12 +491,12 @@ def test_given_classes_number_several_labels(tmp_path: Path, videos: Path) -> No
         find_sources(str(videos), ("run",), annotations=path)
 
 
-def test_class_folders_named_by_numbers_with_points_stay_names(videos: Path) -> None:
+def test_class_folders_with_decimal_names_keep_their_names(videos: Path) -> None:
     _touch(videos, "0.5/a.mp4", "1.5/b.mp4")
     assert find_sources(str(videos)).classes == ("0.5", "1.5")
 
 
-def test_a_data_sets_own_list_is_read_as_the_source_too(tmp_path: Path) -> None:
+def test_a_data_sets_own_list_can_be_the_source(tmp_path: Path) -> None:
     _touch(tmp_path, "a b.mp4", "v/aaaaaaaaaaa_000000_000010.mp4")
     listing = find_sources(_write(tmp_path / "list.txt", "a b.mp4 0 -1 2\n"))
     assert [(s.path, s.label) for s in listing.sources] == [(b"a b.mp4", 2)]

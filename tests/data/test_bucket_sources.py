@@ -62,7 +62,7 @@ def test_a_listing_in_a_bucket_names_what_lies_beside_it(
 @pytest.mark.parametrize("path", ["../x.mp4", "/x.mp4", "s3://other/x.mp4", "http://host/x.mp4"])
 def test_a_listing_in_a_bucket_names_nothing_elsewhere(path: str, s3: Setting) -> None:
     commit_bytes(s3.folder / "list.txt", f"{path} a\n".encode())
-    with pytest.raises(MisuseError, match="is not below it"):
+    with pytest.raises(MisuseError, match="is outside this folder"):
         find_sources(f"{s3.folder}/list.txt")
     commit_bytes(s3.folder / "list.txt", f"{s3.folder}/in/x.mp4 a\n".encode())
     assert [source.path for source in find_sources(f"{s3.folder}/list.txt").sources] == [b"in/x.mp4"]
@@ -81,7 +81,7 @@ def test_annotations_classes_and_exclusions_may_lie_in_a_bucket(
     found = find_sources(str(demo_videos), classes, annotations=f"{s3.folder}/ann.csv")
     assert {source.label for source in found.sources} == {classes.index("zoom-in")}
     left = exclude_sources(found, f"{s3.folder}/out.txt")
-    assert (left.left_out, len(left.listing.sources)) == (1, 2)
+    assert (left.num_excluded, len(left.sources)) == (1, 2)
 
 
 def test_a_dry_run_over_a_bucket_counts_what_is_there(demo_videos: Path, s3: Setting) -> None:

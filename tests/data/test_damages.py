@@ -1,4 +1,4 @@
-"""The fast part of `make soak`: every kind of damage, a hang and a full disk. The whole is tools/soak/build.py."""
+"""The fast part of `make soak`: every kind of damage, a hang and a full disk. All of it: tools/soak/build.py."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import EncodeJob, encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
-from vmae_data.encode.ffmpeg_result import _time_in_holes
-from vmae_data.encode.probe import cut_box
+from vmae_data.encode.ffmpeg_result import ticks_in_gaps
+from vmae_data.encode.probe import truncated_box
 from vmae_data.errors import DataError
 from vmae_data.format import key_of
 from vmae_data.progress import ProgressStyle
@@ -35,7 +35,7 @@ from vmae_data.shards.pack import _write_tar
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Finding]]:
-    """What one build made of the fast subset, by name."""
+    """The outcomes of one build of the fast subset, by name."""
     folder = tmp_path_factory.mktemp("damages")
     make_all(FAST, Bench(folder / "bench"), folder / "videos")
     spec = BuildSpec(short_side=32, stride=2, crf=18, samples_per_shard=20)
@@ -53,7 +53,7 @@ def test_a_damage_has_its_stated_outcome(findings: dict[str, Finding], damage: D
     assert finding.as_expected, finding.found
 
 
-def test_every_damage_is_told_in_the_docs_and_none_twice() -> None:
+def test_the_docs_list_every_damage_once() -> None:
     page = Path(__file__).parents[2] / "docs" / "damages.md"
     assert page.read_text() == docs_page(), "run python -m tools.soak.build --write-docs"
     assert [title for title, count in Counter(map(_title, DAMAGES)).items() if count > 1] == []
@@ -61,7 +61,7 @@ def test_every_damage_is_told_in_the_docs_and_none_twice() -> None:
 
 
 @pytest.mark.parametrize("exec_word", ["exec ", ""])
-def test_an_ffmpeg_that_says_nothing_is_ended_with_what_it_started(
+def test_a_silent_ffmpeg_is_killed_with_its_child_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exec_word: str
 ) -> None:
     wrapper = tmp_path / "ffmpeg"
@@ -72,37 +72,43 @@ def test_an_ffmpeg_that_says_nothing_is_ended_with_what_it_started(
     monkeypatch.setenv("VMAE_SOAK_MARK", f"{os.getpid()}-mark")
     failure = encode_source(_job(tmp_path, str(wrapper))).failure
     assert failure is not None
-    assert (failure.reason, failure.detail) == ("stalled", "ffmpeg decoded nothing for 0.5 s and was ended")
+    assert (failure.reason, failure.detail) == ("stalled", "ffmpeg decoded nothing for 0.5 s and was killed")
     assert not left_over()
 
 
-def test_a_silence_that_is_no_number_is_refused_before_any_work(tmp_path: Path, demo_videos: Path) -> None:
-    around = {**os.environ, "VMAE_SILENCE_SECONDS": "soon"}
-    done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=2, env=around)
+def test_an_invalid_silence_is_refused_before_any_work(tmp_path: Path, demo_videos: Path) -> None:
+    environment = {**os.environ, "VMAE_SILENCE_SECONDS": "soon"}
+    done = run_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=2, env=environment)
     assert "VMAE_SILENCE_SECONDS = soon: expected seconds above 0" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_fills_up_while_a_tar_is_written_is_named_and_the_build_goes_on(
-    tmp_path: Path, demo_videos: Path, demo_shards: Path
+def test_the_error_names_a_full_disk_and_the_build_resumes(
+    tmp_path: Path, demo_videos: Path, demo_spec: BuildSpec
 ) -> None:
-    largest = max(path.stat().st_size for path in demo_shards.glob("*.tar"))
-    result = at_limit(Workspace(tmp_path, demo_videos, demo_shards, seconds=0, kills=0, seed=0), largest // 3)
+    videos, complete = tmp_path / "videos", tmp_path / "complete"
+    videos.mkdir()
+    for path in sorted(demo_videos.glob("*/scene-*.mp4"))[:8]:
+        (videos / path.name).symlink_to(path)
+    build_shards(str(videos), complete, demo_spec, workers=2, style=ProgressStyle.QUIET)
+    (tar,) = complete.glob("*.tar")
+    limit = tar.stat().st_size // 2  # above the size of each video
+    result = at_limit(Workspace(tmp_path, videos, complete, seconds=0, kills=0, seed=0), limit)
     assert result.as_expected, result.found
 
 
-def test_a_tar_that_breaks_off_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tarfile writes once more when it is forgotten: what Python tells of that would stand among our own words."""
+def test_an_interrupted_tar_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tarfile writes again when it is garbage collected, and Python would print that error too."""
     Bench(tmp_path).clip("a.mp4")
     (sample,) = encode_source(_job(tmp_path, find_ffmpeg().path)).samples
     (gone,) = sample.members
     missing = msgspec.structs.replace(sample, members=(msgspec.structs.replace(gone, file="gone.mp4"),))
-    told: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
     with pytest.raises(DataError, match=r"gone\.mp4: can't be read"):
         _write_tar(tmp_path / "x.tar", tmp_path, [sample, missing])
     gc.collect()
-    assert told == []
+    assert printed == []
 
 
 def _job(folder: Path, ffmpeg: str) -> EncodeJob:
@@ -120,7 +126,7 @@ def _job(folder: Path, ffmpeg: str) -> EncodeJob:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", ""),
         (b"no mp4 at all", ""),
@@ -130,19 +136,19 @@ def _job(folder: Path, ffmpeg: str) -> EncodeJob:
         (struct.pack(">I4sI4sQ", 8, b"ftyp", 1, b"mdat", 99), "the file ends inside its box mdat, 16 of 99 bytes"),
     ],
 )
-def test_the_box_that_a_files_end_cuts_is_named(tmp_path: Path, data: bytes, words: str) -> None:
+def test_the_message_names_the_box_in_which_a_file_ends(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "x.mp4").write_bytes(data)
-    assert cut_box(bytes(tmp_path / "x.mp4")) == words
+    assert truncated_box(bytes(tmp_path / "x.mp4")) == message
 
 
 @pytest.mark.parametrize(
-    ("shown", "missing"),
+    ("times", "missing"),
     [
         ([0], 0),
         (list(range(0, 250, 10)), 0),
         ([*range(0, 100, 10), *range(190, 250, 10)], 90),
-        ([0, 10, 40, 50, 90, 100, 160, 170, 250, 260], 0),  # a variable rate has long steps of its own
+        ([0, 10, 40, 50, 90, 100, 160, 170, 250, 260], 0),  # a variable frame rate has long steps
     ],
 )
-def test_time_is_missing_only_from_a_steady_video(shown: list[int], missing: int) -> None:
-    assert _time_in_holes(shown) == missing
+def test_only_a_steady_video_has_gaps(times: list[int], missing: int) -> None:
+    assert ticks_in_gaps(times) == missing

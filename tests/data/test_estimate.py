@@ -5,23 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import run_command
 from vmae_data.build import build_shards
+from vmae_data.cli import app
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.estimate import Spread, _Sized, choose_sample, estimate_build, estimate_lines, scale_up
+from vmae_data.estimate import Interval, choose_sample, estimate_build, estimate_lines, scale_up
 from vmae_data.progress import ProgressStyle
-from vmae_data.sources.find import SourceVideo
 
 QUIET = ProgressStyle.QUIET
 
 
-def test_what_goes_with_the_bytes_is_scaled_without_spread() -> None:
+def test_a_value_proportional_to_the_bytes_has_an_exact_estimate() -> None:
     found = scale_up([(10, 1), (30, 3), (20, 2)], 600, 30)
     assert found is not None
-    assert found == Spread(pytest.approx(60), pytest.approx(60), pytest.approx(60))
+    assert found == Interval(pytest.approx(60), pytest.approx(60), pytest.approx(60))
 
 
-def test_the_spread_is_the_ratio_estimators_and_nothing_where_all_were_tried() -> None:
+def test_the_interval_is_that_of_the_ratio_estimator_and_exact_if_all_were_tried() -> None:
     # By hand: the ratio is 5 / 4.
     pairs = [(1.0, 1.0), (3.0, 4.0)]
     found = scale_up(pairs, 400, 100)
@@ -29,20 +28,18 @@ def test_the_spread_is_the_ratio_estimators_and_nothing_where_all_were_tried() -
     residuals = [1.0 - 1.25, 4.0 - 3.75]
     variance = sum(r * r for r in residuals) / 2 * (1 - 2 / 100)
     factor = 1 + 2 * variance**0.5 / 2.5
-    assert found == Spread(pytest.approx(500 / factor), pytest.approx(500), pytest.approx(500 * factor))
-    assert scale_up(pairs, 4, 2) == Spread(5, 5, 5)
+    assert found == Interval(pytest.approx(500 / factor), pytest.approx(500), pytest.approx(500 * factor))
+    assert scale_up(pairs, 4, 2) == Interval(5, 5, 5)
     assert scale_up([], 400, 100) is None
     assert scale_up([(5, 0)], 400, 100) is None
 
 
-def test_the_sample_reaches_from_the_smallest_to_the_largest_and_repeats() -> None:
+def test_the_sample_spans_all_sizes_in_plan_order_and_is_repeatable() -> None:
     sizes = [(n * 7919) % 1000 for n in range(1000)]
-    there = [_Sized(SourceVideo(f"k{n}", b"", None), size) for n, size in enumerate(sizes)]
-    chosen = choose_sample(there, 10)
-    assert sorted(one.bytes // 100 for one in chosen) == list(range(10))
-    assert chosen == choose_sample(there, 10)
-    assert [int(one.source.key[1:]) for one in chosen] == sorted(int(one.source.key[1:]) for one in chosen)
-    assert choose_sample(there[:3], 10) == there[:3]
+    chosen = choose_sample(sizes, 10)
+    assert sorted(sizes[n] // 100 for n in chosen) == list(range(10))
+    assert chosen == sorted(chosen) == choose_sample(sizes, 10)
+    assert choose_sample(sizes[:3], 10) == [0, 1, 2]
     assert choose_sample([], 10) == []
 
 
@@ -52,16 +49,16 @@ def test_an_estimate_from_all_videos_is_the_size_of_the_build(
     names = sorted(str(path.relative_to(demo_videos)) for path in demo_videos.glob("*/*.mp4"))[::3][:8]
     listing = tmp_path / "list.txt"
     listing.write_text("".join(f"{name}\n" for name in [*names, "gone.mp4"]))
-    found = estimate_build(str(demo_videos), demo_spec, workers=2, annotations=str(listing), style=QUIET)
+    found = estimate_build(str(demo_videos), demo_spec, workers=1, annotations=str(listing), style=QUIET)
     total = len(list(demo_videos.rglob("*.mp4")))
     assert (found.videos, found.missing, found.unlisted, found.sample) == (8, 1, total - 8, 8)
     assert found.bytes == sum((demo_videos / name).stat().st_size for name in names)
     report = build_shards(
-        str(demo_videos), tmp_path / "out", demo_spec, workers=2, annotations=str(listing), style=QUIET
+        str(demo_videos), tmp_path / "out", demo_spec, workers=1, annotations=str(listing), style=QUIET
     )
     real = report.made.bytes
     assert found.shard_bytes is not None
-    # The tar's end is filled up to 10,240 bytes a shard.
+    # tar pads each shard to a multiple of 10,240 bytes.
     assert 0 <= real - found.shard_bytes.middle <= 10240 * found.shards
     failed = dict(report.reasons)
     assert failed.pop("missing") == 1
@@ -71,19 +68,23 @@ def test_an_estimate_from_all_videos_is_the_size_of_the_build(
     assert "missing     1 listed" in text
 
 
-def test_a_dry_run_writes_nothing_and_says_the_same_in_both_forms(demo_videos: Path, tmp_path: Path) -> None:
-    words = ["vmae_data", "build", demo_videos, tmp_path / "out", "--recipe", "demo", "--dry-run"]
-    told = json.loads(run_command(*words, "--json").stdout)
-    shown = run_command(*words).stdout
+def test_a_dry_run_writes_nothing_and_reports_the_same_in_both_forms(
+    demo_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["build", str(demo_videos), str(tmp_path / "out"), "--recipe", "demo", "--workers", "1", "--dry-run"]
+    app([*arguments, "--json"], standalone_mode=False)
+    printed = json.loads(capsys.readouterr().out)
+    app(arguments, standalone_mode=False)
+    text = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     total = len(list(demo_videos.rglob("*.mp4")))
-    assert (told["videos"], told["sample"], told["shards"]) == (total, 12, 1)
-    assert told["classes"] == len({path.parent for path in demo_videos.rglob("*.mp4")})
-    assert shown.startswith(f"videos      {total}, ")
-    assert "with " in shown
+    assert (printed["videos"], printed["sample"], printed["shards"]) == (total, 12, 1)
+    assert printed["classes"] == len({path.parent for path in demo_videos.rglob("*.mp4")})
+    assert text.startswith(f"videos      {total}, ")
+    assert "with " in text
 
 
-def test_a_dry_run_tells_what_is_left_out_and_which_paths_are_no_sources(
+def test_a_dry_run_reports_excluded_sources_and_paths_without_a_source(
     tmp_path: Path, demo_videos: Path, demo_spec: BuildSpec
 ) -> None:
     chosen = sorted(str(path.relative_to(demo_videos)) for path in demo_videos.rglob("scene-*.mp4"))[:3]
@@ -91,16 +92,18 @@ def test_a_dry_run_tells_what_is_left_out_and_which_paths_are_no_sources(
     for name in chosen:
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
         (videos / name).symlink_to(demo_videos / name)
-    leave = tmp_path / "leave.txt"
-    leave.write_text("\n".join([*chosen[:2], *(f"no-{n}.mp4" for n in range(7))]))
-    found = estimate_build(str(videos), demo_spec, workers=1, exclude=str(leave), style=QUIET)
+    excluded = tmp_path / "exclude.txt"
+    excluded.write_text("\n".join([*chosen[:2], *(f"no-{n}.mp4" for n in range(7))]))
+    found = estimate_build(str(videos), demo_spec, workers=1, exclude=str(excluded), style=QUIET)
     assert (found.videos, found.left_out, found.unmatched) == (1, 2, 7)
     lines = estimate_lines(found)
-    assert "left out    2 that --exclude names" in lines
-    assert "no source   7 that --exclude names: no-0.mp4, no-1.mp4, no-2.mp4, no-3.mp4, no-4.mp4, …" in lines
+    assert "excluded    2 sources, by --exclude" in lines
+    assert (
+        "no match    7 paths of --exclude match no source: no-0.mp4, no-1.mp4, no-2.mp4, no-3.mp4, no-4.mp4, …" in lines
+    )
 
 
-def test_nothing_to_measure_is_told(tmp_path: Path, demo_spec: BuildSpec) -> None:
+def test_a_build_without_videos_has_no_estimate(tmp_path: Path, demo_spec: BuildSpec) -> None:
     (tmp_path / "list.txt").write_text("gone.mp4 1\n")
     found = estimate_build(str(tmp_path / "list.txt"), demo_spec, workers=1, style=QUIET)
     assert (found.videos, found.missing, found.sample, found.seconds) == (0, 1, 0, None)

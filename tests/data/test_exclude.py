@@ -18,25 +18,26 @@ def listing(tmp_path: Path) -> Listing:
     return find_sources(str(folder))
 
 
-def test_a_file_that_names_no_source_at_all_is_refused_with_its_first_path(listing: Listing, tmp_path: Path) -> None:
+def test_the_error_about_a_file_without_any_source_names_its_first_path(listing: Listing, tmp_path: Path) -> None:
     named = tmp_path / "bad.txt"
     named.write_text("videos/c.mp4\nvideos/a.mp4\n")
     with pytest.raises(
-        MisuseError, match=r"bad\.txt: names no source here: its first path of 2 is videos/c\.mp4, a source's"
+        MisuseError,
+        match=r"bad\.txt: names no source of this listing\. Its first path of 2 is videos/c\.mp4, a source's",
     ):
         exclude_sources(listing, str(named))
     (tmp_path / "bad.csv").write_text("path,exclude\nz.mp4,true\na.mp4,false\n")
-    with pytest.raises(MisuseError, match=r"bad\.csv: names no source here: its first path of 1 is z\.mp4"):
+    with pytest.raises(MisuseError, match=r"bad\.csv: names no source of this listing\. Its first path of 1 is z\.mp4"):
         exclude_sources(listing, str(tmp_path / "bad.csv"))
 
 
-def test_what_matches_in_part_or_names_nothing_is_taken(listing: Listing, tmp_path: Path) -> None:
+def test_a_file_may_match_in_part_or_be_empty(listing: Listing, tmp_path: Path) -> None:
     named = tmp_path / "some.txt"
     named.write_text("../videos/a.mp4\nz.mp4\n")
     remaining = exclude_sources(listing, str(named))
-    assert [source.path for source in remaining.listing.sources] == [b"b.mp4", b"c.mp4"]
-    assert (remaining.left_out, remaining.unmatched) == (1, (b"z.mp4",))
+    assert [source.path for source in remaining.sources] == [b"b.mp4", b"c.mp4"]
+    assert (remaining.num_excluded, remaining.unmatched) == (1, (b"z.mp4",))
     named.write_text("")
-    assert exclude_sources(listing, str(named)).left_out == 0
+    assert exclude_sources(listing, str(named)).num_excluded == 0
     (tmp_path / "none.csv").write_text("path,exclude\na.mp4,false\n")
-    assert exclude_sources(listing, str(tmp_path / "none.csv")).left_out == 0
+    assert exclude_sources(listing, str(tmp_path / "none.csv")).num_excluded == 0

@@ -15,7 +15,7 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import FAILURES, PLAN_TABLE, SAMPLES, UNLISTED, Label, path_from_text
 from vmae_data.inspect.inspect import inspect_shards
 from vmae_data.inspect.inspect_page import write_inspect_page
-from vmae_data.labels import label_columns, label_words, table_labels
+from vmae_data.labels import label_columns, label_text, table_labels
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.verify.verify import verify_shards
@@ -31,7 +31,7 @@ def _some(videos: Path, count: int) -> list[str]:
 def _build(videos: Path, dest: Path, labels: dict[str, object], spec: BuildSpec) -> BuildReport:
     listing = dest.with_suffix(".jsonl")
     listing.write_text("".join(json.dumps({"path": p, "label": v}) + "\n" for p, v in labels.items()))
-    return build_shards(str(videos), dest, spec, workers=2, annotations=str(listing), style=QUIET)
+    return build_shards(str(videos), dest, spec, workers=1, annotations=str(listing), style=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def _build(videos: Path, dest: Path, labels: dict[str, object], spec: BuildSpec)
         [],
     ],
 )
-def test_labels_come_back_from_a_table_as_they_were(labels: list[Label | None]) -> None:
+def test_labels_survive_a_table(labels: list[Label | None]) -> None:
     back = table_labels(pa.table(label_columns(labels)).to_pydict())
     assert back == labels
     assert [type(v) for label in back if isinstance(label, tuple) for v in label] == [
@@ -52,19 +52,17 @@ def test_labels_come_back_from_a_table_as_they_were(labels: list[Label | None]) 
     ]
 
 
-def test_one_class_a_video_needs_no_second_column() -> None:
+def test_one_class_per_video_needs_no_second_column() -> None:
     assert list(label_columns([1, None])) == ["label"]
 
 
-def test_words_of_labels_tell_apart_what_names_could_join() -> None:
+def test_different_labels_have_different_texts() -> None:
     classes = ("a", "b", 'a","b')
-    words = [label_words(label, classes) for label in (None, 0, (0,), (0, 1), (2,), (), (0.5,))]
-    assert len(set(words)) == len(words)
+    texts = [label_text(label, classes) for label in (None, 0, (0,), (0, 1), (2,), (), (0.5,))]
+    assert len(set(texts)) == len(texts)
 
 
-def test_several_classes_a_video_go_through_a_build_and_come_back(
-    demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path
-) -> None:
+def test_several_classes_per_video_survive_a_build(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:
     names = _some(demo_videos, 4)
     labels = dict(zip(names, (["run", "jump"], ["sit"], [], None), strict=True))
     dest = tmp_path / "out"
@@ -73,15 +71,15 @@ def test_several_classes_a_video_go_through_a_build_and_come_back(
     shards = Shards.open(str(dest))
     assert shards.classes == ("jump", "run", "sit")
     assert shards.label_kind is LabelKind.CLASSES
-    wanted = dict(zip(names, ((0, 1), (2,), (), None), strict=True))
+    expected = dict(zip(names, ((0, 1), (2,), (), None), strict=True))
     facts = {n: shards.sample(n).facts for n in range(4)}
-    assert {facts[n].source.path: shards.label(n) for n in range(4)} == wanted
-    assert {one.source.path: one.label for one in facts.values()} == wanted
+    assert {facts[n].source.path: shards.label(n) for n in range(4)} == expected
+    assert {one.source.path: one.label for one in facts.values()} == expected
     assert shards.class_count_K.tolist() == [1, 1, 1]
     assert (shards.label_N == -1).all()
     with tarfile.open(dest / "shard-000000.tar") as tar:
-        said = {m.name: tar.extractfile(m).read() for m in tar if m.name.endswith(".cls")}  # type: ignore[union-attr]
-    assert sorted(said.values()) == [b"", b"0 1", b"2"]
+        texts = {m.name: tar.extractfile(m).read() for m in tar if m.name.endswith(".cls")}  # type: ignore[union-attr]
+    assert sorted(texts.values()) == [b"", b"0 1", b"2"]
     assert not verify_shards(dest, workers=1, style=QUIET).problems
     counted = inspect_shards(dest)
     assert (counted.per_class, counted.unlabelled) == ({"jump": 1, "run": 1, "sit": 1}, 1)
@@ -92,7 +90,7 @@ def test_several_classes_a_video_go_through_a_build_and_come_back(
     assert {path.name: path.read_bytes() for path in dest.iterdir()} == before
 
 
-def test_values_go_through_a_build_and_come_back(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:
+def test_values_survive_a_build(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:
     names = _some(demo_videos, 2)
     dest = tmp_path / "out"
     _build(demo_videos, dest, dict(zip(names, ([0.25, 3], [1.5, -2]), strict=True)), demo_spec)
@@ -103,7 +101,7 @@ def test_values_go_through_a_build_and_come_back(demo_videos: Path, demo_spec: B
     assert not verify_shards(dest, workers=1, style=QUIET).problems
 
 
-def test_a_label_that_was_changed_is_found_by_verify(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_label(demo_videos: Path, demo_spec: BuildSpec, tmp_path: Path) -> None:
     names = _some(demo_videos, 2)
     dest = tmp_path / "out"
     _build(demo_videos, dest, dict(zip(names, (["a", "b"], ["b"]), strict=True)), demo_spec)

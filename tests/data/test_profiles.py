@@ -14,7 +14,7 @@ from vmae_data.format import Rational, expand_series
 
 
 @pytest.mark.parametrize(("profile", "codec"), [("h264", "h264"), ("mpeg4", "mpeg4"), ("mjpeg", "mjpeg")])
-def test_every_profile_keeps_the_same_frames_and_says_its_colours(tmp_path: Path, profile: str, codec: str) -> None:
+def test_every_profile_keeps_the_same_frames_and_states_its_colours(tmp_path: Path, profile: str, codec: str) -> None:
     _write(tmp_path / "v.mp4", 40, rate=Fraction(30000, 1001))
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, profile=profile, qscale=2, crf=2).samples
     member = sample.members[0]
@@ -29,7 +29,7 @@ def test_every_profile_keeps_the_same_frames_and_says_its_colours(tmp_path: Path
     np.testing.assert_allclose(levels, [20, 20 + 4 * 12, 20 + 4 * 36], atol=2.5)
 
 
-def test_mpeg4_and_mjpeg_are_as_steady_and_the_same_every_time(tmp_path: Path) -> None:
+def test_mpeg4_and_mjpeg_are_steady_and_give_the_same_bytes_every_time(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 40)
     for profile in ("mpeg4", "mjpeg"):
         first = _encode(tmp_path / "v.mp4", tmp_path, profile=profile)
@@ -40,13 +40,13 @@ def test_mpeg4_and_mjpeg_are_as_steady_and_the_same_every_time(tmp_path: Path) -
     assert len(sample.members[0].packets.keys) == 10  # every frame of mjpeg is a key frame
 
 
-def test_a_rate_that_mpeg4_cannot_count_is_written_as_one_it_can(tmp_path: Path) -> None:
+def test_a_frame_rate_that_mpeg4_cannot_count_is_rounded(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 20, rate=Fraction(90000, 3003))
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, profile="mpeg4", stride=1).samples
     assert sample.facts.phases[0].frames == 20
 
 
-def test_a_rate_of_huge_numbers_is_written_as_a_near_one(tmp_path: Path) -> None:
+def test_a_frame_rate_of_huge_numbers_is_rounded(tmp_path: Path) -> None:
     """25 frames in 10.600053 s, in ticks of a microsecond, as an irregular recording has them."""
     _write(tmp_path / "v.mp4", 25)
     with av.open(str(tmp_path / "v.mp4")) as given, av.open(str(tmp_path / "odd.mp4"), "w") as odd:
@@ -57,27 +57,27 @@ def test_a_rate_of_huge_numbers_is_written_as_a_near_one(tmp_path: Path) -> None
             packet.pts = packet.dts = 424_002 * number
             packet.duration = 424_002 if number < 24 else 424_005
             odd.mux(packet)
-    assert probe_video(bytes(tmp_path / "odd.mp4")).rate == Rational(25_000_000, 10_600_053)
+    assert probe_video(bytes(tmp_path / "odd.mp4")).frame_rate == Rational(25_000_000, 10_600_053)
     for profile in ("h264", "mpeg4"):
         staged = _encode(tmp_path / "odd.mp4", tmp_path, profile=profile, stride=4)
         assert staged.failure is None
         assert staged.samples[0].facts.phases[0].frames == 7
 
 
-def test_copy_takes_the_packets_as_they_are(tmp_path: Path) -> None:
+def test_copy_keeps_the_packets(tmp_path: Path) -> None:
     _write(tmp_path / "v.mkv", 30)
     (sample,) = _encode(tmp_path / "v.mkv", tmp_path, profile="copy", stride=1, short_side=64).samples
     assert (sample.facts.profile, sample.facts.width, sample.facts.height) == ("copy", 96, 64)
     assert (sample.facts.colour.matrix, sample.facts.colour.assumed) == ("bt601", True)
     with av.open(str(tmp_path / "v.mkv")) as container:
-        wanted = [frame.to_ndarray() for frame in container.decode(video=0)]
+        expected = [frame.to_ndarray() for frame in container.decode(video=0)]
     with av.open(str(tmp_path / sample.members[0].file)) as container:
         found = [frame.to_ndarray() for frame in container.decode(video=0)]
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("why", ["too large", "uneven times"])
-def test_copy_encodes_what_it_cannot_take(tmp_path: Path, why: str) -> None:
+def test_copy_encodes_a_source_that_it_cannot_copy(tmp_path: Path, why: str) -> None:
     uneven = [0, 1, 2, 3, 10, 11, 12, 13] if why == "uneven times" else None
     _write(tmp_path / "v.mkv", 8, pts=uneven)
     short_side = 32 if why == "too large" else 64

@@ -29,7 +29,7 @@ def _write(
     rate: Fraction = Fraction(25),
     pts: list[int] | None = None,
 ) -> None:
-    """A video whose frame n has the grey level 20 + 4 n (below 50): a frame can be known by looking at it."""
+    """A video whose frame n has the grey level 20 + 4 n (n below 50), so that a decoded frame reveals its number."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "5", "preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -59,7 +59,7 @@ def _encode(path: Path, staging: Path, **spec: object) -> StagedSource:
 
 
 @pytest.mark.parametrize(("frames", "stride"), [(50, 4), (49, 4), (1, 4), (2, 1), (33, 2), (5, 7)])
-def test_every_kth_frame_is_kept_and_no_other(tmp_path: Path, frames: int, stride: int) -> None:
+def test_exactly_every_kth_frame_is_kept(tmp_path: Path, frames: int, stride: int) -> None:
     _write(tmp_path / "v.mp4", frames)
     staged = _encode(tmp_path / "v.mp4", tmp_path, stride=stride, crf=1)
     (sample,) = staged.samples
@@ -71,7 +71,7 @@ def test_every_kth_frame_is_kept_and_no_other(tmp_path: Path, frames: int, strid
     np.testing.assert_allclose(levels, [20 + 4 * n for n in kept], atol=2.5)
 
 
-def test_times_come_from_the_frames_not_from_the_header(tmp_path: Path) -> None:
+def test_times_are_those_of_the_frames_not_of_the_header(tmp_path: Path) -> None:
     pts = [0, 1, 2, 3, 10, 11, 12, 13, 20, 21]  # gaps after frames 3 and 7
     _write(tmp_path / "v.mkv", 10, pts=pts)
     (sample,) = _encode(tmp_path / "v.mkv", tmp_path, stride=2).samples
@@ -81,7 +81,7 @@ def test_times_come_from_the_frames_not_from_the_header(tmp_path: Path) -> None:
     assert phase.frames == 5
 
 
-def test_the_kept_frames_have_a_constant_rate_from_zero(tmp_path: Path) -> None:
+def test_the_kept_frames_have_a_constant_frame_rate_and_begin_at_zero(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 40, rate=Fraction(30000, 1001))
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path).samples
     assert (sample.facts.rate.num, sample.facts.rate.den) == (30000, 4004)
@@ -92,27 +92,27 @@ def test_the_kept_frames_have_a_constant_rate_from_zero(tmp_path: Path) -> None:
     np.testing.assert_allclose(seconds, np.arange(10) * 4004 / 30000, atol=1e-6)
 
 
-def test_key_frames_come_every_gop(tmp_path: Path) -> None:
+def test_every_gop_begins_with_a_key_frame(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 50)
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, stride=1, gop=16).samples
     assert sample.members[0].packets.keys == (0, 16, 32, 48)
 
 
-def test_packets_of_the_table_are_those_in_the_file(tmp_path: Path) -> None:
+def test_the_packet_table_describes_the_file(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 50)
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, stride=1).samples
     member = sample.members[0]
     data = (tmp_path / member.file).read_bytes()
     decoder = av.CodecContext.create(member.codec, "r")
     decoder.extradata = member.extradata
-    shown = []
+    decoded = []
     for position, size in zip(member.packets.positions, member.packets.sizes, strict=True):
-        shown += decoder.decode(av.Packet(data[position : position + size]))
-    shown += decoder.decode(None)
-    assert len(shown) == 50  # decoded without a demuxer
+        decoded += decoder.decode(av.Packet(data[position : position + size]))
+    decoded += decoder.decode(None)
+    assert len(decoded) == 50  # without a demuxer
 
 
-def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_same_source_gives_the_same_bytes_in_any_folder(tmp_path: Path) -> None:
     for folder in ("a", "b -c;$(d)"):
         (tmp_path / folder).mkdir()
         _write(tmp_path / folder / "v.mp4", 20)
@@ -127,13 +127,13 @@ def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -
 @pytest.mark.parametrize(
     "name", ["-y.mp4", "a\udcff.mp4", "a'b\"c.mp4", "new\nline.mp4", "%d.mp4", "http:x.mp4", "a;b|c&d.mp4", "é.mp4"]
 )
-def test_no_name_is_taken_for_an_option_or_a_pattern(tmp_path: Path, name: str) -> None:
+def test_ffmpeg_takes_no_name_for_an_option_or_a_pattern(tmp_path: Path, name: str) -> None:
     _write(tmp_path / "v.mp4", 8)
     (tmp_path / "v.mp4").rename(tmp_path / name)
     assert _encode(tmp_path / name, tmp_path).failure is None
 
 
-def test_a_file_cut_in_the_middle_is_truncated_unless_that_is_allowed(tmp_path: Path) -> None:
+def test_a_file_cut_in_the_middle_fails_unless_truncated_files_are_kept(tmp_path: Path) -> None:
     _write(tmp_path / "whole.mkv", 60, width=192, height=128)
     data = (tmp_path / "whole.mkv").read_bytes()
     # Matroska states its duration at the front, so a cut file declares more than it holds.
@@ -145,15 +145,15 @@ def test_a_file_cut_in_the_middle_is_truncated_unless_that_is_allowed(tmp_path: 
     assert _encode(tmp_path / "cut.mkv", tmp_path, keep_truncated=True).failure is None
 
 
-def test_thinning_stands_before_scaling_and_one_thread_runs(tmp_path: Path) -> None:
+def test_frames_are_selected_before_scaling_with_one_thread(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 4)
     source = bytes(tmp_path / "v.mp4")
     output = Output(select_by_stride(4), str(tmp_path / "o.mp4"))
-    words = encode_arguments("ffmpeg", BuildSpec(), probe_video(source), source, [output], tmp_path / "scratch")
-    filters = words[words.index("-vf") + 1]
+    arguments = encode_arguments("ffmpeg", BuildSpec(), probe_video(source), source, [output], tmp_path / "scratch")
+    filters = arguments[arguments.index("-vf") + 1]
     assert filters.index("select=") < filters.index("scale=")
-    assert words.count("-threads") == 2  # decoder and encoder
-    assert all(words[n + 1] == "1" for n, word in enumerate(words) if word in ("-threads", "-filter_threads"))
+    assert arguments.count("-threads") == 2  # decoder and encoder
+    assert all(arguments[n + 1] == "1" for n, name in enumerate(arguments) if name in ("-threads", "-filter_threads"))
 
 
 def test_a_retried_encode_replaces_what_was_staged(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_retried_encode_replaces_what_was_staged(tmp_path: Path) -> None:
     assert isinstance(first.samples[0].facts.phases[0].source_frames, Regular)
 
 
-def test_real_videos_have_their_right_outcome(real_videos: Path, tmp_path: Path) -> None:
+def test_real_videos_have_the_expected_outcome(real_videos: Path, tmp_path: Path) -> None:
     expected = {
         "arm_wrestling.mp4": (280, 426, 256),
         "structuralize.mp4": (300, 426, 240),
@@ -185,12 +185,12 @@ def test_real_videos_have_their_right_outcome(real_videos: Path, tmp_path: Path)
         assert facts.phases[0].frames == -(-frames // 4), name
 
 
-def test_a_video_that_begins_late_is_not_called_truncated(tmp_path: Path) -> None:
-    _write(tmp_path / "late.mkv", 20, pts=[50 + n for n in range(20)])  # 0.8 s of pictures, from second 2 on
+def test_a_video_that_begins_late_is_not_truncated(tmp_path: Path) -> None:
+    _write(tmp_path / "late.mkv", 20, pts=[50 + n for n in range(20)])  # 0.8 s of pictures, from second 2
     assert _encode(tmp_path / "late.mkv", tmp_path).failure is None
 
 
-def test_a_full_disk_is_not_the_videos_fault(tmp_path: Path) -> None:
+def test_a_full_disk_is_no_failure_of_the_video(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 200, width=320, height=240)
     script = (
         "import resource, signal, sys\n"
@@ -210,17 +210,17 @@ def test_a_full_disk_is_not_the_videos_fault(tmp_path: Path) -> None:
     )
     assert "VmaeError" in done.stderr
     assert "no room left" in done.stderr
-    assert not list((tmp_path / "staging").iterdir())  # nothing is booked against the video
+    assert not list((tmp_path / "staging").iterdir())  # no failure of the video is recorded
 
 
-def test_a_pipe_is_no_video_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_a_pipe_is_no_video_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     failure = _encode(tmp_path / "pipe.mp4", tmp_path).failure
     assert failure is not None
     assert failure.reason == "not-a-file"
 
 
-def test_a_picture_that_changes_its_size_is_said_to(tmp_path: Path) -> None:
+def test_a_video_whose_picture_changes_size_fails(tmp_path: Path) -> None:
     for name, size in (("a.ts", (96, 64)), ("b.ts", (128, 96))):
         _write(tmp_path / name, 12, width=size[0], height=size[1])
     (tmp_path / "v.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())

@@ -43,7 +43,7 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     assert len(find_sources(str(tmp_path)).sources) == 1
 
 
-def test_names_that_are_no_utf8_are_found(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_found(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
     with open(folder + b"/x\n'\"-.mp4", "w"):
@@ -65,7 +65,7 @@ def test_names_that_are_no_utf8_are_found(tmp_path: Path) -> None:
         '{"path": "v/a b.mp4", "label": 3}\n{"path": "v/c.mp4", "label": "0"}\n',
     ],
 )
-def test_listings_of_every_form_say_the_same(tmp_path: Path, text: str) -> None:
+def test_listings_of_every_form_read_the_same(tmp_path: Path, text: str) -> None:
     assert _found(_listing(tmp_path, text)) == [("v/a b.mp4", 3), ("v/c.mp4", 0)]
     assert find_sources(_listing(tmp_path, text)).classes == ("0", "1", "2", "3")
 
@@ -78,7 +78,7 @@ def test_names_as_labels_are_numbered_by_their_bytes(tmp_path: Path) -> None:
     ]
 
 
-def test_a_listing_without_labels_is_read_whole(tmp_path: Path) -> None:
+def test_the_lines_of_a_listing_without_labels_are_paths(tmp_path: Path) -> None:
     assert _found(_listing(tmp_path, "a b.mp4\nc,d.mp4\n")) == [("a b.mp4", None), ("c,d.mp4", None)]
 
 
@@ -95,7 +95,7 @@ def test_a_path_listed_twice_is_one_sample_but_two_labels_are_an_error(tmp_path:
         find_sources(_listing(tmp_path, "x.mp4 1\nx.mp4 2\n"))
 
 
-def test_a_path_that_leaves_the_folder_and_comes_back_is_the_same_file(tmp_path: Path) -> None:
+def test_a_path_that_leaves_the_folder_and_returns_is_the_same_file(tmp_path: Path) -> None:
     folder = tmp_path / "l"
     folder.mkdir()
     (folder / "a.mp4").touch()
@@ -109,27 +109,27 @@ def test_a_path_that_leaves_the_folder_and_comes_back_is_the_same_file(tmp_path:
 
 
 @pytest.mark.parametrize("label", ["99999999999999", "1" * 5000, "1000000", "0000001000000", "99999999999999.0"])
-def test_a_class_number_beyond_the_last_is_refused_and_never_a_name(tmp_path: Path, label: str) -> None:
+def test_a_class_number_above_the_limit_is_refused_and_never_a_name(tmp_path: Path, label: str) -> None:
     with pytest.raises(MisuseError, match="class numbers end at 999999") as caught:
         find_sources(_listing(tmp_path, f"x.mp4 3\ny.mp4 {label}\n"))
     assert len(str(caught.value)) < 200
 
 
-def test_class_names_with_spaces_need_a_separator_of_their_own(tmp_path: Path) -> None:
-    says = "entry 1 has 3 fields, 'a.mp4' and the label run fast; .* tab or a comma"
-    with pytest.raises(MisuseError, match=says):
+def test_class_names_with_spaces_need_a_tab_or_a_comma(tmp_path: Path) -> None:
+    message = "entry 1 has 3 fields, 'a.mp4' and the label run fast. .* tab or a comma"
+    with pytest.raises(MisuseError, match=message):
         find_sources(_listing(tmp_path, "a.mp4 run fast\nb.mp4 jump\n"))
     with pytest.raises(MisuseError, match="entry 2 has 4 fields, 'b c.mp4' and the label run very fast"):
         find_sources(_listing(tmp_path, "a.mp4 jump\nb c.mp4 run very fast\n"))
     assert _found(_listing(tmp_path, "a b.mp4 1\nx.mp4 y/c.mp4 0\n")) == [("a b.mp4", 1), ("x.mp4 y/c.mp4", 0)]
 
 
-def test_an_absolute_path_is_known_by_its_relative_one(tmp_path: Path) -> None:
+def test_an_absolute_path_becomes_relative(tmp_path: Path) -> None:
     assert _found(_listing(tmp_path, f"{tmp_path.resolve()}/v/x.mp4 1\n")) == [("v/x.mp4", 1)]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "has no rows"),
         ("one\n", "1 fields"),
@@ -138,14 +138,14 @@ def test_an_absolute_path_is_known_by_its_relative_one(tmp_path: Path) -> None:
         (b"\0\1", "not text"),
     ],
 )
-def test_a_wrong_listing_is_one_line_that_names_it(tmp_path: Path, text: str | bytes, says: str) -> None:
+def test_the_error_names_a_wrong_listing(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(MisuseError) as caught:
         find_sources(_listing(tmp_path, text))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "list.txt" in str(caught.value)
 
 
-def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
+def test_a_wrong_path_and_a_single_video_are_errors(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="neither a folder"):
         find_sources(str(tmp_path / "nothing"))
     (tmp_path / "v.mp4").touch()
@@ -155,7 +155,7 @@ def test_a_wrong_path_and_a_single_video_are_told(tmp_path: Path) -> None:
         find_sources("ftp://host/videos")
 
 
-def test_a_label_that_is_no_utf8_an_empty_one_and_a_huge_one(tmp_path: Path) -> None:
+def test_labels_may_be_empty_or_not_utf8_but_not_huge(tmp_path: Path) -> None:
     assert find_sources(_listing(tmp_path, b"x.mp4,caf\xe9\n")).classes == ("caf\\xe9",)
     assert _found(_listing(tmp_path, "x.mp4\ta\ny.mp4\t\n")) == [("x.mp4", 0), ("y.mp4", None)]
     with pytest.raises(MisuseError, match="class numbers end at"):
@@ -164,14 +164,12 @@ def test_a_label_that_is_no_utf8_an_empty_one_and_a_huge_one(tmp_path: Path) -> 
         find_sources(_listing(tmp_path, f"x.mp4,{'y' * 200_000}\n"))
 
 
-def test_a_folder_that_can_t_be_read_is_refused_not_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_folder_is_an_error_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.mp4").touch()
     scandir = os.scandir
 
-    def forbidding(path: bytes) -> object:  # root, who runs tests in a container, may read everything
+    def forbidding(path: bytes) -> object:  # root can read every folder, and runs the tests in a container
         if os.fsencode(path).endswith(b"/a"):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)

@@ -24,7 +24,7 @@ RATES = [Rational(25, 1), Rational(30000, 1001), Rational(24, 1)]
 
 
 def _last_shown(times: list[Fraction], end: Fraction, rate: Fraction, offset: Fraction) -> list[int]:
-    """The rule in words: each tick takes the last frame shown by then, no frame twice."""
+    """The rule, written directly: each tick keeps the last frame displayed by then, no frame twice."""
     kept: list[int] = []
     tick = times[0] + offset / rate
     while tick < end:
@@ -41,20 +41,20 @@ def _last_shown(times: list[Fraction], end: Fraction, rate: Fraction, offset: Fr
     st.sampled_from([Rational(25, 4), Rational(4, 1), Rational(50, 1), Rational(30000, 4004)]),
     st.integers(1, 4),
 )
-def test_a_rate_takes_the_last_frame_shown_at_each_tick(
-    stamps: list[int], base: int, nominal: Rational, wanted: Rational, phases: int
+def test_a_rate_keeps_the_last_frame_displayed_by_each_tick(
+    stamps: list[int], base: int, nominal: Rational, rate: Rational, phases: int
 ) -> None:
     times = sorted(stamps)
-    (cut,) = cut_video(times, Rational(1, base), nominal, Thinning(0, wanted, phases))
+    (cut,) = cut_video(times, Rational(1, base), nominal, Thinning(0, rate, phases))
     seconds = [Fraction(time, base) for time in times]
     end = seconds[-1] + Fraction(nominal.den, nominal.num)
     for phase, kept in enumerate(cut.kept):
         offset = Fraction(phase, phases)
-        assert list(kept) == _last_shown(seconds, end, Fraction(wanted.num, wanted.den), offset)
+        assert list(kept) == _last_shown(seconds, end, Fraction(rate.num, rate.den), offset)
 
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 8), st.floats(0.05, 3))
-def test_segments_cover_a_video_without_gap_and_none_is_too_long(
+def test_segments_cover_a_video_without_gaps_and_none_is_too_long(
     frames: int, stride: int, phases: int, longest: float
 ) -> None:
     phases = min(phases, stride)
@@ -85,7 +85,7 @@ def test_no_segment_is_longer_than_the_longest_by_the_frames_own_times(
     steps: list[int], base: int, thinning: Thinning, longest: float
 ) -> None:
     times = np.cumsum(steps).tolist()
-    whole = cut_video(times, Rational(1, base), Rational(25, 1), thinning)[0].kept
+    uncut = cut_video(times, Rational(1, base), Rational(25, 1), thinning)[0].kept
     cuts = cut_video(times, Rational(1, base), Rational(25, 1), thinning._replace(longest_seconds=longest))
     assert [cut.start for cut in cuts] == [0, *(cut.stop for cut in cuts[:-1])]
     assert cuts[-1].stop == len(times)
@@ -93,15 +93,15 @@ def test_no_segment_is_longer_than_the_longest_by_the_frames_own_times(
         kept = [cut.kept[phase] for cut in cuts]
         assert all(_is_within(one, times, base, longest) for one in kept)
         assert all(cut.start <= n < cut.stop for cut in cuts for n in cut.kept[phase])
-        # What a segment adds for want of a kept frame is its first one.
-        added = {cut.start for cut in cuts} - set(whole[phase])
-        assert [n for one in kept for n in one if n not in added] == list(whole[phase])
+        # A segment without a kept frame adds its first frame.
+        added = {cut.start for cut in cuts} - set(uncut[phase])
+        assert [n for one in kept for n in one if n not in added] == list(uncut[phase])
 
 
 @pytest.mark.parametrize("nominal", [Rational(5, 1), Rational(30, 1)])
 @pytest.mark.parametrize("thinning", [Thinning(0, Rational(25, 1)), Thinning(1), Thinning(2, None, 2)])
 def test_segments_of_an_uneven_video_last_about_equally_long(nominal: Rational, thinning: Thinning) -> None:
-    """Ten seconds at 5 frames a second, ten at 30, ten at 5; whatever the header calls its rate."""
+    """Ten seconds at 5 frames per second, ten at 30, ten at 5, with any nominal frame rate."""
     times = [*range(0, 10_000, 200), *range(10_000, 20_000, 33), *range(20_000, 30_001, 200)]
     cuts = cut_video(times, Rational(1, 1000), nominal, thinning._replace(longest_seconds=4.0))
     assert len(cuts) == 8
@@ -110,14 +110,14 @@ def test_segments_of_an_uneven_video_last_about_equally_long(nominal: Rational, 
     assert max(seconds) <= 3.75 + 0.41
 
 
-def test_segments_skip_a_gap_in_which_nothing_is_shown() -> None:
+def test_a_gap_without_frames_is_no_segment() -> None:
     cuts = cut_video([0, 40, 80, 10**12, 10**12 + 40], Rational(1, 1000), Rational(25, 1), Thinning(1, None, 1, 2.0))
     assert [(cut.start, cut.stop) for cut in cuts] == [(0, 3), (3, 5)]
 
 
 @given(st.sets(st.integers(0, 700), min_size=1, max_size=60))
-def test_the_expression_of_a_set_of_frames_is_true_for_just_these(kept: set[int]) -> None:
-    words = {
+def test_the_select_expression_is_true_for_exactly_the_kept_frames(kept: set[int]) -> None:
+    functions = {
         "mod": lambda a, b: a % b,
         "floor": int,
         "pow": pow,
@@ -126,18 +126,18 @@ def test_the_expression_of_a_set_of_frames_is_true_for_just_these(kept: set[int]
     }
     code = compile(select_frames(sorted(kept)).replace("if(", "if_("), "select", "eval")
     # Python evaluates both branches of if_, where pow(2, negative) is a fraction: harmless.
-    found = {n for n in range(720) if eval(code, {"__builtins__": {}}, words | {"n": n})}
+    found = {n for n in range(720) if eval(code, {"__builtins__": {}}, functions | {"n": n})}
     assert found == kept
 
 
 def _levels(folder: Path, sample: StagedSample, phase: int = 0) -> list[int]:
-    """Which source frame each kept one shows, by its grey level."""
+    """The number of the source frame that each kept frame displays, from its grey level."""
     member = sample.members[phase]
     video = decode_all((folder / member.file).read_bytes(), member.phase.frames, "v")
     return [round(float(level - 20) / 4) for level in video.y_THW.mean(axis=(1, 2))]
 
 
-def test_a_rate_is_kept_of_a_video_with_gaps(tmp_path: Path) -> None:
+def test_a_video_with_gaps_is_kept_at_a_rate(tmp_path: Path) -> None:
     pts = [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 30]
     _write(tmp_path / "v.mkv", len(pts), pts=pts)
     (sample,) = _encode(tmp_path / "v.mkv", tmp_path, stride=None, rate=6.25, crf=1).samples
@@ -148,15 +148,15 @@ def test_a_rate_is_kept_of_a_video_with_gaps(tmp_path: Path) -> None:
     assert (sample.facts.rate.num, sample.facts.rate.den) == (25, 4)
 
 
-def test_a_slower_source_is_kept_whole_and_said_to_be_slower(tmp_path: Path) -> None:
+def test_a_slower_source_keeps_all_frames_and_gets_a_remark(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 12, rate=Fraction(5))
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, stride=None, rate=6.25, crf=1).samples
     assert _levels(tmp_path, sample) == list(range(12))
     assert "shows 5 frames a second, fewer than the 6.25 asked for" in sample.facts.remarks
 
 
-def test_a_source_is_slower_by_its_frames_times_not_by_its_container(tmp_path: Path) -> None:
-    _write(tmp_path / "slow.mkv", 12, pts=[*range(6), *range(94, 100)])  # at 25 a second by its header
+def test_frame_times_and_not_the_container_decide_if_a_source_is_slower(tmp_path: Path) -> None:
+    _write(tmp_path / "slow.mkv", 12, pts=[*range(6), *range(94, 100)])  # 25 per second in its header
     _write(tmp_path / "steady.mkv", 30)
     slow, steady = (
         _encode(tmp_path / name, tmp_path, stride=None, rate=25.0, crf=1).samples[0].facts
@@ -175,7 +175,7 @@ def test_phases_are_members_of_one_sample(tmp_path: Path) -> None:
         assert expand_series(sample.facts.phases[phase].source_frames).tolist() == list(range(2 * phase, 30, 4))
 
 
-def test_a_phase_that_a_short_video_has_no_frame_for_takes_its_last(tmp_path: Path) -> None:
+def test_a_phase_without_a_frame_in_a_short_video_keeps_its_last(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 2)
     (sample,) = _encode(tmp_path / "v.mp4", tmp_path, phases=4, crf=1).samples
     assert [_levels(tmp_path, sample, phase) for phase in range(4)] == [[0], [1], [1], [1]]
@@ -203,7 +203,7 @@ def test_a_long_video_is_cut_into_segments_of_steady_times(tmp_path: Path, phase
     assert not list((tmp_path / "100%d").glob(".tmp-*"))
 
 
-def test_segments_of_a_slower_source_keep_to_the_longest(tmp_path: Path) -> None:
+def test_segments_of_a_slower_source_are_within_the_longest(tmp_path: Path) -> None:
     _write(tmp_path / "v.mp4", 24, rate=Fraction(5))
     samples = _encode(tmp_path / "v.mp4", tmp_path, stride=None, rate=25.0, longest_seconds=2.0, crf=1).samples
     kept = [_levels(tmp_path, sample) for sample in samples]
@@ -222,8 +222,8 @@ def test_a_video_of_hours_has_hundreds_of_segments(tmp_path: Path) -> None:
     assert [(segment.start, segment.stop) for segment in segments] == [(n, n + 2) for n in range(0, 400, 2)]
 
 
-def test_frames_that_do_not_decode_change_the_cut_not_the_rule(tmp_path: Path) -> None:
-    """Packets promise more than decodes: the kept frames follow what was decoded."""
+def test_kept_frames_follow_from_the_decoded_frames_not_from_the_packets(tmp_path: Path) -> None:
+    """The last packets do not decode."""
     _write(tmp_path / "v.mp4", 60, width=192, height=128)
     data = bytearray((tmp_path / "v.mp4").read_bytes())
     with av.open(str(tmp_path / "v.mp4")) as container:
@@ -243,25 +243,23 @@ def test_frames_that_do_not_decode_change_the_cut_not_the_rule(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
-        (("stride=4", "rate=6.25"), "give one of the two"),
+        (("stride=4", "rate=6.25"), "set only one of the two"),
         (("phases=5",), "expected 1 to 4, the stride"),
         (("longest_seconds=0",), "expected seconds above 0"),
-        (('profile="copy"',), "keeps a video as it is"),
+        (('profile="copy"',), 'copy" keeps every frame'),
         (("rate=0",), "expected 0.01 to 1000"),
         (("qscale=0",), "expected 1 to 31"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings: tuple[str, ...], words: str) -> None:
-    with pytest.raises(RecipeError, match=words):
+def test_invalid_and_contradictory_settings_are_refused(settings: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         load_recipe("vmae_data", None, BuildSpec, settings)
 
 
-def test_frames_are_timed_as_they_are_shown_where_a_container_holds_no_such_times(
-    real_videos: Path, tmp_path: Path
-) -> None:
-    """Packets of an AVI with B frames have times of decoding only; PyAV makes pts of them that step back (1, 2, 4, 3)."""
+def test_frames_have_display_times_even_if_the_container_stores_none(real_videos: Path, tmp_path: Path) -> None:
+    """Packets of an AVI with B frames have decoding times only. PyAV makes pts of them that step back (1, 2, 4, 3)."""
     (tmp_path / "test.avi").symlink_to(real_videos / "test.avi")
     (sample,) = _encode(tmp_path / "test.avi", tmp_path, stride=None, rate=5.0).samples
     assert expand_series(sample.facts.phases[0].source_frames).tolist() == list(range(0, 164, 5))

@@ -113,7 +113,7 @@ def measure(setting: Setting, sources: list[Path], folder: Path) -> Measured:
         encode += _encode(setting, info, path, target)
         size += target.stat().st_size
         frames = len(read_packets(target, path.name).packets.sizes)
-        seconds += frames * STRIDE / float(info.rate)
+        seconds += frames * STRIDE / float(info.frame_rate)
         quality.append(_quality(setting, info, path, target))
         decode.append(_decode(target, frames))
     return Measured(

@@ -185,7 +185,7 @@ def _parse_part(text: str | None) -> Part | None:
 
 
 def _print_notes(spec: BuildSpec, quiet: bool) -> None:
-    for note in () if quiet else spec.remarks():
+    for note in () if quiet else spec.notes():
         print(f"note: {note}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""The keys of a build recipe, checked when it is built."""
+"""The keys of a build recipe, validated when the record is made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Profile = Literal["h264", "mpeg4", "mjpeg", "copy"]
 
 
 class Thinning(NamedTuple):
-    """What a build recipe says of time: every `stride`-th frame, or `rate` frames a second (stride 0 then)."""
+    """Which frames a build keeps: every `stride`-th, or `rate` per second (then stride is 0)."""
 
     stride: int
     rate: Rational | None = None
@@ -26,17 +26,17 @@ class Thinning(NamedTuple):
     longest_seconds: float | None = None
 
     @property
-    def by_rule(self) -> bool:
-        """Whether the kept frames follow from a frame's number alone."""
+    def is_plain_stride(self) -> bool:
+        """Whether one phase keeps every `stride`-th frame of unsegmented videos: no frame times are needed."""
         return self.rate is None and self.phases == 1 and self.longest_seconds is None
 
 
 class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys of a build recipe: all that decides what the shards hold."""
+    """The keys of a build recipe. Together with the sources they decide the content of the shards."""
 
     short_side: int = 256
-    stride: int | None = None  # in source frames; 4 where neither it nor `rate` is given
-    rate: float | None = None  # kept frames a second, for sources of mixed or variable rate
+    stride: int | None = None  # in source frames; 4 if neither `stride` nor `rate` is set
+    rate: float | None = None  # kept frames per second, for sources of mixed or variable frame rate
     phases: int = 1
     longest_seconds: float | None = None
     profile: Profile = "h264"
@@ -47,18 +47,13 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     seed: int = 0
     keep_truncated: bool = False
     may_flip: bool = True
-    columns: Columns | None = None  # of a listing; None: the names that are known
+    columns: Columns | None = None  # of a listing; None: the known names
 
     def __post_init__(self) -> None:
         if self.short_side < 16 or self.short_side % 2:
-            raise ValueError(f"short_side = {self.short_side}: expected an even number of 16 or more")
+            raise ValueError(f"short_side = {self.short_side}: expected an even number, 16 or more")
         self._check_time()
-        for name, low, high in (
-            ("crf", 0, 51),
-            ("qscale", 1, 31),
-            ("gop", 1, 600),
-            ("samples_per_shard", 1, 100000),
-        ):
+        for name, low, high in (("crf", 0, 51), ("qscale", 1, 31), ("gop", 1, 600), ("samples_per_shard", 1, 100000)):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} = {value}: expected {low} to {high}")
@@ -67,32 +62,32 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def _check_time(self) -> None:
         if self.stride is not None and self.rate is not None:
-            raise ValueError(f"stride = {self.stride}, rate = {self.rate}: give one of the two")
+            raise ValueError(f"stride = {self.stride}, rate = {self.rate}: set only one of the two")
         if self.rate is None and self.stride is None:
             force_setattr(self, "stride", 4)
         if self.stride is not None and not 1 <= self.stride <= 1000:
             raise ValueError(f"stride = {self.stride}: expected 1 to 1000")
         if self.rate is not None and not 0.01 <= self.rate <= 1000:
-            raise ValueError(f"rate = {self.rate}: expected 0.01 to 1000 frames a second")
+            raise ValueError(f"rate = {self.rate}: expected 0.01 to 1000 frames per second")
         if self.longest_seconds is not None and not 0 < self.longest_seconds < math.inf:
             raise ValueError(f"longest_seconds = {self.longest_seconds}: expected seconds above 0, such as 10")
-        most = self.stride or 16
-        if not 1 <= self.phases <= most:
-            raise ValueError(f"phases = {self.phases}: expected 1 to {most}, the stride")
+        max_phases = self.stride or 16
+        if not 1 <= self.phases <= max_phases:
+            raise ValueError(f"phases = {self.phases}: expected 1 to {max_phases}, the stride")
         if self.profile == "copy" and self.thinning != Thinning(1):
             raise ValueError(
-                'profile = "copy" keeps a video as it is: give stride = 1, and no rate, phases or longest_seconds'
+                'profile = "copy" keeps every frame. Set stride = 1, and remove rate, phases and longest_seconds'
             )
 
     @property
     def thinning(self) -> Thinning:
-        """What it says of time. A rate is taken as it is written: 6.25 is 25/4."""
+        """The keys about time. The rate is exact as the recipe writes it: 6.25 is 25/4."""
         exact = None if self.rate is None else Fraction(repr(self.rate))
         rate = None if exact is None else Rational(exact.numerator, exact.denominator)
         return Thinning(self.stride or 0, rate, self.phases, self.longest_seconds)
 
-    def remarks(self) -> list[str]:
-        """What a person should know before the build starts."""
+    def notes(self) -> list[str]:
+        """Notes to print before the build starts."""
         if not 256 <= self.short_side <= 320:
-            return [f"short_side = {self.short_side} lies outside 256 to 320, the sizes that VideoMAE's recipes expect"]
+            return [f"short_side = {self.short_side} is outside 256 to 320, the sizes that VideoMAE's recipes expect"]
         return []

@@ -1,4 +1,4 @@
-"""Row 3. A source file → VideoInfo, read by PyAV from the container and the first decoded frame."""
+"""A source file → VideoInfo, read by PyAV from the container and the first decoded frame."""
 
 from __future__ import annotations
 
@@ -19,71 +19,68 @@ from vmae_data.processes import limit_memory_growth
 
 __all__ = [
     "DEMUXERS",
-    "MOST_PIXELS",
+    "MAX_PIXELS",
     "VideoInfo",
-    "cut_box",
-    "packet_seconds",
+    "packet_duration",
     "packet_times",
     "probe_video",
     "scaled_size",
+    "truncated_box",
 ]
 
-# Containers of one file only: a playlist or a concatenation script could name any other file.
+# Only containers of a single file: a playlist or a concatenation script could name any other file.
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,asf,flv,ogg,mxf"
     ",h264,hevc,ivf,nut,dv,gif,rm,wtv"
 )
 _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
-# A header of a few bytes may claim any size, and a decoder believes it: this is what it may claim at most. Twice the
-# frame of the highest level of H.264, HEVC and AV1 (8K); such a frame of 8 bits in 4:2:0 takes 100 MB.
-MOST_PIXELS = 8192 * 8192
-# The longest side that x264 encodes; a side of the picture as it is shown may be stretched by any sample aspect.
-MOST_SIDE = 16384
-# A patch of the model. A smaller picture would be all padding, and making its size even would squeeze it.
-LEAST_SIDE = 16
-# What a header's claims may make a library allocate: the largest frame a decoder's 16 reference frames and more.
-_MOST_BYTES = 4 << 30
+# A header of a few bytes may claim any size, and a decoder allocates it. The limit is twice the largest frame of the
+# highest level of H.264, HEVC and AV1 (8K). A frame of this size with 8 bits in 4:2:0 takes 100 MB.
+MAX_PIXELS = 8192 * 8192
+# The longest side that x264 encodes. Any sample aspect may stretch a side of the displayed picture.
+MAX_SIDE = 16384
+# One patch of the model. A smaller picture would be mostly padding, and an even size would distort it.
+MIN_SIDE = 16
+# The memory that a header may make a library allocate: more than 16 reference frames of the largest size.
+_MAX_BYTES = 4 << 30
 
-# AVColorSpace and AVColorRange as libavutil numbers them.
+# AVColorSpace by its numbers in libavutil.
 _MATRIX_NAMES = {
-    0: "rgb",
-    1: "bt709",
-    2: "unknown",
-    4: "fcc",
-    5: "bt470bg",
-    6: "smpte170m",
-    7: "smpte240m",
-    8: "ycgco",
-    9: "bt2020nc",
+    0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
     10: "bt2020c",
-}
-_RANGE_FULL = 2
+}  # fmt: skip
+_FULL_RANGE = 2  # AVColorRange
 _BOX_HEADER = 8
 _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
-# What libavformat says of these is when the last packet comes that it found; of a cut file too.
-_NOTHING_DECLARED = frozenset(("mpegts", "mpeg", "ogg"))
-_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # of AVColorTransferCharacteristic
+# These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
+_WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 
 
 class VideoInfo(NamedTuple):
-    """What a source says of itself. Sizes are those shown: after rotation and sample aspect."""
+    """What a source states about itself. Sizes are those displayed: after rotation and sample aspect."""
 
     width: int
     height: int
     rotation: int
-    rate: Rational
-    time_base: Rational  # seconds of a tick of the time stamps
-    duration: float | None  # seconds that the container declares for the video, None where it doesn't
+    frame_rate: Rational
+    time_base: Rational  # seconds per tick of the time stamps
+    duration: float | None  # seconds that the container declares for the video
     start: float  # seconds before the first frame
     codec: str
     pixel_format: str
     matrix: str
     full_range: bool
     rgb: bool
-    square: bool  # pixels, before the sample aspect was applied
-    remarks: tuple[str, ...] = ()  # what a person should know of its pictures
+    square: bool  # the pixels, before the sample aspect is applied
+    remarks: tuple[str, ...] = ()  # notes on its pictures, stored in KEY.json
+
+    @property
+    def frame_ticks(self) -> Fraction:
+        """Ticks of `time_base` per frame of the nominal frame rate."""
+        return Fraction(self.time_base.den * self.frame_rate.den, self.time_base.num * self.frame_rate.num)
 
 
 def probe_video(path: bytes) -> VideoInfo:
@@ -105,41 +102,41 @@ def probe_video(path: bytes) -> VideoInfo:
         with _open(path) as container:
             info = _describe(container)
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
-        raise SourceError("unreadable", _plain(error)) from error
-    cut = cut_box(path)
+        raise SourceError("unreadable", _error_text(error)) from error
+    cut = truncated_box(path)
     return info._replace(remarks=(*info.remarks, cut)) if cut else info
 
 
 @contextmanager
 def _open(path: bytes) -> Iterator[av.container.InputContainer]:
-    """A container; what its header claims may not take all of the machine's memory."""
+    """An open container. Limits the memory that its header can make libraries allocate."""
     with (
-        limit_memory_growth(_MOST_BYTES),
+        limit_memory_growth(_MAX_BYTES),
         av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container,
     ):
         yield container
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first one that moves: a song's cover is a stream too. ffmpeg's name for it is 0:V:0."""
+    """The first video stream that is not a cover picture: 0:V:0 in ffmpeg."""
     streams = container.streams.video
-    moving = [stream for stream in streams if not stream.disposition & av.stream.Disposition.attached_pic]
-    if not moving:
+    video = next((one for one in streams if not one.disposition & av.stream.Disposition.attached_pic), None)
+    if video is None:
         found = "a cover picture, but no video stream" if streams else "no video stream"
         raise SourceError("no-video", f"the file has {found}")
-    return moving[0]
+    return video
 
 
 def _describe(container: av.container.InputContainer) -> VideoInfo:
     stream = _video_stream(container)
     if stream.codec_context is None:
-        raise SourceError("undecodable", "the video stream's codec is not known")
+        raise SourceError("undecodable", "the codec of the video stream is unknown")
     stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     frame = next(container.decode(stream), None)
     if frame is None:
         raise SourceError("undecodable", "no frame of the video stream decodes")
-    width, height = _shown_size(frame, stream.sample_aspect_ratio)
+    width, height = _displayed_size(frame, stream.sample_aspect_ratio)
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     if not rate or rate <= 0:
         raise SourceError("undecodable", "the container states no frame rate")
@@ -152,14 +149,14 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         width=width,
         height=height,
         rotation=_rotation(frame),
-        rate=Rational(rate.numerator, rate.denominator),
+        frame_rate=Rational(rate.numerator, rate.denominator),
         time_base=Rational(base.numerator, base.denominator),
         duration=_declared_duration(container, stream),
-        start=float((stream.start_time or 0) * (stream.time_base or 0)),
+        start=float((stream.start_time or 0) * base),
         codec=stream.codec_context.name,
         pixel_format=frame.format.name,
         matrix=matrix if not rgb else "rgb",
-        full_range=int(frame.color_range) == _RANGE_FULL or frame.format.name.startswith("yuvj"),
+        full_range=int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj"),
         rgb=rgb,
         square=not stream.sample_aspect_ratio or stream.sample_aspect_ratio == 1,
         remarks=tuple(_remarks(container, frame)),
@@ -171,24 +168,27 @@ def _rotation(frame: av.VideoFrame) -> int:
     return round(frame.rotation) % 360
 
 
-def _shown_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+def _displayed_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
     """Width and height after sample aspect and rotation."""
     width, height = frame.width, frame.height
     if aspect and aspect > 0:
         width = max(1, round(width * aspect))
     if _rotation(frame) in (90, 270):
         width, height = height, width
-    if min(width, height) < LEAST_SIDE:
-        raise SourceError("too-small", f"{width} × {height} pixels; a side of {LEAST_SIDE} is the least")
-    if max(width, height) > MOST_SIDE:
+    if min(width, height) < MIN_SIDE:
+        raise SourceError("too-small", f"{width} × {height} pixels; the minimum side is {MIN_SIDE}")
+    if max(width, height) > MAX_SIDE:
         stretched = f", stretched from {frame.width} × {frame.height}" if aspect and aspect != 1 else ""
-        raise SourceError("too-large", f"{width} × {height} pixels{stretched}; a side of {MOST_SIDE} is the most")
+        raise SourceError("too-large", f"{width} × {height} pixels{stretched}; the maximum side is {MAX_SIDE}")
     return width, height
 
 
 def _remarks(container: av.container.InputContainer, frame: av.VideoFrame) -> Iterator[str]:
-    """What is lost on the way to 8 bits of upright BT.709, and what can't be known."""
-    if container.format.name in _NOTHING_DECLARED:
+    """What encoding to upright BT.709 in 8 bits loses, and what can't be detected.
+
+    Shards store these texts in KEY.json: another text changes their bytes.
+    """
+    if container.format.name in _WITHOUT_DURATION:
         yield "no declared duration, only the time of the last packet: a cut may not show"
     transfer = _HDR_TRANSFERS.get(int(frame.color_trc))
     if transfer:
@@ -202,9 +202,9 @@ def _remarks(container: av.container.InputContainer, frame: av.VideoFrame) -> It
 
 
 def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    """The video stream's (or its DURATION tag), else the container's less any longer audio."""
+    """The duration of the video stream or its DURATION tag, else the container's, unless audio determines that."""
     if container.format.name == "avi" and stream.frames and stream.average_rate:
-        # libavformat's duration is that of the chunks that are there; the header's count of frames is what was meant.
+        # libavformat counts the chunks in the file. The header's count of frames is the declared one.
         return float(stream.frames / stream.average_rate)
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
@@ -213,14 +213,14 @@ def _declared_duration(container: av.container.InputContainer, stream: av.VideoS
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
     if container.duration is None:
         return None
-    whole = container.duration / 1_000_000
+    total = container.duration / 1_000_000
     audio = [float(s.duration * s.time_base) for s in container.streams.audio if s.duration and s.time_base]
-    # An audio stream that lasts as long as the container says nothing of how long the video should last.
-    return None if audio and max(audio) >= whole - 0.001 else whole
+    # If audio lasts as long as the container, the duration of the video remains unknown.
+    return None if audio and max(audio) >= total - 0.001 else total
 
 
-def cut_box(path: bytes) -> str:
-    """In what box of the mp4 family a file ends, in words: a download that broke off. Empty where it doesn't."""
+def truncated_box(path: bytes) -> str:
+    """A message that names the mp4 box in which the file ends, as an interrupted download does. Empty if none."""
     with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
         end = os.fstat(file.fileno()).st_size
         start = 0
@@ -229,9 +229,9 @@ def cut_box(path: bytes) -> str:
             size, kind = _BOX.unpack(file.read(_BOX_HEADER))
             if start == 0 and kind not in _FIRST_BOXES:
                 return ""
-            if size == 1:  # 64 bits of it follow
+            if size == 1:  # a 64-bit size follows
                 size = int.from_bytes(file.read(8), "big")
-            if size < _BOX_HEADER:  # 0 is up to the end; others are no box
+            if size < _BOX_HEADER:  # 0: up to the end of the file; 2 to 7: not a box
                 return ""
             if start + size > end:
                 return f"the file ends inside its box {kind.decode('ascii', 'replace')}, {end - start} of {size} bytes"
@@ -239,8 +239,8 @@ def cut_box(path: bytes) -> str:
     return ""
 
 
-def packet_seconds(path: bytes, pts: int | None) -> float:
-    """How long the container shows the packet with this time stamp; 0 where it doesn't say."""
+def packet_duration(path: bytes, pts: int | None) -> float:
+    """Seconds that the container displays the packet with this time stamp; 0 if unknown."""
     try:
         with _open(path) as container:
             stream = _video_stream(container)
@@ -248,14 +248,14 @@ def packet_seconds(path: bytes, pts: int | None) -> float:
                 if packet.pts is not None and packet.pts == pts:
                     return float((packet.duration or 0) * (stream.time_base or 0))
     except (av.FFmpegError, ValueError, OSError, MemoryError):
-        pass  # a damaged end: what was decoded stands
+        pass  # a damaged end; ffmpeg has decoded the rest
     return 0.0
 
 
 def packet_times(path: bytes) -> tuple[int, ...]:
-    """When the container shows its frames, ascending, in ticks; empty where it doesn't say.
+    """The display times of the packets in ticks, ascending; empty if unknown.
 
-    A guess: frames may not decode. Whoever uses it compares it with what did.
+    Some packets may not decode, so compare these times with those of the decoded frames.
     """
     try:
         with _open(path) as container:
@@ -266,17 +266,17 @@ def packet_times(path: bytes) -> tuple[int, ...]:
 
 
 def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
-    """(width, height) with this short side: even, never larger than the source."""
+    """(width, height) with this short side: even numbers, never above the size of the source."""
     scale = min(Fraction(1), Fraction(short_side, min(info.width, info.height)))
     return _even(info.width, scale), _even(info.height, scale)
 
 
 def _even(length: int, scale: Fraction) -> int:
-    """The nearest even number, but never above the source's own length."""
+    """The nearest even number that is not above the source's length."""
     return max(2, min(2 * round(length * scale / 2), length - length % 2))
 
 
-def _plain(error: Exception) -> str:
-    """The library's words without the path, which differs between machines."""
+def _error_text(error: Exception) -> str:
+    """The library's message without the path, which differs between machines."""
     text = getattr(error, "strerror", None) or str(error)
     return str(text).splitlines()[0] if str(text) else type(error).__name__

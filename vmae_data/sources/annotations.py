@@ -1,6 +1,6 @@
-"""Row 1, third part. The data sets' own annotation files, as they are distributed → rows of path and label.
+"""A data set's annotation files, as it is distributed → rows of path, label and split.
 
-Shapes: mmaction2 tools/data/parse_file_list.py (Kinetics, SSv2, UCF101, HMDB51); VideoMAE DATASET.md and kinetics.py;
+Formats: mmaction2 tools/data/parse_file_list.py (Kinetics, SSv2, UCF101, HMDB51); VideoMAE DATASET.md and kinetics.py;
 VideoMAEv2 dataset/pretrain_datasets.py.
 """
 
@@ -8,324 +8,323 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import path_to_text
-from vmae_data.sources.classes import class_index, label_numbers
+from vmae_data.sources.classes import numbered_classes, numbered_lines
 from vmae_data.sources.listing import (
     KNOWN_FORMATS,
     Columns,
-    Lines,
-    Records,
+    ListingTable,
     Row,
-    named_rows,
-    plain_rows,
+    line_rows,
+    quote_line,
     read_listing,
-    shown,
+    table_rows,
 )
-from vmae_data.sources.video_files import VideoFiles, is_video, path_below
+from vmae_data.sources.video_files import VideoFiles, is_video, relative_path
 from vmae_data.storage import StoragePath, exists, is_folder, list_names, listable, read_bytes
 
-__all__ = ["Annotated", "read_annotations"]
+__all__ = ["Annotations", "read_annotations"]
 
-KINETICS = ("youtube_id", "time_start", "time_end")
+KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 UCF_LIST = re.compile(r"(train|test)list0*([1-9])\.txt")
 HMDB_LIST = re.compile(r"(.+)_test_split([1-9])\.txt")
-HMDB_SPLITS = {b"1": "train", b"2": "test"}  # any other number: the video belongs to neither
+HMDB_SPLITS = {b"1": "train", b"2": "test"}  # any other number: the video is in neither split
 SPLIT_NAMES = {"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"}
 V2_LINE = re.compile(rb"(.+) (-?\d+) (-?\d+) (-?\d+)")  # path, start, total, label
 FRAMES_LINE = re.compile(rb"(.+) (\d+) (-?\d+)")  # path, number of frames, label
 
 
-class Annotated(NamedTuple):
-    """What annotations say: their rows, the classes in the order of their numbers where a file beside gives it.
+class Annotations(NamedTuple):
+    """The rows of the chosen split, and the classes in the order of their numbers if a file states the order.
 
-    `others` are the files that are listed, but of another split.
+    `other_splits` are the paths that the files list for other splits.
     """
 
     rows: list[Row]
     classes: tuple[str, ...] = ()
-    others: frozenset[bytes] = frozenset()
+    other_splits: frozenset[bytes] = frozenset()
 
 
 def read_annotations(
-    where: StoragePath, tree: VideoFiles, split: str | None, columns: Columns, *, by_stem: bool
-) -> Annotated:
-    """Read a listing, a data set's annotation file, or a folder of them; what it is, is seen from its content.
+    path: StoragePath, videos: VideoFiles, split: str | None, columns: Columns, *, by_stem: bool
+) -> Annotations:
+    """Read a listing, a data set's annotation file, or a folder of such files. The content decides the format.
 
     `split` (train, val, test, with a number for UCF101 and HMDB51) chooses the file of a folder and the rows of a file.
-    With `by_stem` a name without a video's suffix is looked for below the tree.
-    Raises MisuseError for a format that is not known, and for a split that is not there.
+    With `by_stem` a name without a video's suffix may be the stem of any video.
+    Raises MisuseError for an unknown format and for a missing split.
     """
-    if not exists(where) and is_folder(where):
-        return _read_folder(where, tree, split, columns, by_stem=by_stem)
-    if HMDB_LIST.fullmatch(where.name):
-        raise MisuseError(f"{where}: is HMDB51's list of one class; name its folder, and --split train1 (or test1 …)")
-    content = read_listing(where, columns)
-    if isinstance(content, Lines):
-        if ucf := UCF_LIST.fullmatch(where.name):
-            return _ucf(where, content.lines, tree, ucf[1] + ucf[2], split)
-        rows = [_listed(row, tree, by_stem=by_stem) for row in _list_rows(content.lines, where)]
-        if rows and not any(is_video(row.path) for row in rows) and not tree.holds(rows[0].path):
-            raise MisuseError(f"{where}: its first line, {shown(content.lines[0])}, names no video; {KNOWN_FORMATS}")
-        return Annotated(rows)
-    if content.text and all(content.name(name) for name in KINETICS):
-        return _of_split(_placed(_kinetics(content, where), tree, b".mp4"), split, where)
-    if columns.path is None and (content.name("template") or set(content.columns) == {"id"}):
-        return Annotated(_placed(_ssv2(content, where), tree, b".webm"), _labels_beside(where))
-    rows = [_listed(row, tree, by_stem=by_stem) for row in named_rows(content, columns, where)]
-    return _of_split(rows, split, where)
+    if not exists(path) and is_folder(path):
+        return _read_folder(path, videos, split, columns, by_stem=by_stem)
+    if HMDB_LIST.fullmatch(path.name):
+        raise MisuseError(f"{path}: is HMDB51's list of one class. Give its folder, and --split train1 (or test1 …)")
+    content = read_listing(path, columns)
+    if isinstance(content, list):
+        if UCF_LIST.fullmatch(path.name):
+            return _read_ucf(path, content, videos, split)
+        rows = [_locate_listed(row, videos, by_stem=by_stem) for row in _list_rows(content, path)]
+        if rows and not any(is_video(row.path) for row in rows) and not videos.contains(rows[0].path):
+            raise MisuseError(f"{path}: its first line, {quote_line(content[0])}, names no video. {KNOWN_FORMATS}")
+        return Annotations(rows)
+    if content.is_text and all(content.find_column(name) for name in KINETICS_COLUMNS):
+        return _choose_split(_locate_stems(_kinetics_rows(content, videos, path), b".mp4"), split, path)
+    if columns.path is None and (content.find_column("template") or set(content.columns) == {"id"}):
+        return Annotations(_locate_stems(_ssv2_rows(content, videos, path), b".webm"), _ssv2_classes(path))
+    rows = [_locate_listed(row, videos, by_stem=by_stem) for row in table_rows(content, columns, path)]
+    return _choose_split(rows, split, path)
 
 
 def _read_folder(
-    where: StoragePath, tree: VideoFiles, split: str | None, columns: Columns, *, by_stem: bool
-) -> Annotated:
-    """The file, or HMDB51's files, of one split."""
-    files = [where / name for name in sorted(list_names(where)) if not name.startswith(".")]
-    numbered = sorted({m[1] + m[2] for path in files if (m := UCF_LIST.fullmatch(path.name))})
-    if any(HMDB_LIST.fullmatch(path.name) for path in files):
-        return _hmdb(where, files, tree, split)
-    fitting = [path for path in files if _split_of(path) is not None]
-    if not numbered and not fitting:
-        raise MisuseError(f"{where}: holds no annotations that are known; {KNOWN_FORMATS}")
+    folder: StoragePath, videos: VideoFiles, split: str | None, columns: Columns, *, by_stem: bool
+) -> Annotations:
+    """Read the file of one split, or HMDB51's files."""
+    files = [folder / name for name in sorted(list_names(folder)) if not name.startswith(".")]
+    if any(HMDB_LIST.fullmatch(file.name) for file in files):
+        return _read_hmdb(folder, files, videos, split)
+    splits = {file: name for file in files if (name := _split_of_name(file))}
+    ucf_splits = sorted({name for file, name in splits.items() if file.suffix == ".txt"})
+    tables = [file for file in splits if file.suffix != ".txt"]
+    if not splits:
+        raise MisuseError(f"{folder}: has no annotations of a known format. {KNOWN_FORMATS}")
     if split is None:
-        if numbered:
+        if ucf_splits:
             # Three divisions of the same videos: their union is no training set.
             raise MisuseError(
-                f"{where}: UCF101's splits overlap; choose with --split; splits here: {', '.join(numbered)}"
+                f"{folder}: UCF101's splits overlap. Choose one with --split. Splits here: {', '.join(ucf_splits)}"
             )
-        return _every_row([(path, read_annotations(path, tree, None, columns, by_stem=by_stem)) for path in fitting])
-    chosen = [path for path in files if _split_of(path) == split or _is_ucf(path, split)]
+        return _merge_files([(file, read_annotations(file, videos, None, columns, by_stem=by_stem)) for file in tables])
+    chosen = [file for file, name in splits.items() if name == split]
     if len(chosen) != 1:
-        known = ", ".join(numbered or sorted({str(_split_of(path)) for path in fitting}))
-        found = " and ".join(path.name for path in chosen[:2]) or "no file"
-        raise MisuseError(f"{where}: {found} for --split {split}; splits here: {known}; or name the file")
-    own = read_annotations(chosen[0], tree, split, columns, by_stem=by_stem)
-    rest = (path for path in fitting if path not in chosen)
-    return own._replace(others=own.others.union(*(_paths_of(path, tree, columns, by_stem=by_stem) for path in rest)))
+        known = ", ".join(ucf_splits or sorted(set(splits.values())))
+        matches = " and ".join(file.name for file in chosen[:2]) or "no file"
+        raise MisuseError(f"{folder}: {matches} for --split {split}. Splits here: {known}; or give the file itself")
+    found = read_annotations(chosen[0], videos, split, columns, by_stem=by_stem)
+    rest = [_listed_paths(file, videos, columns, by_stem=by_stem) for file in tables if file not in chosen]
+    return found._replace(other_splits=found.other_splits.union(*rest))
 
 
-def _paths_of(path: StoragePath, tree: VideoFiles, columns: Columns, *, by_stem: bool) -> frozenset[bytes]:
-    """What the file of another split names; nothing where it is broken, for this split is built without it."""
-    try:
-        found = read_annotations(path, tree, None, columns, by_stem=by_stem)
-    except (MisuseError, DataError):
-        return frozenset()
-    return frozenset(row.path for row in found.rows) | found.others
+def _split_of_name(file: StoragePath) -> str | None:
+    """`trainlist01.txt` → train1, `something-something-v2-validation.json` → val."""
+    if ucf := UCF_LIST.fullmatch(file.name):
+        return ucf[1] + ucf[2]
+    if file.suffix.lower() not in (".csv", ".tsv", ".json", ".jsonl", ".parquet"):
+        return None
+    name = re.split(r"[-_. ]", file.stem.lower())[-1]
+    name = SPLIT_NAMES.get(name, name)
+    return name if name in ("train", "val", "test") else None
 
 
-def _every_row(files: Sequence[tuple[StoragePath, Annotated]]) -> Annotated:
-    """The rows of several files, one a split. Raises MisuseError where two of them give a video different labels."""
-    said: dict[bytes, tuple[StoragePath, Row]] = {}
-    for path, found in files:
+def _merge_files(files: Sequence[tuple[StoragePath, Annotations]]) -> Annotations:
+    """The rows of several files, one per split. Raises MisuseError if two files give a video different labels."""
+    first_by_path: dict[bytes, tuple[StoragePath, Row]] = {}
+    for file, found in files:
         for row in found.rows:
-            before, first = said.setdefault(row.path, (path, row))
-            if before != path and first.label != row.label:
+            first_file, first = first_by_path.setdefault(row.path, (file, row))
+            if first_file != file and first.label != row.label:
                 raise MisuseError(
-                    f"{before}: gives {path_to_text(row.path)} the label {first.label!r}, {path.name} {row.label!r}; "
-                    "choose one of them with --split"
+                    f"{first_file}: gives {path_to_text(row.path)} the label {first.label!r}, but {file.name} gives "
+                    f"{row.label!r}. Choose one file with --split"
                 )
     rows = [row for _, found in files for row in found.rows]
-    return Annotated(rows, next((found.classes for _, found in files if found.classes), ()))
+    return Annotations(rows, next((found.classes for _, found in files if found.classes), ()))
 
 
-def _split_of(path: StoragePath) -> str | None:
-    """`something-something-v2-validation.json` → val."""
-    if path.suffix.lower() not in (".csv", ".tsv", ".json", ".jsonl", ".parquet"):
-        return None
-    word = re.split(r"[-_. ]", path.stem.lower())[-1]
-    word = SPLIT_NAMES.get(word, word)
-    return word if word in ("train", "val", "test") else None
+def _listed_paths(file: StoragePath, videos: VideoFiles, columns: Columns, *, by_stem: bool) -> frozenset[bytes]:
+    """The paths in the file of another split. Empty for a broken file: this split does not need it."""
+    try:
+        found = read_annotations(file, videos, None, columns, by_stem=by_stem)
+    except (MisuseError, DataError):
+        return frozenset()
+    return frozenset(row.path for row in found.rows) | found.other_splits
 
 
-def _is_ucf(path: StoragePath, split: str) -> bool:
-    found = UCF_LIST.fullmatch(path.name)
-    return found is not None and found[1] + found[2] == split
-
-
-def _of_split(rows: list[Row], split: str | None, where: StoragePath) -> Annotated:
-    """The rows of one split, where the file says of which each is."""
-    told = {name: SPLIT_NAMES.get(name.lower(), name.lower()) for row in rows if (name := row.split)}
-    if split is None or not told:
-        return Annotated(rows)
-    chosen = [row for row in rows if row.split and told[row.split] == split]
+def _choose_split(rows: list[Row], split: str | None, file: StoragePath) -> Annotations:
+    """The rows of one split, if the file states the split of each row."""
+    split_names = {name: SPLIT_NAMES.get(name.lower(), name.lower()) for row in rows if (name := row.split)}
+    if split is None or not split_names:
+        return Annotations(rows)
+    chosen = [row for row in rows if row.split and split_names[row.split] == split]
     if not chosen:
-        known = ", ".join(sorted(set(told.values())))
-        raise MisuseError(f"{where}: has no rows of --split {split}; its splits: {known}")
-    return Annotated(chosen, others=frozenset(row.path for row in rows if not row.split or told[row.split] != split))
+        known = ", ".join(sorted(set(split_names.values())))
+        raise MisuseError(f"{file}: has no rows of --split {split}. Its splits: {known}")
+    others = frozenset(row.path for row in rows if not row.split or split_names[row.split] != split)
+    return Annotations(chosen, other_splits=others)
 
 
-def _listed(row: Row, tree: VideoFiles, *, by_stem: bool) -> Row:
-    """A listed path, relative to the tree; a name without a video's suffix may be a stem."""
-    path = path_below(row.path, tree.folder)
+def _locate_listed(row: Row, videos: VideoFiles, *, by_stem: bool) -> Row:
+    """The row with its path relative to the videos' folder. A name without a video's suffix may be a stem."""
+    path = relative_path(row.path, videos.folder)
     if by_stem and not is_video(path):
-        path = tree.find(path) or path
+        path = videos.find(path) or path
     return row._replace(path=path)
 
 
-class _Entry(NamedTuple):
-    """A video that is named by a stem: the stems that it may have, the likeliest first."""
+def _locate_stems(rows: Iterable[tuple[Row, bytes | None]], suffix: bytes) -> list[Row]:
+    """Rows with stems and the video found for each → rows with paths.
 
-    stems: tuple[bytes, ...]
-    label: str | None
-    split: str | None = None
-
-
-def _placed(entries: Iterable[_Entry], tree: VideoFiles, suffix: bytes) -> list[Row]:
-    """Each entry where its file lies; a missing one where it would lie: in the one folder of its label, or of all."""
-    placed = [
-        (entry, next((path for stem in entry.stems if (path := tree.find(stem)) is not None), None))
-        for entry in entries
-    ]
-    homes: dict[str | None, set[bytes]] = {}
-    for entry, path in placed:
+    A missing video gets the path that it should have: in the folder that holds all found videos of its label, or else
+    all found videos.
+    """
+    located = list(rows)
+    folders: dict[object, set[bytes]] = {}
+    for row, path in located:
         if path is not None:
-            homes.setdefault(entry.label, set()).add(os.path.dirname(path))
-    everywhere = set().union(*homes.values())
-    suffixes = {os.path.splitext(path)[1] for _, path in placed if path is not None}
-    name_end = suffixes.pop() if len(suffixes) == 1 else suffix
-    rows = []
-    for entry, path in placed:
+            folders.setdefault(row.label, set()).add(os.path.dirname(path))
+    all_folders = set().union(*folders.values())
+    suffixes = {os.path.splitext(path)[1] for _, path in located if path is not None}
+    usual_suffix = suffixes.pop() if len(suffixes) == 1 else suffix
+    result = []
+    for row, path in located:
         if path is None:
-            home = homes.get(entry.label, everywhere)
-            path = os.path.join(*(home if len(home) == 1 else (b"",)), entry.stems[0] + name_end)
-        rows.append(Row(path, entry.label, entry.split))
-    return rows
+            parents = folders.get(row.label, all_folders)
+            path = os.path.join(*(parents if len(parents) == 1 else (b"",)), row.path + usual_suffix)
+        result.append(row._replace(path=path))
+    return result
 
 
-def _kinetics(records: Records, where: StoragePath) -> Iterable[_Entry]:
+def _kinetics_rows(table: ListingTable, videos: VideoFiles, file: StoragePath) -> Iterator[tuple[Row, bytes | None]]:
     """label,youtube_id,time_start,time_end,split[,is_cc]; test lists may have no label."""
 
     def column(name: str) -> Sequence[Any]:
-        known = records.name(name)
-        return records.columns[known] if known else [b""] * records.length
+        found = table.find_column(name)
+        return table.columns[found] if found else [b""] * table.num_rows
 
-    cells = zip(*(column(name) for name in ("label", *KINETICS, "split")), strict=True)
-    for number, (label, video, start, end, split) in enumerate(cells, records.first):
+    cells = zip(*(column(name) for name in ("label", *KINETICS_COLUMNS, "split")), strict=True)
+    for number, (label, video, start, end, split) in enumerate(cells, table.first_entry):
         try:
             stem = b"%b_%06d_%06d" % (video, int(float(start)), int(float(end)))
         except (TypeError, ValueError, OverflowError) as error:
             raise MisuseError(
-                f"{where}: entry {number} has {video!r}, {start!r}, {end!r} for youtube_id, time_start and time_end; "
-                "expected an id and two numbers"
+                f"{file}: entry {number} has {video!r}, {start!r}, {end!r} for youtube_id, time_start and time_end. "
+                "Expected an id and two numbers"
             ) from error
-        yield _Entry((stem, bytes(video)), path_to_text(label) or None, path_to_text(split) or None)
+        row = Row(stem, path_to_text(label) or None, path_to_text(split) or None)
+        yield row, videos.find(stem) or videos.find(bytes(video))
 
 
-def _ssv2(records: Records, where: StoragePath) -> Iterable[_Entry]:
-    """{"id", "label", "template", "placeholders"}: the class is the template without its brackets; test lists have none."""
-    unknown = [None] * records.length
-    ids, templates = (records.columns.get(name) or unknown for name in ("id", "template"))
-    for number, (video, template) in enumerate(zip(ids, templates, strict=True), records.first):
-        name = str(video).encode() if isinstance(video, str | int) else b""
-        if not name or not isinstance(template, str | None):
-            raise MisuseError(f"{where}: entry {number} has id {video!r}, template {template!r}; expected SSv2's JSON")
-        yield _Entry((name,), re.sub(r"[\[\]]", "", template) if template else None)
+def _ssv2_rows(table: ListingTable, videos: VideoFiles, file: StoragePath) -> Iterator[tuple[Row, bytes | None]]:
+    """{"id", "label", "template", "placeholders"}: the class is the template without brackets; test lists have none."""
+    missing = [None] * table.num_rows
+    ids, templates = (table.columns.get(name) or missing for name in ("id", "template"))
+    for number, (video, template) in enumerate(zip(ids, templates, strict=True), table.first_entry):
+        stem = str(video).encode() if isinstance(video, str | int) else b""
+        if not stem or not isinstance(template, str | None):
+            raise MisuseError(f"{file}: entry {number} has id {video!r}, template {template!r}. Expected SSv2's JSON")
+        yield Row(stem, re.sub(r"[\[\]]", "", template) if template else None), videos.find(stem)
 
 
-def _labels_beside(where: StoragePath) -> tuple[str, ...]:
-    """SSv2's numbers stand in a file of their own: something-something-v2-labels.json, or labels.json."""
-    if not listable(where):
+def _ssv2_classes(file: StoragePath) -> tuple[str, ...]:
+    """SSv2 numbers its classes in a file in the same folder: something-something-v2-labels.json, or labels.json."""
+    if not listable(file):
         return ()
-    names = sorted(name for name in list_names(where.parent) if name.endswith("labels.json") and name[0] != ".")
+    names = sorted(name for name in list_names(file.parent) if name.endswith("labels.json") and name[0] != ".")
     if len(names) > 1:
-        raise MisuseError(f"{where}: {names[0]} and {names[1]} lie beside it; say which with --classes FILE")
-    return label_numbers(where.parent / names[0]) if names else ()
+        raise MisuseError(f"{file}: its folder has both {names[0]} and {names[1]}. Choose one with --classes FILE")
+    return numbered_classes(file.parent / names[0]) if names else ()
 
 
-def _ucf(where: StoragePath, lines: Sequence[bytes], tree: VideoFiles, found: str, split: str | None) -> Annotated:
-    """trainlist01.txt: `Class/v_….avi 1`; testlist01.txt: without the number, for the class is the folder."""
-    if split not in (None, found):
-        raise MisuseError(f"{where}: is the list of {found}, not of --split {split}")
-    beside = where.with_name("classInd.txt")
-    classes = class_index(read_bytes(beside).decode("utf-8", "replace").splitlines()) if exists(beside) else ()
+def _read_ucf(file: StoragePath, lines: Sequence[bytes], videos: VideoFiles, split: str | None) -> Annotations:
+    """trainlist01.txt: `Class/v_….avi 1`; testlist01.txt: without the number. The folder is the class."""
+    own_split = _split_of_name(file)
+    if split not in (None, own_split):
+        raise MisuseError(f"{file}: is the list of {own_split}, not of --split {split}")
+    class_file = file.with_name("classInd.txt")
+    classes: tuple[str, ...] | None = ()
+    if exists(class_file):
+        classes = numbered_lines(read_bytes(class_file).decode("utf-8", "replace").splitlines())
     if classes is None:
-        raise MisuseError(f"{beside}: expected `1 ApplyEyeMakeup` and so on, one class a line")
+        raise MisuseError(f"{class_file}: expected lines such as `1 ApplyEyeMakeup`, one class per line")
     rows = []
     for number, line in enumerate(lines, 1):
-        parts = re.fullmatch(rb"(([^/]+)/.+?)(?: +(\d+))?", line.strip())
-        if parts is None:
-            raise MisuseError(f"{where}: entry {number} is {line[:60]!r}; expected `Class/video.avi`, or with a number")
-        label = path_to_text(parts[2])
-        if classes and (label not in classes or (parts[3] and classes[int(parts[3]) - 1 : int(parts[3])] != (label,))):
+        fields = re.fullmatch(rb"(([^/]+)/.+?)(?: +(\d+))?", line.strip())
+        if fields is None:
             raise MisuseError(
-                f"{where}: entry {number}: {line[:60]!r} is not what {beside.name} says; take both from one place"
+                f"{file}: entry {number} is {line[:60]!r}. Expected `Class/video.avi` or `Class/video.avi 1`"
             )
-        rows.append(Row(parts[1], label))
-    folders = frozenset(os.fsencode(name) for name in classes)
-    other = where.with_name(
-        where.name.replace("train", "test") if "train" in where.name else where.name.replace("test", "train")
-    )
-    rest = read_bytes(other).split() if exists(other) else []
-    return Annotated(
-        [_in_class(row, tree, folders) for row in rows],
+        label = path_to_text(fields[2])
+        if classes and (
+            label not in classes or (fields[3] and classes[int(fields[3]) - 1 : int(fields[3])] != (label,))
+        ):
+            raise MisuseError(
+                f"{file}: entry {number}, {line[:60]!r}, contradicts {class_file.name}. Take both from one distribution"
+            )
+        rows.append(Row(fields[1], label))
+    class_folders = frozenset(os.fsencode(name) for name in classes)
+    old, new = ("train", "test") if "train" in file.name else ("test", "train")
+    other_file = file.with_name(file.name.replace(old, new))
+    others = [Row(path, None) for path in read_bytes(other_file).split() if b"/" in path] if exists(other_file) else []
+    return Annotations(
+        [_locate_in_class(row, videos, class_folders) for row in rows],
         classes,
-        frozenset(_in_class(Row(path, None), tree, folders).path for path in rest if b"/" in path),
+        frozenset(_locate_in_class(row, videos, class_folders).path for row in others),
     )
 
 
-def _in_class(row: Row, tree: VideoFiles, folders: frozenset[bytes]) -> Row:
-    """CLASS/video.avi where it lies: there, or flat, or with another suffix, but not in another class's folder."""
-    own = os.path.dirname(row.path)
-    return row._replace(path=tree.find(row.path, not_in=folders - {own}) or row.path)
+def _locate_in_class(row: Row, videos: VideoFiles, class_folders: frozenset[bytes]) -> Row:
+    """Find CLASS/video.avi at its path, in another folder or with another suffix, but not in another class's folder."""
+    return row._replace(path=videos.find(row.path, not_in=class_folders - {os.path.dirname(row.path)}) or row.path)
 
 
-def _hmdb(where: StoragePath, files: Sequence[StoragePath], tree: VideoFiles, split: str | None) -> Annotated:
-    """CLASS_test_split1.txt for every class: `name.avi 1`, 1 for training, 2 for test."""
-    named = {path: m for path in files if (m := HMDB_LIST.fullmatch(path.name))}
-    known = sorted({name + found[2] for found in named.values() for name in HMDB_SPLITS.values()})
+def _read_hmdb(folder: StoragePath, files: Sequence[StoragePath], videos: VideoFiles, split: str | None) -> Annotations:
+    """CLASS_test_split1.txt for each class: lines `name.avi 1`, where 1 is training and 2 is test."""
+    lists = {file: match for file in files if (match := HMDB_LIST.fullmatch(file.name))}
+    known = sorted({name + match[2] for match in lists.values() for name in HMDB_SPLITS.values()})
     if split not in known:
-        found_split = f", not {split}" if split else ""
-        raise MisuseError(f"{where}: HMDB51's splits overlap; --split must be one of {', '.join(known)}{found_split}")
-    folders = frozenset(os.fsencode(found[1]) for found in named.values())
+        got = f", not {split}" if split else ""
+        raise MisuseError(f"{folder}: HMDB51's splits overlap. --split must be one of {', '.join(known)}{got}")
+    # All lists name classes, so that a class without a video in this split keeps its number.
+    classes = tuple(sorted({match[1] for match in lists.values()}))
+    class_folders = frozenset(os.fsencode(name) for name in classes)
     rows: list[Row] = []
     others = set()
-    for path, found in named.items():  # the files are sorted
-        if found[2] != split[-1]:
+    for file, match in lists.items():  # sorted, as `files` are
+        if match[2] != split[-1]:
             continue
-        for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        for number, line in enumerate(read_bytes(file).splitlines(), 1):
             name, _, flag = line.strip().rpartition(b" ")
             if not line.strip():
                 continue
             if not name or not flag.isdigit():
-                raise MisuseError(f"{path}: entry {number} is {line[:60]!r}; expected `video.avi 1`")
-            row = _in_class(Row(os.path.join(os.fsencode(found[1]), name.strip()), found[1]), tree, folders)
+                raise MisuseError(f"{file}: entry {number} is {line[:60]!r}. Expected `video.avi 1`")
+            row = Row(os.path.join(os.fsencode(match[1]), name.strip()), match[1])
+            row = _locate_in_class(row, videos, class_folders)
             if HMDB_SPLITS.get(flag) == split[:-1]:
                 rows.append(row)
             else:
                 others.add(row.path)
-    # Of all lists, so that a class without a video in this split keeps the numbers where they are.
-    return Annotated(rows, tuple(sorted({found[1] for found in named.values()})), frozenset(others))
+    return Annotations(rows, classes, frozenset(others))
 
 
-def _list_rows(lines: Sequence[bytes], where: StoragePath) -> list[Row]:
-    """`path label`, or VideoMAEv2's `path start total label`; lists of folders of frames are refused."""
-    plain = not lines or b"\t" in lines[0] or is_video(lines[0].strip()) or is_video(_before_last(lines[0]))
-    if plain or (found := V2_LINE.fullmatch(lines[0].strip())) is None:
-        if not plain and (found := FRAMES_LINE.fullmatch(lines[0].strip())) is not None:
-            raise _frames(where, found[1], found[2])
-        return plain_rows(lines, where)
+def _list_rows(lines: Sequence[bytes], file: StoragePath) -> list[Row]:
+    """`path label` lines, or VideoMAEv2's `path start total label`. Refuses lists of folders of frames."""
+    if not lines:
+        return []
+    first = lines[0].strip()
+    if b"\t" in lines[0] or is_video(first) or is_video(first.rpartition(b" ")[0].strip()):
+        return line_rows(lines, file)
+    if V2_LINE.fullmatch(first) is None:
+        if (fields := FRAMES_LINE.fullmatch(first)) is not None:
+            raise _frame_folder(file, fields[1], fields[2])
+        return line_rows(lines, file)
     rows = []
     for number, line in enumerate(lines, 1):
-        found = V2_LINE.fullmatch(line.strip())
-        if found is None:
+        fields = V2_LINE.fullmatch(line.strip())
+        if fields is None:
             raise MisuseError(
-                f"{where}: entry {number} is {line[:60]!r}; expected `path start total label`, as the first"
+                f"{file}: entry {number} is {line[:60]!r}. Expected `path start total label`, as in the first line"
             )
-        if int(found[3]) >= 0:
-            raise _frames(where, found[1], found[3])
-        rows.append(Row(found[1], path_to_text(found[4])))
+        if int(fields[3]) >= 0:
+            raise _frame_folder(file, fields[1], fields[3])
+        rows.append(Row(fields[1], path_to_text(fields[4])))
     return rows
 
 
-def _before_last(line: bytes) -> bytes:
-    return line.strip().rpartition(b" ")[0].strip()
-
-
-def _frames(where: StoragePath, path: bytes, frames: bytes) -> MisuseError:
+def _frame_folder(file: StoragePath, path: bytes, frames: bytes) -> MisuseError:
     return MisuseError(
-        f"{where}: {path_to_text(path)} with {int(frames)} frames is a folder of pictures, which can't be built from; "
-        "list the video files (VideoMAE: `path label`; VideoMAEv2: `path 0 -1 label`)"
+        f"{file}: {path_to_text(path)} with {int(frames)} frames is a folder of pictures, not a video. "
+        "List the video files (VideoMAE: `path label`; VideoMAEv2: `path 0 -1 label`)"
     )

@@ -1,4 +1,4 @@
-"""The names of classes in the order of their numbers, from the files that say so."""
+"""A file of classes → the class names in the order of their numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vmae_data.errors import MisuseError
 from vmae_data.format import INDEX, NOT_JSON, Index, decode_record
 from vmae_data.storage import StoragePath, exists, is_folder, listable, read_bytes, storage_path
 
-__all__ = ["class_index", "label_numbers", "read_classes"]
+__all__ = ["numbered_classes", "numbered_lines", "read_classes"]
 
 
 def read_classes(url: str) -> tuple[str, ...]:
-    """The classes of another data set (its folder or index.json), SSv2's labels, UCF101's classInd.txt, or one name a line.
+    """The classes of another data set (its folder or index.json), SSv2's labels, UCF101's classInd.txt, or one name per line.
 
-    Raises MisuseError when there are none, for one that is named twice, and for what is no text.
+    Raises MisuseError for a file without classes, a repeated class, and a file that is not text.
     """
     path = storage_path(url)
     if _is_data_set(path):
@@ -28,18 +28,20 @@ def read_classes(url: str) -> tuple[str, ...]:
         try:
             lines = read_bytes(path).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise MisuseError(f"{url}: is not text in UTF-8 ({error}); name a file of one class a line") from error
-        names = class_index(lines) or tuple(line.strip() for line in lines if line.strip())
+            raise MisuseError(
+                f"{url}: is not text in UTF-8 ({error}). Expected a file with one class per line"
+            ) from error
+        names = numbered_lines(lines) or tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise MisuseError(f"{url}: has no classes; name an index with labels, or a file of one class a line")
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise MisuseError(f"{url}: names the class {twice!r} twice; a class has one number")
+        raise MisuseError(f"{url}: has no classes. Expected an index with labels, or a file with one class per line")
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise MisuseError(f"{url}: has the class {repeated!r} twice. Each class has one number")
     return names
 
 
 def _is_data_set(path: StoragePath) -> bool:
-    """A folder. A web server can't say what one is: there it is a name without an ending."""
+    """Whether this is a folder. A web server can't tell: there, a name without a suffix is a folder."""
     return not exists(path) and is_folder(path) if listable(path) else not path.suffix
 
 
@@ -49,11 +51,11 @@ def _classes_of_json(path: StoragePath) -> tuple[str, ...]:
         is_index = "shardlist" in msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except NOT_JSON:
         is_index = False
-    return decode_record(data, Index, str(path)).classes if is_index else label_numbers(path)
+    return decode_record(data, Index, str(path)).classes if is_index else numbered_classes(path)
 
 
-def label_numbers(path: StoragePath) -> tuple[str, ...]:
-    """Classes in the order of their numbers, from JSON of names and numbers: {"Bending something": "0", …}.
+def numbered_classes(path: StoragePath) -> tuple[str, ...]:
+    """Classes from JSON of names and numbers, {"Bending something": "0", …}, in the order of the numbers.
 
     Raises MisuseError unless the numbers are 0, 1, 2, …
     """
@@ -66,12 +68,10 @@ def label_numbers(path: StoragePath) -> tuple[str, ...]:
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
 
-def class_index(lines: Sequence[str]) -> tuple[str, ...] | None:
-    """Classes from UCF101's classInd.txt, `1 ApplyEyeMakeup` a line; None where the lines are not that."""
+def numbered_lines(lines: Sequence[str]) -> tuple[str, ...] | None:
+    """Classes from the lines of UCF101's classInd.txt, `1 ApplyEyeMakeup`; None if the lines have another form."""
     fields = [line.split(maxsplit=1) for line in lines if line.strip()]
-    counted = [str(n) for n in range(1, len(fields) + 1)]
-    return tuple(field[1].strip() for field in fields) if fields and _numbers(fields) == counted else None
-
-
-def _numbers(fields: Sequence[list[str]]) -> list[str]:
-    return [field[0] if len(field) == 2 else "" for field in fields]
+    numbers = [field[0] if len(field) == 2 else "" for field in fields]
+    if not fields or numbers != [str(n) for n in range(1, len(fields) + 1)]:
+        return None
+    return tuple(field[1].strip() for field in fields)

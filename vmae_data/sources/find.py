@@ -1,4 +1,4 @@
-"""Row 1. A folder of class folders, a listing, or a data set's annotations → SourceVideo(key, path, label)."""
+"""A folder of class folders, a listing, or a data set's annotations → all sources, with key, path and label."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import MisuseError
 from vmae_data.format import Label, key_of, path_to_text
-from vmae_data.labels import label_words
-from vmae_data.sources.annotations import Annotated, read_annotations
+from vmae_data.labels import label_text
+from vmae_data.sources.annotations import Annotations, read_annotations
 from vmae_data.sources.listing import Columns, Row
-from vmae_data.sources.video_files import Folder, VideoFiles, is_video, suffixes_text, walk_videos
+from vmae_data.sources.video_files import VIDEO_SUFFIXES, Folder, VideoFiles, is_video, walk_videos
 from vmae_data.storage import StoragePath, exists, is_folder, storage_path
 
 __all__ = ["Listing", "SourceVideo", "find_sources", "listing_digest"]
 
-MOST_CLASSES = 1_000_000
-CLASS_NUMBER = re.compile(r"\+?0*([0-9]+)(\.0*)?")  # 3.0 is what a table makes of 3 in a column with gaps
+MAX_CLASSES = 1_000_000
+CLASS_NUMBER = re.compile(r"\+?0*([0-9]+)(\.0*)?")  # tables write 3 as 3.0 in a column with gaps
 WHOLE_NUMBER = re.compile(r"[-+]?[0-9]+")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 
 
 class SourceVideo(NamedTuple):
-    """One source: its key, its path relative to the listing, and its label, if it has one."""
+    """One source. The path is relative to the listing's folder."""
 
     key: str
     path: bytes
@@ -36,15 +36,14 @@ class SourceVideo(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """All sources of a data set, and the folder that their paths start from.
-
-    `unlisted` are the videos of the folder that its annotations don't name, sorted.
-    """
+    """All sources of a data set, and the folder that their paths are relative to."""
 
     folder: Folder
     sources: tuple[SourceVideo, ...]
     classes: tuple[str, ...]
-    unlisted: tuple[bytes, ...] = ()
+    unlisted: tuple[bytes, ...] = ()  # videos of the folder that its annotations don't name, sorted
+    num_excluded: int = 0
+    unmatched: tuple[bytes, ...] = ()  # paths in the file of exclusions that match no source
 
 
 def find_sources(
@@ -57,131 +56,120 @@ def find_sources(
 ) -> Listing:
     """Read a folder, a folder and its annotations, or a listing.
 
-    `classes` fixes the numbers of the classes; left out, they are those of a file beside the annotations, else
-    integers are kept and names sorted. `split` chooses among the annotations' rows.
-    Raises MisuseError for a path that is neither, a format that is not known, contradictory labels, or nothing found.
+    `classes` fixes the class numbers. Without it they come from the annotations, if these number their classes.
+    Else integer labels are the numbers, and names are sorted. `split` chooses rows of the annotations.
+    Raises MisuseError for a wrong path, an unknown format, contradictory labels, or if no video is found.
     """
-    where = storage_path(source)
+    path = storage_path(source)
     columns = columns or Columns()
     unlisted: tuple[bytes, ...] = ()
-    from_file = exists(where)
+    is_file = exists(path)
     folder: Folder
-    if not from_file and is_folder(where):
-        folder = _resolved(where)
-        tree = VideoFiles(folder)
+    if not is_file and is_folder(path):
+        folder = _resolved(path)
+        videos = VideoFiles(folder)
         if annotations is None:
-            found = Annotated(_class_folders(folder))
+            found = Annotations(_class_folders(folder))
         else:
-            found = read_annotations(storage_path(annotations), tree, split, columns, by_stem=True)
-            unlisted = tuple(sorted(tree.paths - {row.path for row in found.rows} - found.others))
-    elif from_file:
+            found = read_annotations(storage_path(annotations), videos, split, columns, by_stem=True)
+            unlisted = tuple(sorted(videos.paths - {row.path for row in found.rows} - found.other_splits))
+    elif is_file:
         if annotations is not None:
-            raise MisuseError(f"{source}: is a file; --annotations goes with the folder of the videos")
-        if is_video(os.fsencode(where.name)):
-            raise MisuseError(f"{source}: is a single video; name its folder, or a listing of videos")
-        folder = _resolved(where.resolve().parent)
-        found = read_annotations(where, VideoFiles(folder), split, columns, by_stem=False)
+            raise MisuseError(f"{source}: is a file. With --annotations, SOURCE is the folder of the videos")
+        if is_video(os.fsencode(path.name)):
+            raise MisuseError(f"{source}: is a single video. Give its folder, or a listing of videos")
+        folder = _resolved(path.resolve().parent)
+        found = read_annotations(path, VideoFiles(folder), split, columns, by_stem=False)
     else:
-        raise MisuseError(f"{source}: neither a folder of videos nor a listing; check the path")
-    if not found.rows and (from_file or annotations is not None):
+        raise MisuseError(f"{source}: is neither a folder of videos nor a listing. Check the path")
+    if not found.rows and (is_file or annotations is not None):
         raise MisuseError(
-            f"{annotations or source}: has no rows{f' of --split {split}' if split else ''}; list the videos"
+            f"{annotations or source}: has no rows{f' of --split {split}' if split else ''}. List the videos in it"
         )
     if not found.rows:
-        raise MisuseError(f"{source}: no videos found (looked for {suffixes_text()}); check the path")
-    rows = _merge(found.rows, annotations or source)
-    by_folder = not from_file and annotations is None
-    numbered = _number(rows, classes or found.classes, annotations or source, values=not by_folder)
-    sources = tuple(
-        SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, numbered.labels, strict=True)
-    )
-    return Listing(folder, sources, numbered.classes, unlisted)
+        suffixes = " ".join(sorted(suffix.decode() for suffix in VIDEO_SUFFIXES))
+        raise MisuseError(f"{source}: has no videos (searched for {suffixes}). Check the path")
+    rows = _unique_rows(found.rows, annotations or source)
+    by_folder = not is_file and annotations is None
+    labels, names = _number_labels(rows, classes or found.classes, annotations or source, may_be_values=not by_folder)
+    sources = tuple(SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, labels, strict=True))
+    return Listing(folder, sources, names, unlisted)
 
 
-def _resolved(where: StoragePath) -> Folder:
-    return os.fsencode(where.resolve()) if isinstance(where, Path) else where
+def _resolved(path: StoragePath) -> Folder:
+    return os.fsencode(path.resolve()) if isinstance(path, Path) else path
 
 
 def _class_folders(folder: Folder) -> list[Row]:
-    """Every video below a folder; its class is the first folder of its path."""
-    rows = []
-    for path in walk_videos(folder):
-        first, slash, _ = path.partition(b"/")
-        rows.append(Row(path, path_to_text(first) if slash else None))
-    return rows
+    """Every video below a folder. Its class is the first folder of its path."""
+    parts = [path.partition(b"/") for path in walk_videos(folder)]
+    return [Row(b"".join(part), path_to_text(part[0]) if part[1] else None) for part in parts]
 
 
-def _merge(rows: Sequence[Row], source: str) -> list[Row]:
-    """A path listed twice is one sample; with two labels it is an error."""
-    found: dict[bytes, Row] = {}
+def _unique_rows(rows: Sequence[Row], source: str) -> list[Row]:
+    """A path listed twice is one sample. Raises MisuseError if it has two labels."""
+    unique: dict[bytes, Row] = {}
     for row in rows:
-        before = found.setdefault(row.path, row)
-        if before.label != row.label:
+        first = unique.setdefault(row.path, row)
+        if first.label != row.label:
             raise MisuseError(
-                f"{source}: {path_to_text(row.path)} is listed with two labels, {before.label!r} and {row.label!r}; "
-                'keep one, or give both in one row as a list, ["a", "b"]'
+                f"{source}: {path_to_text(row.path)} is listed with two labels, {first.label!r} and {row.label!r}. "
+                'Keep one, or give both in one row as a list, ["a", "b"]'
             )
-    return list(found.values())
+    return list(unique.values())
 
 
-class _Numbered(NamedTuple):
-    """A label for every row, and the classes that they number."""
+def _number_labels(
+    rows: Sequence[Row], classes: tuple[str, ...], source: str, *, may_be_values: bool
+) -> tuple[list[Label | None], tuple[str, ...]]:
+    """The label of each row as a number, and the class names.
 
-    labels: list[Label | None]
-    classes: tuple[str, ...]
-
-
-def _number(rows: Sequence[Row], classes: tuple[str, ...], source: str, *, values: bool) -> _Numbered:
-    """Labels as numbers. All decimal integers: kept; all numbers, not all integers: `values`; else names.
-
-    Where one row has several classes, each row has a tuple of them, ascending, each once.
+    Decimal integers are class numbers. Other numbers are values, if `may_be_values`. All other labels are names.
+    If any row has several classes, every label is a tuple of classes, ascending, each once.
     """
     names = sorted({name for row in rows for name in _each(row)}, key=lambda n: n.encode("utf-8", "surrogateescape"))
-    if values:
+    if may_be_values:
         _refuse_not_finite(rows, names, classes, source)
-    if values and _are_values(names, source):
-        return _values(rows, classes, source)
+        if _are_values(names, source):
+            return _read_values(rows, classes, source), ()
     digits = {name: match[1] for name in names if (match := CLASS_NUMBER.fullmatch(name))}
     if len(digits) == len(names):
-        # By its length first: a text of thousands of digits is not made a number.
-        large = next((n for n in digits.values() if len(n) > len(str(MOST_CLASSES)) or int(n) >= MOST_CLASSES), None)
+        # The length is checked first: converting thousands of digits to a number is slow.
+        large = next((n for n in digits.values() if len(n) > len(str(MAX_CLASSES)) or int(n) >= MAX_CLASSES), None)
         if large is not None:
             raise MisuseError(
-                f"{source}: label {large[:30]}: class numbers end at {MOST_CLASSES - 1}; number them from 0"
+                f"{source}: label {large[:30]}: class numbers end at {MAX_CLASSES - 1}. Number the classes from 0"
             )
-        found = {name: int(number) for name, number in digits.items()}
-        highest = max(found.values(), default=-1)
-        known = classes or tuple(str(n) for n in range(highest + 1))
-        numbers = {name: n for name, n in found.items() if n < len(known)}
+        parsed = {name: int(number) for name, number in digits.items()}
+        known = classes or tuple(str(n) for n in range(max(parsed.values(), default=-1) + 1))
+        numbers = {name: n for name, n in parsed.items() if n < len(known)}
     else:
         known = classes or tuple(names)
         numbers = {name: n for n, name in enumerate(known)}
-    beyond = next((name for name in names if name not in numbers), None)
-    if beyond is not None:
+    unknown = next((name for name in names if name not in numbers), None)
+    if unknown is not None:
         raise MisuseError(
-            f"{source}: class {beyond!r} is not among the {len(known)} given classes "
-            f"({', '.join(known[:5])}…); mend the labels or --classes"
+            f"{source}: class {unknown!r} is not among the {len(known)} given classes ({', '.join(known[:5])}…). "
+            "Correct the labels or --classes"
         )
     several = any(isinstance(row.label, tuple) for row in rows)
-    return _Numbered([_class_label(row, numbers, several=several) for row in rows], known if names else classes)
+    return [_class_label(row, numbers, several=several) for row in rows], known if names else classes
 
 
-def _class_label(row: Row, numbers: dict[str, int], *, several: bool) -> Label | None:
-    if row.label is None:
-        return None
-    label = sorted({numbers[name] for name in _each(row)})
-    return tuple(label) if several else label[0]
+def _each(row: Row) -> tuple[str, ...]:
+    """The labels of a row."""
+    return row.label if isinstance(row.label, tuple) else () if row.label is None else (row.label,)
 
 
 def _refuse_not_finite(rows: Sequence[Row], names: Sequence[str], classes: tuple[str, ...], source: str) -> None:
     """NaN among numbers is a missing value, not the name of a class."""
-    odd = {name for name in names if NOT_FINITE.fullmatch(name)} - set(classes)
-    if not odd or not all(name in odd or NUMBER.fullmatch(name) for name in names):
+    not_finite = {name for name in names if NOT_FINITE.fullmatch(name)} - set(classes)
+    if not not_finite or not all(name in not_finite or NUMBER.fullmatch(name) for name in names):
         return
-    row = next(row for row in rows if odd & set(_each(row)))
+    row = next(row for row in rows if not_finite & set(_each(row)))
     raise MisuseError(
-        f"{source}: {path_to_text(row.path)} has the label {min(odd & set(_each(row)))}, where the others are numbers; "
-        "leave the field empty where a video has none, or leave the row out"
+        f"{source}: {path_to_text(row.path)} has the label {min(not_finite & set(_each(row)))}, but the other labels are "
+        "numbers. Leave the field empty if a video has no label, or remove the row"
     )
 
 
@@ -194,47 +182,45 @@ def _are_values(names: Sequence[str], source: str) -> bool:
     negative = next((name for name in names if name.startswith("-")), None)
     if negative is not None:
         raise MisuseError(
-            f"{source}: label {negative}: class numbers start at 0; leave the field empty where a video has no label"
+            f"{source}: label {negative}: class numbers start at 0. Leave the field empty if a video has no label"
         )
     return False
 
 
-def _each(row: Row) -> tuple[str, ...]:
-    """The labels of a row, one by one."""
-    return row.label if isinstance(row.label, tuple) else () if row.label is None else (row.label,)
-
-
-def _values(rows: Sequence[Row], classes: tuple[str, ...], source: str) -> _Numbered:
-    """Values for regression: the same number of them for every video that has any."""
+def _read_values(rows: Sequence[Row], classes: tuple[str, ...], source: str) -> list[Label | None]:
+    """Values for regression. Raises MisuseError unless all labelled videos have the same number of finite values."""
     if classes:
-        raise MisuseError(f"{source}: its labels are values, not classes; leave --classes out, or mend the labels")
-    labels: list[Label | None] = [
-        None if row.label is None else tuple(float(value) for value in _each(row)) for row in rows
-    ]
+        raise MisuseError(f"{source}: its labels are values, not classes. Remove --classes, or correct the labels")
+    labels: list[Label | None] = [None if row.label is None else tuple(map(float, _each(row))) for row in rows]
     lengths = {len(label): row for row, label in zip(rows, labels, strict=True) if isinstance(label, tuple)}
     if len(lengths) > 1:
         (a, first), (b, second) = list(lengths.items())[:2]
         raise MisuseError(
-            f"{source}: {path_to_text(first.path)} has {a} values, {path_to_text(second.path)} has {b}; "
-            "give every video the same number"
+            f"{source}: {path_to_text(first.path)} has {a} values, {path_to_text(second.path)} has {b}. "
+            "Give every video the same number of values"
         )
     for row, label in zip(rows, labels, strict=True):
         if isinstance(label, tuple) and not all(map(math.isfinite, label)):
             raise MisuseError(
-                f"{source}: {path_to_text(row.path)} has a value that is too large; expected finite numbers"
+                f"{source}: {path_to_text(row.path)} has a value that is too large. Expected finite numbers"
             )
-    return _Numbered(labels, ())
+    return labels
+
+
+def _class_label(row: Row, numbers: dict[str, int], *, several: bool) -> Label | None:
+    if row.label is None:
+        return None
+    label = sorted({numbers[name] for name in _each(row)})
+    return tuple(label) if several else label[0]
 
 
 def listing_digest(listing: Listing) -> str:
-    """Of relative paths and labels only: a source that moved is the same data set."""
+    """A digest of the relative paths and labels. It stays the same if the folder moves."""
+    lines = (
+        f"{path_to_text(source.path)}\t{label_text(source.label, listing.classes)}\n".encode("utf-8", "surrogateescape")
+        for source in listing.sources
+    )
     digest = hashlib.sha256()
-    for line in sorted(_listing_lines(listing)):
+    for line in sorted(lines):
         digest.update(line)
     return digest.hexdigest()
-
-
-def _listing_lines(listing: Listing) -> Iterator[bytes]:
-    for source in listing.sources:
-        label = label_words(source.label, listing.classes)
-        yield f"{path_to_text(source.path)}\t{label}\n".encode("utf-8", "surrogateescape")

@@ -1,6 +1,6 @@
-"""Row 1, first part. The videos below a folder, here or in a bucket: one walk, then found by path or by stem.
+"""A folder, on disk or in a bucket → the paths of its videos, found by path or by file name.
 
-Paths are bytes, relative to the folder; those of a bucket are its keys in UTF-8, as a file system would have them.
+Paths are bytes relative to the folder. Those of a bucket are its keys in UTF-8.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from vmae_data.format import path_to_text
 from vmae_data.storage import RemotePath, exists, file_size, in_threads, list_tree
 
 __all__ = [
+    "VIDEO_SUFFIXES",
     "Folder",
     "VideoFiles",
-    "folder_text",
+    "file_sizes",
     "is_video",
-    "path_below",
-    "place_within",
-    "sizes_of",
-    "suffixes_text",
+    "relative_path",
+    "remote_path",
     "walk_videos",
 ]
 
 Folder = bytes | RemotePath
-"""Where the paths of a listing start from: a folder of this machine, of a bucket, or of a web server."""
+"""The folder that the paths of a listing are relative to: on this machine, in a bucket, or on a web server."""
 
 VIDEO_SUFFIXES = frozenset(
     b".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .wmv .asf .flv .f4v .3gp .3g2 .ts .m2ts .mts .ogv .mxf".split()
@@ -35,37 +34,29 @@ VIDEO_SUFFIXES = frozenset(
 
 
 def is_video(name: bytes) -> bool:
-    """By its suffix."""
+    """Whether the file name has the suffix of a video."""
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
-def suffixes_text() -> str:
-    return " ".join(sorted(suffix.decode() for suffix in VIDEO_SUFFIXES))
-
-
-def folder_text(folder: Folder) -> str:
-    return str(folder) if isinstance(folder, RemotePath) else path_to_text(folder)
-
-
-def place_within(folder: RemotePath, path: bytes) -> RemotePath:
-    """The object at a path. Raises MisuseError for one that no store can have: its names are UTF-8."""
+def remote_path(folder: RemotePath, path: bytes) -> RemotePath:
+    """The object at a path. Raises MisuseError for a path that is not UTF-8: no store has such a key."""
     try:
         return folder / path.decode("utf-8")
     except UnicodeDecodeError:
-        raise MisuseError(f"{folder}: {path_to_text(path)} is not UTF-8, which names in a store are") from None
+        raise MisuseError(f"{folder}: {path_to_text(path)} is not UTF-8. Keys in a store must be UTF-8") from None
 
 
-def sizes_of(folder: Folder, paths: Sequence[bytes]) -> list[int | None]:
-    """Bytes of each file, None where there is none. A bucket is listed once, a web server is asked for each."""
+def file_sizes(folder: Folder, paths: Sequence[bytes]) -> list[int | None]:
+    """The size of each file in bytes, None for a missing file. Lists a bucket once; asks a web server for each file."""
     if isinstance(folder, bytes):
-        return [_size_here(os.path.join(folder, path)) for path in paths]
+        return [_local_size(os.path.join(folder, path)) for path in paths]
     if folder.is_web:
-        return list(in_threads(file_size, (place_within(folder, path) for path in paths)))
-    listed = list_tree(folder)
-    return [listed.get(path.decode("utf-8")) for path in paths]
+        return list(in_threads(file_size, (remote_path(folder, path) for path in paths)))
+    sizes = list_tree(folder)
+    return [sizes.get(path.decode("utf-8")) for path in paths]
 
 
-def _size_here(path: bytes) -> int | None:
+def _local_size(path: bytes) -> int | None:
     try:
         return os.stat(path).st_size  # noqa: PTH116 - bytes paths may not be UTF-8
     except OSError:
@@ -73,21 +64,21 @@ def _size_here(path: bytes) -> int | None:
 
 
 def walk_videos(folder: Folder) -> list[bytes]:
-    """Paths of every video below a folder, relative to it. Names that begin with a dot are passed over.
+    """The path of every video below a folder. Skips names that begin with a dot.
 
-    Linked folders are followed, each real folder once: a loop of links ends.
+    Follows links to folders, but visits each real folder once: a loop of links ends.
     """
     if isinstance(folder, RemotePath):
         keys = map(str.encode, list_tree(folder))
-        return [name for name in keys if is_video(name) and not any(p.startswith(b".") for p in name.split(b"/"))]
+        return [key for key in keys if is_video(key) and not any(part.startswith(b".") for part in key.split(b"/"))]
     paths: list[bytes] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         status = Path(os.fsdecode(parent)).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith(b"."))
         paths += [
             os.path.relpath(os.path.join(parent, name), folder)
@@ -98,44 +89,46 @@ def walk_videos(folder: Folder) -> list[bytes]:
 
 
 def _refuse_folder(error: OSError) -> None:
-    """A folder that can't be read would change which classes there are: never passed over."""
-    raise MisuseError(f"{os.fsdecode(error.filename)}: can't be read ({error.strerror}); give the right to, or move it")
+    """A skipped folder would change the list of classes, so an unreadable folder is an error."""
+    raise MisuseError(
+        f"{os.fsdecode(error.filename)}: can't be read ({error.strerror}). Allow reading, or move the folder away"
+    )
 
 
-def path_below(path: bytes, folder: Folder) -> bytes:
-    """A path that is absolute or starts from the folder, as it starts from there: one spelling a file.
+def relative_path(path: bytes, folder: Folder) -> bytes:
+    """An absolute or relative path as a path relative to the folder, so that each file has one spelling.
 
-    `..` and `.` are taken away as written, without a look at links. Raises MisuseError where it leads out of a store's folder.
+    Removes `..` and `.` from the text and resolves no links. Raises MisuseError for a path outside a store's folder.
     """
     if isinstance(folder, RemotePath):
-        return _key_below(path, folder)
+        return _relative_key(path, folder)
     relative = os.path.relpath(os.path.join(folder, path), folder)
     if os.path.isabs(path) and relative.startswith(b".."):
-        # The folder's name is resolved, the given one may go by a link.
+        # `folder` is resolved, but `path` may go through a link.
         real = os.path.relpath(os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)), folder)
         return relative if real.startswith(b"..") else real
     return relative
 
 
-def _key_below(path: bytes, folder: RemotePath) -> bytes:
-    whole = f"{folder}/".encode()
-    inner = os.path.normpath(path.removeprefix(whole))
-    if b"://" in path.removeprefix(whole) or os.path.isabs(inner) or inner.split(b"/")[0] == b"..":
-        raise MisuseError(f"{folder}: {path_to_text(path)} is not below it; list paths relative to the listing")
-    place_within(folder, inner)
-    return inner
+def _relative_key(path: bytes, folder: RemotePath) -> bytes:
+    inside = path.removeprefix(f"{folder}/".encode())
+    key = os.path.normpath(inside)
+    if b"://" in inside or os.path.isabs(key) or key.split(b"/")[0] == b"..":
+        raise MisuseError(f"{folder}: {path_to_text(path)} is outside this folder. Use paths relative to the listing")
+    remote_path(folder, key)
+    return key
 
 
 class VideoFiles:
-    """A folder of videos. It is walked when it is first asked, and only once."""
+    """The videos below a folder. The first question about them walks the folder, once."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
 
-    def holds(self, path: bytes) -> bool:
-        """Whether there is such a file; only it is looked for."""
+    def contains(self, path: bytes) -> bool:
+        """Whether a file exists at this path. Does not walk the folder."""
         if isinstance(self.folder, RemotePath):
-            return exists(place_within(self.folder, path))
+            return exists(remote_path(self.folder, path))
         return Path(os.fsdecode(os.path.join(self.folder, path))).exists()
 
     @cached_property
@@ -149,25 +142,26 @@ class VideoFiles:
             stems.setdefault(os.path.splitext(os.path.basename(path))[0], []).append(path)
         return stems
 
-    def find(self, wanted: bytes, *, not_in: Container[bytes] = ()) -> bytes | None:
-        """The video at this path, else the one with its stem, wherever it lies and whatever its suffix.
+    def find(self, path: bytes, *, not_in: Container[bytes] = ()) -> bytes | None:
+        """The video at this path, else the video with the same stem, in any folder and with any suffix.
 
-        Folders named in `not_in` are passed over. Of several, those in a folder of the wanted path's folder's
-        name go first. Raises MisuseError where more than one is left.
+        Skips videos in folders named in `not_in`. Prefers a folder with the name of the path's own folder.
+        Raises MisuseError if several videos remain.
         """
-        if wanted in self.paths:
-            return wanted
-        home, name = os.path.split(wanted)
+        if path in self.paths:
+            return path
+        parent, name = os.path.split(path)
         stem = os.path.splitext(name)[0] if is_video(name) else name
-        found = [path for path in self._by_stem.get(stem, ()) if _folder_name(path) not in not_in]
-        if len(found) > 1 and home:
-            found = [path for path in found if _folder_name(path) == os.path.basename(home)] or found
-        if len(found) > 1:
+        matches = [video for video in self._by_stem.get(stem, ()) if _folder_name(video) not in not_in]
+        if len(matches) > 1 and parent:
+            matches = [video for video in matches if _folder_name(video) == os.path.basename(parent)] or matches
+        if len(matches) > 1:
+            folder = str(self.folder) if isinstance(self.folder, RemotePath) else path_to_text(self.folder)
             raise MisuseError(
-                f"{folder_text(self.folder)}: {path_to_text(found[0])} and {path_to_text(found[1])} may both be meant by "
-                f"{path_to_text(stem)}; move one of them away"
+                f"{folder}: {path_to_text(stem)} matches both {path_to_text(matches[0])} and "
+                f"{path_to_text(matches[1])}. Move one of them away"
             )
-        return found[0] if found else None
+        return matches[0] if matches else None
 
 
 def _folder_name(path: bytes) -> bytes:

@@ -30,7 +30,7 @@ from vmae_data.format import (
     tar_name,
 )
 from vmae_data.html import printable
-from vmae_data.labels import label_words, table_labels
+from vmae_data.labels import label_text, table_labels
 from vmae_data.storage import StoragePath, exists, hash_file, read_bytes
 from vmae_data.verify.check_member import REWRITTEN, TableRow, shortened, without_name
 from vmae_data.verify.check_shard import Problem
@@ -90,7 +90,7 @@ def plan_problems(folder: StoragePath, plan: PlanFacts) -> Iterator[Problem]:
     try:
         columns = _columns(read_bytes(folder / PLAN_TABLE))
         keys, paths, shards = (columns[name] for name in ("key", "path", "shard"))
-        names = [label_words(label, plan.classes) for label in table_labels(columns)]
+        names = [label_text(label, plan.classes) for label in table_labels(columns)]
         expected_keys = [key_of(path_from_text(path)) for path in paths]
     except NotFoundError:
         yield Problem(PLAN_TABLE, "missing")
