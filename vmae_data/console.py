@@ -32,6 +32,7 @@ __all__ = [
     "new_app",
     "num_cores",
     "option",
+    "path_option",
     "plural",
     "print_checks",
     "print_json",
@@ -54,6 +55,11 @@ def argument(metavar: str, text: str, default: str | bool = True, **more: Any) -
 def option(metavar: str, text: str, default: str | bool = True, *names: str, **more: Any) -> Any:
     """An option with a value, described as an argument is."""
     return typer.Option(*names, metavar=metavar, help=text, show_default=default, **more)
+
+
+def path_option(metavar: str, text: str, default: str) -> Any:
+    """An option whose value is a local path, not a URL."""
+    return option(metavar, text, default, parser=local_argument)
 
 
 def flag(name: str, text: str, default: str, *names: str) -> Any:

@@ -13,36 +13,23 @@ from vmae_data.console import (
     StorageOptions,
     argument,
     flag,
-    local_argument,
     num_cores,
     option,
+    path_option,
     print_json,
     progress_style,
 )
 
-__all__ = ["audit"]
-
 
 def audit(
     dest: Annotated[
-        list[str],
-        argument(
-            "DEST",
-            "Audit these folders of shards, paths or URLs. Of two copies, the later in this order is excluded.",
-        ),
+        list[str], argument("DEST", "Audit these shards, paths or URLs. Of two copies, the later one is excluded.")
     ],
     out: Annotated[
-        Path | None,
-        option(
-            "FILE",
-            "Write one row per sample to a .parquet or .csv file, for `build --exclude`.",
-            "write none",
-            parser=local_argument,
-        ),
+        Path | None, path_option("FILE", "Write a row per sample (.parquet or .csv) for `build --exclude`.", "no file")
     ] = None,
     html: Annotated[
-        Path | None,
-        option("FILE", "Write an HTML page that shows the worst samples.", "write none", parser=local_argument),
+        Path | None, path_option("FILE", "Write an HTML page that shows the worst samples.", "no file")
     ] = None,
     mirrored: Annotated[bool, flag("--mirrored", "Find mirrored copies too.", "same orientation only")] = False,
     settings: Annotated[

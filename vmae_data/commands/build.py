@@ -29,10 +29,9 @@ from vmae_data.errors import MisuseError
 
 if TYPE_CHECKING:
     from vmae_data.encode.build_spec import BuildSpec
+    from vmae_data.shards.merge import BuildReport
     from vmae_data.shards.plan import Part
     from vmae_data.storage import StoragePath
-
-__all__ = ["build"]
 
 Executor = Enum("Executor", {"LOCAL": "local", "RAY": "ray"})
 
@@ -105,7 +104,6 @@ def build(
     from vmae_data.build import build_shards
     from vmae_data.encode.build_spec import BuildSpec
     from vmae_data.estimate import estimate_build, estimate_lines
-    from vmae_data.format import UNLISTED
     from vmae_data.recipes import load_recipe
     from vmae_data.sources.classes import read_classes
     from vmae_data.storage import storage_path, writable
@@ -156,10 +154,7 @@ def build(
         on_start=on_start,
     )
     if not quiet and not as_json:
-        if report.unlisted:
-            print(f"{annotations} has no row for {plural(report.unlisted, 'video')}, listed in {folder / UNLISTED}")
-        if report.unmatched:
-            print(f"{exclude}: {plural(report.unmatched, 'path')} did not match any video of {source}")
+        _print_sources(report, source, annotations, exclude, folder)
         if chosen is not None:
             print(f"part {part} is done. After all parts, run: vmae-shard merge {folder}")
     print_build(report, folder, _failure_list(folder, chosen), quiet=quiet, as_json=as_json)
@@ -187,6 +182,18 @@ def _parse_part(text: str | None) -> Part | None:
 def _print_notes(spec: BuildSpec, quiet: bool) -> None:
     for note in () if quiet else spec.notes():
         print(f"note: {note}", file=sys.stderr)
+
+
+def _print_sources(
+    report: BuildReport, source: str, annotations: str | None, exclude: str | None, folder: StoragePath
+) -> None:
+    """Print how many videos and lists do not match each other."""
+    from vmae_data.format import UNLISTED
+
+    if report.unlisted:
+        print(f"{annotations} has no row for {plural(report.unlisted, 'video')}, listed in {folder / UNLISTED}")
+    if report.unmatched:
+        print(f"{exclude}: {plural(report.unmatched, 'path')} did not match any video of {source}")
 
 
 def _failure_list(folder: StoragePath, part: Part | None) -> StoragePath:

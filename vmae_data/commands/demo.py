@@ -19,8 +19,6 @@ from vmae_data.console import (
     progress_style,
 )
 
-__all__ = ["demo"]
-
 
 def demo(
     dest: Annotated[
@@ -36,7 +34,7 @@ def demo(
 ) -> None:
     """Make a small labelled data set of mp4 files in 8 classes.
 
-    Only the motion in a video tells its class.
+    Only the motion in a video shows its class.
 
     Examples:
         vmae-shard demo videos/demo --videos 100

@@ -6,8 +6,6 @@ from typing import Annotated
 
 from vmae_data.console import Debug, Json, StorageOptions, argument, option, print_checks
 
-__all__ = ["doctor"]
-
 
 def doctor(
     dest: Annotated[

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 from vmae_data.commands.options import Dest
-from vmae_data.console import Debug, Json, StorageOptions, local_argument, option, print_json
-
-__all__ = ["inspect"]
+from vmae_data.console import Debug, Json, StorageOptions, path_option, print_json
 
 
 def inspect(
     dest: Dest,
     html: Annotated[
-        Path | None,
-        option("FILE", "Write an HTML page with pictures and histograms.", "print a table", parser=local_argument),
+        Path | None, path_option("FILE", "Write an HTML page with pictures and histograms.", "print a table")
     ] = None,
     storage: StorageOptions = None,
     as_json: Json = False,

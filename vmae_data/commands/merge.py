@@ -9,8 +9,6 @@ from vmae_data.commands.output import check_failures, print_build
 from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument
 from vmae_data.errors import MisuseError
 
-__all__ = ["merge"]
-
 
 def merge(
     dest: Annotated[str, argument("DEST", "Merge the parts in this folder, a path or a URL.")],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from vmae_data.console import argument, local_argument, option
+from vmae_data.console import argument, option, path_option
 from vmae_data.errors import MisuseError
 
 __all__ = ["Dest", "MaxFailures", "Staging", "Workers", "failure_limit", "refuse_empty"]
@@ -14,21 +14,14 @@ __all__ = ["Dest", "MaxFailures", "Staging", "Workers", "failure_limit", "refuse
 Dest = Annotated[str, argument("DEST", "Read the shards of this folder, a path or a URL.")]
 Workers = Annotated[int | None, option("N", "Start N worker processes.", "one per CPU core", min=1)]
 MaxFailures = Annotated[
-    str | None,
-    option(
-        "N|P%",
-        "Exit with status 1 if more than N sources, or P % of them, fail.",
-        "any number may fail",
-        "--max-failures",
-    ),
+    str | None, option("N|P%", "Exit with status 1 if more than N sources, or P % of them, fail.", "no limit")
 ]
 Staging = Annotated[
     Path | None,
-    option(
+    path_option(
         "DIR",
-        "Keep finished encodes in DIR until their shard is packed.",
+        "Keep finished encodes here until their shard is packed.",
         "inside DEST; the local cache if DEST is remote",
-        parser=local_argument,
     ),
 ]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes
 
-__all__ = ["recipes"]
-
 
 def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
     """List the build recipes, or show one with every value.

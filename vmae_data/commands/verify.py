@@ -6,8 +6,6 @@ from vmae_data.commands.options import Dest, Workers
 from vmae_data.console import Debug, Json, Quiet, StorageOptions, num_cores, plural, print_json, progress_style
 from vmae_data.errors import VmaeError
 
-__all__ = ["verify"]
-
 
 def verify(
     dest: Dest,

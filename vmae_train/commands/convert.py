@@ -7,10 +7,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-from vmae_data.console import Debug, Quiet, StorageOptions, argument, local_argument, option
+from vmae_data.console import Debug, Quiet, StorageOptions, argument, local_argument, option, path_option
 from vmae_train.commands.options import need_torch
-
-__all__ = ["convert"]
 
 Layout = Enum("Layout", {"NATIVE": "native", "OFFICIAL": "official", "HF": "hf"})
 
@@ -23,24 +21,14 @@ def convert(
         Path, argument("DST", "Write a new folder; for official, a new file. A local path.", parser=local_argument)
     ],
     to: Annotated[
-        Layout,
-        option(
-            "native|official|hf",
-            "Choose the format: this project's, VideoMAE's .pth, or a folder for Hugging Face transformers.",
-        ),
+        Layout, option("native|official|hf", "Write this project's format, VideoMAE's .pth, or Hugging Face's folder.")
     ],
     settings: Annotated[
         list[str] | None,
         option("KEY=VALUE", "Set one key of the model. Repeatable.", "from SRC, else from the weights", "--set"),
     ] = None,
     classes: Annotated[
-        Path | None,
-        option(
-            "FILE",
-            "Name the classes if SRC does not, from a file with one name per line.",
-            "from SRC",
-            parser=local_argument,
-        ),
+        Path | None, path_option("FILE", "Name the classes if SRC does not: one name per line of FILE.", "from SRC")
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,

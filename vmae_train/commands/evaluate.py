@@ -9,8 +9,6 @@ from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag
 from vmae_train.commands.options import Checkpoint, Device, EvaluationData, need_torch
 from vmae_train.commands.output import print_scores, print_unreadable
 
-__all__ = ["evaluate"]
-
 Merge = Enum("Merge", {"SOFTMAX": "softmax", "LOGIT": "logit"})
 
 

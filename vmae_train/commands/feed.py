@@ -9,8 +9,6 @@ from vmae_data.errors import MisuseError
 from vmae_train.commands.options import Data, Device, Recipe, need_torch, spec_of
 from vmae_train.commands.output import print_feed, print_unreadable
 
-__all__ = ["feed"]
-
 
 def feed(
     recipe: Recipe,

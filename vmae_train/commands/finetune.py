@@ -20,8 +20,6 @@ from vmae_train.commands.options import (
 )
 from vmae_train.commands.output import print_dry_run, print_scores, print_unreadable
 
-__all__ = ["finetune"]
-
 Probe = Enum("Probe", {"LINEAR": "linear", "ATTENTIVE": "attentive"})
 
 
@@ -35,9 +33,7 @@ def finetune(
     probe: Annotated[
         Probe | None,
         option(
-            "linear|attentive",
-            "Freeze the encoder and train only a linear head, or attentive pooling and a head.",
-            "the recipe's value",
+            "linear|attentive", "Freeze the encoder; train a linear or attentive-pooling head.", "the recipe's probe"
         ),
     ] = None,
     settings: Settings = None,

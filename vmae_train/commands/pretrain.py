@@ -6,8 +6,6 @@ from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, prog
 from vmae_train.commands.options import Data, Device, DryRun, Init, Recipe, RunOut, Scratch, check_recipe, need_torch
 from vmae_train.commands.output import print_dry_run, print_result, print_unreadable
 
-__all__ = ["pretrain"]
-
 
 def pretrain(
     recipe: Recipe,

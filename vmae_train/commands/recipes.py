@@ -5,8 +5,6 @@ from __future__ import annotations
 from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes
 from vmae_train.commands.options import need_torch, spec_of
 
-__all__ = ["recipes"]
-
 
 def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
     """List the training recipes, or show one with every value.

@@ -8,8 +8,6 @@ from vmae_data.console import Debug, Quiet, StorageOptions, option
 from vmae_train.commands.options import Checkpoint, Device, need_torch
 from vmae_train.commands.output import print_unreadable
 
-__all__ = ["reconstruct"]
-
 
 def reconstruct(
     checkpoint: Checkpoint,

@@ -7,8 +7,6 @@ from typing import Annotated
 from vmae_data.console import Debug, Quiet, StorageOptions, argument, option
 from vmae_train.commands.options import need_torch
 
-__all__ = ["report"]
-
 
 def report(
     run: Annotated[str, argument("RUN", "Read a pretraining or finetuning run, a path or a URL.")],
