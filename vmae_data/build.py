@@ -13,7 +13,7 @@ from typing import Literal
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import ffmpeg_python, find_ffmpeg
-from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotThereError
+from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundError
 from vmae_data.executors.jobs import BuildJobs, Executor
 from vmae_data.executors.local import run_local
 from vmae_data.executors.ray_cluster import require_ray, run_on_ray
@@ -174,7 +174,7 @@ def _check_index_version(path: StoragePath) -> None:
     """Raise NewerFormatError for a newer version's index. A damaged index is written again."""
     try:
         data = read_bytes(path)
-    except NotThereError:
+    except NotFoundError:
         return
     try:
         decode_record(data, Index, str(path))

@@ -12,7 +12,7 @@ import pytest
 from tests.s3_server import S3Bucket
 from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import Proxy, proxy_thread
-from vmae_data.errors import DataError, NotThereError, ReplacedError, StoreError
+from vmae_data.errors import DataError, NotFoundError, ReplacedError, StoreError
 from vmae_data.storage import (
     RemotePath,
     commit_bytes,
@@ -79,7 +79,7 @@ def test_files_of_a_bucket_are_files(folder: RemotePath, tmp_path: Path) -> None
     remove(folder / "c")
     remove(folder / "c")
     assert not exists(folder / "c")
-    with pytest.raises(NotThereError, match="NoSuchKey"):
+    with pytest.raises(NotFoundError, match="NoSuchKey"):
         read_bytes(folder / "b")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.errors import DataError, NotThereError, SampleError
+from vmae_data.errors import DataError, NotFoundError, SampleError
 from vmae_data.read.cache import ShardCache
 from vmae_data.read.prefetch import Prefetcher, RemoteMember, RemoteShard
 from vmae_data.read.table import MemberRange, Table
@@ -131,7 +131,7 @@ class Fetcher:
             return data
         try:
             data, bytes_read = self._prefetcher.result(member)
-        except NotThereError as error:
+        except NotFoundError as error:
             raise DataError(
                 f"{member.shard.path}: is missing, but the index lists it; restore it, then run the same command again"
             ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from vmae_data.errors import DataError, NotThereError, StoreError
+from vmae_data.errors import DataError, NotFoundError, StoreError
 from vmae_data.format import INDEX, PLAN
 from vmae_data.read.validation import MAX_INDEX_BYTES
 from vmae_data.storage import (
@@ -33,18 +33,18 @@ def read_index(folder: StoragePath, url: str, digest: str | None) -> tuple[bytes
         if isinstance(path, RemotePath):
             return _remote_index(path, digest)
         return _local_index(path), None
-    except NotThereError:
+    except NotFoundError:
         if not is_folder(folder):
-            raise NotThereError(f"{url}: no such folder of shards; check the path") from None
+            raise NotFoundError(f"{url}: no such folder of shards; check the path") from None
         if exists(folder / PLAN):
             raise DataError(f"{url}: has no {INDEX}: its build is not finished; run the build again") from None
-        raise NotThereError(f"{url}: has no {INDEX}, so it holds no shards; check the path, or build them") from None
+        raise NotFoundError(f"{url}: has no {INDEX}, so it holds no shards; check the path, or build them") from None
 
 
 def _local_index(path: Path) -> bytes:
     size = file_size(path)
     if size is None:  # reading a pipe would wait for ever
-        raise NotThereError(f"{path}: is not a file; check the path")
+        raise NotFoundError(f"{path}: is not a file; check the path")
     if size > MAX_INDEX_BYTES:
         raise DataError(f"{path}: has {size} bytes; expected an index of at most {MAX_INDEX_BYTES}. Check the path")
     return read_bytes(path)

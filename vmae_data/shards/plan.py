@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import DataError, MisuseError, NotThereError
+from vmae_data.errors import DataError, MisuseError, NotFoundError
 from vmae_data.format import (
     FORMAT_VERSION,
     PLAN,
@@ -22,7 +22,7 @@ from vmae_data.format import (
     path_to_text,
 )
 from vmae_data.labels import label_columns
-from vmae_data.recipes import difference, shortened, with_defaults
+from vmae_data.recipes import difference, shorten_digests, with_defaults
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest
 from vmae_data.sources.video_files import Folder
 from vmae_data.storage import StoragePath, commit_bytes, create_bytes, read_bytes, writer_name
@@ -107,7 +107,7 @@ def compare_plan(dest: StoragePath, plan: Plan) -> Plan:
     """
     try:
         stored = read_plan(dest)
-    except NotThereError:
+    except NotFoundError:
         return plan
     completed = msgspec.structs.replace(stored, recipe=_plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
     _refuse_difference(dest, completed, plan.facts)
@@ -125,12 +125,12 @@ def _refuse_difference(dest: StoragePath, stored: PlanFacts, new: PlanFacts) -> 
     changed = difference(msgspec.to_builtins(stored), msgspec.to_builtins(new))
     if changed:
         raise MisuseError(
-            f"{dest}: has a different plan ({shortened('; '.join(changed))}). Use the old settings, or name another folder"
+            f"{dest}: has a different plan ({shorten_digests('; '.join(changed))}). Use the old settings, or name another folder"
         )
 
 
 def read_plan(dest: StoragePath) -> PlanFacts:
-    """The plan of a destination. Raises NotThereError if there is none."""
+    """The plan of a destination. Raises NotFoundError if there is none."""
     return decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
 
 

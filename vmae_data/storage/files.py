@@ -201,7 +201,7 @@ def hash_file(path: StoragePath) -> str:
 
 
 def copy_here(path: StoragePath, to: Path) -> None:
-    """Copy a file to a path of this machine, completely or not at all. Raises NotThereError, StoreError, VmaeError."""
+    """Copy a file to a path of this machine, completely or not at all. Raises NotFoundError, StoreError, VmaeError."""
     temporary = temporary_path(to, local.writer_name())
     try:
         if isinstance(path, Path):
@@ -219,7 +219,7 @@ def copy_here(path: StoragePath, to: Path) -> None:
 def copied(path: StoragePath, folder: Path) -> Iterator[Path]:
     """A file as a path of this machine: the file itself, or a copy in `folder` that is removed at the end.
 
-    Raises NotThereError, DataError, StoreError, VmaeError.
+    Raises NotFoundError, DataError, StoreError, VmaeError.
     """
     if isinstance(path, Path):
         yield path

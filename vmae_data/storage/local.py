@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vmae_data.errors import DataError, NotThereError, VmaeError
+from vmae_data.errors import DataError, NotFoundError, VmaeError
 
 __all__ = [
     "LOCK",
@@ -75,17 +75,17 @@ def hash_file(path: Path) -> str:
 
 
 def copy_file(path: Path, to: Path) -> None:
-    """Copy the bytes of a file. Raises NotThereError if it can't be read, OSError if `to` can't be written."""
+    """Copy the bytes of a file. Raises NotFoundError if it can't be read, OSError if `to` can't be written."""
     try:
         file = path.open("rb")
     except OSError as error:
-        raise NotThereError(f"{path}: can't be read ({error.strerror}). Check the path") from error
+        raise NotFoundError(f"{path}: can't be read ({error.strerror}). Check the path") from error
     with file, to.open("wb") as target:
         shutil.copyfileobj(file, target, 1 << 20)
 
 
 def _read_error(path: Path, error: OSError) -> DataError:
-    kind = NotThereError if isinstance(error, FileNotFoundError) else DataError
+    kind = NotFoundError if isinstance(error, FileNotFoundError) else DataError
     return kind(f"{path}: can't be read ({error.strerror}). Check the path")
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae_data.errors import DataError, MisuseError, NotThereError, StoreError
+from vmae_data.errors import DataError, MisuseError, NotFoundError, StoreError
 from vmae_data.storage.paths import RemotePath
 from vmae_data.storage.retry import Transient, retried, status_of
 
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 def read(path: RemotePath, give_up: float | None = None, most: int | None = None) -> bytes:
     """All bytes of an object.
 
-    Raises NotThereError, DataError if it has more than `most` bytes, StoreError (after `give_up` seconds, if that is
+    Raises NotFoundError, DataError if it has more than `most` bytes, StoreError (after `give_up` seconds, if that is
     less than the configured limit).
     """
 
@@ -66,7 +66,7 @@ def read(path: RemotePath, give_up: float | None = None, most: int | None = None
 def read_part(path: RemotePath, offset: int, size: int, etag: str | None = None) -> Part:
     """`size` bytes from `offset`, fewer only at the object's end.
 
-    Raises NotThereError, ReplacedError if the object's version is not `etag`, StoreError.
+    Raises NotFoundError, ReplacedError if the object's version is not `etag`, StoreError.
     """
 
     from obstore import exceptions
@@ -97,14 +97,14 @@ def stat(path: RemotePath) -> ObjectInfo | None:
 
     try:
         return retried(path, "read", call)
-    except NotThereError:
+    except NotFoundError:
         return None
 
 
 def download(path: RemotePath, to: Path) -> None:
     """Copy an object into a local file, several parts at a time. The caller verifies the checksum.
 
-    Raises NotThereError, ReplacedError, StoreError, and OSError for the local file.
+    Raises NotFoundError, ReplacedError, StoreError, and OSError for the local file.
     """
     info = _stat(path)
     descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -129,7 +129,7 @@ def download(path: RemotePath, to: Path) -> None:
 
 
 def stream(path: RemotePath) -> Iterator[bytes]:
-    """An object's bytes, part after part. Raises NotThereError, ReplacedError, StoreError."""
+    """An object's bytes, part after part. Raises NotFoundError, ReplacedError, StoreError."""
     info = _stat(path)
     for offset in range(0, info.size, PART_BYTES):
         yield read_part(path, offset, min(PART_BYTES, info.size - offset), info.etag).data
@@ -138,7 +138,7 @@ def stream(path: RemotePath) -> Iterator[bytes]:
 def _stat(path: RemotePath) -> ObjectInfo:
     info = stat(path)
     if info is None:
-        raise NotThereError(f"{path}: is not there. Check the path")
+        raise NotFoundError(f"{path}: is not there. Check the path")
     return info
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
-from vmae_data.errors import DataError, MisuseError, NotThereError, ReplacedError, StoreError, VmaeError
+from vmae_data.errors import DataError, MisuseError, NotFoundError, ReplacedError, StoreError, VmaeError
 from vmae_data.storage.clients import LONGEST_WAIT, client_of, forget_client
 from vmae_data.storage.options import Access
 from vmae_data.storage.paths import RemotePath
@@ -103,7 +103,7 @@ def _problem_of(error: Exception, path: RemotePath) -> _Problem:
     if isinstance(error, Transient):
         return _Problem(str(error), transient=True)
     if isinstance(error, FileNotFoundError) or status == 404:
-        raise NotThereError(f"{path}: is not there{f' ({code})' if code else ''}. Check the path") from None
+        raise NotFoundError(f"{path}: is not there{f' ({code})' if code else ''}. Check the path") from None
     if isinstance(error, exceptions.NotSupportedError):
         raise DataError(f"{path}: its server does not support range requests. Use one that does") from None
     if isinstance(error, exceptions.PreconditionError) or "precondition failure" in text.lower():
