@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import call_command
 from vmae_data.build import build_shards
-from vmae_data.cli import app
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.estimate import Interval, choose_sample, estimate_build, estimate_lines, scale_up
 from vmae_data.progress import ProgressStyle
@@ -68,14 +68,10 @@ def test_an_estimate_from_all_videos_is_the_size_of_the_build(
     assert "missing     1 listed" in text
 
 
-def test_a_dry_run_writes_nothing_and_reports_the_same_in_both_forms(
-    demo_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["build", str(demo_videos), str(tmp_path / "out"), "--recipe", "demo", "--workers", "1", "--dry-run"]
-    app([*arguments, "--json"], standalone_mode=False)
-    printed = json.loads(capsys.readouterr().out)
-    app(arguments, standalone_mode=False)
-    text = capsys.readouterr().out
+def test_a_dry_run_writes_nothing_and_reports_the_same_in_both_forms(demo_videos: Path, tmp_path: Path) -> None:
+    command = ["vmae_data", "build", demo_videos, tmp_path / "out", "--recipe", "demo", "--workers", "1", "--dry-run"]
+    printed = json.loads(call_command(*command, "--json").stdout)
+    text = call_command(*command).stdout
     assert list(tmp_path.iterdir()) == []
     total = len(list(demo_videos.rglob("*.mp4")))
     assert (printed["videos"], printed["sample"], printed["shards"]) == (total, 12, 1)

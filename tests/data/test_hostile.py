@@ -1,4 +1,4 @@
-"""Data that somebody made to do harm: refused in one line, before a file is named, memory taken or a frame decoded by it."""
+"""Malicious data is refused with an error of one line, before it names a file, allocates memory or is decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.command import run_command
+from tests.command import call_command
 from tests.s3_server import S3Bucket
 from vmae_data.decode import decode_frames, decode_some
 from vmae_data.errors import DataError, SampleError
@@ -31,7 +31,7 @@ HUGE = 10**18
 
 @pytest.fixture
 def copied(demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set to be changed, and a cache that nothing may be written outside of."""
+    """A data set to change, and a cache directory: nothing may be written outside of it."""
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(demo_shards, tmp_path / "shards"))
 
@@ -44,7 +44,7 @@ def _index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def _table(folder: Path, change: Callable[[pa.Table], pa.Table | bytes]) -> None:
-    """Another table, with its sum in the index as an attacker writes it."""
+    """Replace the table and its checksum in the index, as an attacker does."""
     path = folder / "samples.arrow"
     made = change(pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all())
     if isinstance(made, pa.Table):
@@ -100,17 +100,17 @@ def _shard(field: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         "shard-000000.tar\x00.tar",
         "shard-000000.tar\n",
         "shard-٠٠٠٠٠٠.tar",
-        "shard-000001.tar",  # that of another one
+        "shard-000001.tar",  # another shard
         "",
     ],
 )
-def test_a_shard_is_named_as_a_build_names_it_or_refused(copied: Path, name: str) -> None:
+def test_a_shard_name_that_no_build_writes_is_refused(copied: Path, name: str) -> None:
     _index(copied, _shard("url", name))
     assert "names the shard" in _opened(copied)
 
 
 @pytest.mark.parametrize("digest", ["../../../outside", "/tmp/outside", "0" * 63, "0" * 64 + "\n", "A" * 64, ""])
-def test_a_sum_that_is_none_never_names_a_file(copied: Path, digest: str) -> None:
+def test_an_invalid_checksum_never_becomes_a_file_name(copied: Path, digest: str) -> None:
     _index(copied, lambda index: index.update(samples_sha256=digest))
     assert "hexadecimal" in _opened(copied)
     _index(copied, lambda index: index.update(samples_sha256="0" * 64))
@@ -136,7 +136,7 @@ def test_a_sum_that_is_none_never_names_a_file(copied: Path, digest: str) -> Non
         lambda index: index.update(shardlist="all"),
     ],
 )
-def test_numbers_of_an_index_that_no_build_writes_are_refused(copied: Path, change: Any) -> None:
+def test_index_numbers_that_no_build_writes_are_refused(copied: Path, change: Any) -> None:
     _index(copied, change)
     _opened(copied)
 
@@ -154,26 +154,26 @@ def test_numbers_of_an_index_that_no_build_writes_are_refused(copied: Path, chan
         '{"version": 1, "version": "1"}',
     ],
 )
-def test_json_that_is_no_index_is_refused_whatever_it_is(copied: Path, text: str) -> None:
+def test_json_that_is_no_index_is_refused(copied: Path, text: str) -> None:
     (copied / "index.json").write_text(text)
     _opened(copied)
 
 
-def test_of_two_keys_the_one_that_is_used_is_the_one_that_is_checked(copied: Path) -> None:
+def test_of_a_repeated_key_the_used_value_is_validated(copied: Path) -> None:
     path = copied / "index.json"
     text = path.read_text().rstrip().removesuffix("}")
     path.write_text(f'{text}, "samples_sha256": "../outside"}}')
     assert "hexadecimal" in _opened(copied)
 
 
-def test_an_index_is_not_read_where_it_is_larger_than_any(copied: Path) -> None:
+def test_an_index_that_is_too_large_is_not_read(copied: Path) -> None:
     with (copied / "index.json").open("r+b") as file:
         file.truncate(1 << 40)  # without a block on the disk
     assert "bytes" in _opened(copied)
 
 
 @pytest.mark.parametrize("name", ["index.json", "samples.arrow", "shard-000000.tar"])
-def test_a_pipe_is_not_waited_for(copied: Path, name: str) -> None:
+def test_a_pipe_does_not_block(copied: Path, name: str) -> None:
     (copied / name).unlink()
     os.mkfifo(copied / name)
     if name.endswith(".tar"):
@@ -183,7 +183,7 @@ def test_a_pipe_is_not_waited_for(copied: Path, name: str) -> None:
         _opened(copied)
 
 
-def test_a_link_out_of_the_folder_gives_nothing(copied: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_reveals_nothing(copied: Path, tmp_path: Path) -> None:
     (tmp_path / "private").write_bytes(b"private" * 100_000)
     (copied / tar_name(0)).unlink()
     (copied / tar_name(0)).symlink_to(tmp_path / "private")
@@ -192,9 +192,9 @@ def test_a_link_out_of_the_folder_gives_nothing(copied: Path, tmp_path: Path) ->
     assert "sum" in _refusal(lambda: shards.sample(0))
 
 
-NO_TABLES: dict[str, Callable[[pa.Table], Any]] = {
+BAD_TABLES: dict[str, Callable[[pa.Table], Any]] = {
     "a column is missing": lambda table: table.drop_columns(["offset"]),
-    "of another type": lambda table: table.set_column(3, "width", table.column("width").cast(pa.int64())),
+    "another type": lambda table: table.set_column(3, "width", table.column("width").cast(pa.int64())),
     "a dictionary": lambda table: table.set_column(0, "key", table.column("key").dictionary_encode()),
     "a column twice": lambda table: table.append_column("key", table.column("key")),
     "fewer rows": lambda table: table.slice(0, table.num_rows - 1),
@@ -204,51 +204,51 @@ NO_TABLES: dict[str, Callable[[pa.Table], Any]] = {
     "no key": _first_row("key", None),
     "a key of slashes": _first_row("key", "../../etc/passwd"),
     "a key of dots": _first_row("key", "a.b"),
-    "a key with a line's end": _first_row("key", "a\n"),
+    "a key with a line break": _first_row("key", "a\n"),
     "an empty key": _first_row("key", ""),
     "a huge key": _first_row("key", "a" * 10_000_000),
     "one key for all": _column("key", lambda _, row: "same"),
-    "a shard that is none": _first_row("shard", 99),
+    "an unknown shard": _first_row("shard", 99),
     "shards in another order": _column("shard", lambda old, _: 1 - old if old < 2 else old),
-    "below the file": _column("offset", lambda old, _: [-1] * len(old)),
-    "beyond the file": _column("offset", lambda old, _: [HUGE] * len(old)),
-    "an offset at the end of the numbers": _column("offset", lambda old, _: [2**63 - 1] * len(old)),
+    "an offset before the file": _column("offset", lambda old, _: [-1] * len(old)),
+    "an offset after the file": _column("offset", lambda old, _: [HUGE] * len(old)),
+    "the largest offset": _column("offset", lambda old, _: [2**63 - 1] * len(old)),
     "a huge size": _column("size", lambda old, _: [HUGE] * len(old)),
-    "a size of none": _column("size", lambda old, _: [0] * len(old)),
-    "a size below none": _column("size", lambda old, _: [-5] * len(old)),
+    "a size of 0": _column("size", lambda old, _: [0] * len(old)),
+    "a negative size": _column("size", lambda old, _: [-5] * len(old)),
     "no offset": _column("offset", lambda old, _: [None] * len(old)),
     "many frames": _column("frames", lambda old, _: [2**31 - 1] * len(old)),
     "no frames": _column("frames", lambda old, _: [0] * len(old)),
     "a huge frame": _first_row("width", 65535),
     "a flat frame": _first_row("height", 0),
-    "a rate that is none": _first_row("rate", float("nan")),
-    "an endless rate": _first_row("rate", float("inf")),
-    "no time": _first_row("rate", 0.0),
-    "a class beyond": _first_row("label", 1000),
-    "a class below": _first_row("label", -7),
+    "a rate that is not a number": _first_row("rate", float("nan")),
+    "an infinite rate": _first_row("rate", float("inf")),
+    "a rate of 0": _first_row("rate", 0.0),
+    "a class number above the classes": _first_row("label", 1000),
+    "a negative class number": _first_row("label", -7),
     "another matrix": _first_row("matrix", "\x1b[2J"),
-    "no step": _first_row("kept_step", 0),
-    "a list beside": _first_row("kept_list", [1, 2]),
-    "no list": _first_row("kept_first", -1),
+    "a step of 0": _first_row("kept_step", 0),
+    "a list and a step": _first_row("kept_list", [1, 2]),
+    "a negative first frame": _first_row("kept_first", -1),
     "text": lambda _: b"not a table at all",
     "nothing": lambda _: b"",
 }
 
 
-@pytest.mark.parametrize("change", NO_TABLES.values(), ids=NO_TABLES.keys())
+@pytest.mark.parametrize("change", BAD_TABLES.values(), ids=BAD_TABLES.keys())
 def test_a_table_that_no_build_writes_is_refused(copied: Path, change: Any) -> None:
     _table(copied, change)
     _opened(copied)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_table_with_any_bytes_is_refused_or_read_and_ends_nothing(copied: Path, seed: int) -> None:
-    """Flipped and cut bytes with a right sum: refused, or as good as another table."""
-    random = np.random.default_rng(seed)
+def test_a_table_of_random_damage_is_refused_or_readable(copied: Path, seed: int) -> None:
+    """Flipped and cut bytes with a correct checksum: refused, or as good as another table."""
+    rng = np.random.default_rng(seed)
     data = bytearray((copied / "samples.arrow").read_bytes())
-    for place in random.integers(0, len(data), 5):
-        data[place] ^= int(random.integers(1, 256))
-    made = bytes(data[: int(random.integers(1, len(data)))]) if seed % 2 else bytes(data)
+    for position in rng.integers(0, len(data), 5):
+        data[position] ^= int(rng.integers(1, 256))
+    made = bytes(data[: int(rng.integers(1, len(data)))]) if seed % 2 else bytes(data)
     _table(copied, lambda _: made)
     try:
         shards = Shards.open(str(copied))
@@ -265,11 +265,11 @@ def test_a_table_with_any_bytes_is_refused_or_read_and_ends_nothing(copied: Path
             continue
 
 
-def test_wrong_sums_are_said(copied: Path) -> None:
+def test_wrong_checksums_are_errors(copied: Path) -> None:
     shards = Shards.open(str(copied))
-    place = shards.member_range(3)
+    member = shards.member_range(3)
     with (copied / tar_name(0)).open("r+b") as file:
-        file.seek(place.offset + 10)
+        file.seek(member.offset + 10)
         file.write(b"\xff\x00\xff")
     assert "sum" in _refusal(lambda: Fetcher(shards).fetch(3))
     assert "sum" in _refusal(lambda: shards.sample(3))
@@ -278,7 +278,7 @@ def test_wrong_sums_are_said(copied: Path) -> None:
     assert "sum" in _opened(copied)
 
 
-def test_a_member_is_not_made_room_for_before_its_shard_was_looked_at(copied: Path) -> None:
+def test_a_members_memory_is_allocated_only_after_its_shard_was_checked(copied: Path) -> None:
     _index(copied, lambda index: [shard.update(filesize=HUGE) for shard in index["shardlist"]])
     _table(copied, _column("size", lambda old, _: [HUGE // 10] * len(old)))
     shards = Shards.open(str(copied))
@@ -305,7 +305,7 @@ def test_a_marker_of_another_shard_is_refused(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 10), (0, -1), (HUGE, 10), (0, HUGE), (2**63 - 1, 2**63 - 1)])
-def test_a_place_that_a_marker_names_lies_in_its_shard_or_is_refused(copied: Path, offset: int, size: int) -> None:
+def test_a_marker_whose_members_are_outside_the_shard_is_refused(copied: Path, offset: int, size: int) -> None:
     _marker(copied, lambda marker: [entry["facts"].update(offset=offset, size=size) for entry in marker["samples"]])
     _refusal(lambda: Shards.open(str(copied)).sample(0))
 
@@ -327,28 +327,26 @@ def _size(demo_shards: Path) -> tuple[int, int]:
     return Shards.open(str(demo_shards)).frame_size(0)
 
 
-def _patched(data: bytes, box: bytes, place: int, new: bytes) -> bytes:
-    """Bytes after the name of a box, written over."""
-    start = data.index(box) + len(box) + place
+def _patched(data: bytes, box: bytes, offset: int, new: bytes) -> bytes:
+    """Overwrite bytes after the name of a box."""
+    start = data.index(box) + len(box) + offset
     return data[:start] + new + data[start + len(new) :]
 
 
 @pytest.mark.parametrize("claim", [10**9, 2**32 - 1, 10**7])
-def test_an_mp4_that_claims_more_frames_than_it_has_bytes_is_refused_before_it_is_opened(
-    mp4: bytes, claim: int
-) -> None:
-    every_frame_alike = struct.pack(">III", 0, 4, claim)
-    data = _patched(mp4, b"stsz", 0, every_frame_alike)
+def test_an_mp4_that_claims_more_frames_than_bytes_is_refused_before_it_is_opened(mp4: bytes, claim: int) -> None:
+    same_size_for_all = struct.pack(">III", 0, 4, claim)
+    data = _patched(mp4, b"stsz", 0, same_size_for_all)
     before = _peak_after_reset()
     assert f"claims {claim} frames" in _refusal(lambda: list(decode_frames(data, (0,), "key")))
     assert _peak() - before < 50
 
 
-def test_an_mp4_in_fragments_is_refused(mp4: bytes) -> None:
+def test_a_fragmented_mp4_is_refused(mp4: bytes) -> None:
     assert "fragmented" in _refusal(lambda: list(decode_frames(mp4 + b"\0\0\0\x08moof", (0,), "key")))
 
 
-def test_boxes_that_lead_nowhere_are_refused(mp4: bytes) -> None:
+def test_invalid_mp4_boxes_are_refused(mp4: bytes) -> None:
     for length in (1, 7, 100):
         start = mp4.index(b"moov") - 4
         data = mp4[:start] + struct.pack(">I", length) + mp4[start + 4 :]
@@ -372,7 +370,7 @@ def _parameter_set(blocks: int) -> bytes:
 
 
 @pytest.mark.parametrize("blocks", [1000, 4096])
-def test_an_mp4_that_claims_huge_frames_takes_no_memory(mp4: bytes, demo_shards: Path, blocks: int) -> None:
+def test_an_mp4_that_claims_huge_frames_allocates_no_memory(mp4: bytes, demo_shards: Path, blocks: int) -> None:
     start = mp4.index(b"avcC") + 4 + 6
     length = struct.unpack(">H", mp4[start : start + 2])[0]
     made = _parameter_set(blocks)
@@ -385,7 +383,7 @@ def test_an_mp4_that_claims_huge_frames_takes_no_memory(mp4: bytes, demo_shards:
 
 
 def _peak_after_reset() -> float:
-    """The resident memory's highest since now, in MB."""
+    """Reset the peak of the resident memory, in MB."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 
@@ -395,9 +393,7 @@ def _peak() -> float:
     return int(text.partition("VmHWM:")[2].split()[0]) / 1000
 
 
-def test_frames_of_another_size_than_the_table_says_are_a_problem_of_their_sample(
-    mp4: bytes, demo_shards: Path
-) -> None:
+def test_frames_whose_size_differs_from_the_table_are_refused(mp4: bytes, demo_shards: Path) -> None:
     height, width = _size(demo_shards)
     for wrong in ((height + 2, width), (height, width - 2), (2, 2)):
         _refusal(lambda wrong=wrong: list(decode_frames(mp4, (0,), "key", wrong)))
@@ -405,7 +401,7 @@ def test_frames_of_another_size_than_the_table_says_are_a_problem_of_their_sampl
 
 
 def _hostile_tar(path: Path, member: str) -> None:
-    """A tar whose members want to be elsewhere, be something else, or be very large."""
+    """Add a member with a path outside the folder, a special type, or a huge size."""
     info = tarfile.TarInfo("innocent-0000000000000000.mp4")
     with tarfile.open(path, "a") as tar:
         if member in ("absolute", "up"):
@@ -418,7 +414,7 @@ def _hostile_tar(path: Path, member: str) -> None:
             info.type, info.linkname = kinds[member], "/etc/passwd"
             tar.addfile(info)
             return
-    # The end of the tar is two empty blocks or more: the header takes the place of the first.
+    # The tar ends with two or more empty blocks: the header replaces the first.
     info.size = 10**17
     if member == "huge":
         block = info.tobuf(tarfile.GNU_FORMAT)
@@ -433,10 +429,10 @@ def _hostile_tar(path: Path, member: str) -> None:
 @pytest.mark.parametrize(
     "member", ["absolute", "up", "link", "hard link", "device", "huge", "huge name", "huge header"]
 )
-def test_verify_names_members_that_a_tar_must_not_have_and_unpacks_none(copied: Path, member: str) -> None:
+def test_verify_reports_forbidden_tar_members_and_unpacks_none(copied: Path, member: str) -> None:
     before = {path for path in copied.parent.rglob("*") if "cache" not in path.parts}
     _hostile_tar(copied / tar_name(0), member)
-    done = run_command("vmae_data", "verify", copied, "--quiet", status=1)
+    done = call_command("vmae_data", "verify", copied, "--workers", "1", "--quiet", status=1)
     assert tar_name(0) in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert {path for path in copied.parent.rglob("*") if "cache" not in path.parts} == before
@@ -445,10 +441,10 @@ def test_verify_names_members_that_a_tar_must_not_have_and_unpacks_none(copied: 
 EVIL_CLASSES = ["\x1b[2J\x1b]0;owned\x07", "<script>alert(1)</script>", "\u202egnp.exe", "$\\frac{1}$", "a\nb"]
 
 
-def test_classes_can_neither_steer_a_terminal_nor_a_page(copied: Path, tmp_path: Path) -> None:
+def test_class_names_can_not_inject_into_a_terminal_or_a_page(copied: Path, tmp_path: Path) -> None:
     _index(copied, lambda index: index.update(classes=[*EVIL_CLASSES, *index["classes"][len(EVIL_CLASSES) :]]))
     page = tmp_path / "page.html"
-    done = run_command("vmae_data", "inspect", copied, "--html", page)
+    done = call_command("vmae_data", "inspect", copied, "--html", page)
     html = page.read_text()
     for text in (done.stdout, done.stderr, html):
         assert not any(sign in text for sign in ("\x1b", "\x07", "\u202e"))
@@ -457,15 +453,15 @@ def test_classes_can_neither_steer_a_terminal_nor_a_page(copied: Path, tmp_path:
 
 
 @pytest.mark.parametrize("command", ["inspect", "audit"])
-def test_commands_say_it_in_one_line(copied: Path, command: str) -> None:
+def test_commands_print_an_error_of_one_line(copied: Path, command: str) -> None:
     _index(copied, _shard("url", "../\x1b[2Jshard-000000.tar"))
-    done = run_command("vmae_data", command, copied, status=1)
+    done = call_command("vmae_data", command, copied, status=1)
     assert done.stderr.count("\n") == 1
     assert "\x1b" not in done.stderr
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_claims_of_a_bucket_take_neither_memory_nor_disk(
+def test_claims_of_a_bucket_allocate_neither_memory_nor_disk(
     copied: Path, demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
     for name, value in s3_bucket.environment.items():
@@ -476,7 +472,7 @@ def test_claims_of_a_bucket_take_neither_memory_nor_disk(
         s3_bucket.store().put(f"data/{path.name}", path.read_bytes())
     shards = Shards.open(f"{s3_bucket.url}/data")
     cache = ShardCache(CacheSpec(dir=str(tmp_path / "kept"), bytes="1GB")) if cached else None
-    if cache is not None:  # the true shard, fetched for another data set
+    if cache is not None:  # the real shard, fetched for another data set
         true = shards.index.shardlist[0]
         shutil.copy(demo_shards / tar_name(0), cache.directory.path(true.sha256))
     fetcher = Fetcher(shards, cache=cache)

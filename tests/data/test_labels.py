@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.command import run_command
+from tests.command import call_command
 from vmae_data.build import BuildReport, build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import FAILURES, PLAN_TABLE, SAMPLES, UNLISTED, Label, path_from_text
@@ -119,7 +119,7 @@ def test_verify_finds_a_changed_label(demo_videos: Path, demo_spec: BuildSpec, t
 def test_missing_videos_are_failures_and_unlisted_ones_are_named(
     demo_videos: Path, tmp_path: Path, demo_spec: BuildSpec
 ) -> None:
-    """A build of UCF101's shape; the source has a video that no list names, with a line's end in its name."""
+    """A build with UCF101's lists. The source has an unlisted video with a line break in its name."""
     lists, videos = tmp_path / "lists", tmp_path / "videos"
     lists.mkdir()
     (videos / "YoYo").mkdir(parents=True)
@@ -128,10 +128,23 @@ def test_missing_videos_are_failures_and_unlisted_ones_are_named(
     for name in ("v_YoYo_g08_c01.mp4", "more.mp4", "odd\nname.mp4"):
         (videos / "YoYo" / name).symlink_to(demo_videos / _some(demo_videos, 1)[0])
     dest = tmp_path / "out"
-    words = ["vmae_data", "build", videos, dest, "--annotations", lists, "--split", "train1", "--recipe", "demo"]
-    done = run_command(*words)
+    command = [
+        "vmae_data",
+        "build",
+        videos,
+        dest,
+        "--annotations",
+        lists,
+        "--split",
+        "train1",
+        "--recipe",
+        "demo",
+        "--workers",
+        "1",
+    ]
+    done = call_command(*command)
     assert f"1 of 2 videos; 1 failed, listed in {dest / FAILURES}" in done.stdout
-    assert f"2 videos of {videos} not in {lists}; named in {dest / UNLISTED}" in done.stdout
+    assert f"{lists} has no row for 2 videos, listed in {dest / UNLISTED}" in done.stdout
     (failure,) = [json.loads(line) for line in (dest / FAILURES).read_text().splitlines()]
     assert (failure["path"], failure["reason"]) == ("Bowling/v_Bowling_g08_c01.avi", "missing")
     lines = (dest / UNLISTED).read_text().splitlines()
@@ -139,9 +152,9 @@ def test_missing_videos_are_failures_and_unlisted_ones_are_named(
     assert not verify_shards(dest, workers=1, style=QUIET).problems
     (sample,) = list(Shards.open(str(dest)))
     assert (sample.facts.class_name, sample.facts.label, sample.facts.split) == ("YoYo", 1, "train1")
-    told = json.loads(run_command(*words, "--json").stdout)
-    assert (told["unlisted"], told["failures"]) == (2, {"missing": 1})
+    printed = json.loads(call_command(*command, "--json").stdout)
+    assert (printed["unlisted"], printed["failures"]) == (2, {"missing": 1})
     for name in ("more.mp4", "odd\nname.mp4"):
         (videos / "YoYo" / name).unlink()
-    run_command(*words)
+    call_command(*command)
     assert not (dest / UNLISTED).exists()

@@ -162,7 +162,7 @@ def _copy_packets(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stage
     """Copy the packets. Empty unless the trainer's decoder reads each as one frame of a steady frame rate."""
     if info.frame_ticks.denominator != 1:
         return ()
-    run = _run(job, source, info, copy_arguments(job.ffmpeg, info, source, f"{_scratch(job)}.p0.mp4"))
+    run = _run_and_check(job, source, info, copy_arguments(job.ffmpeg, info, source, f"{_scratch(job)}.p0.mp4"))
     cuts = cut_video(frame_times(run, info), info.time_base, info.frame_rate, job.spec.thinning)
     with suppress(SampleError, SourceError):
         return _commit_samples(job, source, info, run, cuts)
@@ -180,7 +180,9 @@ def _encode_frames(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stag
         expected = cut_video(times, info.time_base, info.frame_rate, thinning)
     for _ in range(3):
         outputs = _outputs(job, expected)
-        run = _run(job, source, info, encode_arguments(job.ffmpeg, job.spec, info, source, outputs, _scratch(job)))
+        run = _run_and_check(
+            job, source, info, encode_arguments(job.ffmpeg, job.spec, info, source, outputs, _scratch(job))
+        )
         cuts = cut_video(frame_times(run, info), info.time_base, info.frame_rate, thinning)
         if thinning.is_plain_stride or cuts == expected:
             return _commit_samples(job, source, info, run, cuts)
@@ -201,7 +203,7 @@ def _outputs(job: EncodeJob, cuts: tuple[SegmentCut, ...] | None) -> list[Output
     return outputs
 
 
-def _run(job: EncodeJob, source: bytes, info: VideoInfo, arguments: list[str]) -> FfmpegRun:
+def _run_and_check(job: EncodeJob, source: bytes, info: VideoInfo, arguments: list[str]) -> FfmpegRun:
     run = run_ffmpeg(arguments, _log_names(job, source))
     if run.status < 0 and not run.stalled:  # killed from outside, for example for lack of memory: try again once
         run = run_ffmpeg(arguments, _log_names(job, source))

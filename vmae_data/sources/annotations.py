@@ -102,9 +102,9 @@ def _read_folder(
         known = ", ".join(ucf_splits or sorted(set(splits.values())))
         matches = " and ".join(file.name for file in chosen[:2]) or "no file"
         raise MisuseError(f"{folder}: {matches} for --split {split}. Splits here: {known}; or give the file itself")
-    found = read_annotations(chosen[0], videos, split, columns, by_stem=by_stem)
+    parsed = read_annotations(chosen[0], videos, split, columns, by_stem=by_stem)
     rest = [_listed_paths(file, videos, columns, by_stem=by_stem) for file in tables if file not in chosen]
-    return found._replace(other_splits=found.other_splits.union(*rest))
+    return parsed._replace(other_splits=parsed.other_splits.union(*rest))
 
 
 def _split_of_name(file: StoragePath) -> str | None:
@@ -121,25 +121,25 @@ def _split_of_name(file: StoragePath) -> str | None:
 def _merge_files(files: Sequence[tuple[StoragePath, Annotations]]) -> Annotations:
     """The rows of several files, one per split. Raises MisuseError if two files give a video different labels."""
     first_by_path: dict[bytes, tuple[StoragePath, Row]] = {}
-    for file, found in files:
-        for row in found.rows:
+    for file, parsed in files:
+        for row in parsed.rows:
             first_file, first = first_by_path.setdefault(row.path, (file, row))
             if first_file != file and first.label != row.label:
                 raise MisuseError(
                     f"{first_file}: gives {path_to_text(row.path)} the label {first.label!r}, but {file.name} gives "
                     f"{row.label!r}. Choose one file with --split"
                 )
-    rows = [row for _, found in files for row in found.rows]
-    return Annotations(rows, next((found.classes for _, found in files if found.classes), ()))
+    rows = [row for _, parsed in files for row in parsed.rows]
+    return Annotations(rows, next((parsed.classes for _, parsed in files if parsed.classes), ()))
 
 
 def _listed_paths(file: StoragePath, videos: VideoFiles, columns: Columns, *, by_stem: bool) -> frozenset[bytes]:
     """The paths in the file of another split. Empty for a broken file: this split does not need it."""
     try:
-        found = read_annotations(file, videos, None, columns, by_stem=by_stem)
+        parsed = read_annotations(file, videos, None, columns, by_stem=by_stem)
     except (MisuseError, DataError):
         return frozenset()
-    return frozenset(row.path for row in found.rows) | found.other_splits
+    return frozenset(row.path for row in parsed.rows) | parsed.other_splits
 
 
 def _choose_split(rows: list[Row], split: str | None, file: StoragePath) -> Annotations:
@@ -190,8 +190,8 @@ def _kinetics_rows(table: ListingTable, videos: VideoFiles, file: StoragePath) -
     """label,youtube_id,time_start,time_end,split[,is_cc]; test lists may have no label."""
 
     def column(name: str) -> Sequence[Any]:
-        found = table.find_column(name)
-        return table.columns[found] if found else [b""] * table.num_rows
+        own_name = table.find_column(name)
+        return table.columns[own_name] if own_name else [b""] * table.num_rows
 
     cells = zip(*(column(name) for name in ("label", *KINETICS_COLUMNS, "split")), strict=True)
     for number, (label, video, start, end, split) in enumerate(cells, table.first_entry):

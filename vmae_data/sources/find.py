@@ -69,29 +69,29 @@ def find_sources(
         folder = _resolved(path)
         videos = VideoFiles(folder)
         if annotations is None:
-            found = Annotations(_class_folders(folder))
+            parsed = Annotations(_class_folders(folder))
         else:
-            found = read_annotations(storage_path(annotations), videos, split, columns, by_stem=True)
-            unlisted = tuple(sorted(videos.paths - {row.path for row in found.rows} - found.other_splits))
+            parsed = read_annotations(storage_path(annotations), videos, split, columns, by_stem=True)
+            unlisted = tuple(sorted(videos.paths - {row.path for row in parsed.rows} - parsed.other_splits))
     elif is_file:
         if annotations is not None:
             raise MisuseError(f"{source}: is a file. With --annotations, SOURCE is the folder of the videos")
         if is_video(os.fsencode(path.name)):
             raise MisuseError(f"{source}: is a single video. Give its folder, or a listing of videos")
         folder = _resolved(path.resolve().parent)
-        found = read_annotations(path, VideoFiles(folder), split, columns, by_stem=False)
+        parsed = read_annotations(path, VideoFiles(folder), split, columns, by_stem=False)
     else:
         raise MisuseError(f"{source}: is neither a folder of videos nor a listing. Check the path")
-    if not found.rows and (is_file or annotations is not None):
+    if not parsed.rows and (is_file or annotations is not None):
         raise MisuseError(
             f"{annotations or source}: has no rows{f' of --split {split}' if split else ''}. List the videos in it"
         )
-    if not found.rows:
+    if not parsed.rows:
         suffixes = " ".join(sorted(suffix.decode() for suffix in VIDEO_SUFFIXES))
         raise MisuseError(f"{source}: has no videos (searched for {suffixes}). Check the path")
-    rows = _unique_rows(found.rows, annotations or source)
+    rows = _unique_rows(parsed.rows, annotations or source)
     by_folder = not is_file and annotations is None
-    labels, names = _number_labels(rows, classes or found.classes, annotations or source, may_be_values=not by_folder)
+    labels, names = _number_labels(rows, classes or parsed.classes, annotations or source, may_be_values=not by_folder)
     sources = tuple(SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, labels, strict=True))
     return Listing(folder, sources, names, unlisted)
 
