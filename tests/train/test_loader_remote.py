@@ -1,16 +1,15 @@
-"""Batches from a bucket: the same as from a folder, with a cache and without, with the network off too."""
+"""Batches from a bucket equal those from a folder: with and without a cache, and with the network off."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.command import run_command
+from tests.command import call_command
 from tests.s3_server import S3Bucket
 from tools.soak.faults.network import Faults
 from tools.soak.faults.proxy import Proxy
@@ -20,9 +19,11 @@ from vmae_data.errors import MisuseError, ReplacedError, StoreError
 from vmae_data.format import tar_name
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.batches import BatchLayout, TrainingOrder
-from vmae_data.read.cache import CacheSpec
+from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.dataset import Shards
+from vmae_data.read.prefetch import RemoteShard
 from vmae_data.recipes import load_recipe
+from vmae_data.storage import RemotePath
 from vmae_train.clips.frame_sampling import StrideSampler
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
@@ -38,7 +39,7 @@ BATCH, SEED = 8, 3
 def _loader(
     url: str,
     *,
-    workers: int = 1,
+    workers: int = 0,
     cache: CacheSpec | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -68,43 +69,44 @@ def test_batches_of_a_bucket_are_those_of_the_folder(
     network.change(Faults(latency_seconds=0.05))
     with _loader(remote_shards, workers=workers) as loader:
         there = list(loader)
-        took = loader.timings
+        timings = loader.timings
     assert all(torch.equal(one, other) for one, other in zip(here, _planes(there), strict=True))
-    assert took.range_bytes > 0 and took.fetch_seconds > 0.05 and took.decode_seconds > 0
-    assert took.cache_hits == took.cache_misses == took.cache_bytes == 0
+    assert timings.range_bytes > 0 and timings.fetch_seconds > 0.05 and timings.decode_seconds > 0
+    assert timings.cache_hits == timings.cache_misses == timings.cache_bytes == 0
 
 
-def test_a_set_that_is_in_the_cache_is_read_with_the_network_off(
+def test_a_data_set_in_the_cache_is_read_with_the_network_off(
     remote_shards: str, demo_shards: Path, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vmae_data.read.load_index.COPY_SECONDS", 0.3)
     cache = CacheSpec(dir=str(tmp_path / "cache"), bytes="1GB")
     with _loader(str(demo_shards)) as loader:
         here = _planes(list(loader))
-    listed = Shards.open(remote_shards).index.shardlist
-    _until_filled(tmp_path / "cache", len(listed), lambda: list(_run(remote_shards, cache)))
+    _fill_cache(remote_shards, cache)
     network.change(Faults(down_seconds=3600))
     with _loader(remote_shards, cache=cache, workers=2) as loader:
         assert loader.mix.sets[0].note is not None
         there = _planes(list(loader))
-        took = loader.timings
+        timings = loader.timings
     assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
-    assert took.cache_misses == 0 and took.range_bytes == 0 and took.cache_hits == sum(len(one) for one in there)
+    assert timings.cache_misses == 0 and timings.range_bytes == 0
+    assert timings.cache_hits == sum(len(one) for one in there)
 
 
-def _run(url: str, cache: CacheSpec) -> list[Batch]:
-    with _loader(url, cache=cache) as loader:
-        return list(loader)
+def _fill_cache(url: str, spec: CacheSpec) -> None:
+    shards, cache, until = Shards.open(url), ShardCache(spec), time.monotonic() + 60
+    for number, listing in enumerate(shards.index.shardlist):
+        path = shards.shard_path(number)
+        assert isinstance(path, RemotePath)
+        shard = RemoteShard(path, listing.filesize, listing.sha256)
+        cache.submit(shard)
+        while not cache.contains(shard) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert cache.contains(shard)
+    cache.close()
 
 
-def _until_filled(folder: Path, count: int, run: Callable[[], object]) -> None:
-    """Run epochs until all shards are there."""
-    until = time.monotonic() + 60
-    while len(list((folder / "shards").glob("*.tar"))) < count and time.monotonic() < until:
-        run()
-
-
-def test_without_a_cache_a_store_that_is_gone_ends_the_loader_in_one_line(remote_shards: str, network: Proxy) -> None:
+def test_without_a_cache_a_store_that_is_gone_ends_the_loader_with_one_line(remote_shards: str, network: Proxy) -> None:
     with _loader(remote_shards, workers=2) as loader:
         network.change(Faults(down_seconds=3600))
         with pytest.raises(StoreError, match=r"\d\.tar: can't be read") as caught:
@@ -112,7 +114,7 @@ def test_without_a_cache_a_store_that_is_gone_ends_the_loader_in_one_line(remote
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_that_is_replaced_ends_the_loader_in_one_line(remote_shards: str, s3_bucket: S3Bucket) -> None:
+def test_a_shard_that_is_replaced_ends_the_loader_with_an_error(remote_shards: str, s3_bucket: S3Bucket) -> None:
     with _loader(remote_shards, steps=100) as loader:
         batches = iter(loader)
         next(batches)
@@ -131,12 +133,12 @@ def many_shards(demo_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return dest
 
 
-def test_the_caches_of_two_nodes_hold_their_own_share_of_an_epoch(
+def test_the_caches_of_two_nodes_have_only_their_own_share_of_an_epoch(
     many_shards: Path, s3_bucket: S3Bucket, network: Proxy, tmp_path: Path
 ) -> None:
     url = s3_bucket.upload(many_shards)
     listed = Shards.open(url).index.shardlist
-    found = []
+    cached = []
     for rank in range(2):
         cache = CacheSpec(dir=str(tmp_path / f"node-{rank}"), bytes="1GB")
         for _ in range(10):
@@ -146,19 +148,19 @@ def test_the_caches_of_two_nodes_hold_their_own_share_of_an_epoch(
             if loader.timings.cache_misses == 0:
                 break
         assert loader.timings.cache_misses == 0
-        found.append({path.name for path in (tmp_path / f"node-{rank}" / "shards").glob("*.tar")})
-    assert all(len(names) <= len(listed) // 2 + 1 for names in found)
-    assert len(found[0] & found[1]) <= 1
-    assert len(found[0] | found[1]) == len({one.sha256 for one in listed})
+        cached.append({path.name for path in (tmp_path / f"node-{rank}" / "shards").glob("*.tar")})
+    assert all(len(names) <= len(listed) // 2 + 1 for names in cached)
+    assert len(cached[0] & cached[1]) <= 1
+    assert len(cached[0] | cached[1]) == len({one.sha256 for one in listed})
 
 
-def test_a_cache_without_room_for_the_largest_shard_is_refused_with_the_numbers(
+def test_a_cache_that_is_smaller_than_the_largest_shard_is_refused_with_both_numbers(
     remote_shards: str, demo_shards: Path, tmp_path: Path
 ) -> None:
     largest = max(listed.filesize for listed in Shards.open(str(demo_shards)).index.shardlist)
 
-    def setup(data: str, room: int) -> None:
-        cache = [f"cache.dir={tmp_path / 'cache'}", f"cache.bytes={room}"]
+    def setup(data: str, limit: int) -> None:
+        cache = [f"cache.dir={tmp_path / 'cache'}", f"cache.bytes={limit}"]
         set_up_training(load_recipe("vmae_train", "pretrain/demo", PretrainSpec, cache), [data], Distributed())
 
     setup(remote_shards, largest)
@@ -166,10 +168,10 @@ def test_a_cache_without_room_for_the_largest_shard_is_refused_with_the_numbers(
         MisuseError, match=f"cache.bytes = {largest - 1}: .* has {largest} bytes and would never be kept"
     ):
         setup(remote_shards, largest - 1)
-    setup(str(demo_shards), 1)  # is not cached anyway
+    setup(str(demo_shards), 1)  # a local folder is not cached
 
 
-def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goes_on(
+def test_a_note_of_the_cache_is_logged_once_even_if_the_run_is_resumed(
     remote_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, size: int) -> None:
@@ -177,13 +179,13 @@ def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goe
 
     monkeypatch.setattr("vmae_data.read.cache_directory._allocate", full)
     settings = [f"cache.dir={tmp_path / 'cache'}", "cache.bytes=1GB", "log.every_steps=1", "loader.workers=0"]
-    settings += ["train.steps=8", "train.batch=4", "checkpoint.every_steps=4"]
+    settings += ["train.steps=4", "train.batch=4", "checkpoint.every_steps=2"]
     spec, run = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, settings), tmp_path / "run"
     for _ in range(2):
         pretrain(spec, data=[remote_shards], out=run, style=ProgressStyle.QUIET, device="cpu")
-        (told,) = [line for line in read_log(run, "warning") if line["name"] == "cache"]
-        assert f"{tmp_path / 'cache' / 'shards'}: no space left on the disk" in told["text"]
-        shutil.rmtree(run / "checkpoints" / checkpoint_name(8))
+        (warning,) = [line for line in read_log(run, "warning") if line["name"] == "cache"]
+        assert f"{tmp_path / 'cache' / 'shards'}: no space left on the disk" in warning["text"]
+        shutil.rmtree(run / "checkpoints" / checkpoint_name(4))
 
 
 @pytest.mark.parametrize(
@@ -195,28 +197,31 @@ def test_what_the_cache_remarks_stands_in_the_log_once_however_often_the_run_goe
         ({"waited": 5, "moved": 1, "fetching": 7, "decoding": 8}, "decode"),
     ],
 )
-def test_the_stage_that_limits_is_told_by_where_the_time_went(spent: dict[str, float], limit: str) -> None:
+def test_the_limiting_stage_is_the_one_that_took_the_time(spent: dict[str, float], limit: str) -> None:
     assert Timings(**spent, read=0, hits=0, misses=0).limit(10) == limit
 
 
-def test_a_training_from_a_bucket_goes_on_with_the_network_off_once_its_data_is_in_the_cache(
-    remote_shards: str, demo_shards: Path, network: Proxy, tmp_path: Path
+def test_a_training_from_a_bucket_has_the_losses_of_a_local_one_and_needs_no_network_once_its_data_is_cached(
+    remote_shards: str, demo_shards: Path, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = ["--set", f"cache.dir={tmp_path / 'cache'}", "--set", "cache.bytes=1GB", "--set", "log.every_steps=1"]
-    words = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--set", "train.steps=8", "--out"]
-    run_command(*words, tmp_path / "here", "--data", demo_shards, "--set", "log.every_steps=1")
-    run_command(*words, tmp_path / "there", "--data", remote_shards, *cache)
+    monkeypatch.setattr("vmae_data.read.load_index.COPY_SECONDS", 0.3)
+    settings = ["train.steps=8", "log.every_steps=1"]
+    cache = CacheSpec(dir=str(tmp_path / "cache"), bytes="1GB")
+    cached = [*settings, f"cache.dir={cache.dir}", f"cache.bytes={cache.bytes}"]
+
+    def train(name: str, data: str | Path, settings: list[str]) -> str:
+        words = ["--recipe", "pretrain/demo", "--out", tmp_path / name, "--data", data]
+        words += [word for setting in settings for word in ("--set", setting)]
+        return " ".join(call_command("vmae_train", "pretrain", *words).stderr.split())
+
+    train("here", demo_shards, [*settings, "loader.workers=0"])
+    train("there", remote_shards, cached)
     lines = read_log(tmp_path / "there", "train")
-    assert {key: lines[0][key] is not None for key in ("limits", "cache_hits", "read_mb")} == dict.fromkeys(
-        ("limits", "cache_hits", "read_mb"), True
-    )
+    assert all(lines[0][key] is not None for key in ("limits", "cache_hits", "read_mb"))
     assert sum(line["read_mb"] for line in lines) > 0
-    listed = Shards.open(remote_shards).index.shardlist
-    spec = CacheSpec(dir=str(tmp_path / "cache"), bytes="1GB")
-    _until_filled(tmp_path / "cache", len(listed), lambda: _run(remote_shards, spec))
+    _fill_cache(remote_shards, cache)
     network.change(Faults(down_seconds=3600))
-    again = run_command(*words, tmp_path / "off", "--data", remote_shards, *cache)
-    assert "the store does not answer; using this machine's copy" in " ".join(again.stderr.split())
+    assert "the store does not answer; using this machine's copy" in train("off", remote_shards, cached)
     lines = read_log(tmp_path / "off", "train")
     assert {(line["cache_hits"], line["read_mb"]) for line in lines} == {(1.0, 0.0)}
     losses = [[line["loss"] for line in read_log(tmp_path / name, "train")] for name in ("here", "there", "off")]
