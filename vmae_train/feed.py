@@ -1,7 +1,7 @@
-"""`vmae-train feed`: the data side of a training, run alone: what this machine can bring, stage by stage, and what a GPU needs.
+"""`vmae-train feed`: a training's recipe and data → the clips per second that this machine delivers, without a model.
 
-A stage is busy for a share of the time: reading and decoding of the workers' time, handing over of this process's,
-augmentation of the device's. The busiest one limits.
+A stage is busy for a share of the time: fetch and decode of the workers' time, transfer of this process's time,
+augmentation of the device's time. The busiest stage is the limit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -20,7 +19,7 @@ from vmae_data.progress import ProgressStyle, meter
 from vmae_data.read.fetch import ReadTimings
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
-from vmae_train.clips.loader import Batch, ClipLoader
+from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed, choose_device
 from vmae_train.training.setup import RunSpec, TrainingSetup, set_up_training
 
@@ -30,15 +29,15 @@ AUGMENT_SECONDS = 2.0
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step of the data's way costs."""
+    """The cost of one stage of loading."""
 
     name: str
     seconds_a_clip: float
-    busy: float  # share of the time of those who do it
+    busy: float  # share of the time of its workers, process or device
 
 
 class FeedReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was brought, and what that took. A clip is one sample's frames, before repeats and views."""
+    """The clips of a measurement, and their cost. A clip is one sample's frames, before repeats and views."""
 
     clips: int
     seconds: float
@@ -49,14 +48,14 @@ class FeedReport(msgspec.Struct, frozen=True, kw_only=True):
     limits: str
     cpu_seconds_a_clip: float  # of all processes
     cores_used: float
-    read_mb: float  # from where the shards lie
+    read_mb: float  # from the shards
     read_mb_per_second: float
-    cache_hits: float | None  # share of the samples, None without a cache
+    cache_hits: float | None  # share of the samples; None without a cache
     unreadable: dict[str, str]
 
-    def cores_for(self, appetite: float) -> float:
-        """CPU cores that bring so many clips a second."""
-        return appetite * self.cpu_seconds_a_clip
+    def cores_for(self, clips_per_second: float) -> float:
+        """The CPU cores that deliver this many clips per second."""
+        return clips_per_second * self.cpu_seconds_a_clip
 
 
 def feed(
@@ -67,129 +66,98 @@ def feed(
     device: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
 ) -> FeedReport:
-    """Bring a training's batches for `seconds`, as fast as they come, without a model.
+    """Load the batches of a training for `seconds`, as fast as possible, without a model.
 
-    The first batches, on which everything starts, are counted apart. Raises MisuseError and DataError as a training does,
-    and MisuseError where the recipe's steps are too few to measure.
+    The first batches, while the workers start, are not measured. Raises MisuseError and DataError as a training does,
+    and MisuseError if the recipe has too few steps to measure.
     """
     if not 0 < seconds < 1e6:
         raise MisuseError(f"--seconds {seconds:g}: expected a number of seconds, such as 20")
     setup = set_up_training(spec, data, Distributed())
-    where = choose_device(device, threads=spec.train.threads)
-    with setup.loader(0, where) as loader:
-        counted = _bring(loader, setup, seconds, style)
-    return _report(counted, setup, _augment_seconds(setup, counted.last, where))
-
-
-class _Counted(msgspec.Struct, frozen=True):
-    """The measured stretch."""
-
-    clips: int
-    seconds: float
-    first: float
-    took: ReadTimings
-    cpu: float
-    last: Any  # Batch
-    unreadable: dict[str, str]
-
-
-def _bring(loader: ClipLoader, setup: TrainingSetup, seconds: float, style: ProgressStyle) -> _Counted:
-    began = time.perf_counter()
-    batches = iter(loader)
-    last = next(batches)
-    first = time.perf_counter() - began
-    for _ in range(setup.spec.loader.ahead):  # until then they were decoded while nobody waited
-        last = next(batches, last)
-    start, took, cpu = time.perf_counter(), loader.timings, _cpu_seconds()
-    clips, shown_for = 0, 0
-    with meter("seconds", int(seconds), style) as shown:
-        for last in _for_seconds(batches, start + seconds):
-            clips += last.valid
-            passed = min(int(time.perf_counter() - start), int(seconds))
-            if passed > shown_for:
-                shown.advance(passed - shown_for, f"{clips / (time.perf_counter() - start):.0f} clips/s")
-                shown_for = passed
-    if not clips:
-        raise MisuseError("feed: the recipe ends before anything was measured; give --set train.steps=…")
-    return _Counted(
-        clips,
-        time.perf_counter() - start,
-        first,
-        loader.timings.minus(took),
-        _cpu_seconds() - cpu,
-        last,
-        dict(loader.unreadable.by_key),
+    chosen_device = choose_device(device, threads=spec.train.threads)
+    with setup.loader(0, chosen_device) as loader:
+        created = time.perf_counter()
+        batches = iter(loader)
+        batch = next(batches)
+        first_batch_seconds = time.perf_counter() - created
+        for _ in range(spec.loader.ahead):  # these were decoded before the measurement
+            batch = next(batches, batch)
+        start, timings, cpu_seconds = time.perf_counter(), loader.timings, _cpu_seconds()
+        clips, shown = 0, 0
+        with meter("seconds", int(seconds), style) as progress:
+            for batch in _until(start + seconds, batches):
+                clips += batch.valid
+                elapsed = time.perf_counter() - start
+                if min(int(elapsed), int(seconds)) > shown:
+                    progress.advance(min(int(elapsed), int(seconds)) - shown, f"{clips / elapsed:.0f} clips/s")
+                    shown = min(int(elapsed), int(seconds))
+        if not clips:
+            raise MisuseError("feed: the recipe ends before the measurement. Raise it: --set train.steps=…")
+        elapsed = time.perf_counter() - start
+        timings, cpu_seconds = loader.timings.minus(timings), _cpu_seconds() - cpu_seconds
+        unreadable = dict(loader.unreadable.by_key)
+    stages = _stages(clips, elapsed, timings, spec.loader.workers, _augment_seconds(setup, batch, chosen_device))
+    read_mb, cached = (timings.range_bytes + timings.cache_bytes) / 1e6, timings.cache_hits + timings.cache_misses
+    return FeedReport(
+        clips=clips,
+        seconds=elapsed,
+        clips_per_second=clips / elapsed,
+        first_batch_seconds=first_batch_seconds,
+        workers=spec.loader.workers,
+        stages=stages,
+        limits=max(stages, key=lambda stage: stage.busy).name,
+        cpu_seconds_a_clip=cpu_seconds / clips,
+        cores_used=cpu_seconds / elapsed,
+        read_mb=read_mb,
+        read_mb_per_second=read_mb / elapsed,
+        cache_hits=timings.cache_hits / cached if cached else None,
+        unreadable=unreadable,
     )
 
 
-def _for_seconds(batches: Iterator[Batch], stop: float) -> Iterator[Batch]:
+def _until(stop: float, batches: Iterator[Batch]) -> Iterator[Batch]:
     for batch in batches:
         yield batch
         if time.perf_counter() >= stop:
             return
 
 
+def _stages(
+    clips: int, elapsed: float, timings: ReadTimings, workers: int, augment_seconds: float
+) -> tuple[Stage, ...]:
+    """`augment_seconds`: of one clip."""
+    return tuple(
+        Stage(name=name, seconds_a_clip=total / clips, busy=total / (elapsed * parallel))
+        for name, total, parallel in (
+            ("network", timings.fetch_seconds, max(1, workers)),
+            ("decode", timings.decode_seconds, max(1, workers)),
+            ("transfer", timings.transfer_seconds, 1),
+            ("augment", augment_seconds * clips, 1),
+        )
+    )
+
+
 def _augment_seconds(setup: TrainingSetup, batch: Batch, device: torch.device) -> float:
-    """Of the device, a clip: colour, crop, flip and normalisation of the recipe."""
+    """Seconds of the device per clip: colour, crop, flip and normalisation of the recipe."""
     augment = Augment(setup.augment).to(device)
 
-    def once() -> None:
+    def augment_batch() -> None:
         planes = planes_of_views(batch.planes, batch.index_BVT)
         rgb = augment(planes, augment.sample_boxes(planes.size_B2, batch.rng, batch.may_flip_B))
         augment.normalise(rgb)
-
-    def settle_device() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    once()
-    settle_device()
-    began, times = time.perf_counter(), 0
-    while times < 3 or time.perf_counter() - began < AUGMENT_SECONDS:
-        once()
-        times += 1
-        settle_device()
-    return (time.perf_counter() - began) / times / len(batch.request.samples)
-
-
-def _report(counted: _Counted, setup: TrainingSetup, augment: float) -> FeedReport:
-    clips, seconds, took = counted.clips, counted.seconds, counted.took
-    workers = setup.spec.loader.workers
-    rate = clips / seconds
-    stages = (
-        Stage(
-            name="network",
-            seconds_a_clip=took.fetch_seconds / clips,
-            busy=took.fetch_seconds / (max(1, workers) * seconds),
-        ),
-        Stage(
-            name="decode",
-            seconds_a_clip=took.decode_seconds / clips,
-            busy=took.decode_seconds / (max(1, workers) * seconds),
-        ),
-        Stage(name="transfer", seconds_a_clip=took.transfer_seconds / clips, busy=took.transfer_seconds / seconds),
-        Stage(name="augment", seconds_a_clip=augment, busy=augment * rate),
-    )
-    asked = took.cache_hits + took.cache_misses
-    return FeedReport(
-        clips=clips,
-        seconds=seconds,
-        clips_per_second=rate,
-        first_batch_seconds=counted.first,
-        workers=workers,
-        stages=stages,
-        limits=max(stages, key=lambda stage: stage.busy).name,
-        cpu_seconds_a_clip=counted.cpu / clips,
-        cores_used=counted.cpu / seconds,
-        read_mb=took.range_bytes / 1e6 + took.cache_bytes / 1e6,
-        read_mb_per_second=(took.range_bytes + took.cache_bytes) / 1e6 / seconds,
-        cache_hits=took.cache_hits / asked if asked else None,
-        unreadable=counted.unreadable,
-    )
+    augment_batch()
+    start, count = time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - start < AUGMENT_SECONDS:
+        augment_batch()
+        count += 1
+    return (time.perf_counter() - start) / count / len(batch.request.samples)
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its children, those that run too."""
+    """CPU time of this process and its running children."""
     own = os.getpid()
     ticks = sum(
         int(fields[11]) + int(fields[12]) for pid, fields in _processes() if pid == own or int(fields[1]) == own
@@ -198,10 +166,10 @@ def _cpu_seconds() -> float:
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Every process of this machine: its number, and what stands behind the name in /proc/PID/stat."""
+    """Every process of this machine: its number, and the fields of /proc/PID/stat after the name."""
     for path in Path("/proc").iterdir():
         if path.name.isdecimal():
             try:
                 yield int(path.name), (path / "stat").read_text().rpartition(")")[2].split()
             except (OSError, UnicodeDecodeError):
-                continue  # it ended meanwhile
+                continue  # the process has ended

@@ -19,9 +19,9 @@ from vmae_train.clips.frame_sampling import view_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.mixup import MixupSpec
 from vmae_train.distributed import Distributed, choose_device
-from vmae_train.evaluation.answer_videos import answer_videos, check_classes
-from vmae_train.evaluation.answers import scores_of
 from vmae_train.evaluation.metrics import AnyScores
+from vmae_train.evaluation.predict_videos import check_classes, predict_videos
+from vmae_train.evaluation.predictions import compute_scores
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
 from vmae_train.models.heads import HeadModel
 from vmae_train.models.losses import ValueDistance
@@ -171,7 +171,7 @@ class _Validation:
     def _scores(self, views: str, style: ProgressStyle) -> AnyScores:
         spec, model = self._spec, self._engine.model
         assert isinstance(model, HeadModel)
-        answers = answer_videos(
+        predictions = predict_videos(
             model,
             self._shards,
             protocol=EvaluationProtocol(parse_views(views), spec.clip, spec.evaluate.merge, spec.augment.antialias),
@@ -185,7 +185,7 @@ class _Validation:
         )
         model.train()
         with self._world.all_or_none():
-            return scores_of(answers)
+            return compute_scores(predictions)
 
     def in_between(self) -> Validated:
         scores = self._scores(self._spec.evaluate.every_views, ProgressStyle.QUIET)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import run_command
+from tests.command import call_command
 from tests.s3_server import S3Bucket
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
@@ -15,20 +15,26 @@ from vmae_train.feed import feed
 from vmae_train.pretrain import PretrainSpec
 
 
+@pytest.fixture(autouse=True)
+def _short_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests need no exact time of the augmentation."""
+    monkeypatch.setattr("vmae_train.feed.AUGMENT_SECONDS", 0.1)
+
+
 def _spec(*settings: str) -> PretrainSpec:
     return load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["train.batch=4", *settings])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_data_side_is_measured_alone(workers: int, demo_shards: Path) -> None:
-    found = feed(_spec(f"loader.workers={workers}"), data=[str(demo_shards)], seconds=1, style=ProgressStyle.QUIET)
-    assert [stage.name for stage in found.stages] == ["network", "decode", "transfer", "augment"]
-    assert found.clips >= 4 and found.clips_per_second == pytest.approx(found.clips / found.seconds)
-    assert all(stage.seconds_a_clip > 0 for stage in found.stages)
-    busiest = max(found.stages, key=lambda stage: stage.busy)
-    assert found.limits == busiest.name
-    assert found.cores_for(500) == pytest.approx(500 * found.cpu_seconds_a_clip)
-    assert found.read_mb > 0 and found.cache_hits is None
+def test_feed_measures_every_stage_of_loading(workers: int, demo_shards: Path) -> None:
+    report = feed(_spec(f"loader.workers={workers}"), data=[str(demo_shards)], seconds=1, style=ProgressStyle.QUIET)
+    assert [stage.name for stage in report.stages] == ["network", "decode", "transfer", "augment"]
+    assert report.clips >= 4 and report.clips_per_second == pytest.approx(report.clips / report.seconds)
+    assert all(stage.seconds_a_clip > 0 for stage in report.stages)
+    busiest = max(report.stages, key=lambda stage: stage.busy)
+    assert report.limits == busiest.name
+    assert report.cores_for(500) == pytest.approx(500 * report.cpu_seconds_a_clip)
+    assert report.read_mb > 0 and report.cache_hits is None
 
 
 def test_a_recipe_with_too_few_steps_to_measure_is_refused(demo_shards: Path) -> None:
@@ -36,27 +42,18 @@ def test_a_recipe_with_too_few_steps_to_measure_is_refused(demo_shards: Path) ->
         feed(_spec("train.steps=1"), data=[str(demo_shards)], seconds=1, style=ProgressStyle.QUIET)
 
 
-def test_the_command_tells_what_a_gpu_needs(demo_shards: Path) -> None:
-    words = [
-        "feed",
-        "--recipe",
-        "pretrain/demo",
-        "--data",
-        str(demo_shards),
-        "--seconds",
-        "1",
-        "--set",
-        "train.batch=4",
-    ]
-    done = run_command("vmae_train", *words, "--appetite", "200", "--json")
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["cores_needed"] == pytest.approx(200 * told["cpu_seconds_a_clip"])
-    table = run_command("vmae_train", *words, "--quiet")
+def test_the_command_prints_how_many_cores_a_gpu_needs(demo_shards: Path) -> None:
+    words = ["feed", "--recipe", "pretrain/demo", "--data", str(demo_shards), "--seconds", "1"]
+    words += ["--set", "train.batch=4", "--set", "loader.workers=0"]
+    done = call_command("vmae_train", *words, "--appetite", "200", "--json")
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["cores_needed"] == pytest.approx(200 * report["cpu_seconds_a_clip"])
+    table = call_command("vmae_train", *words, "--quiet")
     for word in ("clips/s", "network", "decode", "transfer", "augment", "limits", "cores"):
         assert word in table.stdout
 
 
-def test_what_comes_from_a_bucket_and_from_the_cache_is_told(
+def test_feed_counts_the_bytes_from_a_bucket_and_the_hits_of_the_cache(
     demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3_bucket.environment.items():
@@ -65,9 +62,9 @@ def test_what_comes_from_a_bucket_and_from_the_cache_is_told(
     for path in demo_shards.iterdir():
         commit_bytes(storage_path(f"{s3_bucket.url}/set") / path.name, path.read_bytes())
     url = f"{s3_bucket.url}/set"
-    found = feed(_spec(), data=[url], seconds=1, style=ProgressStyle.QUIET)
-    assert found.read_mb > 0 and found.cache_hits is None
-    cached = _spec(f"cache.dir={tmp_path / 'cache'}", "cache.bytes=1GB")
+    report = feed(_spec("loader.workers=0"), data=[url], seconds=1, style=ProgressStyle.QUIET)
+    assert report.read_mb > 0 and report.cache_hits is None
+    cached = _spec("loader.workers=0", f"cache.dir={tmp_path / 'cache'}", "cache.bytes=1GB")
     feed(cached, data=[url], seconds=1, style=ProgressStyle.QUIET)
-    found = feed(cached, data=[url], seconds=1, style=ProgressStyle.QUIET)
-    assert found.cache_hits == 1 and found.read_mb == 0
+    report = feed(cached, data=[url], seconds=1, style=ProgressStyle.QUIET)
+    assert report.cache_hits == 1 and report.read_mb == 0

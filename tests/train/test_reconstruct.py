@@ -19,7 +19,6 @@ from vmae_train.clips.rng import ClipRng
 from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
 from vmae_train.inference.read_video import read_clip
 from vmae_train.inference.reconstruct import (
-    Drawn,
     load_pretrained,
     mask_ratio,
     reconstruct_clips,
@@ -35,15 +34,15 @@ GREY = 127.5
 
 
 @pytest.fixture(scope="session")
-def drawn(tiny_pretraining: Path, demo_shards: Path) -> Drawn:
+def drawn(tiny_pretraining: Path, demo_shards: Path) -> list[Reconstruction]:
     model = load_pretrained(str(tiny_pretraining), "cpu")
-    return reconstruct_shards(
-        model, Shards.open(str(demo_shards)), clip=ClipSpec(stride=2), videos=6, ratio=0.75, seed=0
-    )
+    shards = Shards.open(str(demo_shards))
+    clips, _ = reconstruct_shards(model, shards, clip=ClipSpec(stride=2), videos=6, ratio=0.75, seed=0)
+    return clips
 
 
 def _write_video(path: Path, frames: int, *, rotation: int = 0) -> None:
-    """Frame n is grey of 8 n + 40, its upper left quarter white."""
+    """Frame n is grey with value 8 n + 40; its upper left quarter is white."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(10))
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -68,18 +67,18 @@ def _rotate(path: Path, degrees: int) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_visible_cubes_are_the_originals_and_hidden_ones_are_grey(drawn: Drawn) -> None:
-    assert len(drawn.clips) == 6
-    for clip in drawn.clips:
+def test_visible_cubes_are_the_originals_and_masked_cubes_are_grey(drawn: list[Reconstruction]) -> None:
+    assert len(drawn) == 6
+    for clip in drawn:
         grey = np.abs(clip.masked_THWC.astype(float) - GREY).max(axis=(0, 3)) <= 1
-        assert grey.mean() == pytest.approx(0.75)  # the same places in every frame
+        assert grey.mean() == pytest.approx(0.75)  # the same patches in every frame
         assert np.array_equal(clip.masked_THWC[:, ~grey], clip.original_THWC[:, ~grey])
         assert np.array_equal(clip.predicted_THWC[:, ~grey], clip.original_THWC[:, ~grey])
         assert not np.array_equal(clip.predicted_THWC[:, grey], clip.original_THWC[:, grey])
 
 
 class _Oracle(PretrainModel):
-    """Predicts the very targets of a known clip."""
+    """Predicts the exact targets of a known clip."""
 
     def answer(self, rgb01: torch.Tensor) -> None:
         self.rgb01 = rgb01
@@ -101,40 +100,35 @@ def test_perfect_predictions_give_the_original_back() -> None:
         assert np.array_equal(clip.original_THWC, original)
 
 
-def test_the_same_seed_hides_the_same_places_and_another_hides_others(
+def test_the_same_seed_masks_the_same_patches_and_another_seed_masks_others(
     tiny_pretraining: Path, demo_shards: Path
 ) -> None:
     model, shards = load_pretrained(str(tiny_pretraining), "cpu"), Shards.open(str(demo_shards))
 
     def masked(seed: int) -> dict[str, np.ndarray]:
-        drawn = reconstruct_shards(model, shards, clip=ClipSpec(stride=2), videos=len(shards), ratio=0.5, seed=seed)
-        return {clip.title: clip.masked_THWC for clip in drawn.clips}
+        clip, videos = ClipSpec(stride=2), len(shards)
+        clips, _ = reconstruct_shards(model, shards, clip=clip, videos=videos, ratio=0.5, seed=seed)
+        return {clip.title: clip.masked_THWC for clip in clips}
 
     first, again, other = masked(0), masked(0), masked(1)
     assert all(np.array_equal(first[title], again[title]) for title in first)
     assert not any(np.array_equal(first[title], other[title]) for title in first)
 
 
-def test_an_unreadable_sample_is_named_and_left_out(tiny_pretraining: Path, demo_shards: Path, tmp_path: Path) -> None:
+def test_an_unreadable_sample_is_named_and_skipped(tiny_pretraining: Path, demo_shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "shards"))
     shards = Shards.open(str(folder))
-    place = shards.member_range(0)
-    data = bytearray(shards.shard_path(place.shard).read_bytes())
-    data[place.offset + 100] ^= 1
-    shards.shard_path(place.shard).write_bytes(bytes(data))
-    drawn = reconstruct_shards(
-        load_pretrained(str(tiny_pretraining), "cpu"),
-        shards,
-        clip=ClipSpec(stride=2),
-        videos=len(shards),
-        ratio=0.75,
-        seed=0,
-    )
-    assert list(drawn.unreadable) == [shards.key(0)]
-    assert len(drawn.clips) == len(shards) - 1
+    member = shards.member_range(0)
+    data = bytearray(shards.shard_path(member.shard).read_bytes())
+    data[member.offset + 100] ^= 1
+    shards.shard_path(member.shard).write_bytes(bytes(data))
+    model, clip = load_pretrained(str(tiny_pretraining), "cpu"), ClipSpec(stride=2)
+    clips, unreadable = reconstruct_shards(model, shards, clip=clip, videos=len(shards), ratio=0.75, seed=0)
+    assert list(unreadable) == [shards.key(0)]
+    assert len(clips) == len(shards) - 1
 
 
-def test_the_ratio_is_the_runs_unless_given(tiny_pretraining: Path, tmp_path: Path) -> None:
+def test_the_default_ratio_is_that_of_the_run(tiny_pretraining: Path, tmp_path: Path) -> None:
     geometry = load_pretrained(str(tiny_pretraining), "cpu").geometry
     assert mask_ratio(str(tiny_pretraining), geometry, None) == 0.75
     assert mask_ratio(str(tiny_pretraining), geometry, 0.5) == 0.5
@@ -144,7 +138,7 @@ def test_the_ratio_is_the_runs_unless_given(tiny_pretraining: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, -1.0, 7.0])
-def test_a_ratio_that_hides_nothing_or_all_is_refused_in_one_line(tiny_pretraining: Path, ratio: float) -> None:
+def test_a_ratio_that_masks_nothing_or_everything_is_refused_in_one_line(tiny_pretraining: Path, ratio: float) -> None:
     geometry = load_pretrained(str(tiny_pretraining), "cpu").geometry
     with pytest.raises(MisuseError, match="--ratio") as error:
         mask_ratio(str(tiny_pretraining), geometry, ratio)
@@ -161,7 +155,7 @@ def test_the_command_draws_shards_still_and_moving(tiny_pretraining: Path, demo_
         assert moving.n_frames == 16
 
 
-def test_a_plain_video_is_drawn_too(tiny_pretraining: Path, tmp_path: Path) -> None:
+def test_a_video_file_is_drawn(tiny_pretraining: Path, tmp_path: Path) -> None:
     _write_video(tmp_path / "video.mp4", 25)
     out = tmp_path / "video.png"
     reconstruct_file(
@@ -177,7 +171,7 @@ def test_another_suffix_is_refused_before_anything_is_read(tmp_path: Path, suffi
         reconstruct_file("nothing", "nowhere", tmp_path / f"out{suffix}", videos=1, ratio=None, seed=0, device="cpu")
 
 
-def test_a_classifier_and_what_is_no_data_are_refused(tiny_pretraining: Path, tmp_path: Path) -> None:
+def test_a_classifier_and_paths_without_videos_are_refused(tiny_pretraining: Path, tmp_path: Path) -> None:
     from vmae_train.checkpoints.native import save_model
 
     (tmp_path / "classifier").mkdir()
@@ -193,7 +187,7 @@ def test_a_classifier_and_what_is_no_data_are_refused(tiny_pretraining: Path, tm
     assert not out.exists()
 
 
-def test_shards_of_a_stride_that_does_not_divide_the_runs_are_refused(
+def test_shards_whose_stride_does_not_divide_that_of_the_run_are_refused(
     tiny_pretraining: Path, demo_shards: Path
 ) -> None:
     model = load_pretrained(str(tiny_pretraining), "cpu")
@@ -201,7 +195,7 @@ def test_shards_of_a_stride_that_does_not_divide_the_runs_are_refused(
         reconstruct_shards(model, Shards.open(str(demo_shards)), clip=ClipSpec(stride=3), videos=1, ratio=0.75, seed=0)
 
 
-def test_a_clip_is_the_middle_of_a_video_at_the_stride(tmp_path: Path) -> None:
+def test_a_clip_is_from_the_middle_of_a_video_with_the_stride(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     _write_video(path, 20)
     clip = read_clip(path, 4, ClipSpec(stride=3))
@@ -219,16 +213,16 @@ def test_a_short_video_repeats_its_last_frame_and_a_single_frame_is_enough(tmp_p
 
 
 @pytest.mark.parametrize(("rotation", "corner"), [(90, (0, -1)), (270, (-1, 0))])
-def test_a_rotated_video_stands_upright(tmp_path: Path, rotation: int, corner: tuple[int, int]) -> None:
+def test_a_rotated_video_is_turned_upright(tmp_path: Path, rotation: int, corner: tuple[int, int]) -> None:
     path = tmp_path / "video.mp4"
     _write_video(path, 6, rotation=rotation)
     frame = read_clip(path, 1, ClipSpec(stride=1))[0]
     assert frame.shape == (64, 48, 3)
     corners = {(y, x): int(frame[y * 4, x * 4].mean()) for y in (0, -1) for x in (0, -1)}
-    assert max(corners, key=lambda place: corners[place]) == corner
+    assert max(corners, key=lambda position: corners[position]) == corner
 
 
-def test_drawings_hold_every_clip() -> None:
+def test_drawings_show_every_clip() -> None:
     clip = Reconstruction("title", *(np.full((16, 32, 32, 3), n, np.uint8) for n in (10, 90, 170)), loss=1.0)
     still = draw_still([clip, clip])
     for value in (10, 90, 170):

@@ -16,10 +16,11 @@ import pytest
 from tests.command import call_command
 from tests.tiny_runs import finetune_tiny
 from vmae_data.errors import DataError, MisuseError
-from vmae_train.evaluation.metrics import Scores, score
+from vmae_train.evaluation.metrics import Scores, class_scores
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
+from vmae_train.reports.compare_runs import describe_difference
 from vmae_train.reports.run_page import write_report
-from vmae_train.reports.significance import difference_words, standard_error
+from vmae_train.reports.scores_page import standard_error
 
 HOSTILE = "<script>alert(1)</script>$x_1$"
 
@@ -40,7 +41,7 @@ def _page(run: Path, out: Path, *against: Path) -> str:
 
 
 def _text(page: str) -> str:
-    """What a reader sees, without the drawings."""
+    """The visible text, without the drawings."""
     return " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)).split())
 
 
@@ -49,9 +50,9 @@ def _change(path: Path, **values: Any) -> None:
 
 
 def _scores(right: int, videos: int) -> Scores:
-    answer = np.asarray([0] * right + [1] * (videos - right))
-    return score(
-        np.eye(2)[answer], np.zeros(videos, np.int64), classes=("a", "b"), views="1x1", unreadable={}, control=None
+    predicted = np.asarray([0] * right + [1] * (videos - right))
+    return class_scores(
+        np.eye(2)[predicted], np.zeros(videos, np.int64), classes=("a", "b"), views="1x1", unreadable={}, control=None
     )
 
 
@@ -62,24 +63,24 @@ def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_pretrain
     assert "not finished" not in text
     assert page.count("data:image/gif") == 4
     assert page.count('class="curves"') == 5
-    assert "75 % of the places hidden" in text
+    assert "75 % of the patches masked" in text
     assert "mask.ratio" in text
     assert "var(--c1)" in page
     assert "#0a000" not in page
 
 
-def test_a_finetuning_shows_its_scores_and_the_pretraining_it_began_from(tiny_finetuning: Path, tmp_path: Path) -> None:
+def test_a_finetuning_shows_its_scores_and_its_pretraining(tiny_finetuning: Path, tmp_path: Path) -> None:
     page = _page(tiny_finetuning, tmp_path / "page.html")
     text = _text(page)
     scores = msgspec.json.decode((tiny_finetuning / "evaluation.json").read_bytes(), type=Scores)
     assert f"{scores.top1:.2f} %" in text
     assert 'class="confusion"' in page
-    assert "The pretraining that it began from: tiny-pretraining" in text
+    assert "Pretraining: tiny-pretraining" in text
     assert page.count("data:image/gif") == 4
     assert all(name in text for name in scores.classes)
 
 
-def test_two_finetunings_stand_side_by_side_in_neutral_words(
+def test_two_finetunings_are_compared_in_neutral_words(
     tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path
 ) -> None:
     text = _text(_page(tiny_finetuning, tmp_path / "page.html", tiny_scratch))
@@ -96,19 +97,19 @@ def test_the_command_writes_the_page(tiny_finetuning: Path, tiny_scratch: Path, 
     assert out.exists()
 
 
-def test_equal_scores_are_called_no_difference_and_a_great_one_is_told_with_its_size() -> None:
-    same = difference_words("a", _scores(30, 64), "b", _scores(30, 64))
+def test_a_difference_is_described_by_its_size_and_equal_scores_as_no_difference() -> None:
+    same = describe_difference("a", _scores(30, 64), "b", _scores(30, 64))
     assert "a difference of +0.00 points" in same
-    assert "don't show that either is better" in same
-    great = difference_words("a", _scores(60, 64), "b", _scores(8, 64))
-    assert "a difference of +81.25 points" in great
-    assert "don't show" not in great
-    assert "one run each" in great
+    assert "don't show which run is better" in same
+    large = describe_difference("a", _scores(60, 64), "b", _scores(8, 64))
+    assert "a difference of +81.25 points" in large
+    assert "don't show" not in large
+    assert "one run each" in large
 
 
 def test_the_words_are_the_same_whichever_run_is_higher() -> None:
-    up = difference_words("a", _scores(40, 64), "b", _scores(30, 64))
-    down = difference_words("a", _scores(30, 64), "b", _scores(40, 64))
+    up = describe_difference("a", _scores(40, 64), "b", _scores(30, 64))
+    down = describe_difference("a", _scores(30, 64), "b", _scores(40, 64))
     numbers = r"[+-]?\d+\.\d+"
     assert re.sub(numbers, "n", up) == re.sub(numbers, "n", down)
     assert "+15.6" in up
@@ -122,23 +123,23 @@ def test_the_standard_error_is_that_of_a_share_and_never_zero() -> None:
     assert standard_error(0, 64) == pytest.approx(standard_error(100, 64))
 
 
-def test_runs_that_were_not_scored_alike_are_not_compared(
+def test_runs_that_were_evaluated_differently_are_not_compared(
     tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(tiny_scratch, tmp_path / "other"))
     _change(other / "run.json", validation_digest="0" * 64)
     text = _text(_page(tiny_finetuning, tmp_path / "page.html", other))
-    assert "are not scored alike" in text
+    assert "were evaluated differently" in text
     assert "a difference of" not in text
 
 
-def test_another_budget_is_said(tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path) -> None:
+def test_different_training_budgets_are_noted(tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_scratch, tmp_path / "other"))
     recipe = json.loads((other / "run.json").read_text())["recipe"]
     recipe["train"]["batch"] = 16
     _change(other / "run.json", recipe=recipe)
     text = _text(_page(tiny_finetuning, tmp_path / "page.html", other))
-    assert "did not have the same budget" in text
+    assert "The training budgets differ: 4 steps of 8 clips and 4 steps of 16 clips" in text
 
 
 def test_a_pretraining_has_no_score_to_compare(tiny_pretraining: Path, tiny_finetuning: Path, tmp_path: Path) -> None:
@@ -147,20 +148,20 @@ def test_a_pretraining_has_no_score_to_compare(tiny_pretraining: Path, tiny_fine
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_run_that_has_only_begun_has_a_page_that_says_so(
+def test_the_page_of_a_run_without_a_checkpoint_notes_that(
     tiny_pretraining: Path, tiny_finetuning: Path, tmp_path: Path
 ) -> None:
     for run in (tiny_pretraining, tiny_finetuning):
-        begun = tmp_path / run.name
-        begun.mkdir()
-        shutil.copy(run / "run.json", begun)
-        text = _text(_page(begun, tmp_path / "page.html"))
+        started = tmp_path / run.name
+        started.mkdir()
+        shutil.copy(run / "run.json", started)
+        text = _text(_page(started, tmp_path / "page.html"))
         assert "not finished" in text
-        assert "no checkpoint was saved yet" in text
-        assert "Too little was logged for a curve yet." in text
+        assert "It has no checkpoint yet." in text
+        assert "The log has too few lines for a curve." in text
 
 
-def test_a_run_stopped_in_the_middle_says_where(tiny_pretraining: Path, tmp_path: Path) -> None:
+def test_the_page_of_a_stopped_run_shows_its_last_step(tiny_pretraining: Path, tmp_path: Path) -> None:
     stopped = Path(shutil.copytree(tiny_pretraining, tmp_path / "stopped"))
     recipe = json.loads((stopped / "run.json").read_text())["recipe"]
     recipe["train"] |= {"steps": None, "epochs": 10}
@@ -169,10 +170,10 @@ def test_a_run_stopped_in_the_middle_says_where(tiny_pretraining: Path, tmp_path
         log.write(b'{"kind":"train","step":5,"lo')
     text = _text(_page(stopped, tmp_path / "page.html"))
     assert re.search(r"not finished, step 4 of \d+", text)
-    assert "the last checkpoint is of step 4" in text
+    assert "The last checkpoint is of step 4." in text
 
 
-def test_data_that_is_gone_or_another_is_said_and_the_rest_is_shown(tiny_pretraining: Path, tmp_path: Path) -> None:
+def test_missing_or_changed_data_is_noted_and_the_rest_is_shown(tiny_pretraining: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(tiny_pretraining, tmp_path / "moved"))
     for change in ({"data": [str(tmp_path / "gone")]}, {"data_digest": ["0" * 64]}):
         shutil.copy(tiny_pretraining / "run.json", moved)
@@ -184,10 +185,10 @@ def test_data_that_is_gone_or_another_is_said_and_the_rest_is_shown(tiny_pretrai
 
 def test_unreadable_samples_of_training_and_validation_are_listed(tiny_finetuning: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_finetuning, tmp_path / "run"))
-    _change(next(run.glob("checkpoints/*/state.json")), unreadable={"key-of-training": "its sum is wrong"})
+    _change(next(run.glob("checkpoints/*/state.json")), unreadable={"key-of-training": "its checksum differs"})
     _change(run / "evaluation.json", unreadable={"key-of-validation": "does not decode"})
     text = _text(_page(run, tmp_path / "page.html"))
-    assert "key-of-training its sum is wrong" in text
+    assert "key-of-training its checksum differs" in text
     assert "key-of-validation does not decode" in text
 
 
@@ -208,29 +209,31 @@ def test_hostile_names_of_classes_runs_and_keys_are_only_text(
     assert "<script" not in page
 
 
-def test_a_model_that_always_gives_one_answer_is_named_so(tiny_finetuning: Path, tmp_path: Path) -> None:
+def test_a_model_that_predicts_one_class_for_every_video_is_noted(tiny_finetuning: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_finetuning, tmp_path / "run"))
     classes = tuple(json.loads((run / "evaluation.json").read_text())["classes"])
     labels = np.arange(16) % len(classes)
-    constant = score(np.tile(np.eye(len(classes))[2], (16, 1)), labels, classes=classes, views="1x1", unreadable={})
+    constant = class_scores(
+        np.tile(np.eye(len(classes))[2], (16, 1)), labels, classes=classes, views="1x1", unreadable={}
+    )
     (run / "evaluation.json").write_bytes(msgspec.json.encode(constant))
-    assert f"Every video got the same answer, {classes[2]}" in _text(_page(run, tmp_path / "page.html"))
+    assert f"The model predicts {classes[2]} for every video." in _text(_page(run, tmp_path / "page.html"))
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a run"):
         write_report(tmp_path, tmp_path / "page.html")
 
 
 def test_writing_a_page_changes_nothing_in_the_run(tiny_pretraining: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_pretraining, tmp_path / "run"))
-    (run / "checkpoints" / ".tmp-step-000000009").mkdir()  # a save that another process is in the middle of
+    (run / "checkpoints" / ".tmp-step-000000009").mkdir()  # another process is saving
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     _page(run, tmp_path / "page.html")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_many_classes_are_drawn_as_one_picture_and_few_with_their_counts() -> None:
+def test_a_confusion_matrix_shows_counts_for_few_classes_and_is_a_picture_for_many() -> None:
     few = str(confusion_picture(np.asarray([[3, 1], [0, 2]]), ("a", HOSTILE)).image)
     assert ">3</text>" in few
     assert "<script" not in few
@@ -238,7 +241,7 @@ def test_many_classes_are_drawn_as_one_picture_and_few_with_their_counts() -> No
     assert (many.mime, many.width) == ("image/png", 400)
 
 
-def test_a_curve_leaves_out_what_was_not_logged() -> None:
+def test_a_curve_skips_lines_without_a_value() -> None:
     lines = [
         {"kind": "train", "step": 1, "loss": 1.0},
         {"kind": "train", "step": 2, "loss": None},
@@ -249,7 +252,7 @@ def test_a_curve_leaves_out_what_was_not_logged() -> None:
     assert log_curve("loss", lines, "loss") == Curve("loss", [1, 4], [1.0, 0.5])
 
 
-def test_a_drawing_needs_a_line_and_is_the_same_every_time() -> None:
+def test_a_chart_needs_two_points_and_is_the_same_every_time() -> None:
     assert curves("loss", [Curve("a", [], []), Curve("b", [1], [1])]) is None
     first, again = (curves("loss", [Curve("a", [1, 2], [1, 3]), Curve("b", [1, 2], [2, 2])], level=1) for _ in range(2))
     assert first is not None

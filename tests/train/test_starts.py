@@ -23,7 +23,7 @@ from vmae_train.checkpoints.convert import Layout, convert
 from vmae_train.checkpoints.load import load_init, load_model
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.frame_sampling import ClipSpec
-from vmae_train.evaluate import EvaluationRequest, evaluate_checkpoint
+from vmae_train.evaluate import evaluate_checkpoint
 from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.models.heads import Classifier
@@ -135,7 +135,7 @@ def test_a_converted_model_has_no_run_and_a_recipe_sets_how_it_is_evaluated(
 
 
 def _evaluate(checkpoint: Path, data: Path, *settings: str, recipe: str | None = None) -> AnyScores:
-    return evaluate_checkpoint(str(checkpoint), str(data), EvaluationRequest(recipe, settings), device="cpu").scores
+    return evaluate_checkpoint(str(checkpoint), str(data), recipe=recipe, settings=settings, device="cpu").scores
 
 
 @pytest.mark.parametrize("layout", ["native", "official", "plain"])

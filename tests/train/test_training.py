@@ -23,9 +23,9 @@ from vmae_data.recipes import load_recipe
 from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.clips.loader import LoaderSpec
-from vmae_train.evaluation.answer_videos import answer_videos, check_classes
-from vmae_train.evaluation.answers import scores_of
-from vmae_train.evaluation.metrics import score
+from vmae_train.evaluation.metrics import class_scores
+from vmae_train.evaluation.predict_videos import check_classes, predict_videos
+from vmae_train.evaluation.predictions import compute_scores
 from vmae_train.evaluation.protocol import EvaluationProtocol, parse_views
 from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.models.heads import Classifier
@@ -251,8 +251,8 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
     with torch.no_grad():
         model.head.weight.mul_(1000)
     found = [
-        scores_of(
-            answer_videos(
+        compute_scores(
+            predict_videos(
                 model, shards, protocol=EvaluationProtocol(parse_views("2x3"), ClipSpec(stride="kept")), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
                 batch=batch, style=ProgressStyle.QUIET,
             )
@@ -265,7 +265,7 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
 
 def test_scores_by_hand() -> None:
     probability = np.array([[0.6, 0.4, 0], [0.1, 0.2, 0.7], [0.5, 0.5, 0], [0, 1, 0]])
-    scores = score(probability, np.array([0, 1, 1, 1]), classes=("a", "b", "c"), views="1x1", unreadable={})
+    scores = class_scores(probability, np.array([0, 1, 1, 1]), classes=("a", "b", "c"), views="1x1", unreadable={})
     assert scores.top1 == 50  # a tie goes to the lower number
     assert scores.top5 is None
     assert scores.per_class == {"a": 100.0, "b": pytest.approx(100 / 3)}

@@ -61,8 +61,9 @@ def evaluate(
         vmae-train evaluate runs/finetune --data shards/val --best --html scores.html
     """
     need_torch()
+    from vmae_data.storage import writable_paths
     from vmae_train.distributed import init_distributed
-    from vmae_train.evaluate import EvaluationRequest, Told, evaluate_checkpoint, write_told
+    from vmae_train.evaluate import evaluate_checkpoint, write_outputs
     from vmae_train.evaluation.protocol import parse_views
 
     short = {
@@ -72,15 +73,27 @@ def evaluate(
         "clip.frozen": "true" if frozen else None,
     }
     chosen = [*(settings or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-    request, told = EvaluationRequest(recipe, chosen, batch, workers, best, ema), Told(out, predictions, html)
     style = progress_style(quiet, as_json)
     with init_distributed(device) as distributed:
         with distributed.all_or_none():
-            paths = told.places()
-        found = evaluate_checkpoint(checkpoint, data, request, device=device, style=style, distributed=distributed)
+            paths = writable_paths({"--out": out, "--predictions": predictions, "--html": html})
+        found = evaluate_checkpoint(
+            checkpoint,
+            data,
+            recipe=recipe,
+            settings=chosen,
+            best=best,
+            ema=ema,
+            batch=batch,
+            workers=workers,
+            device=device,
+            style=style,
+            distributed=distributed,
+        )
         if distributed.is_main:  # before the files, so that a full disk does not lose the scores
             print_scores(found.scores, quiet, as_json)
             print_unreadable(found.scores.unreadable)
         with distributed.all_or_none():
             if distributed.is_main:
-                write_told(found, paths)
+                files = {name: paths.get(f"--{name}") for name in ("out", "predictions", "html")}
+                write_outputs(found, **files)

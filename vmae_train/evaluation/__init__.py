@@ -1,1 +1,1 @@
-"""Scores of a model on a data set: row 19 of the data's way."""
+"""A model with a head and labelled shards → predictions for every video, and scores."""

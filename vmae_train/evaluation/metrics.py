@@ -1,4 +1,4 @@
-"""Answers and labels → scores: accuracies and the confusion matrix, mean average precision, errors of values.
+"""Predictions and labels → scores: accuracies and a confusion matrix, mean average precision, errors of values.
 
 N videos, K classes, R values.
 """
@@ -22,17 +22,17 @@ __all__ = [
     "ValueErrors",
     "ValueScores",
     "average_precision",
-    "label_score",
-    "score",
-    "value_score",
+    "class_scores",
+    "label_scores",
+    "value_scores",
 ]
 
 Merge = Literal["softmax", "logit"]
-"""What is averaged over the views of a video: probabilities, or what they are made of."""
+"""What is averaged over the views of a video: probabilities or logits."""
 
 
 class Headline(NamedTuple):
-    """The one number of a score that two models are compared by."""
+    """The headline metric: the number by which models are compared."""
 
     key: str  # in logs
     name: str
@@ -44,10 +44,10 @@ class Headline(NamedTuple):
         return f"{self.name} {self.value:.2f} %" if self.unit == "%" else f"{self.name} {self.value:.4g}"
 
 
-class _Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What every evaluation gives, and how the videos were looked at, where that is known.
+class _CommonScores(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """The results of every evaluation, and the settings of its protocol; None: not recorded.
 
-    `unreadable` names the videos that were left out of every number.
+    `unreadable` names the videos that no number includes.
     """
 
     videos: int
@@ -59,40 +59,40 @@ class _Scored(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     antialias: bool | None = None
 
 
-class Scores(_Scored, frozen=True, kw_only=True, tag="class"):
-    """Of one class a video. Accuracies in per cent."""
+class Scores(_CommonScores, frozen=True, kw_only=True, tag="class"):
+    """For one class a video. Accuracies in per cent."""
 
     top1: float
     top5: float | None
     mean_class: float
     classes: tuple[str, ...]
     per_class: dict[str, float]
-    confusion: list[list[int]]  # rows: true class, columns: answer
+    confusion: list[list[int]]  # rows: true class, columns: predicted class
 
     def __post_init__(self) -> None:
         lengths = {len(self.confusion), *(len(row) for row in self.confusion)}
         if lengths != {len(self.classes)}:
-            raise ValueError(f"confusion is not of {len(self.classes)} × {len(self.classes)} numbers")
+            raise ValueError(f"confusion does not have {len(self.classes)} × {len(self.classes)} numbers")
         named = {name for name, row in zip(self.classes, self.confusion, strict=True) if any(row)}
         if min((n for row in self.confusion for n in row), default=0) < 0 or not named <= self.per_class.keys():
-            raise ValueError("confusion and per_class don't belong together")
+            raise ValueError("confusion and per_class contradict each other")
 
     @property
     def headline(self) -> Headline:
         return Headline("top1", "top-1", self.top1, "%", higher_is_better=True)
 
 
-class LabelScores(_Scored, frozen=True, kw_only=True, tag="classes"):
-    """Of several classes a video. Average precisions in per cent; classes that no video shows have none."""
+class LabelScores(_CommonScores, frozen=True, kw_only=True, tag="classes"):
+    """For several classes a video. Average precisions in per cent; a class without a video has none."""
 
     mean_ap: float
     classes: tuple[str, ...]
     per_class: dict[str, float]
-    positives: dict[str, int]  # videos that show the class, of every class
+    positives: dict[str, int]  # of every class, the number of its videos
 
     def __post_init__(self) -> None:
         if self.positives.keys() != set(self.classes) or not self.per_class.keys() <= self.positives.keys():
-            raise ValueError("classes, per_class and positives don't belong together")
+            raise ValueError("classes, per_class and positives contradict each other")
 
     @property
     def headline(self) -> Headline:
@@ -100,15 +100,15 @@ class LabelScores(_Scored, frozen=True, kw_only=True, tag="classes"):
 
 
 class ValueErrors(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one value, in its own units."""
+    """For one value, in its own units."""
 
     mae: float
     rmse: float
-    spread: float  # standard deviation of the true values: the RMSE of answering their mean
+    spread: float  # standard deviation of the true values: the RMSE of predicting their mean
 
 
-class ValueScores(_Scored, frozen=True, kw_only=True, tag="values"):
-    """Of values. `mae` and `rmse` are means over the values, in the values' own units."""
+class ValueScores(_CommonScores, frozen=True, kw_only=True, tag="values"):
+    """For values. `mae` and `rmse` are means over the values, in the values' own units."""
 
     mae: float
     rmse: float
@@ -123,18 +123,21 @@ class ValueScores(_Scored, frozen=True, kw_only=True, tag="values"):
 AnyScores = Scores | LabelScores | ValueScores
 
 
-def score(
+def class_scores(
     probability_NK: NDArray[Any],
     label_N: NDArray[np.int64],
     *,
     classes: tuple[str, ...],
-    **how: Any,
+    **common: Any,
 ) -> Scores:
-    """Accuracies in per cent. A tie goes to the lower class number; top-5 only where there are more than 5. `how`: the fields of every evaluation."""
+    """Accuracies in per cent. The lower class number wins a tie. Top-5 needs more than 5 classes.
+
+    `common`: the fields of `_CommonScores`.
+    """
     order_NK = np.argsort(-probability_NK, axis=1, kind="stable")
-    answer_N = order_NK[:, 0]
+    predicted_N = order_NK[:, 0]
     confusion_KK = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion_KK, (label_N, answer_N), 1)
+    np.add.at(confusion_KK, (label_N, predicted_N), 1)
     counts = confusion_KK.sum(axis=1)
     right = {name: float(100 * confusion_KK[k, k] / counts[k]) for k, name in enumerate(classes) if counts[k]}
     top5 = None
@@ -142,24 +145,24 @@ def score(
         top5 = float(100 * (order_NK[:, :5] == label_N[:, None]).any(axis=1).mean())
     return Scores(
         videos=len(label_N),
-        top1=float(100 * (answer_N == label_N).mean()),
+        top1=float(100 * (predicted_N == label_N).mean()),
         top5=top5,
         mean_class=float(np.mean(list(right.values()))),
         classes=classes,
         per_class=right,
         confusion=confusion_KK.tolist(),
-        **how,
+        **common,
     )
 
 
-def label_score(
+def label_scores(
     probability_NK: NDArray[Any],
     present_NK: NDArray[Any],
     *,
     classes: tuple[str, ...],
-    **how: Any,
+    **common: Any,
 ) -> LabelScores:
-    """Average precision of every class that some video shows, and their mean; 0 where none shows any. `how` as in `score`."""
+    """Average precision of every class with a video, and their mean; 0 if no class has one. `common`: see `class_scores`."""
     positives = {name: int(present_NK[:, k].sum()) for k, name in enumerate(classes)}
     precision = {
         name: 100 * average_precision(probability_NK[:, k], present_NK[:, k])
@@ -172,31 +175,31 @@ def label_score(
         classes=classes,
         per_class=precision,
         positives=positives,
-        **how,
+        **common,
     )
 
 
 def average_precision(score_N: NDArray[Any], present_N: NDArray[Any]) -> float:
-    """Sum over distinct scores, from the highest down, of (gain in recall) × precision, without interpolation.
+    """The sum of (gain in recall) × precision over distinct scores, highest first, without interpolation.
 
-    Videos of the same score come in together, so their order changes nothing.
+    Videos with the same score count together: their order changes nothing.
     """
     order_N = np.argsort(-score_N, kind="stable")
     ranked_N = score_N[order_N]
     last = np.append(ranked_N[1:] != ranked_N[:-1], True)  # of each group of equal scores
-    found = np.cumsum(present_N[order_N] > 0)[last]
-    precision = found / (np.flatnonzero(last) + 1)
-    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+    true_positives = np.cumsum(present_N[order_N] > 0)[last]
+    precision = true_positives / (np.flatnonzero(last) + 1)
+    return float((np.diff(true_positives, prepend=0) * precision).sum() / true_positives[-1])
 
 
-def value_score(
+def value_scores(
     predicted_NR: NDArray[Any],
     value_NR: NDArray[Any],
     *,
     names: tuple[str, ...],
-    **how: Any,
+    **common: Any,
 ) -> ValueScores:
-    """Errors of each value in its own units, and their means over the values. `how` as in `score`."""
+    """Errors of each value in its own units, and their means over the values. `common`: see `class_scores`."""
     error_NR = predicted_NR.astype(np.float64) - value_NR
     each = {
         name: ValueErrors(
@@ -211,5 +214,5 @@ def value_score(
         mae=float(np.mean([one.mae for one in each.values()])),
         rmse=float(np.mean([one.rmse for one in each.values()])),
         per_value=each,
-        **how,
+        **common,
     )

@@ -1,79 +1,125 @@
-"""Answers as a Parquet file: a row a video, for other programs to read."""
+"""Outputs per sample from all processes → one prediction per source video → scores.
+
+S samples, N source videos, K classes or values.
+"""
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from vmae_data.errors import DataError
 from vmae_data.read.dataset import LabelKind, Shards
-from vmae_data.storage import StoragePath, commit_bytes
-from vmae_train.evaluation.answers import Answers
+from vmae_train.distributed import Distributed
+from vmae_train.evaluation.metrics import AnyScores, class_scores, label_scores, value_scores
+from vmae_train.evaluation.protocol import EvaluationProtocol
 
-__all__ = ["predictions_table", "write_predictions"]
+__all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
 
-TOP = 5
+_SEGMENT = re.compile(r"(?<=-[0-9a-f]{16})-s\d{4,}$")  # as `format.key_of` writes it
 
 
-def predictions_table(answers: Answers, paths: Sequence[str | None]) -> pa.Table:
-    """Columns `key`, `path`, `source`, `label`, then `top5` and `probabilities`, or `values`, then `views`.
+class Predictions(NamedTuple):
+    """One row per readable source video, with or without a label, sorted by its number in the data set."""
 
-    `label` is a class's name, a list of names, or values; null where a video has none. `top5` are names, the likeliest
-    first, fewer where there are fewer classes. Names of all classes or values, in the order of the columns of numbers,
-    stand in the schema's metadata, and so does how the videos were looked at. `paths` are those of the source files, None
-    where one is not known.
+    url: str
+    kind: LabelKind
+    names: tuple[str, ...]  # of the classes or values
+    key: tuple[str, ...]  # of the sample; of a video in segments, the common part of its keys
+    sample_N: NDArray[np.int64]  # of a video in segments, the first readable one
+    source_N: NDArray[np.int64]
+    output_NK: NDArray[np.float64]  # probabilities or values
+    label_N: NDArray[np.int64]  # the class; −1 without a label, or for labels of another kind
+    target_NK: NDArray[np.float32] | None  # several classes, or values
+    labelled_N: NDArray[np.bool_]
+    views_N: NDArray[np.int64]  # the number of clips that the mean is over
+    protocol: EvaluationProtocol
+    unreadable: dict[str, str]
+
+
+def activate(logits_NK: Tensor, kind: LabelKind) -> Tensor:
+    """The head's outputs as probabilities; values stay."""
+    if kind is LabelKind.CLASS:
+        return logits_NK.softmax(dim=-1)
+    return logits_NK.sigmoid() if kind is LabelKind.CLASSES else logits_NK
+
+
+def gather_outputs(
+    distributed: Distributed, samples: Sequence[int], outputs: Sequence[NDArray[np.float32]], num_outputs: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The samples of all processes and their outputs, (S) and (S, K).
+
+    Sorted by sample number: later sums don't depend on which process predicted which sample.
     """
-    columns: dict[str, Any] = {
-        "key": pa.array(answers.key, pa.string()),
-        "path": pa.array(paths, pa.string()),
-        "source": pa.array(answers.source_N),
-        "label": _labels(answers),
-    }
-    numbers = pa.array(list(answers.output_NK), pa.list_(pa.float64()))
-    if answers.kind is LabelKind.VALUES:
-        columns["values"] = numbers
-    else:
-        order_NK = np.argsort(-answers.output_NK, axis=1, kind="stable")[:, :TOP]
-        top = [[answers.names[k] for k in row] for row in order_NK.tolist()]
-        columns["top5"] = pa.array(top, pa.list_(pa.string()))
-        columns["probabilities"] = numbers
-    protocol = answers.protocol
-    columns["views"] = pa.array(answers.views_N)
-    table = pa.table(columns)
-    return table.replace_schema_metadata(
-        {
-            "names": msgspec.json.encode(answers.names),
-            "views": str(protocol.views),
-            "merge": "mean" if answers.kind is LabelKind.VALUES else protocol.merge,
-            "clip": msgspec.json.encode(protocol.clip),
-            "antialias": msgspec.json.encode(protocol.antialias),
-        }
-        | ({"control": protocol.control} if protocol.control else {})
+    own_S = np.asarray(samples, dtype=np.int64)
+    own_SK = np.asarray(outputs, dtype=np.float32)
+    sample_S = np.concatenate([np.frombuffer(part, dtype=np.int64) for part in distributed.gather(own_S.tobytes())])
+    flat = np.concatenate([np.frombuffer(part, dtype=np.float32) for part in distributed.gather(own_SK.tobytes())])
+    order = np.argsort(sample_S)
+    return sample_S[order], flat.reshape(-1, num_outputs)[order]
+
+
+def merge_by_source(
+    shards: Shards,
+    sample_S: NDArray[np.int64],
+    output_SK: NDArray[np.float32],
+    *,
+    names: tuple[str, ...],
+    protocol: EvaluationProtocol,
+    unreadable: dict[str, str],
+) -> Predictions:
+    """The mean over the segments of each source, with keys and labels. Logits become probabilities after the mean."""
+    source_N, first, source_S, segments_N = np.unique(
+        shards.source_N[sample_S].astype(np.int64), return_index=True, return_inverse=True, return_counts=True
+    )
+    sum_NK = np.zeros((len(source_N), output_SK.shape[1]))
+    np.add.at(sum_NK, source_S, output_SK.astype(np.float64))
+    output_NK = sum_NK / segments_N[:, None]
+    if protocol.merge == "logit":
+        output_NK = activate(torch.from_numpy(output_NK), shards.label_kind).numpy()
+    sample_N = sample_S[first]
+    numbers = [int(n) for n in sample_N]
+    return Predictions(
+        url=shards.url,
+        kind=shards.label_kind,
+        names=names,
+        key=tuple(_SEGMENT.sub("", shards.key(n)) for n in numbers),
+        sample_N=sample_N,
+        source_N=source_N,
+        output_NK=output_NK,
+        label_N=shards.label_N[sample_N],
+        target_NK=None if shards.label_kind is LabelKind.CLASS else shards.targets(numbers),
+        labelled_N=np.asarray([shards.label(n) is not None for n in numbers], dtype=np.bool_),
+        views_N=protocol.views.clips * protocol.views.crops * segments_N,
+        protocol=protocol,
+        unreadable=unreadable,
     )
 
 
-def write_predictions(answers: Answers, shards: Shards, place: StoragePath) -> None:
-    """Raises VmaeError where the file can't be written."""
-    out = io.BytesIO()
-    table = predictions_table(answers, shards.source_paths(answers.sample_N.tolist()))
-    pq.write_table(table, out, compression="zstd")
-    commit_bytes(place, out.getvalue())
-
-
-def _labels(answers: Answers) -> pa.Array:
-    names, known = answers.names, answers.labelled_N
-    if answers.target_NK is None:
-        return pa.array([names[k] if k >= 0 else None for k in answers.label_N.tolist()], pa.string())
-    if answers.kind is LabelKind.VALUES:
-        rows = [row.tolist() if there else None for row, there in zip(answers.target_NK, known, strict=True)]
-        return pa.array(rows, pa.list_(pa.float64()))
-    shown = [
-        [names[k] for k in np.flatnonzero(row)] if there else None
-        for row, there in zip(answers.target_NK, known, strict=True)
-    ]
-    return pa.array(shown, pa.list_(pa.string()))
+def compute_scores(predictions: Predictions) -> AnyScores:
+    """The scores over the labelled videos. Raises DataError if there are none."""
+    labelled_N = predictions.labelled_N
+    if not labelled_N.any():
+        raise DataError(f"{predictions.url}: no labelled video could be read. Run vmae-shard verify")
+    output_NK, protocol = predictions.output_NK[labelled_N], predictions.protocol
+    settings: dict[str, Any] = {
+        "views": str(protocol.views),
+        "clip": protocol.clip,
+        "antialias": protocol.antialias,
+        "merge": protocol.merge,
+        "control": protocol.control,
+        "unreadable": predictions.unreadable,
+    }
+    if predictions.target_NK is None:
+        label_N = predictions.label_N[labelled_N]
+        return class_scores(output_NK, label_N, classes=predictions.names, **settings)
+    target_NK = predictions.target_NK[labelled_N]
+    if predictions.kind is LabelKind.CLASSES:
+        return label_scores(output_NK, target_NK, classes=predictions.names, **settings)
+    return value_scores(output_NK, target_NK, names=predictions.names, **{**settings, "merge": "mean"})

@@ -1,4 +1,4 @@
-"""How a video is looked at to be scored: its views, the frames of its clips, how it is resized, what is averaged."""
+"""The settings of an evaluation: views of a video, frames of a clip, resize, mean over the views."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["EvaluateSpec", "EvaluationProtocol", "Views", "parse_views"]
 
 
 class Views(NamedTuple):
-    """How often a video is looked at: clips in time × crops in space."""
+    """The views of one video: clips in time × crops in space."""
 
     clips: int
     crops: int
@@ -26,16 +26,16 @@ class Views(NamedTuple):
 
 def parse_views(text: str) -> Views:
     """`5x3` → 5 clips, 3 crops. Raises MisuseError."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or not int(found[1]) or not int(found[2]):
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or not int(match[1]) or not int(match[2]):
         raise MisuseError(f"views = {text}: expected CLIPSxCROPS, such as 5x3")
-    return Views(int(found[1]), int(found[2]))
+    return Views(int(match[1]), int(match[2]))
 
 
 class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the validation set is scored: at the end, and every `every_steps` where that is given.
+    """How a finetuning evaluates on the validation set: at its end, and after every `every_steps` steps if set.
 
-    `merge`: the mean over a video's views is of probabilities (softmax) or of logits (logit).
+    `merge`: the mean over a video's views is over probabilities (softmax) or over logits (logit).
     """
 
     views: str = "5x3"
@@ -55,7 +55,7 @@ class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class EvaluationProtocol(NamedTuple):
-    """What changes a score besides the model and the data."""
+    """Everything that changes a score, except the model and the data."""
 
     views: Views
     clip: ClipSpec
@@ -64,5 +64,5 @@ class EvaluationProtocol(NamedTuple):
 
     @property
     def control(self) -> str | None:
-        """Named where the score is that of a control."""
+        """The name of the control experiment, if the protocol is one."""
         return "one frame repeated" if self.clip.frozen else None

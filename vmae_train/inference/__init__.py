@@ -1,1 +1,1 @@
-"""What a trained model is used for: row 20 of the data's way."""
+"""A trained model and videos → reconstructions."""

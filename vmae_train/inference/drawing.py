@@ -1,4 +1,4 @@
-"""Reconstructions as pictures: sheets with captions for files, single pictures for pages.
+"""Reconstructions → pictures: sheets with captions for files, single pictures for pages.
 
 T frames, H rows, W columns, C colours.
 """
@@ -19,12 +19,12 @@ __all__ = ["Reconstruction", "draw_moving", "draw_still", "page_figures"]
 
 U8 = NDArray[np.uint8]
 STILL_FRAMES = 8
-PAGE_SIDE = 160  # a page is no wider than eight of them
-GAP, GAP_GREY = 4, 60  # darker than hidden cubes; goes with a light page and with a dark one
+PAGE_SIDE = 160  # a page is at most eight frames wide
+GAP, GAP_GREY = 4, 60  # darker than masked cubes; fits a light and a dark page
 
 
 class Reconstruction(NamedTuple):
-    """One clip three times, uint8 (T, H, W, 3), and the loss of its hidden cubes."""
+    """One clip three times, uint8 (T, H, W, 3), and the loss of its masked cubes."""
 
     title: str
     original_THWC: U8
@@ -34,42 +34,47 @@ class Reconstruction(NamedTuple):
 
 
 def draw_still(clips: Sequence[Reconstruction]) -> U8:
-    """Three rows a clip, half of its frames."""
+    """Three rows per clip, with up to eight of its frames."""
     rows = []
     for clip in clips:
-        title = f"{clip.title}   (loss of the hidden cubes {clip.loss:.3f})"
-        for label, frames in _three(clip):
-            rows.append(SheetRow([*enlarge(_some(frames))], label, title))
+        title = f"{clip.title}   (loss of the masked cubes {clip.loss:.3f})"
+        for label, frames in _versions(clip):
+            rows.append(SheetRow([*enlarge(_still_frames(frames))], label, title))
             title = ""
     return sheet(rows)
 
 
 def draw_moving(clips: Sequence[Reconstruction]) -> list[U8]:
-    """A sheet a frame: original, masked and reconstruction of each clip side by side."""
-    head = SheetRow(title="original, masked, reconstructed")
+    """One sheet per frame: original, masked and reconstruction of each clip side by side."""
+    header = SheetRow(title="original, masked, reconstructed")
     return [
-        sheet([head, *(SheetRow([enlarge(one[t]) for _, one in _three(clip)], title=clip.title) for clip in clips)])
+        sheet(
+            [
+                header,
+                *(SheetRow([enlarge(frames[t]) for _, frames in _versions(clip)], title=clip.title) for clip in clips),
+            ]
+        )
         for t in range(len(clips[0].original_THWC))
     ]
 
 
-def _some(frames_THWC: U8) -> U8:
+def _still_frames(frames_THWC: U8) -> U8:
     return frames_THWC[:: max(1, len(frames_THWC) // STILL_FRAMES)][:STILL_FRAMES]
 
 
-def _three(clip: Reconstruction) -> tuple[tuple[str, U8], ...]:
+def _versions(clip: Reconstruction) -> tuple[tuple[str, U8], ...]:
     return (("original", clip.original_THWC), ("masked", clip.masked_THWC), ("reconstructed", clip.predicted_THWC))
 
 
 def page_figures(clip: Reconstruction) -> Charts:
-    """A clip for a page, whose own text says what it is: moving, and as rows of frames."""
-    three = [_page_size(frames) for _, frames in _three(clip)]
-    moving = [_side_by_side([frames[t] for frames in three]) for t in range(len(three[0]))]
-    rows = [_side_by_side([*_some(frames)]) for frames in three]
+    """A clip for a page: as an animation, and as rows of frames. The page explains the rows."""
+    versions = [_page_size(frames) for _, frames in _versions(clip)]
+    moving = [_side_by_side([frames[t] for frames in versions]) for t in range(len(versions[0]))]
+    rows = [_side_by_side([*_still_frames(frames)]) for frames in versions]
     still = np.concatenate([part for row in rows for part in (row, np.full_like(row[:GAP], GAP_GREY))][:-1])
     return Charts(
         (
-            Figure(animated_gif(moving), clip.title, f"Loss of the hidden cubes: {clip.loss:.3f}"),
+            Figure(animated_gif(moving), clip.title, f"Loss of the masked cubes: {clip.loss:.3f}"),
             Figure(picture(still, lossless=still.shape[1] < 8 * 128 + 8 * GAP), "Original, masked, reconstructed"),
         ),
         wide=True,
@@ -77,7 +82,7 @@ def page_figures(clip: Reconstruction) -> Charts:
 
 
 def _page_size(frames_THWC: U8) -> U8:
-    """No larger than a page shows it; tiny clips enlarged by a whole number of times."""
+    """At most `PAGE_SIDE` pixels; tiny clips are enlarged by a whole factor."""
     if min(frames_THWC.shape[1:3]) <= PAGE_SIDE:
         return enlarge(frames_THWC)
     images = [Image.fromarray(frame).resize((PAGE_SIDE, PAGE_SIDE), Image.Resampling.BOX) for frame in frames_THWC]

@@ -1,6 +1,6 @@
-"""Curves of a training and the confusion of a classifier, as drawings that follow the page's light or dark.
+"""Curves of a training, and the confusion matrix of a classifier → SVG in the colours of the page, light or dark.
 
-matplotlib knows no CSS, so curves are drawn in stand-in colours that become the page's own in the SVG.
+matplotlib has no CSS variables: curves are drawn in placeholder colours, which the SVG then replaces by the page's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vmae_data.pictures import picture
 
 __all__ = ["Curve", "confusion_picture", "curves", "log_curve"]
 
-# Stand-ins, never seen: the six colours of a page's series, its text and its lines.
+# Placeholders for the six colours of the page's curves, its soft text and its lines.
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
 SOFT, LINE = "#0a0007", "#0a0008"
-NUMBERED = 24  # up to so many classes each cell of the confusion says its count
+MAX_NUMBERED = 24  # with at most this many classes, every cell of the confusion matrix shows its count
 ACCENT = (80, 140, 220)
 
 
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 
 def log_curve(name: str, lines: Sequence[dict[str, Any]], field: str, kind: str = "train", scale: float = 1) -> Curve:
-    """One field of a run's log, where it is there and finite."""
+    """One field of a run's log; lines without a finite value are skipped."""
     points = [
         (float(line["step"]), scale * float(line[field]))
         for line in lines
@@ -46,15 +46,15 @@ def log_curve(name: str, lines: Sequence[dict[str, Any]], field: str, kind: str 
 
 
 def curves(title: str, lines: Sequence[Curve], caption: str = "", *, level: float | None = None) -> Figure | None:
-    """Curves over steps in one drawing; `level`: a dotted line to compare with. None where there is no line to draw."""
+    """Curves over steps in one chart, with a dotted line at `level`. None if no curve has two points."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure as MplFigure
 
     if max((len(line.step) for line in lines), default=0) < 2:
         return None
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 10}):
-        canvas = Canvas(figsize=(4.5, 2.6), layout="constrained")
-        axes = canvas.add_subplot()
+        figure = MplFigure(figsize=(4.5, 2.6), layout="constrained")
+        axes = figure.add_subplot()
         for n, line in enumerate(lines):
             marker = "o" if len(line.step) < 3 else None
             axes.plot(line.step, line.value, color=SERIES[n % 6], linewidth=1.3, marker=marker, markersize=3)
@@ -70,14 +70,14 @@ def curves(title: str, lines: Sequence[Curve], caption: str = "", *, level: floa
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(LINE)
         axes.set_axisbelow(True)
-        out = io.BytesIO()
-        canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     legend = tuple(line.name for line in lines) if len(lines) > 1 else ()
-    return Figure(_page_svg(out.getvalue().decode("utf-8")), title, caption, legend)
+    return Figure(_page_svg(buffer.getvalue().decode("utf-8")), title, caption, legend)
 
 
 def _page_svg(svg: str) -> Markup:
-    """The drawing alone, sized by the page and in its colours. No text in it comes from outside."""
+    """Only the <svg> element, sized by the page and in its colours. It contains no text of the user's."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(
@@ -91,17 +91,17 @@ def _page_svg(svg: str) -> Markup:
 
 
 def confusion_picture(confusion_KK: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Rows: true class; columns: answer; darker: a greater share of the row."""
+    """Rows: true class. Columns: predicted class. A darker cell has a larger share of its row."""
     counts_K1 = confusion_KK.sum(axis=1, keepdims=True)
     share_KK = confusion_KK / np.maximum(counts_K1, 1)
-    caption = "Rows: the true class. Columns: the answer. The stronger a cell, the greater its share of the row."
-    if len(classes) <= NUMBERED:
+    caption = "Rows: true class. Columns: predicted class. A stronger colour means a larger share of the row."
+    if len(classes) <= MAX_NUMBERED:
         return Figure(_confusion_svg(confusion_KK, share_KK, classes), "", caption)
     rgba = np.zeros((*share_KK.shape, 4), dtype=np.uint8)
     rgba[..., :3] = ACCENT
     rgba[..., 3] = np.rint(255 * np.sqrt(share_KK))
-    times = max(1, 640 // len(classes))
-    return Figure(picture(rgba.repeat(times, axis=0).repeat(times, axis=1), lossless=True), "", caption)
+    cell = max(1, 640 // len(classes))
+    return Figure(picture(rgba.repeat(cell, axis=0).repeat(cell, axis=1), lossless=True), "", caption)
 
 
 def _confusion_svg(confusion_KK: NDArray[np.int64], share_KK: NDArray[np.float64], classes: Sequence[str]) -> Markup:
@@ -123,8 +123,9 @@ def _confusion_svg(confusion_KK: NDArray[np.int64], share_KK: NDArray[np.float64
                 left + y + cell / 2, side + 15, k
             )
         )
-        for answer, count in enumerate(confusion_KK[k].tolist()):
-            parts.append(_cell(left + answer * cell, y, cell, count, float(share_KK[k, answer]), name, classes[answer]))
+        for column, count in enumerate(confusion_KK[k].tolist()):
+            tooltip = f"{name} predicted as {classes[column]}: {count}"
+            parts.append(_cell(left + column * cell, y, cell, count, float(share_KK[k, column]), tooltip))
     return Markup("").join(parts) + Markup("</svg>")
 
 
@@ -132,7 +133,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 20 else name[:19] + "…"
 
 
-def _cell(x: float, y: float, cell: int, count: int, share: float, true: str, answer: str) -> Markup:
+def _cell(x: float, y: float, cell: int, count: int, share: float, tooltip: str) -> Markup:
     number = Markup("")
     if count:
         ink = "var(--paper)" if share > 0.5 else "var(--ink)"
@@ -143,6 +144,5 @@ def _cell(x: float, y: float, cell: int, count: int, share: float, true: str, an
         '<g><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="2" style="fill:var(--wash)"/>'
         '<rect x="{}" y="{}" width="{}" height="{}" rx="2" style="fill:var(--c1);fill-opacity:{:.3f}"/>{}</g>'
     ).format(
-        f"{true} answered as {answer}: {count}",
-        x, y, cell - 2, cell - 2, x, y, cell - 2, cell - 2, share, number,
+        tooltip, x, y, cell - 2, cell - 2, x, y, cell - 2, cell - 2, share, number,
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""One page on a run: its data, curves, reconstructions and scores, and other finetunings beside it.
+"""A run's folder → one page: its data, curves, reconstructions and scores, and a comparison with other finetunings.
 
-What a page says of two runs is computed from their numbers; it claims no gain that they don't show.
+The page computes every statement about two runs from their numbers. It claims no gain that the numbers don't show.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.html import Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
+from vmae_data.html import Charts, Fact, Facts, Note, Part, Section, Table, write_page
 from vmae_data.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
 from vmae_data.recipes import build_spec
@@ -21,193 +21,173 @@ from vmae_train.inference.drawing import page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.reports.charts import curves, log_curve
-from vmae_train.reports.compare_runs import comparison, validation_curve, validation_title
-from vmae_train.reports.run_reader import RunReader, pretraining_of, read_run
-from vmae_train.reports.scores_page import accuracy, headline_fact
+from vmae_train.reports.compare_runs import comparison_parts, validation_curve, validation_title
+from vmae_train.reports.run_reader import StoredRun, pretraining_of, read_run
+from vmae_train.reports.scores_page import headline_fact, score_parts, unreadable_parts
 from vmae_train.runs.metadata import clip_of, data_words
 
 __all__ = ["write_report"]
 
-PICTURED, RECONSTRUCTED = 12, 4
+NUM_VIDEOS, NUM_RECONSTRUCTIONS = 12, 4
 
 
 def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Path] = ()) -> None:
-    """Write the page on a run, finished or not.
+    """Write the page of a run, finished or not.
 
-    Raises DataError where a folder is no run, MisuseError where runs of different kinds are to be compared.
+    Raises DataError for a folder that is not a run, MisuseError for a comparison of runs of different kinds.
     """
     page = writable_path(out, "--out")
-    reader = read_run(run)
+    shown = read_run(run)
     others = [read_run(other) for other in against]
-    for one in (reader, *others) if others else ():
-        if not one.is_finetuning:
-            raise MisuseError(f"{one.folder}: is a pretraining; --against compares finetunings, which have scores")
-    pretraining = pretraining_of(reader)
+    for compared in (shown, *others) if others else ():
+        if not compared.is_finetuning:
+            raise MisuseError(
+                f"{compared.folder}: is a pretraining, which has no scores. --against compares finetunings"
+            )
+    pretraining = pretraining_of(shown)
     sections = [
-        Section("At a glance", tuple(_glance(reader))),
-        Section("Beside other runs", tuple(comparison(reader, others))),
-        Section("Accuracy", tuple(_accuracy(reader))),
-        Section("Videos", tuple(_videos(reader))),
-        Section("Training", tuple(_training(reader))),
-        Section("Reconstructions", tuple(_reconstructions(reader)) if not reader.is_finetuning else ()),
-        *(_pretraining_sections(reader, pretraining) if reader.is_finetuning else ()),
-        Section("Unreadable samples", tuple(_unreadable(reader))),
-        Section("Recipe", tuple(_recipe(reader))),
+        Section("Summary", tuple(_summary(shown))),
+        Section("Comparison", tuple(comparison_parts(shown, others))),
+        Section("Scores", tuple(_scores(shown))),
+        Section("Videos", tuple(_videos(shown))),
+        Section("Training", tuple(_training(shown))),
+        Section("Reconstructions", tuple(_reconstructions(shown)) if not shown.is_finetuning else ()),
+        *(_pretraining_sections(shown, pretraining) if shown.is_finetuning else ()),
+        Section("Unreadable samples", tuple(_unreadable(shown))),
+        Section("Recipe", tuple(_recipe(shown))),
     ]
-    kind = "Finetuning" if reader.is_finetuning else "Pretraining"
-    write_page(page, f"{kind} {reader.name}", sections, _subtitle(reader))
+    title = f"{'Finetuning' if shown.is_finetuning else 'Pretraining'} {shown.name}"
+    state = "finished" if shown.finished else "not finished"
+    steps = f"step {shown.step} of {shown.num_steps}" if shown.num_steps is not None else f"step {shown.step}"
+    write_page(page, title, sections, f"{shown.facts.recipe['model']['size']} model, {state}, {steps}")
 
 
-def _subtitle(reader: RunReader) -> str:
-    recipe = reader.facts.recipe
-    steps = f"step {reader.step} of {reader.steps}" if reader.steps is not None else f"step {reader.step}"
-    return f"{recipe['model']['size']} model, {'finished' if reader.finished else 'not finished'}, {steps}"
-
-
-def _glance(reader: RunReader) -> Iterator[Part]:
-    facts = [
-        Fact("steps", f"{reader.step}", f"of {reader.steps}" if reader.steps is not None else "of an unknown number")
-    ]
-    losses = log_curve("", reader.log, "loss").value
+def _summary(run: StoredRun) -> Iterator[Part]:
+    facts = [Fact("steps", f"{run.step}", f"of {run.num_steps}" if run.num_steps is not None else "total unknown")]
+    losses = log_curve("", run.log, "loss").value
     if losses:
         facts.append(Fact("last loss", f"{losses[-1]:.4g}", f"first logged {losses[0]:.4g}"))
-    if reader.scores is not None:
-        scores = reader.scores
-        facts.append(headline_fact(scores))
-        facts.append(Fact("validation videos", str(scores.videos), f"{scores.views} views each"))
-    speeds = log_curve("", reader.log, "clips_per_second").value
+    if run.scores is not None:
+        facts.append(headline_fact(run.scores))
+        facts.append(Fact("validation videos", str(run.scores.videos), f"{run.scores.views} views each"))
+    speeds = log_curve("", run.log, "clips_per_second").value
     if speeds:
-        facts.append(Fact("clips a second", f"{np.median(speeds):.4g}", "median"))
-    waits = log_curve("", reader.log, "data_wait", scale=100).value
+        facts.append(Fact("clips per second", f"{np.median(speeds):.4g}", "median"))
+    waits = log_curve("", run.log, "data_wait", scale=100).value
     if waits:
         facts.append(Fact("waiting for data", f"{np.median(waits):.1f} %", "of the time, median"))
     yield Facts(tuple(facts))
-    if not reader.finished:
-        saved = (
-            f"the last checkpoint is of step {reader.state.step}"
-            if reader.checkpoint
-            else "no checkpoint was saved yet"
-        )
-        yield Note(f"This run is not finished; {saved}. The page shows what is there.", warning=True)
-    if reader.is_finetuning:
-        yield Note(f"It began {reader.origin}.")
+    if not run.finished:
+        saved = f"The last checkpoint is of step {run.state.step}." if run.checkpoint else "It has no checkpoint yet."
+        yield Note(f"This run is not finished. {saved}", warning=True)
+    if run.is_finetuning:
+        yield Note(f"The training started {run.origin}.")
 
 
-def _accuracy(reader: RunReader) -> Iterator[Part]:
-    if reader.scores is not None:
-        yield from accuracy(reader.scores)
-    elif reader.is_finetuning:
-        yield Note("There is no score yet: the validation set is scored when the last step is done.")
+def _scores(run: StoredRun) -> Iterator[Part]:
+    if run.scores is not None:
+        yield from score_parts(run.scores)
+    elif run.is_finetuning:
+        yield Note("There is no score yet. The validation set is evaluated after the last step.")
 
 
-def _videos(reader: RunReader) -> Iterator[Part]:
-    if reader.shards is None:
-        yield Note(reader.why_no_shards, warning=True)
+def _videos(run: StoredRun) -> Iterator[Part]:
+    shards = run.shards
+    if shards is None:
+        yield Note(run.data_problem, warning=True)
         return
-    shards = reader.shards
     classes = f" of {len(shards.classes)} classes" if shards.classes else ""
-    yield Note(f"{len(shards)} samples{classes} to train on. First, middle and last kept frame of some of them:")
+    yield Note(f"{len(shards)} training samples{classes}. Some of them, with the first, middle and last kept frame:")
     try:
-        gallery, unreadable = contact_sheet(shards, choose_samples(shards.label_N, PICTURED))
+        gallery, unreadable = contact_sheet(shards, choose_samples(shards.label_N, NUM_VIDEOS))
     except DataError as error:
         yield Note(f"The run's data can't be shown: {error}", warning=True)
         return
     yield gallery
-    for key, why in unreadable.items():
-        yield Note(f"{key} can't be shown: {why}", warning=True)
+    yield from _not_shown(unreadable)
 
 
-def _training(reader: RunReader) -> Iterator[Part]:
-    level, caption = None, ""
-    if not reader.is_finetuning:
-        level = _level_of_means(reader)
-        caption = f"Dotted, {level:.4g}: what filling every hidden cube with its mean gives, where none is even."
-    drawn = [
-        curves("Loss", [log_curve("loss", reader.log, "loss")], caption, level=level),
-        curves("Learning rate", [log_curve("rate", reader.log, "lr")]),
-        curves("Norm of the gradient", [log_curve("norm", reader.log, "grad_norm")]),
-        curves("Waiting for data, % of the time", [log_curve("wait", reader.log, "data_wait", scale=100)]),
-        curves("Clips a second", [log_curve("clips", reader.log, "clips_per_second")]),
-        curves(validation_title(reader), [validation_curve("", reader)]) if reader.is_finetuning else None,
+def _not_shown(unreadable: dict[str, str]) -> Iterator[Part]:
+    for key, reason in unreadable.items():
+        yield Note(f"{key} can't be shown: {reason}", warning=True)
+
+
+def _training(run: StoredRun) -> Iterator[Part]:
+    baseline, caption = None, ""
+    if not run.is_finetuning:
+        # Targets have an unbiased variance of 1: the mean of n squares is (n - 1) / n.
+        geometry = build_spec(run.facts.recipe["model"], ModelSpec, "the run's recipe").geometry()
+        baseline = 1 - 1 / (geometry.tubelet_size * geometry.patch_size**2)
+        caption = f"Dotted line, {baseline:.4g}: the loss of predicting the mean of every masked cube."
+    charts = [
+        curves("Loss", [log_curve("loss", run.log, "loss")], caption, level=baseline),
+        curves("Learning rate", [log_curve("lr", run.log, "lr")]),
+        curves("Gradient norm", [log_curve("norm", run.log, "grad_norm")]),
+        curves("Waiting for data, % of the time", [log_curve("wait", run.log, "data_wait", scale=100)]),
+        curves("Clips per second", [log_curve("clips", run.log, "clips_per_second")]),
+        curves(validation_title(run), [validation_curve("", run)]) if run.is_finetuning else None,
     ]
-    figures: tuple[Figure, ...] = tuple(figure for figure in drawn if figure is not None)
+    figures = tuple(figure for figure in charts if figure is not None)
     if figures:
         yield Charts(figures)
     else:
-        yield Note("Too little was logged for a curve yet.")
+        yield Note("The log has too few lines for a curve.")
 
 
-def _level_of_means(reader: RunReader) -> float:
-    """The loss of predicting 0: targets have an unbiased variance of 1, so the mean of n squares is (n - 1) / n."""
-    geometry = build_spec(reader.facts.recipe["model"], ModelSpec, "the run's recipe").geometry()
-    return 1 - 1 / (geometry.tubelet_size * geometry.patch_size**2)
-
-
-def _reconstructions(reader: RunReader) -> Iterator[Part]:
-    if reader.checkpoint is None:
-        yield Note("There is no checkpoint yet to draw reconstructions with.")
+def _reconstructions(run: StoredRun) -> Iterator[Part]:
+    if run.checkpoint is None:
+        yield Note("There are no reconstructions yet: the run has no checkpoint.")
         return
-    if reader.shards is None:
-        yield Note(reader.why_no_shards, warning=True)
+    if run.shards is None:
+        yield Note(run.data_problem, warning=True)
         return
-    place = str(reader.checkpoint)
+    checkpoint = str(run.checkpoint)
     try:
-        model = load_pretrained(place, None)
-        ratio = mask_ratio(place, model.geometry, None)
-        drawn = reconstruct_shards(
-            model,
-            reader.shards,
-            clip=clip_of(reader.facts),
-            videos=RECONSTRUCTED,
-            ratio=ratio,
-            seed=0,
+        model = load_pretrained(checkpoint, None)
+        ratio = mask_ratio(checkpoint, model.geometry, None)
+        clip = clip_of(run.facts)
+        clips, unreadable = reconstruct_shards(
+            model, run.shards, clip=clip, videos=NUM_RECONSTRUCTIONS, ratio=ratio, seed=0
         )
     except VmaeError as error:
-        yield Note(f"Reconstructions can't be drawn: {error}", warning=True)
+        yield Note(f"The reconstructions failed: {error}", warning=True)
         return
-    if not drawn.clips:
+    if not clips:
         yield Note("None of the chosen samples could be read.", warning=True)
         return
     yield Note(
-        f"The checkpoint of step {reader.state.step}, with {100 * ratio:.4g} % of the places hidden. Each hidden cube is shown "
-        "with the mean and spread of the original, as the published pictures are: its brightness and contrast are "
-        "given, only its pattern is the model's. A model that has learned nothing gives even blocks."
+        f"From the checkpoint of step {run.state.step}, with {100 * ratio:.4g} % of the patches masked. Each masked cube "
+        "has the mean and standard deviation of the original, as in the published pictures: its brightness and "
+        "contrast are from the original, only its pattern is predicted. An untrained model predicts uniform cubes."
     )
-    yield from (page_figures(clip) for clip in drawn.clips)
-    for key, why in drawn.unreadable.items():
-        yield Note(f"{key} can't be shown: {why}", warning=True)
+    yield from (page_figures(clip) for clip in clips)
+    yield from _not_shown(unreadable)
 
 
-def _pretraining_sections(reader: RunReader, pretraining: RunReader | None) -> Iterator[Section]:
-    if reader.facts.init is None:
+def _pretraining_sections(run: StoredRun, pretraining: StoredRun | None) -> Iterator[Section]:
+    if run.facts.init is None:
         return
-    title = "The pretraining that it began from"
     if pretraining is None:
-        yield Section(title, (Note(f"{reader.facts.init} is not there any more, or is no pretraining run."),))
+        yield Section("Pretraining", (Note(f"{run.facts.init} no longer exists, or is not a pretraining run."),))
         return
-    yield Section(f"{title}: {pretraining.name}", (*_glance(pretraining), *_training(pretraining)))
+    yield Section(f"Pretraining: {pretraining.name}", (*_summary(pretraining), *_training(pretraining)))
     yield Section("Reconstructions of the pretraining", tuple(_reconstructions(pretraining)))
     yield Section("Recipe of the pretraining", tuple(_recipe(pretraining)))
 
 
-def _unreadable(reader: RunReader) -> Iterator[Part]:
-    found = {**reader.state.unreadable, **(reader.scores.unreadable if reader.scores else {})}
-    if found:
-        yield Table(("sample", "why"), tuple(sorted(found.items())))
-    else:
-        yield Note("Every sample that was asked for could be read.")
+def _unreadable(run: StoredRun) -> Iterator[Part]:
+    yield from unreadable_parts({**run.state.unreadable, **(run.scores.unreadable if run.scores else {})})
 
 
-def _recipe(reader: RunReader) -> Iterator[Part]:
-    facts = reader.facts
-    rows = [("data", data_words(facts)), ("validation", facts.validation or "–"), ("start", reader.origin)]
-    rows += [(key, "–" if value is None else str(value)) for key, value in _flat(facts.recipe)]
+def _recipe(run: StoredRun) -> Iterator[Part]:
+    rows = [("data", data_words(run.facts)), ("validation", run.facts.validation or "–"), ("init", run.origin)]
+    rows += [(key, "–" if value is None else str(value)) for key, value in _flatten(run.facts.recipe)]
     yield Table(("key", "value"), tuple(rows), folded="every value")
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -1,4 +1,4 @@
-"""All that a run's folder tells, finished or not: its start, log, last checkpoint, scores and data. Reads only."""
+"""A run's folder, finished or not → its recipe, log, last checkpoint, scores and data. Reads only."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vmae_train.runs.metadata import RunFacts, read_facts, run_of
 from vmae_train.runs.run_files import local_copy
 from vmae_train.training.checkpoint import RunState
 
-__all__ = ["RunReader", "pretraining_of", "read_run"]
+__all__ = ["StoredRun", "pretraining_of", "read_run"]
 
 
 @dataclass(frozen=True)
-class RunReader:
-    """All that a run's folder tells. `mix` None: `why_no_shards` says why."""
+class StoredRun:
+    """The content of a run's folder. `mixture` None: `data_problem` is the reason."""
 
     name: str
     folder: Path
@@ -33,85 +33,85 @@ class RunReader:
     checkpoint: Path | None
     state: RunState
     scores: AnyScores | None
-    mix: Mixture | None
-    why_no_shards: str
+    mixture: Mixture | None
+    data_problem: str
 
     @property
     def shards(self) -> Shards | None:
-        """The data that it is pictured by: the first set of several."""
-        return None if self.mix is None else self.mix.sets[0]
+        """The data set that the page shows: the first one of a mixture."""
+        return None if self.mixture is None else self.mixture.sets[0]
 
     @property
     def is_finetuning(self) -> bool:
         return self.facts.kind == "finetune"
 
     @property
-    def steps(self) -> int | None:
-        """All steps of the run; None where they hang on a data set that is not there."""
+    def num_steps(self) -> int | None:
+        """All steps of the run; None if they depend on a data set that can't be read."""
         train = self.facts.recipe["train"]
         if train["steps"] is not None:
             return int(train["steps"])
-        return train["epochs"] * (len(self.mix) // train["batch"]) if self.mix is not None else None
+        return train["epochs"] * (len(self.mixture) // train["batch"]) if self.mixture is not None else None
 
     @property
     def step(self) -> int:
-        """The last step that the log or a checkpoint knows of."""
+        """The last step in the log or in a checkpoint."""
         return max([self.state.step, *(int(line["step"]) for line in self.log)])
 
     @property
     def finished(self) -> bool:
         if self.is_finetuning:
             return self.scores is not None
-        return self.steps is not None and self.state.step >= self.steps
+        return self.num_steps is not None and self.state.step >= self.num_steps
 
     @property
     def origin(self) -> str:
-        """Where its first weights came from, in words."""
-        if self.facts.init is None:
-            return "from scratch" if self.is_finetuning else "from fresh weights"
-        return f"from {self.facts.init}"
+        """The source of the first weights, in words."""
+        return "from scratch" if self.facts.init is None else f"from {self.facts.init}"
 
 
-def read_run(place: str | Path) -> RunReader:
-    """Gather a run's folder, or a run at a URL. Raises DataError where it is no run."""
-    run = local_copy(place)
-    facts = read_facts(run)
-    checkpoint = newest_checkpoint(run)
+def read_run(url: str | Path) -> StoredRun:
+    """Read a run's folder or URL. Raises DataError if it is not a run."""
+    folder = local_copy(url)
+    facts = read_facts(folder)
+    checkpoint = newest_checkpoint(folder)
     state = RunState(step=0, samples=0)
     if checkpoint is not None:
         state = _decode(checkpoint / MARKER, RunState)
-    scores = _decode(run / EVALUATION, AnyScores) if (run / EVALUATION).exists() else None
-    mix, why = _open_data(facts)
-    return RunReader(run.resolve().name, run, facts, read_log(run), checkpoint, state, scores, mix, why)
+    scores = _decode(folder / EVALUATION, AnyScores) if (folder / EVALUATION).exists() else None
+    log = read_log(folder)
+    mixture, problem = _open_data(facts)
+    return StoredRun(folder.resolve().name, folder, facts, log, checkpoint, state, scores, mixture, problem)
 
 
-def _decode(path: Path, kind: Any) -> Any:
+def _decode(path: Path, file_type: Any) -> Any:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(path.read_bytes(), type=file_type)
     except (OSError, *NOT_JSON) as error:
-        raise DataError(f"{path}: can't be read ({error}); the run was damaged, or is of another version") from error
+        raise DataError(f"{path}: can't be read ({error}). The run is damaged or of another version") from error
 
 
 def _open_data(facts: RunFacts) -> tuple[Mixture | None, str]:
+    """The run's data, or the reason why it can't be shown."""
     try:
-        mix = Mixture([Shards.open(url) for url in facts.data], facts.data_weight)
+        mixture = Mixture([Shards.open(url) for url in facts.data], facts.data_weight)
     except VmaeError as error:
         return None, f"The run's data can't be shown: {error}"
-    for url, digest, was in zip(facts.data, mix.digests, facts.data_digest, strict=True):
-        if digest != was:
-            return None, f"The run's data can't be shown: {url} is another data set now."
-    return mix, ""
+    for url, digest, trained_on in zip(facts.data, mixture.digests, facts.data_digest, strict=True):
+        if digest != trained_on:
+            return None, f"The run's data can't be shown: {url} has changed since the training."
+    return mixture, ""
 
 
-def pretraining_of(reader: RunReader) -> RunReader | None:
-    """The pretraining that a finetuning began from, where its run is still there."""
-    if not reader.is_finetuning or reader.facts.init is None:
+def pretraining_of(run: StoredRun) -> StoredRun | None:
+    """The pretraining run that a finetuning started from, if it still exists."""
+    if not run.is_finetuning or run.facts.init is None:
         return None
     try:
-        folder = run_of(reader.facts.init)
-    except VmaeError:  # in a bucket that is not there any more, or not for us
+        folder = run_of(run.facts.init)
+    except VmaeError:  # in a bucket that is gone or not readable for us
         return None
     if folder is None:
         return None
-    found = read_run(folder)
-    return None if found.is_finetuning else found
+    pretraining = read_run(folder)
+    return None if pretraining.is_finetuning else pretraining

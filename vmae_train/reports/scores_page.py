@@ -1,7 +1,8 @@
-"""The scores of a model as parts of a page: numbers, confusion, every class or value."""
+"""The scores of a model → parts of a page: numbers, confusion matrix, every class or value."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,120 +11,132 @@ from vmae_data.html import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, 
 from vmae_data.storage import StoragePath
 from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores
 from vmae_train.reports.charts import confusion_picture
-from vmae_train.reports.significance import standard_error
 
-__all__ = ["accuracy", "headline_fact", "write_scores"]
+__all__ = ["headline_fact", "score_parts", "standard_error", "unreadable_parts", "write_scores_page"]
 
-CONFUSIONS = 10  # the most frequent wrong answers
+TOP_CONFUSIONS = 10  # pairs of true and predicted class
 
 
-def write_scores(scores: AnyScores, page: StoragePath, *, model: str, data: str) -> None:
-    """One page on an evaluation. Raises VmaeError where it can't be written."""
-    unreadable = Table(("sample", "why"), tuple(sorted(scores.unreadable.items())))
-    none = Note("Every sample that was asked for could be read.")
+def write_scores_page(scores: AnyScores, page: StoragePath, *, model: str, data: str) -> None:
+    """Write the page of one evaluation. Raises VmaeError if it can't be written."""
     sections = [
-        Section("Accuracy", tuple(accuracy(scores))),
-        Section("Unreadable samples", (unreadable if scores.unreadable else none,)),
+        Section("Scores", tuple(score_parts(scores))),
+        Section("Unreadable samples", tuple(unreadable_parts(scores.unreadable))),
     ]
-    told = f"{data}, {scores.videos} videos, {scores.views} views each, merged by {scores.merge}"
-    write_page(page, f"Evaluation of {model}", sections, told)
+    subtitle = f"{data}, {scores.videos} videos, {scores.views} views each, merged by {scores.merge}"
+    write_page(page, f"Evaluation of {model}", sections, subtitle)
+
+
+def unreadable_parts(unreadable: dict[str, str]) -> Iterator[Part]:
+    if unreadable:
+        yield Table(("sample", "reason"), tuple(sorted(unreadable.items())))
+    else:
+        yield Note("Every requested sample could be read.")
+
+
+def standard_error(percent: float, videos: int) -> float:
+    """The standard error of an accuracy, in percentage points.
+
+    At 0 and 100 %, it is computed as if one more video had the other result, so that it is never 0.
+    """
+    share = percent / 100
+    if share in (0.0, 1.0):
+        share = abs(share - 1 / (videos + 2))
+    return 100 * math.sqrt(share * (1 - share) / videos)
 
 
 def headline_fact(scores: AnyScores) -> Fact:
-    """The number to compare by; with its standard error where that is known."""
+    """The headline metric; with its standard error if known."""
     headline = scores.headline
     if isinstance(scores, Scores):
-        return Fact(
-            headline.name, f"{scores.top1:.2f} %", f"± {standard_error(scores.top1, scores.videos):.1f}, standard error"
-        )
+        error = standard_error(scores.top1, scores.videos)
+        return Fact(headline.name, f"{scores.top1:.2f} %", f"± {error:.1f}, standard error")
     return Fact(headline.name, f"{headline.value:.2f} %" if headline.unit else f"{headline.value:.4g}")
 
 
-def accuracy(scores: AnyScores) -> Iterator[Part]:
-    """All that is known of a model's answers."""
+def score_parts(scores: AnyScores) -> Iterator[Part]:
+    """All results of an evaluation."""
     if isinstance(scores, Scores):
-        yield from _of_classes(scores)
+        yield from _class_parts(scores)
     elif isinstance(scores, LabelScores):
-        yield from _of_labels(scores)
+        yield from _label_parts(scores)
     else:
-        yield from _of_values(scores)
+        yield from _value_parts(scores)
 
 
-def _control(scores: AnyScores) -> Iterator[Part]:
-    if scores.control:
-        yield Note(f"A control: {scores.control}.", warning=True)
-
-
-def _of_classes(scores: Scores) -> Iterator[Part]:
+def _class_parts(scores: Scores) -> Iterator[Part]:
     counts = {name: sum(row) for name, row in zip(scores.classes, scores.confusion, strict=True)}
-    filled = [name for name in scores.classes if counts[name]]
+    with_videos = [name for name in scores.classes if counts[name]]
     facts = [
         headline_fact(scores),
-        Fact("mean of classes", f"{scores.mean_class:.2f} %", f"{len(filled)} classes"),
-        Fact("by chance", f"{100 / len(scores.classes):.4g} %", f"guessing among {len(scores.classes)}"),
+        Fact("mean of classes", f"{scores.mean_class:.2f} %", f"{len(with_videos)} classes"),
+        Fact("chance", f"{100 / len(scores.classes):.4g} %", f"random guess among {len(scores.classes)}"),
     ]
     if scores.top5 is not None:
         facts.insert(1, Fact("top-5", f"{scores.top5:.2f} %"))
     yield Facts(tuple(facts))
     yield from _control(scores)
     confusion = np.asarray(scores.confusion, dtype=np.int64)
-    used = np.flatnonzero(confusion.sum(axis=0))
-    if len(used) == 1 and len(filled) > 1:
-        yield Note(f"Every video got the same answer, {scores.classes[used[0]]}: this model tells nothing apart.", True)
+    predicted = np.flatnonzero(confusion.sum(axis=0))
+    if len(predicted) == 1 and len(with_videos) > 1:
+        yield Note(f"The model predicts {scores.classes[predicted[0]]} for every video.", warning=True)
     yield Charts((confusion_picture(confusion, scores.classes),), wide=True)
-    yield Note("Right answers of each class:")
-    bars = tuple(Bar(n, scores.per_class[n], f"{scores.per_class[n]:.1f} % of {counts[n]}") for n in filled)
-    yield Bars(bars, f"all {len(filled)} classes", top=100)
-    yield Table(
-        ("class", "videos", "right", "right %", "given as answer"),
-        _class_rows(scores),
-        (1, 2, 3, 4),
-        folded="every class",
-    )
-    wrong = _wrong_answers(confusion, scores.classes)
+    yield Note("Accuracy of each class:")
+    bars = tuple(Bar(n, scores.per_class[n], f"{scores.per_class[n]:.1f} % of {counts[n]}") for n in with_videos)
+    yield Bars(bars, f"all {len(with_videos)} classes", top=100)
+    head = ("class", "videos", "correct", "correct %", "predicted")
+    yield Table(head, _class_rows(scores), (1, 2, 3, 4), folded="every class")
+    wrong = _top_confusions(confusion, scores.classes)
     if wrong:
-        yield Note("The most frequent wrong answers:")
-        yield Table(("true class", "answer", "videos"), wrong, (2,))
+        yield Note("The most frequent errors:")
+        yield Table(("true class", "predicted class", "videos"), wrong, (2,))
+
+
+def _control(scores: AnyScores) -> Iterator[Part]:
+    if scores.control:
+        yield Note(f"Control experiment: {scores.control}.", warning=True)
 
 
 def _class_rows(scores: Scores) -> tuple[tuple[str, ...], ...]:
-    answered = np.asarray(scores.confusion, dtype=np.int64).sum(axis=0)
+    predicted = np.asarray(scores.confusion, dtype=np.int64).sum(axis=0)
     return tuple(
-        (name, str(sum(row)), str(row[k]), f"{scores.per_class[name]:.1f}" if sum(row) else "–", str(answered[k]))
+        (name, str(sum(row)), str(row[k]), f"{scores.per_class[name]:.1f}" if sum(row) else "–", str(predicted[k]))
         for k, (name, row) in enumerate(zip(scores.classes, scores.confusion, strict=True))
     )
 
 
-def _wrong_answers(confusion: np.ndarray, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    off = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
-    order = np.argsort(-off, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [divmod(int(place), len(classes)) for place in order if off.flat[place]]
-    return tuple((classes[true], classes[answer], str(off[true, answer])) for true, answer in pairs)
+def _top_confusions(confusion: np.ndarray, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    errors = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
+    order = np.argsort(-errors, axis=None, kind="stable")[:TOP_CONFUSIONS]
+    pairs = [divmod(int(index), len(classes)) for index in order if errors.flat[index]]
+    return tuple((classes[true], classes[predicted], str(errors[true, predicted])) for true, predicted in pairs)
 
 
-def _of_labels(scores: LabelScores) -> Iterator[Part]:
-    shown = [name for name in scores.classes if name in scores.per_class]
-    by_chance = 100 * np.mean([scores.positives[name] / scores.videos for name in shown]) if shown else 0.0
+def _label_parts(scores: LabelScores) -> Iterator[Part]:
+    with_videos = [name for name in scores.classes if name in scores.per_class]
+    shares = [scores.positives[name] / scores.videos for name in with_videos]
+    chance = 100 * np.mean(shares) if shares else 0.0
     yield Facts(
         (
             headline_fact(scores),
-            Fact("classes", str(len(shown)), f"of {len(scores.classes)} that some video shows"),
-            Fact("by chance", f"{by_chance:.4g} %", "a random order of the videos, about"),
+            Fact("classes", str(len(with_videos)), f"of {len(scores.classes)} have a video"),
+            Fact("chance", f"about {chance:.4g} %", "random order of the videos"),
         )
     )
     yield from _control(scores)
     yield Note("Average precision of each class:")
     bars = tuple(
-        Bar(n, scores.per_class[n], f"{scores.per_class[n]:.1f} %, {scores.positives[n]} videos") for n in shown
+        Bar(n, scores.per_class[n], f"{scores.per_class[n]:.1f} %, {scores.positives[n]} videos") for n in with_videos
     )
-    yield Bars(bars, f"all {len(shown)} classes", top=100)
+    yield Bars(bars, f"all {len(with_videos)} classes", top=100)
 
 
-def _of_values(scores: ValueScores) -> Iterator[Part]:
-    over = f"mean over {len(scores.per_value)} values" if len(scores.per_value) > 1 else ""
-    yield Facts((headline_fact(scores)._replace(note=over), Fact("RMSE", f"{scores.rmse:.4g}", over)))
+def _value_parts(scores: ValueScores) -> Iterator[Part]:
+    note = f"mean over {len(scores.per_value)} values" if len(scores.per_value) > 1 else ""
+    yield Facts((headline_fact(scores)._replace(note=note), Fact("RMSE", f"{scores.rmse:.4g}", note)))
     yield from _control(scores)
     rows = tuple(
-        (name, f"{one.mae:.4g}", f"{one.rmse:.4g}", f"{one.spread:.4g}") for name, one in scores.per_value.items()
+        (name, f"{errors.mae:.4g}", f"{errors.rmse:.4g}", f"{errors.spread:.4g}")
+        for name, errors in scores.per_value.items()
     )
-    yield Table(("value", "MAE", "RMSE", "RMSE of always answering the mean"), rows, (1, 2, 3))
+    yield Table(("value", "MAE", "RMSE", "RMSE of predicting the mean"), rows, (1, 2, 3))

@@ -17,7 +17,7 @@ from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
 from vmae_train.clips.mixup import Mixup, MixupSpec, mix_targets, mixup_clips, sample_mixup, soft_targets
-from vmae_train.evaluation.answer_videos import check_same_classes
+from vmae_train.evaluation.predict_videos import check_same_classes
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import (
     Classifier,

@@ -1,0 +1,178 @@
+"""A model with a head and shards → predictions for every video. Each video is decoded once for all its views.
+
+B videos of a batch, V clips of a video, R crops of a frame, T frames, K classes or values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.progress import ProgressStyle, meter
+from vmae_data.read.batches import PADDING, Request
+from vmae_data.read.cache import CacheSpec
+from vmae_data.read.dataset import LabelKind, Shards
+from vmae_train.clips.augment import Augment, AugmentSpec
+from vmae_train.clips.boxes import view_boxes
+from vmae_train.clips.colour import planes_of_views
+from vmae_train.clips.frame_sampling import view_sampler
+from vmae_train.clips.frame_spacing import check_spacing
+from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
+from vmae_train.distributed import Distributed
+from vmae_train.evaluation.predictions import Predictions, activate, gather_outputs, merge_by_source
+from vmae_train.evaluation.protocol import EvaluationProtocol
+from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor
+
+__all__ = ["check_classes", "check_same_classes", "padded_requests", "predict_videos"]
+
+_MODELS = {
+    LabelKind.CLASS: (Classifier, "one class a video"),
+    LabelKind.CLASSES: (MultiLabelClassifier, "several classes a video"),
+    LabelKind.VALUES: (Regressor, "values for regression"),
+}
+
+
+def check_classes(model: HeadModel, shards: Shards) -> None:
+    """Raises MisuseError unless the labels fit the model: their kind, and the name of every class."""
+    model_class, labels = _MODELS[shards.label_kind]
+    if not isinstance(model, model_class):
+        predicted = next(kind for other, kind in _MODELS.values() if isinstance(model, other))
+        raise MisuseError(f"{shards.url}: its labels are {labels}, the model predicts {predicted}. Use other data")
+    if isinstance(model, Regressor):
+        if shards.num_targets != len(model.values):
+            raise MisuseError(f"{shards.url}: has {shards.num_targets} values a video, the model {len(model.values)}")
+        return
+    if not shards.classes:
+        raise MisuseError(f"{shards.url}: has no labels. A classifier needs labelled shards")
+    check_same_classes(shards, model.classes, "the model's", "Build the shards with --classes")
+
+
+def check_same_classes(shards: Shards, classes: tuple[str, ...], whose: str, advice: str) -> None:
+    """Raises MisuseError if the number or a name of the classes differs from `classes`."""
+    if shards.classes != classes:
+        owner = whose.removesuffix("'s")
+        first = next(
+            (
+                f"class {n} is {own!r} here, {other!r} in {owner}"
+                for n, (other, own) in enumerate(zip(classes, shards.classes, strict=False))
+                if other != own
+            ),
+            f"{len(shards.classes)} classes here, {len(classes)} in {owner}",
+        )
+        raise MisuseError(f"{shards.url}: its classes differ from {whose} ({first}). {advice}")
+
+
+def predict_videos(
+    model: HeadModel,
+    shards: Shards,
+    *,
+    protocol: EvaluationProtocol,
+    loader: LoaderSpec,
+    device: torch.device,
+    cache: CacheSpec | None = None,
+    batch: int = 8,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    style: ProgressStyle = ProgressStyle.AUTO,
+    distributed: Distributed | None = None,
+) -> Predictions:
+    """The model's prediction for every video: the mean over its views, and over the segments of one source.
+
+    `protocol.merge` is softmax for the mean over the views' probabilities (sigmoid for several classes), logit for
+    the mean over their logits. The processes share the batches; all return the same predictions as one process.
+    Unreadable videos are skipped and named.
+    Raises MisuseError if labels and model don't fit, DataError if too many videos are unreadable.
+    """
+    distributed, num_frames = distributed or Distributed(), model.geometry.num_frames
+    views, clip = protocol.views, protocol.clip
+    with distributed.all_or_none():
+        check_classes(model, shards)
+        if protocol.merge == "logit" and isinstance(model, Regressor):
+            raise MisuseError("merge = logit: values have no logits. Remove this setting")
+        check_spacing(clip, shards, num_frames, views.clips)
+        sampler = view_sampler(clip, shards.index, num_frames, views.clips)
+    requests = list(padded_requests(range(len(shards)), batch))
+    own = requests[distributed.rank :: distributed.size]
+    frames = min(views.clips * num_frames, int(shards.frames_NP[:, 0].max()))
+    augment = _centre_crop(model, protocol).to(device)
+    samples: list[int] = []
+    outputs: list[NDArray[np.float32]] = []
+    model.eval()
+    with (
+        distributed.all_or_none(),
+        ClipLoader(
+            shards, sampler, own, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
+        ) as batches,
+    ):
+        with meter("videos evaluated", len(shards), distributed.style(style)) as progress, torch.inference_mode():
+            for turn, loaded in enumerate(batches):
+                clips = _view_clips(loaded, augment, protocol, num_frames)
+                with autocast():
+                    logits = model(clips).float()
+                by_view = activate(logits, shards.label_kind) if protocol.merge == "softmax" else logits
+                output_BK = rearrange(by_view, "(b n) k -> b n k", b=batch).mean(dim=1).cpu().numpy()
+                for slot, (sample, weight) in enumerate(
+                    zip(loaded.request.samples, loaded.weight_B.tolist(), strict=True)
+                ):
+                    if sample != PADDING and weight:
+                        samples.append(sample)
+                        outputs.append(output_BK[slot])
+                # The main process shows the progress of all: it has a batch in every turn, and the others keep up.
+                in_turn = requests[turn * distributed.size : (turn + 1) * distributed.size]
+                progress.advance(sum(sample != PADDING for request in in_turn for sample in request.samples))
+        unreadable = batches.unreadable
+    try:
+        for by_key in distributed.all_gather(unreadable.by_key, dict[str, str]):
+            unreadable.join(by_key)
+    except DataError as error:
+        distributed.raise_first(error)  # every process has the same error
+    sample_S, output_SK = gather_outputs(distributed, samples, outputs, model.head.out_features)
+    return merge_by_source(
+        shards,
+        sample_S,
+        output_SK,
+        names=tuple(value.name for value in model.values) if isinstance(model, Regressor) else model.classes,
+        protocol=protocol,
+        unreadable=_with_paths(shards, unreadable.by_key),
+    )
+
+
+def padded_requests(samples: Sequence[int], batch: int) -> Iterator[Request]:
+    """Every sample once, in order; the last batch is padded."""
+    for step, first in enumerate(range(0, len(samples), batch)):
+        part = samples[first : first + batch]
+        yield Request(0, step, (*part, *[PADDING] * (batch - len(part))))
+
+
+def _centre_crop(model: HeadModel, protocol: EvaluationProtocol) -> Augment:
+    size, mean, std = model.geometry.image_size, model.geometry.mean, model.geometry.std
+    return Augment(AugmentSpec(size=size, crop="center", antialias=protocol.antialias, mean=mean, std=std))
+
+
+def _view_clips(batch: Batch, augment: Augment, protocol: EvaluationProtocol, num_frames: int) -> Tensor:
+    """All views of a batch as clips, (B · R · V, 3, T, S, S); the views of a video are neighbours."""
+    planes = planes_of_views(batch.planes, batch.index_BVT)
+    if batch.index_BVT is None:
+        assert protocol.views.clips == 1
+    boxes = view_boxes(planes.size_B2, num_crops=protocol.views.crops, size=augment.size)
+    rgb = augment(planes, boxes)
+    return augment.normalise(rearrange(rgb, "b c (v t) h w -> (b v) c t h w", t=num_frames))
+
+
+def _with_paths(shards: Shards, unreadable: dict[str, str]) -> dict[str, str]:
+    """The reason by key; with the path of the source video, if the plan lists it."""
+    if not unreadable:
+        return {}
+    numbers = [number for number in range(len(shards)) if shards.key(number) in unreadable]
+    paths = {shards.key(n): path for n, path in zip(numbers, shards.source_paths(numbers), strict=True)}
+    return {
+        key: f"{unreadable[key]} (made of {paths[key]})" if paths.get(key) else unreadable[key]
+        for key in sorted(unreadable)
+    }
