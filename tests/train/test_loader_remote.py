@@ -85,7 +85,7 @@ def test_a_data_set_in_the_cache_is_read_with_the_network_off(
     _fill_cache(remote_shards, cache)
     network.change(Faults(down_seconds=3600))
     with _loader(remote_shards, cache=cache, workers=2) as loader:
-        assert loader.mix.sets[0].note is not None
+        assert loader.mixture.sets[0].note is not None
         there = _planes(list(loader))
         timings = loader.timings
     assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
@@ -118,7 +118,7 @@ def test_a_shard_that_is_replaced_ends_the_loader_with_an_error(remote_shards: s
     with _loader(remote_shards, steps=100) as loader:
         batches = iter(loader)
         next(batches)
-        for number in range(len(loader.mix.sets[0].shard_sizes)):
+        for number in range(len(loader.mixture.sets[0].shard_sizes)):
             s3_bucket.store().put(f"set/{tar_name(number)}", bytes(200_000))
         with pytest.raises(ReplacedError, match="was replaced while it was read"):
             list(batches)

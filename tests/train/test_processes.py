@@ -211,7 +211,7 @@ def test_unreadable_samples_of_all_processes_are_one_list(demo_shards: Path, tmp
         (folder / tar_name(shard)).write_bytes(bytes((folder / tar_name(shard)).stat().st_size))
     done = _run(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "lost"), status=1)
     (line,) = _said(done)
-    assert "samples can't be read, more than the 8 that are let pass" in line
+    assert "samples can't be read, which exceeds the limit of 8" in line
 
 
 def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_process_does(

@@ -43,37 +43,37 @@ class ClipFingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fingerprints(
-    batch: Batch, mix: Mixture, samplers: tuple[Sampler, ...], augment: Augment, mask: TokenMask
+    batch: Batch, mixture: Mixture, samplers: tuple[Sampler, ...], augment: Augment, mask: TokenMask
 ) -> list[ClipFingerprint]:
-    """The clips of a micro-batch in order, without empty slots."""
+    """The clips of a micro-batch in order, without padding positions."""
     planes = planes_of_views(batch.planes, batch.index_BVT)
     boxes = augment.sample_boxes(planes.size_B2, batch.rng, batch.may_flip_B)
     crops = augment(planes, boxes, augment.sample_policy(batch.rng))
     box = [getattr(boxes, name).tolist() for name in ("top_B", "left_B", "height_B", "width_B", "flip_B")]
     clips = []
-    for slot, (sample, epoch) in enumerate(zip(batch.request.samples, batch.request.epochs, strict=True)):
+    for position, (sample, epoch) in enumerate(zip(batch.request.samples, batch.request.epochs, strict=True)):
         if sample == PADDING:
             continue
-        part, row = mix.locate(sample)
-        view = mix.sets[part].view(row)
-        chosen = samplers[part](view, Rng(batch.rng.seed, epoch, mix.sample_number(sample)))
+        part, row = mixture.locate(sample)
+        view = mixture.sets[part].view(row)
+        chosen = samplers[part](view, Rng(batch.rng.seed, epoch, mixture.sample_number(sample)))
         kept = expand_series(view.kept)[np.asarray(chosen.decode)[chosen.index_VT[0]]]
-        height, width = planes.size_B2[slot].tolist()
+        height, width = planes.size_B2[position].tolist()
         clips.append(
             ClipFingerprint(
-                key=mix.key(sample),
+                key=mixture.key(sample),
                 epoch=epoch,
-                label=int(batch.label_B[slot]),
-                weight=float(batch.weight_B[slot]),
+                label=int(batch.label_B[position]),
+                weight=float(batch.weight_B[position]),
                 frames=tuple(int(n) for n in kept),
                 planes=_checksum(
-                    planes.y_BTHW[slot, :, :height, :width],
-                    planes.u_BTHW[slot, :, : height // 2, : width // 2],
-                    planes.v_BTHW[slot, :, : height // 2, : width // 2],
+                    planes.y_BTHW[position, :, :height, :width],
+                    planes.u_BTHW[position, :, : height // 2, : width // 2],
+                    planes.v_BTHW[position, :, : height // 2, : width // 2],
                 ),
-                box=tuple(float(values[slot]) for values in box),
-                mask=_checksum(mask.masked_BM[slot], mask.predicted_BK[slot]),
-                crop=_checksum(crops[slot]),
+                box=tuple(float(values[position]) for values in box),
+                mask=_checksum(mask.masked_BM[position], mask.predicted_BK[position]),
+                crop=_checksum(crops[position]),
             )
         )
     return clips

@@ -126,7 +126,7 @@ def mixup_clips(clips: Float32[Tensor, "B 3 T S S"], mixup: Mixup) -> Float32[Te
 def soft_targets(
     label_B: Int64[Tensor, " B"], mixup: Mixup | None, *, num_classes: int, smoothing: float
 ) -> Float32[Tensor, "B K"]:
-    """Smoothed one-hot labels, mixed as the clips are. A label below 0 (an empty slot) counts as class 0."""
+    """Smoothed one-hot labels, mixed as the clips are. A label below 0 (a padding position) counts as class 0."""
     one_hot_BK = F.one_hot(label_B.clamp_min(0), num_classes).float()
     return mix_targets(one_hot_BK * (1 - smoothing) + smoothing / num_classes, mixup)
 

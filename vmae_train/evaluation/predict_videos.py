@@ -130,7 +130,7 @@ def predict_videos(
         unreadable = batches.unreadable
     try:
         for by_key in distributed.all_gather(unreadable.by_key, dict[str, str]):
-            unreadable.join(by_key)
+            unreadable.merge(by_key)
     except DataError as error:
         distributed.raise_first(error)  # every process has the same error
     sample_S, output_SK = gather_outputs(distributed, samples, outputs, model.head.out_features)

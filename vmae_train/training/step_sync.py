@@ -11,7 +11,7 @@ import time
 from typing import Any, NamedTuple, NoReturn
 
 from vmae_data.errors import DataError, StopRequested
-from vmae_train.clips.loader import Unreadable
+from vmae_train.clips.loader import UnreadableSamples
 from vmae_train.distributed import Distributed
 
 __all__ = ["Agreed", "Signals", "StepAgreement"]
@@ -63,7 +63,7 @@ class Agreed(NamedTuple):
 class StepAgreement:
     """Called once a step by every process."""
 
-    def __init__(self, distributed: Distributed, signals: Signals, unreadable: Unreadable) -> None:
+    def __init__(self, distributed: Distributed, signals: Signals, unreadable: UnreadableSamples) -> None:
         self.distributed = distributed
         self._signals, self._unreadable = signals, unreadable
 
@@ -84,7 +84,7 @@ class StepAgreement:
     def _share(self, fresh: dict[str, str]) -> None:
         try:
             for others in self.distributed.all_gather(fresh, dict[str, str]):
-                self._unreadable.join(others)
+                self._unreadable.merge(others)
         except DataError as error:
             self.distributed.raise_first(error)  # all have the same list
 

@@ -27,7 +27,7 @@ class Remarks:
 
     def fresh(self) -> list[str]:
         """What was not told before; asked by all processes together."""
-        everyone = self._world.all_gather(list(self._loader.remarks), list[str])
+        everyone = self._world.all_gather(list(self._loader.notes), list[str])
         fresh = [
             remark
             for remark in dict.fromkeys([text for found in everyone for text in found])
