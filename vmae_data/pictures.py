@@ -81,11 +81,11 @@ def frame_pictures(
 
     Each frame has its own seek, so that the last frame of a long video costs no more than the first.
     """
-    shown = []
+    pictures = []
     for number in frames:
         for frame in decode_frames(data, (number,), key):
-            shown.append(picture(planes_to_rgb(frame, is_bt709=is_bt709, full_range=full_range), side=side))
-    return tuple(shown)
+            pictures.append(picture(planes_to_rgb(frame, is_bt709=is_bt709, full_range=full_range), side=side))
+    return tuple(pictures)
 
 
 def picture(rgb: NDArray[Any], *, side: int | None = None, lossless: bool = False) -> Picture:

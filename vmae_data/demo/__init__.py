@@ -1,1 +1,1 @@
-"""The motion data set: synthetic videos whose class only motion tells."""
+"""The motion data set: synthetic videos whose class shows only in their motion."""

@@ -1,13 +1,12 @@
-"""What the motion data set shows: textured scenes, as RGB frames, whose class only motion tells.
+"""Seed and number → a textured scene as RGB frames. Only its motion shows its class.
 
-A velocity field, constant in time and on the screen, moves a random texture: pan, turn and growth, one
-of them at full speed and the others at up to 15 % of it. The texture is made of octaves that fade in at
-one end of the scale and out at the other as it grows or shrinks (as in Shepard's endless tone), and the
-place of the octaves at the start is drawn. So every frame of every class comes from the same
-distribution, in sharpness and scale too, which a texture that simply grows can't give.
+A velocity field, constant in time and over the frame, moves a random texture. It pans, turns or grows: one of these at full
+speed, the others at up to 15 % of it. The texture is a sum of octaves. As it grows or shrinks, they fade in at one end of the
+scale and out at the other (as in Shepard's endless tone), and their phase at the start is random. So every frame of every
+class has the same distribution, also in sharpness and scale; a texture that only grows could not have that.
 
-Speeds count at the model: pixels where the short side is 36 (the demo recipe's), for each kept frame.
-Every video is a function of (seed, number), so the number of processes changes nothing.
+Speeds are pixels of the model's input (short side 36, as in the demo recipe) per kept frame. Every video is a function of
+(seed, number), so it does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -25,32 +24,32 @@ from vmae_data.rng import Purpose, bits, uniform
 
 __all__ = ["CLASSES", "STRIDE", "Colour", "Motion", "Scene", "frames_of", "plan_scenes", "scenes_of"]
 
-STRIDE = 2  # of the demo recipe
+STRIDE = 2  # of recipe demo
 MODEL_SHORT_SIDE = 36
-ARM = 11.0  # px from the centre at which the speed of turning and growing counts
+ARM = 11.0  # px from the centre, where the speeds of turning and growing are stated
 SLOWEST, FASTEST = 1.0, 2.5
-MIXED_IN = 0.15
+OTHER_MOTIONS = 0.15  # most of the speed that the other motions have
 FEWEST_KEPT, MOST_KEPT = 17, 24
 SHORT_SIDES = range(48, 97, 2)
 WIDEST = 1.5
 RATES = (Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 
-# Frequencies count in cycles per 64 px. A frame shows 36 to 54 px, so the lowest are slopes. How low they
-# begin decides what pretraining learns: from 0.35 on the masked loss falls sooner (.889 against .909 after
-# 2,000 steps), but by continuing slopes, not by motion: finetuned for 600 steps on 800 labels such a model
-# named 22 of 100 validation clips, one from 0.6 on 94 (one run each on clips as rendered, 2026-11).
+# Frequencies are in cycles per 64 px. A frame shows 36 to 54 px, so the lowest ones are slopes. The lowest frequency decides
+# what pretraining learns. With 0.35 the masked loss falls sooner (.889 against .909 after 2,000 steps), but the model learns to
+# continue slopes, not motion. Finetuned for 600 steps on 800 labels it classified 22 of 100 validation clips correctly; with
+# 0.6 it was 94 (one run each on clips as rendered, 2026-11).
 PERIOD = 64
 OCTAVES = 5
 LOWEST = 0.6
-CYCLES = 4  # of a layer's middle frequency over its tile
-TILE = 256  # texels: 64 a cycle, so that the nearest texel is off by 3 % of the contrast at most
-CONTRAST = 48.0  # standard deviation of a channel, about mid grey
+CYCLES = 4  # of a layer's middle frequency across its tile
+TILE = 256  # texels, 64 per cycle: the nearest texel differs by at most 3 % of the contrast
+CONTRAST = 48.0  # standard deviation of a channel around mid grey
 
 Pixels = NDArray[np.float32]
 
 
 class Motion(NamedTuple):
-    """What one kept frame adds: pan in px (y down), turn clockwise and growth in px at ARM."""
+    """The speed per kept frame: pan in px (y down), clockwise turn and growth in px at ARM."""
 
     x: float
     y: float
@@ -58,7 +57,7 @@ class Motion(NamedTuple):
     grow: float
 
 
-# Which of the four a class moves, and which way on the screen.
+# The motion of each class and its direction on the screen.
 CLASSES: dict[str, Motion] = {
     "pan-left": Motion(-1, 0, 0, 0),
     "pan-right": Motion(1, 0, 0, 0),
@@ -72,7 +71,7 @@ CLASSES: dict[str, Motion] = {
 
 
 class Colour(IntEnum):
-    """How the file says its colour matrix; untagged is usual for small videos, and means BT.601."""
+    """The colour matrix tag of the file. Small videos are usually untagged, which means BT.601."""
 
     UNTAGGED = 0
     BT601 = 1
@@ -80,7 +79,7 @@ class Colour(IntEnum):
 
 
 class Disc(NamedTuple):
-    """A distraction. Place in turns of the room it drifts round; size and speed in px at the model."""
+    """A moving disc, as a distraction. Position as a share of the area that it wraps around in; radius and speed in px."""
 
     x: float
     y: float
@@ -91,14 +90,14 @@ class Disc(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """All that one video is made of; its texture is drawn from (seed, number)."""
+    """All that defines one video; its texture is a hash of (seed, number)."""
 
     seed: int
     number: int
     class_name: str
     motion: Motion
     octave: float
-    leans: tuple[float, ...]
+    tile_angles: tuple[float, ...]
     discs: tuple[Disc, ...]
     stride: int
     num_frames: int
@@ -110,12 +109,12 @@ class Scene(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where it lies in the data set; the seed is in the name so that two sets share no key."""
+        """The path in the data set. The seed is in the name so that two data sets share no key."""
         return f"{self.class_name}/scene-{self.seed}-{self.number:05d}.mp4"
 
 
 class _Column(IntEnum):
-    """Which draw of a scene decides what. Part of VERSION."""
+    """The purpose of each random number of a scene. Part of VERSION."""
 
     SPEED = 0
     MIX_X = auto()
@@ -131,11 +130,11 @@ class _Column(IntEnum):
     COLOUR = auto()
     AUDIO = auto()
     TONE = auto()
-    DISCS = auto()  # the rest: eight for each disc, then one for each octave
+    DISCS = auto()  # eight for each disc, then one for each octave
 
 
 def plan_scenes(num_videos: int, seed: int, *, stride: int = STRIDE) -> list[Scene]:
-    """The scenes of a data set. The classes take turns; all else is drawn, and knows nothing of the class."""
+    """The scenes of a data set. The classes take turns; all else is random and independent of the class."""
     return scenes_of(range(num_videos), seed, stride)
 
 
@@ -150,7 +149,7 @@ def _scene(number: int, seed: int, stride: int, row: list[float]) -> Scene:
     name, main = list(CLASSES.items())[number % len(CLASSES)]
     speed = SLOWEST + (FASTEST - SLOWEST) * row[_Column.SPEED]
     mixed = row[_Column.MIX_X : _Column.MIX_GROW + 1]
-    motion = Motion(*(speed * (m or MIXED_IN * (2 * u - 1)) for m, u in zip(main, mixed, strict=True)))
+    motion = Motion(*(speed * (m or OTHER_MOTIONS * (2 * u - 1)) for m, u in zip(main, mixed, strict=True)))
     short = _pick(SHORT_SIDES, row[_Column.SIZE])
     long = 2 * round(short * (1 + (WIDEST - 1) * row[_Column.ASPECT]) / 2)
     portrait = row[_Column.PORTRAIT] < 0.2
@@ -161,7 +160,7 @@ def _scene(number: int, seed: int, stride: int, row: list[float]) -> Scene:
         class_name=name,
         motion=motion,
         octave=row[_Column.OCTAVE],
-        leans=tuple(rest[16:]),
+        tile_angles=tuple(rest[16:]),
         discs=(_disc(rest[:8]), _disc(rest[8:16])),
         stride=stride,
         num_frames=_pick(range((FEWEST_KEPT - 1) * stride + 1, MOST_KEPT * stride + 1), row[_Column.FRAMES]),
@@ -173,8 +172,8 @@ def _scene(number: int, seed: int, stride: int, row: list[float]) -> Scene:
     )
 
 
-def _pick(choices: Any, draw: float) -> Any:
-    return choices[int(draw * len(choices))]
+def _pick(choices: Any, random: float) -> Any:
+    return choices[int(random * len(choices))]
 
 
 def _disc(row: list[float]) -> Disc:
@@ -200,21 +199,21 @@ def frames_of(scene: Scene) -> Iterator[NDArray[np.uint8]]:
 
 
 def _tiles(scene: Scene) -> Pixels:
-    """A tile of noise for each octave: octave × texel × channel, one octave wide, of unit variance.
+    """A tile of noise for each octave (octave × texel × channel), one octave wide, of unit variance.
 
-    The channels are padded to four because numpy gathers 16 bytes three times as fast as 12.
+    The channels are padded to four: numpy gathers 16 bytes three times as fast as 12.
     """
     reach = 2 * CYCLES
     across, down = np.arange(reach + 1), np.arange(-reach, reach + 1)
     octaves_off = np.log2(np.maximum(np.hypot(down[:, None], across), 0.1) / CYCLES)
     amplitude = np.cos(np.pi / 2 * np.clip(octaves_off, -1, 1))
     shape = (OCTAVES, 3, *amplitude.shape)
-    # A visit of its own, so that no phase is a draw of the plan.
+    # Another repeat than in `scenes_of`, so that no phase equals a random number of the plan.
     hashes = bits(scene.seed, 0, scene.number, 1, 0, Purpose.DEMO, np.arange(math.prod(shape)))
     waves = amplitude * np.exp(2j * np.pi * uniform(hashes).reshape(shape))
     spectrum = np.zeros((OCTAVES, 3, TILE, reach + 1), np.complex64)
     spectrum[:, :, down] = waves
-    tiles = np.fft.irfft(np.fft.ifft(spectrum, axis=2), TILE)  # irfft2, without transforming columns of zeros
+    tiles = np.fft.irfft(np.fft.ifft(spectrum, axis=2), TILE)  # as irfft2, but skips the columns of zeros
     tiles /= tiles.std(axis=(2, 3), keepdims=True)
     padded = np.zeros((OCTAVES, TILE * TILE, 4), np.float32)
     padded[..., :3] = tiles.reshape(OCTAVES, 3, -1).transpose(0, 2, 1)
@@ -222,10 +221,10 @@ def _tiles(scene: Scene) -> Pixels:
 
 
 def _texture(scene: Scene, tiles: Pixels, kept: float, x: Pixels, y: Pixels) -> Pixels:
-    """The texture at time `kept` (in kept frames), at the places x, y (px from the centre).
+    """The texture at time `kept` (in kept frames), at the positions x, y (px from the centre).
 
-    As complex numbers, places q move by dq/dt = v + z q, so what is seen at q was at
-    exp(-z t) q - v (1 - exp(-z t)) / z at the start.
+    As complex numbers, positions q move by dq/dt = v + z q. So the point at q was at exp(-z t) q - v (1 - exp(-z t)) / z at
+    the start.
     """
     velocity = complex(scene.motion.x, scene.motion.y)
     rate = complex(scene.motion.grow, scene.motion.turn) / ARM
@@ -233,14 +232,16 @@ def _texture(scene: Scene, tiles: Pixels, kept: float, x: Pixels, y: Pixels) -> 
     moved = -velocity * ((1 - turned) / rate if rate else kept)
     start = scene.octave + np.arange(OCTAVES)
     now = start - scene.motion.grow / ARM * kept / math.log(2)
-    # A layer that left at one end comes back at the other, unseen: its tile is OCTAVES finer or coarser then.
+    # A layer that left the scale at one end returns at the other, still invisible: OCTAVES finer or coarser.
     wrapped = now // OCTAVES * OCTAVES
     gains = _gains(LOWEST * 2 ** (now - wrapped))
-    # Each tile lies turned by a drawn angle: its waves stand on a grid, and only turning classes would turn that.
-    steps = LOWEST * 2 ** (start - wrapped) * (TILE / CYCLES / PERIOD) * np.exp(2j * np.pi * np.array(scene.leans))
+    # Each tile is rotated by a random angle: its waves form a grid, and only in the turning classes would that grid turn.
+    steps = (
+        LOWEST * 2 ** (start - wrapped) * (TILE / CYCLES / PERIOD) * np.exp(2j * np.pi * np.array(scene.tile_angles))
+    )
     image = np.full((len(y), len(x), 4), 127.5, np.float32)
     for tile, step, gain in zip(tiles, steps.tolist(), gains.tolist(), strict=True):
-        if gain < 0.5:  # grey levels: fine octaves that no encoder keeps
+        if gain < 0.5:  # in grey levels: no encoder keeps such fine octaves
             continue
         a, b = step * turned, step * moved
         across = (a.real * x + _inside(b.real))[None, :] - (a.imag * y)[:, None]
@@ -251,9 +252,9 @@ def _texture(scene: Scene, tiles: Pixels, kept: float, x: Pixels, y: Pixels) -> 
 
 
 def _gains(frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviation of each layer: an amplitude of r^-1.5 exp(-(r/8)^2), summed over an octave of waves.
+    """The standard deviation of each layer: an amplitude of r^-1.5 exp(-(r/8)^2), summed over an octave of waves.
 
-    The lowest octave fades in; the sum is held at CONTRAST, so that no frame is paler than another.
+    The lowest octave fades in. The total is always CONTRAST, so that no frame is paler than another.
     """
     fade = np.clip(np.log2(frequencies / LOWEST), 0, 1)
     gains = frequencies**-0.5 * np.exp(-((frequencies / 8) ** 2)) * fade * fade * (3 - 2 * fade)
@@ -261,20 +262,20 @@ def _gains(frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _inside(texels: float) -> float:
-    """The same place of the periodic tile, far enough from 0 that truncation is the floor."""
+    """The same position in the periodic tile, so far above 0 that truncation rounds down."""
     return texels % TILE + 16 * TILE
 
 
 def _draw_disc(rgb: Pixels, disc: Disc, kept: float, x: Pixels, y: Pixels, px: float) -> None:
-    """Paint a disc; it leaves the frame on one side and comes back on the other."""
-    offsets, places = [], []
-    for axis, turns, speed in ((y, disc.y, disc.speed_y), (x, disc.x, disc.speed_x)):
-        room = len(axis) * px + 2 * (disc.radius + 1)
-        offset = axis - ((turns * room + speed * kept) % room - room / 2)
+    """Paint a disc; it leaves the frame on one side and returns on the other."""
+    offsets, pixels = [], []
+    for axis, position, speed in ((y, disc.y, disc.speed_y), (x, disc.x, disc.speed_x)):
+        length = len(axis) * px + 2 * (disc.radius + 1)
+        offset = axis - ((position * length + speed * kept) % length - length / 2)
         near = np.flatnonzero(np.abs(offset) < disc.radius + px)
         offsets.append(offset[near])
-        places.append(near)
+        pixels.append(near)
     distance = np.hypot(offsets[0][:, None], offsets[1])
     cover = np.clip((disc.radius - distance) / px + 0.5, 0, 1)[..., None]
-    under = np.ix_(*places)
+    under = np.ix_(*pixels)
     rgb[under] += cover * (np.array((*disc.rgb, 0), np.float32) - rgb[under])

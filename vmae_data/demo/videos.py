@@ -1,7 +1,6 @@
-"""The motion data set as files: ordinary H.264 mp4 videos in class folders, and damaged ones on demand.
+"""Scenes → the motion data set: ordinary H.264 mp4 videos in class folders, and damaged ones on request.
 
-What the videos show is in `scenes.py`. Every file is a function of (seed, number), so the number of
-processes changes nothing.
+Every file is a function of (seed, number), so it does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from vmae_data.storage import commit_bytes, commit_file, temporary_beside
 
 __all__ = ["MARKER", "broken_count", "render_video", "write_demo"]
 
-VERSION = 1  # of what is drawn: another version gives other videos for the same seed
+VERSION = 1  # of the scenes: another version gives other videos for the same seed
 MARKER = "demo.json"
 AUDIO_RATE = 44100
-# What a coder drops depends on the motion: at crf 18 the last frame alone gave the class to a linear probe
-# on its spectrum 16 times in 100, at 8 it was chance (12.5; 1600 videos, 2026-11).
-# Without cpu-independent, libx264 gave now and then other bytes for the same frames.
+# What the encoder drops depends on the motion. At crf 18 a linear probe on the spectrum of the last frame found the class in
+# 16 % of the videos; at crf 8 it was chance (12.5 %; 1600 videos, 2026-11).
+# Without cpu-independent, libx264 sometimes gave other bytes for the same frames.
 ENCODER = {"crf": "8", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 
 _MATRIX = {
@@ -46,11 +45,11 @@ def render_video(scene: Scene, path: Path, *, faststart: bool = False) -> None:
         video = file.add_stream("libx264", rate=scene.rate, options=ENCODER)
         video.width, video.height, video.pix_fmt = scene.width, scene.height, "yuv420p"
         context = video.codec_context
-        context.thread_count = 1  # the pool has a process for each core
+        context.thread_count = 1  # the pool has one process per core
         context.colorspace, context.color_primaries, context.color_trc = matrix, primaries, transfer
         context.color_range = ColorRange.MPEG
         sound = None if scene.tone is None else file.add_stream("aac", rate=AUDIO_RATE, layout="mono")
-        reformatter = VideoReformatter()  # one for all frames: setting it up costs more than its work
+        reformatter = VideoReformatter()  # one for all frames: the setup costs more than the work
         for frame in frames_of(scene):
             rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture = reformatter.reformat(rgb, format="yuv420p", dst_colorspace=space, dst_color_range=ColorRange.MPEG)
@@ -79,30 +78,28 @@ def write_demo(
     workers: int = 1,
     stride: int = STRIDE,
 ) -> None:
-    """Write the data set into `dest`, a folder for each class; what is there already stays.
+    """Write the data set into `dest`, with a folder for each class. Existing files stay.
 
-    `on_done` is told how many of the files are there, each time one comes in.
-
-    Raises:
-        MisuseError: a number that makes no sense, or a `dest` that holds another demo.
+    `on_done` is called with the number of existing files after each new one. Raises MisuseError if a number is out of range
+    or `dest` has another demo.
     """
     if num_videos < 1 or workers < 1 or stride < 1 or not 0 <= seed < 1 << 64:
-        wanted = "videos, workers and stride from 1, a seed from 0 to 2^64 - 1"
-        raise MisuseError(f"demo: {num_videos=}, {workers=}, {stride=}, {seed=}: wanted are {wanted}")
+        expected = "videos, workers and stride of 1 or more, a seed of 0 to 2^64 - 1"
+        raise MisuseError(f"demo: {num_videos=}, {workers=}, {stride=}, {seed=}: expected {expected}")
     facts = {"version": VERSION, "seed": seed, "videos": num_videos, "stride": stride, "broken": broken}
     jobs: dict[Path, _Job] = {
         dest / scene.path: partial(render_video, scene) for scene in plan_scenes(num_videos, seed, stride=stride)
     }
     if broken:
-        jobs |= {dest / name: job for name, job in _broken_ones(num_videos, seed, stride)}
+        jobs |= {dest / name: job for name, job in _broken_videos(num_videos, seed, stride)}
     try:
         dest.mkdir(parents=True, exist_ok=True)
         _refuse_another(dest, facts, jobs)
         for folder in sorted({path.parent for path in jobs}):
             folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise MisuseError(f"{dest}: no folder to write into ({error.strerror}); give another one") from error
-    # A rename gives a file its name when it is whole, so the name is proof.
+        raise MisuseError(f"{dest}: can't be written to as a folder ({error.strerror}); use another one") from error
+    # A file gets its name by a rename when it is complete, so the name is the proof.
     missing = [(job, path) for path, job in jobs.items() if not path.exists()]
     for count, _ in enumerate(_in_processes(missing, workers), start=len(jobs) - len(missing) + 1):
         if on_done is not None:
@@ -115,28 +112,27 @@ _Job = Callable[[Path], None]
 
 
 def _refuse_another(dest: Path, facts: dict[str, Any], planned: Iterable[Path]) -> None:
-    """Refuse a folder that holds another demo: its marker says so, or a file that isn't in our plan."""
-    advice = "give another folder, or delete it"
+    """Refuse a folder with another demo: its marker differs, or it has a file that is not planned."""
+    advice = "use another folder, or delete this one"
     try:
-        found = json.loads((dest / MARKER).read_bytes())
+        stored = json.loads((dest / MARKER).read_bytes())
     except FileNotFoundError:
         for path in sorted({*dest.glob("*/scene-*.mp4"), *dest.glob("*/broken-*.mp4")} - {*planned}):
-            asked = f"seed {facts['seed']}, videos {facts['videos']}, broken {facts['broken']}"
-            message = (
-                f"{dest} holds another unfinished demo: {path.relative_to(dest)} isn't in that of {asked}; {advice}"
-            )
-            raise MisuseError(message) from None
+            requested = f"seed {facts['seed']}, videos {facts['videos']}, broken {facts['broken']}"
+            raise MisuseError(
+                f"{dest} has another unfinished demo: {path.relative_to(dest)} is not part of {requested}; {advice}"
+            ) from None
         return
     except (ValueError, OSError) as error:
         raise MisuseError(f"{dest / MARKER}: can't be read ({error}); {advice}") from error
-    if found != facts:
-        held = found if isinstance(found, dict) else {}
-        words = (f"{key} {held.get(key)}, asked for {value}" for key, value in facts.items() if held.get(key) != value)
-        raise MisuseError(f"{dest} holds another demo ({'; '.join(words)}): {advice}")
+    if stored != facts:
+        old = stored if isinstance(stored, dict) else {}
+        changes = (f"{key} {old.get(key)}, requested {value}" for key, value in facts.items() if old.get(key) != value)
+        raise MisuseError(f"{dest} has another demo ({'; '.join(changes)}): {advice}")
 
 
 def _in_processes(jobs: list[tuple[_Job, Path]], workers: int) -> Iterator[Path]:
-    """Do the jobs, each in one of `workers` processes; gives each path when it is there."""
+    """Run the jobs in `workers` processes; yields each path when its file is complete."""
     with Pool(min(workers, max(1, len(jobs)))) as pool:
         for job, path in jobs:
             pool.submit(path, _commit, job, path)
@@ -159,10 +155,10 @@ def _commit(job: _Job, path: Path) -> Path:
     return path
 
 
-def _broken_ones(num_videos: int, seed: int, stride: int) -> Iterator[tuple[str, _Job]]:
-    """Damage of six kinds, done to scenes beyond the data set, each in the folder of its scene's class."""
+def _broken_videos(num_videos: int, seed: int, stride: int) -> Iterator[tuple[str, _Job]]:
+    """Six kinds of damage, each to a scene beyond the data set, in the folder of its class."""
     first = -(-num_videos // len(CLASSES)) * len(CLASSES)
-    classes = min(num_videos, len(CLASSES))  # no folder with broken videos only
+    classes = min(num_videos, len(CLASSES))  # no folder gets only broken videos
     numbers = [first + len(CLASSES) * i + i % classes for i in range(len(_DAMAGE))]
     for (name, damage), scene in zip(_DAMAGE.items(), scenes_of(numbers, seed, stride), strict=True):
         yield f"{scene.class_name}/broken-{name}-{seed}.mp4", partial(damage, scene._replace(tone=None))
@@ -184,8 +180,8 @@ def _flipped_bytes(scene: Scene, path: Path) -> None:
     render_video(scene, path)
     data = bytearray(path.read_bytes())
     first, end = data.index(b"mdat"), data.rindex(b"moov")
-    for at in range(first + (end - first) // 3, first + (end - first) * 2 // 3):
-        data[at] ^= 0x55
+    for position in range(first + (end - first) // 3, first + (end - first) * 2 // 3):
+        data[position] ^= 0x55
     path.write_bytes(data)
 
 

@@ -1,6 +1,6 @@
-"""What of a build works on this machine, tried and not only looked up.
+"""This machine → a check for everything that a build needs. Each is tried, not only looked up.
 
-Nothing that may be missing is imported with this module: it is there to say so.
+This module imports nothing that may be missing: its job is to report that.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 from vmae_data.console import Check, State, size_words
-from vmae_data.doctor.machine import (
-    core_quota,
-    cores,
-    existing_part,
-    look_at_folder,
-    memory_bytes,
-    shared_memory_bytes,
-)
-from vmae_data.doctor.storage_access import found_and_advice, storage_checks, store_checks
+from vmae_data.doctor.machine import core_quota, cores, existing_part, memory_bytes, shared_memory_bytes, try_folder
+from vmae_data.doctor.storage_access import failed_check, storage_checks, url_checks
 from vmae_data.encode.ffmpeg import Ffmpeg, encoders_of, ffmpeg_python, find_ffmpeg, owners_of
 from vmae_data.errors import VmaeError
 from vmae_data.storage import RemotePath, StoragePath
@@ -31,24 +24,21 @@ from vmae_data.storage import RemotePath, StoragePath
 __all__ = ["examine"]
 
 OLDEST_PYTHON = (3, 11)
-# An encode of 1080p: 80 MB in ffmpeg and as much in its worker (2026-11); larger sources take more.
-MEMORY_A_CORE = 300e6
-# A shard comes to 100 to 300 MB, and lies in staging too while it is packed.
-LITTLE_SPACE = 2e9
-FEW_NAMES = 10_000
-FILE_ENCODERS = {"libx264": "profile h264", "mpeg4": "profile mpeg4", "mjpeg": "profile mjpeg"}
+# An encode of 1080p takes 80 MB in ffmpeg and as much in its worker (2026-11); larger sources take more.
+MEMORY_PER_CORE = 300e6
+# A shard has 100 to 300 MB, and its videos are in staging too while it is packed.
+MIN_FREE_BYTES = 2e9
+MIN_FREE_NAMES = 10_000
+ENCODERS = {"libx264": "profile h264", "mpeg4": "profile mpeg4", "mjpeg": "profile mjpeg"}
 TRIAL_FRAMES, TRIAL_RATE = 25, 25
 
 
 def examine(dest: StoragePath | None = None, ffmpeg: str | None = None) -> Iterator[Check]:
-    """Every check, in the order in which a build would meet what is missing.
-
-    `dest`: also tried as a destination; left out, the working directory is.
-    """
+    """Every check, in the order in which a build would need it. `dest` is tried too [default: the working directory]."""
     yield _python()
     yield from _packages()
     yield _module_named_ffmpeg()
-    yield from _binary(ffmpeg)
+    yield from _ffmpeg_checks(ffmpeg)
     yield _cores()
     yield _memory()
     yield _shared_memory()
@@ -57,7 +47,7 @@ def examine(dest: StoragePath | None = None, ffmpeg: str | None = None) -> Itera
     yield _temporary_folder()
     yield from storage_checks()
     if isinstance(dest, RemotePath):
-        yield from store_checks(dest)
+        yield from url_checks(dest)
 
 
 def _python() -> Check:
@@ -65,18 +55,17 @@ def _python() -> Check:
     if sys.version_info[:2] < OLDEST_PYTHON:
         return Check("python", State.MISSING, found, "use Python 3.11 or later")
     if sys.platform != "linux":
-        return Check("python", State.MISSING, found, "use Linux: ffmpeg and workers are ended by its kernel")
+        return Check("python", State.MISSING, found, "use Linux: its kernel ends ffmpeg and workers with their parent")
     if platform.machine() != "x86_64":
-        return Check(
-            "python", State.WARNING, found, "shards made on x86-64 may have other bytes; build a set on one kind"
-        )
+        advice = "shards from x86-64 may have other bytes; build a data set on one kind of machine"
+        return Check("python", State.WARNING, found, advice)
     return Check("python", State.OK, found)
 
 
 def _packages() -> Iterator[Check]:
     for name, module in (("pyarrow", "pyarrow"), ("msgspec", "msgspec"), ("numpy", "numpy"), ("Pillow", "PIL.Image")):
         yield _package(name, module)
-    # Only looked up: its import brings torch, where that is installed.
+    # Only looked up: its import would load torch, if that is installed.
     yield _package("webdataset", None)
     yield _pyav()
 
@@ -88,7 +77,7 @@ def _package(name: str, module: str | None) -> Check:
             importlib.import_module(module)
     except metadata.PackageNotFoundError:
         return Check(name, State.MISSING, "not installed", f"python -m pip install {name}")
-    except Exception as error:  # whatever a broken package raises at import
+    except Exception as error:  # a broken package may raise anything at import
         advice = f"python -m pip install --force-reinstall {name}"
         return Check(name, State.MISSING, f"can't be imported ({type(error).__name__}: {error})", advice)
     return Check(name, State.OK, version)
@@ -105,9 +94,8 @@ def _pyav() -> Check:
         with tempfile.TemporaryDirectory() as folder:
             decoded = _write_and_count(Path(folder) / "trial.mp4")
     except (av.FFmpegError, OSError, ValueError) as error:
-        return Check(
-            "PyAV", State.MISSING, f"{package.found}: can't write a video and read it ({error})", "reinstall av"
-        )
+        found = f"{package.found}: can't write and read a video ({error})"
+        return Check("PyAV", State.MISSING, found, "python -m pip install --force-reinstall av")
     if decoded != TRIAL_FRAMES:
         found = f"{package.found}: {decoded} of {TRIAL_FRAMES} frames decode"
         return Check("PyAV", State.MISSING, found, "python -m pip install --force-reinstall av")
@@ -123,7 +111,7 @@ def _write_and_count(path: Path) -> int:
 
 
 def write_trial_video(path: Path) -> None:
-    """One second of a moving edge, 128 × 96, made without the ffmpeg that is to be tried."""
+    """One second of a moving edge, 128 × 96, made without the ffmpeg that is tried later."""
     import av
     import numpy as np
 
@@ -139,60 +127,55 @@ def write_trial_video(path: Path) -> None:
 
 
 def _module_named_ffmpeg() -> Check:
-    """ffmpeg-python, or what has taken its name."""
+    """ffmpeg-python, or another package with a module of the same name."""
     owners = owners_of("ffmpeg")
     try:
         ffmpeg_python()
     except VmaeError as error:
-        return _broken("ffmpeg-python", error)
+        return failed_check("ffmpeg-python", error)
     others = [owner for owner in owners if owner != "ffmpeg-python"]
     if others:
         return Check(
             "ffmpeg-python",
             State.WARNING,
-            f"works, but {' and '.join(others)} brings a module ffmpeg too",
-            f"python -m pip uninstall {' '.join(others)}: the one installed last wins",
+            f"works, but {' and '.join(others)} installs a module ffmpeg too",
+            f"python -m pip uninstall {' '.join(others)}: the last installed one wins",
         )
     version = metadata.version("ffmpeg-python") if owners else "of unknown version"
     return Check("ffmpeg-python", State.OK, f"{version}, the only package with a module ffmpeg")
 
 
-def _broken(name: str, error: VmaeError) -> Check:
-    return Check(name, State.MISSING, *found_and_advice(error))
-
-
-def _binary(named: str | None) -> Iterator[Check]:
+def _ffmpeg_checks(named: str | None) -> Iterator[Check]:
     try:
         binary = find_ffmpeg(named)
         encoders = encoders_of(binary.path)
     except VmaeError as error:
-        yield _broken("ffmpeg", error)
+        yield failed_check("ffmpeg", error)
         return
     origin = "--ffmpeg" if named else "VMAE_FFMPEG" if os.environ.get("VMAE_FFMPEG") else "imageio-ffmpeg"
-    yield Check("ffmpeg", State.OK, f"{binary.version} of {origin}: {binary.path}, sha256 {binary.sha256}")
-    lacking = [name for name in FILE_ENCODERS if name not in encoders]
-    if lacking:
-        words = ", ".join(f"{name} ({FILE_ENCODERS[name]})" for name in lacking)
-        yield Check("encoders", State.WARNING, f"without {words}", "set VMAE_FFMPEG to one that has them, to use these")
+    yield Check("ffmpeg", State.OK, f"{binary.version} from {origin}: {binary.path}, sha256 {binary.sha256}")
+    missing = [name for name in ENCODERS if name not in encoders]
+    if missing:
+        names = ", ".join(f"{name} ({ENCODERS[name]})" for name in missing)
+        advice = "to use these profiles, set VMAE_FFMPEG to an ffmpeg with these encoders"
+        yield Check("encoders", State.WARNING, f"missing: {names}", advice)
     else:
-        yield Check("encoders", State.OK, ", ".join(FILE_ENCODERS))
+        yield Check("encoders", State.OK, ", ".join(ENCODERS))
     yield _trial_encode(binary)
 
 
 def _trial_encode(binary: Ffmpeg) -> Check:
-    """A second of video through the build's own step: probe, encode, and the trainer's decoder on what came out."""
+    """One second of video through the build's own steps: probe, encode, decode with the trainer's decoder."""
     name = "encode and decode"
     try:
         with tempfile.TemporaryDirectory() as folder:
             return _encode_in(Path(folder), binary)
     except ImportError as error:
-        return Check(name, State.MISSING, f"not tried: {error}", "mend what is missing above")
+        return Check(name, State.MISSING, f"not tried: {error}", "fix what is missing above")
     except VmaeError as error:
-        return _broken(name, error)
+        return failed_check(name, error)
     except OSError as error:
-        return Check(
-            name, State.MISSING, f"{error.filename}: {error.strerror}", "free some room in the temporary folder"
-        )
+        return Check(name, State.MISSING, f"{error.filename}: {error.strerror}", "free space in the temporary folder")
 
 
 def _encode_in(folder: Path, binary: Ffmpeg) -> Check:
@@ -215,7 +198,7 @@ def _encode_in(folder: Path, binary: Ffmpeg) -> Check:
     staged = encode_source(job)
     if staged.failure is not None:
         found = f"{staged.failure.reason}: {staged.failure.detail}"
-        return Check("encode and decode", State.MISSING, found, "try another ffmpeg (VMAE_FFMPEG), or reinstall av")
+        return Check("encode and decode", State.MISSING, found, "use another ffmpeg (VMAE_FFMPEG), or reinstall av")
     facts = staged.samples[0].facts
     found = f"1 s of video: {facts.phases[0].frames} of {facts.source.frames} frames kept, {facts.profile}, all decode"
     return Check("encode and decode", State.OK, found)
@@ -226,61 +209,59 @@ def _cores() -> Check:
     found = f"{usable} of {os.cpu_count()} cores"
     if quota is None:
         return Check("cores", State.OK, found)
-    found += f", time of {quota:.4g} by control group"
+    found += f", limited to the time of {quota:.4g} by a control group"
     if quota < usable:
-        return Check("cores", State.WARNING, found, f"--workers {max(1, int(quota))}: more only wait for each other")
+        return Check(
+            "cores", State.WARNING, found, f"--workers {max(1, int(quota))}: more would only wait for each other"
+        )
     return Check("cores", State.OK, found)
 
 
 def _memory() -> Check:
     granted, usable = memory_bytes(), cores()
-    found = f"{size_words(granted)}, {size_words(granted / usable)} a core"
-    if granted < MEMORY_A_CORE * usable:
-        workers = max(1, int(granted / MEMORY_A_CORE))
-        return Check("memory", State.WARNING, found, f"--workers {workers}: an encode takes 200 MB and more")
+    found = f"{size_words(granted)}, {size_words(granted / usable)} per core"
+    if granted < MEMORY_PER_CORE * usable:
+        workers = max(1, int(granted / MEMORY_PER_CORE))
+        return Check("memory", State.WARNING, found, f"--workers {workers}: an encode takes 200 MB or more")
     return Check("memory", State.OK, found)
 
 
 def _shared_memory() -> Check:
-    """Told because people look for it first: containers grant 64 MB, which breaks other loaders."""
-    return Check(
-        "shared memory",
-        State.OK,
-        f"{size_words(shared_memory_bytes())}; not used, batches lie in memory without a name",
-    )
+    """Reported because people suspect it first: containers have 64 MB, which breaks other loaders."""
+    found = f"{size_words(shared_memory_bytes())}; not used: batches are in anonymous memory"
+    return Check("shared memory", State.OK, found)
 
 
 def _destination(dest: Path | None) -> Check:
-    wanted = dest or Path()
-    there = existing_part(wanted)
+    folder = dest or Path()
+    existing = existing_part(folder)
     name = "destination" if dest else "working directory"
-    return _folder(name, there, State.MISSING, "" if there == wanted.absolute() else f"{wanted}, to be made in ")
+    prefix = "" if existing == folder.absolute() else f"{folder}, to be created in "
+    return _folder(name, existing, State.MISSING, prefix)
 
 
 def _temporary_folder() -> Check:
-    # Only this command writes there; a build keeps all it makes in its destination.
+    # A warning only: a build keeps all its files in its destination.
     try:
         return _folder("temporary folder", Path(tempfile.gettempdir()), State.WARNING, "")
     except FileNotFoundError as error:
-        return Check(
-            "temporary folder", State.WARNING, str(error.strerror), "set TMPDIR to a folder that can be written"
-        )
+        advice = "set TMPDIR to a folder that can be written"
+        return Check("temporary folder", State.WARNING, str(error.strerror), advice)
 
 
 def _folder(name: str, folder: Path, worst: State, prefix: str) -> Check:
-    facts = look_at_folder(folder)
-    found = f"{prefix}{folder}: {facts.kind}, {size_words(facts.free_bytes)} free"
+    facts = try_folder(folder)
+    found = f"{prefix}{folder}: {facts.file_system}, {size_words(facts.free_bytes)} free"
     if facts.problem:
-        return Check(name, worst, f"{found}; {facts.problem}", "name another folder, or mend its rights or its mount")
+        advice = "use another folder, or fix its permissions or its mount"
+        return Check(name, worst, f"{found}; {facts.problem}", advice)
     found += "; write, sync, rename and flock work"
-    if facts.free_bytes < LITTLE_SPACE:
-        return Check(
-            name, State.WARNING, found, "free some room: shards come to 100 to 300 MB each, and as much in work"
-        )
-    if facts.free_names is not None and facts.free_names < FEW_NAMES:
-        return Check(name, State.WARNING, f"{found}, room for {facts.free_names} more files", "remove some files")
+    if facts.free_bytes < MIN_FREE_BYTES:
+        advice = "free space: a shard takes 100 to 300 MB, and as much again while it is built"
+        return Check(name, State.WARNING, found, advice)
+    if facts.free_names is not None and facts.free_names < MIN_FREE_NAMES:
+        return Check(name, State.WARNING, f"{found}; only {facts.free_names} more files fit", "remove some files")
     if facts.is_network:
-        return Check(
-            name, State.OK, found, "flock was tried on this machine only; build a set on one machine at a time"
-        )
+        advice = "flock was tried on this machine only; build a data set on one machine at a time"
+        return Check(name, State.OK, found, advice)
     return Check(name, State.OK, found)

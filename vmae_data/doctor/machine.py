@@ -1,4 +1,4 @@
-"""What a machine lends to a process: cores, memory, and folders in which a build can keep its promises."""
+"""This machine → what a build may use: cores, memory, and folders in which its file operations work."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ __all__ = [
     "core_quota",
     "cores",
     "existing_part",
-    "look_at_folder",
+    "file_system_of",
     "memory_bytes",
     "shared_memory_bytes",
+    "try_folder",
 ]
 
 CGROUPS = Path("/sys/fs/cgroup")
-# What several machines may see at a time: a lock there may hold on one of them only.
+# Several machines may use these at a time, and a lock may then work on one machine only.
 NETWORK_TYPES = (
     "nfs",
     "cifs",
@@ -42,14 +43,14 @@ NETWORK_TYPES = (
 
 
 class FolderFacts(NamedTuple):
-    """A folder, and what was tried in it."""
+    """A folder and the result of a trial in it."""
 
     folder: Path
-    kind: str  # of file system
+    file_system: str
     is_network: bool
     free_bytes: int
-    free_names: int | None  # files that may still be made, None where there is no such limit
-    problem: str  # why nothing can be built there, "" where it can
+    free_names: int | None  # files that can still be created; None: no such limit
+    problem: str  # why a build can't work there, else empty
 
 
 def cores() -> int:
@@ -58,37 +59,37 @@ def cores() -> int:
 
 
 def core_quota(groups: str | None = None, root: Path = CGROUPS) -> float | None:
-    """How many cores' worth of time the control groups grant, None where they don't say.
+    """The number of cores whose time the control groups grant; None: no limit.
 
     `groups`: the text of /proc/self/cgroup.
     """
     quotas = []
-    for found in _group_values("cpu", "cpu.max", groups, root):  # version 2: "QUOTA PERIOD"
-        quota, _, period = found.partition(" ")
+    for value in _group_values("cpu", "cpu.max", groups, root):  # version 2: "QUOTA PERIOD"
+        quota, _, period = value.partition(" ")
         if quota.isdigit():
             quotas.append(int(quota) / int(period or 100_000))
     limits = _group_values("cpu", "cpu.cfs_quota_us", groups, root)
-    for found, period in zip(limits, _group_values("cpu", "cpu.cfs_period_us", groups, root), strict=False):
-        if int(found) > 0:
-            quotas.append(int(found) / int(period))
+    for limit, period in zip(limits, _group_values("cpu", "cpu.cfs_period_us", groups, root), strict=False):
+        if int(limit) > 0:
+            quotas.append(int(limit) / int(period))
     return min(quotas, default=None)
 
 
 def memory_bytes(groups: str | None = None, root: Path = CGROUPS) -> int:
-    """The memory that this process may use: the machine's, or what the control groups grant of it."""
+    """The memory that this process may use: the machine's, or less if a control group limits it."""
     limits = [
-        int(found)
+        int(value)
         for name in ("memory.max", "memory.limit_in_bytes")
-        for found in _group_values("memory", name, groups, root)
-        if found.isdigit()
+        for value in _group_values("memory", name, groups, root)
+        if value.isdigit()
     ]
     return min([*limits, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")])
 
 
 def _group_values(controller: str, file: str, groups: str | None, root: Path) -> list[str]:
-    """What a file says in the process's group and those above it; the least of all holds.
+    """The contents of a file in the process's group and in the groups above it; the lowest limit applies.
 
-    In a container the group's path may be the host's, so that only the groups above it are there.
+    In a container the path may be the host's, and then only groups above it exist.
     """
     text = Path("/proc/self/cgroup").read_text("utf-8", "replace") if groups is None else groups
     values = []
@@ -109,7 +110,7 @@ def _group_values(controller: str, file: str, groups: str | None, root: Path) ->
 
 
 def shared_memory_bytes() -> int:
-    """The size of /dev/shm, 0 where there is none."""
+    """The size of /dev/shm; 0 if it does not exist."""
     try:
         return shutil.disk_usage("/dev/shm").total  # noqa: S108
     except OSError:
@@ -117,62 +118,61 @@ def shared_memory_bytes() -> int:
 
 
 def existing_part(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
+    """The folder, or the nearest existing folder above it."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def look_at_folder(folder: Path) -> FolderFacts:
-    """Try in a folder what a build does there: write, sync, rename, lock. Nothing of it stays."""
+def try_folder(folder: Path) -> FolderFacts:
+    """Try what a build does in a folder: write, sync, rename, lock. No file stays."""
     status = os.statvfs(folder)
-    kind = _file_system(folder)
+    file_system = file_system_of(folder)
     return FolderFacts(
         folder=folder,
-        kind=kind,
-        is_network=kind.startswith(NETWORK_TYPES),
+        file_system=file_system,
+        is_network=file_system.startswith(NETWORK_TYPES),
         free_bytes=status.f_bavail * status.f_frsize,
         free_names=status.f_favail if status.f_files else None,
-        problem=_try_folder(folder),
+        problem=_folder_problem(folder),
     )
 
 
-def _try_folder(folder: Path) -> str:
-    """Why a build can't work in a folder, or nothing."""
+def _folder_problem(folder: Path) -> str:
     if not folder.is_dir():
         return "is not a folder"
     try:
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as made:
-            trial = Path(made)
-            for data in (b"first", b"second"):  # the second takes the place of the first
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as name:
+            trial = Path(name)
+            for data in (b"first", b"second"):  # the second replaces the first
                 commit_bytes(trial / "file", data)
             if (trial / "file").read_bytes() != b"second" or len(list(trial.iterdir())) != 1:
-                return "a renamed file does not take the place of the old one"
-            return _try_lock(trial)
+                return "a renamed file does not replace the old one"
+            return _lock_problem(trial)
     except (OSError, VmaeError) as error:
         why = error.strerror if isinstance(error, OSError) else None
-        return f"nothing can be written there ({why or error})"
+        return f"can't be written ({why or error})"
 
 
-def _try_lock(folder: Path) -> str:
+def _lock_problem(folder: Path) -> str:
     try:
         with lock(folder, "trial"):
             try:
                 with lock(folder, "trial"):
-                    return "flock lets two hold one lock"
+                    return "flock gives one lock twice"
             except VmaeError:
                 return ""
     except (OSError, VmaeError) as error:
-        return f"flock does not work there ({error.__cause__ or error})"
+        return f"flock does not work ({error.__cause__ or error})"
 
 
-def _file_system(folder: Path, mounts: str | None = None) -> str:
-    """The type of the file system that a folder is on, as the kernel names it."""
+def file_system_of(folder: Path, mounts: str | None = None) -> str:
+    """The type of a folder's file system, in the kernel's words. `mounts`: the text of /proc/self/mountinfo."""
     text = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape") if mounts is None else mounts
-    place, best, kind = folder.resolve(), -1, "unknown"
+    path, longest, kind = folder.resolve(), -1, "unknown"
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
-        point = Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), left.split()[4]))
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), left.split()[4]))
         # The later of two mounts on one point hides the earlier.
-        if (place == point or point in place.parents) and len(point.parts) >= best:
-            best, kind = len(point.parts), right.split()[0]
+        if (path == point or point in path.parents) and len(point.parts) >= longest:
+            longest, kind = len(point.parts), right.split()[0]
     return kind

@@ -1,4 +1,4 @@
-"""What a store lends to a build or a training: which credentials there are, and what they allow at a URL."""
+"""Credentials and a URL → what works: the storage client, and listing, writing and reading at the URL."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vmae_data.storage import (
     writer_name,
 )
 
-__all__ = ["found_and_advice", "storage_checks", "store_checks"]
+__all__ = ["failed_check", "storage_checks", "url_checks"]
 
 GIVE_UP_SECONDS = 20  # a person waits for the answer
 TRIAL = b"vmae-shard doctor"
 
 
 def storage_checks() -> Iterator[Check]:
-    """The client, and the names of the credentials that it will find."""
+    """The storage client, and the names of the credentials that it will use."""
     try:
         version = metadata.version("obstore")
     except metadata.PackageNotFoundError:
@@ -37,61 +37,62 @@ def storage_checks() -> Iterator[Check]:
     yield Check("storage", State.OK, f"obstore {version}: paths, s3://, gs://, az://, http://, https://")
     found = [f"{scheme}: {', '.join(names)}" for scheme, names in credential_names().items() if names]
     options = ", ".join(f"{key}={value}" for key, value in shown_options().items())
-    words = "; ".join([*found, *([f"options: {options}"] if options else [])])
-    yield Check("credentials", State.OK, words or "none named here; a cloud's machine may have a role of its own")
+    if options:
+        found.append(f"options: {options}")
+    yield Check("credentials", State.OK, "; ".join(found) or "none set; a machine in the cloud may have a role instead")
 
 
-def store_checks(place: RemotePath) -> Iterator[Check]:
-    """What can be done at a URL: listed, written (a trial object, taken away again), read. Never raises for what can't."""
+def url_checks(url: RemotePath) -> Iterator[Check]:
+    """Try to list, write (a trial object, removed afterwards) and read at a URL. What fails is a check, never an error."""
     if "give_up" not in shown_options():
         set_options([f"give_up={GIVE_UP_SECONDS}"])
-    if not listable(place):
-        yield _tried("read", State.MISSING, lambda: _read_of_server(place))
+    if not listable(url):
+        yield _try("read", State.MISSING, lambda: _read_from_server(url))
         return
-    listed = _tried("list", State.MISSING, lambda: f"{place}: {len(list_names(place))} files right in it")
+    listed = _try("list", State.MISSING, lambda: f"{url}: {len(list_names(url))} files directly in it")
     yield listed
-    if listed.state is State.OK:  # else the other answers would be the same
-        yield _tried("write", State.WARNING, lambda: _write(place / f".vmae-doctor-{writer_name()}"))
+    if listed.state is State.OK:  # else the write would fail for the same reason
+        yield _try("write", State.WARNING, lambda: _write(url / f".vmae-doctor-{writer_name()}"))
 
 
-def _tried(what: str, worst: State, call: Callable[[], str]) -> Check:
+def _try(name: str, worst: State, call: Callable[[], str]) -> Check:
     try:
-        return Check(what, State.OK, call())
+        return Check(name, State.OK, call())
     except (VmaeError, MisuseError) as error:
-        return Check(what, worst, *found_and_advice(error))
+        return failed_check(name, error, worst)
 
 
-def found_and_advice(error: VmaeError) -> tuple[str, str]:
-    """The two parts of an error's line: the problem, then what to do."""
-    match = re.fullmatch(r"(.*)(?:; |\. )(.*)", str(error), re.DOTALL)
-    return (match[1], match[2]) if match else (str(error), "")
+def failed_check(name: str, error: Exception, state: State = State.MISSING) -> Check:
+    """An error's last clause or sentence is the advice."""
+    split = re.fullmatch(r"(.+)(?:; |\. (?=[A-Z]))(.+)", str(error), re.DOTALL)
+    return Check(name, state, split[1], split[2]) if split else Check(name, state, str(error))
 
 
-def _read_of_server(place: RemotePath) -> str:
+def _read_from_server(url: RemotePath) -> str:
     """One byte of the URL, else of an index below it."""
-    from vmae_data.format import INDEX  # msgspec may be what is missing
+    from vmae_data.format import INDEX  # imports msgspec, which may be missing
 
-    for one in (place, place / INDEX):
+    for file in (url, url / INDEX):
         try:
-            if one.path:
-                return f"{one}: {len(read_range(one, 0, 1))} byte read by a range"
+            if file.path:
+                return f"{file}: {len(read_range(file, 0, 1))} byte read by a range request"
         except NotThereError:
-            if one.name == INDEX:
+            if file.name == INDEX:
                 raise
-    return f"{place}: not tried, it names no file"
+    return f"{url}: not tried, because it names no file"
 
 
 def _write(trial: RemotePath) -> str:
-    first = create_bytes(trial, TRIAL)
+    created = create_bytes(trial, TRIAL)
     try:
-        again = create_bytes(trial, b"another")
-        back = read_range(trial, 0, len(TRIAL) + 1)
+        created_again = create_bytes(trial, b"another")
+        data = read_range(trial, 0, len(TRIAL) + 1)
     finally:
         remove(trial)
-    if back != TRIAL or not first:
-        raise VmaeError(f"{trial.parent}: gives back other bytes than were written; use another store")
-    if again:
+    if data != TRIAL or not created:
+        raise VmaeError(f"{trial.parent}: returns other bytes than were written; use another store")
+    if created_again:
         raise VmaeError(
-            f"{trial.parent}: does not refuse to create what is there; build a set on one machine at a time"
+            f"{trial.parent}: creates an object again that exists already; build a data set on one machine at a time"
         )
-    return f"{trial.parent}: written, read by a range, and removed again; what is there is not created twice"
+    return f"{trial.parent}: wrote, read by a range request and removed an object; creating it twice was refused"

@@ -46,8 +46,8 @@ class VerifyReport(NamedTuple):
 def verify_shards(folder: StoragePath, *, workers: int, style: ProgressStyle = ProgressStyle.AUTO) -> VerifyReport:
     """Check a finished data set; a problem never ends the check.
 
-    Raises DataError if the folder is no data set, NewerFormatError if a newer version wrote it: this version can't
-    judge its files.
+    Raises DataError if the folder is no data set, NewerFormatError if a newer version wrote it: this version
+    can't check its files.
     """
     if not exists(folder / INDEX):
         Shards.open(str(folder))  # raises if this is no data set; damage is reported below
