@@ -1,4 +1,4 @@
-"""What docs/moving.md and docs/recipes.md tell people to type is parsed, as the commands would parse it."""
+"""The documentation is right: its commands parse, its keys and paths exist, its prose is wrapped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
 from vmae_train.pretrain import PretrainSpec
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 PAGES = ("moving.md", "recipes.md")
 APPS = {"vmae-shard": typer.main.get_command(shard_app), "vmae-train": typer.main.get_command(train_app)}
 TRAINING = {"pretrain/k400": PretrainSpec, "finetune/k400": FinetuneSpec}
@@ -227,3 +228,51 @@ def test_all_questions_are_answered_with_a_command() -> None:
     numbers, texts = answers[::2], answers[1::2]
     assert [int(number) for number in numbers] == list(range(1, 20))
     assert all(re.search(r"^vmae-|`vmae-", text, flags=re.MULTILINE) for text in texts)
+
+
+def _rooms() -> set[str]:
+    packages = (ROOT / "vmae_data", ROOT / "vmae_train")
+    folders = (path for package in packages for path in package.iterdir() if path.is_dir() and any(path.glob("*.*")))
+    return {f"{path.relative_to(ROOT)}/" for path in folders if path.name != "__pycache__"}
+
+
+def _tree() -> set[str]:
+    """The paths of README's file tree."""
+    (block,) = re.findall(r"^```\n(vmae_data/ .*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    paths, package = set(), ""
+    for line in block.splitlines():
+        name = line.split()[0]
+        package = package if line.startswith("  ") else name
+        paths.add(package + name if line.startswith("  ") else name)
+    return paths
+
+
+def test_every_path_in_the_architecture_and_in_the_readme_exists() -> None:
+    named = {code for code in INLINE.findall(_page("architecture.md")) if re.match(r"(vmae_\w+|tools|tests)/", code)}
+    drawn = set(re.findall(r"<br/>([\w/]+\.py)", _page("architecture.md")))
+    assert len(named) > 50 and len(drawn) > 10
+    assert not {path for path in named | _tree() if not (ROOT / path).exists()}
+    assert not {path for path in drawn if not any((ROOT / top / path).exists() for top in ("vmae_data", "vmae_train"))}
+
+
+def test_every_room_is_in_the_architecture_and_in_the_readme() -> None:
+    assert not _rooms() - set(INLINE.findall(_page("architecture.md")))
+    assert not _rooms() - _tree()
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
+    assert not {target for target in targets if not (path.parent / target).exists()}
+
+
+PROSE = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(path for path in sorted(DOCS.glob("*.md")))]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
+def test_prose_is_wrapped_and_paragraphs_are_short(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith("|")]
+    assert not [line for line in lines if len(line) > 100]
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:\*|\d+\.) )", "\n".join(lines))
+    assert not [paragraph for paragraph in paragraphs if len(paragraph.strip().splitlines()) > 6]

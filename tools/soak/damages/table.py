@@ -20,17 +20,23 @@ DAMAGES: tuple[Damage, ...] = (
 FAST = tuple(damage for damage in DAMAGES if damage.fast)
 
 _HEAD = """\
-# Damaged and unusual videos
+# Reference: damaged and unusual videos
 
-The outcome of a build for each of {count} damaged or unusual sources. `make soak` builds all of them and
-compares every outcome with this page; `make test` builds a fast subset.
-`python -m tools.soak.build --write-docs` writes this page from the tables in `tools/soak/damages/`.
+```
+make soak
+```
+
+The outcome of a build for each of {count} damaged or unusual sources. `make soak` builds all of them
+and compares every outcome with this page; `make test` builds a fast subset.
+`python -m tools.soak.build --write-docs` writes this page from the tables in
+`tools/soak/damages/`.
 
 Every source becomes a sample, or a line of `failures.jsonl` with a reason.
 
 * *built*: all frames of the source were decoded. The kept frames are the right ones, and upright.
 * A note is stored in the sample's `KEY.json`, under `remarks`.
-* If several outcomes are listed, any of them may occur: a flipped byte may hit a picture or a header.
+* If several outcomes are listed, any of them may occur: a flipped byte may hit a picture or a
+  header.
 
 """
 
