@@ -38,7 +38,7 @@ def gap(video: Path) -> None:
     clip = read_real_clip(video, num_frames=FRAMES, first=5)
     rgb = planes_to_rgb(clip.planes)[0].permute(1, 2, 3, 0).numpy()
     difference = np.abs(rgb - clip.rgb_THWC)
-    print(f"{video.name}: RGB of the whole frame {_summary(difference)}")
+    print(f"{video.name}: RGB of the full frame {_summary(difference)}")
     for antialias in (True, False):
         augment = Augment(AugmentSpec(size=SIZE, antialias=antialias))
         differences = []

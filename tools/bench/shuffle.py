@@ -34,8 +34,8 @@ class Listing(NamedTuple):
 
     @property
     def shard_sizes(self) -> list[int]:
-        whole, rest = divmod(self.samples, self.shard)
-        return [self.shard] * whole + ([rest] if rest else [])
+        full_shards, rest = divmod(self.samples, self.shard)
+        return [self.shard] * full_shards + ([rest] if rest else [])
 
 
 LISTINGS = (Listing("Kinetics-like", 240_000, 500, 400, 1024), Listing("small", 3_500, 500, 50, 64))

@@ -89,9 +89,9 @@ def _some(rgb_CTHW: torch.Tensor) -> list[U8]:
 
 
 def _crops(batch: Batch) -> list[SheetRow]:
-    whole = planes_to_rgb(batch.planes)[0]
+    frames_rgb = planes_to_rgb(batch.planes)[0]
     height, width = batch.planes.size_B2[0].tolist()
-    rows = [SheetRow(_some(whole[..., :height, :width]), "first and middle frame", "A decoded clip")]
+    rows = [SheetRow(_some(frames_rgb[..., :height, :width]), "first and middle frame", "A decoded clip")]
     for title, keys in (
         ("crop = multiscale: sides of 1, .875, .75 or .66 of the short side, 13 positions", {}),
         ("crop = resized: 8 to 100 % of the area, ratio 3/4 to 4/3", {"crop": "resized", "antialias": False}),

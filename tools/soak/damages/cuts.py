@@ -154,7 +154,7 @@ def _flips() -> Iterator[Damage]:
     """One changed byte, anywhere. Codecs hide some changes and containers have no checksums. So the claim is: no
     process hangs, every counted frame decodes, and the file has nine tenths of its frames or is a failure."""
     nearly = range(22, FRAMES + 1)
-    whole = built(frames=nearly, right=False)
+    intact = built(frames=nearly, right=False)
     noted = tuple(
         built(word, frames=nearly, right=False) for word in ("ffmpeg complained", "no declared", "ends inside")
     )
@@ -170,7 +170,7 @@ def _flips() -> Iterator[Damage]:
         for seed in range(10):
             yield changed(
                 "A flipped byte", f"{Path(clip[0]).suffix[1:]} {clip[0].split('.')[0]} no. {seed}".replace(" cut ", " "), clip,
-                _flip(seed), whole, *noted, *pages, *bad, fast=seed == 0 and clip in (_LAST, _OTHERS[0]),
+                _flip(seed), intact, *noted, *pages, *bad, fast=seed == 0 and clip in (_LAST, _OTHERS[0]),
             )  # fmt: skip
 
 

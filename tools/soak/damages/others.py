@@ -34,7 +34,7 @@ def by_ffmpeg(
     name: str,
     words: str,
     *expected: Outcome,
-    clip: str = "whole.mp4",
+    clip: str = "intact.mp4",
     suffix: str = ".mp4",
     fast: bool = False,
 ) -> Damage:
@@ -153,17 +153,17 @@ STREAMS: tuple[Damage, ...] = (
 )
 
 
-def _whole(bench: Bench) -> bytes:
-    return bench.clip("whole.mp4").read_bytes()
+def _intact(bench: Bench) -> bytes:
+    return bench.clip("intact.mp4").read_bytes()
 
 
 def _link_to(target: str) -> Callable[[Bench, Path], None]:
     return lambda _bench, path: path.symlink_to(target)
 
 
-def _link_to_whole(bench: Bench, path: Path) -> None:
-    _whole(bench)
-    path.symlink_to((bench.folder / "whole.mp4").resolve())
+def _link_to_intact(bench: Bench, path: Path) -> None:
+    _intact(bench)
+    path.symlink_to((bench.folder / "intact.mp4").resolve())
 
 
 def _socket(_bench: Bench, path: Path) -> None:
@@ -174,7 +174,7 @@ def _socket(_bench: Bench, path: Path) -> None:
 LINKS: tuple[Damage, ...] = (
     special("a FIFO", lambda _bench, path: os.mkfifo(path), failed("not-a-file"), fast=True),
     special("a socket", _socket, failed("not-a-file")),
-    special("a link to a video", _link_to_whole, built(), fast=True),
+    special("a link to a video", _link_to_intact, built(), fast=True),
     special("a link to nothing", _link_to("nowhere.mp4"), failed("missing"), fast=True),
     special(
         "a link to itself",
@@ -191,7 +191,7 @@ def named(what: str, file: bytes, *, fast: bool = True) -> Damage:
     """An intact video with an awkward name."""
 
     def make(bench: Bench, path: Path) -> None:
-        path.write_bytes(_whole(bench))
+        path.write_bytes(_intact(bench))
 
     return Damage("Names", what, make, (built(),), file=file, fast=fast)
 

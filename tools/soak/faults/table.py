@@ -29,7 +29,7 @@ FAULTS = (
     ),
     Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_RESUMES}"),
     Fault(hang, "an ffmpeg that hangs", "it is killed, failure `stalled`; only `--retry-failed` builds its source"),
-    Fault(retries_killed, "kill -9 during `--retry-failed`, of whole videos and of segments", _RESUMES),
+    Fault(retries_killed, "kill -9 during `--retry-failed`, of complete videos and of segments", _RESUMES),
     Fault(
         file_sizes,
         "a limit on the size of a file (RLIMIT_FSIZE), in the middle of each kind",
