@@ -11,7 +11,6 @@ audited as two data sets. Prints the tables of docs/audit.md.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -165,4 +164,4 @@ def tables(report: AuditReport) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", choices=sorted(READERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.samples < BATCH:
+        parser.error(f"--samples {options.samples}: expected {BATCH} or more, one batch")
     if options.measure:
         for name in IMPORTS.get(options.measure, ("obstore",)):
             importlib.import_module(name)

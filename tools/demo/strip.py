@@ -1,6 +1,6 @@
 """A pretraining run and some videos → the README's picture: rows of original, masked and reconstructed frames.
 
-    python -m tools.demo.strip RUN SHARDS [--out docs/images/reconstruction.png] [--videos 2] [--seed 0] [--ratio 0.9]
+    python -m tools.demo.strip RUN SHARDS [--out docs/images/reconstruction.png] [--videos 1] [--seed 0] [--ratio 0.9]
 
 The frames are those of `vmae-train reconstruct`. The file is at most 200 kB: it has 256 colours of its own.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("run", help="a pretraining run or a checkpoint of one")
     parser.add_argument("shards")
     parser.add_argument("--out", type=Path, default=Path("docs/images/reconstruction.png"))
-    parser.add_argument("--videos", type=int, default=2)
+    parser.add_argument("--videos", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="chooses the videos and the masks [default: 0]")
     parser.add_argument("--ratio", type=float, help="share of hidden cubes [default: the run's]")
     options = parser.parse_args()
