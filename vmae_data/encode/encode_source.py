@@ -110,9 +110,7 @@ def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
             copy = stack.enter_context(copied(remote_path(job.folder, job.path), job.staging))
         except NotThereError as error:
             if not is_folder(job.folder):  # then no single video is the cause
-                raise DataError(
-                    f"{job.folder}: does not exist any more. Run the same command when it is back"
-                ) from error
+                raise DataError(f"{job.folder}: is gone. Run the same command when it is back") from error
             raise SourceError("missing", os.strerror(errno.ENOENT)) from error
         return _encode_local(job, os.fsencode(copy.absolute()))
 

@@ -61,10 +61,9 @@ def encoded_colour(profile: Profile, info: VideoInfo) -> Colour:
 
 
 def can_copy(info: VideoInfo, short_side: int) -> bool:
-    """Whether a shard can hold the source's packets unchanged.
+    """Whether a shard can hold the source's packets: H.264 in 4:2:0 with 8 bits, upright, with square pixels.
 
-    Requires H.264 in 4:2:0 with 8 bits, no rotation, square pixels, even sizes, the short side not above the limit,
-    and a matrix that decoding on the device supports.
+    The size must already be the scaled one, and decoding on the device must support the matrix.
     """
     return (
         info.codec == "h264"

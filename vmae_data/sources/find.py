@@ -134,7 +134,7 @@ def _number_labels(
             return _read_values(rows, classes, source), ()
     digits = {name: match[1] for name in names if (match := CLASS_NUMBER.fullmatch(name))}
     if len(digits) == len(names):
-        # The length is checked first: converting thousands of digits to a number is slow.
+        # Check the length first: int() refuses thousands of digits.
         large = next((n for n in digits.values() if len(n) > len(str(MAX_CLASSES)) or int(n) >= MAX_CLASSES), None)
         if large is not None:
             raise MisuseError(
