@@ -66,9 +66,9 @@ class PacketTable(NamedTuple):
 
 
 def decode_frames(
-    data: bytes, wanted: Sequence[int], key: str, size: tuple[int, int] | None = None
+    data: bytes, numbers: Sequence[int], key: str, size: tuple[int, int] | None = None
 ) -> Iterator[FramePlanes]:
-    """The frames `wanted` (strictly ascending) of a shard's mp4.
+    """The frames `numbers` (strictly ascending) of a shard's mp4.
 
     Frames are numbered by their time stamps, which the build made regular from 0. Raises SampleError if a frame does not
     decode, or not to `size` (height, width). A claim of the file allocates no memory before it is checked.
@@ -89,13 +89,13 @@ def decode_frames(
             if not stream.time_base or not stream.average_rate:
                 raise SampleError(key, "the mp4 states no time base or frame rate")
             step = 1 / (stream.average_rate * stream.time_base)
-            if wanted and wanted[0] > 0:
-                container.seek(int(wanted[0] * step), stream=stream, backward=True)
+            if numbers and numbers[0] > 0:
+                container.seek(int(numbers[0] * step), stream=stream, backward=True)
             for frame in container.decode(stream):
                 number = _number(frame.pts, step)
-                if number < wanted[decoded]:
+                if number < numbers[decoded]:
                     continue
-                if number > wanted[decoded] or frame.format.name not in ("yuv420p", "yuvj420p"):
+                if number > numbers[decoded] or frame.format.name not in ("yuv420p", "yuvj420p"):
                     break
                 if size is not None and (frame.height, frame.width) != size:
                     raise SampleError(
@@ -103,12 +103,12 @@ def decode_frames(
                     )
                 yield FramePlanes(number, *(_plane(frame, i) for i in range(3)))
                 decoded += 1
-                if decoded == len(wanted):
+                if decoded == len(numbers):
                     return
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise SampleError(key, f"does not decode ({type(error).__name__}: {str(error).splitlines()[0]})") from error
-    if decoded < len(wanted):
-        raise SampleError(key, f"frame {wanted[decoded]} does not decode ({decoded} of {len(wanted)} did)")
+    if decoded < len(numbers):
+        raise SampleError(key, f"frame {numbers[decoded]} does not decode ({decoded} of {len(numbers)} did)")
 
 
 def _check_claims(data: bytes, key: str) -> None:
@@ -156,9 +156,9 @@ def decode_all(data: bytes, frames: int, key: str) -> DecodedVideo:
     return decode_some(data, range(frames), key)
 
 
-def decode_some(data: bytes, wanted: Sequence[int], key: str, size: tuple[int, int] | None = None) -> DecodedVideo:
+def decode_some(data: bytes, numbers: Sequence[int], key: str, size: tuple[int, int] | None = None) -> DecodedVideo:
     """Copies of the frames that `decode_frames` yields."""
-    copies = [tuple(plane.copy() for plane in frame[1:]) for frame in decode_frames(data, wanted, key, size)]
+    copies = [tuple(plane.copy() for plane in frame[1:]) for frame in decode_frames(data, numbers, key, size)]
     y, u, v = (np.stack(planes) for planes in zip(*copies, strict=True))
     return DecodedVideo(y, u, v)
 

@@ -41,16 +41,16 @@ def test_any_step_can_be_computed_first() -> None:
     in_order = MixtureOrder(SIZES, [2, 1], seed=3, batch=31)
     expected = [in_order.batch(step) for step in range(13)]
     for step in (12, 5, 0, 7):
-        found = MixtureOrder(SIZES, [2, 1], seed=3, batch=31).batch(step)
-        assert np.array_equal(found.sample_B, expected[step].sample_B)
-        assert np.array_equal(found.epoch_B, expected[step].epoch_B)
+        batch = MixtureOrder(SIZES, [2, 1], seed=3, batch=31).batch(step)
+        assert np.array_equal(batch.sample_B, expected[step].sample_B)
+        assert np.array_equal(batch.epoch_B, expected[step].epoch_B)
 
 
 @pytest.mark.parametrize(("weights", "share"), [([3, 1], 0.75), ([], 24 / 124), ([0.5, 1.5], 0.25)])
 def test_the_shares_follow_the_weights_or_by_default_the_numbers_of_samples(weights: list[float], share: float) -> None:
     order = MixtureOrder(SIZES, weights, seed=0, batch=124)
-    found = np.mean([(order.batch(step).sample_B < 24).mean() for step in range(200)])
-    assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / (200 * 124))
+    mean = np.mean([(order.batch(step).sample_B < 24).mean() for step in range(200)])
+    assert abs(mean - share) < 5 * np.sqrt(share * (1 - share) / (200 * 124))
 
 
 def test_a_batch_late_in_a_long_run_is_computed_quickly() -> None:

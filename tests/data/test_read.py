@@ -45,8 +45,8 @@ def test_only_the_requested_frames_are_decoded_and_they_equal_those_of_a_full_de
     sample = Shards.open(str(demo_shards)).sample(0)
     frames = sample.facts.phases[0].frames
     everything = decode_all(sample.data, frames, sample.facts.key)
-    for wanted in ([0], [frames - 1], [3, 7, 11], list(range(frames)), [15, 16, 17][: frames - 15]):
-        for frame in decode_frames(sample.data, wanted, sample.facts.key):
+    for numbers in ([0], [frames - 1], [3, 7, 11], list(range(frames)), [15, 16, 17][: frames - 15]):
+        for frame in decode_frames(sample.data, numbers, sample.facts.key):
             assert np.array_equal(frame.y, everything.y_THW[frame.number])
             assert np.array_equal(frame.u, everything.u_THW[frame.number])
             assert np.array_equal(frame.v, everything.v_THW[frame.number])

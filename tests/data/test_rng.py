@@ -19,11 +19,11 @@ def _splitmix64(x: int) -> int:
 
 def test_splitmix64_gives_its_published_first_numbers() -> None:
     # Seed 1234567; from the generator's reference output.
-    state, found = 1234567, []
+    state, numbers = 1234567, []
     for _ in range(3):
-        found.append(int(rng.splitmix64(state)))
+        numbers.append(int(rng.splitmix64(state)))
         state = (state + 0x9E3779B97F4A7C15) % 2**64
-    assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert numbers == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_bits_chain_every_argument_in_the_stated_order() -> None:
@@ -56,20 +56,20 @@ def test_a_sample_is_identified_by_data_set_and_key_not_by_row() -> None:
 
 
 def test_normal_numbers_are_normal() -> None:
-    found = np.sort(rng.normal(rng.bits(1, 0, np.arange(5000), 0, 0, Purpose.RANDAUGMENT_MAGNITUDE)))
-    expected = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in found])
+    values = np.sort(rng.normal(rng.bits(1, 0, np.arange(5000), 0, 0, Purpose.RANDAUGMENT_MAGNITUDE)))
+    expected = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in values])
     assert np.abs(expected - np.arange(1, 5001) / 5000).max() < 1.95 / math.sqrt(5000)
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.8, 0.8), (1.0, 1.0), (0.05, 0.3), (4.0, 2.0)])
 def test_beta_numbers_have_the_moments_of_their_distribution(a: float, b: float) -> None:
     count = 2000
-    found = np.array([Rng(3, 1, sample).beta(Purpose.MIXUP_LAMBDA, a, b) for sample in range(count)])
+    values = np.array([Rng(3, 1, sample).beta(Purpose.MIXUP_LAMBDA, a, b) for sample in range(count)])
     variance = a * b / ((a + b) ** 2 * (a + b + 1))
-    assert ((found >= 0) & (found <= 1)).all()
-    assert abs(found.mean() - a / (a + b)) < 5 * math.sqrt(variance / count)
-    assert abs(found.var() - variance) < 5 * math.sqrt(((found - found.mean()) ** 2).var() / count)
-    assert found[7] == Rng(3, 1, 7).beta(Purpose.MIXUP_LAMBDA, a, b)
+    assert ((values >= 0) & (values <= 1)).all()
+    assert abs(values.mean() - a / (a + b)) < 5 * math.sqrt(variance / count)
+    assert abs(values.var() - variance) < 5 * math.sqrt(((values - values.mean()) ** 2).var() / count)
+    assert values[7] == Rng(3, 1, 7).beta(Purpose.MIXUP_LAMBDA, a, b)
 
 
 def test_no_two_purposes_share_a_number() -> None:

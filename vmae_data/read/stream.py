@@ -174,7 +174,7 @@ class Decoder:
 
 
 def _decode(
-    data: bytes, wanted: tuple[int, ...], key: str, planes: BufferPlanes, position: int, size: tuple[int, int]
+    data: bytes, numbers: tuple[int, ...], key: str, planes: BufferPlanes, position: int, size: tuple[int, int]
 ) -> tuple[int, int]:
     """Returns the height and width of the frames in the buffer.
 
@@ -183,12 +183,12 @@ def _decode(
     room_h, room_w = planes.y_BFHW.shape[2:]
     top, left = max(0, size[0] - room_h) // 4 * 2, max(0, size[1] - room_w) // 4 * 2
     height, width = min(size[0], room_h), min(size[1], room_w)
-    for row, frame in enumerate(decode_frames(data, wanted, key, size)):
+    for row, frame in enumerate(decode_frames(data, numbers, key, size)):
         _copy(planes.y_BFHW[position, row], frame.y, top, left, height, width)
         _copy(planes.u_BFHW[position, row], frame.u, top // 2, left // 2, height // 2, width // 2)
         _copy(planes.v_BFHW[position, row], frame.v, top // 2, left // 2, height // 2, width // 2)
     for plane in planes:  # a clip that repeats frames decodes fewer than the buffer has
-        plane[position, len(wanted) :] = 0
+        plane[position, len(numbers) :] = 0
     return height, width
 
 

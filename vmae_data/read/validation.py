@@ -113,9 +113,9 @@ def _schema_problems(schema: pa.Schema, index: Index) -> Iterator[str]:
     if len(set(schema.names)) != len(schema.names):
         yield "has two columns of one name"
     for name, kind in expected.items():
-        found = schema.field(name).type if name in schema.names else None
-        if found is None or not found.equals(kind):
-            yield f"{name}: is {_short(str(found)) if found is not None else 'missing'}; expected {kind}"
+        actual = schema.field(name).type if name in schema.names else None
+        if actual is None or not actual.equals(kind):
+            yield f"{name}: is {_short(str(actual)) if actual is not None else 'missing'}; expected {kind}"
     if "source_rate" in schema.names and schema.field("source_rate").type != pa.float64():
         yield "source_rate: is not double"
     if "labels" in schema.names and schema.field("labels").type not in _LABEL_TYPES:
