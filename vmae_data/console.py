@@ -7,22 +7,21 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import typer
 
 from vmae_data.errors import MisuseError, ReportedElsewhere, StopRequested, VmaeError
 
 __all__ = [
-    "Check",
+    "CheckResult",
+    "CheckState",
     "Debug",
     "Json",
     "Quiet",
     "RecipeName",
     "Settings",
-    "State",
     "StorageOptions",
     "argument",
     "flag",
@@ -40,10 +39,6 @@ __all__ = [
     "print_rows",
     "progress_style",
     "run_app",
-    "show_checks",
-    "show_facts",
-    "size_words",
-    "time_words",
 ]
 
 
@@ -250,41 +245,36 @@ def _toml(values: dict[str, Any], table: str = "") -> str:
     return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
 
 
-class State(Enum):
-    """How a check of the doctor ended."""
-
-    OK = "ok"
-    WARNING = "warning"  # the work can be done
-    MISSING = "missing"  # the work can't be done
+CheckState = Literal["ok", "warning", "missing"]  # warning: the work can be done; missing: it can't
 
 
-class Check(NamedTuple):
+class CheckResult(NamedTuple):
     """One row of the doctor's table."""
 
     name: str
-    state: State
+    state: CheckState
     found: str
     advice: str = ""
 
 
-def print_checks(checks: Sequence[Check], as_json: bool) -> None:
+def print_checks(checks: Sequence[CheckResult], as_json: bool) -> None:
     """Print the doctor's table. Raises VmaeError, after the table, if something is missing."""
     if as_json:
         for check in checks:
-            print_json({**check._asdict(), "state": check.state.value})
+            print_json(check._asdict())
     else:
         _print_check_table(checks)
-    missing = [check.name for check in checks if check.state is State.MISSING]
+    missing = [check.name for check in checks if check.state == "missing"]
     if missing:
         raise VmaeError(f"{', '.join(missing)}: missing or unusable. Do what the table advises, then run doctor again")
 
 
-def _print_check_table(checks: Sequence[Check]) -> None:
+def _print_check_table(checks: Sequence[CheckResult]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    colours = {State.OK: "green", State.WARNING: "yellow", State.MISSING: "bold red"}
+    colours = {"ok": "green", "warning": "yellow", "missing": "bold red"}
     table = Table(show_lines=False)
     for heading in ("check", "state", "found, and what to do"):
         # Fold long words: a truncated path or checksum is of no use.
@@ -292,8 +282,8 @@ def _print_check_table(checks: Sequence[Check]) -> None:
     for check in checks:
         found = Text(_one_line(check.found))
         if check.advice:
-            found.append(f"\n→ {_one_line(check.advice)}", style="" if check.state is State.OK else "bold")
-        table.add_row(Text(check.name), Text(check.state.value, style=colours[check.state]), found)
+            found.append(f"\n→ {_one_line(check.advice)}", style="" if check.state == "ok" else "bold")
+        table.add_row(Text(check.name), Text(check.state, style=colours[check.state]), found)
     Console(highlight=False).print(table)
 
 
@@ -316,7 +306,3 @@ def format_seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.3g} s"
     return f"{seconds / 3600:.4g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
-
-
-# Former names, until every room has the new ones.
-size_words, time_words, show_facts, show_checks = format_bytes, format_seconds, print_rows, print_checks

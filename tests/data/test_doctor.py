@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.command import run_command
-from vmae_data.console import Check, State, show_checks
+from vmae_data.console import CheckResult, print_checks
 from vmae_data.doctor.doctor import examine
 from vmae_data.doctor.machine import core_quota, file_system_of, memory_bytes, try_folder
 from vmae_data.encode.ffmpeg import find_ffmpeg
@@ -41,7 +41,7 @@ def _plant(folder: Path, distribution: str, module: str | None) -> Path:
 
 def test_nothing_is_missing_where_the_tests_run(tmp_path: Path) -> None:
     checks = {check.name: check for check in examine(tmp_path / "not" / "yet")}
-    assert {name for name, check in checks.items() if check.state is State.MISSING} == set()
+    assert {name for name, check in checks.items() if check.state == "missing"} == set()
     assert find_ffmpeg().sha256 in checks["ffmpeg"].found
     assert "7 of 25 frames" in checks["encode and decode"].found  # every 4th of 25
     assert str(tmp_path) in checks["destination"].found
@@ -50,9 +50,9 @@ def test_nothing_is_missing_where_the_tests_run(tmp_path: Path) -> None:
 
 def test_the_table_and_the_json_have_the_same_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checks = list(examine(tmp_path))
-    show_checks(checks, as_json=True)
+    print_checks(checks, as_json=True)
     as_json = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    show_checks(checks, as_json=False)
+    print_checks(checks, as_json=False)
     table = capsys.readouterr().out
     assert [check["name"] for check in as_json] == [check.name for check in checks]
     assert all(check.name in table for check in checks)
@@ -214,7 +214,7 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
 def test_a_check_may_contain_anything_but_the_table_has_no_control_characters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_checks([Check("name", State.OK, "[red]\x1b[31m", "do\nthis")], as_json=False)
+    print_checks([CheckResult("name", "ok", "[red]\x1b[31m", "do\nthis")], as_json=False)
     shown = capsys.readouterr().out
     assert "[red]" in shown
     assert "\x1b[31m" not in shown

@@ -66,7 +66,7 @@ FAULTS = {
         Fault(kind=Kind.STATUS, status=429, share=0.07),
     ),
     "cut and truncated": (Fault(kind=Kind.CUT, share=0.2), Fault(kind=Kind.TRUNCATE, share=0.2)),
-    "shortened": (Fault(kind=Kind.SHORTEN, share=0.2),),
+    "shorten_digests": (Fault(kind=Kind.SHORTEN, share=0.2),),
     "silent": (Fault(kind=Kind.STALL, share=0.1, seconds=2),),
     # Two in total: a sample fails if its bytes are wrong three times, and all requests may be for one sample.
     "corrupted": (Fault(kind=Kind.CORRUPT, most=1), Fault(kind=Kind.CORRUPT, first=20, most=1)),

@@ -9,7 +9,7 @@ import msgspec
 from vmae_data.audit.duplicates import Match
 from vmae_data.audit.flags import FLAGS, AuditReport, AuditSpec, Flag, Row
 from vmae_data.audit.measure_samples import MeasuredSample
-from vmae_data.console import time_words
+from vmae_data.console import format_seconds
 from vmae_data.errors import SampleError
 from vmae_data.histogram import histogram
 from vmae_data.html import Charts, Fact, Facts, Figure, Gallery, Note, Pairs, Part, Section, Table, Tile, write_page
@@ -70,7 +70,7 @@ def _overview(report: AuditReport) -> Iterator[Part]:
     counts = report.counts()
     seconds = sum(row.seconds or 0 for row in report.rows)
     excluded = sum(row.exclude for row in report.rows)
-    facts = [Fact("samples", str(len(report.rows)), time_words(seconds))]
+    facts = [Fact("samples", str(len(report.rows)), format_seconds(seconds))]
     facts += [Fact(flag, str(counts[flag])) for flag in FLAGS]
     facts.append(Fact("to exclude", str(excluded), f"{100 * excluded / max(1, len(report.rows)):.3g} % of the samples"))
     yield Facts(tuple(facts))

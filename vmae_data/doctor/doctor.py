@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from vmae_data.console import Check, State, size_words
+from vmae_data.console import CheckResult, CheckState, format_bytes
 from vmae_data.doctor.machine import core_quota, cores, existing_part, memory_bytes, shared_memory_bytes, try_folder
 from vmae_data.doctor.storage_access import failed_check, storage_checks, url_checks
 from vmae_data.encode.ffmpeg import Ffmpeg, encoders_of, ffmpeg_python, find_ffmpeg, owners_of
@@ -33,7 +33,7 @@ ENCODERS = {"libx264": "profile h264", "mpeg4": "profile mpeg4", "mjpeg": "profi
 TRIAL_FRAMES, TRIAL_RATE = 25, 25
 
 
-def examine(dest: StoragePath | None = None, ffmpeg: str | None = None) -> Iterator[Check]:
+def examine(dest: StoragePath | None = None, ffmpeg: str | None = None) -> Iterator[CheckResult]:
     """Every check, in the order in which a build would need it. `dest` is tried too [default: the working directory]."""
     yield _python()
     yield from _packages()
@@ -50,19 +50,21 @@ def examine(dest: StoragePath | None = None, ffmpeg: str | None = None) -> Itera
         yield from url_checks(dest)
 
 
-def _python() -> Check:
+def _python() -> CheckResult:
     found = f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {platform.machine()}"
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return Check("python", State.MISSING, found, "use Python 3.11 or later")
+        return CheckResult("python", "missing", found, "use Python 3.11 or later")
     if sys.platform != "linux":
-        return Check("python", State.MISSING, found, "use Linux: its kernel ends ffmpeg and workers with their parent")
+        return CheckResult(
+            "python", "missing", found, "use Linux: its kernel ends ffmpeg and workers with their parent"
+        )
     if platform.machine() != "x86_64":
         advice = "shards from x86-64 may have other bytes; build a data set on one kind of machine"
-        return Check("python", State.WARNING, found, advice)
-    return Check("python", State.OK, found)
+        return CheckResult("python", "warning", found, advice)
+    return CheckResult("python", "ok", found)
 
 
-def _packages() -> Iterator[Check]:
+def _packages() -> Iterator[CheckResult]:
     for name, module in (("pyarrow", "pyarrow"), ("msgspec", "msgspec"), ("numpy", "numpy"), ("Pillow", "PIL.Image")):
         yield _package(name, module)
     # Only looked up: its import would load torch, if that is installed.
@@ -70,22 +72,22 @@ def _packages() -> Iterator[Check]:
     yield _pyav()
 
 
-def _package(name: str, module: str | None) -> Check:
+def _package(name: str, module: str | None) -> CheckResult:
     try:
         version = metadata.version(name)
         if module is not None:
             importlib.import_module(module)
     except metadata.PackageNotFoundError:
-        return Check(name, State.MISSING, "not installed", f"python -m pip install {name}")
+        return CheckResult(name, "missing", "not installed", f"python -m pip install {name}")
     except Exception as error:  # a broken package may raise anything at import
         advice = f"python -m pip install --force-reinstall {name}"
-        return Check(name, State.MISSING, f"can't be imported ({type(error).__name__}: {error})", advice)
-    return Check(name, State.OK, version)
+        return CheckResult(name, "missing", f"can't be imported ({type(error).__name__}: {error})", advice)
+    return CheckResult(name, "ok", version)
 
 
-def _pyav() -> Check:
+def _pyav() -> CheckResult:
     package = _package("av", "av")
-    if package.state is not State.OK:
+    if package.state != "ok":
         return package._replace(name="PyAV")
     import av
 
@@ -95,11 +97,11 @@ def _pyav() -> Check:
             decoded = _write_and_count(Path(folder) / "trial.mp4")
     except (av.FFmpegError, OSError, ValueError) as error:
         found = f"{package.found}: can't write and read a video ({error})"
-        return Check("PyAV", State.MISSING, found, "python -m pip install --force-reinstall av")
+        return CheckResult("PyAV", "missing", found, "python -m pip install --force-reinstall av")
     if decoded != TRIAL_FRAMES:
         found = f"{package.found}: {decoded} of {TRIAL_FRAMES} frames decode"
-        return Check("PyAV", State.MISSING, found, "python -m pip install --force-reinstall av")
-    return Check("PyAV", State.OK, f"{package.found} ({versions})")
+        return CheckResult("PyAV", "missing", found, "python -m pip install --force-reinstall av")
+    return CheckResult("PyAV", "ok", f"{package.found} ({versions})")
 
 
 def _write_and_count(path: Path) -> int:
@@ -126,7 +128,7 @@ def write_trial_video(path: Path) -> None:
         file.mux(stream.encode(None))
 
 
-def _module_named_ffmpeg() -> Check:
+def _module_named_ffmpeg() -> CheckResult:
     """ffmpeg-python, or another package with a module of the same name."""
     owners = owners_of("ffmpeg")
     try:
@@ -135,17 +137,17 @@ def _module_named_ffmpeg() -> Check:
         return failed_check("ffmpeg-python", error)
     others = [owner for owner in owners if owner != "ffmpeg-python"]
     if others:
-        return Check(
+        return CheckResult(
             "ffmpeg-python",
-            State.WARNING,
+            "warning",
             f"works, but {' and '.join(others)} installs a module ffmpeg too",
             f"python -m pip uninstall {' '.join(others)}: the last installed one wins",
         )
     version = metadata.version("ffmpeg-python") if owners else "of unknown version"
-    return Check("ffmpeg-python", State.OK, f"{version}, the only package with a module ffmpeg")
+    return CheckResult("ffmpeg-python", "ok", f"{version}, the only package with a module ffmpeg")
 
 
-def _ffmpeg_checks(named: str | None) -> Iterator[Check]:
+def _ffmpeg_checks(named: str | None) -> Iterator[CheckResult]:
     try:
         binary = find_ffmpeg(named)
         encoders = encoders_of(binary.path)
@@ -153,32 +155,32 @@ def _ffmpeg_checks(named: str | None) -> Iterator[Check]:
         yield failed_check("ffmpeg", error)
         return
     origin = "--ffmpeg" if named else "VMAE_FFMPEG" if os.environ.get("VMAE_FFMPEG") else "imageio-ffmpeg"
-    yield Check("ffmpeg", State.OK, f"{binary.version} from {origin}: {binary.path}, sha256 {binary.sha256}")
+    yield CheckResult("ffmpeg", "ok", f"{binary.version} from {origin}: {binary.path}, sha256 {binary.sha256}")
     missing = [name for name in ENCODERS if name not in encoders]
     if missing:
         names = ", ".join(f"{name} ({ENCODERS[name]})" for name in missing)
         advice = "to use these profiles, set VMAE_FFMPEG to an ffmpeg with these encoders"
-        yield Check("encoders", State.WARNING, f"missing: {names}", advice)
+        yield CheckResult("encoders", "warning", f"missing: {names}", advice)
     else:
-        yield Check("encoders", State.OK, ", ".join(ENCODERS))
+        yield CheckResult("encoders", "ok", ", ".join(ENCODERS))
     yield _trial_encode(binary)
 
 
-def _trial_encode(binary: Ffmpeg) -> Check:
+def _trial_encode(binary: Ffmpeg) -> CheckResult:
     """One second of video through the build's own steps: probe, encode, decode with the trainer's decoder."""
     name = "encode and decode"
     try:
         with tempfile.TemporaryDirectory() as folder:
             return _encode_in(Path(folder), binary)
     except ImportError as error:
-        return Check(name, State.MISSING, f"not tried: {error}", "fix what is missing above")
+        return CheckResult(name, "missing", f"not tried: {error}", "fix what is missing above")
     except VmaeError as error:
         return failed_check(name, error)
     except OSError as error:
-        return Check(name, State.MISSING, f"{error.filename}: {error.strerror}", "free space in the temporary folder")
+        return CheckResult(name, "missing", f"{error.filename}: {error.strerror}", "free space in the temporary folder")
 
 
-def _encode_in(folder: Path, binary: Ffmpeg) -> Check:
+def _encode_in(folder: Path, binary: Ffmpeg) -> CheckResult:
     from vmae_data.encode.build_spec import BuildSpec
     from vmae_data.encode.encode_source import EncodeJob, encode_source
 
@@ -198,70 +200,70 @@ def _encode_in(folder: Path, binary: Ffmpeg) -> Check:
     staged = encode_source(job)
     if staged.failure is not None:
         found = f"{staged.failure.reason}: {staged.failure.detail}"
-        return Check("encode and decode", State.MISSING, found, "use another ffmpeg (VMAE_FFMPEG), or reinstall av")
+        return CheckResult("encode and decode", "missing", found, "use another ffmpeg (VMAE_FFMPEG), or reinstall av")
     facts = staged.samples[0].facts
     found = f"1 s of video: {facts.phases[0].frames} of {facts.source.frames} frames kept, {facts.profile}, all decode"
-    return Check("encode and decode", State.OK, found)
+    return CheckResult("encode and decode", "ok", found)
 
 
-def _cores() -> Check:
+def _cores() -> CheckResult:
     usable, quota = cores(), core_quota()
     found = f"{usable} of {os.cpu_count()} cores"
     if quota is None:
-        return Check("cores", State.OK, found)
+        return CheckResult("cores", "ok", found)
     found += f", limited to the time of {quota:.4g} by a control group"
     if quota < usable:
-        return Check(
-            "cores", State.WARNING, found, f"--workers {max(1, int(quota))}: more would only wait for each other"
+        return CheckResult(
+            "cores", "warning", found, f"--workers {max(1, int(quota))}: more would only wait for each other"
         )
-    return Check("cores", State.OK, found)
+    return CheckResult("cores", "ok", found)
 
 
-def _memory() -> Check:
+def _memory() -> CheckResult:
     granted, usable = memory_bytes(), cores()
-    found = f"{size_words(granted)}, {size_words(granted / usable)} per core"
+    found = f"{format_bytes(granted)}, {format_bytes(granted / usable)} per core"
     if granted < MEMORY_PER_CORE * usable:
         workers = max(1, int(granted / MEMORY_PER_CORE))
-        return Check("memory", State.WARNING, found, f"--workers {workers}: an encode takes 200 MB or more")
-    return Check("memory", State.OK, found)
+        return CheckResult("memory", "warning", found, f"--workers {workers}: an encode takes 200 MB or more")
+    return CheckResult("memory", "ok", found)
 
 
-def _shared_memory() -> Check:
+def _shared_memory() -> CheckResult:
     """Reported because people suspect it first: containers have 64 MB, which breaks other loaders."""
-    found = f"{size_words(shared_memory_bytes())}; not used: batches are in anonymous memory"
-    return Check("shared memory", State.OK, found)
+    found = f"{format_bytes(shared_memory_bytes())}; not used: batches are in anonymous memory"
+    return CheckResult("shared memory", "ok", found)
 
 
-def _destination(dest: Path | None) -> Check:
+def _destination(dest: Path | None) -> CheckResult:
     folder = dest or Path()
     existing = existing_part(folder)
     name = "destination" if dest else "working directory"
     prefix = "" if existing == folder.absolute() else f"{folder}, to be created in "
-    return _folder(name, existing, State.MISSING, prefix)
+    return _folder(name, existing, "missing", prefix)
 
 
-def _temporary_folder() -> Check:
+def _temporary_folder() -> CheckResult:
     # A warning only: a build keeps all its files in its destination.
     try:
-        return _folder("temporary folder", Path(tempfile.gettempdir()), State.WARNING, "")
+        return _folder("temporary folder", Path(tempfile.gettempdir()), "warning", "")
     except FileNotFoundError as error:
         advice = "set TMPDIR to a folder that can be written"
-        return Check("temporary folder", State.WARNING, str(error.strerror), advice)
+        return CheckResult("temporary folder", "warning", str(error.strerror), advice)
 
 
-def _folder(name: str, folder: Path, worst: State, prefix: str) -> Check:
+def _folder(name: str, folder: Path, worst: CheckState, prefix: str) -> CheckResult:
     facts = try_folder(folder)
-    found = f"{prefix}{folder}: {facts.file_system}, {size_words(facts.free_bytes)} free"
+    found = f"{prefix}{folder}: {facts.file_system}, {format_bytes(facts.free_bytes)} free"
     if facts.problem:
         advice = "use another folder, or fix its permissions or its mount"
-        return Check(name, worst, f"{found}; {facts.problem}", advice)
+        return CheckResult(name, worst, f"{found}; {facts.problem}", advice)
     found += "; write, sync, rename and flock work"
     if facts.free_bytes < MIN_FREE_BYTES:
         advice = "free space: a shard takes 100 to 300 MB, and as much again while it is built"
-        return Check(name, State.WARNING, found, advice)
+        return CheckResult(name, "warning", found, advice)
     if facts.free_names is not None and facts.free_names < MIN_FREE_NAMES:
-        return Check(name, State.WARNING, f"{found}; only {facts.free_names} more files fit", "remove some files")
+        return CheckResult(name, "warning", f"{found}; only {facts.free_names} more files fit", "remove some files")
     if facts.is_network:
         advice = "flock was tried on this machine only; build a data set on one machine at a time"
-        return Check(name, State.OK, found, advice)
-    return Check(name, State.OK, found)
+        return CheckResult(name, "ok", found, advice)
+    return CheckResult(name, "ok", found)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
 
-from vmae_data.console import Check, State
-from vmae_data.errors import MisuseError, NotThereError, VmaeError
+from vmae_data.console import CheckResult, CheckState
+from vmae_data.errors import MisuseError, NotFoundError, VmaeError
 from vmae_data.storage import (
     RemotePath,
     create_bytes,
@@ -27,45 +27,47 @@ GIVE_UP_SECONDS = 20  # a person waits for the answer
 TRIAL = b"vmae-shard doctor"
 
 
-def storage_checks() -> Iterator[Check]:
+def storage_checks() -> Iterator[CheckResult]:
     """The storage client, and the names of the credentials that it will use."""
     try:
         version = metadata.version("obstore")
     except metadata.PackageNotFoundError:
-        yield Check("storage", State.MISSING, "obstore is not installed", "python -m pip install obstore")
+        yield CheckResult("storage", "missing", "obstore is not installed", "python -m pip install obstore")
         return
-    yield Check("storage", State.OK, f"obstore {version}: paths, s3://, gs://, az://, http://, https://")
+    yield CheckResult("storage", "ok", f"obstore {version}: paths, s3://, gs://, az://, http://, https://")
     found = [f"{scheme}: {', '.join(names)}" for scheme, names in credential_names().items() if names]
     options = ", ".join(f"{key}={value}" for key, value in shown_options().items())
     if options:
         found.append(f"options: {options}")
-    yield Check("credentials", State.OK, "; ".join(found) or "none set; a machine in the cloud may have a role instead")
+    yield CheckResult(
+        "credentials", "ok", "; ".join(found) or "none set; a machine in the cloud may have a role instead"
+    )
 
 
-def url_checks(url: RemotePath) -> Iterator[Check]:
+def url_checks(url: RemotePath) -> Iterator[CheckResult]:
     """Try to list, write (a trial object, removed afterwards) and read at a URL. What fails is a check, never an error."""
     if "give_up" not in shown_options():
         set_options([f"give_up={GIVE_UP_SECONDS}"])
     if not listable(url):
-        yield _try("read", State.MISSING, lambda: _read_from_server(url))
+        yield _try("read", "missing", lambda: _read_from_server(url))
         return
-    listed = _try("list", State.MISSING, lambda: f"{url}: {len(list_names(url))} files directly in it")
+    listed = _try("list", "missing", lambda: f"{url}: {len(list_names(url))} files directly in it")
     yield listed
-    if listed.state is State.OK:  # else the write would fail for the same reason
-        yield _try("write", State.WARNING, lambda: _write(url / f".vmae-doctor-{writer_name()}"))
+    if listed.state == "ok":  # else the write would fail for the same reason
+        yield _try("write", "warning", lambda: _write(url / f".vmae-doctor-{writer_name()}"))
 
 
-def _try(name: str, worst: State, call: Callable[[], str]) -> Check:
+def _try(name: str, worst: CheckState, call: Callable[[], str]) -> CheckResult:
     try:
-        return Check(name, State.OK, call())
+        return CheckResult(name, "ok", call())
     except (VmaeError, MisuseError) as error:
         return failed_check(name, error, worst)
 
 
-def failed_check(name: str, error: Exception, state: State = State.MISSING) -> Check:
+def failed_check(name: str, error: Exception, state: CheckState = "missing") -> CheckResult:
     """An error's last clause or sentence is the advice."""
     split = re.fullmatch(r"(.+)(?:; |\. (?=[A-Z]))(.+)", str(error), re.DOTALL)
-    return Check(name, state, split[1], split[2]) if split else Check(name, state, str(error))
+    return CheckResult(name, state, split[1], split[2]) if split else CheckResult(name, state, str(error))
 
 
 def _read_from_server(url: RemotePath) -> str:
@@ -76,7 +78,7 @@ def _read_from_server(url: RemotePath) -> str:
         try:
             if file.path:
                 return f"{file}: {len(read_range(file, 0, 1))} byte read by a range request"
-        except NotThereError:
+        except NotFoundError:
             if file.name == INDEX:
                 raise
     return f"{url}: not tried, because it names no file"

@@ -23,7 +23,7 @@ from vmae_data.encode.ffmpeg_result import check_output_size, check_result, fram
 from vmae_data.encode.probe import VideoInfo, packet_times, probe_video, scaled_size, truncated_box
 from vmae_data.encode.profiles import can_copy, encoded_colour
 from vmae_data.encode.thinning import SegmentCut, cut_video, kept_frame_rate, select_by_stride, select_frames
-from vmae_data.errors import DataError, NotThereError, SampleError, SourceError
+from vmae_data.errors import DataError, NotFoundError, SampleError, SourceError
 from vmae_data.format import (
     FORMAT_VERSION,
     Failure,
@@ -108,7 +108,7 @@ def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
     with ExitStack() as stack:
         try:
             copy = stack.enter_context(copied(remote_path(job.folder, job.path), job.staging))
-        except NotThereError as error:
+        except NotFoundError as error:
             if not is_folder(job.folder):  # then no single video is the cause
                 raise DataError(f"{job.folder}: is gone. Run the same command when it is back") from error
             raise SourceError("missing", os.strerror(errno.ENOENT)) from error
