@@ -70,14 +70,8 @@ __all__ = [
 FORMAT_VERSION = 1
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What `msgspec.json.decode` raises for bytes that are not the expected JSON, or not UTF-8."""
-PLAN, PLAN_TABLE, SAMPLES, FAILURES, UNLISTED, INDEX = (
-    "plan.json",
-    "plan.arrow",
-    "samples.arrow",
-    "failures.jsonl",
-    "unlisted.txt",
-    "index.json",
-)
+PLAN, PLAN_TABLE, SAMPLES = "plan.json", "plan.arrow", "samples.arrow"
+FAILURES, UNLISTED, INDEX = "failures.jsonl", "unlisted.txt", "index.json"
 
 SLUG_LENGTH = 60
 HASH_LENGTH = 16

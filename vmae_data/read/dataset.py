@@ -22,20 +22,11 @@ from vmae_data.format import (
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.stream import ClipFrames, Sampler
-from vmae_data.read.table import LabelKind, MemberRange, SampleView, Table
+from vmae_data.read.table import LabelKind, SampleView, Table
 from vmae_data.rng import Rng
 from vmae_data.storage import read_bytes, read_range
 
-__all__ = [
-    "Clip",
-    "LabelKind",
-    "MemberRange",
-    "Sample",
-    "SampleView",
-    "Shards",
-    "sample_seconds",
-    "source_seconds",
-]
+__all__ = ["Clip", "LabelKind", "Sample", "SampleView", "Shards", "sample_seconds", "source_seconds"]
 
 
 class Sample(NamedTuple):

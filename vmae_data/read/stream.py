@@ -24,16 +24,7 @@ from vmae_data.read.table import SampleView, Table
 from vmae_data.rng import Rng
 from vmae_data.storage import RemotePath, storage_path
 
-__all__ = [
-    "ClipFrames",
-    "ClipRequest",
-    "DataPart",
-    "DecodedChunk",
-    "DecodedClip",
-    "Decoder",
-    "Sampler",
-    "is_remote",
-]
+__all__ = ["ClipFrames", "ClipRequest", "DataPart", "DecodedChunk", "DecodedClip", "Decoder", "Sampler", "is_remote"]
 
 
 class ClipFrames(NamedTuple):
