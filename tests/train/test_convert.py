@@ -281,9 +281,9 @@ def test_a_full_disk_leaves_nothing_and_the_error_names_the_destination(
 
 def test_a_truncated_checkpoint_is_one_line(tmp_path: Path) -> None:
     path = _official(tmp_path / "a.pth", _model("pretrain"))
-    whole = path.read_bytes()
+    data = path.read_bytes()
     for share in (0.2, 0.6, 0.95):
-        path.write_bytes(whole[: int(len(whole) * share)])
+        path.write_bytes(data[: int(len(data) * share)])
         with pytest.raises(DataError) as caught:
             load_model(path, **MISSING)
         assert "\n" not in str(caught.value)
@@ -368,8 +368,7 @@ def test_videomae_v2s_huge_model_has_the_decoder_of_g() -> None:
 
     geometry = ModelSpec(size="H", decoder_embed_dim=512, decoder_depth=4, decoder_num_heads=8).geometry()
     checkpoint = ForeignCheckpoint(Path("x.pth"), "pretrain", _meta_state(geometry), {})
-    found = infer_description(checkpoint, {}, None, recipe_fields={}).geometry
-    assert found == geometry
+    assert infer_description(checkpoint, {}, None, recipe_fields={}).geometry == geometry
 
 
 def test_an_error_lists_the_fields_that_can_not_be_inferred(tmp_path: Path) -> None:

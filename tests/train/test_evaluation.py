@@ -116,7 +116,7 @@ def test_several_classes_are_trained_evaluated_and_written(
     assert 0 < scores.mean_ap <= 100
     assert scores.positives == {"jump": 2, "run": 4, "sit": 3}
     table, page = tmp_path / "predictions.parquet", tmp_path / "page.html"
-    words = [
+    arguments = [
         "--predictions",
         table,
         "--html",
@@ -130,7 +130,7 @@ def test_several_classes_are_trained_evaluated_and_written(
         "--workers",
         "0",
     ]
-    done = call_command("vmae_train", "evaluate", tmp_path / "run", "--data", tmp_path / "data", *words)
+    done = call_command("vmae_train", "evaluate", tmp_path / "run", "--data", tmp_path / "data", *arguments)
     table_read = pq.read_table(table)
     assert json.loads(done.stdout)["kind"] == "classes"
     listed = [json.loads(line)["path"] for line in (tmp_path / "data.jsonl").read_text().splitlines()]
@@ -149,8 +149,8 @@ def test_several_classes_are_trained_evaluated_and_written(
     result = CliRunner().invoke(app, [*evaluate, "--out", str(tmp_path / "none" / "a.json")])
     assert "there is no folder" in str(result.exception)
 
-    def full(place: Path, data: bytes) -> None:
-        raise VmaeError(f"{place}: no room")
+    def full(path: Path, data: bytes) -> None:
+        raise VmaeError(f"{path}: no room")
 
     monkeypatch.setattr("vmae_train.evaluate.commit_bytes", full)
     result = CliRunner().invoke(app, [*evaluate, "--out", str(tmp_path / "a.json")])
@@ -170,8 +170,8 @@ def test_values_in_any_unit_are_trained_and_evaluated(demo_videos: Path, demo_sp
     assert scores.per_value["value 1"].mae < 10  # an untrained head predicts about the mean
     assert scores.per_value["value 1"].spread == pytest.approx(np.std(range(8)))
     table = tmp_path / "predictions.parquet"
-    words = ["--predictions", table, "--views", "1x1", "--quiet", "--json", "--workers", "0"]
-    call_command("vmae_train", "evaluate", tmp_path / "run", "--data", tmp_path / "data", *words)
+    arguments = ["--predictions", table, "--views", "1x1", "--quiet", "--json", "--workers", "0"]
+    call_command("vmae_train", "evaluate", tmp_path / "run", "--data", tmp_path / "data", *arguments)
     table_read = pq.read_table(table)
     error = np.array(table_read.column("values").to_pylist()) - np.array(table_read.column("label").to_pylist())
     assert np.abs(error).mean() == pytest.approx(scores.mae, rel=1e-5)
@@ -184,13 +184,13 @@ def test_values_in_any_unit_are_trained_and_evaluated(demo_videos: Path, demo_sp
 
 def test_the_ema_is_the_same_after_a_stop(demo_shards: Path, tmp_path: Path) -> None:
     more = ("ema.decay=0.5", "checkpoint.every_steps=1", "checkpoint.keep=5", "evaluate.every_steps=1")
-    _finetune(demo_shards, tmp_path / "whole", *more)
-    stopped = Path(shutil.copytree(tmp_path / "whole", tmp_path / "stopped"))
+    _finetune(demo_shards, tmp_path / "unbroken", *more)
+    stopped = Path(shutil.copytree(tmp_path / "unbroken", tmp_path / "stopped"))
     shutil.rmtree(stopped / "checkpoints" / "step-000000002")
     for name in ("evaluation.json", "best.json"):
         (stopped / name).unlink()
     _finetune(demo_shards, stopped, *more)
-    files = [run / "checkpoints" / "step-000000002" for run in (tmp_path / "whole", stopped)]
+    files = [run / "checkpoints" / "step-000000002" for run in (tmp_path / "unbroken", stopped)]
     means = [load_file(folder / "ema.safetensors") for folder in files]
     first, last = (
         load_file(files[0].parent / name / "model.safetensors") for name in ("step-000000001", files[0].name)
@@ -219,8 +219,20 @@ def test_the_best_checkpoint_is_recorded_and_kept(demo_shards: Path, tmp_path: P
     kept = sorted(path.name for path in (out / "checkpoints").iterdir())
     assert kept == sorted({f"step-{expected:09d}", "step-000000004"})
     assert best_checkpoint(out).name == f"step-{expected:09d}"
-    words = ["evaluate", out, "--best", "--data", demo_shards, "--views", "1x1", "--quiet", "--json", "--workers", "0"]
-    assert json.loads(call_command("vmae_train", *words).stdout)["top1"] == pytest.approx(line[expected])
+    arguments = [
+        "evaluate",
+        out,
+        "--best",
+        "--data",
+        demo_shards,
+        "--views",
+        "1x1",
+        "--quiet",
+        "--json",
+        "--workers",
+        "0",
+    ]
+    assert json.loads(call_command("vmae_train", *arguments).stdout)["top1"] == pytest.approx(line[expected])
 
 
 def test_a_lower_error_is_better_and_an_equal_error_is_not() -> None:
@@ -232,7 +244,7 @@ def test_a_lower_error_is_better_and_an_equal_error_is_not() -> None:
 
 
 def test_two_outputs_of_an_evaluation_need_two_paths(tmp_path: Path) -> None:
-    words = ["evaluate", tmp_path / "no-run", "--data", tmp_path / "no-data"]
+    arguments = ["evaluate", tmp_path / "no-run", "--data", tmp_path / "no-data"]
     for second in ("--predictions", "--html"):
-        done = call_command("vmae_train", *words, "--out", tmp_path / "a", second, tmp_path / "a", status=2)
+        done = call_command("vmae_train", *arguments, "--out", tmp_path / "a", second, tmp_path / "a", status=2)
         assert re.search(f"{second} .*: is the file of --out too", done.stderr)

@@ -43,12 +43,12 @@ def test_a_recipe_with_too_few_steps_to_measure_is_refused(demo_shards: Path) ->
 
 
 def test_the_command_prints_how_many_cores_a_gpu_needs(demo_shards: Path) -> None:
-    words = ["feed", "--recipe", "pretrain/demo", "--data", str(demo_shards), "--seconds", "1"]
-    words += ["--set", "train.batch=4", "--set", "loader.workers=0"]
-    done = call_command("vmae_train", *words, "--appetite", "200", "--json")
+    arguments = ["feed", "--recipe", "pretrain/demo", "--data", str(demo_shards), "--seconds", "1"]
+    arguments += ["--set", "train.batch=4", "--set", "loader.workers=0"]
+    done = call_command("vmae_train", *arguments, "--appetite", "200", "--json")
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["cores_needed"] == pytest.approx(200 * report["cpu_seconds_a_clip"])
-    table = call_command("vmae_train", *words, "--quiet")
+    table = call_command("vmae_train", *arguments, "--quiet")
     for word in ("clips/s", "network", "decode", "transfer", "augment", "limits", "cores"):
         assert word in table.stdout
 

@@ -272,8 +272,8 @@ def test_text_of_a_run_controls_neither_a_terminal_nor_a_page(run: Path, tmp_pat
     settings = [
         word for key in (*TINY_RUN, "evaluate.views='1x1'", "evaluate.every_steps=2") for word in ("--set", key)
     ]
-    words = ["--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards, "--out", run, *settings]
-    again = call_command("vmae_train", "finetune", *words)
+    arguments = ["--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards, "--out", run, *settings]
+    again = call_command("vmae_train", "finetune", *arguments)
     for text in (html, done.stdout, done.stderr, again.stdout, again.stderr):
         assert [character for character in ("\x1b", "\x07", "\u202e") if character in text] == [], text[:2000]
     assert "<script>alert" not in html

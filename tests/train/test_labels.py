@@ -25,7 +25,7 @@ def test_finetuning_refuses_validation_labels_of_another_kind(
         annotations=str(tmp_path / "list.jsonl"),
         style=ProgressStyle.QUIET,
     )
-    words: list[str | Path] = [
+    arguments: list[str | Path] = [
         "vmae_train",
         "finetune",
         "--recipe",
@@ -34,8 +34,8 @@ def test_finetuning_refuses_validation_labels_of_another_kind(
         tmp_path / "run",
         "--quiet",
     ]
-    words += ["--set", "train.batch=1", "--set", "train.micro_batch=1"]
+    arguments += ["--set", "train.batch=1", "--set", "train.micro_batch=1"]
     for data, val in ((tmp_path / "odd", demo_shards), (demo_shards, tmp_path / "odd")):
-        done = call_command(*words, "--data", data, "--val", val, status=2)
+        done = call_command(*arguments, "--data", data, "--val", val, status=2)
         assert f"{val}: its labels are " in done.stderr and kind in done.stderr
         assert done.stderr.count("\n") == 1

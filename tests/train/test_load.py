@@ -140,35 +140,35 @@ def test_absent_weights_are_refused(folder: Path) -> None:
 
 def test_missing_unknown_and_misshapen_weights_are_refused_by_name(folder: Path) -> None:
     path = folder / "model.safetensors"
-    whole = safetensors.torch.load_file(path)
-    without = {name: value for name, value in whole.items() if name != "mask_token"}
+    weights = safetensors.torch.load_file(path)
+    without = {name: value for name, value in weights.items() if name != "mask_token"}
     safetensors.torch.save_file(without, path)
     assert "1 weight is missing: mask_token. The file is incomplete or of another model" in _refusal(folder)
-    safetensors.torch.save_file({**whole, "mask": torch.zeros(2), "extra": torch.zeros(2)}, path)
+    safetensors.torch.save_file({**weights, "mask": torch.zeros(2), "extra": torch.zeros(2)}, path)
     assert "2 weights are unknown: extra, mask." in _refusal(folder)
-    safetensors.torch.save_file({**whole, "encoder.cls_token": torch.zeros(1, 1, 192)}, path)
+    safetensors.torch.save_file({**weights, "encoder.cls_token": torch.zeros(1, 1, 192)}, path)
     assert "has a class token (encoder.cls_token), which these models don't have" in _refusal(folder)
-    safetensors.torch.save_file({**whole, "mask_token": torch.zeros(1, 1, 95)}, path)
+    safetensors.torch.save_file({**weights, "mask_token": torch.zeros(1, 1, 95)}, path)
     assert "mask_token has 1 × 1 × 95 numbers, but this model has 1 × 1 × 96." in _refusal(folder)
-    safetensors.torch.save_file({**whole, "mask_token": whole["mask_token"].half()}, path)
+    safetensors.torch.save_file({**weights, "mask_token": weights["mask_token"].half()}, path)
     assert "mask_token is float16, but this model needs float32" in _refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["encoder.pos_embed", "decoder.pos_embed"])
 def test_a_fixed_position_code_is_skipped_with_a_note_and_other_codes_are_refused(name: str, folder: Path) -> None:
     path = folder / "model.safetensors"
-    whole, model = safetensors.torch.load_file(path), load_model(folder)
+    weights, model = safetensors.torch.load_file(path), load_model(folder)
     assert isinstance(model, PretrainModel)
     code = model.position_NE if name.startswith("encoder") else model.decoder_position_NE
-    safetensors.torch.save_file({**whole, name: code[None].clone()}, path)
+    safetensors.torch.save_file({**weights, name: code[None].clone()}, path)
     with pytest.warns(UserWarning, match=f"{name}: skipped the fixed position code"):
-        assert load_model(folder).state_dict().keys() == whole.keys()
+        assert load_model(folder).state_dict().keys() == weights.keys()
     for kind in (torch.float32, torch.float16, torch.bfloat16):
-        safetensors.torch.save_file({**whole, name: (code[None] + 2e-2).to(kind)}, path)
+        safetensors.torch.save_file({**weights, name: (code[None] + 2e-2).to(kind)}, path)
         assert f"{name} is a learned position code" in _refusal(folder)
-    safetensors.torch.save_file({**whole, name: code[None] + 1e-3}, path)
+    safetensors.torch.save_file({**weights, name: code[None] + 1e-3}, path)
     assert f"{name} is a learned position code" in _refusal(folder)
-    safetensors.torch.save_file({**whole, name: code[None, :-1].clone()}, path)
+    safetensors.torch.save_file({**weights, name: code[None, :-1].clone()}, path)
     dim = code.shape[1]
     assert f"1 × 127 × {dim} numbers, but 16 frames of 32 px need 128 × {dim}." in _refusal(folder)
 
@@ -176,13 +176,13 @@ def test_a_fixed_position_code_is_skipped_with_a_note_and_other_codes_are_refuse
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_a_fixed_position_code_in_half_precision_is_a_fixed_one(kind: torch.dtype, folder: Path) -> None:
     path = folder / "model.safetensors"
-    whole, model = safetensors.torch.load_file(path), load_model(folder)
+    weights, model = safetensors.torch.load_file(path), load_model(folder)
     assert isinstance(model, PretrainModel)
     half = model.position_NE[None].to(kind)
     for stored in (half, half.float()):  # as stored, and as a tool that widens all weights stores it
-        safetensors.torch.save_file({**whole, "encoder.pos_embed": stored}, path)
+        safetensors.torch.save_file({**weights, "encoder.pos_embed": stored}, path)
         with pytest.warns(UserWarning, match="encoder.pos_embed: skipped the fixed position code"):
-            assert load_model(folder).state_dict().keys() == whole.keys()
+            assert load_model(folder).state_dict().keys() == weights.keys()
 
 
 def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -> None:

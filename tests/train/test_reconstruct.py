@@ -80,7 +80,7 @@ def test_visible_cubes_are_the_originals_and_masked_cubes_are_grey(drawn: list[R
 class _Oracle(PretrainModel):
     """Predicts the exact targets of a known clip."""
 
-    def answer(self, rgb01: torch.Tensor) -> None:
+    def set_target(self, rgb01: torch.Tensor) -> None:
         self.rgb01 = rgb01
 
     def forward(self, clips: torch.Tensor, mask: object) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_perfect_predictions_give_the_original_back() -> None:
     model = _Oracle(geometry, seed=0)
     size = geometry.image_size
     pixels = torch.randint(0, 256, (2, 3, geometry.num_frames, size, size), generator=torch.Generator().manual_seed(1))
-    model.answer(pixels / 255)
+    model.set_target(pixels / 255)
     clips = reconstruct_clips(model, pixels / 255, ClipRng.on("cpu", seed=0, epoch=0, sample=[3, 5]), 0.75, ["a", "b"])
     for clip, original in zip(clips, rearrange(pixels, "b c t h w -> b t h w c").numpy(), strict=True):
         assert clip.loss == 0
@@ -133,8 +133,8 @@ def test_the_default_ratio_is_that_of_the_run(tiny_pretraining: Path, tmp_path: 
     assert mask_ratio(str(tiny_pretraining), geometry, None) == 0.75
     assert mask_ratio(str(tiny_pretraining), geometry, 0.5) == 0.5
     checkpoint = next((tiny_pretraining / "checkpoints").iterdir())
-    shutil.copytree(checkpoint, tmp_path / "alone")
-    assert mask_ratio(str(tmp_path / "alone"), geometry, None) == 0.9
+    shutil.copytree(checkpoint, tmp_path / "without-run")
+    assert mask_ratio(str(tmp_path / "without-run"), geometry, None) == 0.9
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, -1.0, 7.0])
@@ -146,9 +146,19 @@ def test_a_ratio_that_masks_nothing_or_everything_is_refused_in_one_line(tiny_pr
 
 
 def test_the_command_draws_shards_still_and_moving(tiny_pretraining: Path, demo_shards: Path, tmp_path: Path) -> None:
-    words = ["vmae_train", "reconstruct", tiny_pretraining, "--data", demo_shards, "--videos", "3", "--device", "cpu"]
+    arguments = [
+        "vmae_train",
+        "reconstruct",
+        tiny_pretraining,
+        "--data",
+        demo_shards,
+        "--videos",
+        "3",
+        "--device",
+        "cpu",
+    ]
     for name in ("still.png", "moving.gif"):
-        call_command(*words, "--out", tmp_path / name)
+        call_command(*arguments, "--out", tmp_path / name)
     with Image.open(tmp_path / "still.png") as still, Image.open(tmp_path / "moving.gif") as moving:
         assert still.width > 8 * 128
         assert still.height > 9 * 128
@@ -199,15 +209,15 @@ def test_a_clip_is_from_the_middle_of_a_video_with_the_stride(tmp_path: Path) ->
     path = tmp_path / "video.mp4"
     _write_video(path, 20)
     clip = read_clip(path, 4, ClipSpec(stride=3))
-    found = (clip[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
-    assert np.rint(found).tolist() == [5, 8, 11, 14]
+    frame_numbers = (clip[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
+    assert np.rint(frame_numbers).tolist() == [5, 8, 11, 14]
 
 
 def test_a_short_video_repeats_its_last_frame_and_a_single_frame_is_enough(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     _write_video(path, 5)
-    found = (read_clip(path, 8, ClipSpec(stride=2))[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
-    assert np.rint(found).tolist() == [0, 2, 4, 4, 4, 4, 4, 4]
+    frame_numbers = (read_clip(path, 8, ClipSpec(stride=2))[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
+    assert np.rint(frame_numbers).tolist() == [0, 2, 4, 4, 4, 4, 4, 4]
     _write_video(path, 1)
     assert read_clip(path, 16, ClipSpec()).shape == (16, 48, 64, 3)
 

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -19,7 +20,7 @@ from vmae_data.errors import DataError, MisuseError
 from vmae_train.evaluation.metrics import Scores, class_scores
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
 from vmae_train.reports.compare_runs import describe_difference
-from vmae_train.reports.run_page import write_report
+from vmae_train.reports.run_page import NUM_RECONSTRUCTIONS, write_report
 from vmae_train.reports.scores_page import standard_error
 
 HOSTILE = "<script>alert(1)</script>$x_1$"
@@ -33,8 +34,8 @@ def tiny_scratch(tiny_pretraining: Path, demo_shards: Path) -> Path:
     return out
 
 
-def _page(run: Path, out: Path, *against: Path) -> str:
-    with warnings.catch_warnings():
+def _page(run: Path, out: Path, *against: Path, reconstructions: int = 1) -> str:
+    with warnings.catch_warnings(), patch("vmae_train.reports.run_page.NUM_RECONSTRUCTIONS", reconstructions):
         warnings.simplefilter("error")
         write_report(run, out, against=against)
     return out.read_text()
@@ -57,7 +58,7 @@ def _scores(right: int, videos: int) -> Scores:
 
 
 def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_pretraining: Path, tmp_path: Path) -> None:
-    page = _page(tiny_pretraining, tmp_path / "page.html")
+    page = _page(tiny_pretraining, tmp_path / "page.html", reconstructions=NUM_RECONSTRUCTIONS)
     text = _text(page)
     assert "finished, step 4 of 4" in text
     assert "not finished" not in text
@@ -70,7 +71,7 @@ def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_pretrain
 
 
 def test_a_finetuning_shows_its_scores_and_its_pretraining(tiny_finetuning: Path, tmp_path: Path) -> None:
-    page = _page(tiny_finetuning, tmp_path / "page.html")
+    page = _page(tiny_finetuning, tmp_path / "page.html", reconstructions=NUM_RECONSTRUCTIONS)
     text = _text(page)
     scores = msgspec.json.decode((tiny_finetuning / "evaluation.json").read_bytes(), type=Scores)
     assert f"{scores.top1:.2f} %" in text
@@ -92,8 +93,8 @@ def test_two_finetunings_are_compared_in_neutral_words(
 
 def test_the_command_writes_the_page(tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    words = ["vmae_train", "report", tiny_finetuning, "--out", out, "--against", tiny_scratch]
-    assert call_command(*words).stdout.strip() == str(out)
+    arguments = ["vmae_train", "report", tiny_finetuning, "--out", out, "--against", tiny_scratch]
+    assert call_command(*arguments).stdout.strip() == str(out)
     assert out.exists()
 
 
@@ -261,5 +262,6 @@ def test_a_chart_needs_two_points_and_is_the_same_every_time() -> None:
 
 
 def test_the_page_is_the_same_every_time(tiny_pretraining: Path, tmp_path: Path) -> None:
-    assert _page(tiny_pretraining, tmp_path / "a.html") == _page(tiny_pretraining, tmp_path / "b.html")
+    pages = [_page(tiny_pretraining, tmp_path / f"{n}.html", reconstructions=NUM_RECONSTRUCTIONS) for n in "ab"]
+    assert pages[0] == pages[1]
     assert os.stat(tmp_path / "a.html").st_size < 4_000_000

@@ -151,8 +151,8 @@ def test_a_finetuning_accepts_any_decoder_in_the_file_and_a_pretraining_does_not
         path = tmp_path / "other.pth"
     if layout == "plain":  # without a description
         torch.save(model.state_dict(), path)
-    for words in ([], ["probe=linear"]):
-        head = _first(path, ("a", "b"), *own, *words).model.state_dict()
+    for arguments in ([], ["probe=linear"]):
+        head = _first(path, ("a", "b"), *own, *arguments).model.state_dict()
         for name, value in model.encoder.state_dict().items():
             assert name.startswith("norm.") or torch.equal(head[name], value), name
     with pytest.raises(MisuseError, match=r"decoder_embed_dim 48 \(recipe 80\), decoder_depth 2 \(recipe 1\)"):
@@ -190,8 +190,8 @@ def three_classes(tmp_path: Path) -> Path:
     return folder
 
 
-def _first(init: Path, classes: tuple[str, ...], *words: str) -> FirstModel:
-    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*TINY_RUN, *words])
+def _first(init: Path, classes: tuple[str, ...], *arguments: str) -> FirstModel:
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*TINY_RUN, *arguments])
     learnt = Learnt(LabelKind.CLASS, classes)
     return first_model(spec.model, spec.geometry(), learnt, init=str(init), probe=spec.probe, seed=spec.seed)
 

@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")
 
 TINY = ModelSpec(size="tiny", depth=2, decoder_depth=2, embed_dim=96, decoder_embed_dim=48, position="sinusoid-1d")
-# transformers' own eps: 1e-5 in decoder.norm and fc_norm, whatever the config says.
+# transformers' own eps: 1e-5 in decoder.norm and fc_norm, for every config.
 GEOMETRY = msgspec.structs.replace(TINY.geometry(), decoder_norm_eps=1e-5, fc_eps=1e-5)
 CLASSES = ("left", "right", "up")
 
@@ -48,8 +48,8 @@ def _mask(seed: int, batch: int = 2) -> TokenMask:
 
 
 def _masked(mask: TokenMask) -> Tensor:
-    places = torch.zeros(len(mask.masked_BM), 128, dtype=torch.bool)
-    return places.scatter(1, mask.masked_BM, True)
+    masked = torch.zeros(len(mask.masked_BM), 128, dtype=torch.bool)
+    return masked.scatter(1, mask.masked_BM, True)
 
 
 def _written(model: Any, folder: Path) -> Path:
