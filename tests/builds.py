@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +42,18 @@ class SmallBuild(NamedTuple):
         given = {"workers": 2, "style": QUIET, "ffmpeg": str(self.ffmpeg), **options}
         return build_shards(str(source or self.videos), dest, self.spec, **given)
 
+    def start(self, dest: StoragePath, **options: Any) -> ForkServerProcess:
+        """The same build in a process of its own, which may be killed."""
+        return start_process(self.build, dest, **options)
+
+    def paths_of(self, shard: int) -> list[str]:
+        """The sources of a shard, in plan order."""
+        table = pa.ipc.open_file(str(self.shards / PLAN_TABLE)).read_all().to_pydict()
+        return [path for path, number in zip(table["path"], table["shard"], strict=True) if number == shard]
+
     def hold_last(self, shard: int) -> None:
         """The last source of a shard waits in its encode, until `release`."""
-        table = pa.ipc.open_file(str(self.shards / PLAN_TABLE)).read_all().to_pydict()
-        paths = [path for path, number in zip(table["path"], table["shard"], strict=True) if number == shard]
-        self.held.write_text(Path(paths[-1]).name)
+        self.held.write_text(Path(self.paths_of(shard)[-1]).name)
 
     def release(self) -> None:
         self.held.unlink(missing_ok=True)
@@ -57,6 +66,23 @@ while name=$(cat "{held}" 2>/dev/null); do
 done
 exec "{ffmpeg}" "$@"
 """
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.builds"])
+
+
+def start_process(function: Callable[..., object], *arguments: Any, **options: Any) -> ForkServerProcess:
+    """Call a function in a process with our environment. It is forked from a small server: no imports are repeated."""
+    process = _FORKS.Process(target=_call, args=(dict(os.environ), function, arguments, options))
+    process.start()
+    return process
+
+
+def _call(environment: dict[str, str], function: Callable[..., object], arguments: Any, options: Any) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments, **options)
 
 
 def digests(folder: StoragePath) -> dict[str, str]:
@@ -72,21 +98,29 @@ def staged_keys(staging: Path) -> set[str]:
     return {path.name.partition(".")[0] for path in staging.glob("[!.]*.staged.json")}
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
-    """Wait for a condition that a process has to bring about."""
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[Any] | ForkServerProcess | None = None
+) -> None:
+    """Wait for a condition, at most until the process ends that has to fulfil it."""
     until = time.monotonic() + 60
-    while not condition() and time.monotonic() < until and (process is None or process.poll() is None):
+    while not condition() and time.monotonic() < until and not _ended(process):
         time.sleep(0.01)
     assert condition()
 
 
+def _ended(process: subprocess.Popen[Any] | ForkServerProcess | None) -> bool:
+    if process is None:
+        return False
+    return process.poll() is not None if isinstance(process, subprocess.Popen) else not process.is_alive()
+
+
 def processes_with(text: str) -> list[int]:
-    """Other processes whose command line contains a text, without zombies."""
-    found = []
+    """Other processes with a text in their command line or environment, without zombies."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            data = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
             alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            if text in line and alive and int(folder.name) != os.getpid():
-                found.append(int(folder.name))
-    return found
+            if os.fsencode(text) in data and alive and int(folder.name) != os.getpid():
+                pids.append(int(folder.name))
+    return pids

@@ -5,40 +5,47 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.command import command_line
+import pytest
+
+from tests.builds import SmallBuild, start_process
 from tests.s3_server import S3Bucket
 from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import proxy_thread
+from vmae_data.cli import main
 from vmae_data.format import INDEX
 from vmae_data.storage.options import VARIABLE
 
-SETTINGS = ["--recipe", "demo", "--set", "samples_per_shard=8"]
 BOTH = ("GET", "HEAD", "PUT", "POST")
 
 
 class Commands:
-    """Commands as a person runs them; all that they print is kept."""
+    """Runs commands in processes of their own, and keeps all that they and their children print in files."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self.told: list[str] = []
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch, self.count = folder, monkeypatch, 0
 
-    def __call__(self, *words: str | Path, status: int = 0, **more: str) -> str:
-        done = subprocess.run(
-            command_line("vmae_data", *words),
-            env={**self.environment, **more},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        self.told += [done.stdout, done.stderr]
-        assert done.returncode == status, done.stderr
-        return done.stderr
+    def __call__(self, *words: str | Path, status: int = 0, **environment: str) -> None:
+        self.count += 1
+        out = self.folder / f"printed-{self.count}.txt"
+        with self.monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            process = start_process(_run, list(map(str, words)), out)
+        process.join(240)
+        assert process.exitcode == status, out.read_text()
+
+
+def _run(words: list[str], out: Path) -> None:
+    """With the file as both stdout and stderr, also of child processes."""
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["vmae-shard", *words]
+    main()
 
 
 def _files(folder: Path) -> Iterator[bytes]:
@@ -48,18 +55,26 @@ def _files(folder: Path) -> Iterator[bytes]:
                 yield path.read_bytes()
 
 
-def test_no_secret_is_told_or_written(demo_videos: Path, s3_bucket: S3Bucket, tmp_path: Path) -> None:
+def test_no_secret_is_printed_or_written(
+    small_build: SmallBuild, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = s3_bucket.store()
-    for path in demo_videos.rglob("*.*"):
-        store.put(f"videos/{path.relative_to(demo_videos)}", path)
+    for path in small_build.videos.rglob("*.*"):
+        store.put(f"videos/{path.relative_to(small_build.videos)}", path)
     wrong, token = f"wrong-{secrets.token_hex(16)}", f"token-{secrets.token_hex(16)}"
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "VMAE_"))}
-    own = {"VMAE_CACHE": str(tmp_path / "node"), "TMPDIR": str(tmp_path)}
-    run = Commands({**plain, **s3_bucket.environment, **own})
+    for name in [name for name in os.environ if name.startswith(("AWS_", "VMAE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        **s3_bucket.environment,
+        "VMAE_CACHE": str(tmp_path / "node"),
+        "TMPDIR": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    run, settings = Commands(tmp_path, monkeypatch), small_build.settings
     url, give_up = s3_bucket.url, ("--storage-option", "give_up=2")
     with proxy_thread(s3_bucket.server.endpoint) as proxy:
-        run.environment["AWS_ENDPOINT_URL"] = proxy.url
-        run("build", f"{url}/videos", f"{url}/set", *SETTINGS, "--json")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        run("build", f"{url}/videos", f"{url}/set", *settings, "--json")
         run("inspect", f"{url}/set", "--html", tmp_path / "page.html")
         run("audit", f"{url}/set", "--html", tmp_path / "audit.html", "--out", tmp_path / "audit.csv")
         run("verify", f"{url}/set")
@@ -67,8 +82,8 @@ def test_no_secret_is_told_or_written(demo_videos: Path, s3_bucket: S3Bucket, tm
         run("doctor", "--storage-option", f"proxy_url=http://name:{token}@host:1")
         assert INDEX in {item["path"].rpartition("/")[2] for page in store.list("set") for item in page}
         commands: tuple[tuple[str | Path, ...], ...] = (
-            ("build", demo_videos, f"{url}/new", *SETTINGS),
-            ("build", f"{url}/videos", tmp_path / "shards", *SETTINGS),
+            ("build", small_build.videos, f"{url}/new", *settings),
+            ("build", f"{url}/videos", tmp_path / "shards", *settings),
             ("verify", f"{url}/set"),
         )
         for words in commands:
@@ -82,8 +97,10 @@ def test_no_secret_is_told_or_written(demo_videos: Path, s3_bucket: S3Bucket, tm
         run("doctor", f"{url}/set", "--storage-option", f"session_token={token}", status=1)
         run("verify", f"s3://{wrong}@host/set", status=2)
         run("verify", f"{proxy.url}/set?token={token}", status=2)
+    printed = list(tmp_path.glob("printed-*.txt"))
+    assert len(printed) == 24 and all(path.stat().st_size for path in printed)
     objects = [bytes(store.get(item["path"]).bytes()) for page in store.list() for item in page]
-    written = [text.encode() for text in run.told] + objects + list(_files(tmp_path))
-    assert len(written) > 60
+    written = objects + list(_files(tmp_path))
+    assert len(written) > 45
     for secret in (s3_bucket.server.secret, wrong, token, "X-Amz-Signature", VARIABLE):
         assert not [text for text in written if secret.encode() in text], secret
