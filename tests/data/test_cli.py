@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,8 +16,7 @@ import typer
 from rich.text import Text
 from typer.testing import CliRunner
 
-from tests.command import call_command
-from vmae_data.processes import Pool, next_finished
+from tests.command import call_command, run_command
 from vmae_data.recipes import list_recipes
 
 APPS = {"vmae-shard": "vmae_data", "vmae-train": "vmae_train"}
@@ -107,17 +107,20 @@ def test_the_help_of_an_option_names_its_default_once(program: str, command: str
         assert row.count("[required]") == (1 if option.required else 0), row
 
 
-def test_an_encode_worker_does_not_load_torch() -> None:
-    with Pool(1) as pool:
-        pool.submit(0, _modules_of_an_encode_worker)
-        loaded = next_finished((pool,)).result
-    assert "vmae_data.encode.encode_source" in loaded
-    assert "torch" not in loaded
-
-
-def _modules_of_an_encode_worker() -> list[str]:
-    importlib.import_module("vmae_data.encode.encode_source")
-    return list(sys.modules)
+def test_no_process_of_a_build_imports_torch(demo_videos: Path, tmp_path: Path) -> None:
+    """A module `torch` comes first on the path, and leaves a file when any process imports it."""
+    fake, imported = tmp_path / "path" / "torch.py", tmp_path / "imported"
+    fake.parent.mkdir()
+    fake.write_text(f"open({str(imported)!r}, 'w').close()\nraise ImportError('a build needs no torch')\n")
+    path = f"{fake.parent}:{Path(__file__).parents[2]}"
+    words = ["build", demo_videos / "pan-left", tmp_path / "out", "--recipe", "demo", "--quiet"]
+    run_command("vmae_data", *words, env={**os.environ, "PYTHONPATH": path})
+    assert (tmp_path / "out" / "index.json").is_file()
+    assert not imported.exists()
+    subprocess.run(
+        [sys.executable, "-c", "import torch"], env={**os.environ, "PYTHONPATH": path}, check=False, capture_output=True
+    )
+    assert imported.exists()
 
 
 @pytest.mark.parametrize("program", ["vmae_data", "vmae_train"])

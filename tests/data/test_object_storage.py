@@ -1,4 +1,4 @@
-"""What we build on: the storage client against a real S3 server, alone and with faults between them."""
+"""The storage client that we build on, against real servers, with and without network faults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import datetime as dt
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError, PreconditionError
 
 from tests.azure_server import AzureContainer
+from tests.builds import processes_with, wait_until
 from tests.gcs_server import GcsBucket
 from tests.s3_server import S3Bucket
 from tools.soak.faults.network import Fault, Faults, Kind
@@ -70,7 +70,7 @@ def test_an_object_replaced_between_two_reads_is_refused_by_its_etag(s3_bucket: 
         store.get("shard", options={"if_match": etag, "range": (4, 8)})
 
 
-def test_an_object_replaced_within_a_read_never_gives_bytes_of_both(s3_bucket: S3Bucket) -> None:
+def test_an_object_replaced_during_a_read_never_gives_bytes_of_both(s3_bucket: S3Bucket) -> None:
     s3_bucket.store().put("shard", b"A" * MB)
     with proxy_thread(s3_bucket.server.endpoint, once(Kind.STALL, seconds=30, after_bytes=MB // 2)) as proxy:
         options = {"allow_http": True, "read_timeout": "1s"}
@@ -78,7 +78,7 @@ def test_an_object_replaced_within_a_read_never_gives_bytes_of_both(s3_bucket: S
         s3_bucket.store().put("shard", b"B" * MB)
         with pytest.raises(GenericError):
             result.bytes()
-        # It was asked for the rest, got that of the new object, and saw the other etag.
+        # The client requested the rest, got that of the new object, and saw the other etag.
         assert [exchange.status for exchange in proxy.seen().exchanges if exchange.range] == [206]
 
 
@@ -92,7 +92,7 @@ def test_a_deleted_key_is_gone(s3_bucket: S3Bucket) -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.TRUNCATE])
-def test_a_body_that_breaks_off_is_read_on_from_there(s3_bucket: S3Bucket, kind: Kind) -> None:
+def test_a_body_that_breaks_off_is_resumed_from_there(s3_bucket: S3Bucket, kind: Kind) -> None:
     data = random.Random(1).randbytes(MB)
     s3_bucket.store().put("shard", data)
     with proxy_thread(s3_bucket.server.endpoint, once(kind, after_bytes=300_000)) as proxy:
@@ -103,12 +103,12 @@ def test_a_body_that_breaks_off_is_read_on_from_there(s3_bucket: S3Bucket, kind:
     first, second = [exchange.range for exchange in seen.exchanges]
     assert first == "bytes=1000-899999"
     begin = int(second.removeprefix("bytes=").removesuffix("-899999"))
-    # A reset also takes away what had arrived and was not read yet.
+    # A reset also drops bytes that had arrived and were not read yet.
     assert begin == 301_000 if kind is Kind.TRUNCATE else 1000 <= begin <= 301_000
 
 
 @pytest.mark.parametrize(("kind", "size"), [(Kind.SHORTEN, 1234), (Kind.CORRUPT, 899_000)])
-def test_the_client_does_not_see_a_wrong_body_so_we_must(s3_bucket: S3Bucket, kind: Kind, size: int) -> None:
+def test_the_client_does_not_detect_a_wrong_body_so_we_must(s3_bucket: S3Bucket, kind: Kind, size: int) -> None:
     data = random.Random(2).randbytes(MB)
     s3_bucket.store().put("shard", data)
     with proxy_thread(s3_bucket.server.endpoint, once(kind, after_bytes=1234)) as proxy:
@@ -125,7 +125,7 @@ def test_a_lost_answer_to_a_create_leaves_the_object_and_an_error(s3_bucket: S3B
     assert s3_bucket.store().get("marker").bytes() == b"mine"
 
 
-def test_an_expired_token_is_told_at_once_and_without_secrets(s3_bucket: S3Bucket) -> None:
+def test_an_expired_token_is_reported_at_once_and_without_secrets(s3_bucket: S3Bucket) -> None:
     s3_bucket.store().put("key", b"x")
     with proxy_thread(s3_bucket.server.endpoint, Faults(faults=(Fault(kind=Kind.EXPIRED),))) as proxy:
         with pytest.raises(PermissionDeniedError, match="ExpiredToken") as caught:
@@ -135,7 +135,7 @@ def test_an_expired_token_is_told_at_once_and_without_secrets(s3_bucket: S3Bucke
     assert s3_bucket.server.access_key not in str(caught.value)
 
 
-def test_azure_takes_parts_gives_ranges_and_keeps_to_etags(azure_container: AzureContainer) -> None:
+def test_azure_takes_parts_gives_ranges_and_checks_etags(azure_container: AzureContainer) -> None:
     store, data = azure_container.store(), random.Random(3).randbytes(12 * MB)
     store.put("folder/large", data)
     assert obstore.get_range(store, "folder/large", start=7 * MB, end=8 * MB) == data[7 * MB : 8 * MB]
@@ -177,19 +177,4 @@ def test_the_server_ends_with_tests_that_are_killed(tmp_path: Path) -> None:
     script = [sys.executable, "-c", _KILLED, str(tmp_path)]
     done = subprocess.run(script, cwd=root, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == -9 and done.stdout.startswith("http://"), done.stderr
-    until = time.monotonic() + 10
-    while left := _processes_with(str(tmp_path).encode()):
-        assert time.monotonic() < until, left
-        time.sleep(0.05)
-
-
-def _processes_with(word: bytes) -> list[bytes]:
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = file.read_bytes()
-        except OSError:
-            continue
-        if word in line:
-            found.append(line)
-    return found
+    wait_until(lambda: not processes_with(str(tmp_path)))

@@ -1,4 +1,4 @@
-"""The store against a real S3 server, through a network that fails: what comes back, how often it is asked for, what is said."""
+"""Files in a bucket of a real S3 server, through a network that fails: results, number of requests, errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BOTH = ("GET", "HEAD", "PUT", "POST", "DELETE")
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time limits scaled down."""
     monkeypatch.setenv(VARIABLE, "{}")
     set_options(["give_up=4", "read_timeout=0.5", "connect_timeout=1"])
@@ -46,17 +46,17 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def folder(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, patience: None) -> RemotePath:
+def folder(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, short_limits: None) -> RemotePath:
     for name, value in s3_bucket.environment.items():
         monkeypatch.setenv(name, value)
-    place = storage_path(f"{s3_bucket.url}/set")
-    assert isinstance(place, RemotePath)
-    return place
+    path = storage_path(f"{s3_bucket.url}/set")
+    assert isinstance(path, RemotePath)
+    return path
 
 
 @pytest.fixture
 def network(s3_bucket: S3Bucket, folder: RemotePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """All that goes to `folder` goes through it; without faults until they are set."""
+    """A proxy before `folder`, without faults until a test sets them."""
     with proxy_thread(s3_bucket.server.endpoint) as proxy:
         set_options([f"endpoint={proxy.url}"])
         yield proxy
@@ -66,7 +66,7 @@ def _faults(*faults: Fault, seed: int = 1) -> Faults:
     return Faults(faults=faults, seed=seed, methods=BOTH)
 
 
-def test_files_of_a_bucket_are_files(folder: RemotePath, tmp_path: Path) -> None:
+def test_files_of_a_bucket_work_as_local_files_do(folder: RemotePath, tmp_path: Path) -> None:
     commit_bytes(folder / "a.txt", b"hello")
     assert read_bytes(folder / "a.txt") == b"hello"
     assert [read_range(folder / "a.txt", *where) for where in ((1, 3), (3, 100), (10, 5))] == [b"ell", b"lo", b""]
@@ -107,7 +107,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_passes_is_waited_for(name: str, folder: RemotePath, network: Proxy, tmp_path: Path) -> None:
+def test_transient_faults_are_retried(name: str, folder: RemotePath, network: Proxy, tmp_path: Path) -> None:
     data = random.Random(1).randbytes(300_000)
     commit_bytes(folder / "x", data)
     network.change(_faults(FAULTS[name]))
@@ -119,7 +119,7 @@ def test_what_passes_is_waited_for(name: str, folder: RemotePath, network: Proxy
     assert sum(network.seen().faults.values()) > 1
 
 
-def test_uploads_get_through_too(folder: RemotePath, network: Proxy, tmp_path: Path) -> None:
+def test_uploads_are_retried_too(folder: RemotePath, network: Proxy, tmp_path: Path) -> None:
     data = random.Random(2).randbytes(17 * 10**6)
     network.change(_faults(Fault(kind=Kind.STATUS, share=0.2), Fault(kind=Kind.CUT, share=0.2), seed=3))
     (tmp_path / "x").write_bytes(data)
@@ -128,14 +128,14 @@ def test_uploads_get_through_too(folder: RemotePath, network: Proxy, tmp_path: P
     assert read_bytes(folder / "x") == data
 
 
-def test_a_file_whose_making_was_not_heard_of_is_known_as_ours(folder: RemotePath, network: Proxy) -> None:
+def test_a_create_whose_answer_was_lost_is_recognised_as_ours(folder: RemotePath, network: Proxy) -> None:
     network.change(_faults(Fault(kind=Kind.LOSE, most=1)))
     assert create_bytes(folder / "plan", b"ours")
     assert not create_bytes(folder / "plan", b"theirs")
     assert read_bytes(folder / "plan") == b"ours"
 
 
-def test_the_wait_that_a_busy_store_asks_for_is_kept(
+def test_the_wait_that_a_busy_store_requests_is_kept(
     folder: RemotePath, network: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
@@ -148,7 +148,7 @@ def test_the_wait_that_a_busy_store_asks_for_is_kept(
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0])
-def test_a_store_that_is_gone_is_waited_for_a_bounded_time(seconds: float, folder: RemotePath, network: Proxy) -> None:
+def test_a_store_that_is_down_is_retried_for_a_bounded_time(seconds: float, folder: RemotePath, network: Proxy) -> None:
     commit_bytes(folder / "x", b"hello")
     network.change(Faults(down_seconds=seconds))
     if seconds < 4:
@@ -167,19 +167,19 @@ def test_an_object_that_was_replaced_is_noticed(folder: RemotePath) -> None:
         remote.read_part(folder / "x", 1, 2, part.etag)
 
 
-def test_an_object_that_is_replaced_in_the_middle_of_a_copy_is_no_mixture(
+def test_an_object_that_is_replaced_during_a_copy_gives_no_mixture(
     folder: RemotePath, network: Proxy, tmp_path: Path
 ) -> None:
     first, second = (random.Random(n).randbytes(30 * 10**6) for n in (1, 2))
     commit_bytes(folder / "x", first)
-    fetched: list[int] = []
-    part = remote.read_part
+    offsets: list[int] = []
+    read_part = remote.read_part
 
-    def replacing(place: RemotePath, offset: int, size: int, etag: str | None = None) -> remote.Part:
-        if not fetched:
-            fetched.append(offset)
+    def replacing(path: RemotePath, offset: int, size: int, etag: str | None = None) -> remote.Part:
+        if not offsets:
+            offsets.append(offset)
             commit_bytes(folder / "x", second)
-        return part(place, offset, size, etag)
+        return read_part(path, offset, size, etag)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "read_part", replacing)
@@ -201,26 +201,26 @@ def _refusals(folder: RemotePath, network: Proxy) -> Iterator[Callable[[], objec
 def test_refused_credentials_end_soon_and_stay_secret(folder: RemotePath, network: Proxy, s3_bucket: S3Bucket) -> None:
     commit_bytes(folder / "x", b"hello")
     for call in _refusals(folder, network):
-        asked = len(network.seen().exchanges)
+        before = len(network.seen().exchanges)
         with pytest.raises(DataError, match="refused: status 403.*Check the credentials") as caught:
             call()
-        assert len(network.seen().exchanges) - asked <= 3
-        said = f"{caught.value!r} {caught.value.__cause__!r}"
+        assert len(network.seen().exchanges) - before <= 3
+        message = f"{caught.value!r} {caught.value.__cause__!r}"
         for secret in (s3_bucket.server.secret, s3_bucket.server.access_key, "hunter2", "Signature"):
-            assert secret not in said.replace("SignatureDoesNotMatch", "")
+            assert secret not in message.replace("SignatureDoesNotMatch", "")
 
 
-def test_credentials_that_were_renewed_meanwhile_are_taken(
+def test_credentials_that_were_renewed_meanwhile_are_used(
     folder: RemotePath, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit_bytes(folder / "x", b"hello")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "old")
-    set_options(["give_up=5"])  # another set of options: opened anew
-    renewed = random.uniform
+    set_options(["give_up=5"])  # other options open a new client
+    uniform = random.uniform
 
     def renew(low: float, high: float) -> float:
         os.environ["AWS_SECRET_ACCESS_KEY"] = s3_bucket.server.secret
-        return renewed(low, high)
+        return uniform(low, high)
 
     monkeypatch.setattr("vmae_data.storage.retry.random.uniform", renew)
     assert read_bytes(folder / "x") == b"hello"
