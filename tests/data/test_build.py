@@ -288,7 +288,7 @@ def test_what_a_newer_version_built_is_neither_resumed_nor_verified(
     build = ("build", small_build.videos, dest, *small_build.settings, "--quiet")
     for words in (build, ("verify", dest, "--quiet")):
         done = call_command("vmae_data", *words, status=1)
-        assert done.stderr.startswith(f"vmae-shard: {dest / name}: format version 2, ")
+        assert done.stderr.startswith(f"vmae-shard: {dest / name}: format version 2 is newer than this program's 1")
         assert done.stderr.count("\n") == 1
         assert done.stdout == ""
     assert digests(dest) == before
