@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from vmae_data.errors import MisuseError
-from vmae_data.progress import ProgressStyle, meter
+from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.fetch import ReadTimings
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
@@ -84,7 +84,7 @@ def feed(
             batch = next(batches, batch)
         start, timings, cpu_seconds = time.perf_counter(), loader.timings, _cpu_seconds()
         clips, shown = 0, 0
-        with meter("seconds", int(seconds), style) as progress:
+        with ProgressBar("seconds", int(seconds), style) as progress:
             for batch in _until(start + seconds, batches):
                 clips += batch.valid
                 elapsed = time.perf_counter() - start

@@ -56,11 +56,11 @@ def test_an_estimate_from_all_videos_is_the_size_of_the_build(
     report = build_shards(
         str(demo_videos), tmp_path / "out", demo_spec, workers=1, annotations=str(listing), style=QUIET
     )
-    real = report.made.bytes
+    real = report.bytes
     assert found.shard_bytes is not None
     # tar pads each shard to a multiple of 10,240 bytes.
     assert 0 <= real - found.shard_bytes.middle <= 10240 * found.shards
-    failed = dict(report.reasons)
+    failed = dict(report.failures)
     assert failed.pop("missing") == 1
     assert found.sample_failures == failed
     assert found.seconds is not None and 0 < found.seconds.low <= found.seconds.middle <= found.seconds.high

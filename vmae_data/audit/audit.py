@@ -12,7 +12,7 @@ from vmae_data.audit.measure_samples import MeasuredSample, SampleMeasurer, samp
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
-from vmae_data.progress import ProgressStyle, meter
+from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import StoragePath, commit_bytes
 
@@ -48,7 +48,7 @@ def _measure_all(data_sets: Sequence[Shards], workers: int, style: ProgressStyle
     folders = tuple(str(shards.folder) for shards in data_sets)
     unreadable = 0
     with (
-        meter("samples audited", total, style) as progress,
+        ProgressBar("samples audited", total, style) as progress,
         Pool(min(workers, total), SampleMeasurer, (folders,)) as pool,
     ):
         while True:

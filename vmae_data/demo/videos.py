@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from vmae_data.demo.scenes import CLASSES, STRIDE, Colour, Scene, frames_of, plan_scenes, scenes_of
 from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.processes import Pool, WorkerDied, next_finished
-from vmae_data.storage import commit_bytes, commit_file, temporary_beside
+from vmae_data.storage import commit_bytes, commit_file, temporary_path
 
 __all__ = ["MARKER", "broken_count", "render_video", "write_demo"]
 
@@ -145,7 +145,7 @@ def _in_processes(jobs: list[tuple[_Job, Path]], workers: int) -> Iterator[Path]
 
 
 def _commit(job: _Job, path: Path) -> Path:
-    temporary = temporary_beside(path)
+    temporary = temporary_path(path)
     try:
         job(temporary)
         commit_file(temporary, path)

@@ -40,7 +40,7 @@ from vmae_data.format import (
     series_of,
 )
 from vmae_data.sources.video_files import Folder, remote_path
-from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_beside
+from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_path
 
 __all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_source", "staged_name"]
 
@@ -132,7 +132,7 @@ def _encode_local(job: EncodeJob, source: bytes) -> tuple[StagedSample, ...]:
 
 def _scratch(job: EncodeJob) -> Path:
     """The path that all temporary files of a source begin with."""
-    return Path(os.path.abspath(temporary_beside(job.staging / job.key)))
+    return Path(os.path.abspath(temporary_path(job.staging / job.key)))
 
 
 def _probe(job: EncodeJob, source: bytes) -> VideoInfo:

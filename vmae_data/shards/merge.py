@@ -59,18 +59,6 @@ class BuildReport:
     def failed(self) -> int:
         return sum(len(head.failures) for head in self.heads)
 
-    @property
-    def made(self) -> BuildReport:  # old names, until their callers are renamed
-        return self
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        return self.failures
-
-    @property
-    def left_out(self) -> int:
-        return self.excluded
-
 
 def merge_parts(dest: StoragePath, staging: Path | None = None) -> BuildReport:
     """Write the index of a build that was made in parts.

@@ -38,8 +38,6 @@ from vmae_data.storage.options import credential_names, options_text, restore_op
 from vmae_data.storage.paths import RemotePath, StoragePath, local_path, storage_path, writable_path, writable_paths
 from vmae_data.storage.remote import list_tree
 
-temporary_beside = temporary_path  # old name, until its callers are renamed
-
 __all__ = [
     "LOCK",
     "TEMPORARY",
@@ -76,7 +74,6 @@ __all__ = [
     "shown_options",
     "storage_path",
     "sync_folder",
-    "temporary_beside",
     "temporary_path",
     "try_lock",
     "writable",

@@ -25,7 +25,7 @@ from vmae_data.format import (
 )
 from vmae_data.html import printable
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
-from vmae_data.progress import ProgressStyle, meter
+from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import LOCK, TEMPORARY, StoragePath, exists, list_tree, listable
 from vmae_data.verify.check_member import TableRow
@@ -143,7 +143,7 @@ def _unexpected_files(files: Sequence[tuple[str, bool]], shards: set[int]) -> It
 def _check_shards(tasks: Sequence[ShardTask], workers: int, style: ProgressStyle) -> list[ShardReport]:
     """Check several shards at a time; the reports are in the order of the tasks."""
     reports: dict[int, ShardReport] = {}
-    with meter("shards verified", len(tasks), style) as progress, Pool(min(workers, max(1, len(tasks)))) as pool:
+    with ProgressBar("shards verified", len(tasks), style) as progress, Pool(min(workers, max(1, len(tasks)))) as pool:
         remaining = iter(tasks)
         num_problems = 0
         while True:

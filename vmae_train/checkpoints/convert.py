@@ -10,7 +10,7 @@ import msgspec
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.storage import sync_folder, temporary_beside
+from vmae_data.storage import sync_folder, temporary_path
 from vmae_train.checkpoints.huggingface import write_hf
 from vmae_train.checkpoints.load import read_model
 from vmae_train.checkpoints.native import ModelFile, write_native
@@ -56,7 +56,7 @@ def convert(
 
 def _write_folder(dest: Path, description: ModelFile, state: dict[str, Tensor], to: Layout) -> tuple[str, ...]:
     """Write a temporary folder, then rename it."""
-    temporary = temporary_beside(dest)
+    temporary = temporary_path(dest)
     notes: tuple[str, ...] = ()
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.format import NOT_JSON
-from vmae_data.storage import commit_bytes, commit_file, read_bytes, temporary_beside, write_error
+from vmae_data.storage import commit_bytes, commit_file, read_bytes, temporary_path, write_error
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
@@ -92,7 +92,7 @@ def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]
 
     The umask sets its permissions. Raises VmaeError if it can't be written.
     """
-    temporary = temporary_beside(path)
+    temporary = temporary_path(path)
     try:
         temporary.write_bytes(b"")
         mode = temporary.stat().st_mode  # os.umask() would change the umask of every thread

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.storage import commit_file, temporary_beside
+from vmae_data.storage import commit_file, temporary_path
 from vmae_train.checkpoints.infer import ForeignCheckpoint
 from vmae_train.checkpoints.native import ModelFile, decode_description, encode_description
 from vmae_train.checkpoints.unpickle import InertObject, read_pickle
@@ -80,7 +80,7 @@ def write_official(path: Path, description: ModelFile, state: dict[str, Tensor])
         unsupported = f"{geometry.pooling} pooling"
     if unsupported:
         raise MisuseError(f"{path}: VideoMAE's code has no {unsupported}. Use --to native")
-    temporary = temporary_beside(path)
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:  # given a path, torch.save writes its name into the file
             torch.save({"model": state, _DESCRIPTION: encode_description(description).decode()}, file)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.progress import ProgressStyle, meter
+from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.batches import PADDING, Request
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import LabelKind, Shards
@@ -111,7 +111,7 @@ def predict_videos(
             shards, sampler, own, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
         ) as batches,
     ):
-        with meter("videos evaluated", len(shards), distributed.style(style)) as progress, torch.inference_mode():
+        with ProgressBar("videos evaluated", len(shards), distributed.style(style)) as progress, torch.inference_mode():
             for turn, loaded in enumerate(batches):
                 clips = _view_clips(loaded, augment, protocol, num_frames)
                 with autocast():
