@@ -1,4 +1,4 @@
-"""The fault proxy against a plain server with ranges: what a client meets is what was asked for, and is counted."""
+"""The fault proxy in front of a plain server with ranges: clients get the requested faults, and they are counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BODY = bytes(range(256)) * 4000
 
 
 class _Store(http.server.BaseHTTPRequestHandler):
-    """Gives BODY, whole, by range or in chunks; takes uploads and says how long they were."""
+    """Serves BODY, completely, by range or in chunks. Answers an upload with its length."""
 
     protocol_version = "HTTP/1.1"
 
@@ -37,9 +37,9 @@ class _Store(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             self.wfile.write(b"0\r\n\r\n")
             return
-        given = self.headers.get("Range")
-        first, last = map(int, given.removeprefix("bytes=").split("-")) if given else (0, len(BODY) - 1)
-        self.send_response(206 if given else 200)
+        span = self.headers.get("Range")
+        first, last = map(int, span.removeprefix("bytes=").split("-")) if span else (0, len(BODY) - 1)
+        self.send_response(206 if span else 200)
         self.send_header("Content-Length", str(last + 1 - first))
         self.send_header("X-Host", self.headers["Host"])
         self.end_headers()
@@ -58,11 +58,11 @@ class _Store(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except ConnectionError:  # a fault of ours
+        except ConnectionError:  # the fault that a test requested
             self.close_connection = True
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """A test's output is not the place."""
+        """Print nothing in tests."""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def store() -> Iterator[str]:
 
 
 class Client:
-    """One connection, kept."""
+    """One connection that is kept open."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=20)
@@ -87,28 +87,30 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.connection.close()
 
-    def ask(self, method: str = "GET", path: str = "/a", body: bytes | None = None, **fields: str) -> tuple[int, bytes]:
+    def request(
+        self, method: str = "GET", path: str = "/a", body: bytes | None = None, **fields: str
+    ) -> tuple[int, bytes]:
         self.connection.request(method, path, body, fields)
         response = self.connection.getresponse()
         return response.status, response.read()
 
 
-def one(kind: Kind, most: int | None = 1, after_bytes: int | None = None, seconds: float = 0.0) -> Faults:
+def fault_of(kind: Kind, most: int | None = 1, after_bytes: int | None = None, seconds: float = 0.0) -> Faults:
     return Faults(faults=(Fault(kind=kind, most=most, after_bytes=after_bytes, seconds=seconds),))
 
 
-def test_without_faults_all_passes_through_on_one_connection_and_is_counted(store: str) -> None:
+def test_without_faults_requests_pass_on_one_connection_and_are_counted(store: str) -> None:
     with proxy_thread(store) as proxy, Client(proxy) as client:
-        assert client.ask() == (200, BODY)
-        assert client.ask(Range="bytes=5-1004") == (206, BODY[5:1005])
-        assert client.ask("HEAD") == (200, b"")
-        assert client.ask(path="/chunked") == (200, BODY)
-        assert client.ask("PUT", body=b"x" * 700_000) == (200, b"700000")
+        assert client.request() == (200, BODY)
+        assert client.request(Range="bytes=5-1004") == (206, BODY[5:1005])
+        assert client.request("HEAD") == (200, b"")
+        assert client.request(path="/chunked") == (200, BODY)
+        assert client.request("PUT", body=b"x" * 700_000) == (200, b"700000")
         client.connection.request("GET", "/a", headers={"Host": "bucket.example"})
         response = client.connection.getresponse()
         assert response.read() == BODY and response.headers["X-Host"] == "bucket.example"
         seen = proxy.seen()
-    assert [(each.method, each.range, each.status) for each in seen.exchanges[:3]] == [
+    assert [(exchange.method, exchange.range, exchange.status) for exchange in seen.exchanges[:3]] == [
         ("GET", None, 200),
         ("GET", "bytes=5-1004", 206),
         ("HEAD", None, 200),
@@ -118,19 +120,19 @@ def test_without_faults_all_passes_through_on_one_connection_and_is_counted(stor
     assert 3 * len(BODY) + 1000 <= seen.bytes_down < 3 * len(BODY) + 2000  # a chunked body's framing counts
 
 
-def test_a_share_of_requests_is_refused_the_same_for_the_same_seed(store: str) -> None:
+def test_the_same_seed_refuses_the_same_share_of_requests(store: str) -> None:
     faults = Faults(faults=(Fault(kind=Kind.STATUS, share=0.3, status=429, retry_after_seconds=7),), seed=3)
     answers = []
     for _ in range(2):
         with proxy_thread(store, faults) as proxy, Client(proxy) as client:
-            answers.append([client.ask("HEAD")[0] for _ in range(60)])
+            answers.append([client.request("HEAD")[0] for _ in range(60)])
             assert proxy.seen().faults == {Kind.STATUS: answers[-1].count(429)}
             assert proxy.seen().count("HEAD", 429) == answers[-1].count(429)
     assert answers[0] == answers[1]
     assert 8 <= answers[0].count(429) <= 30
 
 
-def test_an_answer_says_when_to_come_again(store: str) -> None:
+def test_a_refusal_has_the_retry_after_header(store: str) -> None:
     faults = Faults(faults=(Fault(kind=Kind.STATUS, retry_after_seconds=7),))
     with proxy_thread(store, faults) as proxy, Client(proxy) as client:
         client.connection.request("GET", "/a")
@@ -140,71 +142,74 @@ def test_an_answer_says_when_to_come_again(store: str) -> None:
 
 
 def test_a_cut_resets_the_connection_in_the_middle_of_the_body(store: str) -> None:
-    with proxy_thread(store, one(Kind.CUT, after_bytes=400_000)) as proxy:
+    with proxy_thread(store, fault_of(Kind.CUT, after_bytes=400_000)) as proxy:
         with Client(proxy) as client, pytest.raises((ConnectionResetError, http.client.IncompleteRead)):
-            client.ask()
+            client.request()
         with Client(proxy) as client:
-            assert client.ask() == (200, BODY)
+            assert client.request() == (200, BODY)
         assert proxy.seen().faults == {Kind.CUT: 1}
 
 
-def test_a_truncated_body_promises_more_than_it_gives(store: str) -> None:
+def test_a_truncated_body_is_shorter_than_its_content_length(store: str) -> None:
     with (
-        proxy_thread(store, one(Kind.TRUNCATE, after_bytes=400_000)) as proxy,
+        proxy_thread(store, fault_of(Kind.TRUNCATE, after_bytes=400_000)) as proxy,
         Client(proxy) as client,
         pytest.raises(http.client.IncompleteRead) as caught,
     ):
-        client.ask()
+        client.request()
     assert caught.value.partial == BODY[:400_000]
 
 
-def test_a_shortened_body_looks_whole(store: str) -> None:
-    with proxy_thread(store, one(Kind.SHORTEN, after_bytes=400_000)) as proxy, Client(proxy) as client:
-        assert client.ask() == (200, BODY[:400_000])
-        assert client.ask() == (200, BODY)
+def test_a_shortened_body_looks_complete(store: str) -> None:
+    with proxy_thread(store, fault_of(Kind.SHORTEN, after_bytes=400_000)) as proxy, Client(proxy) as client:
+        assert client.request() == (200, BODY[:400_000])
+        assert client.request() == (200, BODY)
 
 
 @pytest.mark.parametrize("after_bytes", [None, 300_000])
-def test_one_byte_of_a_corrupted_body_is_another(store: str, after_bytes: int | None) -> None:
-    with proxy_thread(store, one(Kind.CORRUPT, after_bytes=after_bytes)) as proxy, Client(proxy) as client:
-        _, body = client.ask()
-    wrong = [place for place, (found, right) in enumerate(zip(body, BODY, strict=True)) if found != right]
+def test_one_byte_of_a_corrupted_body_is_changed(store: str, after_bytes: int | None) -> None:
+    with proxy_thread(store, fault_of(Kind.CORRUPT, after_bytes=after_bytes)) as proxy, Client(proxy) as client:
+        _, body = client.request()
+    wrong = [index for index, (found, right) in enumerate(zip(body, BODY, strict=True)) if found != right]
     assert len(wrong) == 1 and wrong[0] == (after_bytes or wrong[0])
 
 
 @pytest.mark.parametrize("after_bytes", [None, 300_000])
-def test_a_stall_is_silence_and_then_the_whole_body(store: str, after_bytes: int | None) -> None:
-    with proxy_thread(store, one(Kind.STALL, after_bytes=after_bytes, seconds=0.4)) as proxy, Client(proxy) as client:
-        began = time.monotonic()
-        assert client.ask() == (200, BODY)
-        assert time.monotonic() - began >= 0.4
+def test_a_stall_delays_the_body_and_changes_nothing(store: str, after_bytes: int | None) -> None:
+    with (
+        proxy_thread(store, fault_of(Kind.STALL, after_bytes=after_bytes, seconds=0.4)) as proxy,
+        Client(proxy) as client,
+    ):
+        started_at = time.monotonic()
+        assert client.request() == (200, BODY)
+        assert time.monotonic() - started_at >= 0.4
 
 
-def test_a_token_expires_at_a_request_and_stays_so(store: str) -> None:
+def test_an_expired_token_stays_expired(store: str) -> None:
     faults = Faults(faults=(Fault(kind=Kind.EXPIRED, first=3),))
     with proxy_thread(store, faults) as proxy, Client(proxy) as client:
-        assert [client.ask()[0] for _ in range(5)] == [200, 200, 403, 403, 403]
-        assert b"ExpiredToken" in client.ask()[1]
+        assert [client.request()[0] for _ in range(5)] == [200, 200, 403, 403, 403]
+        assert b"ExpiredToken" in client.request()[1]
 
 
-def test_a_lost_answer_is_no_answer(store: str) -> None:
+def test_a_lost_answer_never_reaches_the_client(store: str) -> None:
     faults = Faults(faults=(Fault(kind=Kind.LOSE, most=1),), methods=("PUT",))
     with proxy_thread(store, faults) as proxy:
         with Client(proxy) as client, pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
-            client.ask("PUT", body=b"x")
-        assert [(each.status, each.fault) for each in proxy.seen().exchanges] == [(0, Kind.LOSE)]
+            client.request("PUT", body=b"x")
+        assert [(exchange.status, exchange.fault) for exchange in proxy.seen().exchanges] == [(0, Kind.LOSE)]
 
 
-def test_uploads_meet_faults_only_where_that_is_said(store: str) -> None:
+def test_uploads_get_faults_only_if_their_method_is_listed(store: str) -> None:
     fault = Fault(kind=Kind.CUT, after_bytes=100_000)
     with proxy_thread(store, Faults(faults=(fault,))) as proxy, Client(proxy) as client:
-        assert client.ask("PUT", body=b"x" * 900_000)[0] == 200
+        assert client.request("PUT", body=b"x" * 900_000)[0] == 200
         proxy.change(Faults(faults=(fault,), methods=("PUT",)))
         with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
-            client.ask("PUT", body=b"x" * 900_000)
+            client.request("PUT", body=b"x" * 900_000)
 
 
-def test_a_store_that_is_down_refuses_and_comes_back(store: str) -> None:
+def test_a_store_that_is_down_refuses_connections_until_it_is_up(store: str) -> None:
     with proxy_thread(store) as proxy:
         address = urlsplit(proxy.url)
         proxy.change(Faults(down_seconds=60))
@@ -215,37 +220,37 @@ def test_a_store_that_is_down_refuses_and_comes_back(store: str) -> None:
                 time.sleep(0.01)
         proxy.change(Faults())
         with Client(proxy) as client:
-            assert client.ask() == (200, BODY)
+            assert client.request() == (200, BODY)
 
 
-def test_the_limit_of_bytes_a_second_holds_for_all_connections_together(store: str) -> None:
+def test_all_connections_share_the_limit_of_bytes_per_second(store: str) -> None:
     with proxy_thread(store, Faults(bytes_per_second=4 * len(BODY))) as proxy:
-        began = time.monotonic()
+        started_at = time.monotonic()
         threads = [threading.Thread(target=_fetch, args=(proxy,)) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert 0.95 <= time.monotonic() - began < 5
+        assert time.monotonic() - started_at >= 0.95
         assert proxy.seen().bytes_down == 4 * len(BODY)
 
 
 def _fetch(proxy: Proxy) -> None:
     with Client(proxy) as client:
-        client.ask()
+        client.request()
 
 
-def test_the_same_in_a_process_of_its_own_with_latency(store: str) -> None:
+def test_a_proxy_in_a_child_process_adds_latency_and_faults(store: str) -> None:
     with proxy_process(store, Faults(latency_seconds=0.2)) as proxy, Client(proxy) as client:
-        began = time.monotonic()
-        assert client.ask() == (200, BODY)
-        assert time.monotonic() - began >= 0.2
-        proxy.change(one(Kind.CORRUPT))
-        assert client.ask()[1] != BODY
+        started_at = time.monotonic()
+        assert client.request() == (200, BODY)
+        assert time.monotonic() - started_at >= 0.2
+        proxy.change(fault_of(Kind.CORRUPT))
+        assert client.request()[1] != BODY
         assert proxy.seen().faults == {Kind.CORRUPT: 1}
 
 
-def test_which_requests_meet_a_fault_is_a_pure_choice() -> None:
+def test_the_choice_of_a_fault_is_a_pure_function() -> None:
     faults = Faults(faults=(Fault(kind=Kind.CUT, first=2, most=1), Fault(kind=Kind.STATUS)), path_part="shard")
     assert choose(faults, 1, "GET", "/shard-0", (0, 0)) == 1
     assert choose(faults, 2, "GET", "/shard-0", (0, 0)) == 0
@@ -255,7 +260,7 @@ def test_which_requests_meet_a_fault_is_a_pure_choice() -> None:
     assert choose(faults, 3, "PUT", "/shard-0", (1, 0)) is None
 
 
-def test_faults_that_make_no_sense_are_refused() -> None:
+def test_impossible_faults_are_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="between 0 and 1"):
         msgspec.json.decode(b'{"faults": [{"kind": "cut", "share": 2}]}', type=Faults)
     with pytest.raises(ValueError, match="seconds"):

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, help="share of hidden cubes [default: the run's]")
     options = parser.parse_args()
     model = load_pretrained(options.run, "cpu")
-    drawn = reconstruct_shards(
+    clips, _ = reconstruct_shards(
         model,
         Shards.open(options.shards),
         clip=run_clip(options.run),
@@ -43,12 +43,12 @@ def main() -> None:
         ratio=mask_ratio(options.run, model.geometry, options.ratio),
         seed=options.seed,
     )
-    data = png(strip(drawn.clips))
+    data = png(strip(clips))
     if len(data) > MOST_BYTES:
         raise SystemExit(f"{len(data)} bytes, more than {MOST_BYTES}. Show fewer videos with --videos")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(data)
-    print(f"{options.out}: {len(data)} bytes; {'; '.join(clip.title for clip in drawn.clips)}")
+    print(f"{options.out}: {len(data)} bytes; {'; '.join(clip.title for clip in clips)}")
 
 
 def strip(clips: list[Reconstruction]) -> Image.Image:
