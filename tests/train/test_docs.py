@@ -110,6 +110,18 @@ def test_a_command_in_the_docs_is_understood(page: str, command: str) -> None:
     _check_settings(_parsed(command), command)
 
 
+OTHERS = [ROOT / "README.md", *(path for path in sorted(DOCS.glob("*.md")) if path.name not in PAGES)]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
+def test_complete_commands_on_other_pages_are_understood(path: Path) -> None:
+    for block in re.findall(r"^```\w*\n(.*?)^```$", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            command = re.split(r"   #| > |\s#", line)[0]
+            if command.startswith(("vmae-", "torchrun")) and not re.search(r"[…|\[]", command):
+                _check_settings(_parsed(command), command)
+
+
 @pytest.mark.parametrize(
     ("command", "error"),
     [
