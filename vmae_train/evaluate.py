@@ -26,7 +26,7 @@ from vmae_train.evaluation.predictions_file import write_predictions
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
 from vmae_train.models.heads import HeadModel
 from vmae_train.reports.scores_page import write_scores_page
-from vmae_train.runs.log import print_start
+from vmae_train.training.summary import print_summary
 from vmae_train.runs.metadata import read_facts, run_of
 from vmae_train.training.setup import check_cache
 
@@ -87,7 +87,7 @@ def evaluate_checkpoint(
         protocol = EvaluationProtocol(views, spec.clip, merge, spec.augment.antialias)
         check_cache(spec.cache, shards)
         rows = _protocol_rows(model, shards, protocol, origin)
-    print_start(f"evaluate {checkpoint}", rows, quiet=distributed.style(style) is ProgressStyle.QUIET)
+    print_summary(f"evaluate {checkpoint}", rows, quiet=distributed.style(style) is ProgressStyle.QUIET)
     predictions = predict_videos(
         model.to(chosen_device),
         shards,

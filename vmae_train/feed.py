@@ -21,7 +21,8 @@ from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed, choose_device
-from vmae_train.training.setup import RunSpec, TrainingSetup, set_up_training
+from vmae_train.training.run_spec import RunSpec
+from vmae_train.training.setup import TrainingSetup, set_up_training
 
 __all__ = ["FeedReport", "Stage", "feed"]
 

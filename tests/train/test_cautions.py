@@ -32,9 +32,9 @@ def test_a_sound_training_gets_no_warning() -> None:
     ("name", "changes", "word"),
     [
         ("learning rate", {"base_lr": 6e-3}, "0.0006 to 0.004"),
-        ("learning rate", {"base_lr": 1e-5}, "given is 1e-05"),
-        ("small batch", {"batch": 32, "places": 32}, "train.batch = 32"),
-        ("uneven batch", {"places": 1040}, "16 of 1040 places"),
+        ("learning rate", {"base_lr": 1e-5}, "this recipe has 1e-05"),
+        ("small batch", {"batch": 32, "positions": 32}, "train.batch = 32"),
+        ("uneven batch", {"positions": 1040}, "16 of 1040 positions"),
         ("endless warm-up", {"schedule": Schedule(peak=1e-4, lowest=0, warmup=80, steps=80)}, "all 80 steps"),
         ("other data", {"other_data": "trained elsewhere"}, "trained elsewhere"),
     ],
@@ -45,7 +45,7 @@ def test_each_trouble_is_told_alone_with_its_numbers(name: str, changes: dict[st
 
 
 def test_rates_of_probes_and_small_own_models_have_no_published_rule() -> None:
-    odd = SOUND._replace(base_lr=1.0, batch=8, places=8)
+    odd = SOUND._replace(base_lr=1.0, batch=8, positions=8)
     assert set(_names(odd)) == {"learning rate", "small batch"}
     assert _names(odd._replace(frozen=True)) == _names(odd._replace(published_size=False)) == []
 
@@ -56,7 +56,7 @@ def test_no_recipe_is_warned_of_its_rate_or_batch(name: str) -> None:
     kind = "pretrain" if name.startswith("pretrain/") else "finetune"
     batch = spec.train.batch
     facts = SOUND._replace(
-        kind=kind, published_size=spec.model.size != "tiny", base_lr=spec.optim.base_lr, batch=batch, places=batch
+        kind=kind, published_size=spec.model.size != "tiny", base_lr=spec.optim.base_lr, batch=batch, positions=batch
     )
     assert _names(facts) == []
 
@@ -75,7 +75,9 @@ def test_a_loss_that_falls_or_fell_or_warms_up_is_not_told() -> None:
     assert check_log(_lines([1.0] * 29), "pretrain", warmup=10) == []
 
 
-@pytest.mark.parametrize(("stage", "word"), [("decode", "loader.workers"), ("network", "cache"), ("transfer", "way")])
+@pytest.mark.parametrize(
+    ("stage", "word"), [("decode", "loader.workers"), ("network", "cache"), ("transfer", "copies")]
+)
 def test_waiting_is_told_by_its_stage_when_it_lasts(stage: str, word: str) -> None:
     waiting = _lines([1.0] * 5, data_wait=0.95, limits=stage)
     (caution,) = check_log(waiting, "pretrain", warmup=0)

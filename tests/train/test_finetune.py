@@ -25,8 +25,8 @@ from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainLoss, PretrainSpec
+
 from vmae_train.runs.log import read_log
-from vmae_train.training.objectives import FinetuneLoss
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()
 CLASSES = ("left", "right", "up")
@@ -71,14 +71,21 @@ def _batch(samples: list[int], *, unreadable: tuple[int, ...] = ()) -> Batch:
     )
 
 
-def _loss(mixing: MixupSpec, *, repeats: int = 1, **changes: Any) -> FinetuneLoss:
-    augment = Augment(msgspec.convert(EVERYTHING | changes, AugmentSpec))
-    return FinetuneLoss(Classifier(TINY, CLASSES, seed=1), augment, mixing, repeats=repeats)
+class _Loss:
+    """The loss of a fresh classifier, as finetuning takes it."""
+
+    def __init__(self, mixup: MixupSpec, *, repeats: int = 1, **changes: Any) -> None:
+        self.model = Classifier(TINY, CLASSES, seed=1)
+        self.augment = Augment(msgspec.convert(EVERYTHING | changes, AugmentSpec))
+        self.mixup, self.repeats = mixup, repeats
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return label_loss(self.model, batch, self.augment, self.mixup, repeats=self.repeats)
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_micro_batches_of_whole_groups_add_up_to_the_batch(repeats: int) -> None:
-    loss = _loss(PUBLISHED_MIX, repeats=repeats)
+    loss = _Loss(PUBLISHED_MIX, repeats=repeats)
     with torch.no_grad():
         whole = float(loss(_batch(list(range(8)), unreadable=(2,))))
         first, second = float(loss(_batch([0, 1, 2, 3], unreadable=(2,)))), float(loss(_batch([4, 5, 6, 7])))
@@ -86,7 +93,7 @@ def test_micro_batches_of_whole_groups_add_up_to_the_batch(repeats: int) -> None
 
 
 def test_a_clip_is_mixed_with_no_other_group() -> None:
-    loss = _loss(PUBLISHED_MIX)
+    loss = _Loss(PUBLISHED_MIX)
     seen: list[torch.Tensor] = []
     loss.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
     with torch.no_grad():
@@ -100,7 +107,7 @@ def test_a_clip_is_mixed_with_no_other_group() -> None:
 def test_repeats_are_clips_of_the_same_frames_with_draws_of_their_own_sample_by_sample() -> None:
     seen: list[torch.Tensor] = []
     for repeats in (1, 2):
-        loss = _loss(MixupSpec(), repeats=repeats)
+        loss = _Loss(MixupSpec(), repeats=repeats)
         loss.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
         with torch.no_grad():
             loss(_batch([3, 4, 5]))
@@ -112,7 +119,7 @@ def test_repeats_are_clips_of_the_same_frames_with_draws_of_their_own_sample_by_
 
 def test_everything_off_is_the_plain_crop_and_plain_cross_entropy() -> None:
     off = {"crop": "center", "antialias": True, "flip": False, "randaugment": None, "erasing": None}
-    loss, batch = _loss(MixupSpec(), **off), _batch([0, 1, 2], unreadable=(1,))
+    loss, batch = _Loss(MixupSpec(), **off), _batch([0, 1, 2], unreadable=(1,))
     with torch.no_grad():
         augment = loss.augment
         clips = augment.normalise(
@@ -120,7 +127,7 @@ def test_everything_off_is_the_plain_crop_and_plain_cross_entropy() -> None:
         )
         each = torch.nn.functional.cross_entropy(loss.model(clips), batch.label_B, reduction="none")
         assert float(loss(batch)) == pytest.approx(float(each[[0, 2]].mean()), abs=1e-6)
-        nothing = _loss(MixupSpec(), **{**off, "randaugment": {"prob": 0.0}, "erasing": {"prob": 0.0}})
+        nothing = _Loss(MixupSpec(), **{**off, "randaugment": {"prob": 0.0}, "erasing": {"prob": 0.0}})
         assert float(nothing(batch)) == float(loss(batch))
 
 
@@ -129,11 +136,11 @@ def test_pretraining_repeats_crops_and_masks_of_one_decoded_clip() -> None:
     model = PretrainModel(TINY, seed=1)
     batch = _batch([0, 1], unreadable=(1,))
     with torch.no_grad():
-        together = float(PretrainLoss(model, augment, MaskSpec(ratio=0.75), repeats=3)(batch))
+        together = float(masked_loss(model, batch, augment, MaskSpec(ratio=0.75), repeats=3))
         alone = []
         for repeat in range(3):
             rng = ClipRng.on("cpu", seed=5, epoch=1, sample=[0, 1], repeat=repeat)
-            alone.append(float(PretrainLoss(model, augment, MaskSpec(ratio=0.75))(batch._replace(rng=rng))))
+            alone.append(float(masked_loss(model, batch._replace(rng=rng), augment, MaskSpec(ratio=0.75))))
     assert len(set(alone)) == 3
     assert together == pytest.approx(sum(alone) / 3, abs=1e-5)
 
@@ -144,7 +151,7 @@ def test_pretraining_repeats_crops_and_masks_of_one_decoded_clip() -> None:
 )
 def test_pretraining_learns_from_masks_of_every_kind(mask: MaskSpec) -> None:
     model = PretrainModel(TINY, seed=1)
-    loss = PretrainLoss(model, Augment(AugmentSpec(size=SIZE)), mask)(_batch([0, 1]))
+    loss = masked_loss(model, _batch([0, 1]), Augment(AugmentSpec(size=SIZE)), mask)
     loss.backward()
     assert 0.5 < float(loss.detach()) < 2  # targets have a variance of 1
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
@@ -157,9 +164,9 @@ def test_groups_that_would_be_cut_apart_are_refused() -> None:
             ["mix.mixup=0.8", "mix.mix_group=4", "train.batch=12", "train.micro_batch=6"],
         )  # fmt: skip
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, ["mix.mixup=0.8", "mix.mix_group=4"])
-    _check_groups(spec, BatchLayout.of(8, None, 2))
+    check_mix_groups(spec, BatchLayout.of(8, None, 2))
     with pytest.raises(MisuseError, match=r"mix_group = 4: 4 processes"):
-        _check_groups(spec, BatchLayout.of(8, None, 4))
+        check_mix_groups(spec, BatchLayout.of(8, None, 4))
 
 
 def test_pretraining_refuses_to_predict_what_was_erased() -> None:
@@ -176,11 +183,11 @@ def test_a_run_says_what_is_done_to_its_clips() -> None:
         "augment.antialias=false",
     ]
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, settings + more)
-    assert augmentation_words(spec, may_flip=True) == (
+    assert augmentation_text(spec, may_flip=True) == (
         "RandAugment 4 × 0.5, magnitude 7 ± 0.5; crop resized without antialias; flip on; erasing 0.25; "
         "mixup 0.8, cutmix 1 in groups of 8; label smoothing 0.1"
     )
-    assert "flip off" in augmentation_words(spec, may_flip=False)
+    assert "flip off" in augmentation_text(spec, may_flip=False)
 
 
 def test_a_run_with_everything_on_learns_the_same_in_micro_batches(demo_shards: Path, tmp_path: Path) -> None:
@@ -199,7 +206,7 @@ def test_a_run_with_everything_on_learns_the_same_in_micro_batches(demo_shards: 
 
     # Its own tables are known again: the finished run goes on to nothing, another augmentation is refused.
     report = finetune(spec, data=[urls], validation=urls, out=out, device="cpu", style=ProgressStyle.QUIET)
-    assert report.state.step == 2
+    assert report.step == 2
     other = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*settings, "augment.randaugment.magnitude=5.0"])
     with pytest.raises(MisuseError, match=r"augment\.randaugment\.magnitude: 7\.0 → 5\.0"):
         finetune(other, data=[urls], validation=urls, out=out, device="cpu", style=ProgressStyle.QUIET)

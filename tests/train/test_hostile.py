@@ -26,7 +26,7 @@ from vmae_train.models.videomae import PretrainModel
 from vmae_train.reports.run_page import write_report
 from vmae_train.reports.run_reader import read_run
 from vmae_train.runs.metadata import read_facts
-from vmae_train.training.checkpoint import last_checkpoint
+from vmae_train.training.checkpoint import last_checkpoint, read_state
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 HUGE = 10**18
@@ -144,8 +144,8 @@ def test_json_of_any_other_content_is_refused(folder: Path, run: Path, text: str
     _refusal(lambda: load_model(folder))
     last = last_checkpoint(run)
     assert last is not None
-    (last.path / "state.json").write_bytes(data)
-    _refusal(lambda: last_checkpoint(run))
+    (last / "state.json").write_bytes(data)
+    _refusal(lambda: read_state(last))
     _refusal(lambda: read_run(run))
     (run / "run.json").write_bytes(data)
     _refusal(lambda: read_facts(run))
@@ -163,16 +163,16 @@ def test_many_classes_and_odd_names_do_no_harm(tmp_path: Path) -> None:
 def test_a_state_with_another_step_than_its_folder_is_refused(run: Path, step: object) -> None:
     last = last_checkpoint(run)
     assert last is not None
-    _edit(last.path / "state.json", step=step)
-    _refusal(lambda: last_checkpoint(run))
+    _edit(last / "state.json", step=step)
+    _refusal(lambda: read_state(last))
 
 
 @pytest.mark.parametrize("name", ["step-000000004/..", "step-../../../x", "step-000000004\n", "step-x"])
 def test_only_step_names_are_names_of_published_checkpoints(name: str) -> None:
-    from vmae_train.runs.run_files import _WHOLE
+    from vmae_train.runs.run_files import COMPLETE
 
-    assert _WHOLE.fullmatch("step-000000004/state.json")
-    assert not _WHOLE.fullmatch(f"{name}/state.json")
+    assert COMPLETE.fullmatch("step-000000004/state.json")
+    assert not COMPLETE.fullmatch(f"{name}/state.json")
 
 
 def test_optimizer_moments_of_other_shapes_are_refused_before_the_first_step(
@@ -180,11 +180,11 @@ def test_optimizer_moments_of_other_shapes_are_refused_before_the_first_step(
 ) -> None:
     last = last_checkpoint(run)
     assert last is not None
-    path = last.path / "optimizer.safetensors"
+    path = last / "optimizer.safetensors"
     tensors = load_file(path)
     save_file({name: torch.zeros(3, 3) for name in tensors}, path)
     resume = partial(finetune_tiny, demo_shards, run, "evaluate.every_steps=2", init=tiny_pretraining)
-    assert "are not of its shape" in _refusal(resume)
+    assert "do not have its shape" in _refusal(resume)
 
 
 RECIPES: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -254,7 +254,7 @@ def test_text_of_a_run_controls_neither_a_terminal_nor_a_page(run: Path, tmp_pat
     evil = "\x1b]0;owned\x07<script>alert(1)</script>\u202e$\\frac{1}$"
     last = last_checkpoint(run)
     assert last is not None
-    _edit(last.path / "state.json", unreadable={evil: evil})
+    _edit(last / "state.json", unreadable={evil: evil})
     scores = json.loads((run / "evaluation.json").read_text())
     classes = [evil, *scores["classes"][1:]]
     per_class = {evil if name == scores["classes"][0] else name: value for name, value in scores["per_class"].items()}

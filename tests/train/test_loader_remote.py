@@ -20,6 +20,7 @@ from vmae_data.format import tar_name
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.cache import CacheSpec, ShardCache
+from vmae_data.read.fetch import ReadTimings
 from vmae_data.read.dataset import Shards
 from vmae_data.read.prefetch import RemoteShard
 from vmae_data.recipes import load_recipe
@@ -31,7 +32,7 @@ from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.runs.log import read_log
 from vmae_train.runs.run_files import checkpoint_name
 from vmae_train.training.setup import set_up_training
-from vmae_train.training.throughput import Timings
+from vmae_train.training.throughput import bottleneck
 
 BATCH, SEED = 8, 3
 
@@ -191,14 +192,14 @@ def test_a_note_of_the_cache_is_logged_once_even_if_the_run_is_resumed(
 @pytest.mark.parametrize(
     ("spent", "limit"),
     [
-        ({"waited": 0.5, "moved": 0.4, "fetching": 90, "decoding": 1}, "compute"),
-        ({"waited": 5, "moved": 4, "fetching": 90, "decoding": 1}, "transfer"),
-        ({"waited": 5, "moved": 1, "fetching": 9, "decoding": 8}, "network"),
-        ({"waited": 5, "moved": 1, "fetching": 7, "decoding": 8}, "decode"),
+        ({"batch_wait_seconds": 0.5, "transfer_seconds": 0.4, "fetch_seconds": 90, "decode_seconds": 1}, "compute"),
+        ({"batch_wait_seconds": 5, "transfer_seconds": 4, "fetch_seconds": 90, "decode_seconds": 1}, "transfer"),
+        ({"batch_wait_seconds": 5, "transfer_seconds": 1, "fetch_seconds": 9, "decode_seconds": 8}, "network"),
+        ({"batch_wait_seconds": 5, "transfer_seconds": 1, "fetch_seconds": 7, "decode_seconds": 8}, "decode"),
     ],
 )
 def test_the_limiting_stage_is_the_one_that_took_the_time(spent: dict[str, float], limit: str) -> None:
-    assert Timings(**spent, read=0, hits=0, misses=0).limit(10) == limit
+    assert bottleneck(ReadTimings(**spent), 10) == limit
 
 
 def test_a_training_from_a_bucket_has_the_losses_of_a_local_one_and_needs_no_network_once_its_data_is_cached(

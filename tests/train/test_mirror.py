@@ -20,7 +20,7 @@ from tests.s3_server import PUBLIC, S3Bucket, S3Server
 from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import proxy_thread
 from vmae_data.errors import MisuseError
-from vmae_train.runs.remote_run import RemoteRun
+from vmae_train.runs.run_directory import RunDirectory
 from vmae_train.runs.run_files import local_copy
 
 STEPS = 12
@@ -236,19 +236,19 @@ def _bytes_at(bucket: S3Bucket, name: str) -> bytes:
 def test_a_run_can_not_be_published_on_a_web_server_or_as_a_whole_bucket(tmp_path: Path) -> None:
     for out, words in (("http://host/run", "takes no files"), ("s3://bucket", "a folder in it")):
         with pytest.raises(MisuseError, match=words):
-            RemoteRun(out)
+            RunDirectory(out)
     with pytest.raises(MisuseError, match="leave it out"):
-        RemoteRun(tmp_path / "run", tmp_path / "scratch")
+        RunDirectory(tmp_path / "run", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("name", ["index.json", "shard-000000.tar"])
 def test_a_folder_of_shards_is_no_place_for_a_run(name: str, tmp_path: Path) -> None:
-    RemoteRun(tmp_path / "absent")
+    RunDirectory(tmp_path / "absent")
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(MisuseError, match=rf"--out {tmp_path}: is a folder of shards \(it holds {name}\)"):
-        RemoteRun(tmp_path)
+        RunDirectory(tmp_path)
     (tmp_path / "run.json").write_bytes(b"")  # a run that something else was put beside
-    RemoteRun(tmp_path)
+    RunDirectory(tmp_path)
 
 
 def test_a_folder_of_shards_in_a_bucket_is_no_place_for_a_run(
@@ -257,9 +257,9 @@ def test_a_folder_of_shards_in_a_bucket_is_no_place_for_a_run(
     for name, value in s3_bucket.environment.items():
         monkeypatch.setenv(name, value)
     s3_bucket.store().put("data/index.json", b"{}")
-    RemoteRun(f"{s3_bucket.url}/run", tmp_path).pull()
+    RunDirectory(f"{s3_bucket.url}/run", tmp_path).download()
     with pytest.raises(MisuseError, match="data: is a folder of shards"):
-        RemoteRun(f"{s3_bucket.url}/data", tmp_path).pull()
+        RunDirectory(f"{s3_bucket.url}/data", tmp_path).download()
 
 
 def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], words: list[str | Path]) -> list[str]:

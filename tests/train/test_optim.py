@@ -17,12 +17,12 @@ def test_the_rate_is_linear_with_both_ends_then_a_cosine() -> None:
     schedule = Schedule.of(spec, batch=1024, steps=100, steps_per_epoch=10)
     peak, lowest = 1.5e-4 * 4, 1e-5 * 4
     assert schedule.warmup == 20
-    assert schedule.rate(0) == 0
-    assert schedule.rate(19) == pytest.approx(peak)
-    assert [schedule.rate(n) for n in range(20)] == pytest.approx([peak * n / 19 for n in range(20)])
+    assert schedule.lr(0) == 0
+    assert schedule.lr(19) == pytest.approx(peak)
+    assert [schedule.lr(n) for n in range(20)] == pytest.approx([peak * n / 19 for n in range(20)])
     for i in range(80):
         expected = lowest + 0.5 * (peak - lowest) * (1 + math.cos(math.pi * i / 80))
-        assert schedule.rate(20 + i) == pytest.approx(expected)
+        assert schedule.lr(20 + i) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

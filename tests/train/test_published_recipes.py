@@ -14,7 +14,7 @@ from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec, grid_of
 from vmae_train.training.optimizer import Schedule
-from vmae_train.training.setup import RunSpec
+from vmae_train.training.run_spec import RunSpec
 
 
 class Encoder(NamedTuple):

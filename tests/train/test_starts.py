@@ -26,12 +26,12 @@ from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.evaluate import evaluate_checkpoint
 from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.finetune import FinetuneSpec
-from vmae_train.models.heads import Classifier
+from vmae_train.models.heads import Classifier, HeadModel
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.log import read_log
-from vmae_train.runs.metadata import other_data
-from vmae_train.training.objectives import FirstModel, Learnt, first_model
+from vmae_train.runs.metadata import describe_other_data
+from vmae_train.training.head import HeadTarget, build_head_model
 
 
 def _pretrain(shards: Path, out: Path, *settings: str, init: Path | None = None) -> list[float]:
@@ -152,7 +152,7 @@ def test_a_finetuning_accepts_any_decoder_in_the_file_and_a_pretraining_does_not
     if layout == "plain":  # without a description
         torch.save(model.state_dict(), path)
     for arguments in ([], ["probe=linear"]):
-        head = _first(path, ("a", "b"), *own, *arguments).model.state_dict()
+        head = _first(path, ("a", "b"), *own, *arguments)[0].state_dict()
         for name, value in model.encoder.state_dict().items():
             assert name.startswith("norm.") or torch.equal(head[name], value), name
     with pytest.raises(MisuseError, match=r"decoder_embed_dim 48 \(recipe 80\), decoder_depth 2 \(recipe 1\)"):
@@ -190,39 +190,40 @@ def three_classes(tmp_path: Path) -> Path:
     return folder
 
 
-def _first(init: Path, classes: tuple[str, ...], *arguments: str) -> FirstModel:
+def _first(init: Path, classes: tuple[str, ...], *arguments: str) -> tuple[HeadModel, str]:
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*TINY_RUN, *arguments])
-    learnt = Learnt(LabelKind.CLASS, classes)
-    return first_model(spec.model, spec.geometry(), learnt, init=str(init), probe=spec.probe, seed=spec.seed)
+    learnt = HeadTarget(LabelKind.CLASS, classes)
+    return build_head_model(spec.model, spec.geometry(), learnt, init=str(init), probe=spec.probe, seed=spec.seed)
 
 
 def test_the_outputs_of_the_classes_of_the_data_are_kept_by_name(three_classes: Path) -> None:
     classifier = load_model(three_classes)
-    first = _first(three_classes, ("swim", "run"))
+    model, origin = _first(three_classes, ("swim", "run"))
     clips = torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(first.model.eval()(clips), classifier(clips)[:, [2, 0]])
-    assert first.start == f"{three_classes}; its head of 3 classes is cut down to the classes of the data"
+        assert torch.equal(model.eval()(clips), classifier(clips)[:, [2, 0]])
+    assert origin == f"{three_classes}; its head of 3 classes is cut down to the classes of the data"
 
 
 @pytest.mark.parametrize("classes", [("run", "sit"), ("0", "1"), ("0", "1", "2")])
 def test_a_classifier_of_other_classes_gives_its_encoder_and_norm_but_gets_a_new_head(
     classes: tuple[str, ...], three_classes: Path
 ) -> None:
-    classifier, first = load_model(three_classes), _first(three_classes, classes)
-    state = first.model.state_dict()
+    classifier = load_model(three_classes)
+    model, origin = _first(three_classes, classes)
+    state = model.state_dict()
     assert all(
         torch.equal(state[name], value) for name, value in classifier.state_dict().items() if "head." not in name
     )
     assert torch.equal(state["head.weight"], Classifier(classifier.geometry, classes, seed=0).head.weight)
-    assert first.start.endswith("; new head: the 3 classes of its own head are not those of the data")
+    assert origin.endswith("; new head: the 3 classes of its own head are not those of the data")
 
 
 def test_numbers_are_not_class_names(tmp_path: Path) -> None:
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, TINY_RUN)
     save_model(tmp_path, Classifier(spec.geometry(), ("0", "1", "2"), seed=3))
-    assert "new head" in _first(tmp_path, ("0", "1")).start
-    assert _first(tmp_path, ("0", "1", "2")).start == str(tmp_path)
+    assert "new head" in _first(tmp_path, ("0", "1"))[1]
+    assert _first(tmp_path, ("0", "1", "2"))[1] == str(tmp_path)
 
 
 def test_init_from_other_videos_gives_a_warning_and_init_from_the_same_videos_gives_none(
@@ -235,14 +236,14 @@ def test_init_from_other_videos_gives_a_warning_and_init_from_the_same_videos_gi
     for name, spec in (("few", demo_spec), ("recoded", msgspec.structs.replace(demo_spec, crf=30))):
         build_shards(str(tmp_path / "videos"), tmp_path / name, spec, workers=1, style=ProgressStyle.QUIET)
     demo, few, recoded = mixture(demo_shards), mixture(tmp_path / "few"), mixture(tmp_path / "recoded")
-    assert other_data(None, demo) is None
-    assert other_data(str(tiny_pretraining), demo) is None
-    assert other_data(str(next((tiny_pretraining / "checkpoints").iterdir())), demo) is None
-    warning = other_data(str(tiny_pretraining), few)
+    assert describe_other_data(None, demo) is None
+    assert describe_other_data(str(tiny_pretraining), demo) is None
+    assert describe_other_data(str(next((tiny_pretraining / "checkpoints").iterdir())), demo) is None
+    warning = describe_other_data(str(tiny_pretraining), few)
     assert warning is not None
     assert warning.startswith(f"--init was trained on {demo_shards}, not on these videos")
     facts = json.loads((tiny_pretraining / "run.json").read_text())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "data_listing": few.listings}))
     assert recoded.digests != few.digests
-    assert other_data(str(tmp_path / "run"), recoded) is None
+    assert describe_other_data(str(tmp_path / "run"), recoded) is None

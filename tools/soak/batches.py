@@ -55,7 +55,7 @@ def own_clips(
     with setup.loader(start, where) as loader:
         for batch in loader:
             mask = sample_mask(spec.mask, batch.rng, grid_of(geometry))
-            found = fingerprints(batch, setup.mix, setup.samplers, augment, mask)
+            found = fingerprints(batch, setup.mixture, setup.samplers, augment, mask)
             by_step[batch.request.step - start] += found
     return by_step
 

@@ -72,7 +72,7 @@ def finetune(
             if distributed.is_main:
                 print_dry_run(report, quiet, as_json)
             return
-        result = run(
+        trainer = run(
             spec,
             data=data,
             validation=val,
@@ -84,5 +84,6 @@ def finetune(
             distributed=distributed,
         )
     if distributed.is_main:
-        print_scores(result.scores, quiet, as_json)
-        print_unreadable({**result.state.unreadable, **result.scores.unreadable})
+        assert trainer.scores is not None
+        print_scores(trainer.scores, quiet, as_json)
+        print_unreadable({**trainer.unreadable, **trainer.scores.unreadable})

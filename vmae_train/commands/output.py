@@ -50,7 +50,7 @@ def print_dry_run(report: DryRunReport, quiet: bool, as_json: bool) -> None:
     """Print what a dry run measured; its warnings go to stderr."""
     if as_json:
         totals = {"total_seconds": report.total_seconds, "disk_mb": report.disk_mb}
-        warnings = [diagnostic._asdict() for diagnostic in report.diagnostics]
+        warnings = [diagnostic._asdict() for diagnostic in report.cautions]
         print_json({**report._asdict(), **totals, "cautions": warnings})
     elif not quiet:
         waiting = report.wait_seconds / report.step_seconds if report.step_seconds else 0.0
@@ -65,7 +65,7 @@ def print_dry_run(report: DryRunReport, quiet: bool, as_json: bool) -> None:
             "loss": f"{report.loss:.4f}",
         }
         print_rows("dry run: nothing was written", rows.items())
-    for diagnostic in report.diagnostics:
+    for diagnostic in report.cautions:
         print(f"warning: {diagnostic.text}", file=sys.stderr)
 
 

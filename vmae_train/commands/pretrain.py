@@ -48,10 +48,10 @@ def pretrain(
             if distributed.is_main:
                 print_dry_run(report, quiet, as_json)
             return
-        state = run(
+        trainer = run(
             spec, data=data, out=out, scratch=scratch, init=init, device=device, style=style, distributed=distributed
         )
     if distributed.is_main:
-        values = {"out": str(out), "step": state.step, "unreadable": state.unreadable}
-        print_result(quiet, as_json, values, f"{out}: {state.step} steps done")
-        print_unreadable(state.unreadable)
+        values = {"out": str(out), "step": trainer.step, "unreadable": trainer.unreadable}
+        print_result(quiet, as_json, values, f"{out}: {trainer.step} steps done")
+        print_unreadable(trainer.unreadable)

@@ -11,7 +11,7 @@ from vmae_train.evaluation.metrics import Scores
 from vmae_train.reports.charts import Curve, curves, log_curve
 from vmae_train.reports.run_reader import StoredRun
 from vmae_train.reports.scores_page import standard_error
-from vmae_train.runs.metadata import data_words
+from vmae_train.runs.metadata import data_text
 
 __all__ = ["comparison_parts", "describe_difference", "validation_curve", "validation_title"]
 
@@ -81,7 +81,7 @@ def _difference_parts(first: str, run: StoredRun, second: str, other: StoredRun)
     changed = difference(run.facts.recipe, other.facts.recipe)
     changed += difference({"init": run.facts.init}, {"init": other.facts.init})
     if (run.facts.data_digest, run.facts.data_weight) != (other.facts.data_digest, other.facts.data_weight):
-        changed.append(f"data: {data_words(run.facts)} → {data_words(other.facts)}")
+        changed.append(f"data: {data_text(run.facts)} → {data_text(other.facts)}")
     lines = "\n".join(changed) if changed else "no difference in run.json"
     yield Note(f"Differences between {first} and {second}:\n{lines}")
 

@@ -24,7 +24,7 @@ from vmae_train.reports.charts import curves, log_curve
 from vmae_train.reports.compare_runs import comparison_parts, validation_curve, validation_title
 from vmae_train.reports.run_reader import StoredRun, pretraining_of, read_run
 from vmae_train.reports.scores_page import headline_fact, score_parts, unreadable_parts
-from vmae_train.runs.metadata import clip_of, data_words
+from vmae_train.runs.metadata import clip_of, data_text
 
 __all__ = ["write_report"]
 
@@ -180,7 +180,7 @@ def _unreadable(run: StoredRun) -> Iterator[Part]:
 
 
 def _recipe(run: StoredRun) -> Iterator[Part]:
-    rows = [("data", data_words(run.facts)), ("validation", run.facts.validation or "–"), ("init", run.origin)]
+    rows = [("data", data_text(run.facts)), ("validation", run.facts.validation or "–"), ("init", run.origin)]
     rows += [(key, "–" if value is None else str(value)) for key, value in _flatten(run.facts.recipe)]
     yield Table(("key", "value"), tuple(rows), folded="every value")
 

@@ -1,4 +1,4 @@
-"""RUN/best.json: which checkpoint of a run scored best on the way. That checkpoint is not taken away."""
+"""RUN/best.json: which checkpoint of a run had the best validation score. That checkpoint is never removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Best", "best_checkpoint", "read_best", "write_best"]
 
 
 class Best(msgspec.Struct, frozen=True, kw_only=True):
-    """The best score in between, and the step it is of; of equal ones the first."""
+    """The best validation score during training, and its step. Of equal scores the first counts."""
 
     step: int
     metric: str
@@ -33,14 +33,14 @@ class Best(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_best(run: Path) -> Best | None:
-    """None where nothing was scored yet. Raises DataError for what no training wrote."""
+    """None before the first validation. Raises DataError for a damaged file."""
     path = run / BEST
     try:
         return msgspec.json.decode(path.read_bytes(), type=Best)
     except FileNotFoundError:
         return None
     except (OSError, *NOT_JSON) as error:
-        raise DataError(f"{path}: can't be read ({error}); remove it to choose the best anew") from error
+        raise DataError(f"{path}: can't be read ({error}). Remove it to choose the best checkpoint again") from error
 
 
 def write_best(run: Path, best: Best) -> None:
@@ -48,11 +48,11 @@ def write_best(run: Path, best: Best) -> None:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The folder of the best checkpoint. Raises DataError where the run has none."""
+    """The directory of the best checkpoint. Raises DataError if the run has none."""
     best = read_best(run)
     if best is None:
-        raise DataError(f"{run}: has no {BEST}; finetune with evaluate.every_steps, or take the last checkpoint")
+        raise DataError(f"{run}: has no {BEST}. Finetune with evaluate.every_steps, or use the last checkpoint")
     folder = run / CHECKPOINTS / best.name
     if not (folder / MARKER).is_file():
-        raise DataError(f"{run / BEST}: names {best.name}, which is not there; take the last checkpoint")
+        raise DataError(f"{run / BEST}: names {best.name}, which does not exist. Use the last checkpoint")
     return folder

@@ -1,4 +1,4 @@
-"""A run's folder: what it was started with, and whether it may go on with what is given now."""
+"""RUN/run.json: what a run was started with, and whether it may resume with what is given now."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vmae_train.runs.run_files import local_copy
 
 __all__ = [
     "RunFacts",
-    "begin_run",
     "check_run",
     "clip_of",
-    "data_words",
-    "other_data",
+    "data_text",
+    "describe_other_data",
     "read_facts",
     "run_clip",
     "run_of",
+    "write_facts",
 ]
 
-# Where and how fast, not what: these may change when a run goes on.
+# Keys that say where and how fast, but not what: they may change when a run resumes.
 _MAY_CHANGE = (
     ("loader",),
     ("cache",),
@@ -40,48 +40,39 @@ _MAY_CHANGE = (
     ("model", "activation_checkpointing"),
 )
 
-
-# A recipe is tables of plain values, and of such tables (augment.randaugment): what is nested deeper was not written
-# by a training.
+# A recipe has tables of plain values, and tables in those (augment.randaugment). Deeper nesting is not a training's.
 _Plain = None | bool | int | float | str
 _Value = _Plain | list[_Plain]
 _Table = dict[str, _Value | dict[str, _Value]]
 _Tables = dict[str, _Value | _Table]
 
-
-class _Train(msgspec.Struct):
-    batch: int
-    steps: int | None = None
-    epochs: int | None = None
-
-
-class _Model(msgspec.Struct):
-    size: str
-
-
-class _Mask(msgspec.Struct):
-    ratio: float
-
-
-class _Needed(msgspec.Struct):
-    """What is read of a run's recipe by those who only look at the run."""
-
-    model: _Model
-    optim: dict[str, Any]
-    train: _Train
-    clip: dict[str, Any]
-    mask: _Mask | None = None
+# The part of a recipe that the readers of a run need.
+_ModelTable = msgspec.defstruct("_ModelTable", [("size", str)])
+_TrainTable = msgspec.defstruct(
+    "_TrainTable", [("batch", int), ("steps", int | None, None), ("epochs", int | None, None)]
+)
+_MaskTable = msgspec.defstruct("_MaskTable", [("ratio", float)])
+_Recipe = msgspec.defstruct(
+    "_Recipe",
+    [
+        ("model", _ModelTable),
+        ("optim", dict[str, Any]),
+        ("train", _TrainTable),
+        ("clip", dict[str, Any]),
+        ("mask", _MaskTable | None, None),
+    ],
+)
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """run.json: the resolved recipe, the digest of each data set, and where the weights came from."""
+    """run.json: the resolved recipe, the digest of each data set, and the source of the first weights."""
 
     kind: str
     recipe: dict[str, Any]
     data: tuple[str, ...]
     data_digest: tuple[str, ...]
-    data_listing: tuple[str, ...] = ()  # which videos each was built from, however they were prepared
-    data_weight: tuple[float, ...] = ()  # of each, where they were given
+    data_listing: tuple[str, ...] = ()  # digests of the source videos, independent of how they were built
+    data_weight: tuple[float, ...] = ()  # of each data set, if weights were given
     validation: str | None = None
     validation_digest: str | None = None
     init: str | None = None
@@ -89,35 +80,35 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 0 < len(self.data) == len(self.data_digest) or len(self.data_weight) not in (0, len(self.data)):
-            raise ValueError("data, data_digest and data_weight are not of as many data sets")
+            raise ValueError("data, data_digest and data_weight have different lengths")
 
 
-def check_run(folder: Path, facts: RunFacts, spec: type[msgspec.Struct], shown: str) -> None:
-    """Check that the run in `folder`, if any, is this one. `spec` is the recipe's class, `shown` the run's path or URL.
+def check_run(folder: Path, facts: RunFacts, spec: type[msgspec.Struct], name: str) -> None:
+    """Check that the run in `folder`, if any, is this one. `spec` is the recipe's class, `name` the run's --out.
 
     Keys that the program has gained since are compared with their defaults. Raises MisuseError with the difference.
     """
     if not (folder / RUN).exists():
         return
-    # As it will be read back: a tuple comes back as a list.
+    # As it will be read back: a tuple becomes a list.
     given = msgspec.json.decode(msgspec.json.encode(facts), type=RunFacts)
     stored = read_facts(folder)
     stored = msgspec.structs.replace(stored, recipe=with_defaults(stored.recipe, spec))
     changed = difference(_fixed(stored), _fixed(given))
     if changed:
         raise MisuseError(
-            f"{shown}: was started otherwise ({shortened('; '.join(changed))}); "
-            "give the old values, or name another --out"
+            f"{name}: was started with other settings ({shortened('; '.join(changed))}). "
+            "Use the old settings, or name another --out"
         )
 
 
-def begin_run(folder: Path, facts: RunFacts) -> None:
-    """Write down what the run is made of; only when all of it was found to fit."""
+def write_facts(folder: Path, facts: RunFacts) -> None:
+    """Write run.json, after all checks."""
     commit_bytes(folder / RUN, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
 def _fixed(facts: RunFacts) -> dict[str, Any]:
-    """What must stay as it was; the data may have moved, its digest (and so its listing) may not have changed."""
+    """What must not change. Data may move, but its digest (and so its listing) must stay."""
     values: dict[str, Any] = msgspec.to_builtins(facts)
     for name in ("data", "data_listing", "validation"):
         values.pop(name)
@@ -130,57 +121,57 @@ def _fixed(facts: RunFacts) -> dict[str, Any]:
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """What a run was started with. Raises DataError where it isn't one."""
+    """What a run was started with. Raises DataError if `folder` is not a run."""
     path = folder / RUN
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
     except (OSError, *NOT_JSON) as error:
-        raise DataError(f"{folder}: is not a run ({error}); name the --out of a training") from error
+        raise DataError(f"{folder}: is not a run ({error}). Name the --out of a training") from error
     try:
         msgspec.convert(facts.recipe, _Tables)
-        msgspec.convert(facts.recipe, _Needed)
+        msgspec.convert(facts.recipe, _Recipe)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise DataError(f"{path}: its recipe is not a training's ({error}); name the --out of a training") from error
+        raise DataError(f"{path}: its recipe is not a training's ({error}). Name the --out of a training") from error
     return facts
 
 
 def run_of(checkpoint: str) -> Path | None:
-    """The run that a checkpoint's path belongs to: itself, or the folder above `checkpoints`."""
+    """The run that a checkpoint's path belongs to: the path itself, or the directory above `checkpoints`."""
     path = local_copy(checkpoint).resolve()
     return next((folder for folder in (path, path.parent.parent) if (folder / RUN).exists()), None)
 
 
 def run_clip(checkpoint: str) -> ClipSpec | None:
-    """The clips that a checkpoint was trained on, where its run is known."""
+    """The clips that a checkpoint was trained on, if its run is known."""
     folder = run_of(checkpoint)
     return None if folder is None else clip_of(read_facts(folder))
-
-
-def other_data(init: str | None, mix: Mixture) -> str | None:
-    """A word of warning where weights were trained on other videos than a run's, and that is known.
-
-    What is learnt on one data set fits another worse (Tong et al., "VideoMAE", 2022, on domain shift): on
-    Something-Something V2 68.5 % were reached from Kinetics-400, 69.6 % from its own videos.
-    """
-    run = run_of(init) if init is not None else None
-    if run is None:
-        return None
-    facts = read_facts(run)
-    if not facts.data_listing or set(facts.data_listing) & set(mix.listings):
-        return None
-    return (
-        f"--init was trained on {data_words(facts)}, not on these videos; the less they look alike, the less it helps: "
-        "compare with a pretraining on these"
-    )
-
-
-def data_words(facts: RunFacts) -> str:
-    """A run's data sets as they were named, with their weights."""
-    if not facts.data_weight:
-        return ", ".join(facts.data)
-    return ", ".join(f"{url}:{weight:g}" for url, weight in zip(facts.data, facts.data_weight, strict=True))
 
 
 def clip_of(facts: RunFacts) -> ClipSpec:
     """The clips of a run's recipe."""
     return build_spec(facts.recipe["clip"], ClipSpec, "the run's recipe, clip")
+
+
+def describe_other_data(init: str | None, mixture: Mixture) -> str | None:
+    """A warning if the weights of --init were trained on other videos than `mixture`. None if not, or not known.
+
+    Features of one data set fit another less (Tong et al., "VideoMAE", 2022, domain shift): Something-Something V2
+    reached 68.5 % from Kinetics-400 and 69.6 % from its own videos.
+    """
+    run = run_of(init) if init is not None else None
+    if run is None:
+        return None
+    facts = read_facts(run)
+    if not facts.data_listing or set(facts.data_listing) & set(mixture.listings):
+        return None
+    return (
+        f"--init was trained on {data_text(facts)}, not on these videos. The less similar they are, the less it helps. "
+        "Compare with a pretraining on these videos"
+    )
+
+
+def data_text(facts: RunFacts) -> str:
+    """A run's data sets as they were given, with their weights."""
+    if not facts.data_weight:
+        return ", ".join(facts.data)
+    return ", ".join(f"{url}:{weight:g}" for url, weight in zip(facts.data, facts.data_weight, strict=True))

@@ -1,6 +1,6 @@
-"""Checkpoints and runs that lie elsewhere: copied once to this machine, then read as if they were of it.
+"""Runs and checkpoints in buckets and on web servers: copied once to this machine, then read as local ones.
 
-A copy is named by its URL and by the versions of its files, so another checkpoint under the same URL is another copy.
+A copy is named by its URL and the versions of its files, so a changed checkpoint at the same URL is a new copy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -41,140 +40,129 @@ from vmae_train.runs.layout import (
     checkpoint_name,
 )
 
-__all__ = ["local_copy", "whole_checkpoints"]
+__all__ = ["COMPLETE", "list_complete_checkpoints", "local_copy"]
 
 LOG_TAIL_BYTES = 1 << 16  # the last logging steps of a run
-# The only names of a store's listing that become names of files here.
-_WHOLE = re.compile(rf"(step-\d{{9,18}})/{re.escape(MARKER)}")
-
-
-class _Wanted(NamedTuple):
-    """A file elsewhere, and where its copy lies below the copy's folder."""
-
-    place: RemotePath
-    path: str
+# The only names of a store's listing that become names of local files.
+COMPLETE = re.compile(rf"(step-\d{{9,18}})/{re.escape(MARKER)}")
 
 
 def local_copy(path: str | Path) -> Path:
-    """The local folder of a run, or of a checkpoint, that a path or URL names. Of a run the last checkpoint comes
-    along, and the best where one is named.
+    """The local directory of a run or checkpoint. A URL is copied: of a run the last checkpoint and the best one.
 
-    Raises NotThereError, DataError for a URL that names neither, StoreError, MisuseError for a run on a web server
-    whose last checkpoint nothing names.
+    Raises NotThereError or DataError for a URL of neither kind, StoreError, and MisuseError for a run on a web server
+    whose last checkpoint can't be told.
     """
-    place = storage_path(path)
-    if isinstance(place, Path):
-        return place
-    if exists(place / DESCRIPTION):
-        return _fetch_checkpoint(place)
-    if not exists(place / RUN):
-        raise NotThereError(
-            f"{place}: holds neither {DESCRIPTION} nor {RUN}; name a run, or the folder of a checkpoint"
-        )
-    wanted = [_Wanted(place / name, name) for name in (RUN, LOG, EVALUATION, BEST)]
-    best = _best_name(place)
-    whole = _told_checkpoints(place, best) if place.is_web else whole_checkpoints(place)
-    for name in dict.fromkeys(name for name in (*whole[-1:], best) if name in whole):
-        wanted += _files_of(place / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}/")
-    return _copied(place, wanted)
+    url = storage_path(path)
+    if isinstance(url, Path):
+        return url
+    if exists(url / DESCRIPTION):
+        return _copy_checkpoint(url)
+    if not exists(url / RUN):
+        raise NotThereError(f"{url}: holds neither {DESCRIPTION} nor {RUN}. Name a run or the folder of a checkpoint")
+    best = _best_name(url)
+    complete = _probe_checkpoints(url, best) if url.is_web else list_complete_checkpoints(url)
+    copies = {name: url / name for name in (RUN, LOG, EVALUATION, BEST)}
+    for name in (*complete[-1:], best):
+        if name in complete:
+            copies |= _checkpoint_files(url / CHECKPOINTS / name, f"{CHECKPOINTS}/{name}/")
+    return _copy(url, copies)
 
 
-def whole_checkpoints(run: RemotePath) -> list[str]:
-    """The names of a run's checkpoints that were written to their end, oldest first."""
-    found = (_WHOLE.fullmatch(path) for path in list_tree(run / CHECKPOINTS))
-    return sorted((match[1] for match in found if match), key=_step_of)
+def list_complete_checkpoints(run: RemotePath) -> list[str]:
+    """The names of a run's complete checkpoints, oldest first."""
+    matches = (COMPLETE.fullmatch(path) for path in list_tree(run / CHECKPOINTS))
+    return sorted((match[1] for match in matches if match), key=_step_of)
 
 
-def _told_checkpoints(run: RemotePath, best: str | None) -> list[str]:
-    """Of a run on a web server, which has no listing: the checkpoint of its log's last step (a finished run has it), and the best.
+def _probe_checkpoints(run: RemotePath, best: str | None) -> list[str]:
+    """A web server has no listing. Look for the checkpoint of the log's last step (a finished run has it) and the best.
 
-    Raises MisuseError where that of the last step is not there: another one would be taken for the last.
+    Raises MisuseError if the last step has no checkpoint: an older one would be taken for the last.
     """
     last = _last_logged(run)
-    told = sorted({name for name in (last, best) if name is not None}, key=_step_of)
-    whole = [name for name in told if exists(run / CHECKPOINTS / name / MARKER)]
-    if last not in whole:
+    names = sorted({name for name in (last, best) if name is not None}, key=_step_of)
+    complete = [name for name in names if exists(run / CHECKPOINTS / name / MARKER)]
+    if last not in complete:
         example = run / CHECKPOINTS / (best or checkpoint_name(1000))
         raise MisuseError(
-            f"{run}: is a run on a web server, which has no listing, and of the last step in its {LOG} there is no checkpoint; "
-            f"name one, such as {example}{', the best' if best in whole else ''}"
+            f"{run}: is a run on a web server, which has no listing, and the last step in its {LOG} has no checkpoint. "
+            f"Name a checkpoint, such as {example}{', the best' if best in complete else ''}"
         )
-    return whole
+    return complete
 
 
 def _last_logged(run: RemotePath) -> str | None:
-    """The checkpoint that the last logging step would have."""
+    """The name that the checkpoint of the last logged step would have."""
     size = file_size(run / LOG)
     if not size:
         return None
     first = max(0, size - LOG_TAIL_BYTES)
     for raw in reversed(read_range(run / LOG, first, size - first).splitlines()):
         with suppress(*NOT_JSON):
-            line = msgspec.json.decode(raw, type=_Line)
+            line = msgspec.json.decode(raw, type=_Step)
             if line.kind == "train":
                 return checkpoint_name(line.step)
     return None
 
 
 def _best_name(run: RemotePath) -> str | None:
-    """The name of the best checkpoint, where one was found."""
     if not exists(run / BEST):
         return None
     try:
-        return checkpoint_name(msgspec.json.decode(read_bytes(run / BEST), type=_Named).step)
+        return checkpoint_name(msgspec.json.decode(read_bytes(run / BEST), type=_Step).step)
     except NOT_JSON as error:
-        raise DataError(f"{run / BEST}: can't be read ({error}); name a checkpoint instead") from error
+        raise DataError(f"{run / BEST}: can't be read ({error}). Name a checkpoint instead") from error
 
 
 def _step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-class _Named(msgspec.Struct):
+class _Step(msgspec.Struct):
+    """What best.json and a log line have in common."""
+
     step: int
+    kind: str = ""
 
 
-class _Line(msgspec.Struct):
-    kind: str
-    step: int
+def _copy_checkpoint(url: RemotePath) -> Path:
+    run = url.parent.parent
+    if url.parent.name != CHECKPOINTS or not exists(run / RUN):
+        return _copy(url, _checkpoint_files(url, ""))
+    # With its run.json, which knows the training's clips and masks.
+    folder = f"{CHECKPOINTS}/{_safe_name(url.name)}"
+    return _copy(run, {RUN: run / RUN, **_checkpoint_files(url, f"{folder}/")}) / folder
 
 
-def _fetch_checkpoint(place: RemotePath) -> Path:
-    if place.parent.name != CHECKPOINTS or not exists(place.parent.parent / RUN):
-        return _copied(place, _files_of(place, ""))
-    # With its run beside it, as it lies there: that knows the clips and the masks of the training.
-    wanted = [_Wanted(place.parent.parent / RUN, RUN), *_files_of(place, f"{CHECKPOINTS}/{_plain(place.name)}/")]
-    return _copied(place.parent.parent, wanted) / CHECKPOINTS / _plain(place.name)
+def _checkpoint_files(checkpoint: RemotePath, prefix: str) -> dict[str, RemotePath]:
+    return {f"{prefix}{name}": checkpoint / name for name in (WEIGHTS, DESCRIPTION, EMA_FILE, MARKER)}
 
 
-def _files_of(checkpoint: RemotePath, prefix: str) -> list[_Wanted]:
-    return [_Wanted(checkpoint / name, f"{prefix}{name}") for name in (WEIGHTS, DESCRIPTION, EMA_FILE, MARKER)]
-
-
-def _copied(place: RemotePath, wanted: list[_Wanted]) -> Path:
-    """The local copy of some files; those that are not there are left out."""
-    there = [(one, found) for one in wanted if (found := stat(one.place))]
-    versions = [(one.path, found.size, found.etag) for one, found in there]
-    digest = hashlib.sha256(repr((str(place), versions)).encode()).hexdigest()
-    folder = node_folder(CHECKPOINTS) / digest[:32] / _plain(place.name)
+def _copy(url: RemotePath, copies: dict[str, RemotePath]) -> Path:
+    """A local copy of the files that exist, by their names in it."""
+    present = [(name, file, info) for name, file in copies.items() if (info := stat(file))]
+    versions = [(name, info.size, info.etag) for name, _, info in present]
+    digest = hashlib.sha256(repr((str(url), versions)).encode()).hexdigest()
+    folder = node_folder(CHECKPOINTS) / digest[:32] / _safe_name(url.name)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent / ".lock"):
-        for one, found in there:
-            path = folder / one.path
-            if not path.is_file() or path.stat().st_size != found.size:
+    with _locked(folder.parent / ".lock"):
+        for name, file, info in present:
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != info.size:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                copy_here(one.place, path)
+                copy_here(file, path)
     return folder
 
 
-def _plain(name: str) -> str:
-    """A name that is one of a file and of nothing else."""
+def _safe_name(name: str) -> str:
+    """A name that can only be a file name."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name) or "run"
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Of the processes of a machine one copies, and the others wait for it."""
+def _locked(path: Path) -> Iterator[None]:
+    """One process of this machine copies, the others wait for it."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,6 @@
-"""A run's numbers for those who watch it elsewhere: TensorBoard and Weights & Biases, both optional packages.
+"""Trackers: TensorBoard and Weights & Biases, both optional packages, get the lines of RUN/log.jsonl.
 
-RUN/log.jsonl is what counts; both are told its lines. A run that goes on does so in the same place, no step twice.
+A resumed run continues in the same tracker run, and no step is there twice.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vmae_train.runs.log import LogSpec
 __all__ = ["Tracker", "check_trackers", "open_trackers"]
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"
-# The run's number at Weights & Biases; beside its folder, whose content is the package's own.
+# The run's id at Weights & Biases. It is outside RUN/wandb, whose content belongs to the package.
 WANDB_ID = "wandb-id"
 
 
 class Tracker(Protocol):
-    """Where the lines of a log go beside its file."""
+    """Receives the lines of a log."""
 
     def write(self, line: dict[str, Any]) -> None: ...
 
@@ -34,21 +34,21 @@ class Tracker(Protocol):
 
 
 def check_trackers(spec: LogSpec) -> None:
-    """Raises MisuseError where the package of a wanted tracker is not installed."""
-    wanted = {TENSORBOARD: spec.tensorboard, WANDB: spec.wandb is not None}
-    for package, is_wanted in wanted.items():
-        if is_wanted and find_spec(package) is None:
+    """Raises MisuseError if the package of a configured tracker is not installed."""
+    configured = {TENSORBOARD: spec.tensorboard, WANDB: spec.wandb is not None}
+    for package, is_configured in configured.items():
+        if is_configured and find_spec(package) is None:
             raise MisuseError(
-                f"log.{package} is set, {package} is not installed; pip install 'vmae[{package}]', or leave the key out"
+                f"log.{package} is set, but {package} is not installed. pip install 'vmae[{package}]', or remove the key"
             )
 
 
 def open_trackers(
     spec: LogSpec, run: Path, *, kind: str, step: int, past: Iterable[dict[str, Any]], recipe: dict[str, Any]
 ) -> list[Tracker]:
-    """The wanted trackers of a run that goes on after `step`; `past` are its log's lines up to there.
+    """The configured trackers of a run that continues after `step`. `past` are its log's lines up to that step.
 
-    Raises MisuseError for a package that is not there, VmaeError where one can't begin.
+    Raises MisuseError for a missing package, VmaeError if a tracker can't start.
     """
     check_trackers(spec)
     trackers: list[Tracker] = []
@@ -60,31 +60,31 @@ def open_trackers(
 
 
 def numbers_of(line: dict[str, Any], kind: str) -> dict[str, float]:
-    """The finite numbers of a line, by the names that charts have: train/masked_loss, validation/top1 …"""
+    """The finite numbers of a line, by their chart names: train/masked_loss, validation/top1 …"""
     return {
-        f"{line['kind']}/{_shown(name, kind)}": float(value)
+        f"{line['kind']}/{_chart_name(name, kind)}": float(value)
         for name, value in line.items()
         if name != "step" and isinstance(value, int | float) and math.isfinite(value)
     }
 
 
-def _shown(name: str, kind: str) -> str:
+def _chart_name(name: str, kind: str) -> str:
     return "masked_loss" if name == "loss" and kind == "pretrain" else name
 
 
 class _TensorBoard:
     def __init__(self, folder: Path, kind: str, step: int, past: Iterable[dict[str, Any]]) -> None:
-        # Not torch.utils.tensorboard: that asks for more packages than scalars need.
+        # Not torch.utils.tensorboard: it needs more packages than scalars do.
         self._event = import_module("tensorboard.compat.proto.event_pb2")
         self._summary = import_module("tensorboard.compat.proto.summary_pb2")
         writer = import_module("tensorboard.summary.writer.event_file_writer")
-        begun = any(folder.glob("events.out.tfevents.*"))
+        resumed = any(folder.glob("events.out.tfevents.*"))
         self._kind = kind
         self._writer = writer.EventFileWriter(str(folder))
-        if begun:  # the reader drops what an earlier process wrote of this step and later ones
+        if resumed:  # the reader then drops later steps that an earlier process wrote
             start = self._event.SessionLog(status=self._event.SessionLog.START)
             self._add(self._event.Event(session_log=start, step=step + 1))
-        else:  # first asked for when the run was under way, or on another machine
+        else:  # configured after the run had started, or on another machine
             for line in past:
                 self.write(line)
 
@@ -112,8 +112,8 @@ class _WeightsAndBiases:
         wandb = import_module(WANDB)
         self._kind = kind
         path = run / WANDB_ID
-        begun = path.exists()
-        if not begun:
+        resumed = path.exists()
+        if not resumed:
             commit_bytes(path, secrets.token_hex(8).encode())
         try:
             self._run = wandb.init(
@@ -128,17 +128,17 @@ class _WeightsAndBiases:
             )
         except wandb.Error as error:
             raise VmaeError(
-                f"log.wandb = {spec.wandb}: Weights & Biases can't begin ({str(error).splitlines()[0]}); "
-                "run `wandb login`, or set log.wandb=offline and `wandb sync` later"
+                f"log.wandb = {spec.wandb}: Weights & Biases can't start ({str(error).splitlines()[0]}). "
+                "Run `wandb login`, or set log.wandb=offline and run `wandb sync` later"
             ) from error
-        # A run that goes on offline does not learn from the server how far it came: the lines are not sent again.
-        if not begun:
+        # A run that resumes offline does not learn from the server how far it came: send no line again.
+        if not resumed:
             for line in past:
                 self.write(line)
 
     def write(self, line: dict[str, Any]) -> None:
         values = numbers_of(line, self._kind)
-        # Steps between the last checkpoint and a kill were told already, and are the same numbers.
+        # Steps between the last checkpoint and a kill were sent before, with the same numbers.
         if values and not self._run.step > line["step"]:
             self._run.log(values, step=line["step"])
 

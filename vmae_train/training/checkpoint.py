@@ -1,10 +1,10 @@
-"""A checkpoint is a folder: weights and optimizer as safetensors, the model's geometry, state.json last."""
+"""A checkpoint is a directory: weights and optimizer as safetensors, the model's geometry, and state.json, written last."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import torch
@@ -20,15 +20,15 @@ from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model
 from vmae_train.models.base import VideoModel
 from vmae_train.runs.best import read_best
-from vmae_train.runs.layout import MARKER, OPTIMIZER, checkpoint_name, newest_checkpoint
+from vmae_train.runs.layout import CHECKPOINTS, MARKER, OPTIMIZER, checkpoint_name, newest_checkpoint
 from vmae_train.training.optimizer import trained_parameters
 
 __all__ = [
-    "Checkpoint",
     "CheckpointSpec",
     "RunState",
     "last_checkpoint",
     "load_checkpoint",
+    "read_state",
     "resume",
     "save_checkpoint",
 ]
@@ -37,7 +37,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often a run is saved, and how many of the last are kept."""
+    """How often a run is saved, and how many of the last checkpoints are kept."""
 
     every_steps: int = 1000
     keep: int = 3
@@ -48,17 +48,12 @@ class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run needs to go on, beside weights and optimizer. Chance has no state."""
+    """What a run needs to resume, besides weights and optimizer. Random numbers have no state."""
 
     step: int
     samples: int
     unreadable: dict[str, str] = {}
     scaler: dict[str, Any] | None = None
-
-
-class Checkpoint(NamedTuple):
-    path: Path
-    state: RunState
 
 
 def save_checkpoint(
@@ -70,14 +65,17 @@ def save_checkpoint(
     keep: int,
     ema: ModelEma | None = None,
 ) -> Path:
-    """Write RUN/checkpoints/step-… whole, then take away all but the last `keep` and the best."""
-    folder = run / "checkpoints"
+    """Write RUN/checkpoints/step-…, then remove all but the last `keep` checkpoints and the best one.
+
+    The directory gets its name when it is complete: a save that is killed leaves only a temporary directory.
+    """
+    folder = run / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / checkpoint_name(state.step)
     if (final / MARKER).exists():
         return final
     temporary = folder / f"{TEMPORARY}{final.name}"
-    for leftover in (temporary, final):  # `final` without state.json was never a checkpoint
+    for leftover in (temporary, final):  # `final` without its marker was never complete
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     save_model(temporary, model)
@@ -87,83 +85,82 @@ def save_checkpoint(
     commit_bytes(temporary / MARKER, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
     temporary.rename(final)
     sync_folder(folder)
-    best = read_best(run)
-    for old in _complete(folder)[:-keep]:
-        if best is not None and old.name == best.name:
-            continue
-        (old / MARKER).unlink()  # first: what is half removed must not look whole
-    for unmarked in folder.glob("step-*"):
-        if not (unmarked / MARKER).exists():
-            shutil.rmtree(unmarked)
+    _remove_old(run, keep)
     return final
 
 
-def _complete(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"step-*/{MARKER}"))
+def _remove_old(run: Path, keep: int) -> None:
+    folder, best = run / CHECKPOINTS, read_best(run)
+    complete = sorted(path.parent for path in folder.glob(f"step-*/{MARKER}"))
+    for old in complete[:-keep]:
+        if best is None or old.name != best.name:
+            (old / MARKER).unlink()  # first: a half-removed checkpoint must not look complete
+    for incomplete in folder.glob("step-*"):
+        if not (incomplete / MARKER).exists():
+            shutil.rmtree(incomplete)
 
 
-def last_checkpoint(run: Path) -> Checkpoint | None:
-    """The last whole checkpoint of a run, or None. Leftovers of a killed save are removed."""
-    for leftover in (run / "checkpoints").glob(f"{TEMPORARY}*"):
+def last_checkpoint(run: Path) -> Path | None:
+    """The last complete checkpoint of a run, or None. Removes what a killed save left."""
+    for leftover in (run / CHECKPOINTS).glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = newest_checkpoint(run)
-    if folder is None:
-        return None
-    path = folder / MARKER
+    return newest_checkpoint(run)
+
+
+def read_state(checkpoint: Path) -> RunState:
+    """The state of a checkpoint. Raises DataError if it can't be read, or is of another step than the directory's."""
+    path = checkpoint / MARKER
     try:
         state = msgspec.json.decode(path.read_bytes(), type=RunState)
     except (OSError, *NOT_JSON) as error:
-        raise DataError(
-            f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before"
-        ) from error
-    if checkpoint_name(state.step) != folder.name:
-        raise DataError(
-            f"{path}: is of step {state.step}, not of its folder; remove that checkpoint to go on from the one before"
-        )
-    return Checkpoint(folder, state)
+        raise _damaged(path, f"can't be read ({error})") from error
+    if checkpoint_name(state.step) != checkpoint.name:
+        raise _damaged(path, f"is of step {state.step}, unlike its directory")
+    return state
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: VideoModel, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and moments into a model and its optimizer.
+def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint's weights and moments into a model and its optimizer.
 
-    Raises DataError when a file is damaged or is of another model.
+    Raises DataError if a file is damaged or belongs to another model.
     """
-    load_weights(checkpoint.path, model)
-    path = checkpoint.path / OPTIMIZER
+    load_weights(checkpoint, model)
+    path = checkpoint / OPTIMIZER
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path}: can't be read ({error}); remove that checkpoint to go on from the one before"
-        ) from error
-    state = optimizer.state_dict()
-    numbers = _numbers(model, optimizer)
-    wanted = {f"{moment}/{name}" for name in numbers for moment in _MOMENTS}
-    if tensors.keys() != wanted:
-        raise DataError(f"{path}: holds other parameters than the model; the run's recipe was another")
+        raise _damaged(path, f"can't be read ({error})") from error
+    state, numbers = optimizer.state_dict(), _parameter_numbers(model, optimizer)
+    if tensors.keys() != {f"{moment}/{name}" for name in numbers for moment in _MOMENTS}:
+        raise DataError(f"{path}: its parameters are not the model's. The run had another recipe")
     for name, parameter in trained_parameters(model):
-        moments = [tensors[f"{moment}/{name}"] for moment in _MOMENTS]
-        if [moment.shape for moment in moments] != [parameter.shape, parameter.shape, torch.Size()]:
-            raise DataError(f"{path}: the moments of {name} are not of its shape; the run's recipe was another")
+        shapes = [tensors[f"{moment}/{name}"].shape for moment in _MOMENTS]
+        if shapes != [parameter.shape, parameter.shape, torch.Size()]:
+            raise DataError(f"{path}: the moments of {name} do not have its shape. The run had another recipe")
     state["state"] = {
         number: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS} for name, number in numbers.items()
     }
     optimizer.load_state_dict(state)
 
 
+def _damaged(path: Path, problem: str) -> DataError:
+    return DataError(f"{path}: {problem}. Remove that checkpoint to resume from the one before")
+
+
 def resume(run: Path, model: VideoModel, optimizer: torch.optim.Optimizer, ema: ModelEma | None = None) -> RunState:
-    """The state to go on from: that of the last checkpoint, loaded, or the very start."""
-    last = last_checkpoint(run)
-    if last is None:
+    """Load the last checkpoint of a run and return its state, or the state of the very start."""
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
         return RunState(step=0, samples=0)
-    load_checkpoint(last, model, optimizer)
+    state = read_state(checkpoint)
+    load_checkpoint(checkpoint, model, optimizer)
     if ema is not None:
-        ema.load(last.path)
-    return last.state
+        ema.load(checkpoint)
+    return state
 
 
-def _numbers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """The optimizer numbers parameters by group; names say which is which."""
+def _parameter_numbers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """The optimizer numbers parameters by group. This maps names to those numbers."""
     order = {id(parameter): n for n, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     return {name: order[id(parameter)] for name, parameter in trained_parameters(model)}
 

@@ -1,6 +1,6 @@
-"""One optimizer step, by one process or several: precision, micro-batches, clipping, and what must be noticed.
+"""One optimizer step, by one process or several: gradient accumulation, precision, clipping, the moving average.
 
-B clips of a micro-batch. Nothing in a step waits for the device; numbers are fetched on logging steps.
+Nothing in a step waits for the device. Numbers are fetched on logging steps.
 """
 
 from __future__ import annotations
@@ -8,150 +8,129 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
 from vmae_data.errors import DataError, VmaeError
-from vmae_data.read.batches import BatchLayout
-from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.clips.loader import Batch
-from vmae_train.distributed import Spread
+from vmae_train.distributed import Distributed
 from vmae_train.models.base import VideoModel
-from vmae_train.training.optimizer import Schedule
-from vmae_train.training.step_sync import Agreed, StepAgreement
+from vmae_train.training.optimizer import build_optimizer
+from vmae_train.training.setup import TrainingSetup
+from vmae_train.training.step_sync import StepStatus, StepSync
 
-__all__ = ["Engine", "Loss", "StepNumbers", "TrainSpec"]
-
-
-class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long and in what portions. `batch` is what one optimizer step sees, over all processes.
-
-    `micro_batch` is what one process takes at a time: layout, no more. Both count videos: `repeats` clips are made of
-    each decoded one, with their own crop, mask and augmentation.
-    """
-
-    batch: int
-    micro_batch: int | None = None
-    repeats: int = 1
-    epochs: int | None = None
-    steps: int | None = None
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give train.epochs or train.steps, one of the two")
-        for name in ("batch", "micro_batch", "repeats", "epochs", "steps", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: must be 1 or more")
-        if self.batch % (self.micro_batch or self.batch):
-            raise ValueError(f"micro_batch = {self.micro_batch} does not divide batch = {self.batch}")
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+__all__ = ["Engine", "StepResult"]
 
 
-Loss = Callable[[Batch], Tensor]
-"""A micro-batch → the weighted mean of its samples' losses."""
+class StepResult(NamedTuple):
+    """One step's numbers. Tensors stay on the device."""
+
+    loss: Tensor  # this process's part of the mean
+    grad_norm: Tensor
+    lr: float
+    status: StepStatus
 
 
 class Engine:
-    """Forward and backward in the right precision, and the optimizer's step."""
+    """Model, optimizer, gradient scaler and moving average. `loss` maps a micro-batch to the mean loss of its samples."""
 
     def __init__(
-        self, model: VideoModel, optimizer: torch.optim.Optimizer, schedule: Schedule, spec: TrainSpec, *,
-        layout: BatchLayout, device: torch.device, clip_grad: float | None, ema: ModelEma | None = None,
-    ) -> None:  # fmt: skip
-        self.model, self.optimizer, self.schedule, self.spec = model, optimizer, schedule, spec
-        self.layout, self.device, self.clip_grad, self.ema = layout, device, clip_grad, ema
-        self.dtype = _precision(spec.precision, device)
+        self,
+        setup: TrainingSetup,
+        model: VideoModel,
+        loss: Callable[[Batch], Tensor],
+        device: torch.device,
+        distributed: Distributed,
+    ) -> None:
+        self.model, self.device = model, device
+        self.schedule, self.layout, self.batch = setup.schedule, setup.layout, setup.spec.train.batch
+        self.clip_grad = setup.spec.optim.clip_grad
+        self.optimizer = build_optimizer(model, setup.spec.optim, depth=setup.geometry.depth)
+        self.ema = setup.spec.ema.build(model)
+        self.dtype = _choose_dtype(setup.spec.train.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        # The first step whose loss was not finite, kept on the device so that no step waits for it.
-        self.broken_at = torch.full((), math.inf, device=device)
+        # The first step whose loss was not finite. On the device, so that no step waits for it.
+        self.not_finite_at = torch.full((), math.inf, device=device)
+        self._loss, self._distributed = loss, distributed
+
+    def wrap(self) -> None:
+        """Prepare the backward pass that averages gradients over all processes. All call it together."""
+        self.data_parallel = self._distributed.data_parallel(self.model, self._loss)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype is torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device.type, dtype=self.dtype)
 
-    def step(self, number: int, batches: Iterator[Batch], spread: Spread, agree: StepAgreement) -> StepNumbers:
-        """One optimizer step from this process's micro-batches and those of the others.
+    def step(self, step: int, batches: Iterator[Batch], sync: StepSync) -> StepResult:
+        """One optimizer step on the global batch. The gradient is the mean over all samples of weight 1.
 
-        The gradient is the mean over the samples that count, of all processes. Raises DataError where not one
-        could be read, and what any process met while it brought its batches.
+        Each process accumulates the gradients of its micro-batches. Only its last backward pass averages them over the
+        processes. Raises DataError if no sample can be read, and the first error of any process's loader.
         """
-        rate = self.schedule.rate(number)
+        lr = self.schedule.lr(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        total = torch.zeros((), device=self.device)
-        counted, failed, last = 0, None, None
+            group["lr"] = lr * group["scale"]
+        loss = torch.zeros((), device=self.device)
+        num_valid, error, last = 0, None, None
         try:
-            with spread.apart():
+            with self.data_parallel.no_sync():
                 for _ in range(self.layout.grad_accum_steps - 1):
                     batch = next(batches)
-                    total += self._backward(batch, spread.loss)
-                    counted += batch.valid
+                    loss += self._backward(batch)
+                    num_valid += batch.valid
             last = next(batches)
-            counted += last.valid
-        except (VmaeError, OSError) as error:
-            failed = error
-        agreed = agree(counted, failed)  # before the pass that waits for the others' gradients
-        if agreed.valid == 0:
-            agree.refuse(DataError(f"step {number}: not one sample of the batch could be read; verify the shards"))
+            num_valid += last.valid
+        except (VmaeError, OSError) as caught:
+            error = caught
+        status = sync.exchange(num_valid, error)  # before the pass that waits for other processes
+        if status.valid == 0:
+            self._distributed.raise_first(
+                DataError(f"step {step}: no sample of the batch can be read. Run vmae-shard verify on the shards")
+            )
         assert last is not None
-        with agree.distributed.waiting_for_peers():
-            total += self._backward(last, spread.loss)
-        self._note_broken(total, number)
-        scale = self.spec.batch / agreed.valid
-        norm = self._update(scale)
+        with self._distributed.waiting_for_peers():
+            loss += self._backward(last)
+        self._check_finite(loss, step)
+        scale = self.batch / status.valid  # above 1 if samples are unreadable
+        grad_norm = self._update(scale)
         if not self.scaler.is_enabled():  # a scaler meets infinite gradients now and then, and skips the step
-            self._note_broken(norm, number)
-        return StepNumbers(total * (scale / self.layout.world_size), norm, rate, agreed)
+            self._check_finite(grad_norm, step)
+        return StepResult(loss * (scale / self.layout.world_size), grad_norm, lr, status)
 
-    def _backward(self, batch: Batch, loss_of: Loss) -> Tensor:
-        """Add a micro-batch's gradients, so that the mean over the processes is the sum over samples / batch."""
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add a micro-batch's gradients, scaled so that the mean over processes is the sum over samples / batch."""
         with self.autocast():
-            loss = loss_of(batch) * (batch.valid * self.layout.world_size / self.spec.batch)
+            loss: Tensor = self.data_parallel.loss(batch) * (batch.valid * self.layout.world_size / self.batch)
         torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach()
 
-    def _note_broken(self, value: Tensor, number: int) -> None:
-        self.broken_at = torch.where(torch.isfinite(value), self.broken_at, self.broken_at.clamp_max(number))
-
     def _update(self, scale: float) -> Tensor:
+        """Scale and clip the gradients, then update the weights. Returns the gradient norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if scale != 1:  # some samples could not be read: the mean is over those that count
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if scale != 1:
             torch._foreach_mul_(gradients, scale)
-        norm = nn.utils.get_total_norm(gradients)
+        grad_norm: Tensor = nn.utils.get_total_norm(gradients)
         if self.clip_grad is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return grad_norm
+
+    def _check_finite(self, value: Tensor, step: int) -> None:
+        at = self.not_finite_at
+        self.not_finite_at = torch.where(torch.isfinite(value), at, at.clamp_max(step))
 
 
-class StepNumbers(NamedTuple):
-    """Of one step, still on the device."""
-
-    loss: Tensor  # this process's part of the mean
-    grad_norm: Tensor
-    rate: float
-    agreed: Agreed
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        found: torch.dtype = getattr(torch, name)
-        return found
+def _choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision != "auto":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,7 +1,7 @@
-"""Rates and parameter groups.
+"""The learning-rate schedule and AdamW's parameter groups.
 
-Every step's rate is a pure function of its number. Rules as published: peak = base · batch / 256,
-warm-up from 0, then a cosine to the lowest rate (VideoMAE utils.py:385-402).
+The learning rate is a pure function of the step. The rules are the published ones: peak = base × batch / 256,
+warm-up from 0, then a cosine to the lowest learning rate (VideoMAE utils.py:385-402).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["OptimSpec", "Schedule", "build_optimizer", "layer_scale", "trained_p
 
 
 class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW and its rates. Base rates count for a batch of 256; warm-up is in epochs or in steps."""
+    """AdamW and its learning rates, given for a batch of 256. The warm-up is in epochs or in steps."""
 
     base_lr: float
     min_lr: float = 0.0
@@ -32,7 +32,7 @@ class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         if (self.warmup_epochs is None) == (self.warmup_steps is None):
-            raise ValueError("give optim.warmup_epochs or optim.warmup_steps, one of the two")
+            raise ValueError("set either optim.warmup_epochs or optim.warmup_steps")
         if self.base_lr <= 0 or not 0 <= self.min_lr <= self.base_lr:
             raise ValueError(f"base_lr = {self.base_lr}, min_lr = {self.min_lr}: expected 0 <= min_lr <= base_lr > 0")
         if not 0 < self.layer_decay <= 1:
@@ -45,11 +45,11 @@ class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if (self.warmup_steps or 0) < 0 or (self.warmup_epochs or 0) < 0:
             raise ValueError(f"warm-up of {self.warmup_steps or self.warmup_epochs}: expected 0 or more")
         if self.clip_grad is not None and self.clip_grad <= 0:
-            raise ValueError(f"clip_grad = {self.clip_grad}: expected above 0; leave it out for none")
+            raise ValueError(f"clip_grad = {self.clip_grad}: expected above 0. Remove the key for no clipping")
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """The rate of every step: linear from 0 to the peak (both ends in it), then a cosine."""
+    """The learning rate of every step: linear from 0 to the peak (both included), then a cosine."""
 
     peak: float
     lowest: float
@@ -64,11 +64,11 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         scale = batch / 256
         return cls(peak=spec.base_lr * scale, lowest=spec.min_lr * scale, warmup=min(warmup, steps), steps=steps)
 
-    def rate(self, step: int) -> float:
+    def lr(self, step: int) -> float:
         if step < self.warmup:
             return self.peak * step / max(1, self.warmup - 1)
-        place = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lowest + 0.5 * (self.peak - self.lowest) * (1 + math.cos(math.pi * place))
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lowest + 0.5 * (self.peak - self.lowest) * (1 + math.cos(math.pi * progress))
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
@@ -82,7 +82,7 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
-    """Weights of two or more axes decay; biases, norms, the mask token and a pooling's query don't.
+    """Weights of two or more axes decay. Biases, norms, the mask token and the query of a pooling don't.
 
     VideoMAE optim_factory.py:49-88.
     """
@@ -90,14 +90,14 @@ def _is_decayed(name: str, parameter: Tensor) -> bool:
 
 
 def build_optimizer(model: nn.Module, spec: OptimSpec, *, depth: int) -> torch.optim.AdamW:
-    """AdamW with one group for each (rate scale, decay); a group's `scale` multiplies the schedule."""
+    """AdamW with one group for each (lr scale, weight decay). A group's `scale` multiplies the schedule's value."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model):
         scale = layer_scale(name, depth, spec.layer_decay)
         decay = spec.weight_decay if _is_decayed(name, parameter) else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": found, "scale": scale, "weight_decay": decay} for (scale, decay), found in groups.items()],
+        [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],
         lr=spec.base_lr,
         betas=spec.betas,
         eps=spec.eps,

@@ -1,120 +1,74 @@
-"""What a run's logging steps tell: how fast it is, what it waits for, what a person should know."""
+"""How fast a training runs, and what it waits for: the numbers of a logging step."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vmae_data.read.fetch import ReadTimings
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed
 
-__all__ = ["Remarks", "Throughput", "Timings", "note"]
+__all__ = ["Throughput", "bottleneck", "progress_note"]
 
 COMPUTE_SHARE = 0.1
 
 
-class Remarks:
-    """What the loaders of all processes found that a person should know, each once."""
+def bottleneck(timings: ReadTimings, seconds: float) -> str:
+    """The stage that limits a process that trained for `seconds`.
 
-    def __init__(self, loader: ClipLoader, distributed: Distributed) -> None:
-        self._loader, self._world = loader, distributed
-        self._told: dict[str, None] = {}
-
-    def fresh(self) -> list[str]:
-        """What was not told before; asked by all processes together."""
-        everyone = self._world.all_gather(list(self._loader.notes), list[str])
-        fresh = [
-            remark
-            for remark in dict.fromkeys([text for found in everyone for text in found])
-            if remark not in self._told
-        ]
-        self._told.update(dict.fromkeys(fresh))
-        return fresh
-
-
-class Timings(NamedTuple):
-    """What bringing the data has taken in one process: seconds, but for bytes read and samples in and not in the cache."""
-
-    waited: float  # by the training, for batches
-    moved: float  # of these, handing them to the device
-    fetching: float  # by the decode workers, all together
-    decoding: float
-    read: float
-    hits: float
-    misses: float
-
-    @classmethod
-    def by(cls, loader: ClipLoader) -> Timings:
-        took = loader.timings
-        read = took.range_bytes + took.cache_bytes
-        return cls(
-            took.batch_wait_seconds,
-            took.transfer_seconds,
-            took.fetch_seconds,
-            took.decode_seconds,
-            read,
-            took.cache_hits,
-            took.cache_misses,
-        )
-
-    def since(self, before: Timings) -> Timings:
-        return Timings(*(now - then for now, then in zip(self, before, strict=True)))
-
-    def limit(self, seconds: float) -> str:
-        """The stage that a training of so many seconds would have to be faster in.
-
-        compute: it waited for data less than a tenth of the time. transfer: most of its waiting was the handing over of
-        batches that were there. Else it waited for the decode workers, and these for bytes (network: or the disk, where
-        the shards lie on this machine) longer than they decoded, or not (decode: more workers help, where there are cores).
-        """
-        if self.waited < COMPUTE_SHARE * seconds:
-            return "compute"
-        if self.moved > self.waited / 2:
-            return "transfer"
-        return "network" if self.fetching > self.decoding else "decode"
+    compute: the training waited less than a tenth of the time. transfer: it waited mostly for copies to the device.
+    network: the decode workers waited longer for bytes (network or disk) than they decoded. Else decode: more workers
+    help if there are idle cores.
+    """
+    if timings.batch_wait_seconds < COMPUTE_SHARE * seconds:
+        return "compute"
+    if timings.transfer_seconds > timings.batch_wait_seconds / 2:
+        return "transfer"
+    return "network" if timings.fetch_seconds > timings.decode_seconds else "decode"
 
 
 class Throughput:
-    """Seconds between logging steps, and how many of them were spent waiting for data, by whoever waited longest."""
+    """Measures the time between logging steps. `seconds` and `timings` are this process's of the last interval."""
 
     def __init__(self, loader: ClipLoader, distributed: Distributed) -> None:
-        self._loader, self._world = loader, distributed
+        self._loader, self._distributed = loader, distributed
         self.restart()
 
     def restart(self, step: int | None = None) -> None:
-        self._at, self._step = time.perf_counter(), step
-        self._before = Timings.by(self._loader)
+        """Start measuring. Without a step the next line has no speed: other work than steps went before."""
+        self._started_at, self._step = time.perf_counter(), step
+        self._before = self._loader.timings
 
-    def line(
-        self, step: int, *, loss: Tensor, grad_norm: Tensor, rate: float, epoch: int, batch: int
-    ) -> dict[str, Any]:
-        """The line of a logging step: `loss` is this process's part of the mean. Called by all processes together."""
+    def line(self, step: int, *, loss: Tensor, grad_norm: Tensor, lr: float, epoch: int, batch: int) -> dict[str, Any]:
+        """The log line of a step. `loss` is this process's part of the mean. All processes call it together."""
         now = time.perf_counter()
-        seconds, spent = now - self._at, Timings.by(self._loader).since(self._before)
+        self.seconds = seconds = now - self._started_at
+        self.timings = timings = self._loader.timings.minus(self._before)
         steps = step - self._step if self._step is not None else None
-        own = [float(loss), _memory_mb(loss.device), *spent]
-        losses, memory, *rest = zip(*self._world.all_gather_floats(own), strict=True)
-        everyone = [Timings(*values) for values in zip(*rest, strict=True)]
-        slowest = max(everyone, key=lambda one: one.waited)
-        asked = sum(one.hits + one.misses for one in everyone)
+        own = [float(loss), _memory_mb(loss.device), *timings]
+        losses, memory, *rest = zip(*self._distributed.all_gather_floats(own), strict=True)
+        processes = [ReadTimings(*values) for values in zip(*rest, strict=True)]
+        slowest = max(processes, key=lambda one: one.batch_wait_seconds)
+        lookups = sum(one.cache_hits + one.cache_misses for one in processes)
         self.restart(step)
         return {
             "kind": "train",
             "step": step,
             "epoch": epoch,
-            "loss": sum(losses),  # by rank, so that it is the same number each time
-            "lr": rate,
+            "loss": sum(losses),  # in the order of ranks: the same number each time
+            "lr": lr,
             "grad_norm": float(grad_norm),
             "clips_per_second": round(steps * batch / seconds, 2) if steps else None,
-            "data_wait": round(slowest.waited / seconds, 4),
-            "limits": slowest.limit(seconds),
-            "cache_hits": round(sum(one.hits for one in everyone) / asked, 4) if asked else None,
-            "read_mb": round(sum(one.read for one in everyone) / 1e6, 3),
+            "data_wait": round(slowest.batch_wait_seconds / seconds, 4),
+            "limits": bottleneck(slowest, seconds),
+            "cache_hits": round(sum(one.cache_hits for one in processes) / lookups, 4) if lookups else None,
+            "read_mb": round(sum(one.range_bytes + one.cache_bytes for one in processes) / 1e6, 3),
             "memory_mb": round(max(memory), 1),
         }
 
@@ -126,7 +80,8 @@ def _memory_mb(device: torch.device) -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def note(line: dict[str, Any], loss: str) -> str:
+def progress_note(line: dict[str, Any], loss: str) -> str:
+    """What the progress bar shows of a log line. `loss` is the name of the loss."""
     speed = f"{line['clips_per_second']:.0f} clips/s, " if line["clips_per_second"] else ""
     limit = "" if line["limits"] == "compute" else f" ({line['limits']})"
     return f"{loss} {line['loss']:.4f}, {speed}{line['data_wait']:.0%} waiting for data{limit}"

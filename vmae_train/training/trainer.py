@@ -1,0 +1,301 @@
+"""The training loop of pretraining and finetuning: set up, then for each step: train, log, save, validate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmae_data.errors import DataError, VmaeError
+from vmae_data.format import NOT_JSON
+from vmae_data.progress import ProgressBar, ProgressStyle
+from vmae_data.storage import commit_bytes, lock
+from vmae_train.clips.loader import ClipLoader
+from vmae_train.distributed import Distributed, choose_device
+from vmae_train.evaluation.metrics import AnyScores
+from vmae_train.runs.best import Best, read_best, write_best
+from vmae_train.runs.layout import BEST, EVALUATION, RUN
+from vmae_train.runs.log import is_validated
+from vmae_train.runs.metadata import RunFacts, check_run, read_facts, write_facts
+from vmae_train.runs.recorder import RunRecorder
+from vmae_train.runs.run_directory import RunDirectory
+from vmae_train.training.checkpoint import RunState, last_checkpoint, resume, save_checkpoint
+from vmae_train.training.diagnostics import Diagnostic, check_log, check_setup
+from vmae_train.training.engine import Engine, StepResult
+from vmae_train.training.objective import Objective
+from vmae_train.training.run_spec import RunSpec
+from vmae_train.training.setup import TrainingSetup, set_up_training
+from vmae_train.training.step_sync import StepSync
+from vmae_train.training.summary import print_summary, training_rows
+from vmae_train.training.throughput import Throughput, progress_note
+
+__all__ = ["Trainer", "train"]
+
+
+def train(
+    spec: RunSpec,
+    objective: Objective,
+    *,
+    data: Sequence[str],
+    out: str | Path,
+    scratch: Path | None = None,
+    init: str | None = None,
+    device: str | None = None,
+    style: ProgressStyle = ProgressStyle.AUTO,
+    distributed: Distributed | None = None,
+    max_steps: int | None = None,
+) -> Trainer:
+    """Train in the folder or bucket `out`, or resume there, together with the other processes of `distributed`.
+
+    `data` are data sets, each `URL` or `URL:WEIGHT`. A run in a bucket works in a folder below `scratch`, else in this
+    machine's cache. `max_steps` makes a dry run: it ends after these steps and writes no log, checkpoint or score.
+
+    Raises MisuseError if recipe, data or folder don't fit each other, VmaeError if the run can't continue.
+    """
+    distributed = distributed or Distributed()
+    with distributed.all_or_none():
+        run = RunDirectory(out, scratch)
+        setup = set_up_training(spec, data, distributed)
+        objective.prepare(setup)
+    with distributed.on_main_process(lock(run.path, "training")):
+        trainer = Trainer(setup, objective, run, distributed, init=init, device=device, max_steps=max_steps)
+        trainer.print_summary(style)
+        if trainer.step < trainer.last_step or trainer.owes_validation():
+            with setup.loader(trainer.step, trainer.engine.device, targets=objective.targets) as loader:
+                trainer.run_steps(loader, style)
+        if max_steps is None:
+            trainer.finish(style)
+    return trainer
+
+
+class Trainer:
+    """A run in memory. `step` steps are done, `scores` are those of the finished run."""
+
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        objective: Objective,
+        run: RunDirectory,
+        distributed: Distributed,
+        *,
+        init: str | None,
+        device: str | None,
+        max_steps: int | None,
+    ) -> None:
+        """Check the run directory, build the model, and load the last checkpoint if there is one."""
+        self.setup, self.spec, self.objective, self.run, self.distributed = (
+            setup,
+            setup.spec,
+            objective,
+            run,
+            distributed,
+        )
+        with distributed.all_or_none():
+            if distributed.local_rank == 0:  # one process per machine
+                run.download(keep_newer=distributed.is_main)
+        with distributed.all_or_none():
+            facts = setup.run_facts(objective.kind, init, **objective.facts())
+            check_run(run.path, facts, type(self.spec), run.name)
+            torch_device = choose_device(device, threads=self.spec.train.threads, distributed=distributed)
+            model = objective.build_model(init, torch_device)
+            self.warnings = check_setup(setup.training_facts(objective.kind, init, frozen=objective.frozen))
+            self.engine = Engine(setup, model, objective.loss, torch_device, distributed)
+        state = self._resume(facts)
+        self.step, self.unreadable = state.step, state.unreadable
+        self.is_dry_run = max_steps is not None
+        self.last_step = min(setup.steps, self.step + max_steps) if max_steps is not None else setup.steps
+        self.recorder: RunRecorder | None = None  # in the main process, while steps run
+        self.log_line: dict[str, Any] = {}  # the last one
+        self.scores: AnyScores | None = None
+
+    def _resume(self, facts: RunFacts) -> RunState:
+        """Claim the run and load its last checkpoint. Raises DataError if processes see different checkpoints."""
+        run, distributed, engine = self.run, self.distributed, self.engine
+        with distributed.all_or_none():
+            if distributed.is_main:
+                run.claim()
+                write_facts(run.path, facts)
+                last_checkpoint(run.path)  # removes leftovers before other processes read
+                run.upload(RUN)
+                run.upload_checkpoint(self.spec.checkpoint.keep)
+                run.upload(EVALUATION, BEST)
+        with distributed.all_or_none():
+            if distributed.local_rank == 0 and not distributed.is_main:  # on another machine
+                run.download(keep_newer=False)
+        with distributed.all_or_none():
+            state = resume(run.path, engine.model, engine.optimizer, engine.ema)
+        first = distributed.all_gather(state.step, int)[0]
+        with distributed.all_or_none():
+            if state.step != first:
+                raise DataError(
+                    f"{run.name}: process {distributed.rank} sees the checkpoint of step {state.step}, process 0 that of "
+                    f"step {first}. Put --out where all processes see the same files"
+                )
+        if engine.scaler.is_enabled() and state.scaler:
+            engine.scaler.load_state_dict(state.scaler)
+        return state
+
+    def print_summary(self, style: ProgressStyle) -> None:
+        """Print the resolved values as a table."""
+        kind, engine = self.objective.kind, self.engine
+        rows = self.objective.summary() | training_rows(self.setup, engine.device, engine.dtype, self.step)
+        title = f"{kind}, a dry run" if self.is_dry_run else f"{kind} → {self.run.name}"
+        print_summary(title, rows, quiet=self.distributed.style(style) is ProgressStyle.QUIET)
+
+    def run_steps(self, loader: ClipLoader, style: ProgressStyle) -> None:
+        """Train from `step` to `last_step`.
+
+        Raises VmaeError for a loss that is not finite, StopRequested on a signal after saving.
+        """
+        spec, engine, distributed = self.spec, self.engine, self.distributed
+        self.unreadable = loader.unreadable.by_key = dict(self.unreadable)
+        with distributed.all_or_none():
+            self.recorder = self._open_recorder()
+        batches = iter(loader)
+        self.throughput = Throughput(loader, distributed)
+        self.printed_notes: set[str] = set()
+        engine.wrap()
+        style = ProgressStyle.QUIET if self.is_dry_run else distributed.style(style)
+        with (
+            StepSync(distributed, loader.unreadable) as sync,
+            self.recorder or nullcontext(),
+            ProgressBar(f"{self.objective.kind} steps", self.setup.steps, style, start=self.step) as progress,
+        ):
+            self._warn(self.warnings, progress)
+            if self.owes_validation():  # the run stopped before this validation
+                self.validate()
+            while self.step < self.last_step:
+                result = engine.step(self.step, batches, sync)
+                self.step += 1
+                if self.step % spec.log.every_steps == 0 or self.step == self.last_step or self.is_dry_run:
+                    self.log(result, loader, progress)
+                progress.advance()
+                if self.step % spec.checkpoint.every_steps == 0 or self.step == self.last_step or result.status.save:
+                    self.save()
+                sync.stop_if_requested(result.status)
+                if self.owes_validation():
+                    self.validate()
+                    self.throughput.restart()
+            sync.stop_if_requested(sync.exchange(0, None))  # signals since the last step
+
+    def _open_recorder(self) -> RunRecorder | None:
+        if not self.distributed.is_main or self.is_dry_run:
+            return None
+        recipe = read_facts(self.run.path).recipe
+        return RunRecorder(self.run.path, self.spec.log, kind=self.objective.kind, step=self.step, recipe=recipe)
+
+    def log(self, result: StepResult, loader: ClipLoader, progress: ProgressBar) -> None:
+        """Fetch the numbers of a step, and record and show them with new warnings."""
+        self._refuse_not_finite()
+        self.log_line = line = self.throughput.line(
+            self.step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=result.lr,
+            epoch=(self.step - 1) // self.setup.order.steps_per_epoch,
+            batch=self.spec.train.batch,
+        )
+        kind = self.objective.kind
+        progress.status = progress_note(line, "masked loss" if kind == "pretrain" else "loss")
+        if self.recorder is not None:
+            self.recorder.write(line)
+            self._warn(check_log(self.recorder.lines, kind, self.setup.schedule.warmup), progress)
+        for notes in self.distributed.all_gather(list(loader.notes), list[str]):
+            for note in notes:
+                if note not in self.printed_notes:
+                    self.printed_notes.add(note)
+                    if self.recorder is not None and not self.recorder.has_warning(text=note):
+                        self.recorder.warn(self.step, "cache", note)
+                    progress.print_note(note)
+
+    def _warn(self, warnings: Sequence[Diagnostic], progress: ProgressBar) -> None:
+        """Record and show warnings: each once per run."""
+        for name, text in warnings:
+            if self.recorder is not None and not self.recorder.has_warning(name=name):
+                self.recorder.warn(self.step, name, text)
+                progress.print_note(f"warning: {text}")
+
+    def _refuse_not_finite(self) -> None:
+        """Raises VmaeError if a loss was not finite in any process. Such weights are never saved."""
+        at = min(value for (value,) in self.distributed.all_gather_floats([float(self.engine.not_finite_at)]))
+        if not math.isinf(at):
+            last = last_checkpoint(self.run.path)
+            good = (
+                f"The last good checkpoint is {self.run.display_path(last)}"
+                if last
+                else "There is no checkpoint before"
+            )
+            error = VmaeError(
+                f"step {int(at)}: the loss or its gradient is not finite. {good}. Start from it with --init into another "
+                f"--out, with a lower optim.base_lr or optim.clip_grad. Batch: {', '.join(self.setup.order.keys(int(at)))}"
+            )
+            self.distributed.raise_first(error)
+
+    def state(self) -> RunState:
+        """What state.json holds."""
+        scaler = self.engine.scaler
+        return RunState(
+            step=self.step,
+            samples=self.step * self.spec.train.batch,
+            unreadable=dict(sorted(self.unreadable.items())),
+            scaler=scaler.state_dict() if scaler.is_enabled() else None,
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint. All processes wait, so that none ends before it is written."""
+        self._refuse_not_finite()
+        with self.distributed.all_or_none():
+            if self.recorder is not None:
+                self.recorder.sync()
+                engine, keep = self.engine, self.spec.checkpoint.keep
+                save_checkpoint(self.run.path, engine.model, engine.optimizer, self.state(), keep=keep, ema=engine.ema)
+                self.run.upload_checkpoint(keep)
+
+    def owes_validation(self) -> bool:
+        """Whether the current step is one to validate at, and the log has no score of it."""
+        every = self.objective.validate_every
+        if not every or self.step == 0 or self.step % every or self.is_dry_run:
+            return False
+        with self.distributed.all_or_none():
+            is_done = self.distributed.is_main and is_validated(self.run.path, self.step)
+        return not self.distributed.all_gather(is_done, bool)[0]
+
+    def validate(self) -> None:
+        """Score the model and keep the best checkpoint. The log line comes last: a kill before it repeats the validation."""
+        scores = self.objective.evaluate(self.engine, self.distributed, final=False, style=ProgressStyle.QUIET)
+        assert scores is not None
+        headline = scores.headline
+        best = Best(
+            step=self.step, metric=headline.key, value=headline.value, higher_is_better=headline.higher_is_better
+        )
+        with self.distributed.all_or_none():
+            is_better = self.distributed.is_main and best.beats(read_best(self.run.path))
+        if self.distributed.all_gather(is_better, bool)[0]:
+            self.save()
+            with self.distributed.all_or_none():
+                if self.distributed.is_main:
+                    write_best(self.run.path, best)
+                    self.run.upload(BEST)
+        if self.recorder is not None:
+            line: dict[str, Any] = {headline.key: headline.value, "views": scores.views}
+            self.recorder.write({"kind": "validation", "step": self.step, **line})
+
+    def finish(self, style: ProgressStyle) -> None:
+        """Score the finished run, unless it was scored before. The first process's answer counts: disks may lag."""
+        path = self.run.path / EVALUATION
+        try:
+            scores: AnyScores | None = msgspec.json.decode(path.read_bytes(), type=AnyScores)
+        except (FileNotFoundError, *NOT_JSON):
+            scores = None
+        self.scores = self.distributed.all_gather(scores, AnyScores | None)[0]
+        if self.scores is not None:
+            return
+        self.scores = self.objective.evaluate(self.engine, self.distributed, final=True, style=style)
+        with self.distributed.all_or_none():
+            if self.scores is not None and self.distributed.is_main:
+                commit_bytes(path, msgspec.json.format(msgspec.json.encode(self.scores)) + b"\n")
+                self.run.upload(EVALUATION)
