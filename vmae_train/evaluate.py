@@ -26,9 +26,9 @@ from vmae_train.evaluation.predictions_file import write_predictions
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
 from vmae_train.models.heads import HeadModel
 from vmae_train.reports.scores_page import write_scores_page
-from vmae_train.training.summary import print_summary
 from vmae_train.runs.metadata import read_facts, run_of
 from vmae_train.training.setup import check_cache
+from vmae_train.training.summary import print_summary
 
 __all__ = ["Evaluation", "EvaluationSpec", "evaluate_checkpoint", "write_outputs"]
 

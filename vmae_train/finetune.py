@@ -17,11 +17,11 @@ from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.frame_sampling import view_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mixup import Mixup, MixupSpec, mix_targets, mixup_clips, sample_mixup, soft_targets
+from vmae_train.clips.mixup import MixupSpec, mix_targets, mixup_clips, sample_mixup, soft_targets
 from vmae_train.distributed import Distributed
+from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.evaluation.predict_videos import check_classes, predict_videos
 from vmae_train.evaluation.predictions import compute_scores
-from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
 from vmae_train.models.heads import Classifier, HeadModel, Regressor
 from vmae_train.models.losses import ValueDistance, multi_label_losses, regression_losses, soft_cross_entropy

@@ -14,7 +14,15 @@ from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.mixup import MixupSpec
 from vmae_train.evaluation.predict_videos import check_same_classes
 from vmae_train.models.geometry import Geometry, ModelSpec
-from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, RegressedValue, Regressor, classifier_from, load_encoder
+from vmae_train.models.heads import (
+    Classifier,
+    HeadModel,
+    MultiLabelClassifier,
+    RegressedValue,
+    Regressor,
+    classifier_from,
+    load_encoder,
+)
 from vmae_train.models.videomae import PretrainModel
 
 __all__ = ["HeadTarget", "Probe", "build_head_model", "check_labels", "label_text", "target_of"]
