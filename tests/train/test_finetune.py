@@ -20,11 +20,11 @@ from vmae_train.clips.loader import Batch
 from vmae_train.clips.mask import MaskSpec
 from vmae_train.clips.mixup import MixupSpec
 from vmae_train.clips.rng import ClipRng
-from vmae_train.finetune import FinetuneSpec, finetune
+from vmae_train.finetune import FinetuneSpec, augmentation_text, check_mix_groups, finetune, label_loss
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier
 from vmae_train.models.videomae import PretrainModel
-from vmae_train.pretrain import PretrainSpec
+from vmae_train.pretrain import PretrainSpec, masked_loss
 from vmae_train.runs.log import read_log
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()

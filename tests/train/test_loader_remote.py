@@ -20,8 +20,8 @@ from vmae_data.format import tar_name
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.cache import CacheSpec, ShardCache
-from vmae_data.read.fetch import ReadTimings
 from vmae_data.read.dataset import Shards
+from vmae_data.read.fetch import ReadTimings
 from vmae_data.read.prefetch import RemoteShard
 from vmae_data.recipes import load_recipe
 from vmae_data.storage import RemotePath

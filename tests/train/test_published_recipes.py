@@ -179,7 +179,7 @@ def test_a_pretraining_recipe_hides_the_published_number_of_tokens(name: str) ->
     masked = num_masked_tokens(spec.mask, grid_of(geometry))
     assert (geometry.num_tokens - masked, masked) == TOKENS[geometry.patch_size, spec.mask.ratio]
     if spec.mask.decoder == "running-cell":
-        assert (spec.mask.decoder_ratio, spec.mask.left_out) == (0.5, 2)
+        assert (spec.mask.decoder_ratio, spec.mask.skipped_per_cell) == (0.5, 2)
 
 
 @pytest.mark.parametrize("name", FINETUNING)

@@ -99,7 +99,7 @@ def predict_videos(
         check_spacing(clip, shards, num_frames, views.clips)
         sampler = view_sampler(clip, shards.index, num_frames, views.clips)
     requests = list(padded_requests(range(len(shards)), batch))
-    own = requests[distributed.rank :: distributed.size]
+    own = requests[distributed.rank :: distributed.world_size]
     frames = min(views.clips * num_frames, int(shards.frames_NP[:, 0].max()))
     augment = _centre_crop(model, protocol).to(device)
     samples: list[int] = []
@@ -125,7 +125,7 @@ def predict_videos(
                         samples.append(sample)
                         outputs.append(output_BK[slot])
                 # The main process shows the progress of all: it has a batch in every turn, and the others keep up.
-                in_turn = requests[turn * distributed.size : (turn + 1) * distributed.size]
+                in_turn = requests[turn * distributed.world_size : (turn + 1) * distributed.world_size]
                 progress.advance(sum(sample != PADDING for request in in_turn for sample in request.samples))
         unreadable = batches.unreadable
     try:

@@ -59,8 +59,12 @@ def gather_outputs(
     """
     own_S = np.asarray(samples, dtype=np.int64)
     own_SK = np.asarray(outputs, dtype=np.float32)
-    sample_S = np.concatenate([np.frombuffer(part, dtype=np.int64) for part in distributed.gather(own_S.tobytes())])
-    flat = np.concatenate([np.frombuffer(part, dtype=np.float32) for part in distributed.gather(own_SK.tobytes())])
+    sample_S = np.concatenate(
+        [np.frombuffer(part, dtype=np.int64) for part in distributed.all_gather_bytes(own_S.tobytes())]
+    )
+    flat = np.concatenate(
+        [np.frombuffer(part, dtype=np.float32) for part in distributed.all_gather_bytes(own_SK.tobytes())]
+    )
     order = np.argsort(sample_S)
     return sample_S[order], flat.reshape(-1, num_outputs)[order]
 
