@@ -192,8 +192,8 @@ def three_classes(tmp_path: Path) -> Path:
 
 def _first(init: Path, classes: tuple[str, ...], *arguments: str) -> tuple[HeadModel, str]:
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*TINY_RUN, *arguments])
-    learnt = HeadTarget(LabelKind.CLASS, classes)
-    return build_head_model(spec.model, spec.geometry(), learnt, init=str(init), probe=spec.probe, seed=spec.seed)
+    target = HeadTarget(LabelKind.CLASS, classes)
+    return build_head_model(spec.model, spec.geometry(), target, init=str(init), probe=spec.probe, seed=spec.seed)
 
 
 def test_the_outputs_of_the_classes_of_the_data_are_kept_by_name(three_classes: Path) -> None:
