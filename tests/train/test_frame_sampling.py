@@ -105,7 +105,7 @@ def test_the_kept_stride_is_that_of_each_data_set(demo_shards: Path) -> None:
     dense = ClipSpec(sampler="dense", stride="kept")
     assert train_sampler(dense, by_four, 16) == DenseSampler(16, 4)
     assert train_sampler(dense, by_rate, 16) == DenseSampler(16, 1, by_source=False)
-    with pytest.raises(MisuseError, match="spaced as its shards are"):
+    with pytest.raises(MisuseError, match="frame spacing of its shards"):
         read_clip(Path("video.mp4"), 16, kept)
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"stride": "every"}, ClipSpec)
@@ -139,8 +139,8 @@ def _dense(n: int, stride: int, end_of) -> list[int]:
     """The published rule of dense finetuning: spread over 16 × stride frames, both ends reached."""
     span = 16 * stride
     if n <= span:
-        found = [*np.linspace(0, n, num=n // stride), *[n] * (16 - n // stride)]
-        return [int(min(max(x, 0), n - 1)) for x in found]
+        frames = [*np.linspace(0, n, num=n // stride), *[n] * (16 - n // stride)]
+        return [int(min(max(x, 0), n - 1)) for x in frames]
     end = end_of(span, n)
     return [int(min(max(x, end - span), end - 1)) for x in np.linspace(end - span, end, 16)]
 
@@ -149,8 +149,8 @@ def _dense(n: int, stride: int, end_of) -> list[int]:
 def test_dense_clips_are_the_published_ones_at_every_length(stride: int) -> None:
     for n in LENGTHS:
         rng = Rng(3, 0, n)
-        found = _positions(DenseSampler(16, stride)(_view(n), rng))
-        assert found == _dense(n, stride, lambda span, n: span + rng.integer(Purpose.FRAMES, n - span))  # noqa: B023
+        clip = _positions(DenseSampler(16, stride)(_view(n), rng))
+        assert clip == _dense(n, stride, lambda span, n: span + rng.integer(Purpose.FRAMES, n - span))  # noqa: B023
         centre = _positions(DenseSampler(16, stride, centre=True)(_view(n), rng))
         assert centre == _dense(n, stride, lambda span, n: (span + n) // 2)
 
@@ -170,8 +170,8 @@ def test_uniform_clips_are_the_published_ones_at_every_length() -> None:
         middle = [int(tick / 2 + tick * x) for x in range(16)]
         assert _positions(UniformSampler(16, 1)(_view(n), rng)) == middle
         both = sorted([int(tick * x) for x in range(16)] + middle)
-        found = UniformSampler(16, 2)(_view(n), rng)
-        assert [_positions(found, 0), _positions(found, 1)] == [both[0::2], both[1::2]]
+        clip = UniformSampler(16, 2)(_view(n), rng)
+        assert [_positions(clip, 0), _positions(clip, 1)] == [both[0::2], both[1::2]]
         three = UniformSampler(16, 3)(_view(n), rng)
         assert _positions(three, 2) == [int(2 * tick / 3 + tick * x) for x in range(16)]
 
@@ -194,8 +194,8 @@ def _dense_views(n: int, stride: int, clips: int) -> list[list[int]]:
 @pytest.mark.parametrize("stride", [1, 4])
 def test_dense_test_views_are_the_published_ones_at_every_length(stride: int) -> None:
     for n in LENGTHS:
-        found = TemporalViews(16, stride, 5)(_view(n), Rng(0, 0, 0))
-        assert [_positions(found, view) for view in range(5)] == _dense_views(n, stride, 5)
+        clip = TemporalViews(16, stride, 5)(_view(n), Rng(0, 0, 0))
+        assert [_positions(clip, view) for view in range(5)] == _dense_views(n, stride, 5)
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 4])
@@ -205,11 +205,11 @@ def test_on_thinned_shards_a_frame_is_at_most_half_a_step_from_the_exact_one(kep
         last = (count - 1) * kept
         thinned = SampleView(0, "k", count, Regular(first=0, step=kept, count=count), n, 25.0, (count,))
         for sampler in (DenseSampler(16, 4), UniformSampler(16), UniformSampler(16, 2)):
-            found = sampler(thinned, Rng(0, 1, n))
+            clip = sampler(thinned, Rng(0, 1, n))
             exact = sampler(_view(n), Rng(0, 1, n))
-            for view in range(len(found.index_VT)):
+            for view in range(len(clip.index_VT)):
                 expected = np.asarray(_positions(exact, view))
-                off = np.asarray(_positions(found, view)) * kept - expected
+                off = np.asarray(_positions(clip, view)) * kept - expected
                 behind = expected > last  # nothing was kept there: the last
                 assert (off[behind] == last - expected[behind]).all()
                 assert np.abs(off[~behind]).max() <= kept / 2

@@ -152,8 +152,8 @@ def _batches() -> tuple[Tensor, Tensor]:
 
 def test_the_multi_label_loss_is_the_mean_cross_entropy_of_each_class() -> None:
     logits, present = _batches()
-    chance = 1 / (1 + np.exp(-logits.numpy()))
-    expected = -(present.numpy() * np.log(chance) + (1 - present.numpy()) * np.log(1 - chance)).mean(axis=1)
+    probability = 1 / (1 + np.exp(-logits.numpy()))
+    expected = -(present.numpy() * np.log(probability) + (1 - present.numpy()) * np.log(1 - probability)).mean(axis=1)
     assert np.allclose(multi_label_losses(logits, present).numpy(), expected, atol=1e-6)
 
 
@@ -183,8 +183,7 @@ def test_a_regressor_predicts_values_in_their_own_units_and_can_learn_them(devic
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = model(_clips(device))
-    assert ((found - expected).abs() < torch.tensor([4.0, 0.02], device=device)).all()
+    assert ((model(_clips(device)) - expected).abs() < torch.tensor([4.0, 0.02], device=device)).all()
 
 
 def test_several_classes_can_be_learned_at_once(device: torch.device) -> None:
@@ -274,14 +273,14 @@ geometry = ModelSpec(size="tiny", depth=3, decoder_depth=2, embed_dim=48, decode
 clips = torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(5))
 rng = ClipRng.on("cpu", seed=1, epoch=0, sample=[0, 1])
 mask = tube_mask(rng, slices=8, patches=16, ratio=0.75)
-found = {}
+gradients = {}
 for compiled in (False, True):
     model = PretrainModel(geometry, seed=1).train()
     model.set_options(ModelSpec(size="tiny", drop_path=0.3, compile=compiled))
     model.loss(clips, mask, rng=rng).backward()
-    found[compiled] = {name: model.get_parameter(name).grad for name in model.state_dict()}
-assert list(found[False]) == list(found[True])
-assert max((found[True][name] - value).abs().max().item() for name, value in found[False].items()) < 1e-6
+    gradients[compiled] = {name: model.get_parameter(name).grad for name in model.state_dict()}
+assert list(gradients[False]) == list(gradients[True])
+assert max((gradients[True][name] - value).abs().max().item() for name, value in gradients[False].items()) < 1e-6
 print(torch._dynamo.utils.counters["stats"]["unique_graphs"], dict(torch._dynamo.utils.counters["graph_break"]))
 """
 

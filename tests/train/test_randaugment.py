@@ -88,12 +88,12 @@ def test_an_operation_equals_pils(op: Op, level: float, device: torch.device) ->
     clips, size_B2 = _clips(device)
     for sign in (1.0, -1.0):
         for name in ("bilinear", "bicubic"):
-            found = rand_augment(clips, size_B2, _everywhere(op, level, sign), name).cpu()
+            result = rand_augment(clips, size_B2, _everywhere(op, level, sign), name).cpu()
             for b, (height, width) in enumerate(SIZES):
                 for t in range(FRAMES):
                     image = Image.fromarray(_frame(height, width, 10 * b + t))
                     expected = _pil(image, op, level, sign, Image.Resampling[name.upper()])
-                    ours = found[b, :, t, :height, :width].permute(1, 2, 0).numpy().astype(int)
+                    ours = result[b, :, t, :height, :width].permute(1, 2, 0).numpy().astype(int)
                     difference = np.abs(ours - np.asarray(expected).astype(int))
                     assert difference.max() <= (1 if op in GEOMETRIC else 0)
                     assert np.mean(difference > 0) < 0.03
@@ -103,12 +103,12 @@ def test_an_operation_equals_pils(op: Op, level: float, device: torch.device) ->
 def test_padding_never_matters(op: Op, device: torch.device) -> None:
     clips, size_B2 = _clips(device)
     policy = _everywhere(op, 7.0, 1.0)
-    found = rand_augment(clips, size_B2, policy, "bicubic")
+    result = rand_augment(clips, size_B2, policy, "bicubic")
     for b, (height, width) in enumerate(SIZES):
         single = clips[b : b + 1, :, :, :height, :width]
         one = Policy(*(x[b : b + 1] for x in policy))
         assert torch.equal(
-            rand_augment(single, size_B2[b : b + 1], one, "bicubic"), found[b : b + 1, :, :, :height, :width]
+            rand_augment(single, size_B2[b : b + 1], one, "bicubic"), result[b : b + 1, :, :, :height, :width]
         )
 
 
@@ -130,9 +130,9 @@ def test_all_frames_of_a_clip_get_the_same_operation(device: torch.device) -> No
     clips, size_B2 = _clips(device)
     still = clips[:, :, :1].expand(-1, -1, 4, -1, -1)
     policy = sample_policy(RandAugmentSpec(prob=1.0), ClipRng.on(device, seed=3, epoch=1, sample=[1, 2, 3]).host)
-    found = rand_augment(still, size_B2, policy, "bicubic")
+    result = rand_augment(still, size_B2, policy, "bicubic")
     for t in range(1, 4):
-        assert torch.equal(found[:, :, t], found[:, :, 0])
+        assert torch.equal(result[:, :, t], result[:, :, 0])
 
 
 def test_every_device_gives_the_same_operations_and_nearly_the_same_pixels(device: torch.device) -> None:

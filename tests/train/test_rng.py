@@ -85,6 +85,6 @@ def test_numbers_of_a_batch_are_those_of_each_single_sample(device: torch.device
 
 def test_sampling_touches_no_global_generator(device: torch.device) -> None:
     before = torch.random.get_rng_state()
-    rng = ClipRng.on("cpu", seed=1, epoch=1, sample=[1, 2]).to(device)
+    rng = ClipRng.on(device, seed=1, epoch=1, sample=[1, 2])
     permutation(rng.bits(Purpose.MASK, torch.arange(16, device=device)))
     assert torch.equal(torch.random.get_rng_state(), before)

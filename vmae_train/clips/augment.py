@@ -119,25 +119,19 @@ class Augment(nn.Module):
         repeats, num_frames = len(boxes.top_B) // len(planes.y_BTHW), planes.y_BTHW.shape[1]
         with _true_float32(planes.y_BTHW.device):
             rgb = planes_to_rgb(planes)
-            if policy is None:
-                rgb = repeat(rgb, "b ... -> (b r) ...", r=repeats) if repeats > 1 else rgb
-            else:
-                rgb = self._rand_augment(rgb, planes.size_B2, policy, repeats)
+            if policy is not None:
+                rgb = rgb.round().to(torch.uint8)  # integer grey levels, as in PIL
+            if repeats > 1:
+                rgb = repeat(rgb, "b ... -> (b r) ...", r=repeats)
+            if policy is not None:
+                assert self.spec.randaugment is not None
+                size_B2 = repeat(planes.size_B2, "b x -> (b r) x", r=repeats)
+                rgb = rand_augment(rgb, size_B2, policy, self.spec.randaugment.interpolation).float()
             crop, flip = (name for name, _ in self.sequence.named_children())
-            params = [
-                ParamItem(crop, boxes._asdict()),
-                ParamItem(flip, {"batch_prob": boxes.flip_B.float()}),
-            ]
+            params = [ParamItem(crop, boxes._asdict()), ParamItem(flip, {"batch_prob": boxes.flip_B.float()})]
             image: Tensor = self.sequence(rearrange(rgb, "b c t h w -> b (c t) h w"), params=params)
             self.sequence.clear_state()
         return rearrange(image, "b (c t) h w -> b c t h w", t=num_frames)
-
-    def _rand_augment(self, rgb_BCTHW: Tensor, size_B2: Tensor, policy: Policy, repeats: int) -> Tensor:
-        """RandAugment on integer grey levels, as in PIL."""
-        assert self.spec.randaugment is not None
-        frames = repeat(rgb_BCTHW.round().to(torch.uint8), "b ... -> (b r) ...", r=repeats)
-        size_B2 = repeat(size_B2, "b x -> (b r) x", r=repeats)
-        return rand_augment(frames, size_B2, policy, self.spec.randaugment.interpolation).float()
 
     def normalise(self, rgb_BCTHW: Float32[Tensor, "B 3 T H W"]) -> Float32[Tensor, "B 3 T H W"]:
         """Clips as the model takes them: (rgb / 255 - mean) / std."""

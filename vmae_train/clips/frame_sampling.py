@@ -19,7 +19,7 @@ from vmae_data.errors import MisuseError
 from vmae_data.format import Index, expand_series
 from vmae_data.read.dataset import SampleView
 from vmae_data.read.stream import ClipFrames, Sampler
-from vmae_data.rng import Purpose, Rng
+from vmae_data.rng import Purpose, Rng, bits, integer
 
 __all__ = [
     "ClipSpec",
@@ -215,7 +215,6 @@ class DenseSampler:
     def __call__(self, sample: SampleView, rng: Rng) -> ClipFrames:
         kept_K, length = _timeline(sample, self.by_source)
         span = self.num_frames * self.stride
-        target_T: NDArray[np.float64]
         if length <= span:
             count = length // self.stride
             tail = np.full(self.num_frames - count, float(length))
@@ -224,7 +223,7 @@ class DenseSampler:
             stop = span + rng.integer(Purpose.FRAMES, length - span)
             if self.centre:
                 stop = (span + length) // 2
-            target_T = np.asarray(np.linspace(stop - span, stop, self.num_frames).clip(stop - span, stop - 1))
+            target_T = np.linspace(stop - span, stop, self.num_frames).clip(stop - span, stop - 1)
         return _clip_frames(_nearest(kept_K, target_T.astype(np.int64))[None])
 
 
@@ -256,7 +255,7 @@ class UniformSampler:
         segment = length // self.num_frames
         number_T = np.arange(self.num_frames)
         if segment:
-            return np.asarray([i * segment + rng.integer(Purpose.FRAMES, segment, i) for i in range(self.num_frames)])
+            return number_T * segment + integer(bits(*rng, Purpose.FRAMES, number_T), segment)
         if self.short_videos == "v1":
             return np.zeros_like(number_T)
         return np.maximum(0, number_T - (self.num_frames - length))

@@ -112,15 +112,12 @@ def padded_size(data: Shards | Mixture) -> tuple[int, int]:
 
     From the index, never from a batch, so that the tensors of a sample do not depend on the rest of its batch.
     """
-    sizes_N2 = np.asarray([_padded_size(shards) for shards in Mixture.of(data).sets])
-    height, width = sizes_N2.max(axis=0).tolist()
+    sizes = [
+        [min(int(side), int(MAX_ASPECT * shards.index.short_side)) // 2 * 2 for side in shards.size_N2.max(axis=0)]
+        for shards in Mixture.of(data).sets
+    ]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
     return height, width
-
-
-def _padded_size(shards: Shards) -> tuple[int, int]:
-    longest = int(MAX_ASPECT * shards.index.short_side) // 2 * 2
-    height, width = (int(n) for n in shards.size_N2.max(axis=0))
-    return min(height, longest) // 2 * 2, min(width, longest) // 2 * 2
 
 
 class ClipLoader:

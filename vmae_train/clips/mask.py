@@ -147,17 +147,14 @@ def sample_mask(spec: MaskSpec, rng: ClipRng, grid: Grid) -> TokenMask:
             unscored_BU=_in_running_cell(spec, mask.visible_BV, rng, grid),
         )
     size = grid.patches if spec.kind == "frame" else 1  # tokens that are masked together
-    order_BN = permutation(rng.bits(Purpose.MASK, torch.arange(grid.tokens // size, device=rng.sample_B.device)))
-    hidden = count // size
-    return TokenMask(
-        visible_BV=_tokens_of(order_BN[:, hidden:], size), masked_BM=_tokens_of(order_BN[:, :hidden], size)
+    device, hidden = rng.sample_B.device, count // size
+    order_BN = permutation(rng.bits(Purpose.MASK, torch.arange(grid.tokens // size, device=device)))
+    within = torch.arange(size, device=device)
+    visible_BV, masked_BM = (
+        rearrange(unit_BN.sort(dim=-1).values[..., None] * size + within, "b n e -> b (n e)")
+        for unit_BN in (order_BN[:, hidden:], order_BN[:, :hidden])
     )
-
-
-def _tokens_of(unit_BN: Tensor, size: int) -> Tensor:
-    """The tokens of some units of `size` tokens each, ascending."""
-    within = torch.arange(size, device=unit_BN.device)
-    return rearrange(unit_BN.sort(dim=-1).values[..., None] * size + within, "b n e -> b (n e)")
+    return TokenMask(visible_BV, masked_BM)
 
 
 def tube_mask(rng: ClipRng, *, slices: int, patches: int, ratio: float) -> TokenMask:
@@ -165,18 +162,14 @@ def tube_mask(rng: ClipRng, *, slices: int, patches: int, ratio: float) -> Token
 
     Raises ValueError if no patch or every patch would be masked.
     """
-    count = num_masked_patches(patches=patches, ratio=ratio)
-    order_BP = permutation(rng.bits(Purpose.MASK, torch.arange(patches, device=rng.sample_B.device)))
-    return TokenMask(
-        visible_BV=_tubes(order_BP[:, count:], slices=slices, patches=patches),
-        masked_BM=_tubes(order_BP[:, :count], slices=slices, patches=patches),
+    device, count = rng.sample_B.device, num_masked_patches(patches=patches, ratio=ratio)
+    order_BP = permutation(rng.bits(Purpose.MASK, torch.arange(patches, device=device)))
+    first_S1 = torch.arange(slices, device=device)[:, None] * patches
+    visible_BV, masked_BM = (
+        rearrange(first_S1 + patch_BN.sort(dim=-1).values[:, None], "b s n -> b (s n)")
+        for patch_BN in (order_BP[:, count:], order_BP[:, :count])
     )
-
-
-def _tubes(patch_BN: Tensor, *, slices: int, patches: int) -> Tensor:
-    first_S = torch.arange(slices, device=patch_BN.device) * patches
-    token_BSN = first_S[:, None] + patch_BN.sort(dim=-1).values[:, None]
-    return rearrange(token_BSN, "b s n -> b (s n)")
+    return TokenMask(visible_BV, masked_BM)
 
 
 def _in_running_cell(spec: MaskSpec, token_BM: Tensor, rng: ClipRng, grid: Grid) -> Tensor:

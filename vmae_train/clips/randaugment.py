@@ -50,7 +50,8 @@ class Op(IntEnum):
     TRANSLATE_Y = 14
 
 
-_GEOMETRIC = frozenset((Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y))
+# The greatest strength of geometric operations: degrees, or shares of a side.
+_GEOMETRIC = {Op.ROTATE: 30, Op.SHEAR_X: 0.3, Op.SHEAR_Y: 0.3, Op.TRANSLATE_X: 0.45, Op.TRANSLATE_Y: 0.45}
 
 
 class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,9 +68,7 @@ class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         if self.layers < 1:
-            raise ValueError(
-                f"augment.randaugment.layers = {self.layers} must be 1 or more. Remove the table to turn it off"
-            )
+            raise ValueError(f"augment.randaugment.layers = {self.layers} must be 1 or more. Remove the table for none")
         if not 0 <= self.magnitude <= MAX_MAGNITUDE:
             raise ValueError(f"augment.randaugment.magnitude = {self.magnitude} must be between 0 and 10")
         if self.magnitude_std < 0:
@@ -139,12 +138,8 @@ def strength_of(op: Op, level: float, sign: float) -> float:
         return float(int(share * 110))
     if op in (Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS):
         return 1.0 + sign * share * 0.9
-    if op is Op.ROTATE:
-        return sign * share * 30
-    if op in (Op.SHEAR_X, Op.SHEAR_Y):
-        return sign * share * 0.3
-    if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y):
-        return sign * share * 0.45
+    if op in _GEOMETRIC:
+        return sign * share * _GEOMETRIC[op]
     return 0.0  # auto contrast, equalize and invert have no strength
 
 

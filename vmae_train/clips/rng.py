@@ -116,12 +116,9 @@ class ClipRng(NamedTuple):
         repeat: Numbers = 0,
     ) -> ClipRng:
         """An rng on a device from numbers or uint64 arrays on the host, broadcast to the shape of `sample`."""
-        sample_numbers = np.asarray(sample, dtype=np.uint64)
-
-        def full(numbers: Numbers) -> NDArray[np.uint64]:
-            return np.broadcast_to(np.asarray(numbers, dtype=np.uint64), sample_numbers.shape).copy()
-
-        return cls.of(HostRng(seed, full(epoch), sample_numbers, full(visit), full(repeat)), device)
+        numbers = (np.asarray(x, dtype=np.uint64) for x in (epoch, sample, visit, repeat))
+        host = HostRng(seed, *(np.broadcast_to(x, np.shape(sample)).copy() for x in numbers))
+        return cls.of(host, device)
 
     @classmethod
     def of(cls, host: HostRng, device: torch.device | str) -> ClipRng:
@@ -129,12 +126,6 @@ class ClipRng(NamedTuple):
         tensors = (torch.from_numpy(x.view(np.int64)).to(device, non_blocking=True) for x in host[1:])
         epoch_B, sample_B, visit_B, repeat_B = tensors
         return cls(host.seed, epoch_B, sample_B, visit_B, repeat_B, host)
-
-    def to(self, device: torch.device | str) -> ClipRng:
-        """The same rng on another device; pinned memory is copied without waiting."""
-        numbers = (self.epoch_B, self.sample_B, self.visit_B, self.repeat_B)
-        epoch_B, sample_B, visit_B, repeat_B = (x.to(device, non_blocking=True) for x in numbers)
-        return ClipRng(self.seed, epoch_B, sample_B, visit_B, repeat_B, self.host)
 
     def repeated(self, repeats: int) -> ClipRng:
         """The rng of `repeats` clips per sample, sample-major; their `repeat` numbers differ."""

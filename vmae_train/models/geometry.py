@@ -5,7 +5,7 @@ Sizes: Tong et al., "VideoMAE", NeurIPS 2022, from its scripts; g: Wang et al., 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -152,33 +152,12 @@ def hidden_dim(dim: int, ratio: float) -> int:
     return int(dim * ratio + 1e-6)
 
 
-def _published(
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    decoder_embed_dim: int,
-    decoder_depth: int,
-    decoder_num_heads: int,
-    *,
-    image_size: int = 224,
-    patch_size: int = 16,
-    mlp_ratio: float = 4.0,
-    position: Position = "sinusoid-1d",
-) -> Geometry:
-    return Geometry(
-        image_size=image_size,
-        patch_size=patch_size,
-        num_frames=16,
-        tubelet_size=2,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_ratio=mlp_ratio,
-        decoder_embed_dim=decoder_embed_dim,
-        decoder_depth=decoder_depth,
-        decoder_num_heads=decoder_num_heads,
-        position=position,
-    )
+def _published(*shape: int, **others: Any) -> Geometry:
+    """`shape`: embed_dim, depth and num_heads of the encoder, then of the decoder."""
+    names = ("embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+    fields: dict[str, Any] = dict(zip(names, shape, strict=True))
+    fields |= {"image_size": 224, "patch_size": 16, "mlp_ratio": 4.0, "position": "sinusoid-1d", **others}
+    return Geometry(num_frames=16, tubelet_size=2, **fields)
 
 
 # Decoder depths are those of the pretraining scripts. `tiny` is ours: it learns on two CPU cores.

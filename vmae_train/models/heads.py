@@ -33,11 +33,16 @@ __all__ = [
 class HeadModel(VideoModel):
     """An encoder of all tokens, their mean (or an attentive pooling), a norm and a linear head.
 
-    First weights are a pure function of `seed`; None leaves them for a loader to fill.
+    First weights are a pure function of `seed`; None leaves them for a loader to fill. The head has one output per
+    class, or `num_outputs`.
     """
 
-    def __init__(self, geometry: Geometry, classes: tuple[str, ...], num_outputs: int, *, seed: int | None) -> None:
-        super().__init__(geometry, classes)
+    def __init__(
+        self, geometry: Geometry, classes: tuple[str, ...], *, num_outputs: int = 0, seed: int | None = 0
+    ) -> None:
+        if not (classes or num_outputs):
+            raise ValueError("a classifier needs at least one class; got none")
+        super().__init__(geometry, tuple(classes))
         self.frozen = False
         dim = geometry.embed_dim
         with torch.device("meta"):
@@ -46,7 +51,7 @@ class HeadModel(VideoModel):
             if geometry.pooling == "attentive":
                 self.pooler = AttentivePooler(dim, geometry.num_heads, geometry.mlp_ratio, geometry.encoder_eps)
             self.fc_norm = nn.LayerNorm(dim, eps=geometry.fc_eps)
-            self.head = nn.Linear(dim, num_outputs)
+            self.head = nn.Linear(dim, num_outputs or len(classes))
         generator = self._materialise(seed, geometry.init or "trunc")
         if generator is not None:
             with torch.no_grad():
@@ -85,19 +90,9 @@ class HeadModel(VideoModel):
 class Classifier(HeadModel):
     """Predicts the one class of a clip: softmax over `classes`."""
 
-    def __init__(self, geometry: Geometry, classes: tuple[str, ...], *, seed: int | None = 0) -> None:
-        if not classes:
-            raise ValueError("a classifier needs at least one class; got none")
-        super().__init__(geometry, tuple(classes), len(classes), seed=seed)
-
 
 class MultiLabelClassifier(HeadModel):
     """Predicts for every class whether a clip shows it: one sigmoid per class."""
-
-    def __init__(self, geometry: Geometry, classes: tuple[str, ...], *, seed: int | None = 0) -> None:
-        if not classes:
-            raise ValueError("a classifier needs at least one class; got none")
-        super().__init__(geometry, tuple(classes), len(classes), seed=seed)
 
 
 class RegressedValue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,7 +116,7 @@ class Regressor(HeadModel):
     def __init__(self, geometry: Geometry, values: tuple[RegressedValue, ...], *, seed: int | None = 0) -> None:
         if not values:
             raise ValueError("a regressor needs at least one value; got none")
-        super().__init__(geometry, (), len(values), seed=seed)
+        super().__init__(geometry, (), num_outputs=len(values), seed=seed)
         self.values = tuple(values)
         self.register_buffer("value_mean_K", torch.tensor([value.mean for value in values]), persistent=False)
         self.register_buffer("spread_K", torch.tensor([value.spread for value in values]), persistent=False)

@@ -17,19 +17,16 @@ __all__ = ["position_embedding"]
 
 
 def position_embedding(geometry: Geometry, dim: int) -> Float32[Tensor, "N E"]:
-    """The fixed embedding of every token, for the encoder's or the decoder's dim."""
+    """The fixed embedding of every token, for the encoder's or the decoder's dim.
+
+    `sinusoid-1d` is VideoMAE's: one running number for all tokens of a clip.
+    """
     slices, side = geometry.position_grid or (geometry.slices, geometry.side)
-    embedding_NE = (
-        _one_axis(slices, side, dim) if geometry.position == "sinusoid-1d" else _three_axes(slices, side, dim)
-    )
-    if geometry.position_grid is None:
-        return embedding_NE
-    return _interpolated(embedding_NE, geometry.position_grid, geometry)
-
-
-def _one_axis(slices: int, side: int, dim: int) -> Tensor:
-    """VideoMAE's: one running number for all tokens of a clip."""
-    return _sinusoid(torch.arange(slices * side**2), dim).float()
+    if geometry.position == "sinusoid-1d":
+        embedding_NE = _sinusoid(torch.arange(slices * side**2), dim).float()
+    else:
+        embedding_NE = _three_axes(slices, side, dim)
+    return embedding_NE if geometry.position_grid is None else _interpolated(embedding_NE, slices, side, geometry)
 
 
 def _three_axes(slices: int, side: int, dim: int) -> Tensor:
@@ -47,9 +44,8 @@ def _sinusoid(number_N: Tensor, dim: int) -> Tensor:
     return torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())
 
 
-def _interpolated(embedding_NE: Tensor, grid: tuple[int, int], geometry: Geometry) -> Tensor:
+def _interpolated(embedding_NE: Tensor, slices: int, side: int, geometry: Geometry) -> Tensor:
     """Bicubic in space, then linear in time, pixel centres aligned, as in VideoMAEv2's finetuning."""
-    slices, side = grid
     grid_SERR = rearrange(embedding_NE, "(s h w) e -> s e h w", s=slices, h=side)
     if side != geometry.side:
         size = (geometry.side, geometry.side)

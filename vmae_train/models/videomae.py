@@ -49,15 +49,11 @@ class PretrainModel(VideoModel):
         self, clips_BCTHW: Float[Tensor, "B 3 T H W"], mask: TokenMask, rng: ClipRng | None = None
     ) -> Float[Tensor, "B M D"]:
         """Cubes of `mask.predicted_BK`, in that order, in units of `cube_targets`."""
-        predicted_BM, checkpointing = mask.predicted_BK, self.activation_checkpointing
-        encoded_BVE = self.encoder(
-            clips_BCTHW,
-            mask.visible_BV,
-            self.position_NE[mask.visible_BV],
-            self._drop_path_scale(rng),
-            checkpointing=checkpointing,
-        )
-        encoded_BVE = self.encoder_to_decoder(encoded_BVE) + self.decoder_position_NE[mask.visible_BV]
+        visible_BV, predicted_BM = mask.visible_BV, mask.predicted_BK
+        checkpointing = self.activation_checkpointing
+        position_BVE, scale_LB2 = self.position_NE[visible_BV], self._drop_path_scale(rng)
+        encoded_BVE = self.encoder(clips_BCTHW, visible_BV, position_BVE, scale_LB2, checkpointing=checkpointing)
+        encoded_BVE = self.encoder_to_decoder(encoded_BVE) + self.decoder_position_NE[visible_BV]
         hidden_BM = predicted_BM if mask.unscored_BU is None else torch.cat((mask.unscored_BU, predicted_BM), dim=1)
         hidden_BME = self.mask_token + self.decoder_position_NE[hidden_BM]
         # Attention ignores order, so the predicted tokens may come last; the embedding carries their positions.
