@@ -6,9 +6,8 @@ The template escapes all text: paths, class names and ffmpeg's messages may cont
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
@@ -46,32 +45,26 @@ class Fact(NamedTuple):
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """Key figures, side by side."""
 
     facts: tuple[Fact, ...]
-    kind: ClassVar[str] = "facts"
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """A paragraph; `warning` highlights it."""
 
     text: str
     warning: bool = False
-    kind: ClassVar[str] = "note"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows of text. `numbers`: the columns of numbers. `folded`: the title under which the table is collapsed."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: tuple[int, ...] = ()
     folded: str = ""
-    kind: ClassVar[str] = "table"
 
 
 class Bar(NamedTuple):
@@ -82,14 +75,12 @@ class Bar(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class Bars:
+class Bars(NamedTuple):
     """A list of bars; a long one is collapsed under `title`. `top`: the value of a full bar [default: the greatest]."""
 
     bars: tuple[Bar, ...]
     title: str
     top: float | None = None
-    kind: ClassVar[str] = "bars"
 
     def share(self, bar: Bar) -> str:
         top = self.top if self.top is not None else max((bar.value for bar in self.bars), default=0)
@@ -109,13 +100,11 @@ class Figure(NamedTuple):
     legend: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Charts:
+class Charts(NamedTuple):
     """Figures in a grid, or in one column if `wide`."""
 
     figures: tuple[Figure, ...]
     wide: bool = False
-    kind: ClassVar[str] = "charts"
 
 
 class Tile(NamedTuple):
@@ -126,27 +115,22 @@ class Tile(NamedTuple):
     lines: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Gallery:
+class Gallery(NamedTuple):
     """Tiles in a grid."""
 
     tiles: tuple[Tile, ...]
-    kind: ClassVar[str] = "gallery"
 
 
-@dataclass(frozen=True)
-class Pairs:
+class Pairs(NamedTuple):
     """Tiles two by two, for comparison."""
 
     pairs: tuple[tuple[Tile, Tile], ...]
-    kind: ClassVar[str] = "pairs"
 
 
 Part = Facts | Note | Table | Bars | Charts | Gallery | Pairs
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A headline and what follows it. A section without parts is omitted."""
 
     title: str
@@ -176,6 +160,7 @@ def _template() -> Template:
         finalize=lambda value: value if isinstance(value, Markup) else escape(_lines(str(value))),
     )
     environment.globals["is_picture"] = lambda image: isinstance(image, Picture)
+    environment.globals["kind"] = lambda part: type(part).__name__
     return environment.from_string(_PAGE, globals={"style": Markup(_STYLE)})  # noqa: S704
 
 
@@ -296,19 +281,19 @@ _PAGE = """
 <section>
 <h2>{{ section.title }}</h2>
 {% for part in section.parts %}
-{% if part.kind == "facts" %}
+{% if kind(part) == "Facts" %}
 <dl class="facts">
 {% for fact in part.facts %}
 <div><dt>{{ fact.name }}</dt><dd>{{ fact.value }}</dd>{% if fact.note %}<dd class="small">{{ fact.note }}</dd>{% endif %}</div>
 {% endfor %}
 </dl>
-{% elif part.kind == "note" %}
+{% elif kind(part) == "Note" %}
 <p class="note{{ ' warning' if part.warning }}">{{ part.text }}</p>
-{% elif part.kind == "table" %}
+{% elif kind(part) == "Table" %}
 {% if part.folded %}<details><summary>{{ part.folded }}</summary>{{ table(part) }}</details>{% else %}{{ table(part) }}{% endif %}
-{% elif part.kind == "bars" %}
+{% elif kind(part) == "Bars" %}
 {% if part.folded %}<details><summary>{{ part.title }}</summary>{{ bars(part) }}</details>{% else %}{{ bars(part) }}{% endif %}
-{% elif part.kind == "charts" %}
+{% elif kind(part) == "Charts" %}
 <div class="charts{{ ' wide' if part.wide }}">
 {% for figure in part.figures %}
 <figure>{% if figure.title %}<p>{{ figure.title }}</p>{% endif %}
@@ -317,7 +302,7 @@ _PAGE = """
 {% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
 {% endfor %}
 </div>
-{% elif part.kind == "pairs" %}
+{% elif kind(part) == "Pairs" %}
 <div class="pairs">
 {% for pair in part.pairs %}
 <div class="pair">{{ tile(pair[0]) }}{{ tile(pair[1]) }}</div>

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,11 +81,8 @@ def frame_pictures(
 
     Each frame has its own seek, so that the last frame of a long video costs no more than the first.
     """
-    pictures = []
-    for number in frames:
-        for frame in decode_frames(data, (number,), key):
-            pictures.append(picture(planes_to_rgb(frame, is_bt709=is_bt709, full_range=full_range), side=side))
-    return tuple(pictures)
+    decoded = (frame for number in frames for frame in decode_frames(data, (number,), key))
+    return tuple(picture(planes_to_rgb(one, is_bt709=is_bt709, full_range=full_range), side=side) for one in decoded)
 
 
 def picture(rgb: NDArray[Any], *, side: int | None = None, lossless: bool = False) -> Picture:
@@ -127,7 +124,7 @@ def sheet(rows: Sequence[SheetRow]) -> U8:
     """Rows of tiles with captions, as RGB (H, W, 3)."""
     font = ImageFont.load_default(FONT)
     left = MARGIN + max((round(font.getlength(row.label)) + MARGIN if row.label else 0 for row in rows), default=0)
-    width = left + max((_row_width(row.tiles) for row in rows), default=0) + MARGIN
+    width = left + max((sum(tile.shape[1] + GAP for tile in row.tiles) - GAP for row in rows), default=0) + MARGIN
     height = 2 * MARGIN + sum(_row_height(row) for row in rows)
     paper = Image.new("RGB", (width, height), SHEET_PAPER)
     draw = ImageDraw.Draw(paper)
@@ -149,10 +146,6 @@ def sheet(rows: Sequence[SheetRow]) -> U8:
 
 def _row_height(row: SheetRow) -> int:
     return (CAPTION if row.title else 0) + (int(row.tiles[0].shape[0]) + GAP if row.tiles else 0)
-
-
-def _row_width(tiles: Iterable[U8]) -> int:
-    return sum(int(tile.shape[1]) + GAP for tile in tiles) - GAP
 
 
 def _fit(text: str, font: Any, width: int) -> str:

@@ -125,17 +125,11 @@ def test_a_histogram_counts_every_value_once(values: list[float], bars: int) -> 
 
 def test_grey_planes_give_grey_and_full_range_is_not_scaled() -> None:
     chroma = np.full((2, 2), 128, np.uint8)
-    for y, full_range, expected in (
-        (16, False, 0),
-        (235, False, 255),
-        (126, False, 128),
-        (0, True, 0),
-        (255, True, 255),
-    ):
+    for y, full_range, grey in ((16, False, 0), (235, False, 255), (126, False, 128), (0, True, 0), (255, True, 255)):
         rgb = planes_to_rgb(
             FramePlanes(0, np.full((4, 4), y, np.uint8), chroma, chroma), is_bt709=True, full_range=full_range
         )
-        assert np.abs(rgb.astype(int) - expected).max() <= 1, (y, full_range)
+        assert np.abs(rgb.astype(int) - grey).max() <= 1, (y, full_range)
 
 
 @pytest.mark.parametrize(("is_bt709", "red"), [(False, (81, 90, 240)), (True, (63, 102, 240))])

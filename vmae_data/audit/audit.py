@@ -81,9 +81,7 @@ def print_counts(report: AuditReport) -> None:
     for name in names:
         table.add_column(Text(printable(name)), justify="right")
     for flag in report.counts():
-        table.add_row(
-            flag, *(str(sum(flag in r.flags.split(",") for r in report.rows if r.data_set == n)) for n in names)
-        )
+        table.add_row(flag, *(str(sum(r.has(flag) for r in report.rows if r.data_set == n)) for n in names))
     table.add_section()
     table.add_row("to exclude", *(str(sum(r.exclude for r in report.rows if r.data_set == n)) for n in names))
     table.add_row("samples", *(str(sum(r.data_set == n for r in report.rows)) for n in names))

@@ -19,6 +19,10 @@ from vmae_data.audit.hashes import MIRROR, Fingerprint, distance
 
 __all__ = ["DuplicateSpec", "Duplicates", "Match", "align", "find_duplicates"]
 
+U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
 # E hashes of all samples, T frames of the longer sample, R frames of the shorter one, C candidate offsets.
 ROTATIONS = (0, 16, 32, 48)  # in bits, one per sorting
 WINDOW = 32
@@ -46,12 +50,8 @@ class DuplicateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     mirrored: bool = False
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("look_bits", 0, 32),
-            ("still_bits", 0, 32),
-            ("motion_bits", 0, 32),
-            ("overlap", 0.1, 1),
-        ):
+        limits = {"look_bits": (0, 32), "still_bits": (0, 32), "motion_bits": (0, 32), "overlap": (0.1, 1)}
+        for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} = {value}: expected {low} to {high}")
@@ -199,15 +199,13 @@ def align(one: Fingerprint, other: Fingerprint, spec: DuplicateSpec, *, mirrored
     return Match(float(look_C[best]), float(offset_C[best]), mirrored)
 
 
-def _mean(bits_CR: NDArray[np.uint8], counts_CR: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _mean(bits_CR: U8, counts_CR: Bool) -> NDArray[np.float64]:
     """The mean of each row over the entries that count; 64 if none does."""
     count = counts_CR.sum(axis=1)
     return np.where(count > 0, (bits_CR * counts_CR).sum(axis=1) / np.maximum(count, 1), 64.0)
 
 
-def _offsets(
-    time_R: NDArray[np.float32], time_T: NDArray[np.float32], near_RT: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+def _offsets(time_R: F32, time_T: F32, near_RT: Bool) -> F32:
     """The offsets with the most votes from pairs of similar frames; among equals the smallest first."""
     row, column = np.nonzero(near_RT)
     bins, votes = np.unique(np.rint((time_T[column] - time_R[row]) / OFFSET_SECONDS), return_counts=True)
@@ -215,12 +213,7 @@ def _offsets(
     return np.asarray(bins[order] * OFFSET_SECONDS, dtype=np.float32)
 
 
-def _partners(
-    time_R: NDArray[np.float32],
-    time_T: NDArray[np.float32],
-    offset_C: NDArray[np.float32],
-    bits_RT: NDArray[np.uint8],
-) -> NDArray[np.int64]:
+def _partners(time_R: F32, time_T: F32, offset_C: F32, bits_RT: U8) -> I64:
     """For each offset and frame of the shorter sample: the more similar of the other's two frames around that time."""
     time_CR = time_R + offset_C[:, None]
     after = np.searchsorted(time_T, time_CR).clip(1, len(time_T) - 1)

@@ -75,7 +75,7 @@ class AuditReport(NamedTuple):
     rows: tuple[Row, ...]
     duplicates: Duplicates
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[Flag, int]:
         """How many samples have each flag."""
         counted = Counter(flag for row in self.rows for flag in row.flags.split(",") if flag)
         return {flag: counted[flag] for flag in FLAGS}
@@ -101,11 +101,7 @@ def flag_samples(measured: Sequence[MeasuredSample], data_sets: tuple[Shards, ..
 
 
 def _row(
-    number: int,
-    samples: Sequence[MeasuredSample],
-    data_sets: Sequence[Shards],
-    duplicates: Duplicates,
-    spec: AuditSpec,
+    number: int, samples: Sequence[MeasuredSample], data_sets: Sequence[Shards], duplicates: Duplicates, spec: AuditSpec
 ) -> Row:
     sample, measures = samples[number], samples[number].measures
     original = samples[duplicates.original[number]] if number in duplicates.original else None

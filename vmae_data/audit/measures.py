@@ -16,6 +16,9 @@ __all__ = ["GRID", "Measures", "grey_levels", "measure", "sharpness_of", "shrink
 
 # T frames, P pairs of frames, H and W rows and columns of the grid.
 U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 GRID = 64  # a frame is shrunk to GRID × GRID cells, each the mean of its area
 LAG_SECONDS = 0.25  # motion is the change over this time, so that it hardly depends on the stride
 MOVED_LEVELS = 10  # a cell that stays within this range has not moved; coding noise is smaller
@@ -84,7 +87,7 @@ def _removed_by_blur(plane: NDArray[np.float32]) -> float:
     return float(lost.sum()) / total if total else 0.0
 
 
-def measure(time_T: NDArray[np.float64], grey_THW: U8, sharpness: list[float]) -> Measures:
+def measure(time_T: F64, grey_THW: U8, sharpness: list[float]) -> Measures:
     """From the frames' times (s, ascending), the small grey frames, and the sharpness of some frames."""
     mean_P, max_P = _changes(grey_THW, np.arange(len(grey_THW) - 1), np.arange(1, len(grey_THW)))
     steps = len(time_T) - 1
@@ -101,9 +104,7 @@ def measure(time_T: NDArray[np.float64], grey_THW: U8, sharpness: list[float]) -
     )
 
 
-def _changes(
-    grey_THW: U8, first_P: NDArray[np.int64], second_P: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _changes(grey_THW: U8, first_P: I64, second_P: I64) -> tuple[F64, I64]:
     """The mean and the greatest change of pairs of frames, in grey levels.
 
     In chunks: a long video at its full frame rate would not fit into memory as 16-bit differences.
@@ -117,7 +118,7 @@ def _changes(
     return mean_P, max_P
 
 
-def _motion(time_T: NDArray[np.float64], grey_THW: U8) -> float:
+def _motion(time_T: F64, grey_THW: U8) -> float:
     """Mean change over LAG_SECONDS, or from the first to the last frame of a shorter sample."""
     now = np.arange(len(time_T))
     before = np.searchsorted(time_T, time_T - LAG_SECONDS + 1e-6, side="right") - 1
@@ -129,7 +130,7 @@ def _motion(time_T: NDArray[np.float64], grey_THW: U8) -> float:
     return float(mean_P.mean())
 
 
-def _still(mean_P: NDArray[np.float64], max_P: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _still(mean_P: F64, max_P: I64) -> Bool:
     """Which steps change nothing; a key frame's refresh between two such steps counts too."""
     alike_P = max_P <= STILL_LEVELS
     still_P = alike_P & (mean_P <= STILL_MEAN)
@@ -137,7 +138,7 @@ def _still(mean_P: NDArray[np.float64], max_P: NDArray[np.int64]) -> NDArray[np.
     return still_P | (alike_P & (mean_P <= REFRESH_MEAN) & padded[:-2] & padded[2:])
 
 
-def _frozen(time_T: NDArray[np.float64], still_P: NDArray[np.bool_]) -> float:
+def _frozen(time_T: F64, still_P: Bool) -> float:
     """Share of the time in still runs of STILL_SECONDS or more."""
     length = float(time_T[-1] - time_T[0])
     if length <= 0:
@@ -147,7 +148,7 @@ def _frozen(time_T: NDArray[np.float64], still_P: NDArray[np.bool_]) -> float:
     return float(runs[runs >= STILL_SECONDS].sum()) / length
 
 
-def _cuts(change_P: NDArray[np.float64]) -> int:
+def _cuts(change_P: F64) -> int:
     """Steps that change far more than the steps around them. A flash changes two steps in a row, so it is no cut."""
     if len(change_P) < 2:
         return 0

@@ -94,7 +94,10 @@ def _pyav() -> CheckResult:
     versions = ", ".join(f"{name} {'.'.join(map(str, v))}" for name, v in sorted(av.library_versions.items()))
     try:
         with tempfile.TemporaryDirectory() as folder:
-            decoded = _write_and_count(Path(folder) / "trial.mp4")
+            path = Path(folder) / "trial.mp4"
+            write_trial_video(path)
+            with av.open(str(path)) as file:
+                decoded = sum(1 for _ in file.decode(video=0))
     except (av.FFmpegError, OSError, ValueError) as error:
         found = f"{package.found}: can't write and read a video ({error})"
         return CheckResult("PyAV", "missing", found, "python -m pip install --force-reinstall av")
@@ -102,14 +105,6 @@ def _pyav() -> CheckResult:
         found = f"{package.found}: {decoded} of {TRIAL_FRAMES} frames decode"
         return CheckResult("PyAV", "missing", found, "python -m pip install --force-reinstall av")
     return CheckResult("PyAV", "ok", f"{package.found} ({versions})")
-
-
-def _write_and_count(path: Path) -> int:
-    import av
-
-    write_trial_video(path)
-    with av.open(str(path)) as file:
-        return sum(1 for _ in file.decode(video=0))
 
 
 def write_trial_video(path: Path) -> None:
@@ -170,52 +165,45 @@ def _trial_encode(binary: Ffmpeg) -> CheckResult:
     """One second of video through the build's own steps: probe, encode, decode with the trainer's decoder."""
     name = "encode and decode"
     try:
+        from vmae_data.encode.build_spec import BuildSpec
+        from vmae_data.encode.encode_source import EncodeJob, encode_source
+
         with tempfile.TemporaryDirectory() as folder:
-            return _encode_in(Path(folder), binary)
+            write_trial_video(Path(folder) / "trial.mp4")
+            job = EncodeJob(
+                key="trial",
+                path=b"trial.mp4",
+                folder=os.fsencode(folder),
+                label=None,
+                class_name=None,
+                split=None,
+                spec=BuildSpec(),
+                ffmpeg=binary.path,
+                staging=Path(folder),
+            )
+            staged = encode_source(job)
     except ImportError as error:
         return CheckResult(name, "missing", f"not tried: {error}", "fix what is missing above")
     except VmaeError as error:
         return failed_check(name, error)
     except OSError as error:
         return CheckResult(name, "missing", f"{error.filename}: {error.strerror}", "free space in the temporary folder")
-
-
-def _encode_in(folder: Path, binary: Ffmpeg) -> CheckResult:
-    from vmae_data.encode.build_spec import BuildSpec
-    from vmae_data.encode.encode_source import EncodeJob, encode_source
-
-    write_trial_video(folder / "trial.mp4")
-    spec = BuildSpec()
-    job = EncodeJob(
-        key="trial",
-        path=b"trial.mp4",
-        folder=os.fsencode(folder),
-        label=None,
-        class_name=None,
-        split=None,
-        spec=spec,
-        ffmpeg=binary.path,
-        staging=folder,
-    )
-    staged = encode_source(job)
     if staged.failure is not None:
         found = f"{staged.failure.reason}: {staged.failure.detail}"
-        return CheckResult("encode and decode", "missing", found, "use another ffmpeg (VMAE_FFMPEG), or reinstall av")
+        return CheckResult(name, "missing", found, "use another ffmpeg (VMAE_FFMPEG), or reinstall av")
     facts = staged.samples[0].facts
     found = f"1 s of video: {facts.phases[0].frames} of {facts.source.frames} frames kept, {facts.profile}, all decode"
-    return CheckResult("encode and decode", "ok", found)
+    return CheckResult(name, "ok", found)
 
 
 def _cores() -> CheckResult:
     usable, quota = cores(), core_quota()
     found = f"{usable} of {os.cpu_count()} cores"
-    if quota is None:
-        return CheckResult("cores", "ok", found)
-    found += f", limited to the time of {quota:.4g} by a control group"
-    if quota < usable:
-        return CheckResult(
-            "cores", "warning", found, f"--workers {max(1, int(quota))}: more would only wait for each other"
-        )
+    if quota is not None:
+        found += f", limited to the time of {quota:.4g} by a control group"
+        if quota < usable:
+            advice = f"--workers {max(1, int(quota))}: more would only wait for each other"
+            return CheckResult("cores", "warning", found, advice)
     return CheckResult("cores", "ok", found)
 
 

@@ -43,9 +43,8 @@ NETWORK_TYPES = (
 
 
 class FolderFacts(NamedTuple):
-    """A folder and the result of a trial in it."""
+    """A folder's file system and the result of a trial in it."""
 
-    folder: Path
     file_system: str
     is_network: bool
     free_bytes: int
@@ -128,7 +127,6 @@ def try_folder(folder: Path) -> FolderFacts:
     status = os.statvfs(folder)
     file_system = file_system_of(folder)
     return FolderFacts(
-        folder=folder,
         file_system=file_system,
         is_network=file_system.startswith(NETWORK_TYPES),
         free_bytes=status.f_bavail * status.f_frsize,

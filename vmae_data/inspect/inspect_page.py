@@ -122,9 +122,8 @@ def _charts(facts: DataFacts, samples: Sequence[tuple[SampleFacts, int]]) -> Ite
     yield histogram(shards.frames_NP[:, 0], "Kept frames of a sample")
     sides = [min(one.source.width, one.source.height) for one, _ in samples]
     yield histogram(sides, "Short side of the sources", "px", some, ranges=False)
-    shares = [
-        100 * size / one.source.bytes for one, size in samples if one.segment is None and one.source.bytes
-    ]  # a segment has no source file of its own
+    # A segment has no source file of its own.
+    shares = [100 * size / one.source.bytes for one, size in samples if one.segment is None and one.source.bytes]
     yield histogram(shares, "Size of a kept video relative to its source", "%", some)
     yield histogram([size / 1000 for _, size in samples], "Size of a kept video", "kB", some)
 

@@ -194,7 +194,10 @@ def _member_problems(task: ShardTask, marker: ShardMarker, path: Path) -> Iterat
                 member = members.get(header.name)
                 is_plain = header.isreg() and not header.issparse()
                 if member is None or not is_plain:
-                    yield Problem(tar_file, f"{printable(header.name)}: {_oddity(header.name, is_plain)}")
+                    oddity = "not in the marker" if is_plain else "not a regular file"
+                    if header.name.startswith("/") or ".." in header.name.split("/"):
+                        oddity = "a name that points outside the folder"
+                    yield Problem(tar_file, f"{printable(header.name)}: {oddity}")
                 elif seen[header.name] == 1:
                     file = tar.extractfile(header)
                     assert file is not None
@@ -211,9 +214,3 @@ def _member_problems(task: ShardTask, marker: ShardMarker, path: Path) -> Iterat
     for name in members:
         if (count := seen[name]) != 1:
             yield Problem(tar_file, f"{name}: {f'stored {count} times' if count else 'missing'}")
-
-
-def _oddity(name: str, is_plain: bool) -> str:
-    if name.startswith("/") or ".." in name.split("/"):
-        return "a name that points outside the folder"
-    return "not in the marker" if is_plain else "not a regular file"

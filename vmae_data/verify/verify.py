@@ -24,7 +24,7 @@ from vmae_data.format import (
     tar_name,
 )
 from vmae_data.html import printable
-from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
+from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import LOCK, TEMPORARY, StoragePath, exists, list_tree, listable
@@ -152,16 +152,13 @@ def _check_shards(tasks: Sequence[ShardTask], workers: int, style: ProgressStyle
             finished = next_finished((pool,))
             if finished is None:
                 return [reports[task.shard] for task in tasks]
-            report = reports[finished.tag] = _report_of(finished)
+            if isinstance(finished.error, WorkerDied):
+                problem = Problem(tar_name(finished.tag), f"could not be checked: {finished.error}")
+                report = ShardReport(finished.tag, None, (problem,))
+            elif finished.error is not None:
+                raise finished.error
+            else:
+                report = finished.result
+            reports[finished.tag] = report
             num_problems += len(report.problems)
             progress.advance(1, f"{num_problems} problems" if num_problems else None)
-
-
-def _report_of(finished: Finished) -> ShardReport:
-    if isinstance(finished.error, WorkerDied):
-        problem = Problem(tar_name(finished.tag), f"could not be checked: {finished.error}")
-        return ShardReport(finished.tag, None, (problem,))
-    if finished.error is not None:
-        raise finished.error
-    report: ShardReport = finished.result
-    return report
