@@ -132,12 +132,9 @@ def _module_named_ffmpeg() -> CheckResult:
         return failed_check("ffmpeg-python", error)
     others = [owner for owner in owners if owner != "ffmpeg-python"]
     if others:
-        return CheckResult(
-            "ffmpeg-python",
-            "warning",
-            f"works, but {' and '.join(others)} installs a module ffmpeg too",
-            f"python -m pip uninstall {' '.join(others)}: the last installed one wins",
-        )
+        found = f"works, but {' and '.join(others)} installs a module ffmpeg too"
+        advice = f"python -m pip uninstall {' '.join(others)}: the last installed one wins"
+        return CheckResult("ffmpeg-python", "warning", found, advice)
     version = metadata.version("ffmpeg-python") if owners else "of unknown version"
     return CheckResult("ffmpeg-python", "ok", f"{version}, the only package with a module ffmpeg")
 
