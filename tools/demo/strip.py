@@ -1,6 +1,6 @@
 """A pretraining run and some videos → the README's picture: rows of original, masked and reconstructed frames.
 
-    python -m tools.demo.strip RUN SHARDS [--out docs/images/reconstruction.png] [--videos 1] [--seed 0] [--ratio 0.9]
+    python -m tools.demo.strip RUN SHARDS [--out docs/images/reconstruction.png] [--videos 1] [--seed 6] [--ratio 0.75]
 
 The frames are those of `vmae-train reconstruct`. The file is at most 200 kB: it has 256 colours of its own.
 """
