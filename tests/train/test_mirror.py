@@ -194,7 +194,7 @@ def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_buck
     shown.append(run_command("vmae_train", "report", f"{url}/ft", "--out", f"{url}/out/page.html", env=env))
     page = _bytes_at(s3_bucket, "out/page.html").decode()
     assert "Finetuning ft" in page
-    assert "The pretraining that it began from: run" in page
+    assert "Pretraining: run" in page
     wrong = {**env, "AWS_ACCESS_KEY_ID": "AKIAUNKNOWN"}
     shown.append(run_command("vmae_train", *scores, env=wrong, status=1))
     secrets = [s3_bucket.server.secret.encode(), s3_bucket.server.access_key.encode(), b"X-Amz-Signature"]

@@ -52,7 +52,7 @@ def test_the_published_pretraining_recipes_have_the_papers_numbers(name: str, st
         ("optim.warmup_steps=-5", "warm-up of -5"),
         ("seed=-1", "seed = -1"),
         ("augment.size=64", "augment.size = 64"),
-        ("mask.ratio=0.05", "hides 0 of 16 places"),
+        ("mask.ratio=0.05", "hides 0 of 16 patches"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_path_of_its_key(setting: str, error: str) -> None:
