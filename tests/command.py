@@ -25,7 +25,9 @@ def run_command(*arguments: str | Path, status: int = 0, **options: Any) -> subp
     return _checked(done, status)
 
 
-def call_command(*arguments: str | Path, status: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def call_command(
+    *arguments: str | Path, status: int = 0, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command in this process, which saves a start of Python, and check its exit status.
 
     What the command changes is restored: the environment, the working directory, the handlers of signals.
@@ -37,7 +39,7 @@ def call_command(*arguments: str | Path, status: int = 0, cwd: Path | None = Non
     try:
         with (
             patch.object(sys, "argv", words),
-            patch.dict(os.environ),
+            patch.dict(os.environ, env or {}, clear=env is not None),
             contextlib.chdir(cwd or "."),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),

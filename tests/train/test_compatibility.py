@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.command import run_command
+from tests.command import call_command
 from tests.compatibility.make import LAYOUT, PHASES, THINNED, machine
 from tools.soak.batches import own_clips
 from vmae_data.build import build_shards
@@ -62,14 +62,14 @@ def _digests(folder: Path) -> dict[str, str]:
 def test_a_finished_build_is_found_finished(made: Path, name: str, settings: list[str]) -> None:
     _needs_the_same_ffmpeg()
     before = _digests(made / name)
-    run_command("vmae_data", "build", "sources", name, *settings, "--quiet", cwd=made)
-    run_command("vmae_data", "verify", name, "--quiet", cwd=made)
+    call_command("vmae_data", "build", "sources", name, *settings, "--quiet", cwd=made)
+    call_command("vmae_data", "verify", name, "--quiet", cwd=made)
     assert _digests(made / name) == before
 
 
 def test_an_unfinished_build_finishes_with_the_same_bytes(made: Path) -> None:
     _needs_the_same_ffmpeg()
-    run_command("vmae_data", "build", "sources", "unfinished", *THINNED, "--quiet", cwd=made)
+    call_command("vmae_data", "build", "sources", "unfinished", *THINNED, "--quiet", cwd=made)
     assert _digests(made / "unfinished") == _digests(MADE / "shards")
 
 
@@ -82,7 +82,7 @@ def _assert_same_losses(found: list[float], expected: list[float], *, made_on: s
 
 
 def _train(kind: str, recipe: Path, out: Path, data: list[str | Path], folder: Path) -> list[dict[str, Any]]:
-    run_command(
+    call_command(
         "vmae_train", kind, "--recipe", recipe, *data, *LAYOUT, "--quiet", "--out", out, cwd=folder
     )  # fmt: skip
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

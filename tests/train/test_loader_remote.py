@@ -166,7 +166,7 @@ def test_a_cache_that_is_smaller_than_the_largest_shard_is_refused_with_both_num
 
     setup(remote_shards, largest)
     with pytest.raises(
-        MisuseError, match=f"cache.bytes = {largest - 1}: .* has {largest} bytes and would never be kept"
+        MisuseError, match=f"cache.bytes = {largest - 1}: .* has {largest} bytes and would never be cached"
     ):
         setup(remote_shards, largest - 1)
     setup(str(demo_shards), 1)  # a local folder is not cached

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.command import command_line, run_command
+from tests.command import call_command, command_line
 from tests.loopback import free_ports
 from tests.s3_server import PUBLIC, S3Bucket, S3Server
 from tools.soak.faults.network import Fault, Faults, Kind
@@ -59,7 +59,7 @@ def _checkpoint(step: int) -> str:
 def local_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training in a folder."""
     out = tmp_path_factory.mktemp("local") / "run"
-    run_command(*_words(demo_shards, out))
+    call_command(*_words(demo_shards, out))
     return out
 
 
@@ -83,13 +83,13 @@ def test_a_killed_run_goes_on_from_the_bucket_on_another_machine_and_ends_the_sa
     words = _words(demo_shards, f"{s3_bucket.url}/run")
     process = subprocess.Popen(command_line(*words), env=_environment(s3_bucket, tmp_path / "one"))
     _kill_when_published(process, s3_bucket, 3)
-    done = run_command(*words[:-1], env=_environment(s3_bucket, tmp_path / "two"))
+    done = call_command(*words[:-1], env=_environment(s3_bucket, tmp_path / "two"))
     assert "3 done" in done.stderr or "6 done" in done.stderr or "9 done" in done.stderr
     _is_the_run(s3_bucket, local_run)
     kept = {name.split("/")[1] for name in _names(s3_bucket) if name.startswith("checkpoints/")}
     assert kept == {path.name for path in (local_run / "checkpoints").iterdir()}
     # The first machine's folder is behind: it takes what the other one did.
-    done = run_command(*words[:-1], "--json", env=_environment(s3_bucket, tmp_path / "one"))
+    done = call_command(*words[:-1], "--json", env=_environment(s3_bucket, tmp_path / "one"))
     assert json.loads(done.stdout)["step"] == STEPS
     _is_the_run(s3_bucket, local_run)
 
@@ -103,13 +103,13 @@ def test_a_checkpoint_that_could_not_be_published_is_kept_and_published_by_the_n
     )
     with proxy_thread(s3_bucket.server.endpoint, down) as proxy:
         hasty = _environment(s3_bucket.through(proxy.url), tmp_path / "one", VMAE_STORAGE_OPTIONS='{"give_up": "2"}')
-        done = run_command(*words, env=hasty, status=1)
+        done = call_command(*words, env=hasty, status=1)
     assert done.stderr.count("\n") == 1
     assert f"{s3_bucket.url}/run/{_checkpoint(6)}/optimizer.safetensors" in done.stderr
     assert f"{_checkpoint(6)}/{STATE}" not in _names(s3_bucket)
     (folder,) = (tmp_path / "scratch").iterdir()
     assert (folder / _checkpoint(6) / STATE).is_file()
-    done = run_command(*[word for word in words if word != "--quiet"], env=_environment(s3_bucket, tmp_path / "one"))
+    done = call_command(*[word for word in words if word != "--quiet"], env=_environment(s3_bucket, tmp_path / "one"))
     assert "6 done" in done.stderr
     _is_the_run(s3_bucket, local_run)
 
@@ -118,9 +118,9 @@ def test_a_killed_upload_is_no_checkpoint(
     demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
     words = _words(demo_shards, f"{s3_bucket.url}/run")
-    run_command(*words, env=_environment(s3_bucket, tmp_path / "one"))
+    call_command(*words, env=_environment(s3_bucket, tmp_path / "one"))
     s3_bucket.store().delete(f"run/{_checkpoint(STEPS)}/{STATE}")
-    done = run_command(*[w for w in words if w != "--quiet"], env=_environment(s3_bucket, tmp_path / "two"))
+    done = call_command(*[w for w in words if w != "--quiet"], env=_environment(s3_bucket, tmp_path / "two"))
     assert "9 done" in done.stderr
     _is_the_run(s3_bucket, local_run)
 
@@ -128,16 +128,16 @@ def test_a_killed_upload_is_no_checkpoint(
 def test_a_local_folder_of_another_run_is_left_behind(demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path) -> None:
     words = _words(demo_shards, f"{s3_bucket.url}/run")
     one = _environment(s3_bucket, tmp_path / "one")
-    run_command(*words, env=one)
+    call_command(*words, env=one)
     for name in _names(s3_bucket):
         s3_bucket.store().delete(f"run/{name}")
     other = [*words, "--set", "mask.ratio=0.5"]
-    run_command(*other, env=_environment(s3_bucket, tmp_path / "two"))
+    call_command(*other, env=_environment(s3_bucket, tmp_path / "two"))
     before = _bytes(s3_bucket, f"{_checkpoint(STEPS)}/model.safetensors")
-    done = run_command(*words, env=one, status=2)
-    assert f"{s3_bucket.url}/run: was started otherwise" in done.stderr
+    done = call_command(*words, env=one, status=2)
+    assert f"{s3_bucket.url}/run: was started with other settings" in done.stderr
     assert "recipe.mask.ratio: 0.5 → 0.75" in done.stderr
-    run_command(*other, env=one)
+    call_command(*other, env=one)
     assert _bytes(s3_bucket, f"{_checkpoint(STEPS)}/model.safetensors") == before
 
 
@@ -152,13 +152,13 @@ def test_of_two_trainings_of_a_run_the_one_that_began_last_goes_on(
     while f"{_checkpoint(3)}/{STATE}" not in _names(s3_bucket) and time.monotonic() < until:
         time.sleep(0.05)
     # One that is refused takes nothing over.
-    run_command(*words, "--set", "mask.ratio=0.5", env=_environment(s3_bucket, tmp_path / "two"), status=2)
+    call_command(*words, "--set", "mask.ratio=0.5", env=_environment(s3_bucket, tmp_path / "two"), status=2)
     assert first.poll() is None
     second = subprocess.Popen(command_line(*words), env=_environment(s3_bucket, tmp_path / "two"))
     try:
         _, told = first.communicate(timeout=120)
         assert first.returncode == 1
-        assert "another training has taken this run over" in told
+        assert "another training has taken over this run" in told
         assert told.count("\n") == 1
         assert second.poll() is None
     finally:
@@ -174,29 +174,29 @@ def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_buck
         store.put(f"data/{path.name}", path.read_bytes())
     env = _environment(s3_bucket, tmp_path / "one")
     data = f"{url}/data"
-    shown = [run_command(*[w for w in _words(data, f"{url}/run") if w != "--quiet"], env=env)]
+    shown = [call_command(*[w for w in _words(data, f"{url}/run") if w != "--quiet"], env=env)]
     ft = ["vmae_train", "finetune", "--recipe", "finetune/demo", "--data", data, "--val", data, "--out", f"{url}/ft"]
     settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'"]
     settings += ["--set", "evaluate.every_steps=2", "--set", "ema.decay=0.9"]
-    shown.append(run_command(*ft, "--init", f"{url}/run", *settings, env=env))
+    shown.append(call_command(*ft, "--init", f"{url}/run", *settings, env=env))
     scores = ["evaluate", f"{url}/ft", "--data", data, "--views", "1x1", "--out", f"{url}/out/scores.json"]
-    shown.append(run_command("vmae_train", *scores, env=env))
+    shown.append(call_command("vmae_train", *scores, env=env))
     assert _bytes_at(s3_bucket, "out/scores.json") == _bytes_at(s3_bucket, "ft/evaluation.json")
     best = json.loads(_bytes_at(s3_bucket, "ft/best.json"))["step"]
     there = _names(s3_bucket, "ft")
     assert {f"{_checkpoint(step)}/{name}" for step in (best, 4) for name in ("ema.safetensors", "state.json")} <= there
     answers = ["evaluate", f"{url}/ft", "--data", data, "--best", "--ema", "--predictions", f"{url}/out/a.parquet"]
-    shown.append(run_command("vmae_train", *answers, env=env))
+    shown.append(call_command("vmae_train", *answers, env=env))
     assert _bytes_at(s3_bucket, "out/a.parquet").startswith(b"PAR1")
     picture = ["reconstruct", f"{url}/run/{_checkpoint(STEPS)}", "--data", data, "--out", f"{url}/out/a.png"]
-    shown.append(run_command("vmae_train", *picture, env=env))
+    shown.append(call_command("vmae_train", *picture, env=env))
     assert _bytes_at(s3_bucket, "out/a.png").startswith(b"\x89PNG")
-    shown.append(run_command("vmae_train", "report", f"{url}/ft", "--out", f"{url}/out/page.html", env=env))
+    shown.append(call_command("vmae_train", "report", f"{url}/ft", "--out", f"{url}/out/page.html", env=env))
     page = _bytes_at(s3_bucket, "out/page.html").decode()
     assert "Finetuning ft" in page
     assert "Pretraining: run" in page
     wrong = {**env, "AWS_ACCESS_KEY_ID": "AKIAUNKNOWN"}
-    shown.append(run_command("vmae_train", *scores, env=wrong, status=1))
+    shown.append(call_command("vmae_train", *scores, env=wrong, status=1))
     secrets = [s3_bucket.server.secret.encode(), s3_bucket.server.access_key.encode(), b"X-Amz-Signature"]
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     written += [_bytes_at(s3_bucket, name) for name in _names(s3_bucket, "")]
@@ -217,10 +217,10 @@ def test_options_of_the_command_line_reach_the_workers_and_no_file(
         given += ["--storage-option", option]
     env = {**around, "VMAE_CACHE": str(tmp_path / "one"), "NO_PROXY": "127.0.0.1"}
     train = [word for word in _words(f"{url}/data", f"{url}/run") if word != "--quiet"]
-    shown = [run_command(*train, *given, env=env)]
+    shown = [call_command(*train, *given, env=env)]
     report = ["vmae_train", "report", f"{url}/run", "--out", tmp_path / "page.html"]
-    shown.append(run_command(*report, *given, env=env))
-    shown.append(run_command(*report, *given[:-2], "--storage-option", "secret_access_key=wrong", env=env, status=1))
+    shown.append(call_command(*report, *given, env=env))
+    shown.append(call_command(*report, *given[:-2], "--storage-option", "secret_access_key=wrong", env=env, status=1))
     texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     texts += [_bytes(s3_bucket, name) for name in _names(s3_bucket)]
     texts += [(done.stdout + done.stderr).encode() for done in shown]
@@ -237,7 +237,7 @@ def test_a_run_can_not_be_published_on_a_web_server_or_as_a_whole_bucket(tmp_pat
     for out, words in (("http://host/run", "takes no files"), ("s3://bucket", "a folder in it")):
         with pytest.raises(MisuseError, match=words):
             RunDirectory(out)
-    with pytest.raises(MisuseError, match="leave it out"):
+    with pytest.raises(MisuseError, match="Remove it"):
         RunDirectory(tmp_path / "run", tmp_path / "scratch")
 
 
@@ -287,7 +287,7 @@ def test_each_machine_of_a_training_takes_the_checkpoint_from_the_bucket(
     demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
     words = _words(demo_shards, f"{s3_bucket.url}/run")
-    run_command(*words, env=_environment(s3_bucket, tmp_path / "alone"))
+    call_command(*words, env=_environment(s3_bucket, tmp_path / "alone"))
     s3_bucket.store().delete(f"run/{_checkpoint(STEPS)}/{STATE}")
     # One that was of the run until the end, and knows a checkpoint that the bucket does not; and a new one.
     told = _two_machines(s3_bucket, (tmp_path / "new", tmp_path / "alone"), [w for w in words if w != "--quiet"])
@@ -317,7 +317,7 @@ def test_of_a_run_on_a_web_server_the_log_names_the_last_checkpoint_and_best_jso
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(files)
     store.delete(f"{run}/{_checkpoint(8)}/{STATE}")
     with pytest.raises(
-        MisuseError, match=f"no checkpoint; name one, such as {url}/{_checkpoint(4)}, the best"
+        MisuseError, match=f"no checkpoint. Name a checkpoint, such as {url}/{_checkpoint(4)}, the best"
     ) as caught:
         local_copy(url)
     assert caught.value.exit_status == 2

@@ -124,7 +124,7 @@ def test_wandb_goes_on_in_the_same_run_with_each_step_once(wandb: SimpleNamespac
 
 
 def test_wandb_that_can_not_begin_is_one_line(wandb: SimpleNamespace, tmp_path: Path) -> None:
-    with pytest.raises(VmaeError, match=r"no API key\); run `wandb login`, or set log.wandb=offline") as found:
+    with pytest.raises(VmaeError, match=r"no API key\). Run `wandb login`, or set log.wandb=offline") as found:
         _open(tmp_path, LogSpec(wandb="online", wandb_project="closed"))
     assert "\n" not in str(found.value)
 
