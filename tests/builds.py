@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from vmae_data.build import BuildReport, build_shards
+from vmae_data.cli import main
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.format import PLAN_TABLE
 from vmae_data.progress import ProgressStyle
@@ -69,7 +71,7 @@ exec "{ffmpeg}" "$@"
 
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.builds"])
+_FORKS.set_forkserver_preload(["pytest", "tests.builds", "vmae_data.verify.verify", "obstore.store"])
 
 
 def start_process(function: Callable[..., object], *arguments: Any, **options: Any) -> ForkServerProcess:
@@ -83,6 +85,19 @@ def _call(environment: dict[str, str], function: Callable[..., object], argument
     os.environ.clear()
     os.environ.update(environment)
     function(*arguments, **options)
+
+
+def start_command(words: list[str], output: Path) -> ForkServerProcess:
+    """Run `vmae-shard` in a process whose stdout and stderr are a file, also those of its children."""
+    return start_process(_call_command, words, output)
+
+
+def _call_command(words: list[str], output: Path) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["vmae-shard", *words]
+    main()
 
 
 def digests(folder: StoragePath) -> dict[str, str]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.builds import SmallBuild, start_process
+from tests.builds import SmallBuild, start_command
 from tests.s3_server import S3Bucket
 from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import proxy_thread
-from vmae_data.cli import main
 from vmae_data.format import INDEX
 from vmae_data.storage.options import VARIABLE
 
@@ -34,18 +32,9 @@ class Commands:
         with self.monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            process = start_process(_run, list(map(str, words)), out)
+            process = start_command(list(map(str, words)), out)
         process.join(240)
         assert process.exitcode == status, out.read_text()
-
-
-def _run(words: list[str], out: Path) -> None:
-    """With the file as both stdout and stderr, also of child processes."""
-    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.argv = ["vmae-shard", *words]
-    main()
 
 
 def _files(folder: Path) -> Iterator[bytes]:
