@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Meter", "ProgressBar", "ProgressStyle", "meter"]
+__all__ = ["ProgressBar", "ProgressStyle"]
 
 PLAIN_SECONDS = 5.0  # between two lines
 
@@ -125,6 +125,3 @@ class ProgressBar:
 
 def _print_json(line: dict[str, object]) -> None:
     print(msgspec.json.encode(line).decode(), file=sys.stderr, flush=True)
-
-
-Meter = meter = ProgressBar
