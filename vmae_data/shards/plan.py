@@ -27,16 +27,7 @@ from vmae_data.sources.find import Listing, SourceVideo, listing_digest
 from vmae_data.sources.video_files import Folder
 from vmae_data.storage import StoragePath, commit_bytes, create_bytes, read_bytes, writer_name
 
-__all__ = [
-    "WHOLE",
-    "Part",
-    "Plan",
-    "compare_plan",
-    "make_plan",
-    "read_plan",
-    "spec_of",
-    "write_plan",
-]
+__all__ = ["WHOLE", "Part", "Plan", "compare_plan", "make_plan", "read_plan", "spec_of", "write_plan"]
 
 
 class Part(NamedTuple):

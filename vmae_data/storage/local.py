@@ -121,8 +121,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
     temporary = temporary_path(path, writer_name())
     try:
         temporary.write_bytes(data)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         path.hardlink_to(temporary)
         sync_folder(path.parent)
     except FileExistsError:
@@ -153,11 +152,7 @@ def commit_bytes(path: Path, data: bytes, writer: str = "") -> None:
 def commit_file(temporary: Path, path: Path) -> None:
     """Move a complete temporary file to its final path: sync, rename, sync the folder."""
     try:
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -166,7 +161,11 @@ def commit_file(temporary: Path, path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(descriptor)
     finally:

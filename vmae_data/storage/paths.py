@@ -12,17 +12,8 @@ from vmae_data.errors import MisuseError
 
 __all__ = ["RemotePath", "StoragePath", "local_path", "storage_path", "writable_path", "writable_paths"]
 
-# Scheme of a URL → the scheme used here.
-_SCHEMES = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gs",
-    "gcs": "gs",
-    "az": "az",
-    "azure": "az",
-    "http": "http",
-    "https": "https",
-}
+_SCHEMES = ("s3", "gs", "az", "http", "https")
+_ALIASES = {"s3a": "s3", "gcs": "gs", "azure": "az"}
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -100,8 +91,9 @@ def storage_path(url: str | Path) -> StoragePath:
     scheme, rest = match[1].lower(), match[2]
     if scheme == "file":
         return Path(rest)
-    if scheme not in _SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in dict.fromkeys(_SCHEMES.values()))
+    root_scheme = _ALIASES.get(scheme, scheme)
+    if root_scheme not in _SCHEMES:
+        known = ", ".join(f"{known}://" for known in _SCHEMES)
         raise MisuseError(f"{scheme}://: unknown scheme. Use a path, {known}")
     container, _, path = rest.partition("/")
     if "@" in container or "?" in rest:
@@ -115,7 +107,7 @@ def storage_path(url: str | Path) -> StoragePath:
     host = _HOST.fullmatch(container)
     if scheme.startswith("http") and (host is None or int(host[1] or 80) > 65535):
         raise MisuseError(f"{url}: {container} is not a valid HOST or HOST:PORT. Check the URL")
-    return RemotePath(f"{_SCHEMES[scheme]}://{container}", "/".join(part for part in path.split("/") if part))
+    return RemotePath(f"{root_scheme}://{container}", "/".join(part for part in path.split("/") if part))
 
 
 def writable_path(url: str | Path, option: str) -> StoragePath:
