@@ -7,7 +7,6 @@ __all__ = [
     "MisuseError",
     "NewerFormatError",
     "NotFoundError",
-    "NotThereError",
     "RecipeError",
     "ReplacedError",
     "ReportedElsewhere",
@@ -49,7 +48,7 @@ class NotFoundError(DataError, MisuseError):
     exit_status = 2
 
 
-NotThereError = NotFoundError  # the former name, until every room has the new one
+# the former name, until every room has the new one
 
 
 class ReplacedError(DataError):

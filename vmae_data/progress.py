@@ -84,24 +84,14 @@ class ProgressBar:
         elif time.monotonic() - self._printed_at >= PLAIN_SECONDS:
             self._print()
 
-    def print_note(self, text: str) -> None:
-        """Print a line without disturbing the bar."""
+    def print_note(self, text: str, *, label: str = "note") -> None:
+        """Print a line without disturbing the bar. `label` is "note" or "warning"."""
         if self._rich is not None:
-            self._rich.console.print(f"note: {text}", markup=False, highlight=False)
+            self._rich.console.print(f"{label}: {text}", markup=False, highlight=False)
         elif self._style is ProgressStyle.JSON:
-            _print_json({"remark": text})
+            _print_json({"remark": text if label == "note" else f"{label}: {text}"})
         elif self._style is ProgressStyle.AUTO:
-            print(f"note: {text}", file=sys.stderr, flush=True)
-
-    remark = print_note  # old names, until their callers are renamed
-
-    @property
-    def note(self) -> str:
-        return self.status
-
-    @note.setter
-    def note(self, text: str) -> None:
-        self.status = text
+            print(f"{label}: {text}", file=sys.stderr, flush=True)
 
     def _print(self) -> None:
         self._printed_at = time.monotonic()

@@ -25,7 +25,6 @@ __all__ = [
     "recipe_head",
     "recipe_values",
     "shorten_digests",
-    "shortened",
     "with_defaults",
     "with_settings",
 ]
@@ -232,6 +231,3 @@ def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
 def shorten_digests(text: str) -> str:
     """Cut every SHA-256 in a text to its first 12 digits."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", text)
-
-
-shortened = shorten_digests  # the former name, until every room has the new one

@@ -7,7 +7,7 @@ import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.commands.options import MaxFailures, Staging, failure_limit, refuse_empty
 from vmae_data.commands.output import check_failures, print_build
@@ -120,19 +120,17 @@ def build(
     class_names = read_classes(classes) if classes is not None else ()
     chosen = _parse_part(part)
     style, on_start = progress_style(quiet, as_json), partial(_print_notes, spec, quiet)
+    common: dict[str, Any] = {
+        "annotations": annotations,
+        "split": split,
+        "classes": class_names,
+        "exclude": exclude,
+        "ffmpeg": ffmpeg,
+        "style": style,
+        "on_start": on_start,
+    }
     if dry_run:
-        estimate = estimate_build(
-            source,
-            spec,
-            workers=workers or num_cores(),
-            annotations=annotations,
-            split=split,
-            classes=class_names,
-            exclude=exclude,
-            ffmpeg=ffmpeg,
-            style=style,
-            on_start=on_start,
-        )
+        estimate = estimate_build(source, spec, workers=workers or num_cores(), **common)
         print_json(estimate) if as_json else print("\n".join(estimate_lines(estimate)))
         return
     report = build_shards(
@@ -143,15 +141,9 @@ def build(
         executor=executor.value,
         address=address,
         part=chosen,
-        annotations=annotations,
-        split=split,
-        classes=class_names,
-        exclude=exclude,
-        ffmpeg=ffmpeg,
         retry_failed=retry_failed,
         staging=staging,
-        style=style,
-        on_start=on_start,
+        **common,
     )
     if not quiet and not as_json:
         _print_sources(report, source, annotations, exclude, folder)

@@ -28,9 +28,9 @@ __all__ = [
     "REWRITTEN",
     "ExpectedMember",
     "TableRow",
+    "abbreviate",
     "expected_members",
     "extent_problems",
-    "shortened",
     "without_name",
 ]
 
@@ -139,7 +139,7 @@ def _facts_problems(entry: SampleEntry, data: bytes, row: TableRow | None, index
         ]
     for what, value, expected in compared:
         if value != expected:
-            yield f"{what} is {shortened(value)}; the other files state {shortened(expected)}"
+            yield f"{what} is {abbreviate(value)}; the other files state {abbreviate(expected)}"
 
 
 def _class_problems(label: Label, data: bytes, row: TableRow | None, index: Index | None) -> Iterator[str]:
@@ -147,10 +147,10 @@ def _class_problems(label: Label, data: bytes, row: TableRow | None, index: Inde
     values = label if isinstance(label, tuple) else (label,)
     expected = " ".join(str(value) for value in values).encode("ascii")
     if data != expected:
-        yield f"contains {shortened(data)}; its marker states {shortened(expected)}"
+        yield f"contains {abbreviate(data)}; its marker states {abbreviate(expected)}"
 
 
-def shortened(value: object) -> str:
+def abbreviate(value: object) -> str:
     """A value as printable text of at most 80 characters."""
     text = printable(repr(value))
     return text if len(text) <= 80 else text[:77] + "…"

@@ -32,7 +32,7 @@ from vmae_data.format import (
 from vmae_data.html import printable
 from vmae_data.labels import label_text, table_labels
 from vmae_data.storage import StoragePath, exists, hash_file, read_bytes
-from vmae_data.verify.check_member import REWRITTEN, TableRow, shortened, without_name
+from vmae_data.verify.check_member import REWRITTEN, TableRow, abbreviate, without_name
 from vmae_data.verify.check_shard import Problem
 
 __all__ = ["failure_problems", "index_problems", "plan_problems", "read_record", "read_rows"]
@@ -149,7 +149,7 @@ def index_problems(
         ]
     for what, value, expected in compared:
         if value != expected:
-            yield Problem(INDEX, f"{what}: {shortened(value)}; the other files state {shortened(expected)}")
+            yield Problem(INDEX, f"{what}: {abbreviate(value)}; the other files state {abbreviate(expected)}")
     path = folder / PLAN_TABLE
     if exists(path) and hash_file(path) != index.plan_table_sha256:
         yield Problem(PLAN_TABLE, f"checksum differs from {INDEX}")
@@ -170,7 +170,7 @@ def failure_problems(
         return
     counts = dict(sorted(Counter(failure.reason for failure in failures).items()))
     if index is not None and counts != index.failures:
-        yield Problem(FAILURES, f"has {shortened(counts)}; {INDEX} states {shortened(index.failures)}")
+        yield Problem(FAILURES, f"has {abbreviate(counts)}; {INDEX} states {abbreviate(index.failures)}")
     expected = b"".join(msgspec.json.encode(failure) + b"\n" for marker in markers for failure in marker.failures)
     if all_read and data != expected:
         yield Problem(FAILURES, "differs from the failures in the markers")

@@ -10,7 +10,7 @@ import msgspec
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
 from vmae_data.read.mixture import Mixture
-from vmae_data.recipes import build_spec, difference, shortened, with_defaults
+from vmae_data.recipes import build_spec, difference, shorten_digests, with_defaults
 from vmae_data.storage import commit_bytes
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.runs.layout import RUN
@@ -97,7 +97,7 @@ def check_run(folder: Path, facts: RunFacts, spec: type[msgspec.Struct], name: s
     changed = difference(_fixed(stored), _fixed(given))
     if changed:
         raise MisuseError(
-            f"{name}: was started with other settings ({shortened('; '.join(changed))}). "
+            f"{name}: was started with other settings ({shorten_digests('; '.join(changed))}). "
             "Use the old settings, or name another --out"
         )
 

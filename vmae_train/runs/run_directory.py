@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmae_data.errors import DataError, MisuseError, NotThereError, VmaeError
+from vmae_data.errors import DataError, MisuseError, NotFoundError, VmaeError
 from vmae_data.format import INDEX, NOT_JSON
 from vmae_data.storage import (
     TEMPORARY,
@@ -235,7 +235,7 @@ class RunDirectory:
         for file in _CHECKPOINT_FILES:
             try:
                 copy_here(source / file, temporary / file)
-            except NotThereError as error:
+            except NotFoundError as error:
                 if file == EMA_FILE:  # the run keeps no moving average
                     continue
                 raise DataError(
@@ -248,7 +248,7 @@ class RunDirectory:
 def _decode_published(path: StoragePath) -> Published | None:
     try:
         return msgspec.json.decode(read_bytes(path), type=Published)
-    except NotThereError:
+    except NotFoundError:
         return None
     except NOT_JSON as error:
         raise DataError(

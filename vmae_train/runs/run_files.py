@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmae_data.errors import DataError, MisuseError, NotThereError
+from vmae_data.errors import DataError, MisuseError, NotFoundError
 from vmae_data.format import NOT_JSON
 from vmae_data.storage import (
     RemotePath,
@@ -50,7 +50,7 @@ COMPLETE = re.compile(rf"(step-\d{{9,18}})/{re.escape(MARKER)}")
 def local_copy(path: str | Path) -> Path:
     """The local directory of a run or checkpoint. A URL is copied: of a run the last checkpoint and the best one.
 
-    Raises NotThereError or DataError for a URL of neither kind, StoreError, and MisuseError for a run on a web server
+    Raises NotFoundError or DataError for a URL of neither kind, StoreError, and MisuseError for a run on a web server
     whose last checkpoint can't be told.
     """
     url = storage_path(path)
@@ -59,7 +59,7 @@ def local_copy(path: str | Path) -> Path:
     if exists(url / DESCRIPTION):
         return _copy_checkpoint(url)
     if not exists(url / RUN):
-        raise NotThereError(f"{url}: holds neither {DESCRIPTION} nor {RUN}. Name a run or the folder of a checkpoint")
+        raise NotFoundError(f"{url}: holds neither {DESCRIPTION} nor {RUN}. Name a run or the folder of a checkpoint")
     best = _best_name(url)
     complete = _probe_checkpoints(url, best) if url.is_web else list_complete_checkpoints(url)
     copies = {name: url / name for name in (RUN, LOG, EVALUATION, BEST)}

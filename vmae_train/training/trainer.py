@@ -217,7 +217,7 @@ class Trainer:
         for name, text in warnings:
             if self.recorder is not None and not self.recorder.has_warning(name=name):
                 self.recorder.warn(self.step, name, text)
-                progress.print_note(f"warning: {text}")
+                progress.print_note(text, label="warning")
 
     def _refuse_not_finite(self) -> None:
         """Raises VmaeError if a loss was not finite in any process. Such weights are never saved."""
