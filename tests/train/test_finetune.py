@@ -1,4 +1,4 @@
-"""What finetuning makes of a batch: augmented, repeated and mixed clips, whatever the batch was cut into."""
+"""The loss of a batch: augmented, repeated and mixed clips, independent of micro-batches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PUBLISHED_MIX = MixupSpec(mixup=0.8, cutmix=1.0, label_smoothing=0.1, mix_group=
 
 
 def _batch(samples: list[int], *, unreadable: tuple[int, ...] = ()) -> Batch:
-    """Frames of noise that hang on the sample."""
+    """Noise frames that depend on the sample."""
     height, width = SIZE + 8, SIZE + 16
 
     def plane(sample: int, channel: int, *shape: int) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_a_clip_is_mixed_with_no_other_group() -> None:
     assert (one[4:] - other[4:]).abs().max() > 0.1
 
 
-def test_repeats_are_clips_of_the_same_frames_with_draws_of_their_own_sample_by_sample() -> None:
+def test_repeats_use_the_same_frames_with_their_own_random_numbers() -> None:
     seen: list[torch.Tensor] = []
     for repeats in (1, 2):
         loss = _Loss(MixupSpec(), repeats=repeats)
@@ -156,7 +156,7 @@ def test_pretraining_learns_from_masks_of_every_kind(mask: MaskSpec) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_groups_that_would_be_cut_apart_are_refused() -> None:
+def test_mixup_groups_that_would_be_split_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"mix_group = 4 does not divide train.micro_batch = 6"):
         load_recipe(
             "vmae_train", "finetune/demo", FinetuneSpec,
@@ -168,12 +168,12 @@ def test_groups_that_would_be_cut_apart_are_refused() -> None:
         check_mix_groups(spec, BatchLayout.of(8, None, 4))
 
 
-def test_pretraining_refuses_to_predict_what_was_erased() -> None:
+def test_pretraining_refuses_random_erasing() -> None:
     with pytest.raises(RecipeError, match=r"augment\.erasing is for finetuning"):
         load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["augment.erasing.prob=0.25"])
 
 
-def test_a_run_says_what_is_done_to_its_clips() -> None:
+def test_the_summary_lists_the_augmentation() -> None:
     settings = ["mix.mixup=0.8", "mix.cutmix=1.0", "mix.label_smoothing=0.1", "augment.flip=true"]
     more = [
         "augment.randaugment.layers=4",
@@ -189,7 +189,7 @@ def test_a_run_says_what_is_done_to_its_clips() -> None:
     assert "flip off" in augmentation_text(spec, may_flip=False)
 
 
-def test_a_run_with_everything_on_learns_the_same_in_micro_batches(demo_shards: Path, tmp_path: Path) -> None:
+def test_a_run_with_every_augmentation_has_the_same_losses_in_micro_batches(demo_shards: Path, tmp_path: Path) -> None:
     settings = [
         *("train.steps=2", "train.repeats=2", "log.every_steps=1", "checkpoint.every_steps=2", "evaluate.views=1x1"),
         *("mix.mixup=0.8", "mix.cutmix=1.0", "mix.label_smoothing=0.1", "mix.mix_group=4", "augment.crop=resized"),
@@ -203,7 +203,7 @@ def test_a_run_with_everything_on_learns_the_same_in_micro_batches(demo_shards: 
         losses.append([line["loss"] for line in read_log(out) if line["kind"] == "train"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
-    # Its own tables are known again: the finished run goes on to nothing, another augmentation is refused.
+    # The finished run has nothing left to do. Another augmentation is refused.
     report = finetune(spec, data=[urls], validation=urls, out=out, device="cpu", style=ProgressStyle.QUIET)
     assert report.step == 2
     other = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*settings, "augment.randaugment.magnitude=5.0"])

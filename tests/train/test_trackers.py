@@ -32,9 +32,9 @@ def _line(step: int, **more: Any) -> dict[str, Any]:
 
 def _curve(run: Path, tag: str) -> list[tuple[int, float]]:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = reader.EventAccumulator(str(run / "tensorboard"))
-    found.Reload()
-    return [(event.step, round(event.value, 5)) for event in found.Scalars(tag)]
+    result = reader.EventAccumulator(str(run / "tensorboard"))
+    result.Reload()
+    return [(event.step, round(event.value, 5)) for event in result.Scalars(tag)]
 
 
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path: Path) -> None:
     assert _curve(tmp_path, "train/masked_loss") == [(step, round(1 / step, 5)) for step in range(1, 6)]
 
 
-def test_tensorboard_asked_for_later_gets_the_lines_before(tmp_path: Path) -> None:
+def test_tensorboard_configured_later_gets_the_earlier_lines(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     tracker = _open(tmp_path, LogSpec(tensorboard=True), step=2, past=[_line(1), _line(2)], kind="finetune")
     tracker.write({"kind": "validation", "step": 2, "top1": 50.0})
@@ -80,16 +80,16 @@ class _WandbError(Exception):
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The part of the package's interface that is used; a run keeps what was sent, by its id."""
+    """The used part of the package's interface. A run keeps what was sent, by its id."""
     server: dict[str, dict[int, dict[str, float]]] = {}
     asked: list[dict[str, Any]] = []
 
     def init(**given: Any) -> SimpleNamespace:
         if given["project"] == "closed":
-            raise _WandbError("no API key\nmore words")
+            raise _WandbError("no API key\nmore arguments")
         asked.append(given)
         rows = server.setdefault(given["id"], {})
-        # As the server says to a run that is resumed: one after the last step; offline nobody says so.
+        # The server tells a resumed run the step after the last one. Offline there is no server.
         run = SimpleNamespace(step=max(rows) + 1 if rows and given["mode"] == "online" else 0, finish=lambda: None)
 
         def log(values: dict[str, float], step: int) -> None:
@@ -107,7 +107,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_wandb_goes_on_in_the_same_run_with_each_step_once(wandb: SimpleNamespace, tmp_path: Path, mode: str) -> None:
+def test_wandb_resumes_the_same_run_with_each_step_once(wandb: SimpleNamespace, tmp_path: Path, mode: str) -> None:
     spec = msgspec.convert({"wandb": mode, "wandb_name": "mine"}, LogSpec)
     first = _open(tmp_path, spec)
     for step in (1, 2, 3):
@@ -123,14 +123,14 @@ def test_wandb_goes_on_in_the_same_run_with_each_step_once(wandb: SimpleNamespac
     assert all(one["resume"] == "allow" and one["config"] == {"seed": 0} for one in wandb.asked)
 
 
-def test_wandb_that_can_not_begin_is_one_line(wandb: SimpleNamespace, tmp_path: Path) -> None:
-    with pytest.raises(VmaeError, match=r"no API key\). Run `wandb login`, or set log.wandb=offline") as found:
+def test_wandb_that_can_not_start_is_one_line(wandb: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(VmaeError, match=r"no API key\). Run `wandb login`, or set log.wandb=offline") as result:
         _open(tmp_path, LogSpec(wandb="online", wandb_project="closed"))
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(result.value)
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
-def test_a_missing_package_is_told_before_anything_is_done(
+def test_a_missing_package_is_reported_before_any_work(
     package: str, demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda _name: None)

@@ -38,13 +38,22 @@ SETTINGS = ["--set", f"train.steps={STEPS}", "--set", "checkpoint.every_steps=5"
 MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", "memory_mb"}
 
 
-def _pretrain_words(shards: Path, out: Path, *more: str) -> list[str | Path]:
-    words: list[str | Path] = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--data", shards, "--out", out]
-    return [*words, *SETTINGS, "--quiet", *more]
+def _pretrain_arguments(shards: Path, out: Path, *more: str) -> list[str | Path]:
+    arguments: list[str | Path] = [
+        "vmae_train",
+        "pretrain",
+        "--recipe",
+        "pretrain/demo",
+        "--data",
+        shards,
+        "--out",
+        out,
+    ]
+    return [*arguments, *SETTINGS, "--quiet", *more]
 
 
-def _finetune_words(shards: Path, out: Path, *more: str | Path) -> list[str | Path]:
-    words: list[str | Path] = [
+def _finetune_arguments(shards: Path, out: Path, *more: str | Path) -> list[str | Path]:
+    arguments: list[str | Path] = [
         "vmae_train",
         "finetune",
         "--recipe",
@@ -56,11 +65,11 @@ def _finetune_words(shards: Path, out: Path, *more: str | Path) -> list[str | Pa
         "--out",
         out,
     ]
-    return [*words, *SETTINGS, "--quiet", *more]
+    return [*arguments, *SETTINGS, "--quiet", *more]
 
 
 def _numbers(run: Path) -> list[dict[str, Any]]:
-    lines = [line for line in read_log(run) if line.get("name") != "waiting for data"]  # this one is measured too
+    lines = [line for line in read_log(run) if line.get("name") != "waiting for data"]  # its time is measured
     return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
@@ -70,9 +79,9 @@ def _weights(run: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def unbroken(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    call_command(*_pretrain_words(demo_shards, out))
+def undisturbed(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    call_command(*_pretrain_arguments(demo_shards, out))
     return out
 
 
@@ -84,50 +93,56 @@ def _kill_when(process: subprocess.Popen[bytes], run: Path, lines: int, number: 
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_losses_and_weights(
-    demo_shards: Path, unbroken: Path, tmp_path: Path
+    demo_shards: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
     for lines in (3, 8, 17):  # before the first checkpoint, and between later ones
-        process = subprocess.Popen(command_line(*_pretrain_words(demo_shards, out)))
+        process = subprocess.Popen(command_line(*_pretrain_arguments(demo_shards, out)))
         _kill_when(process, out, lines, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    call_command(*_pretrain_words(demo_shards, out))
-    assert _numbers(out) == _numbers(unbroken)
+    call_command(*_pretrain_arguments(demo_shards, out))
+    assert _numbers(out) == _numbers(undisturbed)
     assert [line["step"] for line in read_log(out, "train")] == list(range(1, STEPS + 1))
-    assert _weights(out) == _weights(unbroken)
+    assert _weights(out) == _weights(undisturbed)
     assert not list((out / "checkpoints").glob(".tmp-*"))
 
 
-def test_a_finetuning_that_was_killed_ends_the_same_too(demo_shards: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_a_killed_finetuning_resumes_and_ends_with_the_same_weights_and_scores(
+    demo_shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    call_command(*_finetune_words(demo_shards, whole, "--init", unbroken))
-    process = subprocess.Popen(command_line(*_finetune_words(demo_shards, killed, "--init", unbroken)))
+    call_command(*_finetune_arguments(demo_shards, whole, "--init", undisturbed))
+    process = subprocess.Popen(command_line(*_finetune_arguments(demo_shards, killed, "--init", undisturbed)))
     _kill_when(process, killed, 12, signal.SIGKILL)
     process.wait()
-    call_command(*_finetune_words(demo_shards, killed, "--init", unbroken))
+    call_command(*_finetune_arguments(demo_shards, killed, "--init", undisturbed))
     assert _numbers(killed) == _numbers(whole)
     assert _weights(killed) == _weights(whole)
     assert (killed / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_saves_first_and_goes_on(
-    demo_shards: Path, unbroken: Path, tmp_path: Path, number: signal.Signals, status: int
+def test_a_stopped_run_saves_first_and_resumes(
+    demo_shards: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     out = tmp_path / "stopped"
-    process = subprocess.Popen(command_line(*_pretrain_words(demo_shards, out, "--set", "checkpoint.every_steps=1000")))
+    process = subprocess.Popen(
+        command_line(*_pretrain_arguments(demo_shards, out, "--set", "checkpoint.every_steps=1000"))
+    )
     _kill_when(process, out, 4, number)
     assert process.wait() == status
     (saved,) = (out / "checkpoints").glob("step-*/state.json")
     assert json.loads(saved.read_text())["step"] >= 4
-    call_command(*_pretrain_words(demo_shards, out))
-    assert _weights(out) == _weights(unbroken)
+    call_command(*_pretrain_arguments(demo_shards, out))
+    assert _weights(out) == _weights(undisturbed)
 
 
-def test_sigusr1_saves_and_goes_on(demo_shards: Path, tmp_path: Path) -> None:
+def test_sigusr1_saves_and_training_continues(demo_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "asked"
-    words = _pretrain_words(demo_shards, out, "--set", "checkpoint.every_steps=1000", "--set", "checkpoint.keep=9")
-    process = subprocess.Popen(command_line(*words))
+    arguments = _pretrain_arguments(
+        demo_shards, out, "--set", "checkpoint.every_steps=1000", "--set", "checkpoint.keep=9"
+    )
+    process = subprocess.Popen(command_line(*arguments))
     _kill_when(process, out, 2, signal.SIGUSR1)
     assert process.wait() == 0
     steps = sorted(json.loads(path.read_text())["step"] for path in (out / "checkpoints").glob("step-*/state.json"))
@@ -135,39 +150,45 @@ def test_sigusr1_saves_and_goes_on(demo_shards: Path, tmp_path: Path) -> None:
     assert steps[-1] == STEPS
 
 
-def test_only_the_last_checkpoints_are_kept(unbroken: Path) -> None:
-    steps = sorted(path.name for path in (unbroken / "checkpoints").iterdir())
+def test_only_the_last_checkpoints_are_kept(undisturbed: Path) -> None:
+    steps = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
     assert steps == ["step-000000020", "step-000000024"]  # keep = 2 in the recipe
 
 
-def test_a_finished_run_does_nothing_the_second_time(demo_shards: Path, unbroken: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*.safetensors")}
-    call_command(*_pretrain_words(demo_shards, unbroken))
-    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*.safetensors")} == before
+def test_a_finished_run_does_nothing_the_second_time(demo_shards: Path, undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
+    call_command(*_pretrain_arguments(demo_shards, undisturbed))
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")} == before
 
 
-def test_a_changed_recipe_is_refused_with_the_difference_and_layout_is_not(demo_shards: Path, unbroken: Path) -> None:
-    done = call_command(*_pretrain_words(demo_shards, unbroken, "--set", "mask.ratio=0.5"), status=2)
+def test_a_changed_recipe_is_refused_with_the_difference_but_a_changed_layout_is_not(
+    demo_shards: Path, undisturbed: Path
+) -> None:
+    done = call_command(*_pretrain_arguments(demo_shards, undisturbed, "--set", "mask.ratio=0.5"), status=2)
     assert "recipe.mask.ratio: 0.75 → 0.5" in done.stderr
     assert done.stderr.count("\n") == 1
-    call_command(*_pretrain_words(demo_shards, unbroken, "--set", "loader.workers=2", "--set", "log.every_steps=3"))
+    call_command(
+        *_pretrain_arguments(demo_shards, undisturbed, "--set", "loader.workers=2", "--set", "log.every_steps=3")
+    )
 
 
-def test_the_data_may_move_but_not_change(demo_shards: Path, unbroken: Path, demo_videos: Path, tmp_path: Path) -> None:
+def test_the_data_may_move_but_not_change(
+    demo_shards: Path, undisturbed: Path, demo_videos: Path, tmp_path: Path
+) -> None:
     moved = Path(shutil.copytree(demo_shards, tmp_path / "moved"))
-    call_command(*_pretrain_words(moved, unbroken))
+    call_command(*_pretrain_arguments(moved, undisturbed))
     call_command(
         "vmae_data", "build", demo_videos, tmp_path / "other", "--recipe", "demo", "--set", "crf=30", "--quiet"
     )
-    done = call_command(*_pretrain_words(tmp_path / "other", unbroken), status=2)
+    done = call_command(*_pretrain_arguments(tmp_path / "other", undisturbed), status=2)
     assert "data_digest" in done.stderr
 
 
 def test_accumulated_micro_batches_give_the_whole_batchs_losses(
-    demo_shards: Path, unbroken: Path, tmp_path: Path
+    demo_shards: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    call_command(*_pretrain_words(demo_shards, tmp_path / "micro", "--set", "train.micro_batch=2"))
-    whole, micro = _numbers(unbroken), _numbers(tmp_path / "micro")
+    call_command(*_pretrain_arguments(demo_shards, tmp_path / "micro", "--set", "train.micro_batch=2"))
+    whole, micro = _numbers(undisturbed), _numbers(tmp_path / "micro")
     whole, micro = ([line for line in lines if line["kind"] == "train"] for lines in (whole, micro))
     np.testing.assert_allclose([line["loss"] for line in micro], [line["loss"] for line in whole], rtol=2e-5)
     np.testing.assert_allclose([line["grad_norm"] for line in micro], [line["grad_norm"] for line in whole], rtol=2e-3)
@@ -175,11 +196,11 @@ def test_accumulated_micro_batches_give_the_whole_batchs_losses(
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precisions_learn_the_same_within_their_digits(
-    demo_shards: Path, unbroken: Path, tmp_path: Path, precision: str
+    demo_shards: Path, undisturbed: Path, tmp_path: Path, precision: str
 ) -> None:
-    call_command(*_pretrain_words(demo_shards, tmp_path / precision, "--set", f"train.precision={precision}"))
+    call_command(*_pretrain_arguments(demo_shards, tmp_path / precision, "--set", f"train.precision={precision}"))
     exact, rough = (
-        [line for line in _numbers(run) if line["kind"] == "train"] for run in (unbroken, tmp_path / precision)
+        [line for line in _numbers(run) if line["kind"] == "train"] for run in (undisturbed, tmp_path / precision)
     )
     np.testing.assert_allclose([line["loss"] for line in rough], [line["loss"] for line in exact], rtol=0.02)
 
@@ -187,10 +208,10 @@ def test_lower_precisions_learn_the_same_within_their_digits(
 def test_a_loss_that_is_not_finite_stops_with_step_keys_and_last_good_checkpoint(
     demo_shards: Path, tmp_path: Path
 ) -> None:
-    words = _pretrain_words(
+    arguments = _pretrain_arguments(
         demo_shards, tmp_path / "wild", "--set", "optim.base_lr=1e30", "--set", "optim.warmup_steps=8"
     )
-    done = call_command(*words, "--set", "checkpoint.every_steps=1", status=1)
+    done = call_command(*arguments, "--set", "checkpoint.every_steps=1", status=1)
     assert "is not finite" in done.stderr
     assert "last good checkpoint is" in done.stderr or "no checkpoint before" in done.stderr
     assert "scene-" in done.stderr
@@ -199,8 +220,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_keys_and_last_good_checkpoint
         assert all(torch.isfinite(value).all() for value in load_model(path.parent).state_dict().values())
 
 
-def test_one_batch_can_be_learnt_by_heart(demo_shards: Path, tmp_path: Path) -> None:
-    """Eight videos, cut and masked anew each time, must be told apart by a classifier of the same size."""
+def test_one_batch_can_be_overfitted(demo_shards: Path, tmp_path: Path) -> None:
+    """A classifier learns to tell eight videos apart, with new crops in each step."""
     few = tmp_path / "few"
     videos = demo_shards.parent / "demo-videos"
     names = sorted(path.relative_to(videos).as_posix() for path in videos.glob("*/scene-*.mp4"))
@@ -227,8 +248,8 @@ def test_one_batch_can_be_learnt_by_heart(demo_shards: Path, tmp_path: Path) -> 
     assert read_log(tmp_path / "run", "train")[-1]["loss"] < 0.1
 
 
-def test_an_unreadable_video_is_left_out_of_the_score_and_named(
-    demo_shards: Path, unbroken: Path, tmp_path: Path
+def test_an_unreadable_video_is_excluded_from_the_score_and_named(
+    demo_shards: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
     shards = Shards.open(str(folder))
@@ -236,7 +257,7 @@ def test_an_unreadable_video_is_left_out_of_the_score_and_named(
     with (folder / tar_name(0)).open("r+b") as file:
         file.seek(place.offset)
         file.write(b"0" * 64)
-    call_command(*_finetune_words(demo_shards, tmp_path / "ft"))
+    call_command(*_finetune_arguments(demo_shards, tmp_path / "ft"))
     done = call_command(
         "vmae_train", "evaluate", tmp_path / "ft", "--data", folder, "--views", "1x1", "--json", "--quiet"
     )
@@ -252,7 +273,7 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
     model = Classifier(geometry, shards.classes, seed=1)
     with torch.no_grad():
         model.head.weight.mul_(1000)
-    found = [
+    result = [
         compute_scores(
             predict_videos(
                 model, shards, protocol=EvaluationProtocol(parse_views("2x3"), ClipSpec(stride="kept")), loader=LoaderSpec(workers=workers), device=torch.device("cpu"),
@@ -261,8 +282,8 @@ def test_scores_are_the_same_in_batches_of_any_size(demo_shards: Path) -> None:
         )
         for batch, workers in ((1, 0), (5, 1), (32, 2))
     ]  # fmt: skip
-    assert found[0] == found[1] == found[2]
-    assert found[0].videos == len(shards)
+    assert result[0] == result[1] == result[2]
+    assert result[0].videos == len(shards)
 
 
 def test_scores_by_hand() -> None:
@@ -292,7 +313,7 @@ def test_other_classes_than_the_models_are_refused_by_name(demo_shards: Path) ->
         (["model.image_size=64"], "crop = random cuts 64 px"),
     ],
 )
-def test_data_that_doesnt_fit_the_recipe_is_refused_at_start(
+def test_data_that_does_not_fit_the_recipe_is_refused_at_the_start(
     demo_shards: Path, tmp_path: Path, settings: list[str], says: str
 ) -> None:
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, settings)
@@ -300,19 +321,19 @@ def test_data_that_doesnt_fit_the_recipe_is_refused_at_start(
         pretrain(spec, data=[str(demo_shards)], out=tmp_path / "run", style=ProgressStyle.QUIET)
 
 
-def test_wrong_checkpoints_and_views_are_one_line(demo_shards: Path, unbroken: Path, tmp_path: Path) -> None:
-    evaluate_words = ["vmae_train", "evaluate", unbroken, "--data", demo_shards]
-    assert "finetune it first" in call_command(*evaluate_words, status=2).stderr
-    assert "expected CLIPSxCROPS" in call_command(*evaluate_words, "--views", "5", status=2).stderr
-    done = call_command(*_finetune_words(demo_shards, tmp_path / "a", "--init", tmp_path / "nowhere"), status=2)
+def test_wrong_checkpoints_and_views_are_one_line(demo_shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    evaluate_arguments = ["vmae_train", "evaluate", undisturbed, "--data", demo_shards]
+    assert "finetune it first" in call_command(*evaluate_arguments, status=2).stderr
+    assert "expected CLIPSxCROPS" in call_command(*evaluate_arguments, "--views", "5", status=2).stderr
+    done = call_command(*_finetune_arguments(demo_shards, tmp_path / "a", "--init", tmp_path / "nowhere"), status=2)
     assert "nowhere" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "a" / "run.json").exists()  # a mistyped path does not take the folder
+    assert not (tmp_path / "a" / "run.json").exists()  # a mistyped path does not claim the folder
     done = call_command(
-        *_finetune_words(demo_shards, tmp_path / "b", "--init", unbroken, "--set", "model.depth=2"), status=2
+        *_finetune_arguments(demo_shards, tmp_path / "b", "--init", undisturbed, "--set", "model.depth=2"), status=2
     )
     assert "depth 4 (recipe 2)" in done.stderr
-    done = call_command(*_pretrain_words(tmp_path / "nowhere", tmp_path / "c"), status=2)
+    done = call_command(*_pretrain_arguments(tmp_path / "nowhere", tmp_path / "c"), status=2)
     assert "no such folder of shards" in done.stderr
 
 
@@ -336,10 +357,10 @@ def test_a_finetuning_samples_as_its_recipe_says_and_evaluation_follows(demo_sha
         )
 
 
-@pytest.mark.parametrize("words", [["mask.kind=random"], ["mask.kind=frame"], ["mask.decoder=running-cell"]])
-def test_pretraining_learns_with_any_mask(words: list[str], demo_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["mask.kind=random"], ["mask.kind=frame"], ["mask.decoder=running-cell"]])
+def test_pretraining_learns_with_any_mask(arguments: list[str], demo_shards: Path, tmp_path: Path) -> None:
     spec = load_recipe(
-        "vmae_train", "pretrain/demo", PretrainSpec, [*words, "train.steps=2", "train.batch=4", "log.every_steps=1"]
+        "vmae_train", "pretrain/demo", PretrainSpec, [*arguments, "train.steps=2", "train.batch=4", "log.every_steps=1"]
     )
     pretrain(spec, data=[str(demo_shards)], out=tmp_path / "run", style=ProgressStyle.QUIET)
     losses = [line["loss"] for line in read_log(tmp_path / "run", "train")]

@@ -1,4 +1,4 @@
-"""Real torchrun runs of a few steps: the same batches, losses and scores by any number of processes, and no end that hangs."""
+"""Real torchrun runs of a few steps: same batches, losses and scores on any number of processes, and no hang at the end."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ STEPS = 8
 HANGS_SECONDS = 120
 
 
-def _torchrun(processes: int, module: str, *words: str | Path) -> list[str]:
+def _torchrun(processes: int, module: str, *arguments: str | Path) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, "-m", module, *map(str, words)]
+    return [*launcher, "-m", module, *map(str, arguments)]
 
 
-def _run(processes: int, module: str, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """A hang is a failure too."""
-    command = _torchrun(processes, module, *words)
+def _run(processes: int, module: str, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run with a time limit: a hang is a failure."""
+    command = _torchrun(processes, module, *arguments)
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_SECONDS, check=False)
-    assert done.returncode == status, f"{words}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Our own lines; torchrun has its own words on what ended."""
+def _printed(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Our own lines: torchrun prints more."""
     return [line for line in done.stderr.splitlines() if line.startswith("vmae-train:")]
 
 
 def _pretrain(shards: Path, out: Path, *settings: str, steps: int = STEPS) -> list[str | Path]:
-    words: list[str | Path] = ["pretrain", "--recipe", "pretrain/demo", "--data", shards, "--out", out, "--quiet"]
+    arguments: list[str | Path] = ["pretrain", "--recipe", "pretrain/demo", "--data", shards, "--out", out, "--quiet"]
     for setting in (f"train.steps={steps}", "log.every_steps=1", "optim.warmup_steps=2", *settings):
-        words += ["--set", setting]
-    return words
+        arguments += ["--set", setting]
+    return arguments
 
 
 def _losses(run: Path) -> list[float]:
@@ -58,27 +58,27 @@ def _losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-def _batches(processes: int, workers: int, out: Path, *words: str | Path) -> list[str]:
+def _batches(processes: int, workers: int, out: Path, *arguments: str | Path) -> list[str]:
     settings = ("augment.crop=multiscale", "augment.flip=true", "train.steps=7", f"loader.workers={workers}")
     more = [word for setting in settings for word in ("--set", setting)]
-    _run(processes, "tools.soak.batches", "--recipe", "pretrain/demo", "--out", out, *more, *words)
+    _run(processes, "tools.soak.batches", "--recipe", "pretrain/demo", "--out", out, *more, *arguments)
     return out.read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
 def other_shards(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another size of frame, another length, and flips, which the recipe of the first forbids."""
+    """Shards with another frame size and length, and with flips, which the first recipe forbids."""
     folder = tmp_path_factory.mktemp("other")
     run_command("vmae_data", "demo", folder / "videos", "--videos", "16", "--seed", "9", "--quiet")
     settings = [word for text in ("samples_per_shard=4", "short_side=48", "may_flip=true") for word in ("--set", text)]
-    words = ["build", folder / "videos", folder / "shards", "--recipe", "demo", "--classes", demo_shards, "--quiet"]
-    run_command("vmae_data", *words, *settings)
+    arguments = ["build", folder / "videos", folder / "shards", "--recipe", "demo", "--classes", demo_shards, "--quiet"]
+    run_command("vmae_data", *arguments, *settings)
     return folder / "shards"
 
 
 @pytest.fixture(scope="module")
-def alone(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "alone"
+def one_process(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one_process"
     run_command("vmae_train", *_pretrain(demo_shards, out))
     return out
 
@@ -86,65 +86,69 @@ def alone(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_number_of_processes_and_workers_sees_the_same_batches_to_the_bit(
     demo_shards: Path, tmp_path: Path
 ) -> None:
-    words = ("--data", demo_shards, "--set", "train.micro_batch=2")
-    one = _batches(1, 0, tmp_path / "1", *words)
+    arguments = ("--data", demo_shards, "--set", "train.micro_batch=2")
+    one = _batches(1, 0, tmp_path / "1", *arguments)
     assert len(one) == 7
     assert all(len(json.loads(line)) == 8 for line in one)
-    assert _batches(4, 1, tmp_path / "4", *words) == one
-    # Going on from step 3, on another number of processes.
-    assert _batches(2, 3, tmp_path / "2", *words, "--first", "3") == one[3:]
+    assert _batches(4, 1, tmp_path / "4", *arguments) == one
+    # Resumed at step 3, on another number of processes.
+    assert _batches(2, 3, tmp_path / "2", *arguments, "--first", "3") == one[3:]
 
 
-def test_a_mix_is_the_same_by_any_number_of_processes(demo_shards: Path, other_shards: Path, tmp_path: Path) -> None:
-    words = ("--data", f"{demo_shards}:3", "--data", f"{other_shards}:1", "--set", "train.micro_batch=4")
-    one = _batches(1, 1, tmp_path / "1", *words)
-    assert _batches(2, 0, tmp_path / "2", *words, "--first", "5") == one[5:]
+def test_a_mixture_is_the_same_on_any_number_of_processes(
+    demo_shards: Path, other_shards: Path, tmp_path: Path
+) -> None:
+    arguments = ("--data", f"{demo_shards}:3", "--data", f"{other_shards}:1", "--set", "train.micro_batch=4")
+    one = _batches(1, 1, tmp_path / "1", *arguments)
+    assert _batches(2, 0, tmp_path / "2", *arguments, "--first", "5") == one[5:]
     clips: list[dict[str, Any]] = [clip for line in one for clip in json.loads(line)]
     seconds = [clip for clip in clips if clip["key"].endswith("(data 2)")]
     assert 4 < len(seconds) < 28  # 14 of 56 on average
-    # Whether a video may be flipped is each set's own.
+    # Each data set says whether its videos may be flipped.
     assert {clip["key"].endswith("(data 2)") for clip in clips if clip["box"][4]} == {True}
     seen = [(clip["key"], clip["epoch"]) for clip in clips]
     assert len(set(seen)) == len(seen)
 
 
-def test_two_processes_learn_what_one_learns(demo_shards: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(demo_shards: Path, one_process: Path, tmp_path: Path) -> None:
     _run(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "two", "train.micro_batch=2"))
-    np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(alone), rtol=2e-5)
-    names = [{path.name for path in run.glob(f"checkpoints/step-{STEPS:09d}/*")} for run in (alone, tmp_path / "two")]
+    np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(one_process), rtol=2e-5)
+    names = [
+        {path.name for path in run.glob(f"checkpoints/step-{STEPS:09d}/*")} for run in (one_process, tmp_path / "two")
+    ]
     assert names[0] == names[1]
-    weights = (run / f"checkpoints/step-{STEPS:09d}/model.safetensors" for run in (alone, tmp_path / "two"))
+    weights = (run / f"checkpoints/step-{STEPS:09d}/model.safetensors" for run in (one_process, tmp_path / "two"))
     heads = [path.read_bytes()[8:].split(b"}}")[0] for path in weights]
     assert heads[0] == heads[1]  # names, shapes and kinds
 
 
-def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(
-    demo_shards: Path, alone: Path, tmp_path: Path
+def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resumes(
+    demo_shards: Path, one_process: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "stopped"
-    # Many steps asked for, so that it is still at work when the signal comes; the rates are those of the short run.
-    words = _pretrain(demo_shards, out, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=2000)
-    process = subprocess.Popen(_torchrun(2, "vmae_train.cli", *words), stderr=subprocess.PIPE, text=True)
+    # Many steps, so that it still runs when the signal comes. The learning rates are those of the short run.
+    arguments = _pretrain(demo_shards, out, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=2000)
+    process = subprocess.Popen(_torchrun(2, "vmae_train.cli", *arguments), stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + HANGS_SECONDS
     while len(read_log(out, "train")) < 3 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     os.kill(_process_of_rank(process.pid, 1), signal.SIGTERM)
-    _, said = process.communicate(timeout=HANGS_SECONDS)
-    assert process.returncode == 1  # torchrun's own, whatever ended; ours stand in its table
-    assert "exitcode  : 143" in said
-    assert said.count("vmae-train: stopped") == 1
+    _, printed = process.communicate(timeout=HANGS_SECONDS)
+    assert process.returncode == 1  # torchrun's own status; ours is in its table
+    assert "exitcode  : 143" in printed
+    assert printed.count("vmae-train: stopped") == 1
     (saved,) = (out / "checkpoints").glob("step-*/state.json")
     step = json.loads(saved.read_text())["step"]
     assert len(read_log(out, "train")) == step >= 3
     whole = tmp_path / "whole"
     more = _pretrain(demo_shards, whole, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=2000)
     _until(whole, step + 4, _torchrun(1, "vmae_train.cli", *more))
-    _until(out, step + 4, _torchrun(3, "vmae_train.cli", *words))
+    _until(out, step + 4, _torchrun(3, "vmae_train.cli", *arguments))
     np.testing.assert_allclose(_losses(out)[: step + 4], _losses(whole)[: step + 4], rtol=1e-4)
 
 
 def _until(run: Path, lines: int, command: list[str]) -> None:
-    """Let a run go on until its log has so many lines, then stop it by its launcher."""
+    """Let a run continue until its log has `lines` lines, then stop its launcher."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     until = time.monotonic() + HANGS_SECONDS
     while len(read_log(run, "train")) < lines and process.poll() is None and time.monotonic() < until:
@@ -161,8 +165,8 @@ def _process_of_rank(launcher: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def test_sizes_that_nothing_divides_come_to_their_end(demo_shards: Path, tmp_path: Path) -> None:
-    """7 places on 3 processes in micro-batches of at most 7, and 3 epochs of 24 samples."""
+def test_batches_that_no_number_divides_finish(demo_shards: Path, tmp_path: Path) -> None:
+    """Batches of 7 on 3 processes in micro-batches of at most 7, and 3 epochs of 24 samples."""
     settings = ("train.batch=7", "loader.workers=0")
     _run(3, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "three", *settings))
     run_command("vmae_train", *_pretrain(demo_shards, tmp_path / "one", *settings))
@@ -172,7 +176,7 @@ def test_sizes_that_nothing_divides_come_to_their_end(demo_shards: Path, tmp_pat
 @pytest.mark.parametrize(
     ("batch", "micro", "world_size"), [(8, None, 1), (8, 2, 4), (7, None, 3), (10, 2, 2), (9, 3, 8), (24, 8, 3)]
 )
-def test_every_sample_has_one_place_and_every_process_as_many_micro_batches(
+def test_every_sample_has_one_position_and_every_process_as_many_micro_batches(
     batch: int, micro: int | None, world_size: int
 ) -> None:
     layout = BatchLayout.of(batch, micro, world_size)
@@ -183,17 +187,17 @@ def test_every_sample_has_one_place_and_every_process_as_many_micro_batches(
     assert all(any(n != PADDING for portion in share for n in portion) for share in shares)
 
 
-def test_more_processes_than_places_are_refused_once_and_by_all(demo_shards: Path, tmp_path: Path) -> None:
+def test_more_processes_than_samples_of_a_batch_are_refused_once_and_by_all(demo_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="smaller than the 4 processes"):
         BatchLayout.of(3, None, 4)
     done = _run(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "run", "train.batch=1"), status=1)
-    (line,) = _said(done)
+    (line,) = _printed(done)
     assert "train.batch = 1 is smaller than the 2 processes" in line
-    assert "vmae_train/" not in done.stderr  # torchrun shows its own traceback, none of ours
+    assert "vmae_train/" not in done.stderr  # torchrun prints its own traceback, none of ours
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_unreadable_samples_of_all_processes_are_one_list(demo_shards: Path, tmp_path: Path) -> None:
+def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
     shards = Shards.open(str(folder))
     for number in (4, 5, 11):
@@ -210,7 +214,7 @@ def test_unreadable_samples_of_all_processes_are_one_list(demo_shards: Path, tmp
     for shard in range(len(shards.shard_sizes) - 1):  # enough is left for a step
         (folder / tar_name(shard)).write_bytes(bytes((folder / tar_name(shard)).stat().st_size))
     done = _run(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "lost"), status=1)
-    (line,) = _said(done)
+    (line,) = _printed(done)
     assert "samples can't be read, which exceeds the limit of 8" in line
 
 
@@ -218,7 +222,16 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     demo_shards: Path, demo_videos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words: list[str | Path] = ["--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards, "--out", out]
+    arguments: list[str | Path] = [
+        "--recipe",
+        "finetune/demo",
+        "--data",
+        demo_shards,
+        "--val",
+        demo_shards,
+        "--out",
+        out,
+    ]
     for setting in (
         "train.steps=6",
         "optim.warmup_steps=2",
@@ -226,8 +239,8 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
         "evaluate.batch=5",
         "ema.decay=0.9",
     ):
-        words += ["--set", setting]
-    _run(2, "vmae_train.cli", "finetune", *words, "--quiet")
+        arguments += ["--set", setting]
+    _run(2, "vmae_train.cli", "finetune", *arguments, "--quiet")
     two = json.loads((out / "evaluation.json").read_text())
     assert two["videos"] == len(Shards.open(str(demo_shards)))
     assert [line["step"] for line in read_log(out) if line["kind"] == "validation"] == [3, 6]
@@ -236,14 +249,14 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     one = json.loads(run_command("vmae_train", *again).stdout)
     assert two == one
     again += ["--ema", "--merge", "logit", "--predictions"]
-    alone, together = tmp_path / "alone.parquet", tmp_path / "together.parquet"
-    mean = json.loads(run_command("vmae_train", *again, alone).stdout)
+    one_process, together = tmp_path / "one_process.parquet", tmp_path / "together.parquet"
+    mean = json.loads(run_command("vmae_train", *again, one_process).stdout)
     done = _run(2, "vmae_train.cli", *(word for word in again if word != "--quiet"), together)
     assert json.loads(done.stdout) == mean
-    told = [json.loads(line) for line in done.stderr.splitlines() if '"videos evaluated"' in line]
-    assert (told[-1]["done"], told[-1]["total"]) == (two["videos"], two["videos"])
-    rows = [pq.read_table(path).to_pydict() for path in (alone, together)]
-    assert np.allclose(*(np.array(found.pop("probabilities")) for found in rows), atol=1e-5)
+    printed = [json.loads(line) for line in done.stderr.splitlines() if '"videos evaluated"' in line]
+    assert (printed[-1]["done"], printed[-1]["total"]) == (two["videos"], two["videos"])
+    rows = [pq.read_table(path).to_pydict() for path in (one_process, together)]
+    assert np.allclose(*(np.array(result.pop("probabilities")) for result in rows), atol=1e-5)
     assert rows[0].pop("top5")
     assert rows[1].pop("top5")
     assert rows[0] == rows[1]

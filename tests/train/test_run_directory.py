@@ -1,4 +1,4 @@
-"""Runs in a real bucket: published whole, gone on with from other machines, never with another run's files."""
+"""Runs in a real bucket: complete uploads, resumed on other machines, never mixed with another run's files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", 
 STATE = "state.json"
 
 
-def _words(data: str | Path, out: str | Path, *more: str | Path) -> list[str | Path]:
-    words: list[str | Path] = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--data", data, "--out", out]
+def _arguments(data: str | Path, out: str | Path, *more: str | Path) -> list[str | Path]:
+    arguments: list[str | Path] = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--data", data, "--out", out]
     settings = ["--set", f"train.steps={STEPS}", "--set", "checkpoint.every_steps=3", "--set", "log.every_steps=1"]
-    return [*words, *settings, "--quiet", *more]
+    return [*arguments, *settings, "--quiet", *more]
 
 
 def _environment(bucket: S3Bucket, machine: Path, **more: str) -> dict[str, str]:
-    """That of a machine which has a cache of its own and reaches the bucket."""
+    """The environment of a machine that has its own cache and reaches the bucket."""
     return {**os.environ, **bucket.environment, "VMAE_CACHE": str(machine), **more}
 
 
@@ -59,7 +59,7 @@ def _checkpoint(step: int) -> str:
 def local_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training in a folder."""
     out = tmp_path_factory.mktemp("local") / "run"
-    call_command(*_words(demo_shards, out))
+    call_command(*_arguments(demo_shards, out))
     return out
 
 
@@ -77,89 +77,91 @@ def _kill_when_published(process: subprocess.Popen[bytes], bucket: S3Bucket, ste
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_killed_run_goes_on_from_the_bucket_on_another_machine_and_ends_the_same(
+def test_a_killed_run_resumes_from_the_bucket_on_another_machine_and_ends_the_same(
     demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
-    words = _words(demo_shards, f"{s3_bucket.url}/run")
-    process = subprocess.Popen(command_line(*words), env=_environment(s3_bucket, tmp_path / "one"))
+    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run")
+    process = subprocess.Popen(command_line(*arguments), env=_environment(s3_bucket, tmp_path / "one"))
     _kill_when_published(process, s3_bucket, 3)
-    done = call_command(*words[:-1], env=_environment(s3_bucket, tmp_path / "two"))
+    done = call_command(*arguments[:-1], env=_environment(s3_bucket, tmp_path / "two"))
     assert "3 done" in done.stderr or "6 done" in done.stderr or "9 done" in done.stderr
     _is_the_run(s3_bucket, local_run)
     kept = {name.split("/")[1] for name in _names(s3_bucket) if name.startswith("checkpoints/")}
     assert kept == {path.name for path in (local_run / "checkpoints").iterdir()}
-    # The first machine's folder is behind: it takes what the other one did.
-    done = call_command(*words[:-1], "--json", env=_environment(s3_bucket, tmp_path / "one"))
+    # The first machine's folder is older: it downloads what the other machine did.
+    done = call_command(*arguments[:-1], "--json", env=_environment(s3_bucket, tmp_path / "one"))
     assert json.loads(done.stdout)["step"] == STEPS
     _is_the_run(s3_bucket, local_run)
 
 
-def test_a_checkpoint_that_could_not_be_published_is_kept_and_published_by_the_next_start(
+def test_a_checkpoint_that_could_not_be_uploaded_is_kept_and_uploaded_by_the_next_start(
     demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
-    words = _words(demo_shards, f"{s3_bucket.url}/run", "--scratch", tmp_path / "scratch")
+    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run", "--scratch", tmp_path / "scratch")
     down = Faults(
         faults=(Fault(kind=Kind.STATUS, status=500),), methods=("PUT", "POST"), path_part="6/optimizer.safetensors"
     )
     with proxy_thread(s3_bucket.server.endpoint, down) as proxy:
         hasty = _environment(s3_bucket.through(proxy.url), tmp_path / "one", VMAE_STORAGE_OPTIONS='{"give_up": "2"}')
-        done = call_command(*words, env=hasty, status=1)
+        done = call_command(*arguments, env=hasty, status=1)
     assert done.stderr.count("\n") == 1
     assert f"{s3_bucket.url}/run/{_checkpoint(6)}/optimizer.safetensors" in done.stderr
     assert f"{_checkpoint(6)}/{STATE}" not in _names(s3_bucket)
     (folder,) = (tmp_path / "scratch").iterdir()
     assert (folder / _checkpoint(6) / STATE).is_file()
-    done = call_command(*[word for word in words if word != "--quiet"], env=_environment(s3_bucket, tmp_path / "one"))
+    done = call_command(
+        *[word for word in arguments if word != "--quiet"], env=_environment(s3_bucket, tmp_path / "one")
+    )
     assert "6 done" in done.stderr
     _is_the_run(s3_bucket, local_run)
 
 
-def test_a_killed_upload_is_no_checkpoint(
+def test_a_killed_upload_leaves_no_checkpoint(
     demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
-    words = _words(demo_shards, f"{s3_bucket.url}/run")
-    call_command(*words, env=_environment(s3_bucket, tmp_path / "one"))
+    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run")
+    call_command(*arguments, env=_environment(s3_bucket, tmp_path / "one"))
     s3_bucket.store().delete(f"run/{_checkpoint(STEPS)}/{STATE}")
-    done = call_command(*[w for w in words if w != "--quiet"], env=_environment(s3_bucket, tmp_path / "two"))
+    done = call_command(*[w for w in arguments if w != "--quiet"], env=_environment(s3_bucket, tmp_path / "two"))
     assert "9 done" in done.stderr
     _is_the_run(s3_bucket, local_run)
 
 
-def test_a_local_folder_of_another_run_is_left_behind(demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path) -> None:
-    words = _words(demo_shards, f"{s3_bucket.url}/run")
+def test_a_local_copy_of_another_run_is_discarded(demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run")
     one = _environment(s3_bucket, tmp_path / "one")
-    call_command(*words, env=one)
+    call_command(*arguments, env=one)
     for name in _names(s3_bucket):
         s3_bucket.store().delete(f"run/{name}")
-    other = [*words, "--set", "mask.ratio=0.5"]
+    other = [*arguments, "--set", "mask.ratio=0.5"]
     call_command(*other, env=_environment(s3_bucket, tmp_path / "two"))
     before = _bytes(s3_bucket, f"{_checkpoint(STEPS)}/model.safetensors")
-    done = call_command(*words, env=one, status=2)
+    done = call_command(*arguments, env=one, status=2)
     assert f"{s3_bucket.url}/run: was started with other settings" in done.stderr
     assert "recipe.mask.ratio: 0.5 → 0.75" in done.stderr
     call_command(*other, env=one)
     assert _bytes(s3_bucket, f"{_checkpoint(STEPS)}/model.safetensors") == before
 
 
-def test_of_two_trainings_of_a_run_the_one_that_began_last_goes_on(
+def test_of_two_trainings_of_one_run_only_the_last_started_continues(
     demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
-    words = _words(demo_shards, f"{s3_bucket.url}/run", "--set", "train.steps=2000")
+    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run", "--set", "train.steps=2000")
     first = subprocess.Popen(
-        command_line(*words), env=_environment(s3_bucket, tmp_path / "one"), stderr=subprocess.PIPE, text=True
+        command_line(*arguments), env=_environment(s3_bucket, tmp_path / "one"), stderr=subprocess.PIPE, text=True
     )
     until = time.monotonic() + 120
     while f"{_checkpoint(3)}/{STATE}" not in _names(s3_bucket) and time.monotonic() < until:
         time.sleep(0.05)
-    # One that is refused takes nothing over.
-    call_command(*words, "--set", "mask.ratio=0.5", env=_environment(s3_bucket, tmp_path / "two"), status=2)
+    # A refused training claims nothing.
+    call_command(*arguments, "--set", "mask.ratio=0.5", env=_environment(s3_bucket, tmp_path / "two"), status=2)
     assert first.poll() is None
-    second = subprocess.Popen(command_line(*words), env=_environment(s3_bucket, tmp_path / "two"))
+    second = subprocess.Popen(command_line(*arguments), env=_environment(s3_bucket, tmp_path / "two"))
     try:
-        _, told = first.communicate(timeout=120)
+        _, printed = first.communicate(timeout=120)
         assert first.returncode == 1
-        assert "another training has taken over this run" in told
-        assert told.count("\n") == 1
+        assert "another training has taken over this run" in printed
+        assert printed.count("\n") == 1
         assert second.poll() is None
     finally:
         first.kill()
@@ -168,13 +170,13 @@ def test_of_two_trainings_of_a_run_the_one_that_began_last_goes_on(
 
 
 def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path) -> None:
-    """And no file, there or here, and no line that was shown holds a secret."""
+    """No file, remote or local, and no printed line contains a secret."""
     store, url = s3_bucket.store(), s3_bucket.url
     for path in demo_shards.iterdir():
         store.put(f"data/{path.name}", path.read_bytes())
     env = _environment(s3_bucket, tmp_path / "one")
     data = f"{url}/data"
-    shown = [call_command(*[w for w in _words(data, f"{url}/run") if w != "--quiet"], env=env)]
+    shown = [call_command(*[w for w in _arguments(data, f"{url}/run") if w != "--quiet"], env=env)]
     ft = ["vmae_train", "finetune", "--recipe", "finetune/demo", "--data", data, "--val", data, "--out", f"{url}/ft"]
     settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'"]
     settings += ["--set", "evaluate.every_steps=2", "--set", "ema.decay=0.9"]
@@ -204,7 +206,7 @@ def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_buck
         assert not any(secret in text for secret in secrets)
 
 
-def test_options_of_the_command_line_reach_the_workers_and_no_file(
+def test_storage_options_reach_the_workers_and_are_written_to_no_file(
     demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
     server, url = s3_bucket.server, s3_bucket.url
@@ -216,7 +218,7 @@ def test_options_of_the_command_line_reach_the_workers_and_no_file(
     for option in [*options, f"secret_access_key={server.secret}"]:
         given += ["--storage-option", option]
     env = {**around, "VMAE_CACHE": str(tmp_path / "one"), "NO_PROXY": "127.0.0.1"}
-    train = [word for word in _words(f"{url}/data", f"{url}/run") if word != "--quiet"]
+    train = [word for word in _arguments(f"{url}/data", f"{url}/run") if word != "--quiet"]
     shown = [call_command(*train, *given, env=env)]
     report = ["vmae_train", "report", f"{url}/run", "--out", tmp_path / "page.html"]
     shown.append(call_command(*report, *given, env=env))
@@ -233,25 +235,25 @@ def _bytes_at(bucket: S3Bucket, name: str) -> bytes:
     return bytes(bucket.store().get(name).bytes())
 
 
-def test_a_run_can_not_be_published_on_a_web_server_or_as_a_whole_bucket(tmp_path: Path) -> None:
-    for out, words in (("http://host/run", "takes no files"), ("s3://bucket", "a folder in it")):
-        with pytest.raises(MisuseError, match=words):
+def test_a_web_server_or_a_whole_bucket_can_not_hold_a_run(tmp_path: Path) -> None:
+    for out, arguments in (("http://host/run", "takes no files"), ("s3://bucket", "a folder in it")):
+        with pytest.raises(MisuseError, match=arguments):
             RunDirectory(out)
     with pytest.raises(MisuseError, match="Remove it"):
         RunDirectory(tmp_path / "run", tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("name", ["index.json", "shard-000000.tar"])
-def test_a_folder_of_shards_is_no_place_for_a_run(name: str, tmp_path: Path) -> None:
+def test_a_folder_of_shards_can_not_hold_a_run(name: str, tmp_path: Path) -> None:
     RunDirectory(tmp_path / "absent")
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(MisuseError, match=rf"--out {tmp_path}: is a folder of shards \(it holds {name}\)"):
         RunDirectory(tmp_path)
-    (tmp_path / "run.json").write_bytes(b"")  # a run that something else was put beside
+    (tmp_path / "run.json").write_bytes(b"")  # a run, with an extra file
     RunDirectory(tmp_path)
 
 
-def test_a_folder_of_shards_in_a_bucket_is_no_place_for_a_run(
+def test_a_folder_of_shards_in_a_bucket_can_not_hold_a_run(
     s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3_bucket.environment.items():
@@ -262,8 +264,8 @@ def test_a_folder_of_shards_in_a_bucket_is_no_place_for_a_run(
         RunDirectory(f"{s3_bucket.url}/data", tmp_path).download()
 
 
-def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], words: list[str | Path]) -> list[str]:
-    """One training of two machines, each with a cache of its own; gives what each said."""
+def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], arguments: list[str | Path]) -> list[str]:
+    """One training on two machines, each with its own cache. Returns what each printed."""
     (port,) = free_ports(1)
     running = []
     for rank, machine in enumerate(machines):
@@ -275,23 +277,23 @@ def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], words: list[str
             *launcher,
             "-m",
             "vmae_train.cli",
-            *map(str, words[1:]),
+            *map(str, arguments[1:]),
         ]
         running.append(subprocess.Popen(command, env=_environment(bucket, machine), stderr=subprocess.PIPE, text=True))
-    told = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
-    return told
+    printed = [process.communicate(timeout=240)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], printed
+    return printed
 
 
-def test_each_machine_of_a_training_takes_the_checkpoint_from_the_bucket(
+def test_each_machine_of_a_training_downloads_the_checkpoint(
     demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
-    words = _words(demo_shards, f"{s3_bucket.url}/run")
-    call_command(*words, env=_environment(s3_bucket, tmp_path / "alone"))
+    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run")
+    call_command(*arguments, env=_environment(s3_bucket, tmp_path / "alone"))
     s3_bucket.store().delete(f"run/{_checkpoint(STEPS)}/{STATE}")
-    # One that was of the run until the end, and knows a checkpoint that the bucket does not; and a new one.
-    told = _two_machines(s3_bucket, (tmp_path / "new", tmp_path / "alone"), [w for w in words if w != "--quiet"])
-    assert "9 done" in told[0]
+    # One machine has a checkpoint of the run that the bucket lacks, the other machine is new.
+    printed = _two_machines(s3_bucket, (tmp_path / "new", tmp_path / "alone"), [w for w in arguments if w != "--quiet"])
+    assert "9 done" in printed[0]
     lines = [line for line in _numbers(_bytes(s3_bucket, "log.jsonl")) if line["kind"] == "train"]
     wanted = [line for line in _numbers((local_run / "log.jsonl").read_bytes()) if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [line["step"] for line in wanted]

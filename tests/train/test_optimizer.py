@@ -12,7 +12,7 @@ from vmae_train.training.optimizer import OptimSpec, Schedule, build_optimizer, 
 TINY = ModelSpec(size="tiny", decoder_depth=1).geometry()
 
 
-def test_the_rate_is_linear_with_both_ends_then_a_cosine() -> None:
+def test_the_learning_rate_is_linear_with_both_ends_then_a_cosine() -> None:
     spec = OptimSpec(base_lr=1.5e-4, min_lr=1e-5, warmup_epochs=2)
     schedule = Schedule.of(spec, batch=1024, steps=100, steps_per_epoch=10)
     peak, lowest = 1.5e-4 * 4, 1e-5 * 4
@@ -36,7 +36,7 @@ def test_the_rate_is_linear_with_both_ends_then_a_cosine() -> None:
         {"base_lr": 1e-4, "warmup_steps": 1, "clip_grad": 0.0},
     ],
 )
-def test_rates_that_dont_fit_each_other_are_refused(values: dict[str, float]) -> None:
+def test_learning_rates_that_contradict_each_other_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         OptimSpec(**values)
 

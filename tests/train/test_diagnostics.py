@@ -1,4 +1,4 @@
-"""Early warnings: each known trouble is told, and no published recipe is."""
+"""Early warnings: each known problem gives one, and published recipes give none."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _lines(losses: list[float], **more: Any) -> list[dict[str, Any]]:
 
 
 def _names(facts: TrainingFacts) -> list[str]:
-    return [caution.name for caution in check_setup(facts)]
+    return [warning.name for warning in check_setup(facts)]
 
 
-def test_a_sound_training_gets_no_warning() -> None:
+def test_a_normal_training_gets_no_warning() -> None:
     assert _names(SOUND) == []
 
 
@@ -39,19 +39,19 @@ def test_a_sound_training_gets_no_warning() -> None:
         ("other data", {"other_data": "trained elsewhere"}, "trained elsewhere"),
     ],
 )
-def test_each_trouble_is_told_alone_with_its_numbers(name: str, changes: dict[str, Any], word: str) -> None:
-    (caution,) = check_setup(SOUND._replace(**changes))
-    assert caution.name == name and word in caution.text and "\n" not in caution.text
+def test_each_problem_gives_one_warning_with_its_numbers(name: str, changes: dict[str, Any], word: str) -> None:
+    (warning,) = check_setup(SOUND._replace(**changes))
+    assert warning.name == name and word in warning.text and "\n" not in warning.text
 
 
-def test_rates_of_probes_and_small_own_models_have_no_published_rule() -> None:
+def test_learning_rates_of_probes_and_own_small_models_have_no_published_range() -> None:
     odd = SOUND._replace(base_lr=1.0, batch=8, positions=8)
     assert set(_names(odd)) == {"learning rate", "small batch"}
     assert _names(odd._replace(frozen=True)) == _names(odd._replace(published_size=False)) == []
 
 
 @pytest.mark.parametrize("name", list_recipes("vmae_train"))
-def test_no_recipe_is_warned_of_its_rate_or_batch(name: str) -> None:
+def test_no_recipe_gets_a_warning_about_its_learning_rate_or_batch(name: str) -> None:
     spec = load_recipe("vmae_train", name, spec_of(name), ())
     kind = "pretrain" if name.startswith("pretrain/") else "finetune"
     batch = spec.train.batch
@@ -61,14 +61,14 @@ def test_no_recipe_is_warned_of_its_rate_or_batch(name: str) -> None:
     assert _names(facts) == []
 
 
-def test_a_loss_that_stays_is_told_and_near_one_by_its_reason() -> None:
+def test_a_constant_loss_gives_a_warning_and_one_near_1_its_reason() -> None:
     (near,) = check_log(_lines([1.2] * 10 + [0.998, 1.001] * 10), "pretrain", warmup=10)
     assert near.name == "constant loss" and "each cube's mean" in near.text
     (stuck,) = check_log(_lines([0.693] * 20), "finetune", warmup=0)
     assert "each cube's mean" not in stuck.text and "0.693" in stuck.text
 
 
-def test_a_loss_that_falls_or_fell_or_warms_up_is_not_told() -> None:
+def test_a_loss_that_falls_or_has_fallen_or_warms_up_gives_no_warning() -> None:
     falling = [0.99**step for step in range(30)]
     assert check_log(_lines(falling), "pretrain", warmup=0) == []
     assert check_log(_lines([*falling, *[0.7] * 40]), "pretrain", warmup=0) == []  # flat at its end
@@ -78,8 +78,8 @@ def test_a_loss_that_falls_or_fell_or_warms_up_is_not_told() -> None:
 @pytest.mark.parametrize(
     ("stage", "word"), [("decode", "loader.workers"), ("network", "cache"), ("transfer", "copies")]
 )
-def test_waiting_is_told_by_its_stage_when_it_lasts(stage: str, word: str) -> None:
+def test_waiting_that_lasts_gives_a_warning_with_its_stage(stage: str, word: str) -> None:
     waiting = _lines([1.0] * 5, data_wait=0.95, limits=stage)
-    (caution,) = check_log(waiting, "pretrain", warmup=0)
-    assert caution.name == "waiting for data" and word in caution.text and "95%" in caution.text
+    (warning,) = check_log(waiting, "pretrain", warmup=0)
+    assert warning.name == "waiting for data" and word in warning.text and "95%" in warning.text
     assert check_log([*waiting[:4], *_lines([1.0])], "pretrain", warmup=0) == []
