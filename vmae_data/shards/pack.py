@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
@@ -161,15 +161,40 @@ def _require_staged(job: ShardJob, key: str) -> StagedSource:
 
 
 def _write_tar(path: Path, staging: Path, samples: Sequence[StagedSample]) -> None:
-    """The tar of webdataset's TarWriter, byte for byte. webdataset is not imported: it loads torch, if installed (2 s)."""
-    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
-        for sample in samples:
-            for suffix, data in sorted(_members(sample, staging)):
-                member = tarfile.TarInfo(f"{sample.facts.key}.{suffix}")
-                # Fixed time, owner and mode make the tar reproducible.
-                member.size, member.mtime, member.mode = len(data), 0, 0o444
-                member.uname = member.gname = "vmae"
-                tar.addfile(member, io.BytesIO(data))
+    """A tar without times and owners: the same samples give the same bytes."""
+    with path.open("wb") as file:
+        output = _TarOutput(file)
+        # encoder=False: the bytes are written as they are.
+        writer = _import_tar_writer()(output, mtime=0, user="vmae", group="vmae", encoder=False)
+        try:
+            for sample in samples:
+                writer.write({"__key__": sample.facts.key, **dict(_members(sample, staging))})
+            writer.close()
+        finally:
+            output.file = None
+
+
+def _import_tar_writer() -> Any:
+    """webdataset imports torch where torch is installed (2 s per build), and writes tars without it: hide torch meanwhile."""
+    if "torch" in sys.modules or "webdataset" in sys.modules:
+        from webdataset import TarWriter
+    else:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+        try:
+            from webdataset import TarWriter
+        finally:
+            del sys.modules["torch"]
+    return TarWriter
+
+
+class _TarOutput:
+    """A file, until `file` is None. A TarWriter that failed writes again when it is deleted; that must not reach a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file: IO[bytes] | None = file
+
+    def write(self, data: bytes) -> int:
+        return len(data) if self.file is None else self.file.write(data)
 
 
 def _members(sample: StagedSample, staging: Path) -> Iterator[tuple[str, bytes]]:
