@@ -1,11 +1,11 @@
 # make demo   from nothing to a finetuned classifier and a report; needs Python and make only
-# make test   all checks and tests
+# make test   all checks and tests, but for the slow ones (make test-slow); make test-fast: in a minute
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-long test check install soak example clean
+.PHONY: demo demo-long test test-slow test-fast check install soak example clean
 
 install: $(INSTALLED)
 
@@ -28,8 +28,18 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 # One process a core with one thread each: more threads would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Tests of half a minute and more. CI runs them too.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
+
+# For work in between: tests that start no processes and train nothing, in a minute.
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow and not processes"
 
 # Longer than a test may take: hundreds of damaged sources, many kills, full disks, many steps.
 soak: $(INSTALLED)

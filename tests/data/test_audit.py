@@ -31,6 +31,8 @@ from vmae_data.read.dataset import Shards
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import find_sources
 
+pytestmark = pytest.mark.processes
+
 U8 = NDArray[np.uint8]
 HEIGHT, WIDTH, RATE, FRAMES = 96, 128, 24, 72
 SPEC = BuildSpec(short_side=192, stride=2, samples_per_shard=6, crf=23)

@@ -25,6 +25,8 @@ from vmae_data.shards.plan import Part
 from vmae_data.storage import list_tree, remove, storage_path
 from vmae_data.storage.options import VARIABLE
 
+pytestmark = pytest.mark.processes
+
 
 def _keys(small_build: SmallBuild, *shards: int) -> set[str]:
     return {key_of(path.encode()) for shard in shards for path in small_build.paths_of(shard)}

@@ -30,6 +30,8 @@ from vmae_data.storage import (
 )
 from vmae_data.verify.verify import Problem, verify_shards
 
+pytestmark = pytest.mark.processes
+
 
 def test_verify_fetches_each_tar_once_and_finds_what_is_wrong(
     demo_shards: Path, s3: Setting, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

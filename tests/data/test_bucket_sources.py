@@ -18,6 +18,8 @@ from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import find_sources
 from vmae_data.storage import commit_bytes
 
+pytestmark = pytest.mark.processes
+
 
 def test_sources_in_a_bucket_give_the_bytes_of_the_same_folder(
     small_build: SmallBuild, s3: Setting, tmp_path: Path

@@ -24,6 +24,8 @@ from vmae_data.read.dataset import Shards
 from vmae_data.rng import Purpose, bits, uniform
 from vmae_data.shards.workspace import STAGING
 
+pytestmark = pytest.mark.processes
+
 
 def _failures(folder: Path) -> dict[str, str]:
     lines = (folder / FAILURES).read_text().splitlines()

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from tests.command import call_command, run_command
 from vmae_data.recipes import list_recipes
 
+pytestmark = pytest.mark.processes
+
 APPS = {"vmae-shard": "vmae_data", "vmae-train": "vmae_train"}
 
 

@@ -32,6 +32,8 @@ from vmae_data.format import key_of
 from vmae_data.progress import ProgressStyle
 from vmae_data.shards.pack import _write_tar
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Finding]]:

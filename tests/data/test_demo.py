@@ -29,6 +29,8 @@ from vmae_data.demo.scenes import (
 from vmae_data.demo.videos import MARKER, render_video, write_demo
 from vmae_data.errors import MisuseError
 
+pytestmark = pytest.mark.processes
+
 SEED, VIDEOS = 5, 24  # of the fixture `demo_videos`
 NEVER_OPEN = ["empty", "text", "without-moov"]
 

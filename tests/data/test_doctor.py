@@ -14,6 +14,8 @@ from vmae_data.doctor.doctor import examine
 from vmae_data.doctor.machine import core_quota, file_system_of, memory_bytes, try_folder
 from vmae_data.encode.ffmpeg import find_ffmpeg
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
 

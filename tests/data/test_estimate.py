@@ -11,6 +11,8 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.estimate import Interval, choose_sample, estimate_build, estimate_lines, scale_up
 from vmae_data.progress import ProgressStyle
 
+pytestmark = pytest.mark.processes
+
 QUIET = ProgressStyle.QUIET
 
 

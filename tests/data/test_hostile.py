@@ -26,6 +26,8 @@ from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher
 
+pytestmark = pytest.mark.processes
+
 HUGE = 10**18
 
 

@@ -26,6 +26,8 @@ from vmae_data.inspect.inspect_page import write_inspect_page
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards, sample_seconds
 
+pytestmark = pytest.mark.processes
+
 HOSTILE = "<script>alert(1)</script>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

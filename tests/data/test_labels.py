@@ -20,6 +20,8 @@ from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.verify.verify import verify_shards
 
+pytestmark = pytest.mark.processes
+
 QUIET = ProgressStyle.QUIET
 
 

@@ -30,6 +30,8 @@ from vmae_data.format import FAILURES, INDEX, ShardMarker, decode_record
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Sample, Shards
 
+pytestmark = pytest.mark.processes
+
 # RGB in integer levels and back to luma, with the chroma upsampling of each reader: 1.2 on these videos.
 LUMA_TOLERANCE = 2.0
 

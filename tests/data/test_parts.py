@@ -27,6 +27,8 @@ from vmae_data.shards.workspace import STAGING
 from vmae_data.storage import create_bytes
 from vmae_data.verify.verify import verify_shards
 
+pytestmark = pytest.mark.processes
+
 
 @contextlib.contextmanager
 def _locked_elsewhere(folder: Path, call: str) -> Iterator[None]:

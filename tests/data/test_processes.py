@@ -14,6 +14,8 @@ import pytest
 
 from vmae_data.processes import Pool, WorkerDied, limit_memory_growth, next_finished
 
+pytestmark = pytest.mark.processes
+
 
 def double(n: int) -> int:
     return 2 * n

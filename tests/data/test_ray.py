@@ -39,6 +39,8 @@ from vmae_data.sources.find import find_sources
 from vmae_data.storage import storage_path
 from vmae_data.storage.options import VARIABLE
 
+pytestmark = pytest.mark.processes
+
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vmae[ray]'")
 
 
@@ -77,6 +79,7 @@ def _tasks_with_an_encode() -> list[int]:
     return [pid for pid, folder in _node_staging().items() if staged_keys(folder)]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_byte_and_stdout_holds_the_result_alone(
     cluster: str, small_build: SmallBuild, tmp_path: Path
 ) -> None:
@@ -101,6 +104,7 @@ def test_a_killed_worker_changes_no_byte_and_stdout_holds_the_result_alone(
     assert not list(Path(tempfile.gettempdir()).glob(f"vmae-{socket.gethostname()}-{killed}-*")), "staging is left"
 
 
+@pytest.mark.slow
 def test_a_signal_cancels_the_tasks_and_the_build_resumes_in_parts(
     cluster: str, small_build: SmallBuild, tmp_path: Path
 ) -> None:

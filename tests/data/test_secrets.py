@@ -17,6 +17,8 @@ from tools.soak.faults.proxy import proxy_thread
 from vmae_data.format import INDEX
 from vmae_data.storage.options import VARIABLE
 
+pytestmark = pytest.mark.processes
+
 BOTH = ("GET", "HEAD", "PUT", "POST")
 
 
@@ -44,6 +46,7 @@ def _files(folder: Path) -> Iterator[bytes]:
                 yield path.read_bytes()
 
 
+@pytest.mark.slow
 def test_no_secret_is_printed_or_written(
     small_build: SmallBuild, s3_bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,8 @@ from vmae_data.storage import (
 from vmae_data.storage.options import VARIABLE
 from vmae_data.storage.retry import STOPPING
 
+pytestmark = pytest.mark.processes
+
 BOTH = ("GET", "HEAD", "PUT", "POST", "DELETE")
 
 

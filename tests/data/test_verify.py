@@ -36,6 +36,8 @@ from vmae_data.verify.check_records import failure_problems, index_problems, pla
 from vmae_data.verify.check_shard import ShardTask, check_shard
 from vmae_data.verify.verify import Problem, verify_shards
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def copied(demo_shards: Path, tmp_path: Path) -> Path:

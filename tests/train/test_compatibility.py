@@ -29,6 +29,8 @@ from vmae_train.clips.fingerprint import ClipFingerprint
 from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec, pretrain
 
+pytestmark = pytest.mark.processes
+
 MADE = Path(__file__).parent.parent / "compatibility"
 EXAMPLE = Path("shards/example").resolve()
 # Relative. Measured between SSE and AVX2 kernels: 1e-7 over the first 5 steps, 2.3e-7 over 100.

@@ -26,6 +26,8 @@ from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
 from vmae_train.models.videomae import PretrainModel
 
+pytestmark = pytest.mark.processes
+
 TINY = ModelSpec(
     size="tiny", depth=2, decoder_depth=1, embed_dim=96, decoder_embed_dim=48, position="sinusoid-1d"
 ).geometry()

@@ -12,18 +12,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.command import run_command
+from tests.command import call_command
+from tools.soak.batches import own_clips
 from vmae_data.errors import MisuseError
 from vmae_data.format import tar_name
 from vmae_data.read.batches import PADDING, BatchLayout
 from vmae_data.read.dataset import Shards
+from vmae_data.recipes import load_recipe
+from vmae_train.clips.fingerprint import ClipFingerprint
+from vmae_train.distributed import Distributed
+from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.log import read_log
 
+pytestmark = pytest.mark.processes
+
 STEPS = 8
+BATCHES = 7
 HANGS_SECONDS = 120
 
 
@@ -47,7 +56,7 @@ def _printed(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def _pretrain(shards: Path, out: Path, *settings: str, steps: int = STEPS) -> list[str | Path]:
     arguments: list[str | Path] = ["pretrain", "--recipe", "pretrain/demo", "--data", shards, "--out", out, "--quiet"]
-    for setting in (f"train.steps={steps}", "log.every_steps=1", "optim.warmup_steps=2", *settings):
+    for setting in (f"train.steps={steps}", "log.every_steps=1", "optim.warmup_steps=2", "model.depth=1", *settings):
         arguments += ["--set", setting]
     return arguments
 
@@ -58,55 +67,61 @@ def _losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-def _batches(processes: int, workers: int, out: Path, *arguments: str | Path) -> list[str]:
-    settings = ("augment.crop=multiscale", "augment.flip=true", "train.steps=7", f"loader.workers={workers}")
-    more = [word for setting in settings for word in ("--set", setting)]
-    _run(processes, "tools.soak.batches", "--recipe", "pretrain/demo", "--out", out, *more, *arguments)
-    return out.read_text().splitlines()
+def _batches(processes: int, workers: int, data: list[str], *settings: str, start: int = 0) -> list[list[Any]]:
+    """The clips of each global batch as `processes` processes read them: here one after the other."""
+    common = ("augment.crop=multiscale", "augment.flip=true", f"train.steps={BATCHES}", f"loader.workers={workers}")
+    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [*common, *settings])
+    ranks = [own_clips(spec, data, start, None, Distributed(rank, processes)) for rank in range(processes)]
+    return [[clip for share in shares for clip in share] for shares in zip(*ranks, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def other_shards(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards with another frame size and length, and with flips, which the first recipe forbids."""
     folder = tmp_path_factory.mktemp("other")
-    run_command("vmae_data", "demo", folder / "videos", "--videos", "16", "--seed", "9", "--quiet")
+    call_command("vmae_data", "demo", folder / "videos", "--videos", "16", "--seed", "9", "--quiet")
     settings = [word for text in ("samples_per_shard=4", "short_side=48", "may_flip=true") for word in ("--set", text)]
     arguments = ["build", folder / "videos", folder / "shards", "--recipe", "demo", "--classes", demo_shards, "--quiet"]
-    run_command("vmae_data", *arguments, *settings)
+    call_command("vmae_data", *arguments, *settings)
     return folder / "shards"
 
 
 @pytest.fixture(scope="module")
 def one_process(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "one_process"
-    run_command("vmae_train", *_pretrain(demo_shards, out))
+    call_command("vmae_train", *_pretrain(demo_shards, out))
     return out
 
 
-def test_any_number_of_processes_and_workers_sees_the_same_batches_to_the_bit(
-    demo_shards: Path, tmp_path: Path
-) -> None:
-    arguments = ("--data", demo_shards, "--set", "train.micro_batch=2")
-    one = _batches(1, 0, tmp_path / "1", *arguments)
-    assert len(one) == 7
-    assert all(len(json.loads(line)) == 8 for line in one)
-    assert _batches(4, 1, tmp_path / "4", *arguments) == one
+def test_any_number_of_processes_and_workers_sees_the_same_batches_to_the_bit(demo_shards: Path) -> None:
+    data, micro = [str(demo_shards)], "train.micro_batch=2"
+    one = _batches(1, 0, data, micro)
+    assert [len(clips) for clips in one] == [8] * BATCHES
+    assert _batches(4, 1, data, micro) == one
     # Resumed at step 3, on another number of processes.
-    assert _batches(2, 3, tmp_path / "2", *arguments, "--first", "3") == one[3:]
+    assert _batches(2, 3, data, micro, start=3) == one[3:]
 
 
-def test_a_mixture_is_the_same_on_any_number_of_processes(
-    demo_shards: Path, other_shards: Path, tmp_path: Path
-) -> None:
-    arguments = ("--data", f"{demo_shards}:3", "--data", f"{other_shards}:1", "--set", "train.micro_batch=4")
-    one = _batches(1, 1, tmp_path / "1", *arguments)
-    assert _batches(2, 0, tmp_path / "2", *arguments, "--first", "5") == one[5:]
-    clips: list[dict[str, Any]] = [clip for line in one for clip in json.loads(line)]
-    seconds = [clip for clip in clips if clip["key"].endswith("(data 2)")]
+@pytest.mark.slow
+def test_the_processes_of_torchrun_see_the_same_batches(demo_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "batches.jsonl"
+    settings = ("augment.crop=multiscale", "augment.flip=true", f"train.steps={BATCHES}", "train.micro_batch=2")
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    _run(3, "tools.soak.batches", "--recipe", "pretrain/demo", "--data", demo_shards, "--out", out, *arguments)
+    result = [msgspec.json.decode(line, type=list[ClipFingerprint]) for line in out.read_bytes().splitlines()]
+    assert result == _batches(1, 0, [str(demo_shards)], "train.micro_batch=2")
+
+
+def test_a_mixture_is_the_same_on_any_number_of_processes(demo_shards: Path, other_shards: Path) -> None:
+    data, micro = [f"{demo_shards}:3", f"{other_shards}:1"], "train.micro_batch=4"
+    one = _batches(1, 1, data, micro)
+    assert _batches(2, 0, data, micro, start=5) == one[5:]
+    clips = [clip for batch in one for clip in batch]
+    seconds = [clip for clip in clips if clip.key.endswith("(data 2)")]
     assert 4 < len(seconds) < 28  # 14 of 56 on average
     # Each data set says whether its videos may be flipped.
-    assert {clip["key"].endswith("(data 2)") for clip in clips if clip["box"][4]} == {True}
-    seen = [(clip["key"], clip["epoch"]) for clip in clips]
+    assert {clip.key.endswith("(data 2)") for clip in clips if clip.box[4]} == {True}
+    seen = [(clip.key, clip.epoch) for clip in clips]
     assert len(set(seen)) == len(seen)
 
 
@@ -122,12 +137,13 @@ def test_two_processes_train_as_one_does(demo_shards: Path, one_process: Path, t
     assert heads[0] == heads[1]  # names, shapes and kinds
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resumes(
     demo_shards: Path, one_process: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "stopped"
     # Many steps, so that it still runs when the signal comes. The learning rates are those of the short run.
-    arguments = _pretrain(demo_shards, out, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=2000)
+    arguments = _pretrain(demo_shards, out, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=100000)
     process = subprocess.Popen(_torchrun(2, "vmae_train.cli", *arguments), stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + HANGS_SECONDS
     while len(read_log(out, "train")) < 3 and process.poll() is None and time.monotonic() < until:
@@ -141,7 +157,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resum
     step = json.loads(saved.read_text())["step"]
     assert len(read_log(out, "train")) == step >= 3
     whole = tmp_path / "whole"
-    more = _pretrain(demo_shards, whole, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=2000)
+    more = _pretrain(demo_shards, whole, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=100000)
     _until(whole, step + 4, _torchrun(1, "vmae_train.cli", *more))
     _until(out, step + 4, _torchrun(3, "vmae_train.cli", *arguments))
     np.testing.assert_allclose(_losses(out)[: step + 4], _losses(whole)[: step + 4], rtol=1e-4)
@@ -165,11 +181,12 @@ def _process_of_rank(launcher: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
 def test_batches_that_no_number_divides_finish(demo_shards: Path, tmp_path: Path) -> None:
     """Batches of 7 on 3 processes in micro-batches of at most 7, and 3 epochs of 24 samples."""
     settings = ("train.batch=7", "loader.workers=0")
     _run(3, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "three", *settings))
-    run_command("vmae_train", *_pretrain(demo_shards, tmp_path / "one", *settings))
+    call_command("vmae_train", *_pretrain(demo_shards, tmp_path / "one", *settings))
     np.testing.assert_allclose(_losses(tmp_path / "three"), _losses(tmp_path / "one"), rtol=2e-5)
 
 
@@ -197,6 +214,7 @@ def test_more_processes_than_samples_of_a_batch_are_refused_once_and_by_all(demo
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
     shards = Shards.open(str(folder))
@@ -206,7 +224,7 @@ def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, 
             file.seek(place.offset)
             file.write(b"0" * 64)
     done = _run(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "two", "checkpoint.every_steps=3"))
-    run_command("vmae_train", *_pretrain(folder, tmp_path / "one"))
+    call_command("vmae_train", *_pretrain(folder, tmp_path / "one"))
     np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(tmp_path / "one"), rtol=2e-5)
     (state,) = (tmp_path / "two").glob(f"checkpoints/step-{STEPS:09d}/state.json")
     assert list(json.loads(state.read_text())["unreadable"]) == sorted(shards.key(n) for n in (4, 5, 11))
@@ -218,6 +236,7 @@ def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, 
     assert "samples can't be read, which exceeds the limit of 8" in line
 
 
+@pytest.mark.slow
 def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_process_does(
     demo_shards: Path, demo_videos: Path, tmp_path: Path
 ) -> None:
@@ -234,6 +253,7 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     ]
     for setting in (
         "train.steps=6",
+        "model.depth=1",
         "optim.warmup_steps=2",
         "evaluate.every_steps=3",
         "evaluate.batch=5",
@@ -246,11 +266,11 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     assert [line["step"] for line in read_log(out) if line["kind"] == "validation"] == [3, 6]
     assert json.loads((out / "best.json").read_text())["step"] in (3, 6)
     again = ["evaluate", out, "--data", demo_shards, "--views", "2x3", "--batch", "5", "--quiet", "--json"]
-    one = json.loads(run_command("vmae_train", *again).stdout)
+    one = json.loads(call_command("vmae_train", *again).stdout)
     assert two == one
     again += ["--ema", "--merge", "logit", "--predictions"]
     one_process, together = tmp_path / "one_process.parquet", tmp_path / "together.parquet"
-    mean = json.loads(run_command("vmae_train", *again, one_process).stdout)
+    mean = json.loads(call_command("vmae_train", *again, one_process).stdout)
     done = _run(2, "vmae_train.cli", *(word for word in again if word != "--quiet"), together)
     assert json.loads(done.stdout) == mean
     printed = [json.loads(line) for line in done.stderr.splitlines() if '"videos evaluated"' in line]
@@ -264,8 +284,8 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     # Segments of one video, read by different processes.
     cut = tmp_path / "cut"
     settings = ["--set", "longest_seconds=0.7", "--set", "samples_per_shard=8", "--classes", demo_shards, "--quiet"]
-    run_command("vmae_data", "build", demo_videos, cut, "--recipe", "demo", *settings)
+    call_command("vmae_data", "build", demo_videos, cut, "--recipe", "demo", *settings)
     segments = ["evaluate", out, "--data", cut, "--views", "1x1", "--batch", "3", "--quiet", "--json"]
-    scores = json.loads(run_command("vmae_train", *segments).stdout)
+    scores = json.loads(call_command("vmae_train", *segments).stdout)
     assert scores["videos"] == 24 < len(Shards.open(str(cut)))
     assert json.loads(_run(2, "vmae_train.cli", *segments).stdout) == scores

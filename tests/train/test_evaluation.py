@@ -32,6 +32,8 @@ from vmae_train.models.heads import MultiLabelClassifier, Regressor
 from vmae_train.runs.best import Best, best_checkpoint
 from vmae_train.runs.log import read_log
 
+pytestmark = pytest.mark.processes
+
 QUIET = ProgressStyle.QUIET
 SETTINGS = ("train.steps=2", "train.batch=4")
 
@@ -109,7 +111,7 @@ def test_several_classes_are_trained_evaluated_and_written(
 ) -> None:
     labels = [["run", "jump"], ["sit"], [], ["run"], ["jump"], ["sit", "run"], ["sit"], ["run"]]
     shards = _labelled(demo_videos, tmp_path / "data", demo_spec, labels)
-    with pytest.raises(MisuseError, match=r"label_smoothing = 0\.1: is for one class a video"):
+    with pytest.raises(MisuseError, match=r"label_smoothing = 0\.1: is for one class per video"):
         _finetune(tmp_path / "data", tmp_path / "refused", "mix.label_smoothing=0.1")
     scores = _finetune(tmp_path / "data", tmp_path / "run", "mix.mixup=0.8", "mix.mix_group=4")
     assert isinstance(load_model(tmp_path / "run"), MultiLabelClassifier)

@@ -14,6 +14,8 @@ from vmae_data.storage import commit_bytes, storage_path
 from vmae_train.feed import feed
 from vmae_train.pretrain import PretrainSpec
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(autouse=True)
 def _short_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec, masked_loss
 from vmae_train.runs.log import read_log
 
+pytestmark = pytest.mark.processes
+
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()
 CLASSES = ("left", "right", "up")
 SIZE = TINY.image_size

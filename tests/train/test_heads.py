@@ -18,6 +18,8 @@ from vmae_train.models.losses import multi_label_losses, regression_losses, weig
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.models.vit import drop_path_scale
 
+pytestmark = pytest.mark.processes
+
 SPEC = ModelSpec(size="tiny", depth=3, decoder_depth=1, embed_dim=48, decoder_embed_dim=24)
 TINY = SPEC.geometry()
 ATTENTIVE = msgspec.structs.replace(TINY, pooling="attentive")

@@ -28,6 +28,8 @@ from vmae_train.reports.run_reader import read_run
 from vmae_train.runs.metadata import read_facts
 from vmae_train.training.checkpoint import last_checkpoint, read_state
 
+pytestmark = pytest.mark.processes
+
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 HUGE = 10**18
 

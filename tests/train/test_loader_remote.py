@@ -34,6 +34,8 @@ from vmae_train.runs.run_files import checkpoint_name
 from vmae_train.training.setup import set_up_training
 from vmae_train.training.throughput import bottleneck
 
+pytestmark = pytest.mark.processes
+
 BATCH, SEED = 8, 3
 
 

@@ -30,6 +30,8 @@ from vmae_train.models.heads import Classifier
 from vmae_train.models.losses import cube_targets
 from vmae_train.models.videomae import PretrainModel
 
+pytestmark = pytest.mark.processes
+
 GREY = 127.5
 
 

@@ -23,6 +23,8 @@ from vmae_train.reports.compare_runs import describe_difference
 from vmae_train.reports.run_page import NUM_RECONSTRUCTIONS, write_report
 from vmae_train.reports.scores_page import standard_error
 
+pytestmark = pytest.mark.processes
+
 HOSTILE = "<script>alert(1)</script>$x_1$"
 
 

@@ -23,6 +23,8 @@ from vmae_data.errors import MisuseError
 from vmae_train.runs.run_directory import RunDirectory
 from vmae_train.runs.run_files import local_copy
 
+pytestmark = pytest.mark.processes
+
 STEPS = 12
 MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", "memory_mb"}
 STATE = "state.json"
@@ -30,8 +32,8 @@ STATE = "state.json"
 
 def _arguments(data: str | Path, out: str | Path, *more: str | Path) -> list[str | Path]:
     arguments: list[str | Path] = ["vmae_train", "pretrain", "--recipe", "pretrain/demo", "--data", data, "--out", out]
-    settings = ["--set", f"train.steps={STEPS}", "--set", "checkpoint.every_steps=3", "--set", "log.every_steps=1"]
-    return [*arguments, *settings, "--quiet", *more]
+    settings = (f"train.steps={STEPS}", "checkpoint.every_steps=3", "log.every_steps=1", "model.depth=1")
+    return [*arguments, *(word for setting in settings for word in ("--set", setting)), "--quiet", *more]
 
 
 def _environment(bucket: S3Bucket, machine: Path, **more: str) -> dict[str, str]:
@@ -146,7 +148,7 @@ def test_a_local_copy_of_another_run_is_discarded(demo_shards: Path, s3_bucket: 
 def test_of_two_trainings_of_one_run_only_the_last_started_continues(
     demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
-    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run", "--set", "train.steps=2000")
+    arguments = _arguments(demo_shards, f"{s3_bucket.url}/run", "--set", "train.steps=100000")
     first = subprocess.Popen(
         command_line(*arguments), env=_environment(s3_bucket, tmp_path / "one"), stderr=subprocess.PIPE, text=True
     )
@@ -158,7 +160,7 @@ def test_of_two_trainings_of_one_run_only_the_last_started_continues(
     assert first.poll() is None
     second = subprocess.Popen(command_line(*arguments), env=_environment(s3_bucket, tmp_path / "two"))
     try:
-        _, printed = first.communicate(timeout=120)
+        _, printed = first.communicate(timeout=280)
         assert first.returncode == 1
         assert "another training has taken over this run" in printed
         assert printed.count("\n") == 1
@@ -178,7 +180,7 @@ def test_checkpoints_data_and_outputs_may_all_be_urls(demo_shards: Path, s3_buck
     data = f"{url}/data"
     shown = [call_command(*[w for w in _arguments(data, f"{url}/run") if w != "--quiet"], env=env)]
     ft = ["vmae_train", "finetune", "--recipe", "finetune/demo", "--data", data, "--val", data, "--out", f"{url}/ft"]
-    settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'"]
+    settings = ["--set", "train.steps=4", "--set", "evaluate.views='1x1'", "--set", "model.depth=1"]
     settings += ["--set", "evaluate.every_steps=2", "--set", "ema.decay=0.9"]
     shown.append(call_command(*ft, "--init", f"{url}/run", *settings, env=env))
     scores = ["evaluate", f"{url}/ft", "--data", data, "--views", "1x1", "--out", f"{url}/out/scores.json"]
@@ -285,6 +287,7 @@ def _two_machines(bucket: S3Bucket, machines: tuple[Path, Path], arguments: list
     return printed
 
 
+@pytest.mark.slow
 def test_each_machine_of_a_training_downloads_the_checkpoint(
     demo_shards: Path, local_run: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:

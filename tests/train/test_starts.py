@@ -33,6 +33,8 @@ from vmae_train.runs.log import read_log
 from vmae_train.runs.metadata import describe_other_data
 from vmae_train.training.head import HeadTarget, build_head_model
 
+pytestmark = pytest.mark.processes
+
 
 def _pretrain(shards: Path, out: Path, *settings: str, init: Path | None = None) -> list[float]:
     pretrain_tiny(shards, out, *settings, init=init)

@@ -23,6 +23,8 @@ from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.log import read_log
 
+pytestmark = pytest.mark.processes
+
 SETTINGS = ("train.batch=8", "train.steps=6", "loader.workers=1")
 
 

@@ -32,8 +32,11 @@ from vmae_train.models.heads import Classifier
 from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.runs.log import read_log
 
+pytestmark = pytest.mark.processes
+
 STEPS = 24
 SETTINGS = ["--set", f"train.steps={STEPS}", "--set", "checkpoint.every_steps=5", "--set", "log.every_steps=1"]
+SETTINGS += ["--set", "model.depth=2"]
 # Timings and memory differ from run to run; nothing else may.
 MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", "memory_mb"}
 
@@ -220,6 +223,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_keys_and_last_good_checkpoint
         assert all(torch.isfinite(value).all() for value in load_model(path.parent).state_dict().values())
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfitted(demo_shards: Path, tmp_path: Path) -> None:
     """A classifier learns to tell eight videos apart, with new crops in each step."""
     few = tmp_path / "few"
@@ -330,9 +334,9 @@ def test_wrong_checkpoints_and_views_are_one_line(demo_shards: Path, undisturbed
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "a" / "run.json").exists()  # a mistyped path does not claim the folder
     done = call_command(
-        *_finetune_arguments(demo_shards, tmp_path / "b", "--init", undisturbed, "--set", "model.depth=2"), status=2
+        *_finetune_arguments(demo_shards, tmp_path / "b", "--init", undisturbed, "--set", "model.depth=1"), status=2
     )
-    assert "depth 4 (recipe 2)" in done.stderr
+    assert "depth 2 (recipe 1)" in done.stderr
     done = call_command(*_pretrain_arguments(tmp_path / "nowhere", tmp_path / "c"), status=2)
     assert "no such folder of shards" in done.stderr
 
