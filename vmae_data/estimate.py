@@ -92,7 +92,10 @@ def estimate_build(
     sample = [present[n] for n in choose_sample([size for _, size in present], max(SAMPLE_VIDEOS, workers))]
     on_start()
     with ProgressBar("videos of the sample", len(sample), style) as progress, tempfile.TemporaryDirectory() as folder:
-        jobs = [encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder)) for video, _ in sample]
+        jobs = [
+            encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder), rules=plan.facts.rules)
+            for video, _ in sample
+        ]
         started_at = time.monotonic()
         encoded, unfinished = _encode_sample(jobs, workers, progress)
         sample_seconds = time.monotonic() - started_at

@@ -33,6 +33,7 @@ __all__ = [
     "NOT_JSON",
     "PLAN",
     "PLAN_TABLE",
+    "RULES",
     "SAMPLES",
     "UNLISTED",
     "Colour",
@@ -68,6 +69,9 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+RULES = 2
+"""The rules by which this version encodes. A mend that encodes a source differently, or no longer refuses it, makes new
+rules. docs/format.md, section "Rules", lists what they changed."""
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What `msgspec.json.decode` raises for bytes that are not the expected JSON, or not UTF-8."""
 PLAN, PLAN_TABLE, SAMPLES = "plan.json", "plan.arrow", "samples.arrow"
@@ -265,6 +269,7 @@ class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     split: str | None
     ffmpeg: str
     ffmpeg_sha256: str
+    rules: int = 1  # see RULES
 
     def digest(self) -> str:
         """sha256 of the canonical bytes."""

@@ -11,6 +11,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -18,8 +19,18 @@ from tests.builds import QUIET, SmallBuild, digests, processes_with, staged_keys
 from tests.command import call_command, command_line
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import MisuseError, VmaeError
-from vmae_data.format import FAILURES, Failure, ShardMarker, decode_record, tar_name
+from vmae_data.errors import MisuseError, NewerFormatError, VmaeError
+from vmae_data.format import (
+    FAILURES,
+    PLAN,
+    RULES,
+    Failure,
+    PlanFacts,
+    ShardMarker,
+    decode_record,
+    encode_record,
+    tar_name,
+)
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import Purpose, bits, uniform
 from vmae_data.shards.workspace import STAGING
@@ -211,6 +222,56 @@ def test_repaired_sources_come_in_on_request_only_and_change_only_their_shards(
     kept = {path.name for path in dest.glob("shard-*.tar") if before.get(path.name) == path.stat().st_mtime_ns}
     assert kept
     assert not kept & failed_shards
+
+
+def _tars(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in digests(folder).items() if name.endswith(".tar")}
+
+
+def _set_rules(dest: Path, rules: int) -> None:
+    """Make `dest` a data set that was planned by these rules."""
+    plan = decode_record((dest / PLAN).read_bytes(), PlanFacts, PLAN)
+    (dest / PLAN).write_bytes(encode_record(msgspec.structs.replace(plan, rules=rules)))
+
+
+def test_a_build_continues_by_the_rules_of_its_plan(small_build: SmallBuild, tmp_path: Path) -> None:
+    dest = tmp_path / "older"
+    dest.mkdir()
+    shutil.copy(small_build.shards / PLAN, dest)
+    _set_rules(dest, 1)
+    older = (dest / PLAN).read_bytes()
+    assert b'"rules"' not in older, "plans before rules had a number lack it"
+    small_build.build(dest)
+    assert (dest / PLAN).read_bytes() == older
+    assert _tars(dest) == _tars(small_build.shards)
+
+
+def test_a_retried_source_of_an_older_data_set_tells_its_rules(small_build: SmallBuild, tmp_path: Path) -> None:
+    source, dest = tmp_path / "videos", tmp_path / "older"
+    shutil.copytree(small_build.videos, source)
+    broken = source / small_build.paths_of(0)[0]
+    data = broken.read_bytes()
+    broken.write_bytes(b"")
+    dest.mkdir()
+    shutil.copy(small_build.shards / PLAN, dest)
+    _set_rules(dest, 1)
+    small_build.build(dest, source)
+    broken.write_bytes(data)
+    small_build.build(dest, source, retry_failed=True)
+    remarks = {sample.facts.source.path: sample.facts.remarks for sample in Shards.open(str(dest))}
+    told = f"made later, by rules {RULES}; the plan has rules 1"
+    assert [path for path, texts in remarks.items() if told in texts] == [small_build.paths_of(0)[0]]
+
+
+def test_a_plan_of_newer_rules_is_refused(small_build: SmallBuild, tmp_path: Path) -> None:
+    dest = tmp_path / "newer"
+    dest.mkdir()
+    shutil.copy(small_build.shards / PLAN, dest)
+    _set_rules(dest, RULES + 1)
+    with pytest.raises(
+        NewerFormatError, match=rf"its rules {RULES + 1} are newer than this program's {RULES}; update vmae"
+    ):
+        small_build.build(dest)
 
 
 def test_segments_of_good_sources_are_not_encoded_again_for_a_failed_one(demo_videos: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from vmae_data.encode.thinning import SegmentCut, cut_video, kept_frame_rate, se
 from vmae_data.errors import DataError, NotFoundError, SampleError, SourceError
 from vmae_data.format import (
     FORMAT_VERSION,
+    RULES,
     Failure,
     Label,
     Packets,
@@ -57,6 +58,8 @@ class EncodeJob(NamedTuple):
     spec: BuildSpec
     ffmpeg: str
     staging: Path
+    rules: int = RULES  # to encode by
+    plan_rules: int = RULES
 
 
 class StagedMember(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,6 +218,8 @@ def _commit_samples(
     """Check and commit the files of every segment. A video with one segment has no segment number."""
     source_facts, times = _source_facts(job, source, info, len(run.pts)), frame_times(run, info)
     remarks = source_remarks(run, info, job.spec.thinning)
+    if job.rules != job.plan_rules:
+        remarks = (*remarks, f"made later, by rules {job.rules}; the plan has rules {job.plan_rules}")
     width, height = scaled_size(info, job.spec.short_side)
     samples = []
     for number, cut in enumerate(cuts):

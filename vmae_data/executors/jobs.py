@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.encode.encode_source import EncodeJob, StagedSource, staged_name
-from vmae_data.format import INDEX, ShardHead
+from vmae_data.format import INDEX, RULES, ShardHead
 from vmae_data.shards.pack import ShardJob, read_heads, read_staged, unpack_shard
 from vmae_data.shards.plan import WHOLE, Part, Plan
 from vmae_data.shards.workspace import Workspace
@@ -48,6 +48,7 @@ class BuildJobs:
     def __init__(self, workspace: Workspace, plan: Plan, ffmpeg: str, part: Part = WHOLE) -> None:
         self.dest, self.staging, self.plan, self.ffmpeg = workspace.dest, workspace.staging, plan, ffmpeg
         self.digest = plan.facts.digest()
+        self.rules = plan.facts.rules
         self.shards = part.shards(plan.facts.shards)
         self.done = read_heads(self.dest, self.shards, self.digest)
 
@@ -65,7 +66,8 @@ class BuildJobs:
         return [self.done[shard] for shard in self.shards]
 
     def reset_failures(self) -> None:
-        """Undo every failed source, in packed shards and in staging, so that it is encoded again."""
+        """Undo every failed source, in packed shards and in staging. This run encodes them by the newest rules."""
+        self.rules = RULES
         failed = [shard for shard, head in self.done.items() if head.failures]
         if failed:
             remove(self.dest / INDEX)
@@ -84,13 +86,13 @@ class BuildJobs:
         for shard in self.shards:
             if shard not in self.done:
                 encodes = tuple(
-                    encode_job(self.plan, source, ffmpeg=self.ffmpeg, staging=self.staging)
+                    encode_job(self.plan, source, rules=self.rules, ffmpeg=self.ffmpeg, staging=self.staging)
                     for source in self.plan.shard_sources(shard)
                 )
                 yield ShardJob(self.dest, self.staging, shard, encodes, self.digest)
 
 
-def encode_job(plan: Plan, source: SourceVideo, *, ffmpeg: str, staging: Path) -> EncodeJob:
+def encode_job(plan: Plan, source: SourceVideo, *, rules: int, ffmpeg: str, staging: Path) -> EncodeJob:
     return EncodeJob(
         key=source.key,
         path=source.path,
@@ -99,6 +101,8 @@ def encode_job(plan: Plan, source: SourceVideo, *, ffmpeg: str, staging: Path) -
         class_name=plan.class_name(source.label),
         split=plan.facts.split,
         spec=plan.spec,
+        rules=rules,
+        plan_rules=plan.facts.rules,
         ffmpeg=ffmpeg,
         staging=staging,
     )

@@ -10,11 +10,12 @@ import msgspec
 import pyarrow as pa
 
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import DataError, MisuseError, NotFoundError
+from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundError
 from vmae_data.format import (
     FORMAT_VERSION,
     PLAN,
     PLAN_TABLE,
+    RULES,
     Label,
     PlanFacts,
     decode_record,
@@ -81,6 +82,7 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
         split=split,
         ffmpeg=ffmpeg,
         ffmpeg_sha256=ffmpeg_sha256,
+        rules=RULES,
     )
     return Plan(facts, listing.folder, tuple(ordered), spec)
 
@@ -93,7 +95,8 @@ def _plan_recipe(values: dict[str, Any]) -> dict[str, Any]:
 def compare_plan(dest: StoragePath, plan: Plan) -> Plan:
     """The plan with the facts stored in `dest`, if any: digests are those of the stored plan.
 
-    A recipe key that the stored plan lacks is compared by its default.
+    A recipe key that the stored plan lacks is compared by its default. Older rules of a stored plan hold: equal plans
+    give equal shards, whichever version makes them.
     Raises MisuseError with the difference: a destination holds one plan.
     """
     try:
@@ -101,7 +104,7 @@ def compare_plan(dest: StoragePath, plan: Plan) -> Plan:
     except NotFoundError:
         return plan
     completed = msgspec.structs.replace(stored, recipe=_plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
-    _refuse_difference(dest, completed, plan.facts)
+    _refuse_difference(dest, completed, msgspec.structs.replace(plan.facts, rules=stored.rules))
     return plan._replace(facts=stored)
 
 
@@ -121,8 +124,13 @@ def _refuse_difference(dest: StoragePath, stored: PlanFacts, new: PlanFacts) -> 
 
 
 def read_plan(dest: StoragePath) -> PlanFacts:
-    """The plan of a destination. Raises NotFoundError if there is none."""
-    return decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
+    """The plan of a destination. Raises NotFoundError if there is none, NewerFormatError for rules of a newer version."""
+    plan = decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
+    if plan.rules > RULES:
+        raise NewerFormatError(
+            f"{dest / PLAN}: its rules {plan.rules} are newer than this program's {RULES}; update vmae"
+        )
+    return plan
 
 
 def spec_of(plan: PlanFacts) -> BuildSpec:
