@@ -1,4 +1,4 @@
-"""`vmae-shard build`, step by step: find the sources, plan, encode, pack, index."""
+"""`vmae-shard build`, step by step: find and exclude sources, plan, encode, pack, index."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ def build_shards(
 ) -> BuildReport:
     """Turn the videos of `source` into shards in `dest`. Run it again to resume a build that was stopped.
 
-    `annotations` name the videos of a folder to use, and their labels; `split` selects among their rows.
-    `workers`: encodes at a time [default: one per core; on Ray in each task]. With `part` only its shards are made and no
+    `annotations` lists the videos of a folder to use, and their labels; `split` selects among its rows.
+    `workers`: encodes at a time [default: one per core]; on Ray per task. With `part` only its shards are made and no
     index is written; `merge_parts` writes it when all parts are done.
     Encodes wait for their shard in `staging` [default: inside `dest`; in this machine's cache if `dest` is remote].
     Failed sources stay failed, unless `retry_failed`: then their shards are packed again.
     `on_start` is called when every check has passed.
-    Raises VmaeError for problems that no single video causes: a full disk, a different plan, another running build.
+    Raises VmaeError for problems of the whole build: a full disk, a different plan, another running build.
     """
     started_at = time.monotonic()
     workspace = workspace_of(dest, staging)
-    ffmpeg_python()  # before any work: another package of that name may hide it
+    ffmpeg_python()  # before any work: a different package named ffmpeg may be installed
     execute: Executor = partial(run_local, workers=workers or len(os.sched_getaffinity(0)))
     if executor == "ray":
         require_ray(address)
@@ -103,7 +103,7 @@ def build_shards(
         index = None
         if part is None:
             index = finish_build(workspace, plan.facts, jobs.heads())
-        elif not exists(dest / INDEX):  # merged already: a part that is run again adds nothing
+        elif not exists(dest / INDEX):  # after the merge, parts write no list
             write_part_failures(dest, part, jobs.heads())
     return BuildReport(
         heads=jobs.heads(),
@@ -121,7 +121,7 @@ def build_shards(
 def _encode_and_pack(jobs: BuildJobs, execute: Executor, style: ProgressStyle) -> tuple[int, int]:
     """Encode every remaining source, pack each shard when its sources are encoded.
 
-    Returns how many sources this run encoded, and the bytes of those that gave samples.
+    Returns how many sources this run tried to encode, and the bytes of the sources that gave samples.
     """
     encoded = encoded_bytes = 0
     failed = sum(len(head.failures) for head in jobs.done.values())
@@ -129,7 +129,7 @@ def _encode_and_pack(jobs: BuildJobs, execute: Executor, style: ProgressStyle) -
         if jobs.finished:
             return 0, 0
         jobs.staging.mkdir(parents=True, exist_ok=True)
-        # An index means that the data set is complete. Now a shard is missing.
+        # The index says that the data set is complete, but a shard is missing.
         for name in (INDEX, SAMPLES, FAILURES):
             remove(jobs.dest / name)
         with closing(execute(jobs.remaining(), encode_source, pack_shard)) as results:
@@ -158,7 +158,7 @@ def _check_destination(dest: StoragePath, source: Folder) -> None:
 
 
 def _first_video(folder: StoragePath) -> bytes | None:
-    """A video directly in a folder, or of a local folder in its subfolders, where each class may have its own."""
+    """The first video of a folder. Direct subfolders of a local folder are searched too: they may be classes."""
     if not isinstance(folder, Path):
         return next(filter(is_video, map(str.encode, list_names(folder))), None)
     top = os.fsencode(folder)

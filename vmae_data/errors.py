@@ -48,9 +48,6 @@ class NotFoundError(DataError, MisuseError):
     exit_status = 2
 
 
-# the former name, until every room has the new one
-
-
 class ReplacedError(DataError):
     """An object was replaced by another since it was opened."""
 

@@ -1,4 +1,4 @@
-"""`vmae-train finetune`: the recipe, and the objective: predict the labels of a clip; scored on a validation set."""
+"""`vmae-train finetune`: the recipe and the objective. The model predicts labels; a validation set scores it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = ["FinetuneObjective", "FinetuneSpec", "check_mix_groups", "finetune", 
 
 
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A finetuning recipe. The whole model is trained; with `probe`, only what is on top of the encoder.
+    """A finetuning recipe. With `probe` only the layers after the encoder are trained, else all.
 
-    The labels decide the loss: one class (cross entropy), several classes (binary cross entropy of each), or values
-    (`value_loss`: squared or absolute error, in standard deviations of the training set).
+    The labels decide the loss. One class: cross entropy. Several classes: a binary cross entropy for each. Values:
+    `value_loss`, a squared or absolute error in standard deviations of the training set.
     """
 
     evaluate: EvaluateSpec = EvaluateSpec()

@@ -33,7 +33,9 @@ class PretrainSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         super().__post_init__()
         num_masked_tokens(self.mask, grid_of(self.geometry()))
         if self.augment.erasing is not None:
-            raise ValueError("augment.erasing is for finetuning: erased pixels can't be predicted. Remove it")
+            raise ValueError(
+                "augment.erasing is for finetuning: erased pixels can't be predicted. Remove augment.erasing"
+            )
 
 
 def pretrain(spec: PretrainSpec, **arguments: Any) -> Trainer:
@@ -50,7 +52,7 @@ class PretrainObjective(Objective):
         self.spec = spec
 
     def build_model(self, init: str | None, device: torch.device) -> PretrainModel:
-        """A new model, or the weights of another pretraining model of the same geometry but for its clips."""
+        """A new model, or one with the weights of `init`, whose geometry may differ in clip size and length only."""
         geometry = self.setup.geometry
         if init is None:
             model = PretrainModel(geometry, seed=self.spec.seed)

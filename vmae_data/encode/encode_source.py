@@ -1,6 +1,6 @@
 """One source → an encoded file for each segment and phase.
 
-Steps: probe, choose frames, run ffmpeg once, check its result, commit the files that the trainer's decoder reads.
+Steps: probe, choose frames, run ffmpeg, check its result, commit the files that the trainer's decoder reads.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class AugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Augment(nn.Module):
-    """Planes → clips: `sample_boxes` and `sample_policy`, `forward` to RGB of 0..255, `normalise`, `erase`."""
+    """Planes → clips. Call `sample_boxes`, `sample_policy`, `forward` (RGB of 0..255), `normalise`, `erase`."""
 
     scale_C: Tensor
     shift_C: Tensor

@@ -46,8 +46,8 @@ RESIZED_ATTEMPTS = 10
 class Boxes(NamedTuple):
     """One box per clip, in pixels of its frame.
 
-    `limits_B4`: top, left, bottom, right of the pixels that resampling may read: the box itself if the original crops
-    first, the full frame if it resizes first.
+    `limits_B4`: top, left, bottom, right of the pixels that resampling may read: the box itself in training, the full
+    frame in an evaluation.
     """
 
     top_B: Float32[Tensor, " B"]

@@ -38,8 +38,8 @@ class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How much of a clip is masked, and in which pattern.
 
     `kind`: `tube` masks the same patches in every slice, `random` single tokens, `frame` complete slices.
-    `decoder`: `all` predicts every masked token. `running-cell` predicts a part of them: a pattern of 2 × 2 cells that
-    moves on with every slice skips the share `decoder_ratio`.
+    `decoder`: `all` predicts every masked token. `running-cell` predicts a part of them: it skips the share
+    `decoder_ratio` of the patches of each cell of 2 × 2. The skipped patches move with every slice.
     """
 
     kind: Literal["tube", "random", "frame"] = "tube"
@@ -89,8 +89,7 @@ class Grid(NamedTuple):
 class TokenMask(NamedTuple):
     """Token numbers, ascending. Every sample of a batch has the same counts. `decoded_BK` None: all masked tokens.
 
-    `unscored_BU`: visible tokens inside the decoder's pattern. The decoder gets a mask token for each of them, but its
-    predictions there count in no loss (VideoMAEv2's models/modeling_pretrain.py and engine).
+    `unscored_BU`: visible tokens that the decoder sees as masked. Its predictions there count in no loss (VideoMAEv2's models/modeling_pretrain.py and engine).
     """
 
     visible_BV: Int64[Tensor, "B V"]
@@ -118,6 +117,7 @@ def num_masked_tokens(spec: MaskSpec, grid: Grid) -> int:
         return grid.slices * num_masked_patches(patches=grid.patches, ratio=spec.ratio)
     if spec.kind == "frame":
         return grid.patches * _num_masked(grid.slices, spec.ratio, "slices")
+    assert spec.kind == "random"
     return _num_masked(grid.tokens, spec.ratio, "tokens")
 
 
@@ -146,7 +146,7 @@ def sample_mask(spec: MaskSpec, rng: ClipRng, grid: Grid) -> TokenMask:
             decoded_BK=_in_running_cell(spec, mask.masked_BM, rng, grid),
             unscored_BU=_in_running_cell(spec, mask.visible_BV, rng, grid),
         )
-    size = grid.patches if spec.kind == "frame" else 1  # tokens that are masked together
+    size = {"frame": grid.patches, "random": 1}[spec.kind]  # tokens that are masked together
     device, hidden = rng.sample_B.device, count // size
     order_BN = permutation(rng.bits(Purpose.MASK, torch.arange(grid.tokens // size, device=device)))
     within = torch.arange(size, device=device)

@@ -75,7 +75,7 @@ def save_checkpoint(
     if (final / MARKER).exists():
         return final
     temporary = folder / f"{TEMPORARY}{final.name}"
-    for leftover in (temporary, final):  # `final` without its marker was never complete
+    for leftover in (temporary, final):  # a folder without its marker is unfinished, or half removed
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     save_model(temporary, model)

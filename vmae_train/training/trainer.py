@@ -52,7 +52,8 @@ def train(
     """Train in the folder or bucket `out`, or resume there, together with the other processes of `distributed`.
 
     `data` are data sets, each `URL` or `URL:WEIGHT`. A run in a bucket works in a folder below `scratch`, else in this
-    machine's cache. `max_steps` makes a dry run: it ends after these steps and writes no log, checkpoint or score.
+    machine's cache. `max_steps` makes a dry run: it ends after these steps and writes no log, checkpoint or score,
+    only the run's facts: `out` is a temporary folder then.
 
     Raises MisuseError if recipe, data or folder don't fit each other, VmaeError if the run can't continue.
     """
@@ -73,7 +74,7 @@ def train(
 
 
 class Trainer:
-    """A run in memory. `step` steps are done, `scores` are those of the finished run."""
+    """A run in memory. `step` is the number of finished steps, `scores` are those of the finished run."""
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class Trainer:
                 if self.owes_validation():
                     self.validate()
                     self.throughput.restart()
-            sync.stop_if_requested(sync.exchange(0, None))  # signals since the last step
+            sync.stop_if_requested(sync.exchange(0, None))  # a signal that came after the last step
 
     def _open_recorder(self) -> RunRecorder | None:
         if not self.distributed.is_main or self.is_dry_run:
@@ -189,7 +190,7 @@ class Trainer:
         return RunRecorder(self.run.path, self.spec.log, kind=self.objective.kind, step=self.step, recipe=recipe)
 
     def log(self, result: StepResult, loader: ClipLoader, progress: ProgressBar) -> None:
-        """Fetch the numbers of a step, and record and show them with new warnings."""
+        """Fetch the numbers of a step. Log and print them, and any new warnings."""
         self._refuse_not_finite()
         self.log_line = line = self.throughput.line(
             self.step,
@@ -224,14 +225,10 @@ class Trainer:
         at = min(value for (value,) in self.distributed.all_gather_floats([float(self.engine.not_finite_at)]))
         if not math.isinf(at):
             last = last_checkpoint(self.run.path)
-            good = (
-                f"The last good checkpoint is {self.run.display_path(last)}"
-                if last
-                else "There is no checkpoint before"
-            )
+            init = f"with --init {self.run.display_path(last)}, the last good checkpoint, " if last else ""
             error = VmaeError(
-                f"step {int(at)}: the loss or its gradient is not finite. {good}. Start from it with --init into another "
-                f"--out, with a lower optim.base_lr or optim.clip_grad. Batch: {', '.join(self.setup.order.keys(int(at)))}"
+                f"step {int(at)}: the loss or its gradient is not finite. Start a new run {init}into another --out, with "
+                f"a lower optim.base_lr or optim.clip_grad. Batch: {', '.join(self.setup.order.keys(int(at)))}"
             )
             self.distributed.raise_first(error)
 
@@ -256,7 +253,7 @@ class Trainer:
                 self.run.upload_checkpoint(keep)
 
     def owes_validation(self) -> bool:
-        """Whether the current step is one to validate at, and the log has no score of it."""
+        """True if the current step needs a validation, and the log has none."""
         every = self.objective.validate_every
         if not every or self.step == 0 or self.step % every or self.is_dry_run:
             return False
@@ -265,7 +262,7 @@ class Trainer:
         return not self.distributed.all_gather(is_done, bool)[0]
 
     def validate(self) -> None:
-        """Score the model and keep the best checkpoint. The log line comes last: a kill before it repeats the validation."""
+        """Score the model and keep the best checkpoint. The log line is last: a killed run validates again."""
         scores = self.objective.evaluate(self.engine, self.distributed, final=False, style=ProgressStyle.QUIET)
         assert scores is not None
         headline = scores.headline
@@ -285,7 +282,7 @@ class Trainer:
             self.recorder.write({"kind": "validation", "step": self.step, **line})
 
     def finish(self, style: ProgressStyle) -> None:
-        """Score the finished run, unless it was scored before. The first process's answer counts: disks may lag."""
+        """Score the finished run, unless it was scored before. Process 0 decides: others may not see the file yet."""
         path = self.run.path / EVALUATION
         try:
             scores: AnyScores | None = msgspec.json.decode(path.read_bytes(), type=AnyScores)
