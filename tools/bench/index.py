@@ -29,9 +29,9 @@ PER_SHARD = 500
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shards")
-    parser.add_argument("--samples", type=int, default=1_000_000)
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("shards", help="a small data set, whose samples are repeated")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="rows of the index [default: %(default)s]")
+    parser.add_argument("--batch", type=int, default=1024, help="samples per batch [default: %(default)s]")
     parser.add_argument("--opened", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.opened:

@@ -53,10 +53,8 @@ def measure(url: str, workers: int, batches: int, *, prefetch: bool) -> str:
         started_at = time.perf_counter()
         clips = BATCH * sum(1 for _ in batches_left)
         seconds = time.perf_counter() - started_at
-    took = loader.timings
-    return (
-        f"{clips / seconds:.0f} clips/s; workers waited {took.fetch_seconds:.2f} s, decoded {took.decode_seconds:.2f} s"
-    )
+    timings = loader.timings
+    return f"{clips / seconds:.0f} clips/s; workers waited {timings.fetch_seconds:.2f} s, decoded {timings.decode_seconds:.2f} s"
 
 
 if __name__ == "__main__":

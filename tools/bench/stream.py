@@ -50,11 +50,13 @@ URL = "s3://bench/set"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shards")
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=350_000)
-    parser.add_argument("--limit", type=float, default=100e6)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("shards", help="a small data set, whose samples are repeated")
+    parser.add_argument("--samples", type=int, default=2000, help="samples of the data set [default: %(default)s]")
+    parser.add_argument("--size", type=int, default=350_000, help="bytes per sample [default: %(default)s]")
+    parser.add_argument(
+        "--limit", type=float, default=100e6, help="bytes per second of the link [default: %(default)s]"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, in turns [default: %(default)s]")
     parser.add_argument("--measure", choices=sorted(READERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.samples < BATCH:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ DEST = Path("shards/example")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     shutil.rmtree(DEST, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         demo_shards(Path(folder), videos=16, seed=7, settings=["samples_per_shard=8"], dest=DEST)

@@ -9,6 +9,7 @@ use the same pretraining.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def _spread(scores: list[float]) -> str:
 
 if __name__ == "__main__":
     try:
-        numbers = [int(word) for word in sys.argv[1:]]
-        main(*numbers, *(LABELS, STEPS)[len(numbers) :])
+        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        parser.add_argument("labels", type=int, nargs="?", default=LABELS)
+        parser.add_argument("steps", type=int, nargs="?", default=STEPS)
+        main(**vars(parser.parse_args()))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,6 +8,7 @@ when its work is done.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ VIDEOS, SHARDS, RUNS = Path("videos"), Path("shards"), Path("runs")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     train = make_shards("demo-train", videos=800, seed=0)
     val = make_shards("demo-val", videos=160, seed=1, classes_of="demo-train")
     pretrained, finetuned, scratch = RUNS / "demo-pretrain", RUNS / "demo-finetune", RUNS / "demo-scratch"
