@@ -31,7 +31,7 @@ def audit(
     html: Annotated[
         Path | None, path_option("FILE", "Write an HTML page that shows the worst samples.", "no file")
     ] = None,
-    mirrored: Annotated[bool, flag("--mirrored", "Find mirrored copies too.", "same orientation only")] = False,
+    mirrored: Annotated[bool, flag("--mirrored", "Also find mirrored copies.", "unmirrored copies only")] = False,
     settings: Annotated[
         list[str] | None,
         option("KEY=VALUE", "Change one threshold. Repeatable.", "the thresholds in docs/audit.md", "--set"),

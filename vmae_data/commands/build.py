@@ -54,7 +54,7 @@ def build(
     settings: Settings = None,
     annotations: Annotated[
         str | None,
-        option("FILE|FOLDER", "Read labels from a data set's files or a listing.", "the class folders of SOURCE"),
+        option("FILE|FOLDER", "Read labels from annotation files or a listing.", "the class folders of SOURCE"),
     ] = None,
     split: Annotated[
         str | None, option("SPLIT", "Build one split: train, val or test (UCF101, HMDB51: train1, …).", "all splits")
@@ -62,7 +62,7 @@ def build(
     classes: Annotated[
         str | None,
         option(
-            "FILE|INDEX", "Take the class numbers from a file or a data set.", "the annotations', else sorted names"
+            "FILE|INDEX", "Take the class numbers from a file or a data set.", "from the annotations, else sorted names"
         ),
     ] = None,
     exclude: Annotated[
@@ -82,7 +82,7 @@ def build(
         option("HOST:PORT", "Use this Ray cluster.", "RAY_ADDRESS, else one on this machine, else a new one"),
     ] = None,
     part: Annotated[
-        str | None, option("I/N", "Build only part I of N; I counts from 0. Then run `merge`.", "all shards")
+        str | None, option("I/N", "Build only part I of N, counted from 0. Run `merge` last.", "all shards")
     ] = None,
     max_failures: MaxFailures = None,
     retry_failed: Annotated[bool, flag("--retry-failed", "Try failed sources again.", "skip them")] = False,

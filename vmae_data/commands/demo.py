@@ -25,7 +25,7 @@ def demo(
         Path, argument("DEST", "Write the videos to DEST/CLASS/*.mp4, a local folder.", parser=local_argument)
     ],
     videos: Annotated[int, option("N", "Make N videos.", min=1)] = 800,
-    seed: Annotated[int, option("N", "Set the random seed; another seed gives other scenes.", min=0)] = 0,
+    seed: Annotated[int, option("N", "Set the random seed of the scenes.", min=0)] = 0,
     broken: Annotated[bool, flag("--broken", "Add a few damaged files.", "intact files only")] = False,
     workers: Workers = None,
     quiet: Quiet = False,

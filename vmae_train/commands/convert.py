@@ -18,7 +18,7 @@ def convert(
         str, argument("SRC", "Read a run, a checkpoint folder, an official .pth file, or a Hugging Face folder.")
     ],
     dest: Annotated[
-        Path, argument("DST", "Write a new folder; for official, a new file. A local path.", parser=local_argument)
+        Path, argument("DST", "Write this new local folder, or this new file for official.", parser=local_argument)
     ],
     to: Annotated[
         Layout, option("native|official|hf", "Write this project's format, VideoMAE's .pth, or Hugging Face's folder.")
@@ -36,9 +36,9 @@ def convert(
 ) -> None:
     """Convert a model to another format without changing its weights.
 
-    If SRC does not describe its model, a published size is recognised. Describe other sizes with --set, such as
-    --set model.num_heads=4. For other clips, set model.image_size or model.num_frames; then model.position_resize
-    (recompute or interpolate) says how the positions follow.
+    A published size is recognised from the weights. Describe any other size with --set, such as
+    --set model.num_heads=4. To convert for other clips, set model.image_size or model.num_frames. Then
+    model.position_resize (recompute or interpolate) chooses the new position embedding.
 
     Examples:
         vmae-train convert checkpoint.pth models/k400 --to native

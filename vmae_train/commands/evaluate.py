@@ -17,7 +17,11 @@ def evaluate(
     data: EvaluationData,
     recipe: Annotated[
         str | None,
-        option("NAME|FILE", "Sample and resize clips as this finetuning recipe does.", "the run's, else as published"),
+        option(
+            "NAME|FILE",
+            "Sample and resize clips as this finetuning recipe does.",
+            "the run's recipe, else as published",
+        ),
     ] = None,
     views: Annotated[
         str | None, option("CLIPSxCROPS", "Use this many clips and crops of each video.", "the recipe's, else 5x3")
@@ -26,11 +30,11 @@ def evaluate(
         int | None, option("N", "Use every N-th source frame, as --set clip.stride=N.", "the recipe's stride", min=1)
     ] = None,
     frozen: Annotated[
-        bool, flag("--frozen", "Repeat one frame of each clip: a control without motion.", "all frames")
+        bool, flag("--frozen", "Repeat one frame in each clip, as a control without motion.", "all frames")
     ] = False,
-    best: Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last")] = False,
+    best: Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")] = False,
     ema: Annotated[
-        bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the last weights")
+        bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")
     ] = False,
     merge: Annotated[
         Merge | None,

@@ -15,7 +15,7 @@ def feed(
     data: Data,
     seconds: Annotated[float, option("S", "Measure for S seconds.", min=1)] = 20.0,
     appetite: Annotated[
-        float, option("CLIPS/S", "Compute the CPU cores for a GPU that trains CLIPS/S clips per second.", min=1)
+        float, option("CLIPS/S", "Report how many CPU cores feed a GPU that trains CLIPS/S clips per second.", min=1)
     ] = 1000.0,
     settings: Settings = None,
     storage: StorageOptions = None,

@@ -33,7 +33,7 @@ def finetune(
     probe: Annotated[
         Probe | None,
         option(
-            "linear|attentive", "Freeze the encoder; train a linear or attentive-pooling head.", "the recipe's probe"
+            "linear|attentive", "Freeze the encoder and train a linear or attentive-pooling head.", "the recipe's probe"
         ),
     ] = None,
     settings: Settings = None,

@@ -17,7 +17,7 @@ def reconstruct(
     ratio: Annotated[
         float | None, option("SHARE", "Mask this share of the tokens.", "the run's ratio, else 0.9")
     ] = None,
-    seed: Annotated[int, option("N", "Set the random seed; another seed masks other tokens.", min=0)] = 0,
+    seed: Annotated[int, option("N", "Set the random seed of the masks.", min=0)] = 0,
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,

@@ -12,7 +12,7 @@ def report(
     run: Annotated[str, argument("RUN", "Read a pretraining or finetuning run, a path or a URL.")],
     out: Annotated[str, option("FILE|URL", "Write the HTML page to this file.")],
     against: Annotated[
-        list[str] | None, option("RUN", "Compare with another finetuning run. Repeatable.", "compare with none")
+        list[str] | None, option("RUN", "Compare with another finetuning run. Repeatable.", "no comparison")
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
