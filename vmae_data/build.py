@@ -147,7 +147,7 @@ def _encode_and_pack(jobs: BuildJobs, execute: Executor, style: ProgressStyle) -
 def _check_destination(dest: StoragePath, source: Folder) -> None:
     """Raise MisuseError if the destination is the source, is a file, or holds videos."""
     if (os.path.realpath(os.fsencode(dest)) if isinstance(dest, Path) else dest) == source:
-        raise MisuseError(f"{dest}: is the source itself. Name another destination")
+        raise MisuseError(f"{dest}: is also the source. Name another destination")
     if isinstance(dest, Path):
         existing = next((path for path in (dest, *dest.parents) if path.exists()), dest)
         if existing.exists() and not existing.is_dir():

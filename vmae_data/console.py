@@ -102,7 +102,7 @@ def local_argument(text: str) -> Path:
     from vmae_data.storage import local_path
 
     if not text:
-        raise MisuseError("empty path. Give a path, or omit the option")
+        raise MisuseError("a path is empty. Give a path, or omit the option")
     return local_path(text)
 
 

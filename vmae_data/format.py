@@ -334,11 +334,11 @@ def decode_record(data: bytes, kind: type[T], where: str) -> T:
         version = msgspec.json.decode(fields["version"], type=int) if "version" in fields else FORMAT_VERSION
         if version > FORMAT_VERSION:
             raise NewerFormatError(
-                f"{where}: format version {version} is newer than this program's {FORMAT_VERSION}; update vmae"
+                f"{where}: format version {version} is newer than this program's {FORMAT_VERSION}. Update vmae"
             )
         return msgspec.json.decode(data, type=kind)
     except NOT_JSON as error:
-        raise DataError(f"{where}: can't be read as {kind.__name__} ({error}); remove it and build again") from error
+        raise DataError(f"{where}: can't be read as {kind.__name__} ({error}). Remove it and build again") from error
 
 
 def path_to_text(path: bytes) -> str:

@@ -112,7 +112,7 @@ def _evaluation_spec(
     if recipe is not None:
         values, origin = recipe_values("vmae_train", recipe), f"recipe {recipe}"
         if "mask" in values:
-            raise MisuseError(f"--recipe {recipe}: is a pretraining recipe. Name the finetuning's recipe")
+            raise MisuseError(f"--recipe {recipe}: is a pretraining recipe. Name a finetuning recipe")
     elif run is not None:
         values, origin = read_facts(run).recipe, "the run's recipe"
     else:
@@ -122,7 +122,7 @@ def _evaluation_spec(
         if any(key.startswith("clip.") for key in keys):
             origin = "settings"
         else:
-            advice = f"; {checkpoint} does not state how its clips were sampled: set --recipe or --set clip.…"
+            advice = f". {checkpoint} does not state how its clips were sampled: set --recipe or --set clip.…"
     if keys and origin != "settings":
         origin += " and settings"
     for key in keys:

@@ -334,7 +334,7 @@ def test_a_folder_of_other_videos_is_no_destination(
 
 
 def test_the_source_is_no_destination(demo_videos: Path, demo_spec: BuildSpec) -> None:
-    with pytest.raises(MisuseError, match="is the source itself"):
+    with pytest.raises(MisuseError, match="is also the source"):
         build_shards(str(demo_videos), demo_videos, demo_spec, workers=1, style=QUIET)
 
 

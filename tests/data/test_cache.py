@@ -77,14 +77,14 @@ def test_a_number_of_bytes_is_read_in_any_usual_form(text: float | str, expected
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dir": "x"}, "has no limit; set cache.bytes"),
-        ({"bytes": "1GB"}, "cache.bytes = 1GB: has no folder; set cache.dir"),
+        ({"dir": "x"}, "has no limit. Set cache.bytes"),
+        ({"bytes": "1GB"}, "cache.bytes = 1GB: has no folder. Set cache.dir"),
         (
             {"dir": "s3://bucket/cache", "bytes": "1GB"},
             "cache.dir = s3://bucket/cache: is a URL; expected a local folder",
         ),
         ({"dir": "file:///cache", "bytes": "1GB"}, "expected a local folder"),
-        ({"dir": "x", "bytes": 0}, "must be 1 or more"),
+        ({"dir": "x", "bytes": 0}, "expected 1 or more"),
         ({"dir": "x", "bytes": "lots"}, "cache.bytes = 'lots': expected bytes"),
         ({"dir": "x", "bytes": -5}, "expected bytes"),
     ],

@@ -148,18 +148,24 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--classes", ""], "--classes is empty"),
         (["build", "VIDEOS", "OUT", "--annotations", ""], "--annotations is empty"),
         (["build", "VIDEOS", "OUT", "--ffmpeg", ""], "--ffmpeg is empty"),
-        (["build", "VIDEOS", "OUT", "--staging", ""], "empty path. Give a path"),
+        (["build", "VIDEOS", "OUT", "--staging", ""], "a path is empty. Give a path"),
         (["merge", ""], "DEST is empty"),
         (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
         (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
         (["build", "VIDEOS", "FILE"], "is a file. Name a folder"),
-        (["merge", "FILE"], "is a file; name the folder"),
+        (["merge", "FILE"], "is a file. Name the folder"),
         (
             ["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/ls"],
-            "/bin/ls: is no ffmpeg that runs here (it answers -version",
+            "/bin/ls: is not an ffmpeg that runs here (it answers -version",
         ),
-        (["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/echo"], "/bin/echo: is no ffmpeg, its answer to -version begins"),
-        (["build", "VIDEOS", "OUT", "--ffmpeg", "NOWHERE"], "is no ffmpeg that runs here (No such file or directory)"),
+        (
+            ["build", "VIDEOS", "OUT", "--ffmpeg", "/bin/echo"],
+            "/bin/echo: is not ffmpeg: its answer to -version begins",
+        ),
+        (
+            ["build", "VIDEOS", "OUT", "--ffmpeg", "NOWHERE"],
+            "is not an ffmpeg that runs here (No such file or directory)",
+        ),
         (["inspect", "VIDEOS", "--html", "VIDEOS"], "is a folder. Name a file in it"),
         (["inspect", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
         (["audit", "VIDEOS", "--html", "NOWHERE/page.html"], "there is no folder"),
@@ -278,5 +284,5 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(demo_videos: Pat
 )
 def test_a_url_instead_of_a_path_makes_no_folder_of_its_name(words: tuple[str, ...], tmp_path: Path) -> None:
     done = call_command(*words, status=2, cwd=tmp_path)
-    assert "has to be a path of this machine" in done.stderr and done.stderr.count("\n") == 1
+    assert "is not a path of this machine" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -99,9 +99,9 @@ ANSWERS = 'case "$*" in *-version*) echo "ffmpeg version 7.0";; *-encoders*) ech
 @pytest.mark.parametrize(
     ("text", "name", "found"),
     [
-        (None, "ffmpeg", "is no ffmpeg that runs"),
-        ("exit 1", "ffmpeg", "is no ffmpeg that runs"),
-        (ANSWERS % "mpeg4", "ffmpeg", "no libx264"),
+        (None, "ffmpeg", "is not an ffmpeg that runs"),
+        ("exit 1", "ffmpeg", "is not an ffmpeg that runs"),
+        (ANSWERS % "mpeg4", "ffmpeg", "without the libx264 encoder"),
         (ANSWERS % "libx264", "encode and decode", "ffmpeg"),
     ],
 )

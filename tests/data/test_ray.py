@@ -204,7 +204,7 @@ def test_a_node_that_does_not_see_the_sources_records_no_failure(
 ) -> None:
     job, required = one_shard
     blind = job._replace(encodes=tuple(source._replace(folder=b"/nowhere") for source in job.encodes))
-    with pytest.raises(VmaeError, match="/nowhere: is not there"):
+    with pytest.raises(VmaeError, match="/nowhere: does not exist on this node"):
         list(make_shard(blind, encode_source, pack_shard, required, 1))
 
 

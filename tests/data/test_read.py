@@ -88,7 +88,7 @@ def test_a_missing_shard_is_a_data_error_that_names_it(damaged: Path) -> None:
 
 
 def test_a_data_set_that_is_missing_unfinished_or_newer_is_refused(damaged: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="does not exist"):
         Shards.open(str(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no shards") as caught:

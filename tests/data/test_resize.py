@@ -196,7 +196,7 @@ def test_a_full_disk_is_no_failure_of_the_video(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
-        with pytest.raises(VmaeError, match="no room left"):
+        with pytest.raises(VmaeError, match="no space left"):
             _encode(tmp_path / "v.mp4", tmp_path / "staging", short_side=240, stride=1, crf=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

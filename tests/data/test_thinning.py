@@ -245,7 +245,7 @@ def test_kept_frames_follow_from_the_decoded_frames_not_from_the_packets(tmp_pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("stride=4", "rate=6.25"), "set only one of the two"),
+        (("stride=4", "rate=6.25"), "set exactly one of the two"),
         (("phases=5",), "expected 1 to 4, the stride"),
         (("longest_seconds=0",), "expected seconds above 0"),
         (('profile="copy"',), 'copy" keeps every frame'),

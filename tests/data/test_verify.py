@@ -336,7 +336,7 @@ def test_nothing_is_unpacked(copied: Path) -> None:
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no index\.json"):
         verify_shards(tmp_path, workers=1)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="does not exist"):
         verify_shards(tmp_path / "nothing", workers=1)
 
 

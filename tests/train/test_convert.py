@@ -302,7 +302,7 @@ def test_files_without_a_complete_model_are_refused(tmp_path: Path) -> None:
             {"model": {k: v for k, v in state.items() if "blocks.1.mlp" not in k}},
             "4 weights are missing: blocks.1.mlp",
         ),
-        ("learned", {"model": {**state, "pos_embed": torch.randn(1, 128, 96)}}, "learned position code"),
+        ("learned", {"model": {**state, "pos_embed": torch.randn(1, 128, 96)}}, "learned position embedding"),
         ("scaled", {"model": {**state, "blocks.0.attn.scale": torch.ones(3)}}, "attn.scale"),
     ):
         path = tmp_path / f"{name}.pth"
@@ -314,7 +314,7 @@ def test_files_without_a_complete_model_are_refused(tmp_path: Path) -> None:
 def test_a_stored_copy_of_the_fixed_position_code_is_skipped(tmp_path: Path) -> None:
     model = _model("classifier")
     torch.save({"model": {**model.state_dict(), "pos_embed": model.position_NE[None]}}, tmp_path / "a.pth")
-    with pytest.warns(UserWarning, match="pos_embed: skipped the fixed position code"):
+    with pytest.warns(UserWarning, match="pos_embed: skipped the fixed position embedding"):
         _same_weights(model, load_model(tmp_path / "a.pth", **MISSING))
 
 
@@ -381,7 +381,7 @@ def test_an_error_lists_the_fields_that_can_not_be_inferred(tmp_path: Path) -> N
     assert "don't determine image_size, num_frames, decoder_num_heads" in text
     assert f"vmae-train convert {path} FOLDER --to native --set model.image_size=… --set model.num_frames=… " in text
     assert "load_model(…, image_size=…, num_frames=…, decoder_num_heads=…)" in text
-    with pytest.raises(MisuseError, match=r"embed_dim = 96 must be a multiple of model.num_heads = 5"):
+    with pytest.raises(MisuseError, match=r"embed_dim = 96: expected a multiple of model.num_heads = 5"):
         load_model(path, **{**MISSING, "num_heads": 5})
     with pytest.raises(MisuseError, match=r"model\.depth = 2, you set 3"):
         load_model(path, **MISSING, depth=3)

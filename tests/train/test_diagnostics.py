@@ -34,7 +34,7 @@ def test_a_normal_training_gets_no_warning() -> None:
         ("learning rate", {"base_lr": 6e-3}, "0.0006 to 0.004"),
         ("learning rate", {"base_lr": 1e-5}, "this recipe has 1e-05"),
         ("small batch", {"batch": 32, "positions": 32}, "train.batch = 32"),
-        ("uneven batch", {"positions": 1040}, "16 of 1040 positions"),
+        ("uneven batch", {"positions": 1040}, "16 of 1040 slots"),
         ("endless warm-up", {"schedule": Schedule(peak=1e-4, lowest=0, warmup=80, steps=80)}, "all 80 steps"),
         ("other data", {"other_data": "trained elsewhere"}, "trained elsewhere"),
     ],

@@ -204,7 +204,7 @@ def test_the_ema_is_the_same_after_a_stop(demo_shards: Path, tmp_path: Path) -> 
     assert not torch.equal(first["head.weight"], last["head.weight"])
     assert torch.equal(load_model(stopped, ema=True).state_dict()["head.weight"], means[0]["head.weight"])
     assert [line["step"] for line in read_log(stopped) if line["kind"] == "validation"] == [1, 2]
-    with pytest.raises(DataError, match=r"Only trainings with ema\.decay"):
+    with pytest.raises(DataError, match=r"Only training runs with ema\.decay"):
         (files[0] / "ema.safetensors").unlink()
         load_model(files[0], ema=True)
 

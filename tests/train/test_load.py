@@ -129,7 +129,7 @@ def test_a_path_without_a_model_is_refused_with_what_was_found(tmp_path: Path) -
 def test_truncated_weights_are_refused(folder: Path, size: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DataError, match="weights are not readable"):
+    with pytest.raises(DataError, match="weights can't be read"):
         load_model(folder)
 
 
@@ -161,13 +161,13 @@ def test_a_fixed_position_code_is_skipped_with_a_note_and_other_codes_are_refuse
     assert isinstance(model, PretrainModel)
     code = model.position_NE if name.startswith("encoder") else model.decoder_position_NE
     safetensors.torch.save_file({**weights, name: code[None].clone()}, path)
-    with pytest.warns(UserWarning, match=f"{name}: skipped the fixed position code"):
+    with pytest.warns(UserWarning, match=f"{name}: skipped the fixed position embedding"):
         assert load_model(folder).state_dict().keys() == weights.keys()
     for kind in (torch.float32, torch.float16, torch.bfloat16):
         safetensors.torch.save_file({**weights, name: (code[None] + 2e-2).to(kind)}, path)
-        assert f"{name} is a learned position code" in _refusal(folder)
+        assert f"{name} is a learned position embedding" in _refusal(folder)
     safetensors.torch.save_file({**weights, name: code[None] + 1e-3}, path)
-    assert f"{name} is a learned position code" in _refusal(folder)
+    assert f"{name} is a learned position embedding" in _refusal(folder)
     safetensors.torch.save_file({**weights, name: code[None, :-1].clone()}, path)
     dim = code.shape[1]
     assert f"1 × 127 × {dim} numbers, but 16 frames of 32 px need 128 × {dim}." in _refusal(folder)
@@ -181,7 +181,7 @@ def test_a_fixed_position_code_in_half_precision_is_a_fixed_one(kind: torch.dtyp
     half = model.position_NE[None].to(kind)
     for stored in (half, half.float()):  # as stored, and as a tool that widens all weights stores it
         safetensors.torch.save_file({**weights, "encoder.pos_embed": stored}, path)
-        with pytest.warns(UserWarning, match="encoder.pos_embed: skipped the fixed position code"):
+        with pytest.warns(UserWarning, match="encoder.pos_embed: skipped the fixed position embedding"):
             assert load_model(folder).state_dict().keys() == weights.keys()
 
 

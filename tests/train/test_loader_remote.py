@@ -224,7 +224,7 @@ def test_a_training_from_a_bucket_has_the_losses_of_a_local_one_and_needs_no_net
     assert sum(line["read_mb"] for line in lines) > 0
     _fill_cache(remote_shards, cache)
     network.change(Faults(down_seconds=3600))
-    assert "the store does not answer; using this machine's copy" in train("off", remote_shards, cached)
+    assert "the store does not answer, so this machine's copy is used" in train("off", remote_shards, cached)
     lines = read_log(tmp_path / "off", "train")
     assert {(line["cache_hits"], line["read_mb"]) for line in lines} == {(1.0, 0.0)}
     losses = [[line["loss"] for line in read_log(tmp_path / name, "train")] for name in ("here", "there", "off")]

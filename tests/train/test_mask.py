@@ -75,7 +75,7 @@ def test_every_patch_is_hidden_equally_often() -> None:
 @pytest.mark.parametrize("ratio", [0.01, 0.001])
 def test_a_ratio_that_hides_nothing_is_refused_with_its_numbers(ratio: float) -> None:
     rng = ClipRng.on("cpu", seed=1, epoch=0, sample=[1])
-    with pytest.raises(ValueError, match=rf"mask.ratio = {ratio} hides 0 of 16 patches"):
+    with pytest.raises(ValueError, match=rf"mask.ratio = {ratio} masks 0 of 16 patches"):
         tube_mask(rng, slices=1, patches=16, ratio=ratio)
 
 
@@ -194,7 +194,7 @@ def test_impossible_masks_are_refused(values: dict[str, object], message: str) -
 
 
 def test_a_mask_that_does_not_fit_the_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match="hides 0 of 8 slices"):
+    with pytest.raises(ValueError, match="masks 0 of 8 slices"):
         num_masked_tokens(MaskSpec(kind="frame", ratio=0.1), GRID)
     for grid in (Grid(8, 7, 14), Grid(6, 14, 14)):
         with pytest.raises(ValueError, match="running-cell"):

@@ -162,7 +162,7 @@ def test_of_two_trainings_of_one_run_only_the_last_started_continues(
     try:
         _, printed = first.communicate(timeout=280)
         assert first.returncode == 1
-        assert "another training has taken over this run" in printed
+        assert "another process has taken over this run" in printed
         assert printed.count("\n") == 1
         assert second.poll() is None
     finally:

@@ -161,5 +161,5 @@ def test_a_shard_that_is_replaced_while_it_is_read_ends_a_training_with_one_line
 
 
 def test_a_data_set_that_does_not_exist_is_refused(url: str) -> None:
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="does not exist"):
         _clips(f"{url}-not")

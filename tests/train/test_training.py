@@ -338,7 +338,7 @@ def test_wrong_checkpoints_and_views_are_one_line(demo_shards: Path, undisturbed
     )
     assert "depth 2 (recipe 1)" in done.stderr
     done = call_command(*_pretrain_arguments(tmp_path / "nowhere", tmp_path / "c"), status=2)
-    assert "no such folder of shards" in done.stderr
+    assert "nowhere: does not exist" in done.stderr
 
 
 def test_a_finetuning_samples_as_its_recipe_says_and_evaluation_follows(demo_shards: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def audit_shards(
         earlier = named.setdefault(shards.folder.resolve(), shards.url)
         if earlier is not shards.url:
             raise MisuseError(
-                f"{shards.url}: named twice (also as {earlier}): every sample would be a duplicate; name it once"
+                f"{shards.url}: is named twice (also as {earlier}), so every sample would be a duplicate. Name it once"
             )
     return flag_samples(_measure_all(data_sets, workers, style), data_sets, spec)
 
@@ -61,7 +61,7 @@ def _measure_all(data_sets: Sequence[Shards], workers: int, style: ProgressStyle
                 data_set, numbers = finished.tag
                 shards = data_sets[data_set]
                 path = shards.shard_path(shards.member_range(numbers[0]).shard)
-                raise DataError(f"{path}: can't be audited ({finished.error}); verify the shards") from finished.error
+                raise DataError(f"{path}: can't be audited ({finished.error}). Verify the shards") from finished.error
             if finished.error is not None:
                 raise finished.error
             measured += finished.result

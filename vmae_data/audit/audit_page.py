@@ -81,7 +81,7 @@ def _overview(report: AuditReport) -> Iterator[Part]:
             warning=True,
         )
     if counts["unreadable"]:
-        yield Note(f"{counts['unreadable']} samples can't be read; verify the shards.", warning=True)
+        yield Note(f"{counts['unreadable']} samples can't be read. Verify the shards.", warning=True)
 
 
 def _pairs(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Part]:

@@ -93,7 +93,7 @@ class SampleMeasurer:
             self._marker = (data_set, shard, {entry.key: entry for entry in marker.samples})
         entry = self._marker[2].get(key)
         if entry is None:
-            raise DataError(f"{shards.shard_path(shard)}: its marker lacks {key}; verify the shards")
+            raise DataError(f"{shards.shard_path(shard)}: its marker lacks {key}. Verify the shards")
         return entry
 
 
@@ -102,7 +102,7 @@ def _read_facts(shards: Shards, number: int, entry: SampleEntry) -> SampleFacts:
     path = shards.shard_path(shards.member_range(number).shard)
     data = read_range(path, entry.facts.offset, entry.facts.size)
     if hashlib.sha256(data).hexdigest() != entry.facts.sha256:
-        raise SampleError(entry.key, f"checksum of {entry.key}.json in {path.name} is wrong; verify the shards")
+        raise SampleError(entry.key, f"checksum of {entry.key}.json in {path.name} differs. Verify the shards")
     try:
         return decode_record(data, SampleFacts, f"{path.name}: {entry.key}.json")
     except NewerFormatError:
@@ -132,7 +132,9 @@ def _frame_times(member: MemberEntry, key: str) -> NDArray[np.float64]:
     phase = member.phase
     ticks = expand_series(phase.source_times)
     if len(ticks) != phase.frames or phase.frames < 1 or not (np.diff(ticks) > 0).all():
-        raise SampleError(key, f"{len(ticks)} times for {phase.frames} frames, or not ascending; verify the shards")
+        raise SampleError(
+            key, f"has {len(ticks)} times for {phase.frames} frames, or they do not ascend. Verify the shards"
+        )
     return np.asarray(ticks * float(phase.source_time_base), dtype=np.float64)
 
 

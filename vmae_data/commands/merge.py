@@ -34,7 +34,7 @@ def merge(
     refuse_empty({"DEST": dest})
     folder = storage_path(dest)
     if exists(folder):
-        raise MisuseError(f"{dest}: is a file; name the folder of the parts")
+        raise MisuseError(f"{dest}: is a file. Name the folder of the parts")
     report = merge_parts(folder, staging)
     print_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
     check_failures(report, max_failures, limit)

@@ -98,7 +98,7 @@ def write_demo(
         for folder in sorted({path.parent for path in jobs}):
             folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise MisuseError(f"{dest}: can't be written to as a folder ({error.strerror}); use another one") from error
+        raise MisuseError(f"{dest}: can't be written ({error.strerror}). Use another one") from error
     # A file gets its name by a rename when it is complete, so the name is the proof.
     missing = [(job, path) for path, job in jobs.items() if not path.exists()]
     for count, _ in enumerate(_in_processes(missing, workers), start=len(jobs) - len(missing) + 1):
@@ -113,22 +113,22 @@ _Job = Callable[[Path], None]
 
 def _refuse_another(dest: Path, facts: dict[str, Any], planned: Iterable[Path]) -> None:
     """Refuse a folder with another demo: its marker differs, or it has a file that is not planned."""
-    advice = "use another folder, or delete this one"
+    advice = "Use another folder, or delete this one"
     try:
         stored = json.loads((dest / MARKER).read_bytes())
     except FileNotFoundError:
         for path in sorted({*dest.glob("*/scene-*.mp4"), *dest.glob("*/broken-*.mp4")} - {*planned}):
             requested = f"seed {facts['seed']}, videos {facts['videos']}, broken {facts['broken']}"
             raise MisuseError(
-                f"{dest} has another unfinished demo: {path.relative_to(dest)} is not part of {requested}; {advice}"
+                f"{dest}: has another unfinished demo: {path.relative_to(dest)} is not part of {requested}. {advice}"
             ) from None
         return
     except (ValueError, OSError) as error:
-        raise MisuseError(f"{dest / MARKER}: can't be read ({error}); {advice}") from error
+        raise MisuseError(f"{dest / MARKER}: can't be read ({error}). {advice}") from error
     if stored != facts:
         old = stored if isinstance(stored, dict) else {}
         changes = (f"{key} {old.get(key)}, requested {value}" for key, value in facts.items() if old.get(key) != value)
-        raise MisuseError(f"{dest} has another demo ({'; '.join(changes)}): {advice}")
+        raise MisuseError(f"{dest}: has another demo ({'; '.join(changes)}). {advice}")
 
 
 def _in_processes(jobs: list[tuple[_Job, Path]], workers: int) -> Iterator[Path]:
@@ -138,7 +138,7 @@ def _in_processes(jobs: list[tuple[_Job, Path]], workers: int) -> Iterator[Path]
             pool.submit(path, _commit, job, path)
         while (finished := next_finished((pool,))) is not None:
             if isinstance(finished.error, WorkerDied):
-                raise VmaeError(f"{finished.tag}: {finished.error}; run the same command again")
+                raise VmaeError(f"{finished.tag}: {finished.error}. Run the same command again")
             if finished.error is not None:
                 raise finished.error
             yield finished.result

@@ -53,13 +53,13 @@ def examine(dest: StoragePath | None = None, ffmpeg: str | None = None) -> Itera
 def _python() -> CheckResult:
     found = f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {platform.machine()}"
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return CheckResult("python", "missing", found, "use Python 3.11 or later")
+        return CheckResult("python", "missing", found, "Use Python 3.11 or later")
     if sys.platform != "linux":
         return CheckResult(
-            "python", "missing", found, "use Linux: its kernel ends ffmpeg and workers with their parent"
+            "python", "missing", found, "Use Linux: its kernel ends ffmpeg and workers with their parent"
         )
     if platform.machine() != "x86_64":
-        advice = "shards from x86-64 may have other bytes; build a data set on one kind of machine"
+        advice = "Shards from x86-64 may have other bytes. Build a data set on one kind of machine"
         return CheckResult("python", "warning", found, advice)
     return CheckResult("python", "ok", found)
 
@@ -133,7 +133,7 @@ def _module_named_ffmpeg() -> CheckResult:
     others = [owner for owner in owners if owner != "ffmpeg-python"]
     if others:
         found = f"works, but {' and '.join(others)} installs a module ffmpeg too"
-        advice = f"python -m pip uninstall {' '.join(others)}: the last installed one wins"
+        advice = f"Run `python -m pip uninstall {' '.join(others)}`. The package that was installed last is used"
         return CheckResult("ffmpeg-python", "warning", found, advice)
     version = metadata.version("ffmpeg-python") if owners else "of unknown version"
     return CheckResult("ffmpeg-python", "ok", f"{version}, the only package with a module ffmpeg")
@@ -151,7 +151,7 @@ def _ffmpeg_checks(named: str | None) -> Iterator[CheckResult]:
     missing = [name for name in ENCODERS if name not in encoders]
     if missing:
         names = ", ".join(f"{name} ({ENCODERS[name]})" for name in missing)
-        advice = "to use these profiles, set VMAE_FFMPEG to an ffmpeg with these encoders"
+        advice = "To use these profiles, set VMAE_FFMPEG to an ffmpeg with these encoders"
         yield CheckResult("encoders", "warning", f"missing: {names}", advice)
     else:
         yield CheckResult("encoders", "ok", ", ".join(ENCODERS))
@@ -180,14 +180,14 @@ def _trial_encode(binary: Ffmpeg) -> CheckResult:
             )
             staged = encode_source(job)
     except ImportError as error:
-        return CheckResult(name, "missing", f"not tried: {error}", "fix what is missing above")
+        return CheckResult(name, "missing", f"not tried: {error}", "Fix what is missing above")
     except VmaeError as error:
         return failed_check(name, error)
     except OSError as error:
-        return CheckResult(name, "missing", f"{error.filename}: {error.strerror}", "free space in the temporary folder")
+        return CheckResult(name, "missing", f"{error.filename}: {error.strerror}", "Free space in the temporary folder")
     if staged.failure is not None:
         found = f"{staged.failure.reason}: {staged.failure.detail}"
-        return CheckResult(name, "missing", found, "use another ffmpeg (VMAE_FFMPEG), or reinstall av")
+        return CheckResult(name, "missing", found, "Use another ffmpeg (VMAE_FFMPEG), or reinstall av")
     facts = staged.samples[0].facts
     found = f"1 s of video: {facts.phases[0].frames} of {facts.source.frames} frames kept, {facts.profile}, all decode"
     return CheckResult(name, "ok", found)
@@ -199,7 +199,7 @@ def _cores() -> CheckResult:
     if quota is not None:
         found += f", limited to the time of {quota:.4g} by a control group"
         if quota < usable:
-            advice = f"--workers {max(1, int(quota))}: more would only wait for each other"
+            advice = f"Use --workers {max(1, int(quota))}. More workers only wait for each other"
             return CheckResult("cores", "warning", found, advice)
     return CheckResult("cores", "ok", found)
 
@@ -209,7 +209,7 @@ def _memory() -> CheckResult:
     found = f"{format_bytes(granted)}, {format_bytes(granted / usable)} per core"
     if granted < MEMORY_PER_CORE * usable:
         workers = max(1, int(granted / MEMORY_PER_CORE))
-        return CheckResult("memory", "warning", found, f"--workers {workers}: an encode takes 200 MB or more")
+        return CheckResult("memory", "warning", found, f"Use --workers {workers}. An encode takes 200 MB or more")
     return CheckResult("memory", "ok", found)
 
 
@@ -232,7 +232,7 @@ def _temporary_folder() -> CheckResult:
     try:
         return _folder("temporary folder", Path(tempfile.gettempdir()), "warning", "")
     except FileNotFoundError as error:
-        advice = "set TMPDIR to a folder that can be written"
+        advice = "Set TMPDIR to a folder that can be written"
         return CheckResult("temporary folder", "warning", str(error.strerror), advice)
 
 
@@ -240,15 +240,15 @@ def _folder(name: str, folder: Path, worst: CheckState, prefix: str) -> CheckRes
     facts = try_folder(folder)
     found = f"{prefix}{folder}: {facts.file_system}, {format_bytes(facts.free_bytes)} free"
     if facts.problem:
-        advice = "use another folder, or fix its permissions or its mount"
+        advice = "Use another folder, or fix its permissions or its mount"
         return CheckResult(name, worst, f"{found}; {facts.problem}", advice)
     found += "; write, sync, rename and flock work"
     if facts.free_bytes < MIN_FREE_BYTES:
-        advice = "free space: a shard takes 100 to 300 MB, and as much again while it is built"
+        advice = "Free space: a shard takes 100 to 300 MB, and as much again while it is built"
         return CheckResult(name, "warning", found, advice)
     if facts.free_names is not None and facts.free_names < MIN_FREE_NAMES:
-        return CheckResult(name, "warning", f"{found}; only {facts.free_names} more files fit", "remove some files")
+        return CheckResult(name, "warning", f"{found}. Only {facts.free_names} more files fit", "Remove some files")
     if facts.is_network:
-        advice = "flock was tried on this machine only; build a data set on one machine at a time"
+        advice = "flock was tried on this machine only. Build a data set on one machine at a time"
         return CheckResult(name, "ok", found, advice)
     return CheckResult(name, "ok", found)

@@ -92,9 +92,9 @@ def _write(trial: RemotePath) -> str:
     finally:
         remove(trial)
     if data != TRIAL or not created:
-        raise VmaeError(f"{trial.parent}: returns other bytes than were written; use another store")
+        raise VmaeError(f"{trial.parent}: returns other bytes than were written. Use another store")
     if created_again:
         raise VmaeError(
-            f"{trial.parent}: creates an object again that exists already; build a data set on one machine at a time"
+            f"{trial.parent}: creates an object again that exists already. Build a data set on one machine at a time"
         )
     return f"{trial.parent}: wrote, read by a range request and removed an object; creating it twice was refused"

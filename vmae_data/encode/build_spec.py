@@ -62,7 +62,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def _check_time(self) -> None:
         if self.stride is not None and self.rate is not None:
-            raise ValueError(f"stride = {self.stride}, rate = {self.rate}: set only one of the two")
+            raise ValueError(f"stride = {self.stride}, rate = {self.rate}: set exactly one of the two")
         if self.rate is None and self.stride is None:
             force_setattr(self, "stride", 4)
         if self.stride is not None and not 1 <= self.stride <= 1000:

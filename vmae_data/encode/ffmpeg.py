@@ -93,10 +93,10 @@ def ffmpeg_python() -> Any:
         problem = f"doesn't work ({type(error).__name__}: {error})"
         if others := [owner for owner in owners_of("ffmpeg") if owner != "ffmpeg-python"]:
             problem = f"comes from {' and '.join(others)}, which hides ffmpeg-python"
-            advice = f"python -m pip uninstall {' '.join(others)}, then {advice}"
-        raise VmaeError(f"the Python module ffmpeg {problem}. Run: {advice}") from error
+            advice = f"python -m pip uninstall {' '.join(others)} && {advice}"
+        raise VmaeError(f"the Python module ffmpeg {problem}. Run `{advice}`") from error
     if arguments != ["c", "-threads", "1", "-i", "a", "-f", "null", "b", "-y"]:
-        raise VmaeError(f"{ffmpeg.__file__}: is not ffmpeg-python, its arguments differ. Run: {advice}")
+        raise VmaeError(f"{ffmpeg.__file__}: is not ffmpeg-python, because its arguments differ. Run `{advice}`")
     return ffmpeg
 
 
@@ -117,29 +117,29 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
     silence_seconds()  # refuse an invalid value before any work
     path = named or os.environ.get("VMAE_FFMPEG") or None
     error_type = VmaeError if path is None else MisuseError
-    advice = "Name another with --ffmpeg or VMAE_FFMPEG, or none: one was installed with this program"
+    advice = "Name another with --ffmpeg or VMAE_FFMPEG, or set neither to use the installed one"
     if path is None:
-        advice = "Run: python -m pip install --force-reinstall imageio-ffmpeg, or set VMAE_FFMPEG to another binary"
+        advice = "Run `python -m pip install --force-reinstall imageio-ffmpeg`, or set VMAE_FFMPEG to another binary"
         try:
             import imageio_ffmpeg
 
             path = imageio_ffmpeg.get_ffmpeg_exe()
         except (ImportError, RuntimeError) as error:
             raise VmaeError(
-                "no ffmpeg found. Run: pip install imageio-ffmpeg, or set VMAE_FFMPEG to a binary"
+                "no ffmpeg found. Run `python -m pip install imageio-ffmpeg`, or set VMAE_FFMPEG to a binary"
             ) from error
     path = shutil.which(path) or path
     try:
         banner = _run_query(path, "-version")
         encoders = encoders_of(path)
     except (OSError, subprocess.SubprocessError) as error:
-        raise error_type(f"{path}: is no ffmpeg that runs here ({_query_error(error)}). {advice}") from error
+        raise error_type(f"{path}: is not an ffmpeg that runs here ({_query_error(error)}). {advice}") from error
     version = re.match(r"ffmpeg version (\S+)", banner)
     if version is None:
         answer = f"begins with {banner[:40]!r}" if banner else "is empty"
-        raise error_type(f"{path}: is no ffmpeg, its answer to -version {answer}. {advice}")
+        raise error_type(f"{path}: is not ffmpeg: its answer to -version {answer}. {advice}")
     if "libx264" not in encoders:
-        raise error_type(f"{path}: is an ffmpeg that has no libx264 encoder. {advice}")
+        raise error_type(f"{path}: is an ffmpeg without the libx264 encoder. {advice}")
     return Ffmpeg(path, version[1], hash_file(Path(path).resolve()))
 
 

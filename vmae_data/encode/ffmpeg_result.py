@@ -34,7 +34,7 @@ def check_result(run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncat
         raise SourceError("stalled", f"ffmpeg decoded nothing for {silence_seconds():g} s and was killed")
     if run.status == -signal.SIGXFSZ or any(full in message for message in run.messages for full in _FULL_DISK):
         # The video is not the cause: nothing is recorded, and the same build can resume later.
-        raise VmaeError(f"{staging}: no room left on the disk. Free some, then run the same command again")
+        raise VmaeError(f"{staging}: no space left on the disk. Free some, then run the same command again")
     if run.status < 0:
         raise SourceError("killed", f"ffmpeg ended by signal {-run.status}, twice")
     if run.restarted_at is not None:

@@ -71,7 +71,7 @@ def _import_ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise MisuseError(f"--executor ray needs Ray ({error}). Run pip install 'vmae[ray]'") from error
+        raise MisuseError(f"--executor ray needs Ray ({error}). Run `python -m pip install 'vmae[ray]'`") from error
 
 
 def run_on_ray(
@@ -268,7 +268,9 @@ def _require_shared_folders(job: ShardJob) -> None:
         raise VmaeError(f"{job.dest}: is not the build's folder here. DEST must be a folder that every node sees")
     for folder in {source.folder for source in job.encodes}:
         if isinstance(folder, bytes) and not os.path.isdir(folder):  # noqa: PTH112 - bytes paths may not be UTF-8
-            raise VmaeError(f"{path_to_text(folder)}: is not there. Put the sources where every node sees them")
+            raise VmaeError(
+                f"{path_to_text(folder)}: does not exist on this node. Put the sources where every node sees them"
+            )
 
 
 def _staging_prefix() -> str:

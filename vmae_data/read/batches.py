@@ -34,7 +34,7 @@ class BatchLayout(NamedTuple):
         """Raises MisuseError if a rank would have no sample."""
         if batch < world_size:
             raise MisuseError(
-                f"train.batch = {batch} is smaller than the {world_size} processes; raise train.batch or start fewer"
+                f"train.batch = {batch} is smaller than the {world_size} processes. Raise train.batch or start fewer"
             )
         share = -(-batch // world_size)
         size = min(micro_batch or share, share)

@@ -37,14 +37,14 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if self.dir is None:
             if self.bytes is not None:
-                raise ValueError(f"cache.bytes = {self.bytes}: has no folder; set cache.dir too, such as /nvme/cache")
+                raise ValueError(f"cache.bytes = {self.bytes}: has no folder. Set cache.dir too, such as /nvme/cache")
             return
         if "://" in self.dir:
             raise ValueError(f"cache.dir = {self.dir}: is a URL; expected a local folder, such as /nvme/cache")
         if self.bytes is None:
-            raise ValueError(f'cache.dir = {self.dir}: has no limit; set cache.bytes too, such as "200GB"')
+            raise ValueError(f'cache.dir = {self.dir}: has no limit. Set cache.bytes too, such as "200GB"')
         if self.limit < 1:
-            raise ValueError(f"cache.bytes = {self.bytes}: must be 1 or more")
+            raise ValueError(f"cache.bytes = {self.bytes}: expected 1 or more")
 
     @property
     def limit(self) -> int:

@@ -99,7 +99,7 @@ class CacheDirectory:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError as error:
-                raise VmaeError(f"{self.folder}: can't be locked ({error.strerror}); use a local disk") from error
+                raise VmaeError(f"{self.folder}: can't be locked ({error.strerror}). Use a local disk") from error
             yield
         finally:
             os.close(descriptor)

@@ -56,12 +56,12 @@ class Shards(Table):
         path, key = self.shard_path(shard), self.key(number)
         entry = next((entry for entry in self._marker(shard).samples if entry.key == key), None)
         if entry is None or not entry.members:
-            raise SampleError(key, f"is not in the marker of {path.name}; verify the shards")
+            raise SampleError(key, f"is not in the marker of {path.name}. Verify the shards")
         parts = []
         for extent in (entry.facts, entry.members[0].extent):
             parts.append(read_range(path, extent.offset, extent.size))
             if hashlib.sha256(parts[-1]).hexdigest() != extent.sha256:
-                raise SampleError(entry.key, f"checksum of its bytes in {path.name} differs; verify the shards")
+                raise SampleError(entry.key, f"its checksum in {path.name} differs. Verify the shards")
         return Sample(decode_record(parts[0], SampleFacts, entry.key), parts[1])
 
     def _marker(self, shard: int) -> ShardMarker:
@@ -70,10 +70,10 @@ class Shards(Table):
         path = self.folder / marker_name(int(listing.url.removeprefix("shard-").removesuffix(".tar")))
         data = read_bytes(path)
         if hashlib.sha256(data).hexdigest() != listing.marker_sha256:
-            raise DataError(f"{path}: checksum differs from {INDEX}; verify the shards")
+            raise DataError(f"{path}: checksum differs from {INDEX}. Verify the shards")
         marker = decode_record(data, ShardMarker, str(path))
         if marker.tar != listing.url:
-            raise DataError(f"{path}: is the marker of another shard; verify the shards")
+            raise DataError(f"{path}: is the marker of another shard. Verify the shards")
         return marker
 
     def __iter__(self) -> Iterator[Sample]:

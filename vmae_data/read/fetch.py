@@ -109,7 +109,7 @@ class Fetcher:
         except OSError as error:
             path = self.shards.shard_path(member.shard)
             raise DataError(
-                f"{path}: can't be read ({error.strerror}); check the disk, or build the shard again"
+                f"{path}: can't be read ({error.strerror}). Check the disk, or build the shard again"
             ) from error
 
     def _descriptor(self, shard: int) -> int:
@@ -133,7 +133,7 @@ class Fetcher:
             data, bytes_read = self._prefetcher.result(member)
         except NotFoundError as error:
             raise DataError(
-                f"{member.shard.path}: is missing, but the index lists it; restore it, then run the same command again"
+                f"{member.shard.path}: is missing, but the index lists it. Restore it, then run the same command again"
             ) from error
         self._count(ReadTimings(range_bytes=bytes_read, cache_misses=self._cache is not None))
         return data

@@ -35,16 +35,16 @@ def read_index(folder: StoragePath, url: str, digest: str | None) -> tuple[bytes
         return _local_index(path), None
     except NotFoundError:
         if not is_folder(folder):
-            raise NotFoundError(f"{url}: no such folder of shards; check the path") from None
+            raise NotFoundError(f"{url}: does not exist. Check the path") from None
         if exists(folder / PLAN):
-            raise DataError(f"{url}: has no {INDEX}: its build is not finished; run the build again") from None
-        raise NotFoundError(f"{url}: has no {INDEX}, so it holds no shards; check the path, or build them") from None
+            raise DataError(f"{url}: has no {INDEX}, so its build is not finished. Run the build again") from None
+        raise NotFoundError(f"{url}: has no {INDEX}, so it holds no shards. Check the path, or build them") from None
 
 
 def _local_index(path: Path) -> bytes:
     size = file_size(path)
     if size is None:  # reading a pipe would wait for ever
-        raise NotFoundError(f"{path}: is not a file; check the path")
+        raise NotFoundError(f"{path}: is not a file. Check the path")
     if size > MAX_INDEX_BYTES:
         raise DataError(f"{path}: has {size} bytes; expected an index of at most {MAX_INDEX_BYTES}. Check the path")
     return read_bytes(path)
@@ -61,7 +61,7 @@ def _remote_index(path: RemotePath, digest: str | None) -> tuple[bytes, str | No
     except StoreError:
         if copied is None:
             raise
-        return copied, f"{path}: the store does not answer; using this machine's copy"
+        return copied, f"{path}: the store does not answer, so this machine's copy is used"
     if data != copied:
         commit_bytes(copy, data, writer_name())
     return data, None

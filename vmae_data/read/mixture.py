@@ -27,7 +27,7 @@ def parse_data(text: str) -> tuple[str, float | None]:
     Raises MisuseError if the weight is 0 or is not a number.
     """
     if not text:
-        raise MisuseError("--data: is empty; name a folder of shards or its index.json")
+        raise MisuseError("--data is empty. Name a folder of shards or its index.json")
     url, colon, last = text.rpartition(":")
     if colon and _LIKE_A_NUMBER.fullmatch(last) and not Path(text).exists():
         raise MisuseError(
@@ -63,12 +63,12 @@ class Mixture:
         weights = [weight for _, weight in choices if weight is not None]
         if weights and len(weights) < len(choices):
             bare = next(url for url, weight in choices if weight is None)
-            raise MisuseError(f"--data {bare}: has no weight, but others have; give all of them a weight, or none")
+            raise MisuseError(f"--data {bare}: has no weight, but others have. Give all of them a weight, or none")
         sets = [Shards.open(url) for url, _ in choices]
         digests = [shards.digest for shards in sets]
         for position, digest in enumerate(digests):
             if digest in digests[:position]:
-                raise MisuseError(f"--data {choices[position][0]}: is named twice; name it once, with a weight")
+                raise MisuseError(f"--data {choices[position][0]}: is named twice. Name it once, with a weight")
         return cls(sets, weights if len(sets) > 1 else ())
 
     @classmethod

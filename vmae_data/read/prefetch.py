@@ -185,7 +185,7 @@ class Prefetcher:
             data = part.data
             read.bytes_read += len(data)
             if part.etag and etag and part.etag != etag:  # the server ignores If-Match
-                raise ReplacedError(f"{path}: was replaced while it was read; open the data set again")
+                raise ReplacedError(f"{path}: was replaced while it was read. Open the data set again")
             if _is_correct(data, member):
                 return data
         detail = f"checksum differs: {len(data)} of {member.size} bytes read from {path.name}"

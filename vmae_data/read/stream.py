@@ -98,7 +98,7 @@ class Decoder:
     def _open(self, part: DataPart) -> Fetcher:
         table = Table.open(part.url, part.digest)
         if table.digest != part.digest:
-            raise DataError(f"{part.url}: changed while it was read; start again")
+            raise DataError(f"{part.url}: changed while it was read. Start again")
         return Fetcher(table, prefetcher=self._prefetcher, cache=self._cache)
 
     def fill(self, buffer: int, requests: Sequence[ClipRequest]) -> DecodedChunk:

@@ -257,16 +257,16 @@ class Table:
 def _map_table(path: StoragePath, index: Index, *, checked: bool) -> pa.Table:
     local = path if isinstance(path, Path) else copy_table(path, index.samples_sha256)
     if not local.is_file():
-        raise DataError(f"{local}: is missing, or is not a file; build the data set again")
+        raise DataError(f"{local}: is missing, or is not a file. Build the data set again")
     try:
         mapped = pa.memory_map(str(local))
         with mapped:
             digest = hashlib.sha256(mapped.read_buffer()).hexdigest()
         if digest != index.samples_sha256:
-            raise DataError(f"{local}: checksum differs from {INDEX}; build the data set again")
+            raise DataError(f"{local}: checksum differs from {INDEX}. Build the data set again")
         table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
     except (OSError, MemoryError, pa.ArrowException) as error:
-        raise DataError(f"{local}: can't be read ({error}); build the data set again") from error
+        raise DataError(f"{local}: can't be read ({error}). Build the data set again") from error
     if not checked:
         check_table(table, index, str(local))
     return table

@@ -51,7 +51,7 @@ _NULLABLE = ("label", "labels", "kept_list")
 def check_index(index: Index, where: str) -> None:
     """Raises DataError, naming `where`, for names, checksums and numbers that no build writes."""
     for problem in _index_problems(index):
-        raise DataError(f"{where}: {problem}; build the data set again, or download it again")
+        raise DataError(f"{where}: {problem}. Build the data set again, or download it again")
 
 
 def _index_problems(index: Index) -> Iterator[str]:
@@ -83,10 +83,10 @@ def check_table(table: pa.Table, index: Index, where: str) -> None:
     """Raises DataError, naming `where`, for columns and values that no build writes. A million rows take under a second."""
     try:
         for problem in _table_problems(table, index):
-            raise DataError(f"{where}: {problem}; build the data set again, or download it again")
+            raise DataError(f"{where}: {problem}. Build the data set again, or download it again")
     except (pa.ArrowException, MemoryError) as error:
         raise DataError(
-            f"{where}: is not a table of samples ({_short(str(error))}); build the data set again"
+            f"{where}: is not a table of samples ({_short(str(error))}). Build the data set again"
         ) from error
 
 

@@ -175,7 +175,7 @@ def _sync(path: Path, flags: int = 0) -> None:
 def write_error(path: Path, error: OSError) -> VmaeError:
     """The error to raise for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return VmaeError(f"{path}: no room left on the disk. Free some and run the same command again")
+        return VmaeError(f"{path}: no space left on the disk. Free some, then run the same command again")
     return VmaeError(f"{path}: can't be written ({error.strerror}). Check the folder and its permissions")
 
 

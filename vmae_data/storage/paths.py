@@ -163,5 +163,5 @@ def local_path(url: str | Path) -> Path:
     """Parse a path of this machine. Raises MisuseError for a remote URL."""
     path = storage_path(url)
     if isinstance(path, RemotePath):
-        raise MisuseError(f"{path}: has to be a path of this machine. Copy it to a local folder")
+        raise MisuseError(f"{path}: is not a path of this machine. Copy it to a local folder")
     return path

@@ -138,7 +138,7 @@ def stream(path: RemotePath) -> Iterator[bytes]:
 def _stat(path: RemotePath) -> ObjectInfo:
     info = stat(path)
     if info is None:
-        raise NotFoundError(f"{path}: is not there. Check the path")
+        raise NotFoundError(f"{path}: does not exist. Check the path")
     return info
 
 

@@ -103,7 +103,7 @@ def _problem_of(error: Exception, path: RemotePath) -> _Problem:
     if isinstance(error, Transient):
         return _Problem(str(error), transient=True)
     if isinstance(error, FileNotFoundError) or status == 404:
-        raise NotFoundError(f"{path}: is not there{f' ({code})' if code else ''}. Check the path") from None
+        raise NotFoundError(f"{path}: does not exist{f' ({code})' if code else ''}. Check the path") from None
     if isinstance(error, exceptions.NotSupportedError):
         raise DataError(f"{path}: its server does not support range requests. Use one that does") from None
     if isinstance(error, exceptions.PreconditionError) or "precondition failure" in text.lower():

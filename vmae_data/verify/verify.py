@@ -129,9 +129,9 @@ def _unexpected_files(files: Sequence[tuple[str, bool]], shards: set[int]) -> It
         if name == LOCK or name.startswith(f"{LOCK}-part-"):
             yield Problem(name, "a lock: a build is running here, or was killed")
         elif name == ".staging":
-            yield Problem(name, "staging of an unfinished build; run the build again")
+            yield Problem(name, "staging of an unfinished build. Run the build again")
         elif name.startswith("failures-part-"):
-            yield Problem(name, "failures of a part; merge the parts again")
+            yield Problem(name, "failures of a part. Merge the parts again")
         elif name.startswith(TEMPORARY):
             yield Problem(name, "a temporary file of a process that was killed")
         elif name not in expected:

@@ -186,14 +186,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: weights are not readable ({error}). Use another copy") from error
+        raise DataError(f"{path}: weights can't be read ({error}). Use another copy") from error
 
 
 def _decode(path: Path, file_type: type[Any]) -> Any:
     try:
         return msgspec.json.decode(read_bytes(path), type=file_type)
     except NOT_JSON as error:
-        raise DataError(f"{path}: not a VideoMAE file of transformers ({error}). Use another model") from error
+        raise DataError(f"{path}: is not a VideoMAE file of transformers ({error}). Use another model") from error
 
 
 def write_hf(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> tuple[str, ...]:
@@ -216,9 +216,9 @@ def _check_writable(folder: Path, description: ModelFile) -> None:
     geometry = description.geometry
     unsupported = None
     if geometry.position != "sinusoid-1d":
-        unsupported = f"position code {geometry.position}"
+        unsupported = f"position embedding {geometry.position}"
     elif geometry.position_grid is not None:
-        unsupported = "interpolated position code"
+        unsupported = "interpolated position embedding"
     elif geometry.pooling != "mean":
         unsupported = f"{geometry.pooling} pooling"
     elif description.kind == "pretrain" and geometry.encoder_eps != geometry.decoder_eps:

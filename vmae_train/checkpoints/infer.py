@@ -131,7 +131,7 @@ def _depth(state: dict[str, Tensor], prefix: str) -> int:
 
 
 def _published_fields(fixed: dict[str, Any], *, pretrain: bool) -> dict[str, Any]:
-    """The values of the published model of this size; and the position code of all published models."""
+    """The values of the published model of this size; and the position embedding of all published models."""
     size = published_size(fixed["embed_dim"], fixed["depth"])
     fields: dict[str, Any] = {"position": "sinusoid-1d"}
     if size is not None:
@@ -200,9 +200,9 @@ def same_value(own: Any, other: Any) -> bool:
 def without_position_code(
     path: Path, geometry: Geometry, state: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights without a stored position code, which some copies of the published models have; and a note on that.
+    """The weights without a stored position embedding, which some copies of the published models have; and a note on that.
 
-    Raises DataError for a class token, and for a learned position code: the models have neither.
+    Raises DataError for a class token, and for a learned position embedding: the models have neither.
     """
     for name in ("cls_token", "encoder.cls_token"):
         if name in state:
@@ -218,16 +218,16 @@ def without_position_code(
             continue
         if stored.ndim < 2 or stored.numel() != geometry.num_tokens * dim:
             raise DataError(
-                f"{path}: {name} is a position code of {' × '.join(map(str, stored.shape))} numbers, but "
+                f"{path}: {name} is a position embedding of {' × '.join(map(str, stored.shape))} numbers, but "
                 f"{geometry.num_frames} frames of {geometry.image_size} px need {geometry.num_tokens} × {dim}. "
                 "Set the clips of the model (image_size, num_frames), or use another file"
             )
         if not _is_rounded(stored, position_embedding(geometry, dim)):
-            raise DataError(f"{path}: {name} is a learned position code. These models use only the fixed codes")
+            raise DataError(f"{path}: {name} is a learned position embedding. These models use only fixed ones")
         dropped.append(name)
     if not dropped:
         return state, ()
-    return state, (f"{', '.join(dropped)}: skipped the fixed position code, which is computed and not stored",)
+    return state, (f"{', '.join(dropped)}: skipped the fixed position embedding, which is computed and not stored",)
 
 
 def _is_rounded(stored: Tensor, code: Tensor) -> bool:

@@ -84,7 +84,7 @@ def load_model(
     if ema:
         average = read.path.parent / EMA_FILE
         if not average.is_file():
-            raise DataError(f"{average}: does not exist. Only trainings with ema.decay keep a moving average")
+            raise DataError(f"{average}: does not exist. Only training runs with ema.decay keep a moving average")
         read = read._replace(state=read_weights(average))
     read.warn()
     return read.build().to(device)
@@ -141,7 +141,7 @@ def read_model(
 
     A URL of a run or a native checkpoint is copied to this machine first.
     `user_fields`: fields of Geometry. They complete what the file does not state, and must agree with what it states.
-    But image_size and num_frames resize the model to other clips; `position_resize` sets its new position code.
+    But image_size and num_frames resize the model to other clips; `position_resize` sets its new position embedding.
     `classes`: names of the outputs, if the file has none.
     Raises DataError for what can't be read, MisuseError for a field that does not fit the file.
     """

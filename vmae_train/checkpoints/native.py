@@ -114,7 +114,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(read_bytes(path))
     except SafetensorError as error:
-        raise DataError(f"{path}: weights are not readable ({error}). Use another checkpoint") from error
+        raise DataError(f"{path}: weights can't be read ({error}). Use another checkpoint") from error
 
 
 def encode_description(description: ModelFile) -> bytes:
@@ -129,7 +129,7 @@ def decode_description(data: bytes | str, where: str) -> ModelFile:
             raise DataError(f"{where}: format {version}, but this version reads up to {MODEL_FORMAT}. Update vmae")
         return msgspec.json.decode(data, type=ModelFile)
     except NOT_JSON as error:
-        raise DataError(f"{where}: not a model description ({error}). Use another checkpoint") from error
+        raise DataError(f"{where}: is not a model description ({error}). Use another checkpoint") from error
 
 
 def empty_model(description: ModelFile) -> VideoModel:

@@ -73,9 +73,9 @@ def write_official(path: Path, description: ModelFile, state: dict[str, Tensor])
     geometry = description.geometry
     unsupported = None
     if geometry.position != "sinusoid-1d":
-        unsupported = f"position code {geometry.position}"
+        unsupported = f"position embedding {geometry.position}"
     elif geometry.position_grid is not None:
-        unsupported = "interpolated position code"
+        unsupported = "interpolated position embedding"
     elif geometry.pooling != "mean":
         unsupported = f"{geometry.pooling} pooling"
     if unsupported:

@@ -99,7 +99,7 @@ def _explanation(path: Path) -> str:
     if head.startswith((b"PK", _OLD_MAGIC)):
         return "The file is damaged, truncated, or not from torch.save. Copy it again"
     if head.startswith(b"version https://git-lfs"):
-        return "The file is a Git LFS pointer. Run git lfs pull to fetch the weights"
+        return "The file is a Git LFS pointer. Run `git lfs pull` to fetch the weights"
     if head.startswith(b"\x80"):
         return "The file is a pickle that torch.save did not write. Save a dict of tensors with torch.save"
     text = head.decode("utf-8", errors="replace").strip()

@@ -54,13 +54,13 @@ class AugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
-            raise ValueError(f"augment.size = {self.size} must be at least 1")
+            raise ValueError(f"augment.size = {self.size}: expected 1 or more")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"augment.scale = {self.scale} must be two shares above 0 in ascending order")
+            raise ValueError(f"augment.scale = {self.scale}: expected two shares above 0 in ascending order")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"augment.ratio = {self.ratio} must be two ratios above 0 in ascending order")
+            raise ValueError(f"augment.ratio = {self.ratio}: expected two ratios above 0 in ascending order")
         if min(self.std) <= 0:
-            raise ValueError(f"augment.std = {self.std} must be above 0 in every channel")
+            raise ValueError(f"augment.std = {self.std}: expected above 0 in every channel")
 
 
 class Augment(nn.Module):

@@ -55,13 +55,13 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.rate is not None:
-            raise ValueError(f"stride = {self.stride}, rate = {self.rate}: give one of the two")
+            raise ValueError(f"stride = {self.stride}, rate = {self.rate}: set exactly one of the two")
         if self.stride is None and self.rate is None:
             force_setattr(self, "stride", 4)
         if isinstance(self.stride, int) and self.stride < 1:
-            raise ValueError(f"stride = {self.stride}: must be 1 or more")
+            raise ValueError(f"stride = {self.stride}: expected 1 or more")
         if self.rate is not None and self.rate <= 0:
-            raise ValueError(f"rate = {self.rate}: must be above 0")
+            raise ValueError(f"rate = {self.rate}: expected above 0")
 
     def resolve(self, index: Index) -> ClipSpec:
         """The same in numbers, for one data set: "kept" becomes the stride or rate that it was built with."""

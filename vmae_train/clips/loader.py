@@ -50,7 +50,7 @@ class LoaderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         if self.read_ahead_bytes < 1:
-            raise ValueError(f"loader.read_ahead = {self.read_ahead}: must be 1 or more")
+            raise ValueError(f"loader.read_ahead = {self.read_ahead}: expected 1 or more")
         if self.workers < 0 or self.ahead < 1:
             raise ValueError(
                 f"loader.workers = {self.workers}, loader.ahead = {self.ahead}: expected at least 0 and at least 1"

@@ -49,18 +49,18 @@ class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise ValueError(f"mask.ratio = {self.ratio} must be between 0 and 1, both excluded")
+            raise ValueError(f"mask.ratio = {self.ratio}: expected a number between 0 and 1, both excluded")
         if self.decoder == "all":
             return
         if not 1 <= self.skipped_per_cell < CELL**2:
             raise ValueError(
                 f"mask.decoder_ratio = {self.decoder_ratio} skips {self.skipped_per_cell} of the {CELL**2} patches of "
-                "a cell; use 0.25, 0.5 or 0.75"
+                "a cell. Use 0.25, 0.5 or 0.75"
             )
         if self.kind != "tube":
             raise ValueError(
                 f"mask.kind = {self.kind}, mask.decoder = running-cell: only tube masks give every sample the same "
-                "number of tokens to decode; use mask.kind = tube"
+                "number of tokens to decode. Use mask.kind = tube"
             )
 
     @property
@@ -110,8 +110,8 @@ def num_masked_tokens(spec: MaskSpec, grid: Grid) -> int:
     """Masked tokens of a clip. Raises ValueError if that is none or all of them, or if cells do not fit the grid."""
     if spec.decoder == "running-cell" and (grid.rows % CELL or grid.columns % CELL or grid.slices % CELL**2):
         raise ValueError(
-            f"mask.decoder = running-cell: {grid.slices} slices of {grid.rows} × {grid.columns} patches; it needs even "
-            f"sides and a multiple of {CELL**2} slices, so that every sample has the same number of tokens to decode"
+            f"mask.decoder = running-cell: a clip has {grid.slices} slices of {grid.rows} × {grid.columns} patches; expected "
+            f"even sides and a multiple of {CELL**2} slices, for the same number of tokens to decode in every sample"
         )
     if spec.kind == "tube":
         return grid.slices * num_masked_patches(patches=grid.patches, ratio=spec.ratio)
@@ -130,7 +130,7 @@ def _num_masked(total: int, ratio: float, unit: str) -> int:
     count = int(ratio * total)
     if not 0 < count < total:
         raise ValueError(
-            f"mask.ratio = {ratio} hides {count} of {total} {unit}; at least one must be hidden and one visible"
+            f"mask.ratio = {ratio} masks {count} of {total} {unit}; expected at least one masked and one visible"
         )
     return count
 

@@ -44,14 +44,14 @@ class MixupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
-                raise ValueError(f"mix.{name} = {getattr(self, name)} must be above 0, or 0 for off")
+                raise ValueError(f"mix.{name} = {getattr(self, name)}: expected above 0, or 0 for off")
         for name in ("prob", "switch"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"mix.{name} = {getattr(self, name)} must be between 0 and 1")
+                raise ValueError(f"mix.{name} = {getattr(self, name)}: expected 0 to 1")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"mix.label_smoothing = {self.label_smoothing} must be at least 0 and below 1")
+            raise ValueError(f"mix.label_smoothing = {self.label_smoothing}: expected 0 or more, below 1")
         if self.mix_group < 1:
-            raise ValueError(f"mix.mix_group = {self.mix_group} must be 1 or more")
+            raise ValueError(f"mix.mix_group = {self.mix_group}: expected 1 or more")
 
     @property
     def is_on(self) -> bool:

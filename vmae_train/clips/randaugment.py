@@ -68,13 +68,15 @@ class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         if self.layers < 1:
-            raise ValueError(f"augment.randaugment.layers = {self.layers} must be 1 or more. Remove the table for none")
+            raise ValueError(
+                f"augment.randaugment.layers = {self.layers}: expected 1 or more. Remove the table for none"
+            )
         if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"augment.randaugment.magnitude = {self.magnitude} must be between 0 and 10")
+            raise ValueError(f"augment.randaugment.magnitude = {self.magnitude}: expected 0 to 10")
         if self.magnitude_std < 0:
-            raise ValueError(f"augment.randaugment.magnitude_std = {self.magnitude_std} must be 0 or more")
+            raise ValueError(f"augment.randaugment.magnitude_std = {self.magnitude_std}: expected 0 or more")
         if not 0 <= self.prob <= 1:
-            raise ValueError(f"augment.randaugment.prob = {self.prob} must be between 0 and 1")
+            raise ValueError(f"augment.randaugment.prob = {self.prob}: expected 0 to 1")
 
 
 class Policy(NamedTuple):

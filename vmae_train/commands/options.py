@@ -51,7 +51,7 @@ def need_torch() -> None:
 
     missing = [name for name in ("torch", "kornia", "einops", "safetensors", "jaxtyping") if find_spec(name) is None]
     if missing:
-        raise VmaeError(f"{', '.join(missing)} not installed. Run: pip install 'vmae[train]'")
+        raise VmaeError(f"{', '.join(missing)} not installed. Run `python -m pip install 'vmae[train]'`")
 
 
 def spec_of(name: str) -> Any:

@@ -110,7 +110,7 @@ def compute_scores(predictions: Predictions) -> AnyScores:
     """The scores over the labelled videos. Raises DataError if there are none."""
     labelled_N = predictions.labelled_N
     if not labelled_N.any():
-        raise DataError(f"{predictions.url}: no labelled video could be read. Run vmae-shard verify")
+        raise DataError(f"{predictions.url}: no labelled video could be read. Run `vmae-shard verify` on the shards")
     output_NK, protocol = predictions.output_NK[labelled_N], predictions.protocol
     settings: dict[str, Any] = {
         "views": str(protocol.views),

@@ -51,7 +51,7 @@ class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             except MisuseError as error:
                 raise ValueError(str(error)) from error
         if self.batch < 1 or (self.every_steps is not None and self.every_steps < 1):
-            raise ValueError(f"batch = {self.batch}, every_steps = {self.every_steps}: must be 1 or more")
+            raise ValueError(f"batch = {self.batch}, every_steps = {self.every_steps}: expected 1 or more")
 
 
 class EvaluationProtocol(NamedTuple):

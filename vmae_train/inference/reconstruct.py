@@ -75,7 +75,9 @@ def reconstruct_file(
         clips, unreadable = reconstruct_shards(model, shards, clip=clip, videos=videos, ratio=ratio, seed=seed)
     if not clips:
         listed = "; ".join(f"{key}: {reason}" for key, reason in unreadable.items())
-        raise DataError(f"{data}: none of the chosen samples can be read ({listed}). Run vmae-shard verify")
+        raise DataError(
+            f"{data}: none of the chosen samples can be read ({listed}). Run `vmae-shard verify` on the shards"
+        )
     if picture_path.suffix == ".gif":
         commit_bytes(picture_path, animated_gif(draw_moving(clips)).data)
     else:

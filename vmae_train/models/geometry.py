@@ -55,23 +55,25 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         for name in _COUNTS:
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be at least 1")
+                raise ValueError(f"model.{name} = {getattr(self, name)}: expected 1 or more")
         for name, divisor in _DIVISORS:
             value, by = getattr(self, name), getattr(self, divisor)
             if value % by:
-                raise ValueError(f"model.{name} = {value} must be a multiple of model.{divisor} = {by}")
+                raise ValueError(f"model.{name} = {value}: expected a multiple of model.{divisor} = {by}")
         for name in ("embed_dim", "decoder_embed_dim"):
             if getattr(self, name) % 2:
-                raise ValueError(f"model.{name} = {getattr(self, name)} must be even: sine and cosine take turns")
+                raise ValueError(
+                    f"model.{name} = {getattr(self, name)}: expected an even number, for pairs of sine and cosine"
+                )
         for name in ("mlp_ratio", "decoder_mlp_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= _MAX_MLP_RATIO:
-                raise ValueError(f"model.{name} = {value} must be above 0 and at most {_MAX_MLP_RATIO}")
+                raise ValueError(f"model.{name} = {value}: expected above 0 and at most {_MAX_MLP_RATIO}")
         if self.position_grid is not None and min(self.position_grid) < 1:
-            raise ValueError(f"model.position_grid = {self.position_grid}: slices and side must be at least 1")
+            raise ValueError(f"model.position_grid = {self.position_grid}: expected slices and side of 1 or more")
         self._check_limits()
         if min(self.std) <= 0:
-            raise ValueError(f"std = {self.std} must be above 0 in every channel")
+            raise ValueError(f"std = {self.std}: expected above 0 in every channel")
 
     def _check_limits(self) -> None:
         channels = max(self.embed_dim, self.decoder_embed_dim)

@@ -104,7 +104,7 @@ class RegressedValue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if not self.spread > 0:
-            raise ValueError(f"value {self.name}: spread {self.spread} must be above 0")
+            raise ValueError(f"value {self.name}: spread {self.spread}: expected above 0")
 
 
 class Regressor(HeadModel):

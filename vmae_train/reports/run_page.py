@@ -42,7 +42,7 @@ def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Pa
     for compared in (shown, *others) if others else ():
         if not compared.is_finetuning:
             raise MisuseError(
-                f"{compared.folder}: is a pretraining, which has no scores. --against compares finetunings"
+                f"{compared.folder}: is a pretraining run, which has no scores. Name finetuning runs for --against"
             )
     pretraining = pretraining_of(shown)
     sections = [
@@ -157,8 +157,8 @@ def _reconstructions(run: StoredRun) -> Iterator[Part]:
         return
     yield Note(
         f"From the checkpoint of step {run.state.step}, with {100 * ratio:.4g} % of the patches masked. Each masked cube "
-        "has the mean and standard deviation of the original, as in the published pictures: its brightness and "
-        "contrast are from the original, only its pattern is predicted. An untrained model predicts uniform cubes."
+        "has the brightness and contrast of the original, as in the published pictures. Only its pattern is predicted. "
+        "An untrained model predicts uniform cubes."
     )
     yield from (page_figures(clip) for clip in clips)
     yield from _not_shown(unreadable)

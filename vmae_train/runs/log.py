@@ -27,7 +27,7 @@ class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
-            raise ValueError(f"every_steps = {self.every_steps}: must be 1 or more")
+            raise ValueError(f"every_steps = {self.every_steps}: expected 1 or more")
 
 
 def read_log(run: Path, kind: str | None = None) -> list[dict[str, Any]]:

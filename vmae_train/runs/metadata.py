@@ -126,12 +126,12 @@ def read_facts(folder: Path) -> RunFacts:
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
     except (OSError, *NOT_JSON) as error:
-        raise DataError(f"{folder}: is not a run ({error}). Name the --out of a training") from error
+        raise DataError(f"{folder}: is not a run ({error}). Name the folder of a run") from error
     try:
         msgspec.convert(facts.recipe, _Tables)
         msgspec.convert(facts.recipe, _Recipe)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise DataError(f"{path}: its recipe is not a training's ({error}). Name the --out of a training") from error
+        raise DataError(f"{path}: its recipe is not a training recipe ({error}). Name the folder of a run") from error
     return facts
 
 
@@ -166,7 +166,7 @@ def describe_other_data(init: str | None, mixture: Mixture) -> str | None:
         return None
     return (
         f"--init was trained on {data_text(facts)}, not on these videos. The less similar they are, the less it helps. "
-        "Compare with a pretraining on these videos"
+        "Compare with a pretraining run on these videos"
     )
 
 

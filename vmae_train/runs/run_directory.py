@@ -192,7 +192,7 @@ class RunDirectory:
     def _refuse_other_holder(self) -> None:
         if self._read_published() != self._published:
             raise VmaeError(
-                f"{self.name}: another training has taken over this run. The last checkpoint of this one is in "
+                f"{self.name}: another process has taken over this run. The last checkpoint of this one is in "
                 f"{self.path}. Stop one of the two"
             )
 
@@ -252,5 +252,5 @@ def _decode_published(path: StoragePath) -> Published | None:
         return None
     except NOT_JSON as error:
         raise DataError(
-            f"{path}: is not what a training wrote ({error}). Remove it to resume from the bucket"
+            f"{path}: was not written by a training ({error}). Remove it to resume from the bucket"
         ) from error

@@ -39,7 +39,7 @@ def check_trackers(spec: LogSpec) -> None:
     for package, is_configured in configured.items():
         if is_configured and find_spec(package) is None:
             raise MisuseError(
-                f"log.{package} is set, but {package} is not installed. pip install 'vmae[{package}]', or remove the key"
+                f"log.{package} is set, but {package} is not installed. Run `python -m pip install 'vmae[{package}]'`, or remove the key"
             )
 
 

@@ -44,7 +44,7 @@ class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep < 1:
-            raise ValueError(f"every_steps = {self.every_steps}, keep = {self.keep}: both must be 1 or more")
+            raise ValueError(f"every_steps = {self.every_steps}, keep = {self.keep}: expected 1 or more for both")
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +115,7 @@ def read_state(checkpoint: Path) -> RunState:
     except (OSError, *NOT_JSON) as error:
         raise _damaged(path, f"can't be read ({error})") from error
     if checkpoint_name(state.step) != checkpoint.name:
-        raise _damaged(path, f"is of step {state.step}, unlike its directory")
+        raise _damaged(path, f"is of step {state.step}, unlike its folder")
     return state
 
 

@@ -65,7 +65,7 @@ def check_setup(facts: TrainingFacts) -> list[Diagnostic]:
             Diagnostic(
                 "uneven batch",
                 f"train.batch = {facts.batch} does not divide among {facts.world_size} processes and their micro-batches. "
-                f"{facts.positions - facts.batch} of {facts.positions} positions stay empty in each step. "
+                f"{facts.positions - facts.batch} of {facts.positions} slots stay empty in each step. "
                 "Make it a multiple of processes × train.micro_batch",
             )
         )

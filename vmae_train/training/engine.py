@@ -86,7 +86,7 @@ class Engine:
         status = sync.exchange(num_valid, error)  # before the pass that waits for other processes
         if status.valid == 0:
             self._distributed.raise_first(
-                DataError(f"step {step}: no sample of the batch can be read. Run vmae-shard verify on the shards")
+                DataError(f"step {step}: no sample of the batch can be read. Run `vmae-shard verify` on the shards")
             )
         assert last is not None
         with self._distributed.waiting_for_peers():

@@ -32,7 +32,9 @@ class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         if (self.warmup_epochs is None) == (self.warmup_steps is None):
-            raise ValueError("set either optim.warmup_epochs or optim.warmup_steps")
+            raise ValueError(
+                f"optim.warmup_epochs = {self.warmup_epochs}, optim.warmup_steps = {self.warmup_steps}: set exactly one of the two"
+            )
         if self.base_lr <= 0 or not 0 <= self.min_lr <= self.base_lr:
             raise ValueError(f"base_lr = {self.base_lr}, min_lr = {self.min_lr}: expected 0 <= min_lr <= base_lr > 0")
         if not 0 < self.layer_decay <= 1:

@@ -37,11 +37,11 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("set either train.epochs or train.steps")
+            raise ValueError(f"train.epochs = {self.epochs}, train.steps = {self.steps}: set exactly one of the two")
         for name in ("batch", "micro_batch", "repeats", "epochs", "steps", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: must be 1 or more")
+                raise ValueError(f"{name} = {value}: expected 1 or more")
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch = {self.micro_batch} does not divide batch = {self.batch}")
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from tools.soak.faults.workspace import (
-    NO_ROOM,
+    NO_SPACE,
     Result,
     Workspace,
     after,
@@ -38,8 +38,8 @@ def at_limit(workspace: Workspace, limit: int) -> Result:
     launcher += "os.execv(sys.argv[2], sys.argv[2:])"
     dest = workspace.dest(f"limit-{limit}")
     ended = run([sys.executable, "-c", launcher, str(limit), *command(workspace.videos, dest)])
-    expected = f"status 1, “{NO_ROOM}”; it resumes to the same bytes"
-    return after(workspace, dest, f"files of at most {limit} bytes", expected, ended, 1, NO_ROOM)
+    expected = f"status 1, “{NO_SPACE}”; it resumes to the same bytes"
+    return after(workspace, dest, f"files of at most {limit} bytes", expected, ended, 1, NO_SPACE)
 
 
 _NO_SPACE = """\
@@ -64,15 +64,15 @@ def no_space(workspace: Workspace) -> Iterator[Result]:
         dest = workspace.dest("full")
         path = os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
         ended = run(command(workspace.videos, dest), PYTHONPATH=path, VMAE_SOAK_FULL=name)
-        expected = f"status 1, “{NO_ROOM}”; it resumes to the same bytes"
-        yield after(workspace, dest, f"no space left for {name}", expected, ended, 1, NO_ROOM)
+        expected = f"status 1, “{NO_SPACE}”; it resumes to the same bytes"
+        yield after(workspace, dest, f"no space left for {name}", expected, ended, 1, NO_SPACE)
 
 
 def small_disk(workspace: Workspace) -> Iterator[Result]:
     """A real file system that fills up and is then enlarged."""
     total = sum(path.stat().st_size for path in workspace.undisturbed.iterdir())
     for share in (0.02, 0.3, 0.7, 1.0):
-        name, expected = f"a disk of {share:.0%} of the shards", f"status 1, “{NO_ROOM}”; it resumes to the same bytes"
+        name, expected = f"a disk of {share:.0%} of the shards", f"status 1, “{NO_SPACE}”; it resumes to the same bytes"
         disk = workspace.dest("disk")
         disk.mkdir()
         size = max(8192, int(total * share)) // 4096 * 4096
@@ -85,7 +85,7 @@ def small_disk(workspace: Workspace) -> Iterator[Result]:
         try:
             ended = run(command(workspace.videos, disk / "dest"))
             subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
-            yield after(workspace, disk / "dest", name, expected, ended, 1, NO_ROOM)
+            yield after(workspace, disk / "dest", name, expected, ended, 1, NO_SPACE)
         finally:
             subprocess.run(["umount", disk], check=True)
 

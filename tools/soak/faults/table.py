@@ -33,7 +33,7 @@ FAULTS = (
     Fault(
         file_sizes,
         "a limit on the size of a file (RLIMIT_FSIZE), in the middle of each kind",
-        f"status 1, “no room left on the disk”; {_RESUMES}",
+        f"status 1, “no space left on the disk”; {_RESUMES}",
     ),
     Fault(
         no_space,

@@ -19,7 +19,7 @@ from vmae_data.shards.workspace import STAGING
 from vmae_data.storage import hash_file
 
 __all__ = [
-    "NO_ROOM",
+    "NO_SPACE",
     "Ended",
     "Result",
     "Workspace",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _MARK = "VMAE_SOAK_MARK"
-NO_ROOM = "no room left on the disk"
+NO_SPACE = "no space left on the disk"
 
 
 class Result(NamedTuple):
