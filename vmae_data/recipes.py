@@ -162,6 +162,7 @@ def _explain(message: str, spec: type[Any]) -> str:
         return f"{key}: no such key; known keys: {', '.join(known)}"
     if text.startswith("Invalid enum value") and isinstance(expected, msgspec.inspect.LiteralType):
         text = f"{text}, expected one of: {', '.join(map(str, expected.values))}"
+    text = text[0].lower() + text[1:].replace("`", "")
     return f"{path}: {text}" if path else text
 
 

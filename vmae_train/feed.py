@@ -93,7 +93,7 @@ def feed(
                     progress.advance(min(int(elapsed), int(seconds)) - shown, f"{clips / elapsed:.0f} clips/s")
                     shown = min(int(elapsed), int(seconds))
         if not clips:
-            raise MisuseError("feed: the recipe ends before the measurement. Raise it: --set train.steps=…")
+            raise MisuseError("train.steps: the recipe ends before the measurement. Set more steps or epochs")
         elapsed = time.perf_counter() - start
         timings, cpu_seconds = loader.timings.minus(timings), _cpu_seconds() - cpu_seconds
         unreadable = dict(loader.unreadable.by_key)

@@ -88,7 +88,7 @@ def test_a_setting_may_omit_the_zero_before_or_after_the_point(text: str, rate: 
 
 @pytest.mark.parametrize("text", [".", "-", "1.2.3", ".5x", '".5"', "nan."])
 def test_text_that_is_no_number_is_refused_where_a_number_is_expected(text: str) -> None:
-    with pytest.raises(RecipeError, match="rate: Expected `float"):
+    with pytest.raises(RecipeError, match="rate: expected float"):
         load_recipe("vmae_data", "own", BuildSpec, [f"rate={text}"])
 
 

@@ -114,7 +114,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(read_bytes(path))
     except SafetensorError as error:
-        raise DataError(f"{path}: weights can't be read ({error}). Use another checkpoint") from error
+        raise DataError(
+            f"{path}: weights can't be read ({error}). Use another checkpoint, or remove this one to resume from the one before"
+        ) from error
 
 
 def encode_description(description: ModelFile) -> bytes:

@@ -126,7 +126,8 @@ def read_facts(folder: Path) -> RunFacts:
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
     except (OSError, *NOT_JSON) as error:
-        raise DataError(f"{folder}: is not a run ({error}). Name the folder of a run") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{folder}: is not a run ({RUN}: {reason}). Name the folder of a run") from error
     try:
         msgspec.convert(facts.recipe, _Tables)
         msgspec.convert(facts.recipe, _Recipe)
