@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images/reconstruction.png"))
     parser.add_argument("--videos", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="chooses the videos and the masks [default: 0]")
-    parser.add_argument("--ratio", type=float, help="share of hidden cubes [default: the run's]")
+    parser.add_argument("--ratio", type=float, help="share of masked cubes [default: the run's]")
     options = parser.parse_args()
     model = load_pretrained(options.run, "cpu")
     clips, _ = reconstruct_shards(
