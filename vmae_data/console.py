@@ -44,12 +44,14 @@ __all__ = [
 
 def argument(metavar: str, text: str, default: str | bool = True, **more: Any) -> Any:
     """An argument: its name in the help, an imperative clause, and the default in words unless it is a plain value."""
-    return typer.Argument(metavar=metavar, **_help(text, default), **more)
+    help_text, shown = _help(text, default)
+    return typer.Argument(metavar=metavar, help=help_text, show_default=shown, **more)
 
 
 def option(metavar: str, text: str, default: str | bool = True, *names: str, **more: Any) -> Any:
     """An option with a value, described as an argument is."""
-    return typer.Option(*names, metavar=metavar, **_help(text, default), **more)
+    help_text, shown = _help(text, default)
+    return typer.Option(*names, metavar=metavar, help=help_text, show_default=shown, **more)
 
 
 def path_option(metavar: str, text: str, default: str) -> Any:
@@ -59,14 +61,16 @@ def path_option(metavar: str, text: str, default: str) -> Any:
 
 def flag(name: str, text: str, default: str, *names: str) -> Any:
     """An option without a value; the default says in words what happens without it."""
-    return typer.Option(name, *names, **_help(text, default))
+    help_text, shown = _help(text, default)
+    return typer.Option(name, *names, help=help_text, show_default=shown)
 
 
-def _help(text: str, default: str | bool) -> dict[str, Any]:
-    """The help of a parameter. typer would print a default in words in parentheses: `[default: (no file)]`."""
-    if isinstance(default, bool):
-        return {"help": text, "show_default": default}
-    return {"help": f"{text} \\[default: {default}]", "show_default": False}
+def _help(text: str, default: str | bool) -> tuple[str, bool]:
+    """The help of a parameter, and whether typer adds the default.
+
+    A default in words is added here, because typer would print it in parentheses: `[default: (no file)]`.
+    """
+    return (text, default) if isinstance(default, bool) else (f"{text} \\[default: {default}]", False)
 
 
 def _apply_storage_options(options: list[str] | None) -> list[str] | None:

@@ -269,7 +269,7 @@ def test_a_plan_of_newer_rules_is_refused(small_build: SmallBuild, tmp_path: Pat
     shutil.copy(small_build.shards / PLAN, dest)
     _set_rules(dest, RULES + 1)
     with pytest.raises(
-        NewerFormatError, match=rf"its rules {RULES + 1} are newer than this program's {RULES}; update vmae"
+        NewerFormatError, match=rf"its rules {RULES + 1} are newer than this program's {RULES}. Update vmae"
     ):
         small_build.build(dest)
 

@@ -128,7 +128,7 @@ def read_plan(dest: StoragePath) -> PlanFacts:
     plan = decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
     if plan.rules > RULES:
         raise NewerFormatError(
-            f"{dest / PLAN}: its rules {plan.rules} are newer than this program's {RULES}; update vmae"
+            f"{dest / PLAN}: its rules {plan.rules} are newer than this program's {RULES}. Update vmae"
         )
     return plan
 
