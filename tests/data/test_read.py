@@ -96,7 +96,7 @@ def test_a_data_set_that_is_missing_unfinished_or_newer_is_refused(damaged: Path
     assert caught.value.exit_status == 2
     index = msgspec.json.decode((damaged / INDEX).read_bytes())
     (damaged / INDEX).write_bytes(msgspec.json.encode({**index, "version": 2}))
-    with pytest.raises(DataError, match="format version 2.*update"):
+    with pytest.raises(DataError, match="format version 2.*Update"):
         Shards.open(str(damaged))
     (damaged / INDEX).unlink()
     with pytest.raises(DataError, match="not finished"):
