@@ -58,7 +58,7 @@ def test_evenly_spaced_numbers_become_a_compact_series() -> None:
 
 def test_a_newer_format_version_is_refused_with_its_number() -> None:
     data = msgspec.json.encode({"version": FORMAT_VERSION + 1, "anything": True})
-    with pytest.raises(DataError, match=f"index.json: format version {FORMAT_VERSION + 1}.*update"):
+    with pytest.raises(DataError, match=f"index.json: format version {FORMAT_VERSION + 1}.*Update"):
         decode_record(data, Index, "index.json")
 
 
