@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 
@@ -21,11 +22,13 @@ __all__ = [
     "DEMUXERS",
     "MAX_PIXELS",
     "VideoInfo",
+    "changes_of_shape",
     "packet_duration",
     "packet_times",
     "probe_video",
     "scaled_size",
     "truncated_box",
+    "with_picture_size",
 ]
 
 # Only containers of a single file: a playlist or a concatenation script could name any other file.
@@ -50,12 +53,23 @@ _MATRIX_NAMES = {
     0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
     10: "bt2020c",
 }  # fmt: skip
-_FULL_RANGE = 2  # AVColorRange
+# Those that ffmpeg's scaler refuses.
+_UNCONVERTED = {
+    3: "reserved", 8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "YDzDx", 12: "chroma-derived",
+    13: "chroma-derived with constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
+}  # fmt: skip
+_LIMITED_RANGE, _FULL_RANGE = 1, 2  # AVColorRange
+# Degrees clockwise: a plain turn, and a mirrored one.
+_TRANSPOSES = {90: ("transpose=clock", "transpose=cclock_flip"), 270: ("transpose=cclock", "transpose=clock_flip")}
+_UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)  # a display matrix
+_TURNED = {90: (0, -1, 0, 1, 0, 0, 0, 0, 1), 180: (-1, 0, 0, 0, -1, 0, 0, 0, 1), 270: (0, 1, 0, -1, 0, 0, 0, 0, 1)}
 _BOX_HEADER = 8
 _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
+# Their pictures alone state sample aspect and rotation.
+_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 
 
@@ -76,6 +90,11 @@ class VideoInfo(NamedTuple):
     rgb: bool
     square: bool  # the pixels, before the sample aspect is applied
     remarks: tuple[str, ...] = ()  # notes on its pictures, stored in KEY.json
+    coded: tuple[int, int] = (0, 0)  # width and height of a decoded picture, before sample aspect and rotation
+    aspect: Fraction = Fraction(1)  # of a pixel
+    turn: str = ""  # filters that turn a decoded picture upright
+    limited_gray: bool = False  # gray of 16 to 235
+    unconverted: str = ""  # the name of a matrix that ffmpeg's scaler refuses
 
     @property
     def frame_ticks(self) -> Fraction:
@@ -136,7 +155,9 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
     frame = next(container.decode(stream), None)
     if frame is None:
         raise SourceError("undecodable", "no frame of the video stream decodes")
-    width, height = _displayed_size(frame, stream.sample_aspect_ratio)
+    aspect = stream.sample_aspect_ratio
+    aspect = aspect if aspect and aspect > 0 else Fraction(1)
+    width, height = _displayed_size(frame.width, frame.height, aspect, _rotation(frame))
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     if not rate or rate <= 0:
         raise SourceError("undecodable", "the container states no frame rate")
@@ -156,11 +177,27 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         codec=stream.codec_context.name,
         pixel_format=frame.format.name,
         matrix=matrix if not rgb else "rgb",
-        full_range=int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj"),
+        full_range=_is_full_range(frame),
         rgb=rgb,
-        square=not stream.sample_aspect_ratio or stream.sample_aspect_ratio == 1,
+        square=aspect == 1,
         remarks=tuple(_remarks(container, frame)),
+        coded=(frame.width, frame.height),
+        aspect=aspect,
+        turn=_turn(frame),
+        limited_gray=_is_gray(frame) and not _is_full_range(frame),
+        unconverted=_UNCONVERTED.get(int(frame.colorspace), ""),
     )
+
+
+def _is_gray(frame: av.VideoFrame) -> bool:
+    return frame.format.name.startswith(("gray", "ya"))
+
+
+def _is_full_range(frame: av.VideoFrame) -> bool:
+    """Whether black is 0. If a source does not say, gray is, as for ffmpeg, and YUV is not."""
+    if _is_gray(frame):
+        return int(frame.color_range) != _LIMITED_RANGE
+    return int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj")
 
 
 def _rotation(frame: av.VideoFrame) -> int:
@@ -168,17 +205,46 @@ def _rotation(frame: av.VideoFrame) -> int:
     return round(frame.rotation) % 360
 
 
-def _displayed_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+def _turn(frame: av.VideoFrame) -> str:
+    """The filters that apply the display matrix, as ffmpeg's own rotation does: a turn, and mirrored pictures too."""
+    matrix = _display_matrix(frame)
+    lengths = math.hypot(matrix[1], matrix[4]), math.hypot(matrix[0], matrix[3])
+    if 0 in lengths:
+        return ""
+    degrees = round(math.degrees(math.atan2(matrix[1] / lengths[0], matrix[0] / lengths[1]))) % 360  # clockwise
+    if degrees in _TRANSPOSES:
+        plain, mirrored = _TRANSPOSES[degrees]
+        return f"{mirrored if matrix[3] * (180 - degrees) > 0 else plain}"
+    if degrees not in (0, 180):
+        return f"rotate={degrees}*PI/180"
+    return ",".join(["hflip"] * (degrees == 180 and matrix[0] < 0) + ["vflip"] * (matrix[4] < 0))
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...]:
+    try:
+        side_data: Any = frame.side_data
+        return struct.unpack("=9i", bytes(side_data["DISPLAYMATRIX"]))
+    except KeyError:
+        return _UPRIGHT
+    except ValueError:  # the frame has side data of a kind that PyAV does not know, and PyAV lists none then
+        return _TURNED.get(_rotation(frame), _UPRIGHT)
+
+
+def with_picture_size(info: VideoInfo, width: int, height: int) -> VideoInfo:
+    """The same video with decoded pictures of this size, as ffmpeg crops them. Raises SourceError."""
+    displayed = _displayed_size(width, height, info.aspect, info.rotation)
+    return info._replace(width=displayed[0], height=displayed[1], coded=(width, height))
+
+
+def _displayed_size(coded_width: int, coded_height: int, aspect: Fraction, rotation: int) -> tuple[int, int]:
     """Width and height after sample aspect and rotation."""
-    width, height = frame.width, frame.height
-    if aspect and aspect > 0:
-        width = max(1, round(width * aspect))
-    if _rotation(frame) in (90, 270):
+    width, height = max(1, round(coded_width * aspect)), coded_height
+    if rotation in (90, 270):
         width, height = height, width
     if min(width, height) < MIN_SIDE:
         raise SourceError("too-small", f"{width} × {height} pixels; the minimum side is {MIN_SIDE}")
     if max(width, height) > MAX_SIDE:
-        stretched = f", stretched from {frame.width} × {frame.height}" if aspect and aspect != 1 else ""
+        stretched = f", stretched from {coded_width} × {coded_height}" if aspect != 1 else ""
         raise SourceError("too-large", f"{width} × {height} pixels{stretched}; the maximum side is {MAX_SIDE}")
     return width, height
 
@@ -263,6 +329,33 @@ def packet_times(path: bytes) -> tuple[int, ...]:
             return tuple(sorted(p.pts for p in packets if p.size and p.pts is not None and not p.is_discard))
     except (av.FFmpegError, ValueError, OSError, MemoryError):
         return ()
+
+
+def changes_of_shape(path: bytes) -> str:
+    """A note if the sample aspect or the rotation changes midway, in a container that states neither itself.
+
+    ffmpeg and players give every picture the first aspect. Decodes the key frames only.
+    """
+    aspects: set[Fraction] = set()
+    rotations: set[int] = set()
+    try:
+        with _open(path) as container:
+            if container.format.name not in _WITHOUT_SHAPE:
+                return ""
+            stream = _video_stream(container)
+            aspects.add(stream.sample_aspect_ratio or Fraction(1))
+            context = stream.codec_context
+            context.thread_count, context.skip_frame = 1, "NONKEY"
+            context.options = {"max_pixels": str(MAX_PIXELS)}
+            for packet in container.demux(stream):
+                with suppress(av.InvalidDataError):
+                    for frame in packet.decode():
+                        aspects.add(context.sample_aspect_ratio or Fraction(1))
+                        rotations.add(_rotation(frame))
+    except (av.FFmpegError, ValueError, OSError, MemoryError, SourceError):
+        pass  # a damaged end; ffmpeg has decoded the rest
+    changed = ["sample aspect"] * (len(aspects) > 1) + ["rotation"] * (len(rotations) > 1)
+    return f"the {' and the '.join(changed)} changes midway: all pictures have the first one's" if changed else ""
 
 
 def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
