@@ -16,6 +16,8 @@ from tools.soak.damages.boxes import replace_mkv_colours, replace_mp4_colours
 from vmae_data.decode import DecodedVideo, decode_all
 from vmae_data.encode.encode_source import StagedSource
 from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.open_source import open_source, read_pictures
+from vmae_data.format import expand_series
 
 pytestmark = pytest.mark.processes
 
@@ -299,3 +301,61 @@ def test_pictures_are_turned_as_by_ffmpeg_itself_and_to_the_bytes_of_older_rules
     path = _ffmpeg(f"{matrix} -i {tmp_path / 'upright.mp4'} -c copy", tmp_path / "v.mp4")
     newer, older = (_encode(path, tmp_path, rules=rules).samples[0] for rules in (2, 1))
     assert newer == older
+
+
+def _with_aspect(folder: Path) -> Path:
+    words = "-f lavfi -i testsrc2=s=96x128:r=25:d=0.4 -vf setsar=1/2 -c:v libx264 -pix_fmt yuv420p"
+    return _ffmpeg(words, folder / "2024-08-20T13:28:35Z.mp4")
+
+
+def _mirrored(folder: Path) -> Path:
+    return _ffmpeg(f"-display_rotation 90 -display_hflip -i {whole(folder / 'whole.mp4')} -c copy", folder / "v.mov")
+
+
+def _untagged_hd(folder: Path) -> Path:
+    words = "-f lavfi -i testsrc2=s=1280x720:r=25:d=0.4 -vf scale=out_color_matrix=bt709 -c:v libx264 -pix_fmt yuv420p"
+    return _ffmpeg(words, folder / "v.mkv")
+
+
+def _limited_gray(folder: Path) -> Path:
+    return _gray(folder / "v.mkv", "-c:v ffv1", "gray10le", "tv")
+
+
+def _unconverted(folder: Path) -> Path:
+    return _ffmpeg(f"-f lavfi -i {_RED},format=yuv420p,setparams=colorspace=ictcp -c:v ffv1", folder / "v.mkv")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_with_aspect, _mirrored, cropped_mp4, cropped_mkv, _untagged_hd, _limited_gray, _size_change, _unconverted],
+)
+def test_an_opened_video_gives_the_pictures_of_a_build(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    path = make(tmp_path)
+    built = _planes(_encode(path, tmp_path, short_side=64, stride=2, crf=0), tmp_path)
+    video = open_source(path)
+    read = read_pictures(video, range(0, len(video.times), 2), 64)
+    for found, expected in zip(read, built, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_an_opened_video_has_the_frames_that_a_build_keeps_at_a_rate(tmp_path: Path) -> None:
+    path = _ffmpeg("-f lavfi -i testsrc2=s=96x64:r=30:d=2 -c:v libx264 -pix_fmt yuv420p", tmp_path / "v.mp4")
+    (sample,) = _encode(path, tmp_path, stride=None, rate=6.25).samples
+    kept = expand_series(sample.facts.phases[0].source_frames).tolist()
+    assert list(open_source(path).frames_at_rate(6.25)) == kept
+
+
+def test_copy_encodes_a_mirrored_source(tmp_path: Path) -> None:
+    _ffmpeg("-f lavfi -i testsrc2=s=96x64:r=25:d=0.4 -c:v libx264 -pix_fmt yuv420p", tmp_path / "upright.mp4")
+    path = _ffmpeg(f"-display_vflip -i {tmp_path / 'upright.mp4'} -c copy", tmp_path / "v.mp4")
+    staged = [_encode(path, tmp_path, short_side=64, stride=1, profile=profile) for profile in ("copy", "h264")]
+    assert staged[0].samples[0].facts.profile == "h264"
+    assert staged[0].samples[0].members == staged[1].samples[0].members
+
+
+def test_copy_does_not_need_a_matrix_that_ffmpeg_converts(tmp_path: Path) -> None:
+    words = f"-f lavfi -i {_RED},format=yuv420p -c:v libx264 -x264-params colormatrix=YCgCo -bsf:v h264_metadata=matrix_coefficients=14"
+    path = _ffmpeg(words, tmp_path / "v.mp4")
+    for rules in (1, 2):
+        staged = _encode(path, tmp_path, rules=rules, short_side=64, stride=1, profile="copy")
+        assert staged.samples[0].facts.profile == "copy"

@@ -24,16 +24,14 @@ from vmae_data.encode.ffmpeg_arguments import (
     copy_arguments,
     describe_arguments,
     encode_arguments,
-    read_arguments,
 )
-from vmae_data.encode.ffmpeg_result import check_output_size, check_result, frame_times, source_remarks
+from vmae_data.encode.ffmpeg_result import check_result, frame_times, source_remarks
+from vmae_data.encode.open_source import describe_source
 from vmae_data.encode.probe import (
     VideoInfo,
     changes_of_shape,
     packet_times,
-    probe_video,
     scaled_size,
-    truncated_box,
     with_picture_size,
 )
 from vmae_data.encode.profiles import can_copy, encoded_colour
@@ -136,7 +134,7 @@ def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
 
 
 def _encode_local(job: EncodeJob, source: bytes) -> tuple[StagedSample, ...]:
-    info = _probe(job, source)
+    info = describe_source(job.ffmpeg, source, _log_names(job, source))
     try:
         if job.spec.profile == "copy":
             if can_copy(info, job.spec.short_side) and (samples := _copy_packets(job, source, info)):
@@ -155,22 +153,6 @@ def _scratch(job: EncodeJob) -> Path:
     return Path(os.path.abspath(temporary_path(job.staging / job.key)))
 
 
-def _probe(job: EncodeJob, source: bytes) -> VideoInfo:
-    """Probe. If that fails, take ffmpeg's own message: people search the web for it."""
-    try:
-        return probe_video(source)
-    except SourceError as error:
-        if error.reason not in ("unreadable", "undecodable", "no-video"):
-            raise
-        run = run_ffmpeg(read_arguments(job.ffmpeg, source), _log_names(job, source))
-        check_output_size(run)
-        message = run.error_text() if run.messages and error.reason != "no-video" else error.detail
-        with suppress(OSError):
-            if cut := truncated_box(source):
-                raise SourceError("truncated", f"{cut} ({message})") from error
-        raise SourceError(error.reason, message) from error
-
-
 def _log_names(job: EncodeJob, source: bytes) -> dict[str, str]:
     """The names that replace paths in ffmpeg's messages."""
     return {os.fsdecode(os.path.abspath(source)): path_to_text(job.path), str(_scratch(job)): "the encoded file"}
@@ -178,7 +160,7 @@ def _log_names(job: EncodeJob, source: bytes) -> dict[str, str]:
 
 def _copy_packets(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[StagedSample, ...]:
     """Copy the packets. Empty unless the trainer's decoder reads each as one frame of a steady frame rate."""
-    if info.frame_ticks.denominator != 1:
+    if info.frame_ticks.denominator != 1 or (job.rules >= 2 and info.turn):  # also mirrored
         return ()
     arguments = copy_arguments(job.ffmpeg, info, source, f"{_scratch(job)}.p0.mp4")
     run = _run_and_check(job, source, info, arguments, may_change=job.rules >= 2)

@@ -23,6 +23,7 @@ __all__ = [
     "decode_arguments",
     "describe_arguments",
     "encode_arguments",
+    "picture_arguments",
     "picture_filters",
     "read_arguments",
 ]
@@ -167,17 +168,29 @@ def copy_arguments(program: str, info: VideoInfo, source: bytes, target: str) ->
     stamps = f"setts=pts=PTS-STARTPTS:dts=DTS-STARTPTS:duration={int(info.frame_ticks)}"
     options = {"map": "0:V:0", **_MP4, "c:v": "copy", "bsf:v": stamps, "movflags": "+faststart", "f": "mp4"}
     copied = ffmpeg_python().input(_SOURCE, **_INPUT).output(f"{_TARGET}-0", **options)
-    return _compile([copied, _decoded()], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
+    return _compile([copied, _decoded(_INPUT)], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
 
 
 def decode_arguments(program: str, source: bytes) -> list[str]:
     """Decode without output, to log which frames decode and their size."""
-    return _compile([_decoded()], program, {_SOURCE: _url(source)})
+    return _compile([_decoded(_INPUT | _CONSTANT_FILTERS)], program, {_SOURCE: _url(source)})
 
 
-def _decoded() -> Any:
-    filters = f"{select_and_log('not(n)')},scale={log_sizes(16)}:h=16"
-    return ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:V:0", vf=filters, f="null")
+def _decoded(given: dict[str, Any]) -> Any:
+    # Some matrices the scaler refuses, and here the colours don't matter.
+    filters = f"{select_and_log('not(n)')},setparams=colorspace=unknown,scale={log_sizes(16)}:h=16"
+    return ffmpeg_python().input(_SOURCE, **given).output("-", map="0:V:0", vf=filters, f="null")
+
+
+def picture_arguments(
+    program: str, spec: BuildSpec, info: VideoInfo, source: bytes, frames: Sequence[int], target: Path
+) -> list[str]:
+    """Decode, and write these frames as planes of YUV 4:2:0, with the filters of an encode of this recipe."""
+    filters = f"{select_and_log(select_frames(frames))},{picture_filters(spec, info)}"
+    options = {"map": "0:V:0", "filter_threads": 1, "fps_mode": "passthrough", "c:v": "rawvideo", "f": "rawvideo"}
+    options |= _filter_option(filters, target.with_suffix(".filter"))
+    stream = ffmpeg_python().input(_SOURCE, **_INPUT, **_CONSTANT_FILTERS).output(f"{_TARGET}-0", **options)
+    return _compile([stream], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
 
 
 def read_arguments(program: str, source: bytes) -> list[str]:
