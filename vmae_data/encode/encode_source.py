@@ -56,7 +56,7 @@ from vmae_data.format import (
 from vmae_data.sources.video_files import Folder, remote_path
 from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_path
 
-_DOLBY_VISION_CODECS = ("hevc", "av1")
+_DOLBY_VISION_CODECS = ("hevc", "av1", "libdav1d")  # those that may have no compatible base
 
 __all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_source", "staged_name"]
 
