@@ -293,6 +293,8 @@ def test_colours_that_ffmpeg_does_not_convert_are_noted_and_the_video_is_made(
         "-display_hflip",
         "-display_vflip",
         "-display_rotation 180",
+        "-display_rotation 270",
+        "-display_rotation 270 -display_hflip",
         "-display_rotation 30",
     ],
 )

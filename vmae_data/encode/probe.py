@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import stat
@@ -10,10 +9,11 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 
+from vmae_data.encode.picture import is_full_range, is_gray, turn_filters, unconverted_matrix
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
 from vmae_data.processes import limit_memory_growth
@@ -53,16 +53,6 @@ _MATRIX_NAMES = {
     0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
     10: "bt2020c",
 }  # fmt: skip
-# Those that ffmpeg's scaler refuses.
-_UNCONVERTED = {
-    3: "reserved", 8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "YDzDx", 12: "chroma-derived",
-    13: "chroma-derived with constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
-}  # fmt: skip
-_LIMITED_RANGE, _FULL_RANGE = 1, 2  # AVColorRange
-# Degrees clockwise: a plain turn, and a mirrored one.
-_TRANSPOSES = {90: ("transpose=clock", "transpose=cclock_flip"), 270: ("transpose=cclock", "transpose=clock_flip")}
-_UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)  # a display matrix
-_TURNED = {90: (0, -1, 0, 1, 0, 0, 0, 0, 1), 180: (-1, 0, 0, 0, -1, 0, 0, 0, 1), 270: (0, 1, 0, -1, 0, 0, 0, 0, 1)}
 _BOX_HEADER = 8
 _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
@@ -177,57 +167,21 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         codec=stream.codec_context.name,
         pixel_format=frame.format.name,
         matrix=matrix if not rgb else "rgb",
-        full_range=_is_full_range(frame),
+        full_range=is_full_range(frame),
         rgb=rgb,
         square=aspect == 1,
         remarks=tuple(_remarks(container, frame)),
         coded=(frame.width, frame.height),
         aspect=aspect,
-        turn=_turn(frame),
-        limited_gray=_is_gray(frame) and not _is_full_range(frame),
-        unconverted=_UNCONVERTED.get(int(frame.colorspace), ""),
+        turn=turn_filters(frame),
+        limited_gray=is_gray(frame) and not is_full_range(frame),
+        unconverted=unconverted_matrix(frame),
     )
-
-
-def _is_gray(frame: av.VideoFrame) -> bool:
-    return frame.format.name.startswith(("gray", "ya"))
-
-
-def _is_full_range(frame: av.VideoFrame) -> bool:
-    """Whether black is 0. If a source does not say, gray is, as for ffmpeg, and YUV is not."""
-    if _is_gray(frame):
-        return int(frame.color_range) != _LIMITED_RANGE
-    return int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj")
 
 
 def _rotation(frame: av.VideoFrame) -> int:
     """Degrees counter-clockwise, 0 to 359."""
     return round(frame.rotation) % 360
-
-
-def _turn(frame: av.VideoFrame) -> str:
-    """The filters that apply the display matrix, as ffmpeg's own rotation does: a turn, and mirrored pictures too."""
-    matrix = _display_matrix(frame)
-    lengths = math.hypot(matrix[1], matrix[4]), math.hypot(matrix[0], matrix[3])
-    if 0 in lengths:
-        return ""
-    degrees = round(math.degrees(math.atan2(matrix[1] / lengths[0], matrix[0] / lengths[1]))) % 360  # clockwise
-    if degrees in _TRANSPOSES:
-        plain, mirrored = _TRANSPOSES[degrees]
-        return f"{mirrored if matrix[3] * (180 - degrees) > 0 else plain}"
-    if degrees not in (0, 180):
-        return f"rotate={degrees}*PI/180"
-    return ",".join(["hflip"] * (degrees == 180 and matrix[0] < 0) + ["vflip"] * (matrix[4] < 0))
-
-
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...]:
-    try:
-        side_data: Any = frame.side_data
-        return struct.unpack("=9i", bytes(side_data["DISPLAYMATRIX"]))
-    except KeyError:
-        return _UPRIGHT
-    except ValueError:  # the frame has side data of a kind that PyAV does not know, and PyAV lists none then
-        return _TURNED.get(_rotation(frame), _UPRIGHT)
 
 
 def with_picture_size(info: VideoInfo, width: int, height: int) -> VideoInfo:
