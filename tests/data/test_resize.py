@@ -17,7 +17,7 @@ from vmae_data.encode.ffmpeg_arguments import Output, encode_arguments
 from vmae_data.encode.probe import probe_video
 from vmae_data.encode.thinning import select_by_stride
 from vmae_data.errors import VmaeError
-from vmae_data.format import Regular, expand_series, key_of
+from vmae_data.format import RULES, Regular, expand_series, key_of
 
 
 def _write(
@@ -43,7 +43,7 @@ def _write(
         container.mux(stream.encode())
 
 
-def _encode(path: Path, staging: Path, **spec: object) -> StagedSource:
+def _encode(path: Path, staging: Path, *, rules: int = RULES, **spec: object) -> StagedSource:
     job = EncodeJob(
         key=key_of(os.fsencode(path.name)),
         path=os.fsencode(path.name),
@@ -54,6 +54,8 @@ def _encode(path: Path, staging: Path, **spec: object) -> StagedSource:
         spec=BuildSpec(**{"short_side": 32, "stride": 4, **spec}),
         ffmpeg=find_ffmpeg().path,
         staging=staging,
+        rules=rules,
+        plan_rules=rules,
     )
     return encode_source(job)
 
@@ -208,12 +210,3 @@ def test_a_pipe_is_no_video_and_does_not_block(tmp_path: Path) -> None:
     failure = _encode(tmp_path / "pipe.mp4", tmp_path).failure
     assert failure is not None
     assert failure.reason == "not-a-file"
-
-
-def test_a_video_whose_picture_changes_size_fails(tmp_path: Path) -> None:
-    for name, size in (("a.ts", (96, 64)), ("b.ts", (128, 96))):
-        _write(tmp_path / name, 12, width=size[0], height=size[1])
-    (tmp_path / "v.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
-    failure = _encode(tmp_path / "v.ts", tmp_path).failure
-    assert failure is not None
-    assert (failure.reason, "frame 12" in failure.detail) == ("size-changes", True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from einops import rearrange
 from PIL import Image
 
 from tests.command import call_command
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.dataset import Shards
 from vmae_train.clips.frame_sampling import ClipSpec
@@ -232,6 +234,33 @@ def test_a_rotated_video_is_turned_upright(tmp_path: Path, rotation: int, corner
     assert frame.shape == (64, 48, 3)
     corners = {(y, x): int(frame[y * 4, x * 4].mean()) for y in (0, -1) for x in (0, -1)}
     assert max(corners, key=lambda position: corners[position]) == corner
+
+
+def test_a_script_that_names_other_files_is_refused_in_one_line(tiny_pretraining: Path, tmp_path: Path) -> None:
+    _write_video(tmp_path / "other.mp4", 20)
+    script = tmp_path / "script.mp4"
+    script.write_text("ffconcat version 1.0\nfile 'other.mp4'\n")
+    with pytest.raises(DataError, match=r"script\.mp4: is unreadable") as error:
+        reconstruct_file(
+            str(tiny_pretraining), str(script), tmp_path / "o.png", videos=1, ratio=None, seed=0, device="cpu"
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_a_clip_has_square_pixels_and_any_name(tmp_path: Path) -> None:
+    _write_video(tmp_path / "v.mp4", 6)
+    path = tmp_path / "2024-08-20T13:28:35Z.mp4"
+    words = f"-y -v error -i {tmp_path / 'v.mp4'} -vf setsar=1/2 -c:v libx264 file:{path}"
+    subprocess.run([find_ffmpeg().path, *words.split()], check=True)
+    assert read_clip(path, 2, ClipSpec(stride=1)).shape == (2, 48, 32, 3)
+    assert read_clip(path, 2, ClipSpec(stride=1), short_side=16).shape == (2, 24, 16, 3)
+
+
+def test_a_clip_by_rate_has_the_frames_that_a_build_keeps(tmp_path: Path) -> None:
+    _write_video(tmp_path / "v.mp4", 20)  # at 10 frames a second
+    clip = read_clip(tmp_path / "v.mp4", 3, ClipSpec(rate=4))
+    frame_numbers = (clip[:, 30:, 40:].mean(axis=(1, 2, 3)) - 40) / 8
+    assert np.rint(frame_numbers).tolist() == [5, 7, 10]
 
 
 def test_drawings_show_every_clip() -> None:

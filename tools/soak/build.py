@@ -82,7 +82,7 @@ def damages(folder: Path) -> Iterator[Result]:
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
     yield Result("the build ends", f"status {ended.status} {ended.words}", "status 0 ", ended.status == 0)
     if ended.status == 0:
-        for finding in check_all(DAMAGES, dest):
+        for finding in check_all(DAMAGES, videos, dest):
             expected = "; or ".join(outcome.text() for outcome in finding.damage.expected)
             yield Result(f"{finding.damage.group}: {finding.damage.name}", finding.found, expected, finding.as_expected)
     yield Result("largest process", f"{memory >> 20} MB", f"at most {_MOST_MEMORY >> 20} MB", memory < _MOST_MEMORY)

@@ -46,6 +46,7 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     samples_per_shard: int = 500
     seed: int = 0
     keep_truncated: bool = False
+    size_changes: Literal["scale", "refuse"] = "scale"  # of the pictures of a source: to the first one's size
     may_flip: bool = True
     columns: Columns | None = None  # of a listing; None: the known names
 

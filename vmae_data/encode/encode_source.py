@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import accumulate, chain
 from pathlib import Path
@@ -18,9 +19,21 @@ import msgspec
 from vmae_data.decode import read_packets
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import FfmpegRun, run_ffmpeg
-from vmae_data.encode.ffmpeg_arguments import Output, copy_arguments, encode_arguments, read_arguments
-from vmae_data.encode.ffmpeg_result import check_output_size, check_result, frame_times, source_remarks
-from vmae_data.encode.probe import VideoInfo, packet_times, probe_video, scaled_size, truncated_box
+from vmae_data.encode.ffmpeg_arguments import (
+    Output,
+    copy_arguments,
+    describe_arguments,
+    encode_arguments,
+)
+from vmae_data.encode.ffmpeg_result import check_result, frame_times, source_remarks
+from vmae_data.encode.open_source import describe_source
+from vmae_data.encode.probe import (
+    VideoInfo,
+    changes_of_shape,
+    packet_times,
+    scaled_size,
+    with_picture_size,
+)
 from vmae_data.encode.profiles import can_copy, encoded_colour
 from vmae_data.encode.thinning import SegmentCut, cut_video, kept_frame_rate, select_by_stride, select_frames
 from vmae_data.errors import DataError, NotFoundError, SampleError, SourceError
@@ -42,6 +55,8 @@ from vmae_data.format import (
 )
 from vmae_data.sources.video_files import Folder, remote_path
 from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_path
+
+_DOLBY_VISION_CODECS = ("hevc", "av1", "libdav1d")  # those that may have no compatible base
 
 __all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_source", "staged_name"]
 
@@ -119,7 +134,7 @@ def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
 
 
 def _encode_local(job: EncodeJob, source: bytes) -> tuple[StagedSample, ...]:
-    info = _probe(job, source)
+    info = describe_source(job.ffmpeg, source, _log_names(job, source))
     try:
         if job.spec.profile == "copy":
             if can_copy(info, job.spec.short_side) and (samples := _copy_packets(job, source, info)):
@@ -138,22 +153,6 @@ def _scratch(job: EncodeJob) -> Path:
     return Path(os.path.abspath(temporary_path(job.staging / job.key)))
 
 
-def _probe(job: EncodeJob, source: bytes) -> VideoInfo:
-    """Probe. If that fails, take ffmpeg's own message: people search the web for it."""
-    try:
-        return probe_video(source)
-    except SourceError as error:
-        if error.reason not in ("unreadable", "undecodable", "no-video"):
-            raise
-        run = run_ffmpeg(read_arguments(job.ffmpeg, source), _log_names(job, source))
-        check_output_size(run)
-        message = run.error_text() if run.messages and error.reason != "no-video" else error.detail
-        with suppress(OSError):
-            if cut := truncated_box(source):
-                raise SourceError("truncated", f"{cut} ({message})") from error
-        raise SourceError(error.reason, message) from error
-
-
 def _log_names(job: EncodeJob, source: bytes) -> dict[str, str]:
     """The names that replace paths in ffmpeg's messages."""
     return {os.fsdecode(os.path.abspath(source)): path_to_text(job.path), str(_scratch(job)): "the encoded file"}
@@ -161,9 +160,12 @@ def _log_names(job: EncodeJob, source: bytes) -> dict[str, str]:
 
 def _copy_packets(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[StagedSample, ...]:
     """Copy the packets. Empty unless the trainer's decoder reads each as one frame of a steady frame rate."""
-    if info.frame_ticks.denominator != 1:
+    if info.frame_ticks.denominator != 1 or (job.rules >= 2 and info.turn):  # also mirrored
         return ()
-    run = _run_and_check(job, source, info, copy_arguments(job.ffmpeg, info, source, f"{_scratch(job)}.p0.mp4"))
+    arguments = copy_arguments(job.ffmpeg, info, source, f"{_scratch(job)}.p0.mp4")
+    run = _run_and_check(job, source, info, arguments, may_change=job.rules >= 2)
+    if job.rules >= 2 and (run.changed_at is not None or run.sizes[0].size != info.coded):
+        return ()  # the packets hold no single picture, or a larger one than the container crops
     cuts = cut_video(frame_times(run, info), info.time_base, info.frame_rate, job.spec.thinning)
     with suppress(SampleError, SourceError):
         return _commit_samples(job, source, info, run, cuts)
@@ -176,14 +178,17 @@ def _encode_frames(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stag
     If the decoded frames have other times, encode again by those.
     """
     thinning = job.spec.thinning
+    may_change = job.rules >= 2 and job.spec.size_changes == "scale"
     expected: tuple[SegmentCut, ...] | None = None
     if not thinning.is_plain_stride and (times := packet_times(source)):
         expected = cut_video(times, info.time_base, info.frame_rate, thinning)
-    for _ in range(3):
+    for _ in range(4):
         outputs = _outputs(job, expected)
-        run = _run_and_check(
-            job, source, info, encode_arguments(job.ffmpeg, job.spec, info, source, outputs, _scratch(job))
-        )
+        arguments = encode_arguments(job.ffmpeg, job.spec, info, source, outputs, _scratch(job), rules=job.rules)
+        run = _run_and_check(job, source, info, arguments, may_change=may_change)
+        if run.sizes and run.sizes[0].size != info.coded:  # ffmpeg crops as the container says, the probe does not
+            info = with_picture_size(info, *run.sizes[0].size)
+            continue
         cuts = cut_video(frame_times(run, info), info.time_base, info.frame_rate, thinning)
         if thinning.is_plain_stride or cuts == expected:
             return _commit_samples(job, source, info, run, cuts)
@@ -204,11 +209,20 @@ def _outputs(job: EncodeJob, cuts: tuple[SegmentCut, ...] | None) -> list[Output
     return outputs
 
 
-def _run_and_check(job: EncodeJob, source: bytes, info: VideoInfo, arguments: list[str]) -> FfmpegRun:
+def _run_and_check(
+    job: EncodeJob, source: bytes, info: VideoInfo, arguments: list[str], *, may_change: bool
+) -> FfmpegRun:
     run = run_ffmpeg(arguments, _log_names(job, source))
     if run.status < 0 and not run.stalled:  # killed from outside, for example for lack of memory: try again once
         run = run_ffmpeg(arguments, _log_names(job, source))
-    check_result(run, info, source, keep_truncated=job.spec.keep_truncated, staging=job.staging)
+    check_result(
+        run,
+        info,
+        source,
+        keep_truncated=job.spec.keep_truncated,
+        may_change=may_change,
+        staging=job.staging,
+    )
     return run
 
 
@@ -218,6 +232,8 @@ def _commit_samples(
     """Check and commit the files of every segment. A video with one segment has no segment number."""
     source_facts, times = _source_facts(job, source, info, len(run.pts)), frame_times(run, info)
     remarks = source_remarks(run, info, job.spec.thinning)
+    if job.rules >= 2:
+        remarks = (*remarks, *_picture_remarks(job, source, info, run))
     if job.rules != job.plan_rules:
         remarks = (*remarks, f"made later, by rules {job.rules}; the plan has rules {job.plan_rules}")
     width, height = scaled_size(info, job.spec.short_side)
@@ -253,6 +269,24 @@ def _commit_samples(
         )
         samples.append(StagedSample(facts=facts, members=tuple(members)))
     return tuple(samples)
+
+
+def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: FfmpegRun) -> Iterator[str]:
+    """Notes on pictures that change midway, and on colours that are not converted."""
+    if len(run.sizes) > 1:
+        first, other = run.sizes[0], run.sizes[1]
+        yield (
+            f"the picture's size changes at frame {other.frame} from {first.width} × {first.height} to "
+            f"{other.width} × {other.height}: all pictures are scaled to the first size"
+        )
+    if change := changes_of_shape(source):
+        yield change
+    if info.unconverted:
+        yield f"its colours are coded as {info.unconverted} and not converted, so they are wrong"
+    if info.codec in _DOLBY_VISION_CODECS:
+        described = run_ffmpeg(describe_arguments(job.ffmpeg, source), {})
+        if described.dolby_vision is not None:
+            yield f"Dolby Vision, profile {described.dolby_vision}: its colours are not converted, so they are wrong"
 
 
 def _source_facts(job: EncodeJob, source: bytes, info: VideoInfo, num_frames: int) -> SourceFacts:

@@ -26,9 +26,11 @@ from vmae_data.storage import hash_file
 __all__ = [
     "Ffmpeg",
     "FfmpegRun",
+    "PictureSize",
     "encoders_of",
     "ffmpeg_python",
     "find_ffmpeg",
+    "log_sizes",
     "owners_of",
     "parse_log",
     "run_ffmpeg",
@@ -42,9 +44,12 @@ KEPT_MESSAGES = 40
 # A header may claim any size, and a decoder allocates it. 8K in 10 bits with 16 reference frames takes 2 GB.
 MAX_BYTES = 4 << 30
 
-_NUMBER = re.compile(r"\[Eval @ [^]]*\] \[(error|fatal)\] (-?\d+\.\d+|-?nan)")
+_NUMBER = re.compile(r"\[Eval @ [^]]*\] \[(error|fatal|panic)\] (-?\d+\.\d+|-?nan)")
+_SIZE_BASE = 1 << 16  # above any height
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _MESSAGE = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[(error|fatal|panic)\] (.*)")
+# As ffmpeg describes a stream. Identifier 0: its colours are those of no standard, as in profile 5.
+_DOLBY_VISION = re.compile(r"\[info\] +DOVI configuration record: .*\bprofile: (\d+)\b.*\bcompatibility id: 0\b.*")
 # Messages that follow from another one. They are reported only if there is no other.
 _CONSEQUENCE = re.compile(
     r"(\[[^]]*\] )*(Error opening (input|output)|Error parsing options|Failed to set value|Conversion failed"
@@ -62,19 +67,41 @@ class Ffmpeg(NamedTuple):
     sha256: str
 
 
+class PictureSize(NamedTuple):
+    """The size of the decoded pictures from a frame on: after their crop, before rotation and sample aspect."""
+
+    frame: int
+    width: int
+    height: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
+
+
 class FfmpegRun(NamedTuple):
     """The result of one run."""
 
     pts: tuple[int | None, ...]  # of every decoded frame, None if it has none
     ticks_per_second: float  # of pts; 0 if no frame was decoded
     messages: tuple[str, ...]  # errors without addresses and paths, sorted
-    restarted_at: int | None  # the frame where the picture's size changed and the filters started again
+    restarted_at: int | None  # the frame where the pictures' size or format changed and the filters started again
     status: int = 0
     stalled: bool = False
+    dolby_vision: int | None = None  # its profile, if only Dolby Vision's own decoders show its colours
+    sizes: tuple[PictureSize, ...] = ()  # the first picture that `log_sizes` saw, and each of another size
 
     def error_text(self) -> str:
         """ffmpeg's first messages, in one line."""
         return "; ".join(self.messages[:3]) or f"ffmpeg ended with status {self.status} and no message"
+
+    @property
+    def changed_at(self) -> int | None:
+        """The frame where the pictures change, or None: their size; with filters that start again, their format too."""
+        if self.restarted_at is None and len(self.sizes) > 1:
+            return self.sizes[1].frame
+        return self.restarted_at
 
 
 @cache
@@ -195,6 +222,14 @@ def select_and_log(expression: str) -> str:
     return f"select='if(eq(n,0),print(1/TB,8));print(pts,16);{expression}'"
 
 
+def log_sizes(width: int) -> str:
+    """The width of a scale filter that also logs the size of its first picture and of each that differs.
+
+    The number stands for both lengths. It is logged at the level of panics, in the thread that logs the frames.
+    """
+    return f"w='if(print({_SIZE_BASE}*iw+ih,0),{width})':eval=frame"
+
+
 def run_ffmpeg(arguments: Sequence[str], names: dict[str, str]) -> FfmpegRun:
     """Run ffmpeg to its end, or kill it after a long silence.
 
@@ -263,7 +298,7 @@ def _read_lines(stderr: IO[bytes], on_silence: Callable[[], None]) -> Iterator[s
 
 
 def parse_log(lines: Iterable[str], names: dict[str, str]) -> FfmpegRun:
-    """The numbers that `select_and_log` writes, and ffmpeg's messages.
+    """The numbers that `select_and_log` and `log_sizes` write, and ffmpeg's messages.
 
     ffmpeg's threads write complete lines, but their order differs between runs. So the messages are sorted and only
     the first ones kept: the same source gives the same messages.
@@ -271,15 +306,24 @@ def parse_log(lines: Iterable[str], names: dict[str, str]) -> FfmpegRun:
     pts: list[int | None] = []
     ticks_per_second = 0.0
     restarted_at: int | None = None
+    sizes: list[PictureSize] = []
+    dolby_vision: int | None = None
     messages: set[str] = set()
     for line in lines:
         if number := _NUMBER.fullmatch(line):
             if number[1] == "error":
                 pts.append(None if "nan" in number[2] else int(float(number[2])))
                 continue
-            if pts and restarted_at is None:  # ffmpeg made new filters, for frames of another size
+            if number[1] == "panic":
+                size = divmod(int(float(number[2])), _SIZE_BASE)
+                if not sizes or sizes[-1].size != size:
+                    sizes.append(PictureSize(max(0, len(pts) - 1), *size))
+                continue
+            if pts and restarted_at is None:  # ffmpeg made new filters, for other frames
                 restarted_at = len(pts)
             ticks_per_second = float(number[2])
+        elif stated := _DOLBY_VISION.fullmatch(line):
+            dolby_vision = int(stated[1])
         elif message := _MESSAGE.search(line):
             text = _ADDRESS.sub("", message[1]) + message[3]
             for path, name in names.items():
@@ -288,4 +332,11 @@ def parse_log(lines: Iterable[str], names: dict[str, str]) -> FfmpegRun:
             if len(messages) > 2 * KEPT_MESSAGES:
                 messages = set(sorted(messages)[:KEPT_MESSAGES])
     causes = sorted(message for message in messages if not _CONSEQUENCE.match(message))
-    return FfmpegRun(tuple(pts), ticks_per_second, tuple(causes or sorted(messages)), restarted_at)
+    return FfmpegRun(
+        tuple(pts),
+        ticks_per_second,
+        tuple(causes or sorted(messages)),
+        restarted_at,
+        dolby_vision=dolby_vision,
+        sizes=tuple(sizes),
+    )

@@ -11,14 +11,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.ffmpeg import ffmpeg_python, select_and_log
+from vmae_data.encode.ffmpeg import ffmpeg_python, log_sizes, select_and_log
 from vmae_data.encode.probe import DEMUXERS, MAX_PIXELS, VideoInfo, scaled_size
 from vmae_data.encode.profiles import coded_frame_rate, encoded_colour, encoder_options, source_colour
 from vmae_data.encode.thinning import kept_frame_rate, select_frames
+from vmae_data.format import RULES
 
-__all__ = ["Output", "copy_arguments", "encode_arguments", "picture_filters", "read_arguments"]
+__all__ = [
+    "Output",
+    "copy_arguments",
+    "decode_arguments",
+    "describe_arguments",
+    "encode_arguments",
+    "picture_arguments",
+    "picture_filters",
+    "read_arguments",
+]
 
 _INPUT = {"threads": 1, "max_pixels": MAX_PIXELS, "format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+# Filters that start again when the pictures change would count frames from 0 again. So ffmpeg must not start them
+# again, and not insert its own rotation, which can't take pictures of another size: `_size_filters` fits them first.
+_CONSTANT_FILTERS = {"reinit_filter": 0, "noautorotate": None}
+_SCALER = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
 # Replaced by the paths after ffmpeg-python has compiled the arguments: it can't encode names that are not UTF-8.
 _SOURCE, _TARGET = "SOURCE-PATH", "TARGET-PATH"
 _MP4 = {"an": None, "sn": None, "dn": None, "map_metadata": -1, "map_chapters": -1, "fflags": "+bitexact"}
@@ -37,17 +51,26 @@ class Output(NamedTuple):
 
 
 def encode_arguments(
-    program: str, spec: BuildSpec, info: VideoInfo, source: bytes, outputs: Sequence[Output], scratch: Path
+    program: str,
+    spec: BuildSpec,
+    info: VideoInfo,
+    source: bytes,
+    outputs: Sequence[Output],
+    scratch: Path,
+    *,
+    rules: int = RULES,
 ) -> list[str]:
     """Decode once, and encode the frames of each output. A filter too long for an argument goes to a `scratch` file."""
     streams, paths = [], {_SOURCE: _url(source)}
+    given = _INPUT | (_CONSTANT_FILTERS if rules >= 2 else {})
     for number, output in enumerate(outputs):
         select = select_and_log(output.select) if number == 0 else f"select='{output.select}'"
+        pictures = picture_filters(spec, info, log=number == 0) if rules >= 2 else _filters_of_rules_1(spec, info)
         options = _encode_options(spec, info, output.splits) | _filter_option(
-            f"{select},{picture_filters(spec, info)}", scratch.with_name(f"{scratch.name}.{number}")
+            f"{select},{pictures}", scratch.with_name(f"{scratch.name}.{number}")
         )
         paths[f"{_TARGET}-{number}"] = f"file:{output.target}"
-        streams.append(ffmpeg_python().input(_SOURCE, **_INPUT).output(f"{_TARGET}-{number}", **options))
+        streams.append(ffmpeg_python().input(_SOURCE, **given).output(f"{_TARGET}-{number}", **options))
     return _compile(streams, program, paths)
 
 
@@ -84,21 +107,53 @@ def _time_base(spec: BuildSpec, info: VideoInfo) -> str:
     return f"{rate.den}/{rate.num}"
 
 
-def picture_filters(spec: BuildSpec, info: VideoInfo) -> str:
-    """The filters from a source's frames to the encoded ones: size, colours, square pixels, one tick per frame."""
+def picture_filters(spec: BuildSpec, info: VideoInfo, *, log: bool = True) -> str:
+    """The filters from a source's frames to the encoded ones: size, colours, square pixels, one tick per frame.
+
+    Pictures of another size or format than the first are converted to it. `log`: see `log_sizes`.
+    """
+    size, colour = _size_filters(spec, info, log=log), _colour_options(spec, info)
+    if info.limited_gray:
+        # The scaler takes all gray for full range. So it makes full range of it, which keeps the levels: limited ones.
+        size += f":out_range=pc,format=yuv420p,setparams=range=tv,scale={_SCALER}"
+    return f"{size}{colour},{_end_filters(spec, info)}"
+
+
+def _size_filters(spec: BuildSpec, info: VideoInfo, *, log: bool) -> str:
+    """Turn upright and scale. Only the scale filter takes pictures that change, so it comes first."""
     width, height = scaled_size(info, spec.short_side)
-    scale = f"scale={width}:{height}:flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
+    # The encoder would write a display matrix into its stream, and readers would turn the pictures again.
+    start = "sidedata=mode=delete:type=DISPLAYMATRIX"
+    if info.unconverted:
+        start += f",setparams=colorspace={'bt2020nc' if info.matrix == 'bt2020c' else 'unknown'}"
+    if not info.turn:
+        return f"{start},{_scale(width, height, log=log)}"
+    return f"{start},{_scale(*info.coded, log=log)},{info.turn},{_scale(width, height)}"
+
+
+def _scale(width: int, height: int, *, log: bool = False) -> str:
+    return f"scale={log_sizes(width) if log else f'w={width}'}:h={height}:{_SCALER}"
+
+
+def _colour_options(spec: BuildSpec, info: VideoInfo) -> str:
+    """Options of the scale filter: from the source's colours, or the assumed ones, to the encoded ones.
+
+    The scaler itself assumes BT.601, and the option would hold for a later part that states its matrix.
+    """
     source, target = source_colour(info), encoded_colour(spec.profile, info)
-    if not info.rgb and source.assumed:
-        scale += f":in_color_matrix={source.source_matrix}"
-    filters = [
-        f"{scale}:out_color_matrix={target.matrix}:out_range={'pc' if target.full_range else 'tv'}",
-        "format=yuvj420p" if target.full_range else "format=yuv420p",
-        "setsar=1",
-        f"settb={_time_base(spec, info)}",
-        "setpts=N",
-    ]
-    return ",".join(filters)
+    assumed = ":in_color_matrix=bt709" if source.assumed and source.source_matrix == "bt709" else ""
+    return f"{assumed}:out_color_matrix={target.matrix}:out_range={'pc' if target.full_range else 'tv'}"
+
+
+def _end_filters(spec: BuildSpec, info: VideoInfo) -> str:
+    full_range = encoded_colour(spec.profile, info).full_range
+    return f"format={'yuvj420p' if full_range else 'yuv420p'},setsar=1,settb={_time_base(spec, info)},setpts=N"
+
+
+def _filters_of_rules_1(spec: BuildSpec, info: VideoInfo) -> str:
+    """As older plans were built: ffmpeg turns the pictures, and starts the filters again when they change."""
+    width, height = scaled_size(info, spec.short_side)
+    return f"scale={width}:{height}:{_SCALER}{_colour_options(spec, info)},{_end_filters(spec, info)}"
 
 
 def _filter_option(filters: str, file: Path) -> dict[str, Any]:
@@ -109,18 +164,45 @@ def _filter_option(filters: str, file: Path) -> dict[str, Any]:
 
 
 def copy_arguments(program: str, info: VideoInfo, source: bytes, target: str) -> list[str]:
-    """Copy the packets, from time 0 on, each one frame long. Also decode them, to log which frames decode."""
+    """Copy the packets, from time 0 on, each one frame long. Also decode them, to log which frames decode and their size."""
     stamps = f"setts=pts=PTS-STARTPTS:dts=DTS-STARTPTS:duration={int(info.frame_ticks)}"
     options = {"map": "0:V:0", **_MP4, "c:v": "copy", "bsf:v": stamps, "movflags": "+faststart", "f": "mp4"}
     copied = ffmpeg_python().input(_SOURCE, **_INPUT).output(f"{_TARGET}-0", **options)
-    decoded = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:V:0", vf=select_and_log("0"), f="null")
-    return _compile([copied, decoded], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
+    return _compile([copied, _decoded(_INPUT)], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
+
+
+def decode_arguments(program: str, source: bytes) -> list[str]:
+    """Decode without output, to log which frames decode and their size."""
+    return _compile([_decoded(_INPUT | _CONSTANT_FILTERS)], program, {_SOURCE: _url(source)})
+
+
+def _decoded(given: dict[str, Any]) -> Any:
+    # Some matrices the scaler refuses, and here the colours don't matter.
+    filters = f"{select_and_log('not(n)')},setparams=colorspace=unknown,scale={log_sizes(16)}:h=16"
+    return ffmpeg_python().input(_SOURCE, **given).output("-", map="0:V:0", vf=filters, f="null")
+
+
+def picture_arguments(
+    program: str, spec: BuildSpec, info: VideoInfo, source: bytes, frames: Sequence[int], target: Path
+) -> list[str]:
+    """Decode, and write these frames as planes of YUV 4:2:0, with the filters of an encode of this recipe."""
+    filters = f"{select_and_log(select_frames(frames))},{picture_filters(spec, info)}"
+    options = {"map": "0:V:0", "filter_threads": 1, "fps_mode": "passthrough", "c:v": "rawvideo", "f": "rawvideo"}
+    options |= _filter_option(filters, target.with_suffix(".filter"))
+    stream = ffmpeg_python().input(_SOURCE, **_INPUT, **_CONSTANT_FILTERS).output(f"{_TARGET}-0", **options)
+    return _compile([stream], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
 
 
 def read_arguments(program: str, source: bytes) -> list[str]:
     """Decode without output, to get ffmpeg's messages about a file."""
     stream = ffmpeg_python().input(_SOURCE, **_INPUT).output("-", map="0:V:0", f="null")
     return _compile([stream], program, {_SOURCE: _url(source)})
+
+
+def describe_arguments(program: str, source: bytes) -> list[str]:
+    """Only open the file, so that ffmpeg describes its streams in its log."""
+    arguments = read_arguments(program, source)
+    return [*arguments[: arguments.index("-map")], "-loglevel", "repeat+level+info"]
 
 
 def _url(path: bytes) -> str:

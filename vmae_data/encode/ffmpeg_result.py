@@ -25,10 +25,12 @@ _CLAIMED_SIZE = re.compile(r"Picture size (\d+)x(\d+) (?:exceeds specified max p
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
-def check_result(run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated: bool, staging: Path) -> None:
+def check_result(
+    run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated: bool, may_change: bool, staging: Path
+) -> None:
     """Raise SourceError if the source is damaged. ffmpeg exits with 0 on damaged files: frames and times decide.
 
-    Raises VmaeError if the disk is full.
+    `may_change`: whether the pictures may change their size midway. Raises VmaeError if the disk is full.
     """
     if run.stalled:
         raise SourceError("stalled", f"ffmpeg decoded nothing for {silence_seconds():g} s and was killed")
@@ -37,9 +39,9 @@ def check_result(run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncat
         raise VmaeError(f"{staging}: no space left on the disk. Free some, then run the same command again")
     if run.status < 0:
         raise SourceError("killed", f"ffmpeg ended by signal {-run.status}, twice")
-    if run.restarted_at is not None:
+    if run.changed_at is not None and not may_change:
         raise SourceError(
-            "size-changes", f"the picture's size changes at frame {run.restarted_at}; encode it with one size"
+            "size-changes", f"the picture's size changes at frame {run.changed_at}; encode it with one size"
         )
     if not run.pts:
         check_output_size(run)

@@ -7,12 +7,13 @@ import re
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from typing import NamedTuple
 
 import av
 
+from vmae_data.encode.picture import is_full_range, is_gray, turn_filters, unconverted_matrix
 from vmae_data.errors import SourceError
 from vmae_data.format import Rational
 from vmae_data.processes import limit_memory_growth
@@ -21,11 +22,13 @@ __all__ = [
     "DEMUXERS",
     "MAX_PIXELS",
     "VideoInfo",
+    "changes_of_shape",
     "packet_duration",
     "packet_times",
     "probe_video",
     "scaled_size",
     "truncated_box",
+    "with_picture_size",
 ]
 
 # Only containers of a single file: a playlist or a concatenation script could name any other file.
@@ -50,12 +53,13 @@ _MATRIX_NAMES = {
     0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
     10: "bt2020c",
 }  # fmt: skip
-_FULL_RANGE = 2  # AVColorRange
 _BOX_HEADER = 8
 _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
+# Their pictures alone state sample aspect and rotation.
+_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 
 
@@ -76,6 +80,11 @@ class VideoInfo(NamedTuple):
     rgb: bool
     square: bool  # the pixels, before the sample aspect is applied
     remarks: tuple[str, ...] = ()  # notes on its pictures, stored in KEY.json
+    coded: tuple[int, int] = (0, 0)  # width and height of a decoded picture, before sample aspect and rotation
+    aspect: Fraction = Fraction(1)  # of a pixel
+    turn: str = ""  # filters that turn a decoded picture upright
+    limited_gray: bool = False  # gray of 16 to 235
+    unconverted: str = ""  # the name of a matrix that ffmpeg's scaler refuses
 
     @property
     def frame_ticks(self) -> Fraction:
@@ -136,7 +145,9 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
     frame = next(container.decode(stream), None)
     if frame is None:
         raise SourceError("undecodable", "no frame of the video stream decodes")
-    width, height = _displayed_size(frame, stream.sample_aspect_ratio)
+    aspect = stream.sample_aspect_ratio
+    aspect = aspect if aspect and aspect > 0 else Fraction(1)
+    width, height = _displayed_size(frame.width, frame.height, aspect, _rotation(frame))
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     if not rate or rate <= 0:
         raise SourceError("undecodable", "the container states no frame rate")
@@ -156,10 +167,15 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         codec=stream.codec_context.name,
         pixel_format=frame.format.name,
         matrix=matrix if not rgb else "rgb",
-        full_range=int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj"),
+        full_range=is_full_range(frame),
         rgb=rgb,
-        square=not stream.sample_aspect_ratio or stream.sample_aspect_ratio == 1,
+        square=aspect == 1,
         remarks=tuple(_remarks(container, frame)),
+        coded=(frame.width, frame.height),
+        aspect=aspect,
+        turn=turn_filters(frame),
+        limited_gray=is_gray(frame) and not is_full_range(frame),
+        unconverted=unconverted_matrix(frame),
     )
 
 
@@ -168,17 +184,21 @@ def _rotation(frame: av.VideoFrame) -> int:
     return round(frame.rotation) % 360
 
 
-def _displayed_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+def with_picture_size(info: VideoInfo, width: int, height: int) -> VideoInfo:
+    """The same video with decoded pictures of this size, as ffmpeg crops them. Raises SourceError."""
+    displayed = _displayed_size(width, height, info.aspect, info.rotation)
+    return info._replace(width=displayed[0], height=displayed[1], coded=(width, height))
+
+
+def _displayed_size(coded_width: int, coded_height: int, aspect: Fraction, rotation: int) -> tuple[int, int]:
     """Width and height after sample aspect and rotation."""
-    width, height = frame.width, frame.height
-    if aspect and aspect > 0:
-        width = max(1, round(width * aspect))
-    if _rotation(frame) in (90, 270):
+    width, height = max(1, round(coded_width * aspect)), coded_height
+    if rotation in (90, 270):
         width, height = height, width
     if min(width, height) < MIN_SIDE:
         raise SourceError("too-small", f"{width} × {height} pixels; the minimum side is {MIN_SIDE}")
     if max(width, height) > MAX_SIDE:
-        stretched = f", stretched from {frame.width} × {frame.height}" if aspect and aspect != 1 else ""
+        stretched = f", stretched from {coded_width} × {coded_height}" if aspect != 1 else ""
         raise SourceError("too-large", f"{width} × {height} pixels{stretched}; the maximum side is {MAX_SIDE}")
     return width, height
 
@@ -263,6 +283,33 @@ def packet_times(path: bytes) -> tuple[int, ...]:
             return tuple(sorted(p.pts for p in packets if p.size and p.pts is not None and not p.is_discard))
     except (av.FFmpegError, ValueError, OSError, MemoryError):
         return ()
+
+
+def changes_of_shape(path: bytes) -> str:
+    """A note if the sample aspect or the rotation changes midway, in a container that states neither itself.
+
+    ffmpeg and players give every picture the first aspect. Decodes the key frames only.
+    """
+    aspects: set[Fraction] = set()
+    rotations: set[int] = set()
+    try:
+        with _open(path) as container:
+            if container.format.name not in _WITHOUT_SHAPE:
+                return ""
+            stream = _video_stream(container)
+            aspects.add(stream.sample_aspect_ratio or Fraction(1))
+            context = stream.codec_context
+            context.thread_count, context.skip_frame = 1, "NONKEY"
+            context.options = {"max_pixels": str(MAX_PIXELS)}
+            for packet in container.demux(stream):
+                with suppress(av.InvalidDataError):
+                    for frame in packet.decode():
+                        aspects.add(context.sample_aspect_ratio or Fraction(1))
+                        rotations.add(_rotation(frame))
+    except (av.FFmpegError, ValueError, OSError, MemoryError, SourceError):
+        pass  # a damaged end; ffmpeg has decoded the rest
+    changed = ["sample aspect"] * (len(aspects) > 1) + ["rotation"] * (len(rotations) > 1)
+    return f"the {' and the '.join(changed)} changes midway: all pictures have the first one's" if changed else ""
 
 
 def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import av
 import numpy as np
+import torch
+from einops import rearrange
 from numpy.typing import NDArray
 
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.decode import DecodedVideo
+from vmae_data.encode.open_source import open_source, read_pictures
+from vmae_data.errors import DataError, MisuseError, SourceError
 from vmae_data.format import INDEX
 from vmae_data.storage import copy_here, exists, node_folder, storage_path
 from vmae_data.storage.remote import stat
+from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.frame_sampling import ClipSpec, stride_positions
 
 __all__ = ["local_video", "read_clip"]
 
 U8 = NDArray[np.uint8]
+BT709 = 1  # in Planes.matrix_B
 
 
 def local_video(url: str) -> Path | None:
@@ -45,48 +48,33 @@ def local_video(url: str) -> Path | None:
     return path
 
 
-def read_clip(path: Path, num_frames: int, clip: ClipSpec) -> U8:
-    """The middle clip of a video, upright, (T, H, W, 3); a short video repeats its last frame.
+def read_clip(path: Path, num_frames: int, clip: ClipSpec, short_side: int = 256) -> U8:
+    """The middle clip of a video in RGB, (T, H, W, 3); a short video repeats its last frame.
 
-    The video is decoded twice, first to count its frames: headers are unreliable, and a long video does not fit into
-    memory. Raises DataError if no frame decodes, MisuseError for a frame spacing that only shards have.
+    The pictures are those that a build makes of the video: upright, cropped as the container says, with square pixels
+    and this short side, or less if the video is smaller. Raises DataError if no frame decodes, MisuseError for a frame
+    spacing that only shards have.
     """
     if clip.stride == "kept":
         raise MisuseError(f"{path}: the run uses the frame spacing of its shards (clip.stride = kept). Use shards")
-    total = sum(1 for _ in _decode(path))
-    if total == 0:
-        raise DataError(f"{path}: no frame decodes. Use a video file or a folder of shards")
-    stride = clip.stride or max(1, round(_frame_rate(path) / (clip.rate or 1)))
-    span = (num_frames - 1) * stride + 1
-    positions = stride_positions(total + 1, num_frames, stride, max(0, total - span) // 2)
-    frames: dict[int, U8] = {}
-    chosen = set(positions.tolist())
-    for number, frame in enumerate(_decode(path)):
-        if number in chosen:
-            rgb = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-            quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise in PyAV and in NumPy
-            frames[number] = np.rot90(rgb, k=quarter_turns).copy()
-        if number == positions[-1]:
-            break
-    return np.stack([frames[number] for number in positions.tolist()])
-
-
-def _frame_rate(path: Path) -> float:
-    with av.open(str(path), metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        return float(stream.average_rate or stream.guessed_rate or 1)
-
-
-def _decode(path: Path) -> Iterator[av.VideoFrame]:
-    """Every frame that decodes; a damaged packet loses only its own frames."""
-    av.logging.set_level(None)
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise DataError(f"{path}: contains no video. Use a video file or a folder of shards")
-            for packet in container.demux(container.streams.video[0]):
-                with suppress(av.InvalidDataError):
-                    yield from packet.decode()
-    except (av.FFmpegError, OSError) as error:
-        reason = str(error).partition("] ")[2].partition(":")[0] or str(error)
-        raise DataError(f"{path}: does not decode ({reason}). Use a video file or a folder of shards") from error
+        video = open_source(path)
+        kept = video.frames_at_rate(clip.rate) if clip.rate is not None else range(len(video.times))
+        stride = clip.stride or 1
+        span = (num_frames - 1) * stride + 1
+        positions = stride_positions(len(kept) + 1, num_frames, stride, max(0, len(kept) - span) // 2)
+        chosen, index = np.unique(positions, return_inverse=True)
+        planes = read_pictures(video, [kept[position] for position in chosen], short_side)
+    except SourceError as error:
+        raise DataError(
+            f"{path}: is {error.reason} ({error.detail}). Use a video file or a folder of shards"
+        ) from error
+    return _rgb(planes)[index]
+
+
+def _rgb(planes: DecodedVideo) -> U8:
+    """The colours as training converts them, rounded."""
+    y, u, v = (torch.from_numpy(plane)[None] for plane in planes)
+    size, matrix = torch.tensor([y.shape[-2:]]), torch.tensor([BT709])
+    rgb = planes_to_rgb(Planes(y, u, v, size, matrix, full_range_B=torch.tensor([False])))
+    return np.ascontiguousarray(rearrange(rgb[0].round().byte(), "c t h w -> t h w c").numpy())

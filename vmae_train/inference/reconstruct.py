@@ -51,6 +51,7 @@ __all__ = [
 
 PUBLISHED_RATIO = 0.9
 BATCH = 4
+SHORT_SIDE = 256  # of a build, unless its recipe has another
 
 
 def reconstruct_file(
@@ -158,7 +159,7 @@ def _title(shards: Shards, number: int) -> str:
 def _reconstruct_video(model: PretrainModel, path: Path, clip: ClipSpec, ratio: float, seed: int) -> Reconstruction:
     """The middle clip of a video file."""
     geometry, device = model.geometry, model.mean_C.device
-    frames = read_clip(path, geometry.num_frames, clip)
+    frames = read_clip(path, geometry.num_frames, clip, short_side=max(SHORT_SIDE, geometry.image_size))
     clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
     rgb01 = clips * per_colour(model.std_C) + per_colour(model.mean_C)
     rng = ClipRng.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))

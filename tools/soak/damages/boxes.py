@@ -1,4 +1,4 @@
-"""The boxes of an mp4: find them, and overwrite bytes in them."""
+"""The boxes of an mp4 and the colours of a Matroska file: find them, and overwrite bytes in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Box", "boundaries", "find_box", "patched", "walk_boxes"]
+__all__ = ["Box", "boundaries", "find_box", "patched", "replace_mkv_colours", "replace_mp4_colours", "walk_boxes"]
 
 _CONTAINERS = frozenset(b"moov trak mdia minf stbl dinf edts udta mvex moof traf".split())
 _HEADER = 8
@@ -53,3 +53,19 @@ def patched(data: bytes, name: str, offset: int, form: str, *values: int | bytes
     start = find_box(data, name).start + _HEADER + offset
     new = struct.pack(form, *values)
     return data[:start] + new + data[start + len(new) :]
+
+
+def replace_mp4_colours(data: bytes, kind: bytes, content: bytes) -> bytes:
+    """The mp4 with another box in place of `colr` and all that follows it in the sample entry, of the same length."""
+    start, stop = data.index(b"colr") - 4, data.index(b"stts") - 4
+    box = struct.pack(">I4s", _HEADER + len(content), kind) + content
+    free = stop - start - len(box)
+    return data[:start] + box + struct.pack(">I4s", free, b"free") + bytes(free - _HEADER) + data[stop:]
+
+
+def replace_mkv_colours(data: bytes, elements: bytes) -> bytes:
+    """The Matroska file with other elements of its picture in place of Colour, of the same length."""
+    start = data.index(b"\x55\xb0")
+    stop = start + 3 + (data[start + 2] & 0x7F)
+    void = stop - start - len(elements) - 2
+    return data[:start] + elements + bytes((0xEC, 0x80 | void)) + bytes(void) + data[stop:]

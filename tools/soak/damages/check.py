@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from tools.soak.damages.clips import Bench, picture_is_right
 from tools.soak.damages.records import Damage, Outcome
 from vmae_data.decode import decode_all
+from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.open_source import open_source, read_pictures
 from vmae_data.format import (
     FAILURES,
     Failure,
@@ -22,6 +27,8 @@ from vmae_data.format import (
     expand_series,
     path_from_text,
 )
+
+_LUMA_TOLERANCE = 4  # of noise that is scaled and encoded, on average
 
 __all__ = ["Finding", "check_all", "file_name", "make_all"]
 
@@ -46,8 +53,8 @@ def make_all(damages: Sequence[Damage], bench: Bench, folder: Path) -> None:
         damage.make(bench, Path(os.fsdecode(os.path.join(bytes(folder), file_name(number, damage)))))
 
 
-def check_all(damages: Sequence[Damage], dest: Path) -> Iterator[Finding]:
-    """Compare every outcome in a finished build with the table."""
+def check_all(damages: Sequence[Damage], videos: Path, dest: Path) -> Iterator[Finding]:
+    """Compare every outcome in a finished build of the folder `videos` with the table."""
     built = {path_from_text(sample.facts.source.path): sample for sample in _samples(dest)}
     lines = (dest / FAILURES).read_bytes().splitlines()
     failures = [msgspec.json.decode(line, type=Failure) for line in lines]
@@ -63,7 +70,8 @@ def check_all(damages: Sequence[Damage], dest: Path) -> Iterator[Finding]:
             yield Finding(damage, f"failure {failure.reason}: {failure.detail}", fits)
         else:
             sample = built[name]
-            problems = [sample.difference(outcome) for outcome in damage.expected if not outcome.reason]
+            source = Path(os.fsdecode(os.path.join(bytes(videos), name)))
+            problems = [sample.difference(outcome, source) for outcome in damage.expected if not outcome.reason]
             fits = "" in problems
             text = sample.text() if fits else f"{sample.text()}: {'; or '.join(problems) or 'expected a failure'}"
             yield Finding(damage, text, fits)
@@ -81,7 +89,7 @@ class _Built(NamedTuple):
         notes = f" ({'; '.join(facts.remarks)})" if facts.remarks else ""
         return f"built, {facts.source.frames} frames, {facts.width} × {facts.height}{notes}"
 
-    def difference(self, expected: Outcome) -> str:
+    def difference(self, expected: Outcome, source: Path) -> str:
         """How it differs from an outcome; empty if it fits."""
         facts = self.facts
         notes = "; ".join(facts.remarks)
@@ -97,7 +105,36 @@ class _Built(NamedTuple):
         planes = decode_all(self.data, len(kept), facts.key)  # raises if a frame is missing
         if expected.right and not picture_is_right(planes.y_THW, kept):
             return "the frames are not the right ones, upright"
+        if expected.luma:
+            return _luma_difference(planes.y_THW, kept, source, expected.luma)
         return ""
+
+
+def _luma_difference(built_THW: NDArray[np.uint8], kept: list[int], source: Path, filters: str) -> str:
+    """How built frames differ from ffmpeg's own decode of the source, or from the opener of inference. Empty if not."""
+    height, width = built_THW.shape[1:]
+    words = [
+        "-v",
+        "error",
+        "-i",
+        f"file:{source}",
+        "-map",
+        "0:V:0",
+        "-fps_mode",
+        "passthrough",
+        "-f",
+        "rawvideo",
+        "-vf",
+    ]
+    chain = filters.replace("WxH", f"{width}:{height}")
+    raw = subprocess.run([find_ffmpeg().path, *words, chain, "-"], capture_output=True, check=True).stdout
+    expected_THW = np.frombuffer(raw, np.uint8).reshape(-1, height, width)
+    opened_THW = read_pictures(open_source(source), kept, min(height, width)).y_THW
+    for name, found_THW in (("ffmpeg's decode", expected_THW[kept]), ("the opener's pictures", opened_THW)):
+        distance = np.abs(found_THW.astype(float) - built_THW).mean(axis=(1, 2)).max()
+        if distance > _LUMA_TOLERANCE:
+            return f"differs from {name} by {distance:.1f} grey levels"
+    return ""
 
 
 def _samples(dest: Path) -> Iterator[_Built]:

@@ -169,7 +169,7 @@ FALSE_HEADERS: tuple[Damage, ...] = (
         clip="claim.avi",
         options=_MPEG4,
     ),
-    false_header("a time base of 2^31 ticks a second", _patch("mdhd", 12, ">I", 2**31 - 1), built()),
+    false_header("a time base of 2^31 ticks per second", _patch("mdhd", 12, ">I", 2**31 - 1), built()),
     false_header(
         "a sample aspect of 65535:1",
         _at(b"pasp", 4, struct.pack(">II", 65535, 1)),

@@ -19,6 +19,7 @@ class Outcome(NamedTuple):
     frames: range = range(FRAMES, FRAMES + 1)  # allowed numbers of decoded source frames
     size: tuple[int, int] | None = None
     right: bool = True  # the kept frames are compared with the pictures that their numbers stand for
+    luma: str = ""  # filters by which ffmpeg alone makes the luma of all frames; WxH stands for the size
 
     def text(self) -> str:
         """One line of docs/damages.md."""
@@ -33,9 +34,14 @@ class Outcome(NamedTuple):
 
 
 def built(
-    words: str = "", *, frames: int | range = FRAMES, size: tuple[int, int] | None = None, right: bool = True
+    words: str = "",
+    *,
+    frames: int | range = FRAMES,
+    size: tuple[int, int] | None = None,
+    right: bool = True,
+    luma: str = "",
 ) -> Outcome:
-    return Outcome("", words, range(frames, frames + 1) if isinstance(frames, int) else frames, size, right)
+    return Outcome("", words, range(frames, frames + 1) if isinstance(frames, int) else frames, size, right, luma)
 
 
 def failed(reason: str, words: str = "") -> Outcome:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from tools.soak.damages.cuts import CUTS, FLIPS, SIZES
 from tools.soak.damages.headers import FALSE_HEADERS
+from tools.soak.damages.midway import MIDWAY
 from tools.soak.damages.others import LINKS, NAMES, OTHERS, STREAMS
 from tools.soak.damages.records import Damage
 from tools.soak.damages.unusual import CONTAINERS, PICTURES, TIMES
@@ -15,7 +16,7 @@ from tools.soak.faults.table import FAULTS
 __all__ = ["DAMAGES", "FAST", "docs_page"]
 
 DAMAGES: tuple[Damage, ...] = (
-    *PICTURES, *CONTAINERS, *TIMES, *STREAMS, *NAMES, *LINKS, *OTHERS, *CUTS, *FALSE_HEADERS, *SIZES, *FLIPS,
+    *PICTURES, *MIDWAY, *CONTAINERS, *TIMES, *STREAMS, *NAMES, *LINKS, *OTHERS, *CUTS, *FALSE_HEADERS, *SIZES, *FLIPS,
 )  # fmt: skip
 FAST = tuple(damage for damage in DAMAGES if damage.fast)
 

@@ -201,7 +201,7 @@ TIMES: tuple[Damage, ...] = (
         built("no declared duration"),
         suffix=".ts",
     ),
-    encoded(_T, "1000 frames a second", "-r 1000", built(), source="-r 1000", suffix=".mkv"),
+    encoded(_T, "1000 frames per second", "-r 1000", built(), source="-r 1000", suffix=".mkv"),
     encoded(_T, "one frame in 10 s", "-r 1/10", built(), source="-r 1/10"),
-    encoded(_T, "30000/1001 frames a second", "", built(), source="-r 30000/1001"),
+    encoded(_T, "30000/1001 frames per second", "", built(), source="-r 30000/1001"),
 )

@@ -1,0 +1,102 @@
+"""A video file → its description, and chosen frames of it as a build makes them before it encodes.
+
+The only opener of videos that are no shards: builds describe their sources with it, inference reads clips with it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vmae_data.decode import DecodedVideo
+from vmae_data.encode.build_spec import BuildSpec, Thinning
+from vmae_data.encode.ffmpeg import FfmpegRun, find_ffmpeg, run_ffmpeg
+from vmae_data.encode.ffmpeg_arguments import decode_arguments, picture_arguments, read_arguments
+from vmae_data.encode.ffmpeg_result import check_output_size, check_result, frame_times
+from vmae_data.encode.probe import VideoInfo, probe_video, scaled_size, truncated_box, with_picture_size
+from vmae_data.encode.thinning import cut_video
+from vmae_data.errors import SourceError
+from vmae_data.format import Rational
+
+__all__ = ["OpenedSource", "describe_source", "open_source", "read_pictures"]
+
+
+class OpenedSource(NamedTuple):
+    """A video whose frames were counted by decoding all of them."""
+
+    path: bytes
+    info: VideoInfo
+    times: tuple[int, ...]  # of each frame, in ticks of `info.time_base`
+
+    def frames_at_rate(self, rate: float) -> tuple[int, ...]:
+        """The frames that a build keeps at `rate` frames per second."""
+        exact = Fraction(repr(rate))
+        thinning = Thinning(0, Rational(exact.numerator, exact.denominator))
+        (cut,) = cut_video(self.times, self.info.time_base, self.info.frame_rate, thinning)
+        return cut.kept[0]
+
+
+def describe_source(ffmpeg: str, source: bytes, names: dict[str, str]) -> VideoInfo:
+    """Probe. If that fails, take ffmpeg's own message: people search the web for it. Raises SourceError.
+
+    `names` replaces paths in ffmpeg's messages.
+    """
+    try:
+        return probe_video(source)
+    except SourceError as error:
+        if error.reason not in ("unreadable", "undecodable", "no-video"):
+            raise
+        run = run_ffmpeg(read_arguments(ffmpeg, source), names)
+        check_output_size(run)
+        message = run.error_text() if run.messages and error.reason != "no-video" else error.detail
+        with suppress(OSError):
+            if cut := truncated_box(source):
+                raise SourceError("truncated", f"{cut} ({message})") from error
+        raise SourceError(error.reason, message) from error
+
+
+def open_source(path: Path) -> OpenedSource:
+    """Describe a video and decode it, to learn its frames. A damaged video has those that decode. Raises SourceError."""
+    ffmpeg, source = find_ffmpeg().path, bytes(path.absolute())
+    info = describe_source(ffmpeg, source, _names(source))
+    run = _run(decode_arguments(ffmpeg, source), info, source)
+    if run.sizes[0].size != info.coded:  # the container crops its pictures
+        info = with_picture_size(info, *run.sizes[0].size)
+    return OpenedSource(source, info, tuple(frame_times(run, info)))
+
+
+def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -> DecodedVideo:
+    """The frames of these numbers (ascending, without repeats), in BT.709 and limited range. Raises SourceError.
+
+    Their short side is `short_side`, or less if the video is smaller. They are what a build with this recipe key
+    encodes, without the loss of its codec.
+    """
+    spec = BuildSpec(short_side=short_side, stride=1)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "pictures.yuv"
+        _run(
+            picture_arguments(find_ffmpeg().path, spec, video.info, video.path, frames, target), video.info, video.path
+        )
+        data = np.fromfile(target, np.uint8)
+    width, height = scaled_size(video.info, short_side)
+    if data.size != len(frames) * width * height * 3 // 2:
+        raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
+    y, u, v = np.split(data.reshape(len(frames), -1), [width * height, width * height * 5 // 4], axis=1)
+    return DecodedVideo(y.reshape(-1, height, width), *(plane.reshape(-1, height // 2, width // 2) for plane in (u, v)))
+
+
+def _run(arguments: list[str], info: VideoInfo, source: bytes) -> FfmpegRun:
+    run = run_ffmpeg(arguments, _names(source))
+    check_result(run, info, source, keep_truncated=True, may_change=True, staging=Path(tempfile.gettempdir()))
+    return run
+
+
+def _names(source: bytes) -> dict[str, str]:
+    return {os.fsdecode(source): "the video"}
