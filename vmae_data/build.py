@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ def build_shards(
     retry_failed: bool = False,
     staging: Path | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Callable[[Sequence[str]], None] = lambda notes: None,
 ) -> BuildReport:
     """Turn the videos of `source` into shards in `dest`. Run it again to resume a build that was stopped.
 
@@ -68,7 +68,7 @@ def build_shards(
     index is written; `merge_parts` writes it when all parts are done.
     Encodes wait for their shard in `staging` [default: inside `dest`; in this machine's cache if `dest` is remote].
     Failed sources stay failed, unless `retry_failed`: then their shards are packed again.
-    `on_start` is called when every check has passed.
+    `on_start` is called with notes on the sources when every check has passed.
     Raises VmaeError for problems of the whole build: a full disk, a different plan, another running build.
     """
     started_at = time.monotonic()
@@ -91,7 +91,7 @@ def build_shards(
         plan = compare_plan(dest, plan)
         jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         write_plan(dest, plan)
-        on_start()
+        on_start(listing.notes)
         _write_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
             workspace.remove_temporary_files()

@@ -77,11 +77,11 @@ def estimate_build(
     exclude: str | None = None,
     ffmpeg: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Callable[[Sequence[str]], None] = lambda notes: None,
 ) -> Estimate:
     """Count the sources of a build, and encode a sample of them in a temporary folder.
 
-    Calls `on_start` when all arguments are valid. Raises the same MisuseError as the build.
+    Calls `on_start` with notes on the sources when all arguments are valid. Raises the same MisuseError as the build.
     """
     binary = find_ffmpeg(ffmpeg)
     found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
@@ -90,7 +90,7 @@ def estimate_build(
     sizes = file_sizes(plan.folder, [video.path for video in plan.sources])
     present = [(video, size) for video, size in zip(plan.sources, sizes, strict=True) if size is not None]
     sample = [present[n] for n in choose_sample([size for _, size in present], max(SAMPLE_VIDEOS, workers))]
-    on_start()
+    on_start(listing.notes)
     with ProgressBar("videos of the sample", len(sample), style) as progress, tempfile.TemporaryDirectory() as folder:
         jobs = [
             encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder), rules=plan.facts.rules)

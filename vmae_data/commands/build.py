@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -171,8 +172,8 @@ def _parse_part(text: str | None) -> Part | None:
     return Part(int(match[1]), int(match[2]))
 
 
-def _print_notes(spec: BuildSpec, quiet: bool) -> None:
-    for note in () if quiet else spec.notes():
+def _print_notes(spec: BuildSpec, quiet: bool, source_notes: Sequence[str]) -> None:
+    for note in () if quiet else (*spec.notes(), *source_notes):
         print(f"note: {note}", file=sys.stderr)
 
 
