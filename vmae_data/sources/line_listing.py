@@ -104,7 +104,11 @@ def _label_rows(text: ListingText, file: StoragePath, is_path: Callable[[bytes],
     if table is not None and (several := _several_numbers([row.fields for row in table])):
         return several
     rows = table or [Record(spaced_fields(line), line) for line in text.lines]
-    if all(len(row.fields) == 1 for row in rows) and any(is_path(row.fields[0]) for row in rows):
+    names = [row.fields[0] for row in rows if not is_video(row.fields[0])]
+    are_names = all(len(row.fields) == 1 for row in rows) and not any(
+        mark in name for name in names for mark in SEPARATORS
+    )
+    if are_names and any(map(is_path, names)):
         return [Row(_path(row.fields[0]), None) for row in rows]
     labelled = [_label_row(row, file, number, is_path) for number, row in enumerate(rows, 1)]
     for number, row in enumerate(labelled if table is None else (), 1):
