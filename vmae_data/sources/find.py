@@ -16,7 +16,7 @@ from vmae_data.labels import label_text
 from vmae_data.sources.annotations import Annotations, read_annotations
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.listing import Columns, Row
-from vmae_data.sources.near_names import missing_notes, near_name, near_pairs
+from vmae_data.sources.near_names import missing_notes, near_names, near_pairs
 from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, is_video
 from vmae_data.storage import StoragePath, exists, is_folder, storage_path
 
@@ -157,8 +157,7 @@ def _number_labels(
         numbers = {name: n for n, name in enumerate(known)}
     unknown = min((name for name in names if name not in numbers), key=lambda name: name in known, default=None)
     if unknown is not None:
-        near = near_name(unknown, known)
-        hint = "" if near is None else f", but {near!r} differs only in case or accents"
+        hint = "".join(f", but {near!r} differs only in case or accents" for _, near in near_names([unknown], known))
         raise MisuseError(
             f"{source}: class {unknown!r} is not among the {len(known)} given classes ({', '.join(known[:5])}…){hint}. "
             "Correct the labels or --classes"

@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from vmae_data.format import path_to_text
 from vmae_data.sources.find_files import VideoFiles
 
-__all__ = ["missing_notes", "near_name", "near_pairs"]
+__all__ = ["missing_notes", "near_names", "near_pairs"]
 
 MAX_FOLDERS = 1000  # Each is one request to a network disk.
 MAX_SHOWN = 3
 
 
-def near_name(name: str, names: Iterable[str]) -> str | None:
-    """The first other name that differs only in case, accents or Unicode form."""
-    return next((other for other in names if other != name and _plain(other) == _plain(name)), None)
+def near_names(names: Iterable[str], known: Iterable[str]) -> list[tuple[str, str]]:
+    """Each name that is not known but differs only in case, accents or Unicode form from a known one, and that one."""
+    by_plain = {_plain(name): name for name in known}
+    pairs = [(name, by_plain.get(_plain(name), name)) for name in names]
+    return [(name, other) for name, other in pairs if name != other]
 
 
 def near_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
