@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.soak.listings import LISTINGS, ListingCase, check_listing
 from vmae_data.errors import MisuseError
 from vmae_data.sources.classes import read_classes
 from vmae_data.sources.find import find_sources
@@ -440,3 +441,9 @@ def test_a_lone_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
     listing = find_sources(_listing(tmp_path, text))
     assert listing.classes == ('"z', "x", "y")
     assert [s.label for s in listing.sources] == [1, 2, 0]
+
+
+@pytest.mark.parametrize("case", LISTINGS, ids=lambda case: case.kind)
+def test_every_listing_of_the_soak_table_gives_its_sources(tmp_path: Path, case: ListingCase) -> None:
+    result = check_listing(case, tmp_path / "case")
+    assert result.as_expected, result
