@@ -195,7 +195,7 @@ def test_a_folder_without_permission_is_named_and_passed_over(tmp_path: Path, cl
     closed.append(PermissionError(13, "Permission denied"))
     listing = find_sources(str(tmp_path))
     assert ([s.path for s in listing.sources], listing.classes) == ([b"a/x.mp4"], ("a",))
-    assert listing.notes == (f"{tmp_path}: 1 folder without permission left out (closed)",)
+    assert listing.warnings == (f"{tmp_path}: 1 folder without permission left out (closed)",)
     with pytest.raises(MisuseError, match="has no videos .* 1 folder without permission left out"):
         find_sources(_touch(tmp_path / "other", "closed/y.mp4"))
     with pytest.raises(MisuseError, match="closed: can't be read .Permission denied"):

@@ -48,6 +48,7 @@ class Listing(NamedTuple):
     num_excluded: int = 0
     unmatched: tuple[bytes, ...] = ()  # paths in the file of exclusions that match no source
     notes: tuple[str, ...] = ()  # on what was left out or looks wrong, for people to see
+    warnings: tuple[str, ...] = ()  # on folders without permission: their videos are missing
 
 
 def find_sources(
@@ -89,7 +90,9 @@ def find_sources(
     if not is_file:
         unlisted = videos.paths - {row.path for row in parsed.rows} - parsed.other_splits
         listing = listing._replace(
-            unlisted=tuple(sorted(unlisted)), notes=tuple(f"{source}: {note}" for note in videos.found.notes())
+            unlisted=tuple(sorted(unlisted)),
+            notes=tuple(f"{source}: {note}" for note in videos.found.notes()),
+            warnings=tuple(f"{source}: {warning}" for warning in videos.found.warnings()),
         )
     notes = () if classes or parsed.classes else _class_notes(listing, file or source)
     missing = missing_notes([row.path for row in rows], videos, file, walked=not is_file) if file is not None else ()
@@ -100,7 +103,7 @@ def _no_videos(source: str, file: str | None, split: str | None, videos: VideoFi
     if file is not None:
         return MisuseError(f"{file}: has no rows{f' of --split {split}' if split else ''}. List the videos in it")
     suffixes = " ".join(sorted(suffix.decode() for suffix in USUAL_SUFFIXES))
-    notes = "".join(f". {note}" for note in videos.found.notes())
+    notes = "".join(f". {note}" for note in (*videos.found.warnings(), *videos.found.notes()))
     return MisuseError(f"{source}: has no videos (searched for {suffixes} …). Check the path{notes}")
 
 

@@ -32,15 +32,17 @@ class FoundVideos(NamedTuple):
     unreadable: list[bytes]
     other_suffixes: Counter[bytes]  # of files that are no videos by their names
 
+    def warnings(self) -> list[str]:
+        """The folders whose videos are missing, as a sentence."""
+        if not self.unreadable:
+            return []
+        names = [path_to_text(path) for path in self.unreadable[:MAX_SHOWN]]
+        more = ", …" if len(self.unreadable) > MAX_SHOWN else ""
+        return [f"{plural(len(self.unreadable), 'folder')} without permission left out ({', '.join(names)}{more})"]
+
     def notes(self) -> list[str]:
-        """What was left out, as sentences. Files of the system and hidden files are not counted."""
+        """What else was left out, as sentences. Hidden files are not counted."""
         notes: list[str] = []
-        if self.unreadable:
-            names = [path_to_text(path) for path in self.unreadable[:MAX_SHOWN]]
-            more = ", …" if len(self.unreadable) > MAX_SHOWN else ""
-            notes.append(
-                f"{plural(len(self.unreadable), 'folder')} without permission left out ({', '.join(names)}{more})"
-            )
         if self.system_folders:
             names = sorted({path_to_text(os.path.basename(path)) for path in self.system_folders})
             notes.append(f"{plural(len(self.system_folders), 'system folder')} skipped ({', '.join(names)})")

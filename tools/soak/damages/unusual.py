@@ -145,14 +145,14 @@ _COPY_OF = (
     ("VP8 in IVF", "-c:v libvpx -b:v 1M", ".ivf"),
     ("fragmented mp4", "-movflags frag_keyframe+empty_moov", ".mp4"),
 )
-_NO_DURATION = (".ts", ".m2ts", ".mpg", ".ogv")
+_NO_DURATION = (".ts", ".m2ts", ".mpg", ".ogv", ".vob", ".h264", ".hevc")
 CONTAINERS: tuple[Damage, ...] = (
     *(
         encoded(
             _C,
             name,
             options,
-            built("no declared duration" if suffix in _NO_DURATION else ""),
+            built("no declared duration" if suffix in _NO_DURATION else "has transparency" if suffix == ".gif" else ""),
             suffix=suffix,
             fast=name in ("VP9", "H.264 in TS", "MPEG-4 part 2 in AVI"),
         )
