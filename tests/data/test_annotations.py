@@ -559,9 +559,15 @@ def test_kinetics_json_reads_as_its_csv(tmp_path: Path, videos: Path, indent: in
     path = _write(tmp_path / "k.json", json.dumps(entries, indent=indent))
     for split in (None, "train", "val"):
         assert _find(videos, path, split) == _find(videos, table, split)
+    for name, text in (("train.csv", Path(table)), ("train.json", Path(path))):
+        _write(tmp_path / "both" / name, text.read_text())
+    assert _find(videos, tmp_path / "both", "train") == _find(videos, table, "train")
     entries["BBBBBBBBBBB"] = {"annotations": {"label": "run"}, "subset": "training"}
     with pytest.raises(MisuseError, match="has b'BBBBBBBBBBB', b'', b'' for youtube_id, time_start and time_end"):
         _find(videos, _write(tmp_path / "k.json", json.dumps(entries)))
+    _write(tmp_path / "both" / "train.csv", f"{KINETICS_HEADER}\nx,AAAAAAAAAAA,0,10,train\n")
+    with pytest.raises(MisuseError, match="train.csv and train.json for --split train"):
+        _find(videos, tmp_path / "both", "train")
 
 
 @pytest.mark.parametrize("name", ["{}.txt", "kinetics400_{}_list_videos.txt", "my-{}.list.txt"])

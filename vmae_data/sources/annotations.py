@@ -105,12 +105,17 @@ def _read_folder(
                 f"{folder}: UCF101's splits overlap. Choose one with --split. Splits here: {', '.join(ucf_splits)}"
             )
         return _merge_files([(file, read_annotations(file, videos, None, columns, by_stem=by_stem)) for file in tables])
-    chosen = [file for file, name in splits.items() if name == split]
-    if len(chosen) != 1:
+    chosen = {
+        file: read_annotations(file, videos, split, columns, by_stem=by_stem)
+        for file, name in splits.items()
+        if name == split
+    }
+    contents = {frozenset((row.path, row.label) for row in parsed.rows) for parsed in chosen.values()}
+    if len(contents) != 1:  # Kinetics comes as CSV and as JSON: equal files are one
         known = ", ".join(ucf_splits or sorted(set(splits.values())))
-        matches = " and ".join(file.name for file in chosen[:2]) or "no file"
+        matches = " and ".join(file.name for file in list(chosen)[:2]) or "no file"
         raise MisuseError(f"{folder}: {matches} for --split {split}. Splits here: {known}; or give the file itself")
-    parsed = read_annotations(chosen[0], videos, split, columns, by_stem=by_stem)
+    parsed = next(iter(chosen.values()))
     rest = [_listed_paths(file, videos, columns, by_stem=by_stem) for file in tables if file not in chosen]
     return parsed._replace(other_splits=parsed.other_splits.union(*rest))
 
