@@ -30,7 +30,16 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 UCF_LIST = re.compile(r"(train|test)list0*([1-9])\.txt")
 HMDB_LIST = re.compile(r"(.+)_test_split([1-9])\.txt")
 HMDB_SPLITS = {b"1": "train", b"2": "test"}  # any other number: the video is in neither split
-SPLIT_NAMES = {"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"}
+SPLIT_NAMES = {
+    "training": "train",
+    "validate": "val",
+    "validation": "val",
+    "valid": "val",
+    "testing": "test",
+    "trainingset": "train",  # Moments in Time
+    "validationset": "val",
+    "testingset": "test",
+}
 
 
 class Annotations(NamedTuple):
@@ -129,8 +138,7 @@ def _split_of_name(file: StoragePath) -> str | None:
     words = re.split(r"[-_. ]", file.stem.lower())
     while file.suffix.lower() == ".txt" and len(words) > 1 and words[-1] in ("list", "videos"):
         words.pop()  # kinetics400_train_list_videos.txt
-    name = words[-1].removesuffix("set")  # trainingSet.csv
-    name = SPLIT_NAMES.get(name, name)
+    name = SPLIT_NAMES.get(words[-1], words[-1])
     return name if name in ("train", "val", "test") else None
 
 

@@ -43,20 +43,19 @@ def line_rows(text: ListingText, file: StoragePath, is_path: Callable[[bytes], b
 
 def moments_rows(text: ListingText, file: StoragePath) -> list[Row]:
     """Moments in Time: `class/video.mp4,class,VOTES,VOTES`; no rows if the file has another form."""
-    table = (
-        [row.fields for row in records(text.data, b",", file)]
-        if text.lines and _is_moment(text.lines[0].split(b","))
-        else []
-    )
+    if not text.lines or not _is_moment(text.lines[0].split(b",")):
+        return []
+    table = [row.fields for row in records(text.data, b",", file)]
     return [Row(row[0], path_to_text(row[1])) for row in table] if all(map(_is_moment, table)) else []
 
 
 def _is_moment(fields: Sequence[bytes]) -> bool:
     """Whether the class is the folder and two counts follow."""
     fields = [unquote(field.strip()) for field in fields]
-    return (
-        len(fields) == 4 and fields[0].partition(b"/")[0] == fields[1] and fields[2].isdigit() and fields[3].isdigit()
-    )
+    if len(fields) != 4:
+        return False
+    path, label, *votes = fields
+    return path.partition(b"/")[0] == label and all(vote.isdigit() for vote in votes)
 
 
 def _several_numbers(rows: Sequence[Sequence[bytes]]) -> list[Row]:
