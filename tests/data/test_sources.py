@@ -383,6 +383,8 @@ def test_backslashes_separate_folders_unless_a_file_is_named_so(tmp_path: Path) 
         ("C:\\videos\\a.mp4 0\n", "is a path with a drive or server of Windows"),
         ("D:/videos/a.mp4,0\n", "is a path with a drive or server of Windows"),
         ("\\\\nas\\videos\\a.mp4\t0\n", "is a path with a drive or server of Windows"),
+        ("a.mp4, 3\nb.mp4\n", "entry 1 has ',' after 'a.mp4', but other lines have none"),
+        ("b.mp4\na.mp4\trun fast\n", r"entry 2 has '\\t' after 'a.mp4', but other lines have none"),
         ("a.mp4 3 5\nb.mp4 1 2\n", "followed by several numbers. Write several labels as a list"),
         ("a.mp4 0 1 1 0\nb.mp4 1 0 0 1\n", "followed by several numbers. Write several labels as a list"),
         ('a.mp4,"run\nb.mp4,sit\n', "entry 1 can't be read .*Close every quote"),

@@ -155,7 +155,13 @@ def _path(field: bytes) -> bytes:
 
 
 def _refuse_spaces_in_label(row: Row, file: StoragePath, number: int) -> None:
-    """`a.mp4 run fast`: the text before the last space is a path and half a label."""
+    """`a.mp4 run fast`, `a.mp4, 3`: the text before the last space is a path and more."""
+    mark = next((mark for mark in SEPARATORS if is_video(row.path.partition(mark)[0])), None)
+    if mark is not None and not is_video(row.path):
+        raise MisuseError(
+            f"{file}: entry {number} has {mark.decode()!r} after {quote_line(row.path.partition(mark)[0])}, but other "
+            "lines have none. Separate path and label in the same way in every line"
+        )
     path, *rest = re.split(rb"(?<=[^ ]) +", row.path)
     while rest and not is_video(path):
         path += b" " + rest.pop(0)
