@@ -35,7 +35,7 @@ from vmae_data.shards.pack import pack_shard
 from vmae_data.shards.plan import WHOLE, Part, compare_plan, make_plan, write_plan
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.sources.exclude import exclude_sources
-from vmae_data.sources.find import find_sources
+from vmae_data.sources.find import Listing, find_sources
 from vmae_data.sources.video_files import Folder, is_video
 from vmae_data.storage import StoragePath, commit_bytes, exists, list_names, read_bytes, remove, writer_name
 
@@ -59,7 +59,7 @@ def build_shards(
     retry_failed: bool = False,
     staging: Path | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Callable[[Listing], None] = lambda listing: None,
 ) -> BuildReport:
     """Turn the videos of `source` into shards in `dest`. Run it again to resume a build that was stopped.
 
@@ -68,7 +68,7 @@ def build_shards(
     index is written; `merge_parts` writes it when all parts are done.
     Encodes wait for their shard in `staging` [default: inside `dest`; in this machine's cache if `dest` is remote].
     Failed sources stay failed, unless `retry_failed`: then their shards are packed again.
-    `on_start` is called when every check has passed.
+    `on_start` is called with the sources when every check has passed.
     Raises VmaeError for problems of the whole build: a full disk, a different plan, another running build.
     """
     started_at = time.monotonic()
@@ -91,7 +91,7 @@ def build_shards(
         plan = compare_plan(dest, plan)
         jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         write_plan(dest, plan)
-        on_start()
+        on_start(listing)
         _write_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
             workspace.remove_temporary_files()

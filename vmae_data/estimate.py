@@ -25,7 +25,7 @@ from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.shards.plan import make_plan
 from vmae_data.sources.exclude import exclude_sources
-from vmae_data.sources.find import find_sources
+from vmae_data.sources.find import Listing, find_sources
 from vmae_data.sources.video_files import file_sizes
 
 __all__ = ["Estimate", "Interval", "choose_sample", "estimate_build", "estimate_lines", "scale_up"]
@@ -77,11 +77,11 @@ def estimate_build(
     exclude: str | None = None,
     ffmpeg: str | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Callable[[Listing], None] = lambda listing: None,
 ) -> Estimate:
     """Count the sources of a build, and encode a sample of them in a temporary folder.
 
-    Calls `on_start` when all arguments are valid. Raises the same MisuseError as the build.
+    Calls `on_start` with the sources when all arguments are valid. Raises the same MisuseError as the build.
     """
     binary = find_ffmpeg(ffmpeg)
     found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
@@ -90,7 +90,7 @@ def estimate_build(
     sizes = file_sizes(plan.folder, [video.path for video in plan.sources])
     present = [(video, size) for video, size in zip(plan.sources, sizes, strict=True) if size is not None]
     sample = [present[n] for n in choose_sample([size for _, size in present], max(SAMPLE_VIDEOS, workers))]
-    on_start()
+    on_start(listing)
     with ProgressBar("videos of the sample", len(sample), style) as progress, tempfile.TemporaryDirectory() as folder:
         jobs = [
             encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder), rules=plan.facts.rules)

@@ -502,3 +502,86 @@ def test_a_data_sets_own_list_can_be_the_source(tmp_path: Path) -> None:
     assert [(s.path, s.label) for s in listing.sources] == [(b"a b.mp4", 2)]
     listing = find_sources(_write(tmp_path / "k.csv", f"{KINETICS_HEADER}\nx,aaaaaaaaaaa,0,10,train\n"))
     assert _labels(listing) == {"v/aaaaaaaaaaa_000000_000010.mp4": "x"}
+
+
+MOMENTS = "run/a.mp4,run,3,0\nclap/b c.mp4,clap,2,1\n"
+
+
+def test_moments_in_time_takes_its_class_numbers_from_the_file_beside_it(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "run/a.mp4", "clap/b c.mp4", "clap/more.mp4")
+    lists = tmp_path / "moments"
+    _write(lists / "trainingSet.csv", MOMENTS)
+    _write(lists / "validationSet.csv", "clap/more.mp4,clap,1,0\n")
+    assert _find(videos, lists, "train").classes == ("clap", "run")
+    _write(lists / "moments_categories.txt", "run,0\nsit,1\nclap,2\n")
+    for path in (lists, lists / "trainingSet.csv"):
+        listing = _find(videos, path, "train")
+        assert listing.classes == ("run", "sit", "clap")
+        assert {s.path: s.label for s in listing.sources} == {b"run/a.mp4": 0, b"clap/b c.mp4": 2}
+    assert _find(videos, lists, "train").unlisted == ()
+    assert read_classes(str(lists / "moments_categories.txt")) == ("run", "sit", "clap")
+    with pytest.raises(MisuseError, match="entry 1 has 4 fields, expected 2"):
+        _find(videos, _write(tmp_path / "times.csv", "run/a.mp4,jump,3,10\n"))
+
+
+@pytest.mark.parametrize("text", ["{0}\n{1}\n", "{0} 1\n{1} 0\n", "path,label\n{0},1\n{1},0\n"])
+def test_a_bare_kinetics_id_means_its_only_clip(tmp_path: Path, videos: Path, text: str) -> None:
+    ids = "-aB_9xYz012", "gone_______"
+    _touch(videos, f"x/{ids[0]}_000003_000013.mp4", "stray.mp4")
+    listing = _find(videos, _write(tmp_path / "ids.txt", text.format(*ids)))
+    assert [s.path.decode() for s in listing.sources] == [f"x/{ids[0]}_000003_000013.mp4", ids[1]]
+    _touch(videos, f"y/{ids[0]}_000020_000030.mp4")
+    with pytest.raises(MisuseError, match=f"{ids[0]} matches both x/{ids[0]}_000003_000013.mp4 and y/"):
+        _find(videos, _write(tmp_path / "ids.txt", text.format(*ids)))
+
+
+def test_a_kinetics_row_never_means_another_clip_of_its_video(tmp_path: Path, videos: Path) -> None:
+    _touch(videos, "aaaaaaaaaaa_000020_000030.mp4")
+    listing = _find(videos, _write(tmp_path / "k.csv", f"{KINETICS_HEADER}\nx,aaaaaaaaaaa,0,10,train\n"))
+    assert [s.path for s in listing.sources] == [b"aaaaaaaaaaa_000000_000010.mp4"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_kinetics_json_reads_as_its_csv(tmp_path: Path, videos: Path, indent: int | None) -> None:
+    rows = [("dance", "-aB_9xYz012", 3, 13, "training"), ("run", "AAAAAAAAAAA", 0.0, 10.0, "validate")]
+    _touch(videos, "dance/-aB_9xYz012_000003_000013.mp4", "AAAAAAAAAAA.mp4")
+    entries = {
+        video: {
+            "annotations": {"label": label, "segment": [start, end]},
+            "duration": 10.0,
+            "subset": split,
+            "url": f"https://www.youtube.com/watch?v={video}",
+        }
+        for label, video, start, end, split in rows
+    }
+    lines = [",".join(map(str, row)) for row in rows]
+    table = _write(tmp_path / "k.csv", "\n".join([KINETICS_HEADER, *lines]))
+    path = _write(tmp_path / "k.json", json.dumps(entries, indent=indent))
+    for split in (None, "train", "val"):
+        assert _find(videos, path, split) == _find(videos, table, split)
+    for name, text in (("train.csv", Path(table)), ("train.json", Path(path))):
+        _write(tmp_path / "both" / name, text.read_text())
+    assert _find(videos, tmp_path / "both", "train") == _find(videos, table, "train")
+    entries["BBBBBBBBBBB"] = {"annotations": {"label": "run"}, "subset": "training"}
+    with pytest.raises(MisuseError, match="has b'BBBBBBBBBBB', b'', b'' for youtube_id, time_start and time_end"):
+        _find(videos, _write(tmp_path / "k.json", json.dumps(entries)))
+    _write(tmp_path / "both" / "train.csv", f"{KINETICS_HEADER}\nx,AAAAAAAAAAA,0,10,train\n")
+    with pytest.raises(MisuseError, match="train.csv and train.json for --split train"):
+        _find(videos, tmp_path / "both", "train")
+
+
+@pytest.mark.parametrize("name", ["{}.txt", "kinetics400_{}_list_videos.txt", "my-{}.list.txt"])
+def test_text_files_named_after_splits_are_the_splits_of_a_folder(tmp_path: Path, videos: Path, name: str) -> None:
+    _touch(videos, "a.mp4", "b.mp4", "c.mp4")
+    lists = tmp_path / "lists"
+    _write(lists / name.format("train"), "a.mp4 0\n")
+    _write(lists / name.format("val"), "b.mp4 1\n")
+    _write(lists / "classes.txt", "x\ny\n")
+    train = _find(videos, lists, "train")
+    assert ([s.path for s in train.sources], train.unlisted) == ([b"a.mp4"], (b"c.mp4",))
+    assert [s.path for s in _find(videos, lists, "val").sources] == [b"b.mp4"]
+    assert len(_find(videos, lists).sources) == 2
+    with pytest.raises(MisuseError, match="no file for --split test. Splits here: train, val"):
+        _find(videos, lists, "test")
+    _write(lists / "train.csv", "path,label\nc.mp4,0\n")  # as before: text files beside tables are notes
+    assert [s.path for s in _find(videos, lists, "train").sources] == [b"c.mp4"]

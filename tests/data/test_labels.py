@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -160,3 +161,31 @@ def test_missing_videos_are_failures_and_unlisted_ones_are_named(
         (videos / "YoYo" / name).unlink()
     call_command(*command)
     assert not (dest / UNLISTED).exists()
+
+
+def test_a_build_says_what_its_walk_left_out_and_quietly_only_what_is_lost(
+    demo_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = tmp_path / "videos"
+    for name in ("run/a.mp4", "run/@eaDir/b.mp4", "closed/c.mp4"):
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).symlink_to(demo_videos / _some(demo_videos, 1)[0])
+    (videos / "run" / "notes.r3d").touch()
+    scandir = os.scandir
+
+    def forbidding(path: str | bytes | int) -> object:  # root can read every folder
+        if isinstance(path, bytes) and path.endswith(b"/closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    command = ["vmae_data", "build", videos, tmp_path / "out", "--recipe", "demo", "--workers", "1"]
+    warning = f"warning: {videos}: 1 folder without permission left out (closed)\n"
+    for more in (["--dry-run"], []):
+        told = call_command(*command, *more).stderr
+        assert warning in told
+        assert f"note: {videos}: 1 system folder skipped (@eaDir)\n" in told
+        assert (
+            f"note: {videos}: 1 file without the suffix of a video left out (1 .r3d). A listing can name them\n" in told
+        )
+    assert call_command(*command, "--quiet").stderr == warning

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
 import pytest
 
+from tools.soak.listings import LISTINGS, ListingCase, check_listing
 from vmae_data.errors import MisuseError
+from vmae_data.sources.classes import read_classes
 from vmae_data.sources.find import find_sources
 
 
@@ -15,7 +18,15 @@ def _listing(tmp_path: Path, text: str | bytes, name: str = "list.txt") -> str:
     return str(path)
 
 
-def _found(url: str, classes: tuple[str, ...] = ()) -> list[tuple[str, int | None]]:
+def _touch(folder: Path, *names: str) -> str:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return str(folder)
+
+
+def _found(url: str, classes: tuple[str, ...] = ()) -> list[tuple[str, object]]:
     return [
         (source.path.decode("utf-8", "backslashreplace"), source.label) for source in find_sources(url, classes).sources
     ]
@@ -164,16 +175,277 @@ def test_labels_may_be_empty_or_not_utf8_but_not_huge(tmp_path: Path) -> None:
         find_sources(_listing(tmp_path, f"x.mp4,{'y' * 200_000}\n"))
 
 
-def test_an_unreadable_folder_is_an_error_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.mp4").touch()
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+    """Errors of reading folders named `closed`: root can read every folder, and runs the tests in a container."""
+    errors: list[OSError] = []
     scandir = os.scandir
 
-    def forbidding(path: bytes) -> object:  # root can read every folder, and runs the tests in a container
-        if os.fsencode(path).endswith(b"/a"):
-            raise PermissionError(13, "Permission denied", path)
+    def forbidding(path: bytes) -> object:
+        if errors and os.fsencode(path).endswith(b"/closed"):
+            raise type(errors[0])(errors[0].errno, errors[0].strerror, path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", forbidding)
-    with pytest.raises(MisuseError, match="/a: can't be read"):
+    return errors
+
+
+def test_a_folder_without_permission_is_named_and_passed_over(tmp_path: Path, closed: list[OSError]) -> None:
+    _touch(tmp_path, "a/x.mp4", "closed/y.mp4")
+    closed.append(PermissionError(13, "Permission denied"))
+    listing = find_sources(str(tmp_path))
+    assert ([s.path for s in listing.sources], listing.classes) == ([b"a/x.mp4"], ("a",))
+    assert listing.warnings == (f"{tmp_path}: 1 folder without permission left out (closed)",)
+    with pytest.raises(MisuseError, match="has no videos .* 1 folder without permission left out"):
+        find_sources(_touch(tmp_path / "other", "closed/y.mp4"))
+    with pytest.raises(MisuseError, match="closed: can't be read .Permission denied"):
+        find_sources(str(tmp_path / "closed"))
+
+
+def test_a_folder_that_a_disk_fails_to_read_is_an_error_and_not_skipped(tmp_path: Path, closed: list[OSError]) -> None:
+    _touch(tmp_path, "a/x.mp4", "closed/y.mp4")
+    closed.append(OSError(5, "Input/output error"))
+    with pytest.raises(MisuseError, match="/closed: can't be read .Input/output error"):
         find_sources(str(tmp_path))
+
+
+SYSTEM_FOLDERS = [
+    "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information", "__MACOSX", "@Recycle", "#snapshot",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SYSTEM_FOLDERS)
+def test_folders_of_the_system_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
+    _touch(tmp_path, "run/a.mp4", f"run/{name}/a.mp4/SYNOPHOTO_FILM_M.mp4", f"{name}/b.mp4")
+    listing = find_sources(str(tmp_path))
+    assert ([s.path for s in listing.sources], listing.classes) == ([b"run/a.mp4"], ("run",))
+    assert listing.notes == (f"{tmp_path}: 2 system folders skipped ({name})",)
+    listing = find_sources(str(tmp_path), annotations=_listing(tmp_path, "path,label\na.mp4,3\n"))
+    assert listing.unlisted == (b"run/a.mp4",)
+
+
+def test_files_that_are_no_videos_by_their_suffix_are_counted_and_a_listing_takes_them(tmp_path: Path) -> None:
+    _touch(tmp_path, "a/x.gif", "b/y.vob", "c/z.RMVB", "d/w.r3d", "d/notes", ".hidden")
+    listing = find_sources(str(tmp_path))
+    assert listing.classes == ("a", "b", "c")
+    assert listing.notes == (
+        f"{tmp_path}: 2 files without the suffix of a video left out (1 without a suffix, 1 .r3d). A listing can name them",
+    )
+    for text in ("d/w.r3d 1\n", "d/w.r3d\n", "path\nd/w.r3d\n", "d/w.r3d,1\n", "d/w.r3d 0 -1 1\n"):
+        found = find_sources(_listing(tmp_path, text))
+        assert [s.path for s in found.sources] == [b"d/w.r3d"], text
+
+
+def test_a_stem_means_the_usual_container_before_a_rare_one(tmp_path: Path) -> None:
+    _touch(tmp_path, "v/0001.gif", "v/0001.mp4", "v/0002.gif")
+    rows = _listing(tmp_path, "path,label\n0001,a\n0002,b\n", "l.csv")
+    found = find_sources(str(tmp_path / "v"), annotations=rows)
+    assert [s.path for s in found.sources] == [b"0001.mp4", b"0002.gif"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        ("0 90 180 270", ("0", "180", "270", "90")),
+        ("2024 2025", ("2024", "2025")),
+        ("01 1", ("01", "1")),
+        ("20240101", ("20240101",)),
+        ("1 2 3", ("1", "2", "3")),
+        ("99999999999999999999", ("99999999999999999999",)),
+        ("0 1 2", ("0", "1", "2")),
+        ("00 01 02", ("0", "1", "2")),
+        ("0 1 2 3 4 5 6 7 8 9 10", tuple(map(str, range(11)))),
+    ],
+)
+def test_folders_of_digits_are_class_numbers_only_from_0_without_gaps(
+    tmp_path: Path, folders: str, classes: tuple[str, ...]
+) -> None:
+    listing = find_sources(_touch(tmp_path, *(f"{name}/{name}.mp4" for name in folders.split())))
+    assert listing.classes == classes
+    assert len({s.label for s in listing.sources}) == len(classes)
+
+
+def test_given_classes_number_folders_of_digits_by_name_and_else_by_number(tmp_path: Path) -> None:
+    folder = _touch(tmp_path / "angles", "90/a.mp4", "180/b.mp4")
+    angles = ("0", "180", "270", "90")
+    assert _found(folder, angles) == [("180/b.mp4", 1), ("90/a.mp4", 3)]
+    assert _found(_touch(tmp_path / "part", "05/a.mp4", "2/b.mp4"), tuple("abcdef")) == [
+        ("05/a.mp4", 5),
+        ("2/b.mp4", 2),
+    ]
+    assert _found(_listing(tmp_path, "a.mp4 90\nb.mp4 180\n"), angles) == [("a.mp4", 3), ("b.mp4", 1)]
+    with pytest.raises(MisuseError, match="'91' is not among"):
+        _found(_listing(tmp_path, "a.mp4 91\nb.mp4 180\n"), angles)
+
+
+def test_gaps_in_the_class_numbers_of_a_listing_are_told(tmp_path: Path) -> None:
+    url = _listing(tmp_path, "x.mp4 0\ny.mp4 9\nz.mp4 1\n")
+    (note,) = find_sources(url).notes
+    assert "list.txt: 7 of 10 class numbers have no video (2, 3, 4, 5, 6, …)" in note
+    assert not find_sources(url, tuple("abcdefghij")).notes
+    assert not find_sources(_listing(tmp_path, "x.mp4 0\ny.mp4 1\n")).notes
+
+
+NFC, NFD = "Caf\u00e9", "Cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("file", "listed"),
+    [
+        ("c/v_HandStandPushups_g01.avi", "c/v_HandstandPushups_g01.avi"),
+        (f"c/{NFD}.mp4", f"c/{NFC}.mp4"),
+        (f"{NFC} 1/x.mp4", f"{NFD} 1/x.mp4"),
+        ("c/x.MP4", "c/x.mp4"),
+        ("c/Garcia.mp4", "c/García.mp4"),
+    ],
+)
+def test_a_missing_path_that_nearly_matches_a_file_is_named_with_it(tmp_path: Path, file: str, listed: str) -> None:
+    videos = tmp_path / "videos"
+    _touch(videos, file, "c/other.mp4")
+    text = f"{listed}\t0\nc/other.mp4\t0\nc/gone.mp4\t0\n"
+    own, beside = _listing(videos, text), _listing(tmp_path, text)
+    for listing in (find_sources(own), find_sources(str(videos), annotations=beside)):
+        (note,) = [note for note in listing.notes if "accents" in note]
+        assert f"missing paths: 1, {listed} (file: {file})" in note
+
+
+def test_a_missing_stem_that_nearly_matches_a_file_elsewhere_is_named_with_it(tmp_path: Path) -> None:
+    videos = _touch(tmp_path / "videos", "deep/v_HandStand.avi", "run/a.mp4", "walk/b.mp4")
+    rows = _listing(tmp_path, "path,label\nv_Handstand,x\nrun/b.mp4,x\n")
+    (note,) = find_sources(videos, annotations=rows).notes
+    assert "v_Handstand (file: deep/v_HandStand.avi)" in note
+    assert "b.mp4" not in note
+
+
+def test_class_names_that_nearly_match_are_told(tmp_path: Path) -> None:
+    url = _listing(tmp_path, f"x.mp4,Run\ny.mp4,run\nz.mp4,{NFC}\nw.mp4,{NFD}\n")
+    notes = find_sources(url).notes
+    assert len(notes) == 2
+    assert "the classes 'Run' and 'run' differ only in case or accents" in notes[1]
+    with pytest.raises(MisuseError, match="class 'Run' is not among .* but 'run' differs only in case or accents"):
+        find_sources(url, ("run", NFC, NFD))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("text", ["path,label\na.mp4,é\n", "a.mp4\té\n", '[{"path": "a.mp4", "label": "é"}]'])
+def test_listings_in_every_unicode_encoding_read_the_same(tmp_path: Path, encoding: str, text: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    listing = find_sources(_listing(tmp_path, (mark + text).encode(encoding)))
+    assert ([s.path for s in listing.sources], listing.classes) == ([b"a.mp4"], ("é",))
+    classes = _listing(tmp_path, (mark + "é\nb\n").encode(encoding), "classes.txt")
+    assert read_classes(classes) == ("é", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('v/b.mp4 0\n"v/s f/a.mp4" 3\n', {"v/b.mp4": 0, "v/s f/a.mp4": 3}),
+        ('"v/s f/a.mp4" 3\nv/b.mp4 0\n', {"v/b.mp4": 0, "v/s f/a.mp4": 3}),
+        ("'v/s f/a.mp4' 3\nv/b.mp4 0\n", {"v/b.mp4": 0, "v/s f/a.mp4": 3}),
+        ('"v/a, b.mp4" 0\n"v/c, d.mp4" 1\n', {"v/a, b.mp4": 0, "v/c, d.mp4": 1}),
+        ('"a b.mp4" 0 -1 3\nc.mp4 0 -1 1\n', {"a b.mp4": 3, "c.mp4": 1}),
+        ('"a b.mp4"\nc.mp4\n', {"a b.mp4": None, "c.mp4": None}),
+        ('path label\n"a b.mp4" 3\n', {"a b.mp4": 3}),
+        ('a.mp4, "3"\n"b.mp4", 1\n', {"a.mp4": 3, "b.mp4": 1}),
+        ('"5"" disk.mp4" 1\nb.mp4 0\n', {'5" disk.mp4': 1, "b.mp4": 0}),
+        ("path;label\na b.mp4;3\n", {"a b.mp4": 3}),
+        ("a b.mp4;3\nc.mp4;0\n", {"a b.mp4": 3, "c.mp4": 0}),
+        ("v;1/a.mp4 3\nv;1/b.mp4 0\n", {"v;1/a.mp4": 3, "v;1/b.mp4": 0}),
+        ("a.mp4 3\nb.mp4 1 5\nc d.mp4 0 2 5\n", {"a.mp4": (3,), "b.mp4": (1, 5), "c d.mp4": (0, 2, 5)}),
+        ("a.mp4,3\nb.mp4,1,5\n", {"a.mp4": (3,), "b.mp4": (1, 5)}),
+        ('{"a.mp4": 3, "b.mp4": 0}', {"a.mp4": 3, "b.mp4": 0}),
+        ('{"a.mp4": {"label": 3, "split": "train"},\n "b.mp4": {"label": 0}}', {"a.mp4": 3, "b.mp4": 0}),
+    ],
+)
+def test_forms_of_listings_that_people_write_are_read(tmp_path: Path, text: str, rows: dict[str, object]) -> None:
+    assert dict(_found(_listing(tmp_path, text))) == rows
+
+
+def test_class_names_in_quotes_may_have_spaces(tmp_path: Path) -> None:
+    listing = find_sources(_listing(tmp_path, 'a.mp4 "run fast"\n"b c.mp4" "sit"\n'))
+    assert [(s.path, listing.classes[s.label]) for s in listing.sources if isinstance(s.label, int)] == [
+        (b"a.mp4", "run fast"),
+        (b"b c.mp4", "sit"),
+    ]
+
+
+def test_backslashes_separate_folders_unless_a_file_is_named_so(tmp_path: Path) -> None:
+    _touch(tmp_path, "v/x/a.mp4", "v\\b.mp4")
+    url = _listing(tmp_path, "v\\x\\a.mp4 0\nv\\b.mp4 1\n")
+    assert [s.path for s in find_sources(url).sources] == [b"v/x/a.mp4", b"v\\b.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://host/a.mp4 0\n", "https://host/a.mp4 is a URL"),
+        ("path,label\ns3://bucket/v/a.mp4,0\n", "s3://bucket/v/a.mp4 is a URL"),
+        ("C:\\videos\\a.mp4 0\n", "is a path with a drive or server of Windows"),
+        ("D:/videos/a.mp4,0\n", "is a path with a drive or server of Windows"),
+        ("\\\\nas\\videos\\a.mp4\t0\n", "is a path with a drive or server of Windows"),
+        ("a.mp4, 3\nb.mp4\n", "entry 1 has ',' after 'a.mp4', but other lines have none"),
+        ("b.mp4\na.mp4\trun fast\n", r"entry 2 has '\\t' after 'a.mp4', but other lines have none"),
+        ("a.mp4 3 5\nb.mp4 1 2\n", "followed by several numbers. Write several labels as a list"),
+        ("a.mp4 0 1 1 0\nb.mp4 1 0 0 1\n", "followed by several numbers. Write several labels as a list"),
+        ('a.mp4,"run\nb.mp4,sit\n', "entry 1 can't be read .*Close every quote"),
+        ("a\0,b", r"is not text \(in UTF-8, or UTF-16 with a byte order mark\)"),
+        (
+            '{"database": {"a": {"annotations": []}}, "version": "1.3"}',
+            r"no column of paths \(its columns: database, version",
+        ),
+        ("{" + ", ".join(f'"{"n" * 90}{n}": {{"x": 1}}' for n in range(400)) + "}", "no column of paths"),
+    ],
+)
+def test_one_short_line_names_the_cause_of_a_listing_that_cannot_be_read(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(MisuseError, match=message) as caught:
+        find_sources(_listing(tmp_path, text))
+    assert "list.txt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+CAPTIONS = [
+    "two\nlines",
+    'a "quoted" word',
+    "comma, tab\tand ; semicolon",
+    "\n\nblank\r\nlines\n",
+    "",
+    '"',
+    "ends with\\",
+]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_are_read_as_csv_reads_the_whole_text(tmp_path: Path, separator: str, quoting: int, end: str) -> None:
+    path = tmp_path / "t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=separator, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+        writer.writerow(["path", "caption", "label"])
+        writer.writerows([f"{n}.mp4", caption, f"name {n}"] for n, caption in enumerate(CAPTIONS))
+    with path.open(newline="") as file:
+        expected = [(row["path"], row["label"]) for row in csv.DictReader(file, delimiter=separator)]
+    listing = find_sources(str(path))
+    found = [(s.path.decode(), listing.classes[s.label]) for s in listing.sources if isinstance(s.label, int)]
+    assert found == expected
+
+
+def test_a_quoted_line_break_needs_no_header(tmp_path: Path) -> None:
+    listing = find_sources(_listing(tmp_path, 'a.mp4,"two\nlines"\nb.mp4,one\n'))
+    assert listing.classes == ("one", "two\nlines")
+
+
+def test_a_lone_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
+    text = 'path\tcaption\tlabel\na.mp4\t"Hello\tx\nb.mp4\t5" disk\t"y"\nc.mp4\tbye"\t"z\n'
+    listing = find_sources(_listing(tmp_path, text))
+    assert listing.classes == ('"z', "x", "y")
+    assert [s.label for s in listing.sources] == [1, 2, 0]
+
+
+@pytest.mark.parametrize("case", LISTINGS, ids=lambda case: case.kind)
+def test_every_listing_of_the_soak_table_gives_its_sources(tmp_path: Path, case: ListingCase) -> None:
+    result = check_listing(case, tmp_path / "case")
+    assert result.as_expected, result

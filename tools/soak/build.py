@@ -1,6 +1,6 @@
 """Hundreds of damaged sources, and a build that is killed, starved and hung, each with its expected outcome.
 
-    python -m tools.soak.build [--kills 100] [--seed 0] [--only damages|faults] [--write-docs]
+    python -m tools.soak.build [--kills 100] [--seed 0] [--only listings|damages|faults] [--write-docs]
 
 Prints a line for each case and a summary. Exit status 1 if any outcome differs. --write-docs writes docs/damages.md
 from the tables and builds nothing.
@@ -22,6 +22,7 @@ from tools.soak.damages.clips import Bench
 from tools.soak.damages.table import DAMAGES, docs_page
 from tools.soak.faults.table import FAULTS
 from tools.soak.faults.workspace import Result, Workspace, command, left_over, run
+from tools.soak.listings import check_listings
 from vmae_data.demo.videos import write_demo
 
 _DOCS = Path(__file__).parents[2] / "docs" / "damages.md"
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("damages", "faults"))
+    parser.add_argument("--only", choices=("listings", "damages", "faults"))
     parser.add_argument("--write-docs", action="store_true")
     options = parser.parse_args()
     if options.write_docs:
@@ -44,6 +45,7 @@ def main() -> None:
     differing = 0
     with tempfile.TemporaryDirectory() as name:
         parts = {
+            "listings": lambda: check_listings(Path(name) / "listings"),
             "damages": lambda: damages(Path(name)),
             "faults": lambda: faults(Path(name), options.kills, options.seed),
         }

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmae_data.encode.build_spec import BuildSpec
     from vmae_data.shards.merge import BuildReport
     from vmae_data.shards.plan import Part
+    from vmae_data.sources.find import Listing
     from vmae_data.storage import StoragePath
 
 Executor = Enum("Executor", {"LOCAL": "local", "RAY": "ray"})
@@ -171,8 +172,10 @@ def _parse_part(text: str | None) -> Part | None:
     return Part(int(match[1]), int(match[2]))
 
 
-def _print_notes(spec: BuildSpec, quiet: bool) -> None:
-    for note in () if quiet else spec.notes():
+def _print_notes(spec: BuildSpec, quiet: bool, listing: Listing) -> None:
+    for warning in listing.warnings:  # No other file or line names what these lost.
+        print(f"warning: {warning}", file=sys.stderr)
+    for note in () if quiet else (*spec.notes(), *listing.notes):
         print(f"note: {note}", file=sys.stderr)
 
 

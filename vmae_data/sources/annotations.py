@@ -9,33 +9,37 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import path_to_text
-from vmae_data.sources.classes import numbered_classes, numbered_lines
-from vmae_data.sources.listing import (
-    KNOWN_FORMATS,
-    Columns,
-    ListingTable,
-    Row,
-    line_rows,
-    quote_line,
-    read_listing,
-    table_rows,
-)
-from vmae_data.sources.video_files import VideoFiles, is_video, relative_path
-from vmae_data.storage import StoragePath, exists, is_folder, list_names, listable, read_bytes
+from vmae_data.sources.classes import numbered_classes, read_numbered_lines
+from vmae_data.sources.find_files import VideoFiles
+from vmae_data.sources.line_listing import line_rows, moments_rows
+from vmae_data.sources.listing import PATH_COLUMNS, Columns, ListingTable, ListingText, Row, read_listing, table_rows
+from vmae_data.sources.text import KNOWN_FORMATS, quote_line, read_text
+from vmae_data.sources.video_files import is_video, relative_path
+from vmae_data.storage import RemotePath, StoragePath, exists, is_folder, list_names, listable
 
 __all__ = ["Annotations", "read_annotations"]
 
+EXPECTED_LIST = "Expected a list of videos, one per line"
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
+FOREIGN_PATH = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z]:[\\/]|\\\\")
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 UCF_LIST = re.compile(r"(train|test)list0*([1-9])\.txt")
 HMDB_LIST = re.compile(r"(.+)_test_split([1-9])\.txt")
 HMDB_SPLITS = {b"1": "train", b"2": "test"}  # any other number: the video is in neither split
-SPLIT_NAMES = {"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"}
-V2_LINE = re.compile(rb"(.+) (-?\d+) (-?\d+) (-?\d+)")  # path, start, total, label
-FRAMES_LINE = re.compile(rb"(.+) (\d+) (-?\d+)")  # path, number of frames, label
+SPLIT_NAMES = {
+    "training": "train",
+    "validate": "val",
+    "validation": "val",
+    "valid": "val",
+    "testing": "test",
+    "trainingset": "train",  # Moments in Time
+    "validationset": "val",
+    "testingset": "test",
+}
 
 
 class Annotations(NamedTuple):
@@ -63,19 +67,28 @@ def read_annotations(
     if HMDB_LIST.fullmatch(path.name):
         raise MisuseError(f"{path}: is HMDB51's list of one class. Give its folder, and --split train1 (or test1 …)")
     content = read_listing(path, columns)
-    if isinstance(content, list):
-        if UCF_LIST.fullmatch(path.name):
-            return _read_ucf(path, content, videos, split)
-        rows = [_locate_listed(row, videos, by_stem=by_stem) for row in _list_rows(content, path)]
-        if rows and not any(is_video(row.path) for row in rows) and not videos.contains(rows[0].path):
-            raise MisuseError(f"{path}: its first line, {quote_line(content[0])}, names no video. {KNOWN_FORMATS}")
-        return Annotations(rows)
-    if content.is_text and all(content.find_column(name) for name in KINETICS_COLUMNS):
+    if isinstance(content, ListingText):
+        return _read_text(path, content, videos, split, by_stem=by_stem)
+    if _is_kinetics(content, columns):
         return _choose_split(_locate_stems(_kinetics_rows(content, videos, path), b".mp4"), split, path)
     if columns.path is None and (content.find_column("template") or set(content.columns) == {"id"}):
         return Annotations(_locate_stems(_ssv2_rows(content, videos, path), b".webm"), _ssv2_classes(path))
-    rows = [_locate_listed(row, videos, by_stem=by_stem) for row in table_rows(content, columns, path)]
+    rows = [_locate_listed(row, videos, path, by_stem=by_stem) for row in table_rows(content, columns, path)]
     return _choose_split(rows, split, path)
+
+
+def _read_text(
+    file: StoragePath, content: ListingText, videos: VideoFiles, split: str | None, *, by_stem: bool
+) -> Annotations:
+    """Read a file without named columns."""
+    if UCF_LIST.fullmatch(file.name):
+        return _read_ucf(file, content.lines, videos, split)
+    moments = moments_rows(content, file)
+    rows = moments or line_rows(content, file, lambda name: videos.contains(_locate(name, videos, by_stem=by_stem)))
+    located = [_locate_listed(row, videos, file, by_stem=by_stem) for row in rows]
+    if located and not any(is_video(row.path) for row in located) and not videos.contains(located[0].path):
+        raise MisuseError(f"{file}: its first line, {quote_line(content.lines[0])}, names no video. {KNOWN_FORMATS}")
+    return Annotations(located, _moments_classes(file) if moments else ())
 
 
 def _read_folder(
@@ -86,8 +99,12 @@ def _read_folder(
     if any(HMDB_LIST.fullmatch(file.name) for file in files):
         return _read_hmdb(folder, files, videos, split)
     splits = {file: name for file in files if (name := _split_of_name(file))}
-    ucf_splits = sorted({name for file, name in splits.items() if file.suffix == ".txt"})
-    tables = [file for file in splits if file.suffix != ".txt"]
+    ucf_splits = sorted({name for file, name in splits.items() if UCF_LIST.fullmatch(file.name)})
+    tables = [file for file in splits if file.suffix.lower() in TABLE_SUFFIXES]
+    if ucf_splits or tables:  # other text files are notes
+        splits = {file: name for file, name in splits.items() if file in tables or UCF_LIST.fullmatch(file.name)}
+    else:
+        tables = list(splits)
     if not splits:
         raise MisuseError(f"{folder}: has no annotations of a known format. {KNOWN_FORMATS}")
     if split is None:
@@ -97,12 +114,17 @@ def _read_folder(
                 f"{folder}: UCF101's splits overlap. Choose one with --split. Splits here: {', '.join(ucf_splits)}"
             )
         return _merge_files([(file, read_annotations(file, videos, None, columns, by_stem=by_stem)) for file in tables])
-    chosen = [file for file, name in splits.items() if name == split]
-    if len(chosen) != 1:
+    chosen = {
+        file: read_annotations(file, videos, split, columns, by_stem=by_stem)
+        for file, name in splits.items()
+        if name == split
+    }
+    contents = {frozenset((row.path, row.label) for row in parsed.rows) for parsed in chosen.values()}
+    if len(contents) != 1:  # Kinetics comes as CSV and as JSON: equal files are one
         known = ", ".join(ucf_splits or sorted(set(splits.values())))
-        matches = " and ".join(file.name for file in chosen[:2]) or "no file"
+        matches = " and ".join(file.name for file in list(chosen)[:2]) or "no file"
         raise MisuseError(f"{folder}: {matches} for --split {split}. Splits here: {known}; or give the file itself")
-    parsed = read_annotations(chosen[0], videos, split, columns, by_stem=by_stem)
+    parsed = next(iter(chosen.values()))
     rest = [_listed_paths(file, videos, columns, by_stem=by_stem) for file in tables if file not in chosen]
     return parsed._replace(other_splits=parsed.other_splits.union(*rest))
 
@@ -111,10 +133,12 @@ def _split_of_name(file: StoragePath) -> str | None:
     """`trainlist01.txt` → train1, `something-something-v2-validation.json` → val."""
     if ucf := UCF_LIST.fullmatch(file.name):
         return ucf[1] + ucf[2]
-    if file.suffix.lower() not in (".csv", ".tsv", ".json", ".jsonl", ".parquet"):
+    if file.suffix.lower() not in (*TABLE_SUFFIXES, ".txt"):
         return None
-    name = re.split(r"[-_. ]", file.stem.lower())[-1]
-    name = SPLIT_NAMES.get(name, name)
+    words = re.split(r"[-_. ]", file.stem.lower())
+    while file.suffix.lower() == ".txt" and len(words) > 1 and words[-1] in ("list", "videos"):
+        words.pop()  # kinetics400_train_list_videos.txt
+    name = SPLIT_NAMES.get(words[-1], words[-1])
     return name if name in ("train", "val", "test") else None
 
 
@@ -155,12 +179,31 @@ def _choose_split(rows: list[Row], split: str | None, file: StoragePath) -> Anno
     return Annotations(chosen, other_splits=others)
 
 
-def _locate_listed(row: Row, videos: VideoFiles, *, by_stem: bool) -> Row:
-    """The row with its path relative to the videos' folder. A name without a video's suffix may be a stem."""
-    path = relative_path(row.path, videos.folder)
+def _locate_listed(row: Row, videos: VideoFiles, file: StoragePath, *, by_stem: bool) -> Row:
+    """The row with its path relative to the videos' folder. Raises MisuseError for a URL and for a path with a drive."""
+    foreign = FOREIGN_PATH.match(row.path)
+    is_url = foreign is not None and foreign[0].endswith(b"//")
+    may_be_key = is_url and isinstance(videos.folder, RemotePath)  # of the bucket
+    if foreign is not None and not may_be_key and not videos.contains(row.path):
+        kind = "a URL, but the videos are in a folder" if is_url else "a path with a drive or server of Windows"
+        raise MisuseError(
+            f"{file}: {path_to_text(row.path[:200])} is {kind}. Write paths relative to the folder of the videos"
+        )
+    return row._replace(path=_locate(row.path, videos, by_stem=by_stem))
+
+
+def _locate(listed: bytes, videos: VideoFiles, *, by_stem: bool) -> bytes:
+    """A listed path relative to the videos' folder.
+
+    Backslashes may separate folders, as in Windows. A name without a video's suffix may be a stem, or Kinetics' id.
+    """
+    path = relative_path(listed, videos.folder)
+    if b"\\" in path and not videos.contains(path):
+        unix_path = relative_path(listed.replace(b"\\", b"/"), videos.folder)
+        path = unix_path if videos.contains(unix_path) or not is_video(unix_path) else path
     if by_stem and not is_video(path):
-        path = videos.find(path) or path
-    return row._replace(path=path)
+        return videos.find(path) or videos.find_clip(path) or path
+    return path
 
 
 def _locate_stems(rows: Iterable[tuple[Row, bytes | None]], suffix: bytes) -> list[Row]:
@@ -186,12 +229,21 @@ def _locate_stems(rows: Iterable[tuple[Row, bytes | None]], suffix: bytes) -> li
     return result
 
 
+def _is_kinetics(table: ListingTable, columns: Columns) -> bool:
+    """Whether the table has Kinetics' columns. Columns of Parquet that were not read are empty."""
+    if not table.is_text and (columns.path is not None or any(map(table.find_column, PATH_COLUMNS))):
+        return False
+    names = [table.find_column(name) for name in KINETICS_COLUMNS]
+    return all(name is not None and len(table.columns[name]) == table.num_rows for name in names)
+
+
 def _kinetics_rows(table: ListingTable, videos: VideoFiles, file: StoragePath) -> Iterator[tuple[Row, bytes | None]]:
     """label,youtube_id,time_start,time_end,split[,is_cc]; test lists may have no label."""
 
-    def column(name: str) -> Sequence[Any]:
+    def column(name: str) -> Sequence[bytes]:
         own_name = table.find_column(name)
-        return table.columns[own_name] if own_name else [b""] * table.num_rows
+        cells = table.columns[own_name] if own_name else [b""] * table.num_rows
+        return [cell if isinstance(cell, bytes) else b"" if cell is None else str(cell).encode() for cell in cells]
 
     cells = zip(*(column(name) for name in ("label", *KINETICS_COLUMNS, "split")), strict=True)
     for number, (label, video, start, end, split) in enumerate(cells, table.first_entry):
@@ -203,7 +255,7 @@ def _kinetics_rows(table: ListingTable, videos: VideoFiles, file: StoragePath) -
                 "Expected an id and two numbers"
             ) from error
         row = Row(stem, path_to_text(label) or None, path_to_text(split) or None)
-        yield row, videos.find(stem) or videos.find(bytes(video))
+        yield row, videos.find(stem) or videos.find(video)
 
 
 def _ssv2_rows(table: ListingTable, videos: VideoFiles, file: StoragePath) -> Iterator[tuple[Row, bytes | None]]:
@@ -215,6 +267,12 @@ def _ssv2_rows(table: ListingTable, videos: VideoFiles, file: StoragePath) -> It
         if not stem or not isinstance(template, str | None):
             raise MisuseError(f"{file}: entry {number} has id {video!r}, template {template!r}. Expected SSv2's JSON")
         yield Row(stem, re.sub(r"[\[\]]", "", template) if template else None), videos.find(stem)
+
+
+def _moments_classes(file: StoragePath) -> tuple[str, ...]:
+    """Moments in Time numbers its classes in a file in the same folder."""
+    path = file.with_name("moments_categories.txt")
+    return read_numbered_lines(path) if exists(path) else ()
 
 
 def _ssv2_classes(file: StoragePath) -> tuple[str, ...]:
@@ -233,11 +291,7 @@ def _read_ucf(file: StoragePath, lines: Sequence[bytes], videos: VideoFiles, spl
     if split not in (None, own_split):
         raise MisuseError(f"{file}: is the list of {own_split}, not of --split {split}")
     class_file = file.with_name("classInd.txt")
-    classes: tuple[str, ...] | None = ()
-    if exists(class_file):
-        classes = numbered_lines(read_bytes(class_file).decode("utf-8", "replace").splitlines())
-    if classes is None:
-        raise MisuseError(f"{class_file}: expected lines such as `1 ApplyEyeMakeup`, one class per line")
+    classes = read_numbered_lines(class_file) if exists(class_file) else ()
     rows = []
     for number, line in enumerate(lines, 1):
         fields = re.fullmatch(rb"(([^/]+)/.+?)(?: +(\d+))?", line.strip())
@@ -256,7 +310,11 @@ def _read_ucf(file: StoragePath, lines: Sequence[bytes], videos: VideoFiles, spl
     class_folders = frozenset(os.fsencode(name) for name in classes)
     old, new = ("train", "test") if "train" in file.name else ("test", "train")
     other_file = file.with_name(file.name.replace(old, new))
-    others = [Row(path, None) for path in read_bytes(other_file).split() if b"/" in path] if exists(other_file) else []
+    others = (
+        [Row(path, None) for path in read_text(other_file, EXPECTED_LIST).split() if b"/" in path]
+        if exists(other_file)
+        else []
+    )
     return Annotations(
         [_locate_in_class(row, videos, class_folders) for row in rows],
         classes,
@@ -284,7 +342,7 @@ def _read_hmdb(folder: StoragePath, files: Sequence[StoragePath], videos: VideoF
     for file, match in lists.items():  # sorted, as `files` are
         if match[2] != split[-1]:
             continue
-        for number, line in enumerate(read_bytes(file).splitlines(), 1):
+        for number, line in enumerate(read_text(file, EXPECTED_LIST).splitlines(), 1):
             name, _, flag = line.strip().rpartition(b" ")
             if not line.strip():
                 continue
@@ -297,34 +355,3 @@ def _read_hmdb(folder: StoragePath, files: Sequence[StoragePath], videos: VideoF
             else:
                 others.add(row.path)
     return Annotations(rows, classes, frozenset(others))
-
-
-def _list_rows(lines: Sequence[bytes], file: StoragePath) -> list[Row]:
-    """`path label` lines, or VideoMAEv2's `path start total label`. Refuses lists of folders of frames."""
-    if not lines:
-        return []
-    first = lines[0].strip()
-    if b"\t" in lines[0] or is_video(first) or is_video(first.rpartition(b" ")[0].strip()):
-        return line_rows(lines, file)
-    if V2_LINE.fullmatch(first) is None:
-        if (fields := FRAMES_LINE.fullmatch(first)) is not None:
-            raise _frame_folder(file, fields[1], fields[2])
-        return line_rows(lines, file)
-    rows = []
-    for number, line in enumerate(lines, 1):
-        fields = V2_LINE.fullmatch(line.strip())
-        if fields is None:
-            raise MisuseError(
-                f"{file}: entry {number} is {line[:60]!r}. Expected `path start total label`, as in the first line"
-            )
-        if int(fields[3]) >= 0:
-            raise _frame_folder(file, fields[1], fields[3])
-        rows.append(Row(fields[1], path_to_text(fields[4])))
-    return rows
-
-
-def _frame_folder(file: StoragePath, path: bytes, frames: bytes) -> MisuseError:
-    return MisuseError(
-        f"{file}: {path_to_text(path)} with {int(frames)} frames is a folder of pictures, not a video. "
-        "List the video files (VideoMAE: `path label`; VideoMAEv2: `path 0 -1 label`)"
-    )

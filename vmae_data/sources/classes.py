@@ -9,9 +9,12 @@ import msgspec
 
 from vmae_data.errors import MisuseError
 from vmae_data.format import INDEX, NOT_JSON, Index, decode_record
+from vmae_data.sources.text import read_text
 from vmae_data.storage import StoragePath, exists, is_folder, listable, read_bytes, storage_path
 
-__all__ = ["numbered_classes", "numbered_lines", "read_classes"]
+__all__ = ["numbered_classes", "read_classes", "read_numbered_lines"]
+
+EXPECTED_NUMBERS = 'Expected {"name": "0", …}'
 
 
 def read_classes(url: str) -> tuple[str, ...]:
@@ -25,12 +28,7 @@ def read_classes(url: str) -> tuple[str, ...]:
     if path.suffix == ".json":
         names = _classes_of_json(path)
     else:
-        try:
-            lines = read_bytes(path).decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise MisuseError(
-                f"{url}: is not text in UTF-8 ({error}). Expected a file with one class per line"
-            ) from error
+        lines = _read_lines(path)
         names = numbered_lines(lines) or tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise MisuseError(f"{url}: has no classes. Expected an index with labels, or a file with one class per line")
@@ -60,18 +58,37 @@ def numbered_classes(path: StoragePath) -> tuple[str, ...]:
     Raises MisuseError unless the numbers are 0, 1, 2, …
     """
     try:
-        numbers = msgspec.json.decode(read_bytes(path), type=dict[str, int], strict=False)
+        numbers = msgspec.json.decode(read_text(path, EXPECTED_NUMBERS), type=dict[str, int], strict=False)
     except NOT_JSON as error:
-        raise MisuseError(f'{path}: is not JSON of names and numbers, {{"name": "0", …}} ({error})') from error
+        raise MisuseError(f"{path}: is not JSON of names and numbers ({error}). {EXPECTED_NUMBERS}") from error
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise MisuseError(f"{path}: its {len(numbers)} class numbers are not 0 to {len(numbers) - 1}, each once")
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
 
+def read_numbered_lines(path: StoragePath) -> tuple[str, ...]:
+    """The classes of UCF101's classInd.txt or Moments in Time's moments_categories.txt. Raises MisuseError for another form."""
+    classes = numbered_lines(_read_lines(path))
+    if classes is None:
+        raise MisuseError(f"{path}: expected lines such as `1 ApplyEyeMakeup` or `clapping,0`, one class per line")
+    return classes
+
+
+def _read_lines(path: StoragePath) -> list[str]:
+    expected = "Expected a file in UTF-8 with one class per line"
+    try:
+        return read_text(path, expected).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise MisuseError(f"{path}: is not text in UTF-8 ({error}). {expected}") from error
+
+
 def numbered_lines(lines: Sequence[str]) -> tuple[str, ...] | None:
-    """Classes from the lines of UCF101's classInd.txt, `1 ApplyEyeMakeup`; None if the lines have another form."""
-    fields = [line.split(maxsplit=1) for line in lines if line.strip()]
+    """Classes from lines `1 ApplyEyeMakeup`, from 1 in order, or `clapping,0`, from 0; None for lines of another form."""
+    lines = [line.strip() for line in lines if line.strip()]
+    fields = [line.split(maxsplit=1) for line in lines]
     numbers = [field[0] if len(field) == 2 else "" for field in fields]
-    if not fields or numbers != [str(n) for n in range(1, len(fields) + 1)]:
-        return None
-    return tuple(field[1].strip() for field in fields)
+    if lines and numbers == [str(n) for n in range(1, len(fields) + 1)]:
+        return tuple(field[1] for field in fields)
+    by_number = {number: name for name, _, number in (line.rpartition(",") for line in lines)}
+    expected = [str(n) for n in range(len(lines))]
+    return tuple(by_number[number] for number in expected) if lines and set(by_number) == set(expected) else None

@@ -13,6 +13,8 @@ import pyarrow as pa
 from vmae_data.errors import MisuseError
 from vmae_data.format import path_from_text, path_to_text
 from vmae_data.sources.find import Listing, listing_digest
+from vmae_data.sources.near_names import near_names
+from vmae_data.sources.text import decode_text, read_text, unquote
 from vmae_data.sources.video_files import relative_path
 from vmae_data.storage import StoragePath, read_bytes, storage_path
 
@@ -31,11 +33,10 @@ def exclude_sources(listing: Listing, file: str | None) -> Listing:
     if file is None:
         return listing
     path = storage_path(file)
-    data = read_bytes(path)
     if path.suffix.lower() in (".parquet", ".csv"):
-        excluded = _table_paths(_read_columns(path, data), listing, file)
+        excluded = _table_paths(_read_columns(path, read_bytes(path)), listing, file)
     else:
-        excluded = _text_paths(data, listing, file)
+        excluded = _text_paths(read_text(path, EXPECTED), listing)
     remaining = tuple(source for source in listing.sources if source.path not in excluded)
     num_excluded = len(listing.sources) - len(remaining)
     if excluded and not num_excluded:
@@ -48,13 +49,15 @@ def exclude_sources(listing: Listing, file: str | None) -> Listing:
         raise MisuseError(f"{file}: excludes all {num_excluded} sources. No source remains to build")
     known = {source.path for source in listing.sources}
     unmatched = tuple(path for path in excluded if path not in known)
-    return listing._replace(sources=remaining, num_excluded=num_excluded, unmatched=unmatched)
+    near = near_names(map(path_to_text, unmatched), map(path_to_text, known)) if unmatched else []
+    notes = [f"{file}: {name} matches no source; {other} differs only in case or accents" for name, other in near[:3]]
+    return listing._replace(
+        sources=remaining, num_excluded=num_excluded, unmatched=unmatched, notes=(*listing.notes, *notes)
+    )
 
 
-def _text_paths(data: bytes, listing: Listing, file: str) -> dict[bytes, None]:
-    if b"\0" in data:
-        raise MisuseError(f"{file}: is not text. {EXPECTED}")
-    lines = (line.strip() for line in data.removeprefix(b"\xef\xbb\xbf").splitlines())
+def _text_paths(data: bytes, listing: Listing) -> dict[bytes, None]:
+    lines = (unquote(line.strip()) for line in data.splitlines())
     return dict.fromkeys(relative_path(_line_path(line), listing.folder) for line in lines if line)
 
 
@@ -72,7 +75,12 @@ def _read_columns(path: StoragePath, data: bytes) -> dict[str, list[Any]]:
 
     try:
         if path.suffix.lower() == ".csv":
-            table = csv.read_csv(io.BytesIO(data), convert_options=csv.ConvertOptions(column_types=COLUMN_TYPES))
+            text = decode_text(data, str(path), EXPECTED)
+            table = csv.read_csv(
+                io.BytesIO(text),
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                convert_options=csv.ConvertOptions(column_types=COLUMN_TYPES),
+            )
         else:
             table = parquet.read_table(io.BytesIO(data))
         columns = {name: table.column(name).to_pylist() for name in COLUMN_TYPES if name in table.column_names}

@@ -14,14 +14,17 @@ from vmae_data.errors import MisuseError
 from vmae_data.format import Label, key_of, path_to_text
 from vmae_data.labels import label_text
 from vmae_data.sources.annotations import Annotations, read_annotations
+from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.listing import Columns, Row
-from vmae_data.sources.video_files import VIDEO_SUFFIXES, Folder, VideoFiles, is_video, walk_videos
+from vmae_data.sources.near_names import missing_notes, near_names, near_pairs
+from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, is_video
 from vmae_data.storage import StoragePath, exists, is_folder, storage_path
 
 __all__ = ["Listing", "SourceVideo", "find_sources", "listing_digest"]
 
 MAX_CLASSES = 1_000_000
 CLASS_NUMBER = re.compile(r"\+?0*([0-9]+)(\.0*)?")  # tables write 3 as 3.0 in a column with gaps
+MAX_NOTES, MAX_SHOWN = 3, 5
 WHOLE_NUMBER = re.compile(r"[-+]?[0-9]+")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
@@ -44,6 +47,8 @@ class Listing(NamedTuple):
     unlisted: tuple[bytes, ...] = ()  # videos of the folder that its annotations don't name, sorted
     num_excluded: int = 0
     unmatched: tuple[bytes, ...] = ()  # paths in the file of exclusions that match no source
+    notes: tuple[str, ...] = ()  # on what was left out or looks wrong, for people to see
+    warnings: tuple[str, ...] = ()  # on folders without permission: their videos are missing
 
 
 def find_sources(
@@ -62,47 +67,53 @@ def find_sources(
     """
     path = storage_path(source)
     columns = columns or Columns()
-    unlisted: tuple[bytes, ...] = ()
     is_file = exists(path)
-    folder: Folder
-    if not is_file and is_folder(path):
-        folder = _resolved(path)
-        videos = VideoFiles(folder)
-        if annotations is None:
-            parsed = Annotations(_class_folders(folder))
-        else:
-            parsed = read_annotations(storage_path(annotations), videos, split, columns, by_stem=True)
-            unlisted = tuple(sorted(videos.paths - {row.path for row in parsed.rows} - parsed.other_splits))
-    elif is_file:
-        if annotations is not None:
-            raise MisuseError(f"{source}: is a file. With --annotations, SOURCE is the folder of the videos")
-        if is_video(os.fsencode(path.name)):
-            raise MisuseError(f"{source}: is a single video. Give its folder, or a listing of videos")
-        folder = _resolved(path.resolve().parent)
-        parsed = read_annotations(path, VideoFiles(folder), split, columns, by_stem=False)
-    else:
+    if is_file and annotations is not None:
+        raise MisuseError(f"{source}: is a file. With --annotations, SOURCE is the folder of the videos")
+    if is_file and is_video(os.fsencode(path.name)):
+        raise MisuseError(f"{source}: is a single video. Give its folder, or a listing of videos")
+    if not is_file and not is_folder(path):
         raise MisuseError(f"{source}: is neither a folder of videos nor a listing. Check the path")
-    if not parsed.rows and (is_file or annotations is not None):
-        raise MisuseError(
-            f"{annotations or source}: has no rows{f' of --split {split}' if split else ''}. List the videos in it"
-        )
+    folder = _resolved(path.resolve().parent if is_file else path)
+    videos = VideoFiles(folder)
+    file = source if is_file else annotations
+    if file is None:
+        parsed = Annotations(_class_folders(videos.found.videos))
+    else:
+        parsed = read_annotations(storage_path(file), videos, split, columns, by_stem=not is_file)
     if not parsed.rows:
-        suffixes = " ".join(sorted(suffix.decode() for suffix in VIDEO_SUFFIXES))
-        raise MisuseError(f"{source}: has no videos (searched for {suffixes}). Check the path")
-    rows = _unique_rows(parsed.rows, annotations or source)
-    by_folder = not is_file and annotations is None
-    labels, names = _number_labels(rows, classes or parsed.classes, annotations or source, may_be_values=not by_folder)
+        raise _no_videos(source, file, split, videos)
+    rows = _unique_rows(parsed.rows, file or source)
+    labels, names = _number_labels(rows, classes or parsed.classes, file or source, by_folder=file is None)
     sources = tuple(SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, labels, strict=True))
-    return Listing(folder, sources, names, unlisted)
+    listing = Listing(folder, sources, names)
+    if not is_file:
+        unlisted = videos.paths - {row.path for row in parsed.rows} - parsed.other_splits
+        listing = listing._replace(
+            unlisted=tuple(sorted(unlisted)),
+            notes=tuple(f"{source}: {note}" for note in videos.found.notes()),
+            warnings=tuple(f"{source}: {warning}" for warning in videos.found.warnings()),
+        )
+    notes = () if classes or parsed.classes else _class_notes(listing, file or source)
+    missing = missing_notes([row.path for row in rows], videos, file, walked=not is_file) if file is not None else ()
+    return listing._replace(notes=(*listing.notes, *notes, *missing))
+
+
+def _no_videos(source: str, file: str | None, split: str | None, videos: VideoFiles) -> MisuseError:
+    if file is not None:
+        return MisuseError(f"{file}: has no rows{f' of --split {split}' if split else ''}. List the videos in it")
+    suffixes = " ".join(sorted(suffix.decode() for suffix in USUAL_SUFFIXES))
+    notes = "".join(f". {note}" for note in (*videos.found.warnings(), *videos.found.notes()))
+    return MisuseError(f"{source}: has no videos (searched for {suffixes} …). Check the path{notes}")
 
 
 def _resolved(path: StoragePath) -> Folder:
     return os.fsencode(path.resolve()) if isinstance(path, Path) else path
 
 
-def _class_folders(folder: Folder) -> list[Row]:
+def _class_folders(videos: Sequence[bytes]) -> list[Row]:
     """Every video below a folder. Its class is the first folder of its path."""
-    parts = [path.partition(b"/") for path in walk_videos(folder)]
+    parts = [path.partition(b"/") for path in videos]
     return [Row(b"".join(part), path_to_text(part[0]) if part[1] else None) for part in parts]
 
 
@@ -120,20 +131,21 @@ def _unique_rows(rows: Sequence[Row], source: str) -> list[Row]:
 
 
 def _number_labels(
-    rows: Sequence[Row], classes: tuple[str, ...], source: str, *, may_be_values: bool
+    rows: Sequence[Row], classes: tuple[str, ...], source: str, *, by_folder: bool
 ) -> tuple[list[Label | None], tuple[str, ...]]:
     """The label of each row as a number, and the class names.
 
-    Decimal integers are class numbers. Other numbers are values, if `may_be_values`. All other labels are names.
+    Decimal integers are class numbers; those of folders only if they are 0 to N-1. Other numbers of a listing are values.
+    All other labels are names.
     If any row has several classes, every label is a tuple of classes, ascending, each once.
     """
     names = sorted({name for row in rows for name in _each(row)}, key=lambda n: n.encode("utf-8", "surrogateescape"))
-    if may_be_values:
+    if not by_folder:
         _refuse_not_finite(rows, names, classes, source)
         if _are_values(names, source):
             return _read_values(rows, classes, source), ()
     digits = {name: match[1] for name in names if (match := CLASS_NUMBER.fullmatch(name))}
-    if len(digits) == len(names):
+    if len(digits) == len(names) and not _are_names(digits, classes, by_folder=by_folder):
         # Check the length first: int() refuses thousands of digits.
         large = next((n for n in digits.values() if len(n) > len(str(MAX_CLASSES)) or int(n) >= MAX_CLASSES), None)
         if large is not None:
@@ -146,14 +158,45 @@ def _number_labels(
     else:
         known = classes or tuple(names)
         numbers = {name: n for n, name in enumerate(known)}
-    unknown = next((name for name in names if name not in numbers), None)
+    unknown = min((name for name in names if name not in numbers), key=lambda name: name in known, default=None)
     if unknown is not None:
+        hint = "".join(f", but {near!r} differs only in case or accents" for _, near in near_names([unknown], known))
         raise MisuseError(
-            f"{source}: class {unknown!r} is not among the {len(known)} given classes ({', '.join(known[:5])}…). "
+            f"{source}: class {unknown!r} is not among the {len(known)} given classes ({', '.join(known[:5])}…){hint}. "
             "Correct the labels or --classes"
         )
     several = any(isinstance(row.label, tuple) for row in rows)
     return [_class_label(row, numbers, several=several) for row in rows], known if names else classes
+
+
+def _are_names(digits: dict[str, str], classes: tuple[str, ...], *, by_folder: bool) -> bool:
+    """Whether labels of digits are names: angles and years as folders, or numbers that only fit the names of `classes`."""
+    if classes and set(digits) <= set(classes):
+        return by_folder or any(
+            len(number) > len(str(MAX_CLASSES)) or int(number) >= len(classes) for number in digits.values()
+        )
+    return by_folder and not classes and sorted(map(int, digits.values())) != list(range(len(digits)))
+
+
+def _class_notes(listing: Listing, source: str) -> list[str]:
+    """Notes on class numbers without a video, and on names that nearly match."""
+    used = {number for one in listing.sources if (label := one.label) is not None for number in _class_numbers(label)}
+    notes = [
+        f"{source}: the classes {a!r} and {b!r} differ only in case or accents. Correct the labels if they are one class"
+        for a, b in near_pairs(listing.classes)[:MAX_NOTES]
+    ]
+    unused = [name for number, name in enumerate(listing.classes) if number not in used]
+    if unused:
+        shown = ", ".join(unused[:MAX_SHOWN]) + (", …" if len(unused) > MAX_SHOWN else "")
+        notes.append(
+            f"{source}: {len(unused)} of {len(listing.classes)} class numbers have no video ({shown}). "
+            "Check that the classes count from 0"
+        )
+    return notes
+
+
+def _class_numbers(label: Label) -> tuple[float, ...]:
+    return label if isinstance(label, tuple) else (label,)
 
 
 def _each(row: Row) -> tuple[str, ...]:

@@ -135,16 +135,24 @@ _COPY_OF = (
     ("HuffYUV", "-c:v huffyuv -pix_fmt yuv422p", ".avi"),
     ("FFV1", "-c:v ffv1", ".mkv"),
     ("uncompressed", "-c:v rawvideo", ".avi"),
+    ("GIF", "-c:v gif -pix_fmt gray", ".gif"),
+    ("MPEG-2 in VOB", "-c:v mpeg2video -q:v 2", ".vob"),
+    ("RealVideo 2", "-c:v rv20 -q:v 2 -s 352x288", ".rm"),
+    ("MPEG-2 in WTV", "-c:v mpeg2video -q:v 2", ".wtv"),
+    ("H.264 in NUT", "", ".nut"),
+    ("H.264 without a container", "", ".h264"),
+    ("HEVC without a container", "-c:v libx265 -x265-params log-level=error:pools=1", ".hevc"),
+    ("VP8 in IVF", "-c:v libvpx -b:v 1M", ".ivf"),
     ("fragmented mp4", "-movflags frag_keyframe+empty_moov", ".mp4"),
 )
-_NO_DURATION = (".ts", ".m2ts", ".mpg", ".ogv")
+_NO_DURATION = (".ts", ".m2ts", ".mpg", ".ogv", ".vob", ".h264", ".hevc")
 CONTAINERS: tuple[Damage, ...] = (
     *(
         encoded(
             _C,
             name,
             options,
-            built("no declared duration" if suffix in _NO_DURATION else ""),
+            built("no declared duration" if suffix in _NO_DURATION else "has transparency" if suffix == ".gif" else ""),
             suffix=suffix,
             fast=name in ("VP9", "H.264 in TS", "MPEG-4 part 2 in AVI"),
         )

@@ -44,7 +44,7 @@ FAULTS = (
     Fault(
         no_permission,
         "no permission for a file; for a folder; for the destination",
-        "failure `unreadable`; status 2; status 1, each names it",
+        "failure `unreadable`; a note, and its videos are left out; status 1; each names it",
     ),
     Fault(link_loop, "folders that link to each other in a loop", "every video once"),
     Fault(
