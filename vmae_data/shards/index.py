@@ -70,7 +70,7 @@ def write_index(dest: StoragePath, staging: Path, plan: PlanFacts, heads: Sequen
     commit_bytes(dest / SAMPLES, table)
     index = Index(
         version=FORMAT_VERSION,
-        id=plan.listing,
+        id=plan.id,
         samples=len(labels),
         samples_sha256=hashlib.sha256(table).hexdigest(),
         classes=plan.classes,

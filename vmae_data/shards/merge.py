@@ -13,7 +13,7 @@ from vmae_data.errors import DataError
 from vmae_data.format import UNLISTED, Index, PlanFacts, ShardHead
 from vmae_data.shards.index import failure_lines, write_index
 from vmae_data.shards.pack import read_heads
-from vmae_data.shards.plan import Part, read_plan
+from vmae_data.shards.plan import Part, read_plan, read_sources
 from vmae_data.shards.workspace import Workspace, workspace_of
 from vmae_data.storage import LOCK, StoragePath, commit_bytes, exists, list_names, part_name, read_bytes, remove
 
@@ -36,6 +36,8 @@ class BuildReport:
     read_bytes: int = 0  # of those that gave samples
     excluded: int = 0  # sources that `exclude` names
     unmatched: int = 0  # paths that `exclude` names, and that match no source
+    appended: int = 0  # sources that this run added to the data set
+    removed: Sequence[str] = ()  # sources of the data set that are no longer in its source
 
     @property
     def samples(self) -> int:
@@ -70,9 +72,11 @@ def merge_parts(dest: StoragePath, staging: Path | None = None) -> BuildReport:
     read_plan(dest)  # before the lock, which would make a folder of any path
     with workspace.locked("build"):
         plan = read_plan(dest)
-        heads = read_heads(dest, range(plan.shards), plan.digest())
+        heads = read_heads(dest, range(plan.shards), plan)
         if len(heads) < plan.shards:
             raise DataError(_missing_shards(workspace, [shard for shard in range(plan.shards) if shard not in heads]))
+        if plan.appended_to:
+            read_sources(dest, plan)  # raises if parts of different appends wrote the two files of the plan
         index = finish_build(workspace, plan, list(heads.values()))
         unlisted = read_bytes(dest / UNLISTED).count(b"\n") if exists(dest / UNLISTED) else 0
     return BuildReport(
