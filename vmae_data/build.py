@@ -30,7 +30,7 @@ from vmae_data.format import (
     path_to_text,
 )
 from vmae_data.progress import ProgressBar, ProgressStyle
-from vmae_data.shards.compare_plan import compare_plan
+from vmae_data.shards.compare_plan import SizeChanges, compare_plan
 from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures
 from vmae_data.shards.pack import pack_shard
 from vmae_data.shards.plan import WHOLE, Part, make_plan, write_appended_plan, write_plan
@@ -105,10 +105,11 @@ def build_shards(
 
         encoded, encoded_bytes = _encode_and_pack(jobs, old_index, execute, style)
 
-        index = None
+        index, changes = None, SizeChanges(listing if append else None)
         if part is None:
-            index = finish_build(workspace, plan.facts, jobs.heads())
-        elif old_index is None or old_index.plan != plan.facts.digest():  # after the merge, parts write no list
+            index = finish_build(workspace, plan.facts, jobs.heads(), changes.note)
+        elif not (exists(dest / INDEX) and old_index and old_index.plan == plan.facts.digest()):
+            # After the merge, parts write no list.
             write_part_failures(dest, part, jobs.heads())
     return BuildReport(
         heads=jobs.heads(),
@@ -121,6 +122,7 @@ def build_shards(
         excluded=listing.num_excluded,
         unmatched=len(listing.unmatched),
         appended=compared.appended,
+        changed=changes.paths,
         removed=compared.removed,
     )
 

@@ -191,11 +191,13 @@ def _print_sources(
     """Print how many videos and lists do not match each other."""
     from vmae_data.format import UNLISTED
 
-    if report.removed:
-        names = ", ".join([*report.removed[:NAMED], *["…"] * (len(report.removed) > NAMED)])
-        print(
-            f"{plural(len(report.removed), 'video')} of {folder} not in {source} any more: {names}. They stay in the data set"
-        )
+    for paths, what in (
+        (report.removed, f"of {folder} not in {source} any more"),
+        (report.changed, f"of {source} changed since it was built"),
+    ):
+        if paths:
+            names = ", ".join([*paths[:NAMED], *["…"] * (len(paths) > NAMED)])
+            print(f"{plural(len(paths), 'video')} {what}: {names}. The data set keeps its samples")
     if report.unlisted:
         print(f"{annotations} has no row for {plural(report.unlisted, 'video')}, listed in {folder / UNLISTED}")
     if report.unmatched:

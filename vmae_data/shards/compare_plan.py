@@ -8,14 +8,15 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.format import RULES, Label, PlanFacts, PlanStage, path_to_text
+from vmae_data.format import RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_text
 from vmae_data.labels import label_text
 from vmae_data.recipes import with_defaults
 from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
-from vmae_data.sources.find import SourceVideo, listing_digest
+from vmae_data.sources.find import Listing, SourceVideo, listing_digest
+from vmae_data.sources.video_files import file_sizes
 from vmae_data.storage import StoragePath
 
-__all__ = ["ComparedPlan", "compare_plan"]
+__all__ = ["ComparedPlan", "SizeChanges", "compare_plan"]
 
 MOST_NAMED = 3  # videos in a message
 
@@ -26,6 +27,27 @@ class ComparedPlan(NamedTuple):
     plan: Plan
     appended: int = 0
     removed: tuple[str, ...] = ()
+
+
+class SizeChanges:
+    """Finds sources of a listing whose file changed since it was built, by its size."""
+
+    def __init__(self, listing: Listing | None) -> None:
+        """None finds nothing. Neither does a web server, which would be asked for each file."""
+        self._sizes: dict[str, int | None] = {}
+        self._found: set[str] = set()
+        if listing is not None and (isinstance(listing.folder, bytes) or not listing.folder.is_web):
+            paths = [source.path for source in listing.sources]
+            self._sizes = dict(zip(map(path_to_text, paths), file_sizes(listing.folder, paths), strict=True))
+
+    def note(self, source: SourceFacts) -> None:
+        """Compare the source of a sample."""
+        if self._sizes.get(source.path) not in (None, source.bytes):
+            self._found.add(source.path)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(sorted(self._found))
 
 
 class _Change(NamedTuple):

@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from vmae_data.errors import MisuseError
-from vmae_data.read.batches import BatchLayout, TrainingOrder
+from vmae_data.read.batches import BatchLayout, DataStage, TrainingOrder
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import Shards
 from vmae_data.read.mixture import Mixture, parse_data
@@ -48,6 +48,11 @@ class TrainingSetup(NamedTuple):
     def steps(self) -> int:
         return self.schedule.steps
 
+    def with_stages(self, stages: Sequence[DataStage]) -> TrainingSetup:
+        """The same training over these stages of its data. The first gives the number of steps and the learning rates."""
+        order = TrainingOrder(self.mixture, seed=self.spec.seed, batch=self.spec.train.batch, stages=stages)
+        return self._replace(order=order, schedule=_schedule(self.spec, order))
+
     def loader(self, start: int, device: torch.device, *, targets: bool = False) -> ClipLoader:
         """This process's micro-batches from step `start` to the end. `targets`: with labels of several classes or values."""
         spec = self.spec
@@ -73,6 +78,7 @@ class TrainingSetup(NamedTuple):
             data_digest=self.mixture.digests,
             data_listing=self.mixture.listings,
             data_weight=self.mixture.weights,
+            data_stages=self.order.stages,
             init=init,
             **objective,
         )
@@ -108,7 +114,6 @@ def set_up_training(spec: RunSpec, data: Sequence[str], distributed: Distributed
     order = TrainingOrder(mixture, seed=spec.seed, batch=spec.train.batch)
     for shards in mixture.sets:
         _check_frame_sizes(shards, augment)
-    steps, per_epoch = spec.train.total_steps(order.steps_per_epoch), order.steps_per_epoch
     return TrainingSetup(
         spec=spec,
         mixture=mixture,
@@ -118,8 +123,13 @@ def set_up_training(spec: RunSpec, data: Sequence[str], distributed: Distributed
         order=order,
         layout=BatchLayout.of(spec.train.batch, spec.train.micro_batch, distributed.world_size),
         rank=distributed.rank,
-        schedule=Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=per_epoch),
+        schedule=_schedule(spec, order),
     )
+
+
+def _schedule(spec: RunSpec, order: TrainingOrder) -> Schedule:
+    steps, per_epoch = spec.train.total_steps(order.steps_per_epoch), order.steps_per_epoch
+    return Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=per_epoch)
 
 
 def check_cache(cache: CacheSpec, shards: Shards) -> None:
