@@ -82,6 +82,7 @@ RULES = 2
 rules. docs/format.md, section "Rules", lists what they changed."""
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What `msgspec.json.decode` raises for bytes that are not the expected JSON, or not UTF-8."""
+MAX_STAGES = 10_000  # of a plan: the cost of a stage's digest grows with their number
 PLAN, PLAN_TABLE, SAMPLES = "plan.json", "plan.arrow", "samples.arrow"
 FAILURES, UNLISTED, INDEX = "failures.jsonl", "unlisted.txt", "index.json"
 
@@ -288,6 +289,11 @@ class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ffmpeg_sha256: str
     rules: int = 1  # see RULES
     appended_to: tuple[PlanStage, ...] = ()  # before each append, the first build first
+
+    def __post_init__(self) -> None:
+        counts = [*((stage.sources, stage.shards) for stage in self.appended_to), (self.sources, self.shards)]
+        if len(counts) > MAX_STAGES or any(a >= c or b >= d for (a, b), (c, d) in itertools.pairwise(counts)):
+            raise ValueError(f"appended_to has more than {MAX_STAGES} stages, or they do not grow")
 
     @property
     def id(self) -> str:

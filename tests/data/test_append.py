@@ -326,6 +326,15 @@ def test_verify_finds_another_stage_in_the_plan(grown: Grown, tmp_path: Path) ->
         assert {PLAN_TABLE, INDEX, marker_name(0)} & {problem.file for problem in problems}
 
 
+@pytest.mark.parametrize("change", [{"sources": 10**9}, {"shards": 0}, {"shards": 10**9}])
+def test_a_plan_whose_stages_do_not_grow_is_refused(grown: Grown, tmp_path: Path, change: dict[str, int]) -> None:
+    facts = json.loads((grown.after / PLAN).read_text())
+    facts["appended_to"] = [facts["appended_to"][0], {**facts["appended_to"][0], **change}]
+    (tmp_path / PLAN).write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="they do not grow"):
+        read_plan(tmp_path)
+
+
 def test_failures_of_every_stage_are_tried_again_on_request(grown: Grown, tmp_path: Path) -> None:
     dest, source = tmp_path / "dest", Path(shutil.copytree(grown.few, tmp_path / "source"))
     first = next(source.rglob("scene-*"))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.format import RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_text
+from vmae_data.format import RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_line, path_to_text
 from vmae_data.labels import label_text
 from vmae_data.recipes import with_defaults
 from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
@@ -60,7 +60,7 @@ class _Change(NamedTuple):
     def __str__(self) -> str:
         parts = []
         for items, what in ((self.added, "added"), (self.removed, "removed"), (self.relabelled, "with another label")):
-            names = [path_to_text(item.path) if isinstance(item, SourceVideo) else item for item in items[:MOST_NAMED]]
+            names = [path_to_line(item.path) if isinstance(item, SourceVideo) else item for item in items[:MOST_NAMED]]
             if names:
                 parts.append(f"{len(items)} {what} ({', '.join([*names, *['…'] * (len(items) > MOST_NAMED)])})")
         return ", ".join(parts)
@@ -115,8 +115,10 @@ def _compare_sources(before: Sequence[SourceVideo], classes: Sequence[str], plan
     changed = ((path, old[path], new[path]) for path in old.keys() & new.keys() if old[path] != new[path])
     return _Change(
         added=tuple(source for source in plan.sources if source.path not in old),
-        removed=tuple(sorted(path_to_text(path) for path in old.keys() - new.keys())),
-        relabelled=tuple(sorted(f"{path_to_text(path)}: {a or None} → {b or None}" for path, a, b in changed)),
+        removed=tuple(sorted(path_to_line(path) for path in old.keys() - new.keys())),
+        relabelled=tuple(
+            sorted(f"{path_to_line(path)}: {a or 'no label'} → {b or 'no label'}" for path, a, b in changed)
+        ),
     )
 
 
@@ -135,8 +137,8 @@ def _refuse_change(dest: StoragePath, change: _Change, source: str, *, append: b
 
 def _append(stored: PlanFacts, before: Sequence[SourceVideo], added: Sequence[SourceVideo], plan: Plan) -> Plan:
     """Classes keep their numbers, new ones come last. The new sources begin a new shard."""
-    found = plan.facts.classes
-    classes = (*stored.classes, *(name for name in found if name not in set(stored.classes)))
+    found, known = plan.facts.classes, set(stored.classes)
+    classes = (*stored.classes, *(name for name in found if name not in known))
     numbers = {name: number for number, name in enumerate(classes)}
     sources = (*before, *(one._replace(label=_renumber(one.label, found, numbers)) for one in added))
     facts = msgspec.structs.replace(
