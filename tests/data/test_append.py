@@ -13,9 +13,14 @@ import pytest
 from tests.buckets import Setting, send
 from tests.builds import QUIET, SmallBuild, digests, staged_keys, start_process, wait_until
 from tests.command import call_command
+from vmae_data import __version__
 from vmae_data.build import BuildReport
 from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.encode_source import encode_source
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError
+from vmae_data.executors.jobs import BuildJobs
+from vmae_data.executors.ray_cluster import NodeRequirements, make_shard
 from vmae_data.format import (
     INDEX,
     PLAN,
@@ -30,8 +35,9 @@ from vmae_data.format import (
 from vmae_data.read.dataset import Shards
 from vmae_data.shards.compare_plan import compare_plan
 from vmae_data.shards.merge import merge_parts
-from vmae_data.shards.plan import Part, make_plan, read_plan, read_sources, write_appended_plan, write_plan
-from vmae_data.shards.workspace import STAGING
+from vmae_data.shards.pack import pack_shard
+from vmae_data.shards.plan import Part, Plan, make_plan, read_plan, read_sources, write_appended_plan, write_plan
+from vmae_data.shards.workspace import STAGING, workspace_of
 from vmae_data.sources.find import find_sources
 from vmae_data.storage import StoragePath
 from vmae_data.verify.verify import verify_shards
@@ -156,6 +162,7 @@ def test_without_the_flag_a_changed_source_is_refused_and_the_videos_are_named(g
     assert f"{added} added (pan-" in error
     assert "Add --append" in error
     assert error.count("\n") == 1
+    assert "Remove one of them" in call_command(*words, "--dry-run", "--append", status=2).stderr
     fewer = Path(shutil.copytree(grown.few, tmp_path / "fewer"))
     gone = next(fewer.rglob("scene-*"))
     gone.unlink()
@@ -370,6 +377,18 @@ def test_parts_append_together_and_the_merge_gives_the_bytes_of_one_build(grown:
     assert [process.exitcode for process in running] == [0, 0]
     assert Shards.open(str(dest)).digest == Shards.open(str(grown.before)).digest
     merge_parts(dest)
+    assert digests(dest) == digests(grown.after)
+
+
+def test_a_node_of_a_cluster_makes_a_shard_of_any_stage(grown: Grown, tmp_path: Path) -> None:
+    dest = Path(shutil.copytree(grown.after, tmp_path / "dest"))
+    for shard in (0, _plan(dest).shards - 1):
+        (dest / marker_name(shard)).unlink()
+    binary = find_ffmpeg(str(grown.small.ffmpeg))
+    plan = Plan(_plan(dest), bytes(grown.many), read_sources(dest, _plan(dest)), grown.small.spec)
+    required = NodeRequirements(__version__, binary.version, binary.sha256, binary.path)
+    for job in BuildJobs(workspace_of(dest), plan, binary.path).remaining():
+        list(make_shard(job, encode_source, pack_shard, required, 1))
     assert digests(dest) == digests(grown.after)
 
 
