@@ -20,7 +20,8 @@ from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed
 from vmae_train.models.geometry import Geometry
-from vmae_train.runs.metadata import RunFacts, describe_other_data
+from vmae_train.runs.metadata import RunFacts, check_run, describe_other_data
+from vmae_train.runs.run_directory import RunDirectory
 from vmae_train.runs.trackers import check_trackers
 from vmae_train.training.diagnostics import TrainingFacts
 from vmae_train.training.optimizer import Schedule
@@ -43,10 +44,17 @@ class TrainingSetup(NamedTuple):
     layout: BatchLayout
     rank: int
     schedule: Schedule
+    accept_appended: bool = False  # shards that were appended to the data since the run began
 
     @property
     def steps(self) -> int:
         return self.schedule.steps
+
+    def for_run(self, run: RunDirectory, facts: RunFacts) -> TrainingSetup:
+        """With the stages of the data of a run. Raises MisuseError if it was started with other settings than `facts`."""
+        accept = self.accept_appended
+        stages = check_run(run.path, facts, self.mixture, type(self.spec), run.name, accept_appended=accept)
+        return self.with_stages(stages)
 
     def with_stages(self, stages: Sequence[DataStage]) -> TrainingSetup:
         """The same training over these stages of its data. The first gives the number of steps and the learning rates."""
@@ -99,7 +107,9 @@ class TrainingSetup(NamedTuple):
         )
 
 
-def set_up_training(spec: RunSpec, data: Sequence[str], distributed: Distributed) -> TrainingSetup:
+def set_up_training(
+    spec: RunSpec, data: Sequence[str], distributed: Distributed, *, accept_appended: bool = False
+) -> TrainingSetup:
     """Open the data sets, each `URL` or `URL:WEIGHT`, and resolve the recipe for them.
 
     Raises MisuseError if recipe and data don't fit each other, DataError for data that can't be read.
@@ -124,6 +134,7 @@ def set_up_training(spec: RunSpec, data: Sequence[str], distributed: Distributed
         layout=BatchLayout.of(spec.train.batch, spec.train.micro_batch, distributed.world_size),
         rank=distributed.rank,
         schedule=_schedule(spec, order),
+        accept_appended=accept_appended,
     )
 
 

@@ -21,7 +21,7 @@ from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.runs.best import Best, read_best, write_best
 from vmae_train.runs.layout import BEST, EVALUATION, RUN
 from vmae_train.runs.log import is_validated
-from vmae_train.runs.metadata import RunFacts, check_run, read_facts, write_facts
+from vmae_train.runs.metadata import RunFacts, read_facts, write_facts
 from vmae_train.runs.recorder import RunRecorder
 from vmae_train.runs.run_directory import RunDirectory
 from vmae_train.training.checkpoint import RunState, last_checkpoint, read_state, resume, save_checkpoint
@@ -63,19 +63,10 @@ def train(
     distributed = distributed or Distributed()
     with distributed.all_or_none():
         run = RunDirectory(out, scratch)
-        setup = set_up_training(spec, data, distributed)
+        setup = set_up_training(spec, data, distributed, accept_appended=accept_appended)
         objective.prepare(setup)
     with distributed.on_main_process(lock(run.path, "training")):
-        trainer = Trainer(
-            setup,
-            objective,
-            run,
-            distributed,
-            init=init,
-            device=device,
-            max_steps=max_steps,
-            accept_appended=accept_appended,
-        )
+        trainer = Trainer(setup, objective, run, distributed, init=init, device=device, max_steps=max_steps)
         trainer.print_summary(style)
         if trainer.step < trainer.last_step or trainer.owes_validation():
             with trainer.setup.loader(trainer.step, trainer.engine.device, targets=objective.targets) as loader:
@@ -98,17 +89,15 @@ class Trainer:
         init: str | None,
         device: str | None,
         max_steps: int | None,
-        accept_appended: bool,
     ) -> None:
         """Check the run directory, build the model, and load the last checkpoint if there is one."""
         self.spec, self.objective, self.run, self.distributed = setup.spec, objective, run, distributed
-        self.accept_appended = accept_appended
         with distributed.all_or_none():
             if distributed.local_rank == 0:  # one process per machine
                 run.download(keep_newer=distributed.is_main)
         with distributed.all_or_none():
             facts = setup.run_facts(objective.kind, init, **objective.facts())
-            self.setup = objective.setup = setup = self._check_run(setup, facts)
+            self.setup = objective.setup = setup = setup.for_run(run, facts)
             torch_device = choose_device(device, threads=self.spec.train.threads, distributed=distributed)
             model = objective.build_model(init, torch_device)
             self.warnings = check_setup(setup.training_facts(objective.kind, init, frozen=objective.frozen))
@@ -121,12 +110,6 @@ class Trainer:
         self.log_line: dict[str, Any] = {}  # the last one
         self.scores: AnyScores | None = None
 
-    def _check_run(self, setup: TrainingSetup, facts: RunFacts) -> TrainingSetup:
-        """The setup with the stages of the run's data. Raises MisuseError if the run was started with other settings."""
-        accept, name = self.accept_appended, self.run.name
-        stages = check_run(self.run.path, facts, setup.mixture, type(self.spec), name, accept_appended=accept)
-        return setup.with_stages(stages)
-
     def _resume(self, facts: RunFacts) -> RunState:
         """Claim the run and load its last checkpoint. Raises DataError if processes see different checkpoints."""
         run, distributed, engine = self.run, self.distributed, self.engine
@@ -135,7 +118,7 @@ class Trainer:
             if distributed.is_main:
                 run.claim()
                 last = last_checkpoint(run.path)  # removes leftovers before other processes read
-                order = self._check_run(self.setup, facts).order  # another training may have written since
+                order = self.setup.for_run(run, facts).order  # another training may have written since
                 stages = order.next_stages(read_state(last).step if last else 0)
                 write_facts(run.path, msgspec.structs.replace(facts, data_stages=stages))
                 run.upload(RUN)
