@@ -21,20 +21,28 @@ TINY_RUN = (
 )
 
 
-def pretrain_tiny(shards: Path, out: Path, *settings: str, init: Path | None = None) -> RunState:
+def pretrain_tiny(
+    shards: Path, out: Path, *settings: str, init: Path | None = None, accept_appended: bool = False
+) -> RunState:
     """Pretrain with `TINY_RUN`; later settings replace earlier ones."""
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [*TINY_RUN, *settings])
-    return pretrain(spec, data=[str(shards)], out=out, style=ProgressStyle.QUIET, **_options(init))
+    return pretrain(spec, data=[str(shards)], out=out, style=ProgressStyle.QUIET, **_options(init, accept_appended))
 
 
 def finetune_tiny(
-    shards: Path, out: Path, *settings: str, init: Path | None = None, validation: Path | None = None
+    shards: Path,
+    out: Path,
+    *settings: str,
+    init: Path | None = None,
+    validation: Path | None = None,
+    accept_appended: bool = False,
 ) -> AnyScores:
     """Finetune with `TINY_RUN` and one view, and evaluate on `validation` [default: `shards`]."""
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*TINY_RUN, "evaluate.views=1x1", *settings])
     data, val = [str(shards)], str(validation or shards)
-    return finetune(spec, data=data, validation=val, out=out, style=ProgressStyle.QUIET, **_options(init)).scores
+    options = _options(init, accept_appended)
+    return finetune(spec, data=data, validation=val, out=out, style=ProgressStyle.QUIET, **options).scores
 
 
-def _options(init: Path | None) -> dict[str, Any]:
-    return {"init": str(init) if init else None, "device": "cpu"}
+def _options(init: Path | None, accept_appended: bool) -> dict[str, Any]:
+    return {"init": str(init) if init else None, "device": "cpu", "accept_appended": accept_appended}

@@ -30,9 +30,10 @@ from vmae_data.format import (
     path_to_text,
 )
 from vmae_data.progress import ProgressBar, ProgressStyle
+from vmae_data.shards.compare_plan import SizeChanges, compare_plan
 from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures
 from vmae_data.shards.pack import pack_shard
-from vmae_data.shards.plan import WHOLE, Part, compare_plan, make_plan, write_plan
+from vmae_data.shards.plan import WHOLE, Part, make_plan, write_appended_plan, write_plan
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import Listing, find_sources
@@ -56,6 +57,7 @@ def build_shards(
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     part: Part | None = None,
+    append: bool = False,
     retry_failed: bool = False,
     staging: Path | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
@@ -67,6 +69,7 @@ def build_shards(
     `workers`: encodes at a time [default: one per core]; on Ray per task. With `part` only its shards are made and no
     index is written; `merge_parts` writes it when all parts are done.
     Encodes wait for their shard in `staging` [default: inside `dest`; in this machine's cache if `dest` is remote].
+    With `append` the videos that `source` gained go into new shards of the data set that `dest` holds.
     Failed sources stay failed, unless `retry_failed`: then their shards are packed again.
     `on_start` is called with the sources when every check has passed.
     Raises VmaeError for problems of the whole build: a full disk, a different plan, another running build.
@@ -87,10 +90,12 @@ def build_shards(
     _check_destination(dest, listing.folder)
     with workspace.locked("build", part):
         # Read what is there before anything is written: a newer version may have written it.
-        _check_index_version(dest / INDEX)
-        plan = compare_plan(dest, plan)
+        old_index = _read_index(dest / INDEX)
+        compared = compare_plan(dest, plan, source=source, append=append)
+        plan = compared.plan
         jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
-        write_plan(dest, plan)
+        jobs.require_ffmpeg(binary.sha256, retry_failed=retry_failed)
+        write_appended_plan(dest, plan) if compared.appended else write_plan(dest, plan)
         on_start(listing)
         _write_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
@@ -98,12 +103,13 @@ def build_shards(
         if retry_failed:
             jobs.reset_failures()
 
-        encoded, encoded_bytes = _encode_and_pack(jobs, execute, style)
+        encoded, encoded_bytes = _encode_and_pack(jobs, old_index, execute, style)
 
-        index = None
+        index, changes = None, SizeChanges(listing if append else None)
         if part is None:
-            index = finish_build(workspace, plan.facts, jobs.heads())
-        elif not exists(dest / INDEX):  # after the merge, parts write no list
+            index = finish_build(workspace, plan.facts, jobs.heads(), changes.note)
+        elif not (exists(dest / INDEX) and old_index and old_index.plan == plan.facts.digest()):
+            # After the merge, parts write no list.
             write_part_failures(dest, part, jobs.heads())
     return BuildReport(
         heads=jobs.heads(),
@@ -115,11 +121,17 @@ def build_shards(
         unlisted=len(listing.unlisted),
         excluded=listing.num_excluded,
         unmatched=len(listing.unmatched),
+        appended=compared.appended,
+        changed=changes.paths,
+        removed=compared.removed,
     )
 
 
-def _encode_and_pack(jobs: BuildJobs, execute: Executor, style: ProgressStyle) -> tuple[int, int]:
+def _encode_and_pack(jobs: BuildJobs, index: Index | None, execute: Executor, style: ProgressStyle) -> tuple[int, int]:
     """Encode every remaining source, pack each shard when its sources are encoded.
+
+    `index` is that of `dest`. It is removed if it lists what this run makes. An append keeps it: until the end, the data
+    set is what it was.
 
     Returns how many sources this run tried to encode, and the bytes of the sources that gave samples.
     """
@@ -130,8 +142,9 @@ def _encode_and_pack(jobs: BuildJobs, execute: Executor, style: ProgressStyle) -
             return 0, 0
         jobs.staging.mkdir(parents=True, exist_ok=True)
         # The index says that the data set is complete, but a shard is missing.
-        for name in (INDEX, SAMPLES, FAILURES):
-            remove(jobs.dest / name)
+        if index is None or jobs.breaks(index):
+            for name in (INDEX, SAMPLES, FAILURES):
+                remove(jobs.dest / name)
         with closing(execute(jobs.remaining(), encode_source, pack_shard)) as results:
             for result in results:
                 if isinstance(result, ShardHead):
@@ -170,18 +183,18 @@ def _first_video(folder: StoragePath) -> bytes | None:
     return None
 
 
-def _check_index_version(path: StoragePath) -> None:
-    """Raise NewerFormatError for a newer version's index. A damaged index is written again."""
+def _read_index(path: StoragePath) -> Index | None:
+    """The index, if there is one that is not damaged. Raises NewerFormatError for a newer version's."""
     try:
         data = read_bytes(path)
     except NotFoundError:
-        return
+        return None
     try:
-        decode_record(data, Index, str(path))
+        return decode_record(data, Index, str(path))
     except NewerFormatError:
         raise
     except DataError:
-        return
+        return None
 
 
 def _write_unlisted(path: StoragePath, unlisted: tuple[bytes, ...]) -> None:

@@ -93,7 +93,7 @@ def estimate_build(
     on_start(listing)
     with ProgressBar("videos of the sample", len(sample), style) as progress, tempfile.TemporaryDirectory() as folder:
         jobs = [
-            encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder), rules=plan.facts.rules)
+            encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder), plan_rules=plan.facts.rules)
             for video, _ in sample
         ]
         started_at = time.monotonic()

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,6 +23,15 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, NewerFormatError
+from vmae_data.names import (
+    key_of,
+    marker_name,
+    member_suffix,
+    path_from_text,
+    path_to_line,
+    path_to_text,
+    tar_name,
+)
 
 __all__ = [
     "FAILURES",
@@ -45,6 +52,7 @@ __all__ = [
     "Packets",
     "PhaseFacts",
     "PlanFacts",
+    "PlanStage",
     "Rational",
     "Regular",
     "SampleEntry",
@@ -74,11 +82,9 @@ RULES = 2
 rules. docs/format.md, section "Rules", lists what they changed."""
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What `msgspec.json.decode` raises for bytes that are not the expected JSON, or not UTF-8."""
+MAX_STAGES = 10_000  # of a plan: the cost of a stage's digest grows with their number
 PLAN, PLAN_TABLE, SAMPLES = "plan.json", "plan.arrow", "samples.arrow"
 FAILURES, UNLISTED, INDEX = "failures.jsonl", "unlisted.txt", "index.json"
-
-SLUG_LENGTH = 60
-HASH_LENGTH = 16
 
 
 class Rational(Struct, frozen=True, array_like=True):
@@ -254,6 +260,18 @@ class Failure(Struct, frozen=True, kw_only=True):
     detail: str
 
 
+class PlanStage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a plan said before videos were appended. Appended sources, shards and classes follow the earlier ones."""
+
+    listing: str
+    sources: int
+    shards: int
+    classes: int
+    ffmpeg: str
+    ffmpeg_sha256: str
+    rules: int = 1
+
+
 class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """plan.json: everything that the bytes of the shards depend on. Equal plans give equal shards.
 
@@ -261,7 +279,7 @@ class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     version: int
-    listing: str  # digest of relative paths and labels; also the data set's id in every random number
+    listing: str  # digest of relative paths and labels
     sources: int
     shards: int
     classes: tuple[str, ...]
@@ -270,10 +288,34 @@ class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ffmpeg: str
     ffmpeg_sha256: str
     rules: int = 1  # see RULES
+    appended_to: tuple[PlanStage, ...] = ()  # before each append, the first build first
+
+    def __post_init__(self) -> None:
+        counts = [*((stage.sources, stage.shards) for stage in self.appended_to), (self.sources, self.shards)]
+        if len(counts) > MAX_STAGES or any(a >= c or b >= d for (a, b), (c, d) in itertools.pairwise(counts)):
+            raise ValueError(f"appended_to has more than {MAX_STAGES} stages, or they do not grow")
+
+    @property
+    def id(self) -> str:
+        """The data set's id in every random number: the digest of its first listing."""
+        return self.appended_to[0].listing if self.appended_to else self.listing
 
     def digest(self) -> str:
         """sha256 of the canonical bytes."""
         return hashlib.sha256(encode_record(self)).hexdigest()
+
+    def stages(self) -> tuple[PlanFacts, ...]:
+        """The plan after the first build and after each append; the last is this one."""
+        return (*(self._before(n) for n in range(len(self.appended_to))), self)
+
+    def _before(self, append: int) -> PlanFacts:
+        values = msgspec.structs.asdict(self.appended_to[append])
+        values["classes"] = self.classes[: values["classes"]]
+        return msgspec.structs.replace(self, **values, appended_to=self.appended_to[:append])
+
+    def stage_of(self, shard: int) -> int:
+        """The position in `stages` of the plan that has the shard first: its digest is in the shard's marker."""
+        return sum(shard >= stage.shards for stage in self.appended_to)
 
 
 class ShardListing(Struct, frozen=True, kw_only=True):
@@ -339,48 +381,6 @@ def decode_record(data: bytes, kind: type[T], where: str) -> T:
         return msgspec.json.decode(data, type=kind)
     except NOT_JSON as error:
         raise DataError(f"{where}: can't be read as {kind.__name__} ({error}). Remove it and build again") from error
-
-
-def path_to_text(path: bytes) -> str:
-    r"""A path as text: bytes that are not UTF-8 become \xNN, a backslash is doubled."""
-    text = path.replace(b"\\", b"\\\\").decode("utf-8", "surrogateescape")
-    return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
-
-
-def path_to_line(path: bytes) -> str:
-    """`path_to_text` for a file with one path per line: a line break becomes \\x0a, which `path_from_text` reads too."""
-    return path_to_text(path).replace("\n", "\\x0a").replace("\r", "\\x0d")
-
-
-def path_from_text(text: str) -> bytes:
-    """The inverse of `path_to_text`."""
-
-    def unescape(match: re.Match[bytes]) -> bytes:
-        escape = match.group(0)
-        return b"\\" if escape == b"\\\\" else bytes([int(escape[2:], 16)])
-
-    return re.sub(rb"\\\\|\\x[0-9a-f]{2}", unescape, text.encode("utf-8"))
-
-
-def key_of(path: bytes, segment: int | None = None) -> str:
-    """KEY of a source: slug of its stem, a dash, 16 hex digits of its path's sha256 (and -sNNNN)."""
-    suffix = "" if segment is None else f"-s{segment:04d}"
-    stem = PurePosixPath(path.decode("utf-8", "replace")).stem.lower()
-    slug = re.sub(r"[^a-z0-9_-]+", "-", stem)[:SLUG_LENGTH]
-    return f"{slug}-{hashlib.sha256(path).hexdigest()[:HASH_LENGTH]}{suffix}"
-
-
-def tar_name(shard: int) -> str:
-    return f"shard-{shard:06d}.tar"
-
-
-def marker_name(shard: int) -> str:
-    return f"shard-{shard:06d}.json"
-
-
-def member_suffix(phase: int) -> str:
-    """The file extension of a phase's member: mp4, p1.mp4, p2.mp4, …"""
-    return "mp4" if phase == 0 else f"p{phase}.mp4"
 
 
 def series_of(numbers: Sequence[int]) -> Series:

@@ -89,7 +89,7 @@ class FinetuneObjective(Objective):
         return {"validation": self.validation_url, "validation_digest": digest, "classes": classes}
 
     def build_model(self, init: str | None, device: torch.device) -> HeadModel:
-        target = target_of(self.setup.mixture)
+        target = target_of(self.setup.mixture, self.setup.order.samples_at_start())
         model, self.origin = build_head_model(
             self.spec.model, self.spec.geometry(), target, init=init, probe=self.spec.probe, seed=self.spec.seed
         )

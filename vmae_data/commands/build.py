@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmae_data.sources.find import Listing
     from vmae_data.storage import StoragePath
 
+NAMED = 3  # videos in a message
 Executor = Enum("Executor", {"LOCAL": "local", "RAY": "ray"})
 
 
@@ -86,6 +87,10 @@ def build(
         str | None, option("I/N", "Build only part I of N, counted from 0. Run `merge` last.", "all shards")
     ] = None,
     max_failures: MaxFailures = None,
+    append: Annotated[
+        bool,
+        flag("--append", "Build the videos that SOURCE gained into new shards of DEST.", "refuse a changed SOURCE"),
+    ] = False,
     retry_failed: Annotated[bool, flag("--retry-failed", "Try failed sources again.", "skip them")] = False,
     ffmpeg: Annotated[str | None, option("FILE", "Use this ffmpeg.", "VMAE_FFMPEG, else the installed one")] = None,
     staging: Staging = None,
@@ -101,6 +106,7 @@ def build(
     Examples:
         vmae-shard build videos shards/mine
         vmae-shard build videos s3://bucket/shards/k400 --recipe k400 --dry-run
+        vmae-shard build videos shards/mine --append
     """
     from vmae_data.build import build_shards
     from vmae_data.encode.build_spec import BuildSpec
@@ -130,6 +136,8 @@ def build(
         "style": style,
         "on_start": on_start,
     }
+    if dry_run and append:
+        raise MisuseError("--dry-run --append: the estimate is of a whole build. Remove one of them")
     if dry_run:
         estimate = estimate_build(source, spec, workers=workers or num_cores(), **common)
         print_json(estimate) if as_json else print("\n".join(estimate_lines(estimate)))
@@ -142,6 +150,7 @@ def build(
         executor=executor.value,
         address=address,
         part=chosen,
+        append=append,
         retry_failed=retry_failed,
         staging=staging,
         **common,
@@ -185,6 +194,13 @@ def _print_sources(
     """Print how many videos and lists do not match each other."""
     from vmae_data.format import UNLISTED
 
+    for paths, what in (
+        (report.removed, f"of {folder} not in {source} any more"),
+        (report.changed, f"of {source} changed since it was built"),
+    ):
+        if paths:
+            names = ", ".join([*paths[:NAMED], *["…"] * (len(paths) > NAMED)])
+            print(f"{plural(len(paths), 'video')} {what}: {names}. The data set keeps its samples")
     if report.unlisted:
         print(f"{annotations} has no row for {plural(report.unlisted, 'video')}, listed in {folder / UNLISTED}")
     if report.unmatched:

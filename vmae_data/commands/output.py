@@ -29,6 +29,9 @@ def print_build(report: BuildReport, folder: StoragePath, failures: StoragePath,
                 "unlisted": report.unlisted,
                 "left_out": report.excluded,
                 "unmatched": report.unmatched,
+                "appended": report.appended,
+                "changed": list(report.changed),
+                "removed": list(report.removed),
                 "encoded": report.encoded,
                 "read_bytes": report.read_bytes,
                 "seconds": round(report.seconds, 3),
@@ -48,6 +51,8 @@ def _print_build_table(report: BuildReport, folder: StoragePath, failures: Stora
         rows.append(("sources", f"{format_bytes(index.source_bytes)}; the shards have {percent:.3g} % of that"))
     rows += [(f"failed: {reason}", str(count)) for reason, count in report.failures.items()]
     rows.append(("time", format_seconds(report.seconds)))
+    if report.appended:
+        rows.append(("appended", f"{report.appended} videos"))
     if report.encoded:
         per_second = 1 / max(report.seconds, 1e-9)
         rows.append(("videos", f"{report.encoded} in this run, {report.encoded * per_second:.1f}/s"))

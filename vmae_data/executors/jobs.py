@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.encode.encode_source import EncodeJob, StagedSource, staged_name
-from vmae_data.format import INDEX, RULES, ShardHead
+from vmae_data.errors import MisuseError
+from vmae_data.format import INDEX, RULES, Index, ShardHead
 from vmae_data.shards.pack import ShardJob, read_heads, read_staged, unpack_shard
 from vmae_data.shards.plan import WHOLE, Part, Plan
 from vmae_data.shards.workspace import Workspace
@@ -47,10 +48,9 @@ class BuildJobs:
 
     def __init__(self, workspace: Workspace, plan: Plan, ffmpeg: str, part: Part = WHOLE) -> None:
         self.dest, self.staging, self.plan, self.ffmpeg = workspace.dest, workspace.staging, plan, ffmpeg
-        self.digest = plan.facts.digest()
-        self.rules = plan.facts.rules
+        self.retry_rules: int | None = None  # of every encode of this run, if failed sources are tried again
         self.shards = part.shards(plan.facts.shards)
-        self.done = read_heads(self.dest, self.shards, self.digest)
+        self.done = read_heads(self.dest, self.shards, plan.facts)
 
     @property
     def finished(self) -> bool:
@@ -65,9 +65,30 @@ class BuildJobs:
     def heads(self) -> list[ShardHead]:
         return [self.done[shard] for shard in self.shards]
 
+    def missing(self) -> list[int]:
+        """The shards that this run has to make."""
+        return [shard for shard in self.shards if shard not in self.done]
+
+    def require_ffmpeg(self, sha256: str, *, retry_failed: bool) -> None:
+        """Raise MisuseError if a shard to make was planned for another ffmpeg, which would give other bytes."""
+        stages = self.plan.facts.stages()
+        failed = [shard for shard, head in self.done.items() if head.failures] if retry_failed else []
+        for shard in (*self.missing(), *failed):
+            planned = stages[self.plan.facts.stage_of(shard)]
+            if planned.ffmpeg_sha256 != sha256:
+                raise MisuseError(
+                    f"{self.dest}: shard {shard} was planned for ffmpeg {planned.ffmpeg} (sha256 "
+                    f"{planned.ffmpeg_sha256[:12]}…). Name that one with --ffmpeg"
+                )
+
+    def breaks(self, index: Index) -> bool:
+        """Whether this run makes a shard that belongs to what `index` lists. Else the index stays until the end."""
+        shards = next((stage.shards for stage in self.plan.facts.stages() if stage.digest() == index.plan), None)
+        return shards is None or any(shard < shards for shard in self.missing())
+
     def reset_failures(self) -> None:
         """Undo every failed source, in packed shards and in staging. This run encodes them by the newest rules."""
-        self.rules = RULES
+        self.retry_rules = RULES
         failed = [shard for shard, head in self.done.items() if head.failures]
         if failed:
             remove(self.dest / INDEX)
@@ -83,16 +104,22 @@ class BuildJobs:
 
     def remaining(self) -> Iterator[ShardJob]:
         """Every shard that is not done, in order; made one by one, because a data set has many sources."""
-        for shard in self.shards:
-            if shard not in self.done:
-                encodes = tuple(
-                    encode_job(self.plan, source, rules=self.rules, ffmpeg=self.ffmpeg, staging=self.staging)
-                    for source in self.plan.shard_sources(shard)
-                )
-                yield ShardJob(self.dest, self.staging, shard, encodes, self.digest)
+        stages = self.plan.facts.stages()
+        digests = [stage.digest() for stage in stages]
+        for shard in self.missing():
+            number = self.plan.facts.stage_of(shard)
+            plan_rules = stages[number].rules
+            encodes = tuple(
+                encode_job(self.plan, source, plan_rules=plan_rules, ffmpeg=self.ffmpeg, staging=self.staging)
+                for source in self.plan.shard_sources(shard)
+            )
+            if self.retry_rules is not None:
+                encodes = tuple(job._replace(rules=self.retry_rules) for job in encodes)
+            yield ShardJob(self.dest, self.staging, shard, encodes, digests[number])
 
 
-def encode_job(plan: Plan, source: SourceVideo, *, rules: int, ffmpeg: str, staging: Path) -> EncodeJob:
+def encode_job(plan: Plan, source: SourceVideo, *, plan_rules: int, ffmpeg: str, staging: Path) -> EncodeJob:
+    """The encode of a source by the rules of its plan."""
     return EncodeJob(
         key=source.key,
         path=source.path,
@@ -101,8 +128,8 @@ def encode_job(plan: Plan, source: SourceVideo, *, rules: int, ffmpeg: str, stag
         class_name=plan.class_name(source.label),
         split=plan.facts.split,
         spec=plan.spec,
-        rules=rules,
-        plan_rules=plan.facts.rules,
+        rules=plan_rules,
+        plan_rules=plan_rules,
         ffmpeg=ffmpeg,
         staging=staging,
     )

@@ -126,11 +126,18 @@ class MixtureOrder:
     """
 
     def __init__(
-        self, shard_sizes: Sequence[Sequence[int]], weights: Sequence[float], *, seed: int, batch: int
+        self,
+        shard_sizes: Sequence[Sequence[int]],
+        weights: Sequence[float],
+        *,
+        seed: int,
+        batch: int,
+        starts: Sequence[int] | None = None,
     ) -> None:
+        """`starts`: the number of the first sample of each data set. [default: they follow each other]"""
         self._sizes, self._seed, self._batch = shard_sizes, seed, batch
         self._lengths = [sum(sizes) for sizes in shard_sizes]
-        self._starts = np.cumsum([0, *self._lengths[:-1]])
+        self._starts = np.cumsum([0, *self._lengths[:-1]]) if starts is None else starts
         self._bounds = _bounds(weights or self._lengths)
         self.steps_per_epoch = sum(self._lengths) // batch
         self._before = [np.zeros(len(shard_sizes), dtype=np.int64)]  # positions of each set before each epoch

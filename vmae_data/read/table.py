@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from vmae_data import rng
 from vmae_data.errors import DataError, VmaeError
-from vmae_data.format import INDEX, PLAN_TABLE, SAMPLES, Index, Label, Regular, Series, decode_record
+from vmae_data.format import INDEX, PLAN_TABLE, SAMPLES, Index, Label, Regular, Series, decode_record, encode_record
 from vmae_data.read.load_index import copy_table, read_index
 from vmae_data.read.validation import check_index, check_table
 from vmae_data.storage import StoragePath, read_bytes, storage_path
@@ -83,6 +84,21 @@ class Table:
 
     def __len__(self) -> int:
         return self.index.samples
+
+    def digest_of(self, shards: int) -> str:
+        """A digest of the first shards and of all that an append to the data set does not change."""
+        part = msgspec.structs.replace(
+            self.index,
+            samples=0,
+            samples_sha256="",
+            classes=(),
+            plan="",
+            plan_table_sha256="",
+            failures={},
+            source_bytes=None,
+            shardlist=self.index.shardlist[:shards],
+        )
+        return hashlib.sha256(encode_record(part)).hexdigest()
 
     @property
     def classes(self) -> tuple[str, ...]:

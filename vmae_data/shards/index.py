@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from vmae_data.format import (
     ShardHead,
     ShardListing,
     ShardMarker,
+    SourceFacts,
     decode_record,
     encode_record,
     expand_series,
@@ -42,10 +43,17 @@ from vmae_data.storage import Span, StoragePath, commit_bytes, hash_file, read_e
 __all__ = ["failure_lines", "write_index"]
 
 
-def write_index(dest: StoragePath, staging: Path, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
+def write_index(
+    dest: StoragePath,
+    staging: Path,
+    plan: PlanFacts,
+    heads: Sequence[ShardHead],
+    on_source: Callable[[SourceFacts], object] = lambda source: None,
+) -> Index:
     """Write failures.jsonl, samples.arrow, and index.json last: with it the data set is complete.
 
     `staging` may hold the facts of shards that this machine uploaded.
+    `on_source` is called with the source of each sample.
     Raises VmaeError if every video failed.
     """
     spec = spec_of(plan)
@@ -60,6 +68,8 @@ def write_index(dest: StoragePath, staging: Path, plan: PlanFacts, heads: Sequen
     for number, (path, head, data) in enumerate(zip(markers, full, read_each(markers), strict=True)):
         marker = decode_record(data, ShardMarker, str(path))
         facts = _read_facts(dest / marker.tar, staging / facts_name(marker.shard), marker)
+        for one in facts:
+            on_source(one.source)
         sources = _source_numbers([one.source.path for one in facts])
         parts.append(_rows(number, [num_sources + source for source in sources], marker.samples, facts))
         labels += [entry.label for entry in marker.samples]
@@ -70,7 +80,7 @@ def write_index(dest: StoragePath, staging: Path, plan: PlanFacts, heads: Sequen
     commit_bytes(dest / SAMPLES, table)
     index = Index(
         version=FORMAT_VERSION,
-        id=plan.listing,
+        id=plan.id,
         samples=len(labels),
         samples_sha256=hashlib.sha256(table).hexdigest(),
         classes=plan.classes,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmae_data.errors import DataError
-from vmae_data.format import UNLISTED, Index, PlanFacts, ShardHead
+from vmae_data.format import UNLISTED, Index, PlanFacts, ShardHead, SourceFacts
 from vmae_data.shards.index import failure_lines, write_index
 from vmae_data.shards.pack import read_heads
-from vmae_data.shards.plan import Part, read_plan
+from vmae_data.shards.plan import Part, read_plan, read_sources
 from vmae_data.shards.workspace import Workspace, workspace_of
 from vmae_data.storage import LOCK, StoragePath, commit_bytes, exists, list_names, part_name, read_bytes, remove
 
@@ -36,6 +36,9 @@ class BuildReport:
     read_bytes: int = 0  # of those that gave samples
     excluded: int = 0  # sources that `exclude` names
     unmatched: int = 0  # paths that `exclude` names, and that match no source
+    appended: int = 0  # sources that this run added to the data set
+    changed: Sequence[str] = ()  # sources whose file has another size than when it was built; looked for on append
+    removed: Sequence[str] = ()  # sources of the data set that are no longer in its source
 
     @property
     def samples(self) -> int:
@@ -70,9 +73,11 @@ def merge_parts(dest: StoragePath, staging: Path | None = None) -> BuildReport:
     read_plan(dest)  # before the lock, which would make a folder of any path
     with workspace.locked("build"):
         plan = read_plan(dest)
-        heads = read_heads(dest, range(plan.shards), plan.digest())
+        heads = read_heads(dest, range(plan.shards), plan)
         if len(heads) < plan.shards:
             raise DataError(_missing_shards(workspace, [shard for shard in range(plan.shards) if shard not in heads]))
+        if plan.appended_to:
+            read_sources(dest, plan)  # raises if parts of different appends wrote the two files of the plan
         index = finish_build(workspace, plan, list(heads.values()))
         unlisted = read_bytes(dest / UNLISTED).count(b"\n") if exists(dest / UNLISTED) else 0
     return BuildReport(
@@ -105,7 +110,12 @@ def _count_of(name: str) -> int | None:
     return int(match[2]) if match else None
 
 
-def finish_build(workspace: Workspace, plan: PlanFacts, heads: Sequence[ShardHead]) -> Index:
+def finish_build(
+    workspace: Workspace,
+    plan: PlanFacts,
+    heads: Sequence[ShardHead],
+    on_source: Callable[[SourceFacts], object] = lambda source: None,
+) -> Index:
     """Every shard is packed: write the index, and remove all files that were only needed until now."""
     workspace.remove_temporary_files()
     if not workspace.staging_is_outside:  # before the index: a folder with an index holds nothing else
@@ -114,7 +124,7 @@ def finish_build(workspace: Workspace, plan: PlanFacts, heads: Sequence[ShardHea
     for name in list_names(workspace.dest):
         if name.startswith(f"{PART_FAILURES}-part-"):
             remove(workspace.dest / name)
-    index = write_index(workspace.dest, workspace.staging, plan, heads)
+    index = write_index(workspace.dest, workspace.staging, plan, heads, on_source)
     workspace.remove_staging()
     return index
 

@@ -21,6 +21,7 @@ from vmae_data.format import (
     Failure,
     Label,
     MemberEntry,
+    PlanFacts,
     SampleEntry,
     SampleFacts,
     ShardHead,
@@ -315,16 +316,17 @@ class _MarkerHead(msgspec.Struct, kw_only=True):
     failures: tuple[Failure, ...] = ()
 
 
-def read_heads(dest: StoragePath, shards: Iterable[int], plan: str) -> dict[int, ShardHead]:
+def read_heads(dest: StoragePath, shards: Iterable[int], plan: PlanFacts) -> dict[int, ShardHead]:
     """The finished ones of these shards: their marker has this plan, their tar is complete in size.
 
     The folder is listed once, and a store's markers are read concurrently.
     """
-    sizes = list_names(dest)
+    sizes, digests = list_names(dest), [stage.digest() for stage in plan.stages()]
     marked = [shard for shard in shards if marker_name(shard) in sizes]
     heads = {}
     for shard, data in zip(marked, read_each([dest / marker_name(shard) for shard in marked]), strict=True):
-        head = _head_of(data, shard, plan, sizes.get(tar_name(shard)), str(dest / marker_name(shard)))
+        digest = digests[plan.stage_of(shard)]
+        head = _head_of(data, shard, digest, sizes.get(tar_name(shard)), str(dest / marker_name(shard)))
         if head is not None:
             heads[shard] = head
     return heads

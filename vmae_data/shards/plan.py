@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundError
+from vmae_data.errors import DataError, MisuseError, NewerFormatError
 from vmae_data.format import (
     FORMAT_VERSION,
     PLAN,
@@ -20,15 +20,28 @@ from vmae_data.format import (
     PlanFacts,
     decode_record,
     encode_record,
+    path_from_text,
     path_to_text,
 )
-from vmae_data.labels import label_columns
-from vmae_data.recipes import difference, shorten_digests, with_defaults
+from vmae_data.labels import label_columns, table_labels
+from vmae_data.recipes import difference, shorten_digests
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest
 from vmae_data.sources.video_files import Folder
 from vmae_data.storage import StoragePath, commit_bytes, create_bytes, read_bytes, writer_name
 
-__all__ = ["WHOLE", "Part", "Plan", "compare_plan", "make_plan", "read_plan", "spec_of", "write_plan"]
+__all__ = [
+    "WHOLE",
+    "Part",
+    "Plan",
+    "make_plan",
+    "plan_recipe",
+    "read_plan",
+    "read_sources",
+    "refuse_difference",
+    "spec_of",
+    "write_appended_plan",
+    "write_plan",
+]
 
 
 class Part(NamedTuple):
@@ -53,8 +66,12 @@ class Plan(NamedTuple):
     spec: BuildSpec
 
     def shard_sources(self, shard: int) -> tuple[SourceVideo, ...]:
-        size = self.spec.samples_per_shard
-        return self.sources[shard * size : (shard + 1) * size]
+        """The sources of a shard. Each append begins a shard."""
+        stage, before = self.facts.stage_of(shard), self.facts.appended_to
+        first_source, first_shard = (before[stage - 1].sources, before[stage - 1].shards) if stage else (0, 0)
+        end = before[stage].sources if stage < len(before) else len(self.sources)
+        start = first_source + (shard - first_shard) * self.spec.samples_per_shard
+        return self.sources[start : min(start + self.spec.samples_per_shard, end)]
 
     def class_name(self, label: Label | None) -> str | None:
         """The name of a single class; a sample with several classes stores numbers only."""
@@ -74,11 +91,11 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
             )
     facts = PlanFacts(
         version=FORMAT_VERSION,
-        listing=listing_digest(listing),
+        listing=listing_digest(listing.sources, listing.classes),
         sources=len(ordered),
         shards=-(-len(ordered) // spec.samples_per_shard),
         classes=listing.classes,
-        recipe=_plan_recipe(msgspec.to_builtins(spec)),
+        recipe=plan_recipe(msgspec.to_builtins(spec)),
         split=split,
         ffmpeg=ffmpeg,
         ffmpeg_sha256=ffmpeg_sha256,
@@ -87,35 +104,32 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
     return Plan(facts, listing.folder, tuple(ordered), spec)
 
 
-def _plan_recipe(values: dict[str, Any]) -> dict[str, Any]:
+def plan_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """Without `columns`: the listing's digest covers what they gave."""
     return {key: value for key, value in values.items() if key != "columns"}
 
 
-def compare_plan(dest: StoragePath, plan: Plan) -> Plan:
-    """The plan with the facts stored in `dest`, if any: digests are those of the stored plan.
-
-    A recipe key that the stored plan lacks is compared by its default. Older rules of a stored plan hold: equal plans
-    give equal shards, whichever version makes them.
-    Raises MisuseError with the difference: a destination holds one plan.
-    """
-    try:
-        stored = read_plan(dest)
-    except NotFoundError:
-        return plan
-    completed = msgspec.structs.replace(stored, recipe=_plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
-    _refuse_difference(dest, completed, msgspec.structs.replace(plan.facts, rules=stored.rules))
-    return plan._replace(facts=stored)
-
-
 def write_plan(dest: StoragePath, plan: Plan) -> None:
-    """Write the plan. If parts start at the same time, the first plan counts. Raises MisuseError as `compare_plan` does."""
+    """Write the plan. If parts start at the same time, the first plan counts. Raises MisuseError for another plan."""
     if not create_bytes(dest / PLAN, encode_record(plan.facts)):
-        _refuse_difference(dest, read_plan(dest), plan.facts)
+        refuse_difference(dest, read_plan(dest), plan.facts)
     commit_bytes(dest / PLAN_TABLE, _plan_table(plan), writer_name())
 
 
-def _refuse_difference(dest: StoragePath, stored: PlanFacts, new: PlanFacts) -> None:
+def write_appended_plan(dest: StoragePath, plan: Plan) -> None:
+    """Replace the plan by one that appends to it. Its last file is `plan.json`: before that, nothing was appended.
+
+    Raises MisuseError if `dest` meanwhile has another plan.
+    """
+    stored = read_plan(dest)
+    if stored.digest() not in {stage.digest() for stage in plan.facts.stages()}:
+        raise MisuseError(f"{dest}: another build appended to it meanwhile. Run the same build again")
+    commit_bytes(dest / PLAN_TABLE, _plan_table(plan), writer_name())
+    commit_bytes(dest / PLAN, encode_record(plan.facts), writer_name())
+
+
+def refuse_difference(dest: StoragePath, stored: PlanFacts, new: PlanFacts) -> None:
+    """Raise MisuseError with the difference: a destination holds one plan."""
     changed = difference(msgspec.to_builtins(stored), msgspec.to_builtins(new))
     if changed:
         raise MisuseError(
@@ -133,6 +147,26 @@ def read_plan(dest: StoragePath) -> PlanFacts:
     return plan
 
 
+def read_sources(dest: StoragePath, plan: PlanFacts) -> tuple[SourceVideo, ...]:
+    """The sources of a stored plan, in its order. Further rows are of an append that was killed before it began.
+
+    Raises DataError if `plan.arrow` is missing, damaged, or of another plan.
+    """
+    path = dest / PLAN_TABLE
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(read_bytes(path))).read_all().slice(0, plan.sources)
+        table.validate(full=True)  # a damaged offset would point outside the memory
+        columns = table.to_pydict()
+        rows = zip(columns["key"], columns["path"], table_labels(columns), strict=True)
+        sources = tuple(SourceVideo(key, path_from_text(text), label) for key, text, label in rows)
+        found = listing_digest(sources, plan.classes)
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: can't be read ({error}). Restore it, or build into another folder") from error
+    if found != plan.listing:
+        raise DataError(f"{path}: is not the table of {PLAN}. Restore it, or build into another folder")
+    return sources
+
+
 def spec_of(plan: PlanFacts) -> BuildSpec:
     """The recipe of a plan. Raises DataError if another version of this program wrote it."""
     try:
@@ -144,13 +178,14 @@ def spec_of(plan: PlanFacts) -> BuildSpec:
 
 
 def _plan_table(plan: Plan) -> bytes:
-    size = plan.spec.samples_per_shard
     table = pa.table(
         {
             "key": pa.array([source.key for source in plan.sources], pa.string()),
             "path": pa.array([path_to_text(source.path) for source in plan.sources], pa.string()),
             **label_columns([source.label for source in plan.sources]),
-            "shard": pa.array([n // size for n in range(len(plan.sources))], pa.int32()),
+            "shard": pa.array(
+                [shard for shard in range(plan.facts.shards) for _ in plan.shard_sources(shard)], pa.int32()
+            ),
         }
     )
     sink = pa.BufferOutputStream()

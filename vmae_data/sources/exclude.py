@@ -101,7 +101,7 @@ def _table_paths(columns: dict[str, list[Any]], listing: Listing, file: str) -> 
     two data sets may have a file of the same name.
     """
     digests = set(columns["listing"])
-    own = listing_digest(listing) if len(digests) > 1 else None
+    own = listing_digest(listing.sources, listing.classes) if len(digests) > 1 else None
     if own is not None and own not in digests:
         names = ", ".join(sorted({str(name) for name in columns["data_set"]}))
         raise MisuseError(

@@ -257,11 +257,11 @@ def _class_label(row: Row, numbers: dict[str, int], *, several: bool) -> Label |
     return tuple(label) if several else label[0]
 
 
-def listing_digest(listing: Listing) -> str:
+def listing_digest(sources: Sequence[SourceVideo], classes: Sequence[str]) -> str:
     """A digest of the relative paths and labels. It stays the same if the folder moves."""
     lines = (
-        f"{path_to_text(source.path)}\t{label_text(source.label, listing.classes)}\n".encode("utf-8", "surrogateescape")
-        for source in listing.sources
+        f"{path_to_text(source.path)}\t{label_text(source.label, classes)}\n".encode("utf-8", "surrogateescape")
+        for source in sources
     )
     digest = hashlib.sha256()
     for line in sorted(lines):

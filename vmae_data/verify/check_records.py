@@ -104,10 +104,14 @@ def plan_problems(folder: StoragePath, plan: PlanFacts) -> Iterator[Problem]:
         yield Problem(PLAN_TABLE, "keys do not match the paths")
     if sorted(set(shards)) != list(range(plan.shards)) or shards != sorted(shards):
         yield Problem(PLAN_TABLE, f"does not fill the {plan.shards} shards of {PLAN} in order")
-    # The digest that the plan stores: of relative paths and class names, sorted.
-    lines = sorted(f"{path}\t{name}\n".encode() for path, name in zip(paths, names, strict=True))
-    if hashlib.sha256(b"".join(lines)).hexdigest() != plan.listing:
-        yield Problem(PLAN_TABLE, f"paths and labels do not match {PLAN}")
+    # The digests that the plan stores: of relative paths and class names, sorted.
+    lines = [f"{path}\t{name}\n".encode() for path, name in zip(paths, names, strict=True)]
+    for stage in plan.stages():
+        if hashlib.sha256(b"".join(sorted(lines[: stage.sources]))).hexdigest() != stage.listing:
+            yield Problem(PLAN_TABLE, f"paths and labels do not match {PLAN}")
+    for before in plan.appended_to:
+        if shards[before.sources - 1 : before.sources + 1] != [before.shards - 1, before.shards]:
+            yield Problem(PLAN_TABLE, f"its first {before.sources} sources do not fill {before.shards} shards")
 
 
 def index_problems(
@@ -131,7 +135,7 @@ def index_problems(
     if plan is not None:
         compared += [
             ("plan", index.plan, plan.digest()),
-            ("id", index.id, plan.listing),
+            ("id", index.id, plan.id),
             ("classes", index.classes, plan.classes),
             ("split", index.split, plan.split),
             ("recipe", index.recipe, plan.recipe),

@@ -68,7 +68,7 @@ def verify_shards(folder: StoragePath, *, workers: int, style: ProgressStyle = P
     if plan is not None:
         problems += plan_problems(folder, plan)
         made_by = {marker.plan for marker in markers} | ({index.plan} if index is not None else set())
-        if len(made_by) == 1 and made_by != {plan.digest()}:
+        if made_by and made_by.isdisjoint(stage.digest() for stage in plan.stages()):
             problems.append(Problem(PLAN, "is not the plan of the shards and the index"))
     if index is not None:
         problems += index_problems(folder, index, plan, markers, rows, all_read=all_read)
@@ -99,10 +99,10 @@ def _shard_tasks(
         rows_of.setdefault(row.shard, []).append(row)
     # Every task carries the index to its worker, so it goes without the list of all shards.
     index_head = msgspec.structs.replace(index, shardlist=()) if index else None
-    digest = plan.digest() if plan else index.plan if index else None
+    digests = [stage.digest() for stage in plan.stages()] if plan else [index.plan] if index else [None]
     tasks = []
     for shard in sorted(_shard_numbers(plan, (*positions, *names))):
-        position = positions.get(tar_name(shard))
+        position, digest = positions.get(tar_name(shard)), digests[plan.stage_of(shard) if plan else 0]
         if index is None or position is None:
             tasks.append(ShardTask(folder, shard, index_head, None, None, digest))
         else:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
 from vmae_train.commands.options import (
+    AcceptAppended,
     Data,
     Device,
     DryRun,
@@ -37,6 +38,7 @@ def finetune(
         ),
     ] = None,
     settings: Settings = None,
+    accept_appended: AcceptAppended = False,
     dry_run: DryRun = False,
     device: Device = None,
     storage: StorageOptions = None,
@@ -79,6 +81,7 @@ def finetune(
             out=out,
             scratch=scratch,
             init=init,
+            accept_appended=accept_appended,
             device=device,
             style=style,
             distributed=distributed,

@@ -9,6 +9,7 @@ from vmae_data.console import argument, flag, option
 from vmae_data.errors import RecipeError, VmaeError
 
 __all__ = [
+    "AcceptAppended",
     "Checkpoint",
     "Data",
     "Device",
@@ -40,6 +41,10 @@ Scratch = Annotated[
     Path | None, option("DIR", "Keep local files in DIR while --out is in a bucket.", "the local cache")
 ]
 Init = Annotated[str | None, option("CKPT", "Start from the weights of this run or checkpoint.", "random weights")]
+AcceptAppended = Annotated[
+    bool,
+    flag("--accept-appended", "Continue a run on data sets that were appended to, from its next epoch.", "refuse them"),
+]
 DryRun = Annotated[
     bool, flag("--dry-run", "Train two steps, estimate time, memory and disk, and write nothing.", "train the run")
 ]

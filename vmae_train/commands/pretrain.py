@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style
-from vmae_train.commands.options import Data, Device, DryRun, Init, Recipe, RunOut, Scratch, check_recipe, need_torch
+from vmae_train.commands.options import (
+    AcceptAppended,
+    Data,
+    Device,
+    DryRun,
+    Init,
+    Recipe,
+    RunOut,
+    Scratch,
+    check_recipe,
+    need_torch,
+)
 from vmae_train.commands.output import print_dry_run, print_result, print_unreadable
 
 
@@ -14,6 +25,7 @@ def pretrain(
     init: Init = None,
     scratch: Scratch = None,
     settings: Settings = None,
+    accept_appended: AcceptAppended = False,
     dry_run: DryRun = False,
     device: Device = None,
     storage: StorageOptions = None,
@@ -49,7 +61,15 @@ def pretrain(
                 print_dry_run(report, quiet, as_json)
             return
         trainer = run(
-            spec, data=data, out=out, scratch=scratch, init=init, device=device, style=style, distributed=distributed
+            spec,
+            data=data,
+            out=out,
+            scratch=scratch,
+            init=init,
+            accept_appended=accept_appended,
+            device=device,
+            style=style,
+            distributed=distributed,
         )
     if distributed.is_main:
         values = {"out": str(out), "step": trainer.step, "unreadable": trainer.unreadable}

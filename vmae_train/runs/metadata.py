@@ -9,6 +9,7 @@ import msgspec
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
+from vmae_data.read.batches import DataStage
 from vmae_data.read.mixture import Mixture
 from vmae_data.recipes import build_spec, difference, shorten_digests, with_defaults
 from vmae_data.storage import commit_bytes
@@ -73,6 +74,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     data_digest: tuple[str, ...]
     data_listing: tuple[str, ...] = ()  # digests of the source videos, independent of how they were built
     data_weight: tuple[float, ...] = ()  # of each data set, if weights were given
+    data_stages: tuple[DataStage, ...] = ()  # which shards are read from which epoch on; older runs lack it
     validation: str | None = None
     validation_digest: str | None = None
     init: str | None = None
@@ -81,24 +83,56 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < len(self.data) == len(self.data_digest) or len(self.data_weight) not in (0, len(self.data)):
             raise ValueError("data, data_digest and data_weight have different lengths")
+        epochs = [stage.epoch for stage in self.data_stages]
+        if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
+            raise ValueError("data_stages do not begin at epoch 0, or are not in order")
 
 
-def check_run(folder: Path, facts: RunFacts, spec: type[msgspec.Struct], name: str) -> None:
+def check_run(
+    folder: Path, facts: RunFacts, mixture: Mixture, spec: type[msgspec.Struct], name: str, *, accept_appended: bool
+) -> tuple[DataStage, ...]:
     """Check that the run in `folder`, if any, is this one. `spec` is the recipe's class, `name` the run's --out.
 
+    Returns the stages of its data, without one for shards that were appended since.
     Keys that the program has gained since are compared with their defaults. Raises MisuseError with the difference.
     """
     if not (folder / RUN).exists():
-        return
+        return facts.data_stages
     # As it will be read back: a tuple becomes a list.
     given = msgspec.json.decode(msgspec.json.encode(facts), type=RunFacts)
     stored = read_facts(folder)
     stored = msgspec.structs.replace(stored, recipe=with_defaults(stored.recipe, spec))
+    stages = stored.data_stages
+    if stored.data_digest == given.data_digest:
+        stages = stages or given.data_stages
+    elif stages and stages[-1].begins(mixture):
+        _check_appended(stored, given, mixture, name, accept_appended=accept_appended)
+        stored = msgspec.structs.replace(stored, data_digest=given.data_digest)
     changed = difference(_fixed(stored), _fixed(given))
     if changed:
         raise MisuseError(
             f"{name}: was started with other settings ({shorten_digests('; '.join(changed))}). "
             "Use the old settings, or name another --out"
+        )
+    return stages
+
+
+def _check_appended(stored: RunFacts, given: RunFacts, mixture: Mixture, name: str, *, accept_appended: bool) -> None:
+    """Raises MisuseError for appended shards that were not accepted, and for classes that a head does not have."""
+    known = stored.data_stages[-1].shards
+    grown = [
+        f"{shards.url} gained {sum(shards.shard_sizes[count:])} samples"
+        for shards, count in zip(mixture.sets, known, strict=True)
+        if len(shards.shard_sizes) > count
+    ]
+    if stored.classes != given.classes:
+        raise MisuseError(
+            f"{name}: its data gained {len(given.classes) - len(stored.classes)} classes, which its head lacks. "
+            "Start a new run with --init, or use the data as it was"
+        )
+    if grown and not accept_appended:
+        raise MisuseError(
+            f"{name}: {', '.join(grown)} since this run began. Add --accept-appended to use them from the next epoch on"
         )
 
 
@@ -110,7 +144,7 @@ def write_facts(folder: Path, facts: RunFacts) -> None:
 def _fixed(facts: RunFacts) -> dict[str, Any]:
     """What must not change. Data may move, but its digest (and so its listing) must stay."""
     values: dict[str, Any] = msgspec.to_builtins(facts)
-    for name in ("data", "data_listing", "validation"):
+    for name in ("data", "data_listing", "data_stages", "validation"):
         values.pop(name)
     for keys in _MAY_CHANGE:
         inner = values["recipe"]

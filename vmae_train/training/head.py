@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -96,12 +97,15 @@ class HeadTarget(NamedTuple):
         return isinstance(model, kind) and model.classes == self.classes
 
 
-def target_of(mixture: Mixture) -> HeadTarget:
-    """What the labels of the data ask a head to predict. A constant value gets standard deviation 1."""
+def target_of(mixture: Mixture, samples: Sequence[int]) -> HeadTarget:
+    """What the labels of the data ask a head to predict; values have the mean and standard deviation of these samples.
+
+    A constant value gets standard deviation 1.
+    """
     first = mixture.sets[0]
     if first.label_kind is not LabelKind.VALUES:
         return HeadTarget(first.label_kind, first.classes)
-    values_NR = mixture.targets(range(len(mixture))).astype(np.float64)
+    values_NR = mixture.targets(samples).astype(np.float64)
     values = (
         RegressedValue(name=f"value {r}", mean=float(column.mean()), spread=float(column.std()) or 1.0)
         for r, column in enumerate(values_NR.T, 1)

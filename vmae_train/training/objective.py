@@ -28,7 +28,7 @@ class Objective(ABC):
     validate_every: int | None = None  # steps between validations
 
     def prepare(self, setup: TrainingSetup) -> None:
-        """Check the data. Raises MisuseError, DataError."""
+        """Check the data. Raises MisuseError, DataError. The trainer sets `setup` again when it knows the run."""
         self.setup = setup
 
     def facts(self) -> dict[str, Any]:

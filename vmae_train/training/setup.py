@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from vmae_data.errors import MisuseError
-from vmae_data.read.batches import BatchLayout, TrainingOrder
+from vmae_data.read.batches import BatchLayout, DataStage, TrainingOrder
 from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import Shards
 from vmae_data.read.mixture import Mixture, parse_data
@@ -20,7 +20,8 @@ from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed
 from vmae_train.models.geometry import Geometry
-from vmae_train.runs.metadata import RunFacts, describe_other_data
+from vmae_train.runs.metadata import RunFacts, check_run, describe_other_data
+from vmae_train.runs.run_directory import RunDirectory
 from vmae_train.runs.trackers import check_trackers
 from vmae_train.training.diagnostics import TrainingFacts
 from vmae_train.training.optimizer import Schedule
@@ -43,10 +44,22 @@ class TrainingSetup(NamedTuple):
     layout: BatchLayout
     rank: int
     schedule: Schedule
+    accept_appended: bool = False  # shards that were appended to the data since the run began
 
     @property
     def steps(self) -> int:
         return self.schedule.steps
+
+    def for_run(self, run: RunDirectory, facts: RunFacts) -> TrainingSetup:
+        """With the stages of the data of a run. Raises MisuseError if it was started with other settings than `facts`."""
+        accept = self.accept_appended
+        stages = check_run(run.path, facts, self.mixture, type(self.spec), run.name, accept_appended=accept)
+        return self.with_stages(stages)
+
+    def with_stages(self, stages: Sequence[DataStage]) -> TrainingSetup:
+        """The same training over these stages of its data. The first gives the number of steps and the learning rates."""
+        order = TrainingOrder(self.mixture, seed=self.spec.seed, batch=self.spec.train.batch, stages=stages)
+        return self._replace(order=order, schedule=_schedule(self.spec, order))
 
     def loader(self, start: int, device: torch.device, *, targets: bool = False) -> ClipLoader:
         """This process's micro-batches from step `start` to the end. `targets`: with labels of several classes or values."""
@@ -73,6 +86,7 @@ class TrainingSetup(NamedTuple):
             data_digest=self.mixture.digests,
             data_listing=self.mixture.listings,
             data_weight=self.mixture.weights,
+            data_stages=self.order.stages,
             init=init,
             **objective,
         )
@@ -93,7 +107,9 @@ class TrainingSetup(NamedTuple):
         )
 
 
-def set_up_training(spec: RunSpec, data: Sequence[str], distributed: Distributed) -> TrainingSetup:
+def set_up_training(
+    spec: RunSpec, data: Sequence[str], distributed: Distributed, *, accept_appended: bool = False
+) -> TrainingSetup:
     """Open the data sets, each `URL` or `URL:WEIGHT`, and resolve the recipe for them.
 
     Raises MisuseError if recipe and data don't fit each other, DataError for data that can't be read.
@@ -108,7 +124,6 @@ def set_up_training(spec: RunSpec, data: Sequence[str], distributed: Distributed
     order = TrainingOrder(mixture, seed=spec.seed, batch=spec.train.batch)
     for shards in mixture.sets:
         _check_frame_sizes(shards, augment)
-    steps, per_epoch = spec.train.total_steps(order.steps_per_epoch), order.steps_per_epoch
     return TrainingSetup(
         spec=spec,
         mixture=mixture,
@@ -118,8 +133,14 @@ def set_up_training(spec: RunSpec, data: Sequence[str], distributed: Distributed
         order=order,
         layout=BatchLayout.of(spec.train.batch, spec.train.micro_batch, distributed.world_size),
         rank=distributed.rank,
-        schedule=Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=per_epoch),
+        schedule=_schedule(spec, order),
+        accept_appended=accept_appended,
     )
+
+
+def _schedule(spec: RunSpec, order: TrainingOrder) -> Schedule:
+    steps, per_epoch = spec.train.total_steps(order.steps_per_epoch), order.steps_per_epoch
+    return Schedule.of(spec.optim, batch=spec.train.batch, steps=steps, steps_per_epoch=per_epoch)
 
 
 def check_cache(cache: CacheSpec, shards: Shards) -> None:

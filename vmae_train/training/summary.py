@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from vmae_data.read.batches import TrainingOrder
 from vmae_data.read.dataset import Shards
 from vmae_data.read.order import WINDOW_SHARDS, stream_count
 from vmae_data.read.stream import is_remote
@@ -34,6 +35,7 @@ def training_rows(setup: TrainingSetup, device: torch.device, dtype: torch.dtype
     train, schedule, order = setup.spec.train, setup.schedule, setup.order
     return {
         **_data_rows(setup),
+        **_appended_row(order),
         "batch": f"{train.batch} a step, {_layout_text(setup)}"
         + (f"; {train.repeats} clips of each video" if train.repeats > 1 else ""),
         "learning rate": f"peak {schedule.peak:.4g} (base × batch / 256), lowest {schedule.lowest:.4g}, "
@@ -43,6 +45,12 @@ def training_rows(setup: TrainingSetup, device: torch.device, dtype: torch.dtype
         "device": f"{device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} CPU threads",
         **_cache_row(setup),
     }
+
+
+def _appended_row(order: TrainingOrder) -> dict[str, str]:
+    """From which epochs on appended shards are read."""
+    later = [f"{sum(stage.shards)} shards from epoch {stage.epoch} on" for stage in order.stages[1:]]
+    return {"appended": f"{sum(order.stages[0].shards)} shards at first, {', '.join(later)}"} if later else {}
 
 
 def _data_rows(setup: TrainingSetup) -> dict[str, str]:

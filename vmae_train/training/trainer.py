@@ -13,6 +13,7 @@ import msgspec
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.format import NOT_JSON
 from vmae_data.progress import ProgressBar, ProgressStyle
+from vmae_data.read.batches import DataStage
 from vmae_data.storage import commit_bytes, lock
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed, choose_device
@@ -20,10 +21,10 @@ from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.runs.best import Best, read_best, write_best
 from vmae_train.runs.layout import BEST, EVALUATION, RUN
 from vmae_train.runs.log import is_validated
-from vmae_train.runs.metadata import RunFacts, check_run, read_facts, write_facts
+from vmae_train.runs.metadata import RunFacts, read_facts, write_facts
 from vmae_train.runs.recorder import RunRecorder
 from vmae_train.runs.run_directory import RunDirectory
-from vmae_train.training.checkpoint import RunState, last_checkpoint, resume, save_checkpoint
+from vmae_train.training.checkpoint import RunState, last_checkpoint, read_state, resume, save_checkpoint
 from vmae_train.training.diagnostics import Diagnostic, check_log, check_setup
 from vmae_train.training.engine import Engine, StepResult
 from vmae_train.training.objective import Objective
@@ -48,25 +49,27 @@ def train(
     style: ProgressStyle = ProgressStyle.AUTO,
     distributed: Distributed | None = None,
     max_steps: int | None = None,
+    accept_appended: bool = False,
 ) -> Trainer:
     """Train in the folder or bucket `out`, or resume there, together with the other processes of `distributed`.
 
     `data` are data sets, each `URL` or `URL:WEIGHT`. A run in a bucket works in a folder below `scratch`, else in this
     machine's cache. `max_steps` makes a dry run: it ends after these steps and writes no log, checkpoint or score,
     only the run's facts: `out` is a temporary folder then.
+    With `accept_appended` a run continues on data sets that were appended to, from its next epoch.
 
     Raises MisuseError if recipe, data or folder don't fit each other, VmaeError if the run can't continue.
     """
     distributed = distributed or Distributed()
     with distributed.all_or_none():
         run = RunDirectory(out, scratch)
-        setup = set_up_training(spec, data, distributed)
+        setup = set_up_training(spec, data, distributed, accept_appended=accept_appended)
         objective.prepare(setup)
     with distributed.on_main_process(lock(run.path, "training")):
         trainer = Trainer(setup, objective, run, distributed, init=init, device=device, max_steps=max_steps)
         trainer.print_summary(style)
         if trainer.step < trainer.last_step or trainer.owes_validation():
-            with setup.loader(trainer.step, trainer.engine.device, targets=objective.targets) as loader:
+            with trainer.setup.loader(trainer.step, trainer.engine.device, targets=objective.targets) as loader:
                 trainer.run_steps(loader, style)
         if max_steps is None:
             trainer.finish(style)
@@ -88,19 +91,13 @@ class Trainer:
         max_steps: int | None,
     ) -> None:
         """Check the run directory, build the model, and load the last checkpoint if there is one."""
-        self.setup, self.spec, self.objective, self.run, self.distributed = (
-            setup,
-            setup.spec,
-            objective,
-            run,
-            distributed,
-        )
+        self.spec, self.objective, self.run, self.distributed = setup.spec, objective, run, distributed
         with distributed.all_or_none():
             if distributed.local_rank == 0:  # one process per machine
                 run.download(keep_newer=distributed.is_main)
         with distributed.all_or_none():
             facts = setup.run_facts(objective.kind, init, **objective.facts())
-            check_run(run.path, facts, type(self.spec), run.name)
+            self.setup = objective.setup = setup = setup.for_run(run, facts)
             torch_device = choose_device(device, threads=self.spec.train.threads, distributed=distributed)
             model = objective.build_model(init, torch_device)
             self.warnings = check_setup(setup.training_facts(objective.kind, init, frozen=objective.frozen))
@@ -116,11 +113,14 @@ class Trainer:
     def _resume(self, facts: RunFacts) -> RunState:
         """Claim the run and load its last checkpoint. Raises DataError if processes see different checkpoints."""
         run, distributed, engine = self.run, self.distributed, self.engine
+        stages = self.setup.order.stages
         with distributed.all_or_none():
             if distributed.is_main:
                 run.claim()
-                write_facts(run.path, facts)
-                last_checkpoint(run.path)  # removes leftovers before other processes read
+                last = last_checkpoint(run.path)  # removes leftovers before other processes read
+                order = self.setup.for_run(run, facts).order  # another training may have written since
+                stages = order.next_stages(read_state(last).step if last else 0)
+                write_facts(run.path, msgspec.structs.replace(facts, data_stages=stages))
                 run.upload(RUN)
                 run.upload_checkpoint(self.spec.checkpoint.keep)
                 run.upload(EVALUATION, BEST)
@@ -136,6 +136,7 @@ class Trainer:
                     f"{run.name}: process {distributed.rank} sees the checkpoint of step {state.step}, process 0 that of "
                     f"step {first}. Put --out where all processes see the same files"
                 )
+        self.setup = self.setup.with_stages(distributed.all_gather(stages, tuple[DataStage, ...])[0])
         if engine.scaler.is_enabled() and state.scaler:
             engine.scaler.load_state_dict(state.scaler)
         return state
@@ -197,7 +198,7 @@ class Trainer:
             loss=result.loss,
             grad_norm=result.grad_norm,
             lr=result.lr,
-            epoch=(self.step - 1) // self.setup.order.steps_per_epoch,
+            epoch=self.setup.order.epoch_of(self.step - 1),
             batch=self.spec.train.batch,
         )
         kind = self.objective.kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from tools.soak.faults.appends import appends_killed
 from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
 from tools.soak.faults.processes import hang, kills, retries_killed, signals, two_builds
 from tools.soak.faults.workspace import Result, Workspace
@@ -30,6 +31,11 @@ FAULTS = (
     Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_RESUMES}"),
     Fault(hang, "an ffmpeg that hangs", "it is killed, failure `stalled`; only `--retry-failed` builds its source"),
     Fault(retries_killed, "kill -9 during `--retry-failed`, of complete videos and of segments", _RESUMES),
+    Fault(
+        appends_killed,
+        "kill -9 during `--append`: of complete videos, phases, segments, and in parts",
+        f"the old index stays until the append is done; {_RESUMES}",
+    ),
     Fault(
         file_sizes,
         "a limit on the size of a file (RLIMIT_FSIZE), in the middle of each kind",

@@ -1,0 +1,169 @@
+"""A new plan and the one that a destination holds → the plan to build: the stored one, also with new sources appended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from vmae_data.errors import DataError, MisuseError, NotFoundError
+from vmae_data.format import RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_line, path_to_text
+from vmae_data.labels import label_text
+from vmae_data.recipes import with_defaults
+from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
+from vmae_data.sources.find import Listing, SourceVideo, listing_digest
+from vmae_data.sources.video_files import file_sizes
+from vmae_data.storage import StoragePath
+
+__all__ = ["ComparedPlan", "SizeChanges", "compare_plan"]
+
+MOST_NAMED = 3  # videos in a message
+
+
+class ComparedPlan(NamedTuple):
+    """The plan to build. Removed sources stay in it; they are no longer in the source."""
+
+    plan: Plan
+    appended: int = 0
+    removed: tuple[str, ...] = ()
+
+
+class SizeChanges:
+    """Finds sources of a listing whose file changed since it was built, by its size."""
+
+    def __init__(self, listing: Listing | None) -> None:
+        """None finds nothing. Neither does a web server, which would be asked for each file."""
+        self._sizes: dict[str, int | None] = {}
+        self._found: set[str] = set()
+        if listing is not None and (isinstance(listing.folder, bytes) or not listing.folder.is_web):
+            paths = [source.path for source in listing.sources]
+            self._sizes = dict(zip(map(path_to_text, paths), file_sizes(listing.folder, paths), strict=True))
+
+    def note(self, source: SourceFacts) -> None:
+        """Compare the source of a sample."""
+        if self._sizes.get(source.path) not in (None, source.bytes):
+            self._found.add(source.path)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(sorted(self._found))
+
+
+class _Change(NamedTuple):
+    """How a listing differs from that of the stored plan."""
+
+    added: tuple[SourceVideo, ...]  # in plan order
+    removed: tuple[str, ...]
+    relabelled: tuple[str, ...]  # path and both labels
+
+    def __str__(self) -> str:
+        parts = []
+        for items, what in ((self.added, "added"), (self.removed, "removed"), (self.relabelled, "with another label")):
+            names = [path_to_line(item.path) if isinstance(item, SourceVideo) else item for item in items[:MOST_NAMED]]
+            if names:
+                parts.append(f"{len(items)} {what} ({', '.join([*names, *['…'] * (len(items) > MOST_NAMED)])})")
+        return ", ".join(parts)
+
+
+def compare_plan(dest: StoragePath, plan: Plan, *, source: str, append: bool) -> ComparedPlan:
+    """The plan with the facts stored in `dest`, if any: digests are those of the stored plan.
+
+    A recipe key that the stored plan lacks is compared by its default. Older rules of a stored plan hold: equal plans
+    give equal shards, whichever version makes them. With `append`, sources that the stored plan lacks are added to it.
+    Raises MisuseError with the difference: a destination holds one plan.
+    """
+    try:
+        stored = read_plan(dest)
+    except NotFoundError:
+        return ComparedPlan(plan)
+    same_sources = stored.listing == plan.facts.listing
+    _refuse_other_settings(dest, stored, plan, append=append, same_sources=same_sources)
+    if same_sources and not stored.appended_to:
+        return ComparedPlan(plan._replace(facts=stored))
+    try:
+        before = read_sources(dest, stored)
+    except DataError:
+        if append or stored.appended_to:
+            raise
+        refuse_difference(dest, stored, plan.facts)  # without the names
+        raise
+    change = _compare_sources(before, stored.classes, plan)
+    _refuse_change(dest, change, source, append=append, all_removed=len(change.removed) == len(before))
+    if not change.added:
+        return ComparedPlan(plan._replace(facts=stored, sources=before), removed=change.removed)
+    return ComparedPlan(_append(stored, before, change.added, plan), len(change.added), change.removed)
+
+
+def _refuse_other_settings(
+    dest: StoragePath, stored: PlanFacts, plan: Plan, *, append: bool, same_sources: bool
+) -> None:
+    """Compare all but the sources. Appended shards may come from another ffmpeg."""
+    completed = msgspec.structs.replace(stored, recipe=plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
+    not_compared = {"rules", "appended_to", "listing", "sources", "shards"}
+    if stored.appended_to or not same_sources:
+        not_compared.add("classes")
+    if append:
+        not_compared |= {"ffmpeg", "ffmpeg_sha256"}
+    same = {name: getattr(stored, name) for name in not_compared}
+    refuse_difference(dest, completed, msgspec.structs.replace(plan.facts, **same))
+
+
+def _compare_sources(before: Sequence[SourceVideo], classes: Sequence[str], plan: Plan) -> _Change:
+    old = {source.path: label_text(source.label, classes) for source in before}
+    new = {source.path: label_text(source.label, plan.facts.classes) for source in plan.sources}
+    changed = ((path, old[path], new[path]) for path in old.keys() & new.keys() if old[path] != new[path])
+    return _Change(
+        added=tuple(source for source in plan.sources if source.path not in old),
+        removed=tuple(sorted(path_to_line(path) for path in old.keys() - new.keys())),
+        relabelled=tuple(
+            sorted(f"{path_to_line(path)}: {a or 'no label'} → {b or 'no label'}" for path, a, b in changed)
+        ),
+    )
+
+
+def _refuse_change(dest: StoragePath, change: _Change, source: str, *, append: bool, all_removed: bool) -> None:
+    """Raises MisuseError if labels changed or no source is left, and without `append` for any change."""
+    found = f"{dest}: was built from other videos than those of {source}: {change}"
+    if all_removed:
+        raise MisuseError(f"{found}. Check SOURCE, or name another folder")
+    if change.relabelled:
+        raise MisuseError(f"{found}. A data set keeps its labels: restore them, or name another folder")
+    if change.added and not append:
+        raise MisuseError(f"{found}. Add --append to build the new ones into new shards, or name another folder")
+    if change.removed and not append:
+        raise MisuseError(f"{found}. Restore them, add --append to keep them in the data set, or name another folder")
+
+
+def _append(stored: PlanFacts, before: Sequence[SourceVideo], added: Sequence[SourceVideo], plan: Plan) -> Plan:
+    """Classes keep their numbers, new ones come last. The new sources begin a new shard."""
+    found, known = plan.facts.classes, set(stored.classes)
+    classes = (*stored.classes, *(name for name in found if name not in known))
+    numbers = {name: number for number, name in enumerate(classes)}
+    sources = (*before, *(one._replace(label=_renumber(one.label, found, numbers)) for one in added))
+    facts = msgspec.structs.replace(
+        stored,
+        listing=listing_digest(sources, classes),
+        sources=len(sources),
+        shards=stored.shards + -(-len(added) // plan.spec.samples_per_shard),
+        classes=classes,
+        ffmpeg=plan.facts.ffmpeg,
+        ffmpeg_sha256=plan.facts.ffmpeg_sha256,
+        rules=RULES,
+        appended_to=(*stored.appended_to, _stage_of(stored)),
+    )
+    return plan._replace(facts=facts, sources=sources)
+
+
+def _stage_of(plan: PlanFacts) -> PlanStage:
+    values = {name: getattr(plan, name) for name in PlanStage.__struct_fields__}
+    return PlanStage(**{**values, "classes": len(plan.classes)})
+
+
+def _renumber(label: Label | None, classes: Sequence[str], numbers: dict[str, int]) -> Label | None:
+    """A label in the numbers of the data set. Values stay."""
+    if isinstance(label, int):
+        return numbers[classes[label]]
+    if label is None or any(isinstance(one, float) for one in label):
+        return label
+    return tuple(sorted(numbers[classes[int(one)]] for one in label))
