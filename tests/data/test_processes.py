@@ -113,7 +113,7 @@ def test_a_script_without_a_guard_is_told_and_no_video_is_blamed(demo_videos: Pa
     )
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert run.returncode == 1
-    assert '(status 1) before it accepted work.' in run.stderr.splitlines()[-1]
+    assert "(status 1) before it accepted work." in run.stderr.splitlines()[-1]
     assert '`if __name__ == "__main__":`' in run.stderr.splitlines()[-1]
     assert not list((tmp_path / "shards").rglob("*.staged.json"))
 
