@@ -145,7 +145,7 @@ class SegmentFacts(Struct, frozen=True, kw_only=True):
 
 
 class PhaseFacts(Struct, frozen=True, kw_only=True):
-    """The source frames of one mp4 member, and the time of each."""
+    """The source frames of one mp4 member, and the time of each, counted from the start of the container."""
 
     frames: int
     source_frames: Series

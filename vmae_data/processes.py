@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+from vmae_data.errors import VmaeError
+
 __all__ = [
     "Finished",
     "Pool",
@@ -37,6 +39,9 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded now, because nothing should be loaded between fork and exec
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SPAWN = multiprocessing.get_context("spawn")
+_READY = None  # a worker's first message
+# Each worker imports the script that started it.
+_START_ADVICE = 'If a script of yours called this, put the call below `if __name__ == "__main__":`'
 
 
 class WorkerDied(Exception):
@@ -121,7 +126,7 @@ class Pool:
     gets up to `depth` tasks at once; if it dies, the tasks that it had not started go to another.
 
     Use as a context manager; at its end the workers are killed. Submit from the main thread only: a worker ends with
-    the thread that started it.
+    the thread that started it. A worker that dies before it accepts tasks raises VmaeError: no task is the cause.
     """
 
     def __init__(
@@ -154,7 +159,7 @@ class Pool:
 
     def _assign(self) -> None:
         for count in range(self.depth):  # no worker gets a second task while another has none
-            for worker in list(self._workers):  # sending may find a dead worker, and remove it
+            for worker in self._workers:
                 if self._waiting and len(worker.tasks) == count:
                     self._send(worker)
             while self._waiting and len(self._workers) < self.size:
@@ -164,16 +169,17 @@ class Pool:
 
     def _send(self, worker: _Worker) -> None:
         task = self._waiting.popleft()
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # dead: `_receive` finds what it sent before, and its end
             worker.send(task)
-        except (BrokenPipeError, ConnectionResetError):
-            self._remove_dead(worker)
 
     def _remove_dead(self, worker: _Worker) -> None:
         worker.process.join()
-        status = worker.process.exitcode
+        status = worker.process.exitcode or 0
+        cause = f"signal {-status}" if status < 0 else f"status {status}"
+        if not worker.ready:
+            advice = _START_ADVICE if status > 0 else "Run the same command again"
+            raise VmaeError(f"a worker process ended ({cause}) before it accepted work. {advice}")
         if worker.tasks:
-            cause = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
             tag, _ = worker.tasks.popleft()
             self._done.append(Finished(tag, None, WorkerDied(f"the worker process ended ({cause})")))
         self._waiting.extendleft(reversed(worker.tasks))
@@ -189,6 +195,9 @@ class Pool:
         except (EOFError, ConnectionResetError):
             self._remove_dead(worker)
         else:
+            if finished is _READY:
+                worker.ready = True
+                return
             worker.tasks.popleft()
             self._done.append(finished)
         self._assign()
@@ -230,6 +239,7 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child.close()
         self.tasks: deque[_Task] = deque()  # sent and not finished; the worker finishes them in order
+        self.ready = False  # whether it has started, and accepts tasks
 
     def send(self, task: _Task) -> None:
         self.tasks.append(task)
@@ -247,6 +257,7 @@ def _serve(
     die_with_parent(parent)
     # A dying parent's pipe closes before the kernel kills this process. Then there is nobody to report to.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send(_READY)
         if two_steps:
             assert make is not None
             _serve_two_steps(connection, make, arguments)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vmae_data.errors import VmaeError
 from vmae_data.processes import Pool, WorkerDied, limit_memory_growth, next_finished
 
 pytestmark = pytest.mark.processes
@@ -92,6 +93,29 @@ def test_a_dead_worker_is_reported_and_another_takes_the_rest() -> None:
     assert (results[0], results[2]) == (2, 4)
     assert isinstance(results[1], WorkerDied)
     assert "signal 9" in str(results[1])
+
+
+def test_a_worker_that_dies_before_it_accepts_work_is_no_task_s_fault() -> None:
+    with Pool(1) as pool:
+        pool.submit(0, double, 1)
+        pool._workers[0].process.kill()
+        with pytest.raises(VmaeError, match=r"ended \(signal 9\) before it accepted work. Run the same command"):
+            _drain(pool)
+
+
+def test_a_script_without_a_guard_is_told_and_no_video_is_blamed(demo_videos: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from vmae_data.build import build_shards\n"
+        "from vmae_data.encode.build_spec import BuildSpec\n"
+        f"build_shards({str(demo_videos)!r}, Path({str(tmp_path / 'shards')!r}), BuildSpec(), workers=1)\n"
+    )
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "(status 1) before it accepted work." in run.stderr.splitlines()[-1]
+    assert '`if __name__ == "__main__":`' in run.stderr.splitlines()[-1]
+    assert not list((tmp_path / "shards").rglob("*.staged.json"))
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:

@@ -24,19 +24,16 @@ from vmae_data.encode.ffmpeg_arguments import (
     copy_arguments,
     describe_arguments,
     encode_arguments,
+    trial_arguments,
 )
-from vmae_data.encode.ffmpeg_result import check_result, frame_times, source_remarks
+from vmae_data.encode.ffmpeg_result import check_result, refuse_machine_fault, source_remarks
 from vmae_data.encode.open_source import describe_source
-from vmae_data.encode.probe import (
-    VideoInfo,
-    changes_of_shape,
-    packet_times,
-    scaled_size,
-    with_picture_size,
-)
+from vmae_data.encode.packets import changes_of_shape, packet_times
+from vmae_data.encode.probe import VideoInfo, scaled_size, with_picture_size
 from vmae_data.encode.profiles import can_copy, encoded_colour
-from vmae_data.encode.thinning import SegmentCut, cut_video, kept_frame_rate, select_by_stride, select_frames
-from vmae_data.errors import DataError, NotFoundError, SampleError, SourceError
+from vmae_data.encode.thinning import SegmentCut, choose_frames, kept_frame_rate, select_by_stride, select_frames
+from vmae_data.encode.times import first_clean_frame, frame_times
+from vmae_data.errors import DataError, NotFoundError, SampleError, SourceError, VmaeError
 from vmae_data.format import (
     FORMAT_VERSION,
     RULES,
@@ -59,6 +56,10 @@ from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_f
 _DOLBY_VISION_CODECS = ("hevc", "av1", "libdav1d")  # those that may have no compatible base
 
 __all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_source", "staged_name"]
+
+
+# Reasons that ffmpeg's own troubles on a machine would cause too.
+_REASONS_OF_FFMPEG = ("unreadable", "undecodable", "ffmpeg-failed", "encode-mismatch")
 
 
 class EncodeJob(NamedTuple):
@@ -114,10 +115,26 @@ def encode_source(job: EncodeJob) -> StagedSource:
     try:
         staged = StagedSource(samples=_encode(job))
     except SourceError as error:
+        _require_fault_of_source(job, error)
         name = path_to_text(job.path)
         staged = StagedSource(failure=Failure(key=job.key, path=name, reason=error.reason, detail=error.detail))
     commit_bytes(job.staging / staged_name(job.key), encode_record(staged))
     return staged
+
+
+def _require_fault_of_source(job: EncodeJob, error: SourceError) -> None:
+    """Raise DataError if the folder of the sources is gone, VmaeError if ffmpeg encodes nothing on this machine."""
+    if isinstance(job.folder, bytes) and not os.path.isdir(job.folder):  # noqa: PTH112 - bytes paths may not be UTF-8
+        raise DataError(f"{path_to_text(job.folder)}: is gone. Run the same command when it is back") from error
+    if error.reason in _REASONS_OF_FFMPEG:
+        target = Path(f"{_scratch(job)}.trial.mp4")
+        run = run_ffmpeg(trial_arguments(job.ffmpeg, job.spec, str(target)), _log_names(job, job.path))
+        target.unlink(missing_ok=True)
+        refuse_machine_fault(run, job.staging)
+        if run.status != 0:
+            raise VmaeError(
+                f"{job.staging}: ffmpeg can't encode here ({run.error_text()}). Mend that, then run the same command again"
+            ) from error
 
 
 def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
@@ -134,7 +151,7 @@ def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
 
 
 def _encode_local(job: EncodeJob, source: bytes) -> tuple[StagedSample, ...]:
-    info = describe_source(job.ffmpeg, source, _log_names(job, source))
+    info = describe_source(job.ffmpeg, source, _log_names(job, source), job.staging, job.rules)
     try:
         if job.spec.profile == "copy":
             if can_copy(info, job.spec.short_side) and (samples := _copy_packets(job, source, info)):
@@ -163,10 +180,15 @@ def _copy_packets(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stage
     if info.frame_ticks.denominator != 1 or (job.rules >= 2 and info.turn):  # also mirrored
         return ()
     arguments = copy_arguments(job.ffmpeg, info, source, f"{_scratch(job)}.p0.mp4")
-    run = _run_and_check(job, source, info, arguments, may_change=job.rules >= 2)
+    try:
+        run = _run_and_check(job, source, info, arguments, may_change=job.rules >= 2)
+    except SourceError as error:
+        if error.reason != "ffmpeg-failed" or job.rules < 2:
+            raise
+        return ()  # mp4 refuses these packets or their times
     if job.rules >= 2 and (run.changed_at is not None or run.sizes[0].size != info.coded):
         return ()  # the packets hold no single picture, or a larger one than the container crops
-    cuts = cut_video(frame_times(run, info), info.time_base, info.frame_rate, job.spec.thinning)
+    cuts = choose_frames(frame_times(run, info), info, job.spec.thinning)
     with suppress(SampleError, SourceError):
         return _commit_samples(job, source, info, run, cuts)
     return ()
@@ -180,8 +202,8 @@ def _encode_frames(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stag
     thinning = job.spec.thinning
     may_change = job.rules >= 2 and job.spec.size_changes == "scale"
     expected: tuple[SegmentCut, ...] | None = None
-    if not thinning.is_plain_stride and (times := packet_times(source)):
-        expected = cut_video(times, info.time_base, info.frame_rate, thinning)
+    if not thinning.is_plain_stride and (times := packet_times(source, info.track)):
+        expected = choose_frames(times, info, thinning)
     for _ in range(4):
         outputs = _outputs(job, expected)
         arguments = encode_arguments(job.ffmpeg, job.spec, info, source, outputs, _scratch(job), rules=job.rules)
@@ -189,8 +211,9 @@ def _encode_frames(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stag
         if run.sizes and run.sizes[0].size != info.coded:  # ffmpeg crops as the container says, the probe does not
             info = with_picture_size(info, *run.sizes[0].size)
             continue
-        cuts = cut_video(frame_times(run, info), info.time_base, info.frame_rate, thinning)
-        if thinning.is_plain_stride or cuts == expected:
+        first = first_clean_frame(run, info)
+        cuts = choose_frames(frame_times(run, info), info, thinning, first)
+        if (thinning.is_plain_stride and first == 0) or cuts == expected:
             return _commit_samples(job, source, info, run, cuts)
         expected = cuts
     raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
@@ -279,7 +302,7 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
             f"the picture's size changes at frame {other.frame} from {first.width} × {first.height} to "
             f"{other.width} × {other.height}: all pictures are scaled to the first size"
         )
-    if change := changes_of_shape(source):
+    if change := changes_of_shape(source, info.track):
         yield change
     if info.unconverted:
         yield f"its colours are coded as {info.unconverted} and not converted, so they are wrong"

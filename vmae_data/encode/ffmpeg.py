@@ -91,6 +91,7 @@ class FfmpegRun(NamedTuple):
     stalled: bool = False
     dolby_vision: int | None = None  # its profile, if only Dolby Vision's own decoders show its colours
     sizes: tuple[PictureSize, ...] = ()  # the first picture that `log_sizes` saw, and each of another size
+    first_key_frame: int | None = None  # the number of the first frame that needs no other
 
     def error_text(self) -> str:
         """ffmpeg's first messages, in one line."""
@@ -216,10 +217,11 @@ def select_and_log(expression: str) -> str:
     """A select filter that also logs the pts of every frame that reaches it, for `parse_log`.
 
     print(pts,16) logs a number at the level of errors, print(1/TB,8) the ticks per second at that of fatal errors
-    before frame 0. Each number is one call of ffmpeg's log. showinfo writes a line in several calls, between which
-    other threads write: then messages and numbers mix.
+    before frame 0, print(-1-n,8) the number of the first key frame. Each number is one call of ffmpeg's log. showinfo
+    writes a line in several calls, between which other threads write: then messages and numbers mix.
     """
-    return f"select='if(eq(n,0),print(1/TB,8));print(pts,16);{expression}'"
+    first_key = "if(not(ld(0))*gt(key+eq(pict_type,I),0),print(-1-n,8);st(0,1))"
+    return f"select='if(eq(n,0),print(1/TB,8));print(pts,16);{first_key};{expression}'"
 
 
 def log_sizes(width: int) -> str:
@@ -308,6 +310,7 @@ def parse_log(lines: Iterable[str], names: dict[str, str]) -> FfmpegRun:
     restarted_at: int | None = None
     sizes: list[PictureSize] = []
     dolby_vision: int | None = None
+    first_key_frame: int | None = None
     messages: set[str] = set()
     for line in lines:
         if number := _NUMBER.fullmatch(line):
@@ -318,6 +321,10 @@ def parse_log(lines: Iterable[str], names: dict[str, str]) -> FfmpegRun:
                 size = divmod(int(float(number[2])), _SIZE_BASE)
                 if not sizes or sizes[-1].size != size:
                     sizes.append(PictureSize(max(0, len(pts) - 1), *size))
+                continue
+            if float(number[2]) < 0:
+                if first_key_frame is None:
+                    first_key_frame = -1 - int(float(number[2]))
                 continue
             if pts and restarted_at is None:  # ffmpeg made new filters, for other frames
                 restarted_at = len(pts)
@@ -339,4 +346,5 @@ def parse_log(lines: Iterable[str], names: dict[str, str]) -> FfmpegRun:
         restarted_at,
         dolby_vision=dolby_vision,
         sizes=tuple(sizes),
+        first_key_frame=first_key_frame,
     )

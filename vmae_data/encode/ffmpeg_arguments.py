@@ -26,6 +26,7 @@ __all__ = [
     "picture_arguments",
     "picture_filters",
     "read_arguments",
+    "trial_arguments",
 ]
 
 _INPUT = {"threads": 1, "max_pixels": MAX_PIXELS, "format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
@@ -62,7 +63,7 @@ def encode_arguments(
 ) -> list[str]:
     """Decode once, and encode the frames of each output. A filter too long for an argument goes to a `scratch` file."""
     streams, paths = [], {_SOURCE: _url(source)}
-    given = _INPUT | (_CONSTANT_FILTERS if rules >= 2 else {})
+    given = _CONSTANT_FILTERS if rules >= 2 else None
     for number, output in enumerate(outputs):
         select = select_and_log(output.select) if number == 0 else f"select='{output.select}'"
         pictures = picture_filters(spec, info, log=number == 0) if rules >= 2 else _filters_of_rules_1(spec, info)
@@ -70,14 +71,20 @@ def encode_arguments(
             f"{select},{pictures}", scratch.with_name(f"{scratch.name}.{number}")
         )
         paths[f"{_TARGET}-{number}"] = f"file:{output.target}"
-        streams.append(ffmpeg_python().input(_SOURCE, **given).output(f"{_TARGET}-{number}", **options))
+        streams.append(_input(info, given).output(f"{_TARGET}-{number}", **options))
     return _compile(streams, program, paths)
+
+
+def _input(info: VideoInfo, more: dict[str, Any] | None = None) -> Any:
+    """The source. ffmpeg must not give up when most frames are damaged: the share of lost frames decides."""
+    rate = {"max_error_rate": 1} if info.rules >= 2 else {}
+    return ffmpeg_python().input(_SOURCE, **_INPUT, **rate, **(more or {}))
 
 
 def _encode_options(spec: BuildSpec, info: VideoInfo, splits: tuple[int, ...]) -> dict[str, Any]:
     colour = encoded_colour(spec.profile, info)
     options = {
-        "map": "0:V:0",
+        "map": f"0:V:{info.track}",
         **_MP4,
         "filter_threads": 1,
         "fps_mode": "passthrough",
@@ -166,20 +173,20 @@ def _filter_option(filters: str, file: Path) -> dict[str, Any]:
 def copy_arguments(program: str, info: VideoInfo, source: bytes, target: str) -> list[str]:
     """Copy the packets, from time 0 on, each one frame long. Also decode them, to log which frames decode and their size."""
     stamps = f"setts=pts=PTS-STARTPTS:dts=DTS-STARTPTS:duration={int(info.frame_ticks)}"
-    options = {"map": "0:V:0", **_MP4, "c:v": "copy", "bsf:v": stamps, "movflags": "+faststart", "f": "mp4"}
-    copied = ffmpeg_python().input(_SOURCE, **_INPUT).output(f"{_TARGET}-0", **options)
-    return _compile([copied, _decoded(_INPUT)], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
+    options = {"map": f"0:V:{info.track}", **_MP4, "c:v": "copy", "bsf:v": stamps, "movflags": "+faststart", "f": "mp4"}
+    copied = _input(info).output(f"{_TARGET}-0", **options)
+    return _compile([copied, _decoded(info)], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
 
 
-def decode_arguments(program: str, source: bytes) -> list[str]:
+def decode_arguments(program: str, info: VideoInfo, source: bytes) -> list[str]:
     """Decode without output, to log which frames decode and their size."""
-    return _compile([_decoded(_INPUT | _CONSTANT_FILTERS)], program, {_SOURCE: _url(source)})
+    return _compile([_decoded(info, _CONSTANT_FILTERS)], program, {_SOURCE: _url(source)})
 
 
-def _decoded(given: dict[str, Any]) -> Any:
+def _decoded(info: VideoInfo, given: dict[str, Any] | None = None) -> Any:
     # Some matrices the scaler refuses, and here the colours don't matter.
     filters = f"{select_and_log('not(n)')},setparams=colorspace=unknown,scale={log_sizes(16)}:h=16"
-    return ffmpeg_python().input(_SOURCE, **given).output("-", map="0:V:0", vf=filters, f="null")
+    return _input(info, given).output("-", map=f"0:V:{info.track}", vf=filters, f="null")
 
 
 def picture_arguments(
@@ -187,9 +194,9 @@ def picture_arguments(
 ) -> list[str]:
     """Decode, and write these frames as planes of YUV 4:2:0, with the filters of an encode of this recipe."""
     filters = f"{select_and_log(select_frames(frames))},{picture_filters(spec, info)}"
-    options = {"map": "0:V:0", "filter_threads": 1, "fps_mode": "passthrough", "c:v": "rawvideo", "f": "rawvideo"}
-    options |= _filter_option(filters, target.with_suffix(".filter"))
-    stream = ffmpeg_python().input(_SOURCE, **_INPUT, **_CONSTANT_FILTERS).output(f"{_TARGET}-0", **options)
+    options = {"map": f"0:V:{info.track}", "filter_threads": 1, "fps_mode": "passthrough"}
+    options |= {"c:v": "rawvideo", "f": "rawvideo", **_filter_option(filters, target.with_suffix(".filter"))}
+    stream = _input(info, _CONSTANT_FILTERS).output(f"{_TARGET}-0", **options)
     return _compile([stream], program, {_SOURCE: _url(source), f"{_TARGET}-0": f"file:{target}"})
 
 
@@ -203,6 +210,14 @@ def describe_arguments(program: str, source: bytes) -> list[str]:
     """Only open the file, so that ffmpeg describes its streams in its log."""
     arguments = read_arguments(program, source)
     return [*arguments[: arguments.index("-map")], "-loglevel", "repeat+level+info"]
+
+
+def trial_arguments(program: str, spec: BuildSpec, target: str) -> list[str]:
+    """Encode a black picture, to learn whether ffmpeg works on this machine."""
+    black = {"f": "rawvideo", "pix_fmt": "yuv420p", "s": "64x64", "threads": 1}
+    options = {"frames:v": 1, "filter_threads": 1, **encoder_options(spec), "f": "mp4"}
+    stream = ffmpeg_python().input("/dev/zero", **black).output(f"{_TARGET}-0", **options)
+    return _compile([stream], program, {f"{_TARGET}-0": f"file:{target}"})
 
 
 def _url(path: bytes) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import signal
 from bisect import bisect_left
@@ -13,16 +15,22 @@ from statistics import median
 
 from vmae_data.encode.build_spec import Thinning
 from vmae_data.encode.ffmpeg import FfmpegRun, silence_seconds
-from vmae_data.encode.probe import MAX_PIXELS, VideoInfo, packet_duration, packet_times
+from vmae_data.encode.packets import packet_duration, packet_ends, packet_times
+from vmae_data.encode.probe import MACHINE_FAULTS, MAX_PIXELS, VideoInfo
+from vmae_data.encode.times import frame_times, time_remarks, time_stamps
 from vmae_data.errors import SourceError, VmaeError
 
-__all__ = ["check_output_size", "check_result", "frame_times", "source_remarks", "ticks_in_gaps"]
+__all__ = ["check_output_size", "check_result", "refuse_machine_fault", "source_remarks", "ticks_in_gaps"]
 
 TRUNCATED_BELOW = 0.9  # of the declared duration
 DAMAGED_ABOVE = 0.1  # of the frames, lost anywhere
 SLOWER_BELOW = 0.99  # of the requested rate: containers round times, Matroska to a thousandth of a second
 _CLAIMED_SIZE = re.compile(r"Picture size (\d+)x(\d+) (?:exceeds specified max pixel count|is invalid)")
-_FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
+_FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+# At the end of a message: a name of a file may hold the same words.
+_MACHINE_FAULT = re.compile(
+    rf"pthread_create\(\) failed: |[:(] ?({'|'.join(re.escape(os.strerror(number)) for number in MACHINE_FAULTS)})\)?$"
+)
 
 
 def check_result(
@@ -30,13 +38,12 @@ def check_result(
 ) -> None:
     """Raise SourceError if the source is damaged. ffmpeg exits with 0 on damaged files: frames and times decide.
 
-    `may_change`: whether the pictures may change their size midway. Raises VmaeError if the disk is full.
+    `may_change`: whether the pictures may change their size midway. Raises VmaeError for a fault of this machine, such
+    as a full disk.
     """
     if run.stalled:
         raise SourceError("stalled", f"ffmpeg decoded nothing for {silence_seconds():g} s and was killed")
-    if run.status == -signal.SIGXFSZ or any(full in message for message in run.messages for full in _FULL_DISK):
-        # The video is not the cause: nothing is recorded, and the same build can resume later.
-        raise VmaeError(f"{staging}: no space left on the disk. Free some, then run the same command again")
+    refuse_machine_fault(run, staging)
     if run.status < 0:
         raise SourceError("killed", f"ffmpeg ended by signal {-run.status}, twice")
     if run.changed_at is not None and not may_change:
@@ -49,7 +56,8 @@ def check_result(
     if run.status != 0:
         raise SourceError("ffmpeg-failed", run.error_text())
     base = info.time_base
-    if not math.isclose(run.ticks_per_second * base.num, base.den, rel_tol=1e-5):
+    # ffmpeg prints six decimals.
+    if not math.isclose(run.ticks_per_second, base.den / base.num, rel_tol=1e-5, abs_tol=1e-6 * (info.rules >= 2)):
         raise SourceError(
             "encode-mismatch",
             f"ffmpeg counts {run.ticks_per_second:g} ticks per second, but PyAV has the time base {base.num}/{base.den}; "
@@ -59,6 +67,15 @@ def check_result(
         _check_end(run, info, source)
         if run.messages:
             _check_losses(run, info, source)
+
+
+def refuse_machine_fault(run: FfmpegRun, staging: Path) -> None:
+    """Raise VmaeError if ffmpeg met a fault of this machine. Nothing is recorded, and the same build can resume later."""
+    faults = [(message, fault[1]) for message in run.messages if (fault := _MACHINE_FAULT.search(message))]
+    if run.status == -signal.SIGXFSZ or any(error in _FULL_DISK for _, error in faults):
+        raise VmaeError(f"{staging}: no space left on the disk. Free some, then run the same command again")
+    for message, _ in faults:
+        raise VmaeError(f"ffmpeg failed on this machine ({message}). Mend that, then run the same command again")
 
 
 def check_output_size(run: FfmpegRun) -> None:
@@ -76,38 +93,40 @@ def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
     seconds = _decoded_seconds(run, info, 1 / float(info.frame_rate))
     if seconds < TRUNCATED_BELOW * info.duration:
         # The last frame may last long, as in screen recordings. Only its packet states that.
-        seconds = _decoded_seconds(run, info, packet_duration(source, run.pts[-1]))
-    if seconds < TRUNCATED_BELOW * info.duration:
+        seconds = _decoded_seconds(run, info, packet_duration(source, info.track, run.pts[-1]))
+    if seconds < TRUNCATED_BELOW * _explained_duration(info, source):
         messages = f" ({run.error_text()})" if run.messages else ""
         raise SourceError(
-            "truncated", f"the last of {len(run.pts)} frames ends at {seconds:.2f} of {info.duration:.2f} s{messages}"
+            "truncated", f"its {len(run.pts)} frames last {seconds:.2f} of {info.duration:.2f} s{messages}"
         )
 
 
+def _explained_duration(info: VideoInfo, source: bytes) -> float:
+    """The video's duration. If the declared one is that of a longer track, such as audio, it is that of its packets."""
+    assert info.duration is not None
+    if info.rules >= 2 and info.duration_of_all:
+        video, others = packet_ends(source, info.track)
+        if others >= TRUNCATED_BELOW * info.duration:
+            return video
+    return info.duration
+
+
 def _decoded_seconds(run: FfmpegRun, info: VideoInfo, last_frame: float) -> float:
-    """The duration from the first frame, or from time 0 if the video begins later: containers declare either."""
-    times = frame_times(run, info)
-    tick = info.time_base.num / info.time_base.den
-    return (max(times) - min(times)) * tick + last_frame + max(0.0, info.start)
+    """The duration from the first frame, or from time 0 if the video begins later: containers declare either.
 
-
-def frame_times(run: FfmpegRun, info: VideoInfo) -> list[int]:
-    """The time stamps of the decoded frames. A frame without one is one step after the previous frame."""
-    step = max(1, round(float(info.frame_ticks)))
-    times: list[int] = []
-    for pts in run.pts:
-        times.append(pts if pts is not None else (times[-1] if times else 0) + step)
-    return times
+    Containers count by the largest time stamp, also if it is far off.
+    """
+    span = max(max(times) - min(times) for times in (frame_times(run, info), time_stamps(run, info)))
+    return span * info.time_base.num / info.time_base.den + last_frame + max(0.0, info.start)
 
 
 def _check_losses(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
     """A file may be damaged in its middle only. Then ffmpeg reports errors, and frames are missing."""
-    times = sorted(frame_times(run, info))
-    packets = packet_times(source)
-    lost = _num_lost_packets(packets, times, info) if packets else 0
+    packets = packet_times(source, info.track)
+    lost = _num_lost_packets(packets, sorted(time_stamps(run, info)), info) if packets else 0
     if lost > DAMAGED_ABOVE * len(packets):
         raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode ({run.error_text()})")
-    tick = info.time_base.num / info.time_base.den
+    times, tick = sorted(frame_times(run, info)), info.time_base.num / info.time_base.den
     gaps, span = ticks_in_gaps(times) * tick, (times[-1] - times[0]) * tick
     if gaps > DAMAGED_ABOVE * span:
         raise SourceError("damaged", f"no frames for {gaps:.2f} of {span:.2f} s ({run.error_text()})")
@@ -144,7 +163,7 @@ def ticks_in_gaps(times: Sequence[int]) -> int:
 
 def source_remarks(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> tuple[str, ...]:
     """Notes on a source that was encoded. Shards store these texts in KEY.json: another text changes their bytes."""
-    remarks = list(info.remarks)
+    remarks = [*info.remarks, *time_remarks(run, info)]
     if run.messages:
         remarks.append(f"ffmpeg complained: {run.error_text()}")
     if info.duration is None:

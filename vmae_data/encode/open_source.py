@@ -19,11 +19,12 @@ from vmae_data.decode import DecodedVideo
 from vmae_data.encode.build_spec import BuildSpec, Thinning
 from vmae_data.encode.ffmpeg import FfmpegRun, find_ffmpeg, run_ffmpeg
 from vmae_data.encode.ffmpeg_arguments import decode_arguments, picture_arguments, read_arguments
-from vmae_data.encode.ffmpeg_result import check_output_size, check_result, frame_times
-from vmae_data.encode.probe import VideoInfo, probe_video, scaled_size, truncated_box, with_picture_size
-from vmae_data.encode.thinning import cut_video
+from vmae_data.encode.ffmpeg_result import check_output_size, check_result, refuse_machine_fault
+from vmae_data.encode.probe import ENCRYPTED, VideoInfo, probe_video, scaled_size, truncated_box, with_picture_size
+from vmae_data.encode.thinning import choose_frames
+from vmae_data.encode.times import first_clean_frame, frame_times
 from vmae_data.errors import SourceError
-from vmae_data.format import Rational
+from vmae_data.format import RULES, Rational
 
 __all__ = ["OpenedSource", "describe_source", "open_source", "read_pictures"]
 
@@ -34,28 +35,31 @@ class OpenedSource(NamedTuple):
     path: bytes
     info: VideoInfo
     times: tuple[int, ...]  # of each frame, in ticks of `info.time_base`
+    first: int  # the first frame that lacks no reference
 
     def frames_at_rate(self, rate: float) -> tuple[int, ...]:
         """The frames that a build keeps at `rate` frames per second."""
         exact = Fraction(repr(rate))
         thinning = Thinning(0, Rational(exact.numerator, exact.denominator))
-        (cut,) = cut_video(self.times, self.info.time_base, self.info.frame_rate, thinning)
+        (cut,) = choose_frames(self.times, self.info, thinning, self.first)
         return cut.kept[0]
 
 
-def describe_source(ffmpeg: str, source: bytes, names: dict[str, str]) -> VideoInfo:
+def describe_source(ffmpeg: str, source: bytes, names: dict[str, str], staging: Path, rules: int = RULES) -> VideoInfo:
     """Probe. If that fails, take ffmpeg's own message: people search the web for it. Raises SourceError.
 
-    `names` replaces paths in ffmpeg's messages.
+    `names` replaces paths in ffmpeg's messages. Raises VmaeError for a fault of this machine.
     """
     try:
-        return probe_video(source)
+        return probe_video(source, rules)
     except SourceError as error:
         if error.reason not in ("unreadable", "undecodable", "no-video"):
             raise
         run = run_ffmpeg(read_arguments(ffmpeg, source), names)
+        refuse_machine_fault(run, staging)
         check_output_size(run)
-        message = run.error_text() if run.messages and error.reason != "no-video" else error.detail
+        own = error.reason == "no-video" or error.detail == ENCRYPTED
+        message = run.error_text() if run.messages and not own else error.detail
         with suppress(OSError):
             if cut := truncated_box(source):
                 raise SourceError("truncated", f"{cut} ({message})") from error
@@ -65,11 +69,11 @@ def describe_source(ffmpeg: str, source: bytes, names: dict[str, str]) -> VideoI
 def open_source(path: Path) -> OpenedSource:
     """Describe a video and decode it, to learn its frames. A damaged video has those that decode. Raises SourceError."""
     ffmpeg, source = find_ffmpeg().path, bytes(path.absolute())
-    info = describe_source(ffmpeg, source, _names(source))
-    run = _run(decode_arguments(ffmpeg, source), info, source)
+    info = describe_source(ffmpeg, source, _names(source), Path(tempfile.gettempdir()))
+    run = _run(decode_arguments(ffmpeg, info, source), info, source)
     if run.sizes[0].size != info.coded:  # the container crops its pictures
         info = with_picture_size(info, *run.sizes[0].size)
-    return OpenedSource(source, info, tuple(frame_times(run, info)))
+    return OpenedSource(source, info, tuple(frame_times(run, info)), first_clean_frame(run, info))
 
 
 def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -> DecodedVideo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -14,20 +15,22 @@ from typing import NamedTuple
 import av
 
 from vmae_data.encode.picture import is_full_range, is_gray, turn_filters, unconverted_matrix
-from vmae_data.errors import SourceError
-from vmae_data.format import Rational
+from vmae_data.errors import SourceError, VmaeError
+from vmae_data.format import RULES, Rational, path_to_text
 from vmae_data.processes import limit_memory_growth
 
 __all__ = [
     "DEMUXERS",
+    "ENCRYPTED",
+    "MACHINE_FAULTS",
     "MAX_PIXELS",
     "VideoInfo",
-    "changes_of_shape",
-    "packet_duration",
-    "packet_times",
+    "frame_rotation",
+    "open_container",
     "probe_video",
     "scaled_size",
     "truncated_box",
+    "video_stream",
     "with_picture_size",
 ]
 
@@ -43,11 +46,16 @@ _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 MAX_PIXELS = 8192 * 8192
 # The longest side that x264 encodes. Any sample aspect may stretch a side of the displayed picture.
 MAX_SIDE = 16384
+ENCRYPTED = "the frames are encrypted"
 # One patch of the model. A smaller picture would be mostly padding, and an even size would distort it.
 MIN_SIDE = 16
 # The memory that a header may make a library allocate: more than 16 reference frames of the largest size.
 _MAX_BYTES = 4 << 30
 
+# Errors that no file can cause: full or read-only disks, too many open files, a network folder that was mounted again.
+MACHINE_FAULTS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN)
+)
 # AVColorSpace by its numbers in libavutil.
 _MATRIX_NAMES = {
     0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
@@ -58,8 +66,9 @@ _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
-# Their pictures alone state sample aspect and rotation.
-_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
+# libavformat gives every stream the one duration that these declare.
+_ONE_DURATION = frozenset(("asf", "wtv"))
+_MAX_ANGLE = 360  # degrees
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 
 
@@ -71,7 +80,7 @@ class VideoInfo(NamedTuple):
     rotation: int
     frame_rate: Rational
     time_base: Rational  # seconds per tick of the time stamps
-    duration: float | None  # seconds that the container declares for the video
+    duration: float | None  # seconds that the container declares for the video, or for all of its tracks
     start: float  # seconds before the first frame
     codec: str
     pixel_format: str
@@ -85,6 +94,9 @@ class VideoInfo(NamedTuple):
     turn: str = ""  # filters that turn a decoded picture upright
     limited_gray: bool = False  # gray of 16 to 235
     unconverted: str = ""  # the name of a matrix that ffmpeg's scaler refuses
+    track: int = 0  # its number among the video tracks: 0:V:TRACK in ffmpeg
+    duration_of_all: bool = False  # whether another track may explain the duration
+    rules: int = RULES  # by which these facts were read
 
     @property
     def frame_ticks(self) -> Fraction:
@@ -92,14 +104,16 @@ class VideoInfo(NamedTuple):
         return Fraction(self.time_base.den * self.frame_rate.den, self.time_base.num * self.frame_rate.num)
 
 
-def probe_video(path: bytes) -> VideoInfo:
-    """Read a source's header and its first frame.
+def probe_video(path: bytes, rules: int = RULES) -> VideoInfo:
+    """Read a source's header and its first frame that decodes.
 
-    Raises SourceError: missing, not-a-file, empty, unreadable, no-video, undecodable, too-small, too-large.
+    Raises SourceError: missing, not-a-file, empty, unreadable, no-video, undecodable, too-small, too-large. Raises
+    VmaeError for a fault of this machine.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - bytes paths may not be UTF-8
     except OSError as error:
+        _refuse_machine_fault(path, error)
         reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise SourceError(reason, error.strerror or str(error)) from error
     if not stat.S_ISREG(status.st_mode):
@@ -108,16 +122,47 @@ def probe_video(path: bytes) -> VideoInfo:
         raise SourceError("empty", "the file has 0 bytes")
     av.logging.set_level(None)
     try:
-        with _open(path) as container:
-            info = _describe(container)
+        info = _first_usable(path, rules)
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
+        _refuse_machine_fault(path, error)
         raise SourceError("unreadable", _error_text(error)) from error
     cut = truncated_box(path)
     return info._replace(remarks=(*info.remarks, cut)) if cut else info
 
 
+def _refuse_machine_fault(path: bytes, error: Exception) -> None:
+    if getattr(error, "errno", None) in MACHINE_FAULTS:
+        raise VmaeError(
+            f"{path_to_text(path)}: this machine can't read it ({_error_text(error)}). "
+            "Mend that, then run the same command again"
+        ) from error
+
+
+def _first_usable(path: bytes, rules: int) -> VideoInfo:
+    """The facts of the first video track that decodes. If none does, the error of the first one."""
+    first_error: SourceError | None = None
+    track, num_tracks = 0, 1
+    while track < num_tracks:
+        with open_container(path) as container:
+            num_tracks = len(_video_streams(container)) if rules >= 2 else 1
+            try:
+                info = _describe(container, track, rules)
+            except SourceError as error:
+                if error.reason != "undecodable":
+                    raise
+                first_error = first_error or error
+                track += 1
+                continue
+        if first_error:
+            used = f"video track {track + 1} of {num_tracks} is used, because none before it decodes"
+            return info._replace(remarks=(*info.remarks, used))
+        return info
+    assert first_error is not None
+    raise first_error
+
+
 @contextmanager
-def _open(path: bytes) -> Iterator[av.container.InputContainer]:
+def open_container(path: bytes) -> Iterator[av.container.InputContainer]:
     """An open container. Limits the memory that its header can make libraries allocate."""
     with (
         limit_memory_growth(_MAX_BYTES),
@@ -126,29 +171,33 @@ def _open(path: bytes) -> Iterator[av.container.InputContainer]:
         yield container
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first video stream that is not a cover picture: 0:V:0 in ffmpeg."""
+def _video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video streams that are not cover pictures: 0:V in ffmpeg."""
     streams = container.streams.video
-    video = next((one for one in streams if not one.disposition & av.stream.Disposition.attached_pic), None)
-    if video is None:
+    videos = [one for one in streams if not one.disposition & av.stream.Disposition.attached_pic]
+    if not videos:
         found = "a cover picture, but no video stream" if streams else "no video stream"
         raise SourceError("no-video", f"the file has {found}")
-    return video
+    return videos
 
 
-def _describe(container: av.container.InputContainer) -> VideoInfo:
-    stream = _video_stream(container)
+def video_stream(container: av.container.InputContainer, track: int) -> av.VideoStream:
+    return _video_streams(container)[track]
+
+
+def _describe(container: av.container.InputContainer, track: int, rules: int) -> VideoInfo:
+    stream = video_stream(container, track)
     if stream.codec_context is None:
         raise SourceError("undecodable", "the codec of the video stream is unknown")
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    frame = next(container.decode(stream), None)
+    frame = _first_frame(container, stream) if rules >= 2 else next(container.decode(stream), None)
     if frame is None:
         raise SourceError("undecodable", "no frame of the video stream decodes")
     aspect = stream.sample_aspect_ratio
     aspect = aspect if aspect and aspect > 0 else Fraction(1)
-    width, height = _displayed_size(frame.width, frame.height, aspect, _rotation(frame))
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+    width, height = _displayed_size(frame.width, frame.height, aspect, frame_rotation(frame))
+    rate = _frame_rate(stream, rules)
     if not rate or rate <= 0:
         raise SourceError("undecodable", "the container states no frame rate")
     base = stream.time_base
@@ -156,13 +205,14 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         raise SourceError("undecodable", "the container states no time base")
     rgb = frame.format.is_rgb
     matrix = _MATRIX_NAMES.get(int(frame.colorspace), "unknown")
+    duration, duration_of_all = _declared_duration(container, stream)
     return VideoInfo(
         width=width,
         height=height,
-        rotation=_rotation(frame),
+        rotation=frame_rotation(frame, rules),
         frame_rate=Rational(rate.numerator, rate.denominator),
         time_base=Rational(base.numerator, base.denominator),
-        duration=_declared_duration(container, stream),
+        duration=duration,
         start=float((stream.start_time or 0) * base),
         codec=stream.codec_context.name,
         pixel_format=frame.format.name,
@@ -170,18 +220,43 @@ def _describe(container: av.container.InputContainer) -> VideoInfo:
         full_range=is_full_range(frame),
         rgb=rgb,
         square=aspect == 1,
-        remarks=tuple(_remarks(container, frame)),
+        remarks=tuple(_remarks(container, frame, rules)),
         coded=(frame.width, frame.height),
         aspect=aspect,
         turn=turn_filters(frame),
         limited_gray=is_gray(frame) and not is_full_range(frame),
         unconverted=unconverted_matrix(frame),
+        track=track,
+        duration_of_all=duration_of_all,
+        rules=rules,
     )
 
 
-def _rotation(frame: av.VideoFrame) -> int:
+def _first_frame(container: av.container.InputContainer, stream: av.VideoStream) -> av.VideoFrame | None:
+    """The first frame that decodes. Like ffmpeg, it skips damaged packets."""
+    for packet in container.demux(stream):
+        if any(data.data_type == "encryption_info" for data in packet.iter_sidedata()):
+            raise SourceError("undecodable", ENCRYPTED)
+        with suppress(av.FFmpegError):
+            for frame in packet.decode():
+                assert isinstance(frame, av.VideoFrame)
+                return frame
+    return None
+
+
+def _frame_rate(stream: av.VideoStream, rules: int) -> Fraction | None:
+    """The mean frame rate. Some demuxers, such as that of raw DV, state only their clock's rate as the mean."""
+    mean, guessed = stream.average_rate, stream.guessed_rate
+    if rules >= 2 and mean and guessed and stream.time_base and mean * stream.time_base == 1 and guessed < mean:
+        return guessed
+    return mean or guessed or stream.base_rate
+
+
+def frame_rotation(frame: av.VideoFrame, rules: int = RULES) -> int:
     """Degrees counter-clockwise, 0 to 359."""
-    return round(frame.rotation) % 360
+    # A matrix of zeros has no direction. PyAV makes a huge integer of its angle, NaN.
+    undefined = abs(frame.rotation) > _MAX_ANGLE
+    return 0 if undefined and rules >= 2 else round(frame.rotation) % 360
 
 
 def with_picture_size(info: VideoInfo, width: int, height: int) -> VideoInfo:
@@ -203,7 +278,7 @@ def _displayed_size(coded_width: int, coded_height: int, aspect: Fraction, rotat
     return width, height
 
 
-def _remarks(container: av.container.InputContainer, frame: av.VideoFrame) -> Iterator[str]:
+def _remarks(container: av.container.InputContainer, frame: av.VideoFrame, rules: int) -> Iterator[str]:
     """What encoding to upright BT.709 in 8 bits loses, and what can't be detected.
 
     Shards store these texts in KEY.json: another text changes their bytes.
@@ -217,26 +292,29 @@ def _remarks(container: av.container.InputContainer, frame: av.VideoFrame) -> It
         yield "interlaced: scaled as it is, its fields are not taken apart"
     if any(component.is_alpha for component in frame.format.components):
         yield "has transparency: left out, so what lies behind shows"
-    if _rotation(frame) % 90:
-        yield f"rotated by {_rotation(frame)} degrees: its corners are cut"
+    if frame_rotation(frame, rules) % 90:
+        yield f"rotated by {frame_rotation(frame, rules)} degrees: its corners are cut"
 
 
-def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    """The duration of the video stream or its DURATION tag, else the container's, unless audio determines that."""
+def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[float | None, bool]:
+    """The duration of the video stream or its DURATION tag, else the container's, unless audio determines that.
+
+    Also whether it is the container's, so that another track may explain it.
+    """
     if container.format.name == "avi" and stream.frames and stream.average_rate:
         # libavformat counts the chunks in the file. The header's count of frames is the declared one.
-        return float(stream.frames / stream.average_rate)
+        return float(stream.frames / stream.average_rate), False
     if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
+        return float(stream.duration * stream.time_base), container.format.name in _ONE_DURATION
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]), False
     if container.duration is None:
-        return None
+        return None, False
     total = container.duration / 1_000_000
     audio = [float(s.duration * s.time_base) for s in container.streams.audio if s.duration and s.time_base]
     # If audio lasts as long as the container, the duration of the video remains unknown.
-    return None if audio and max(audio) >= total - 0.001 else total
+    return (None, False) if audio and max(audio) >= total - 0.001 else (total, True)
 
 
 def truncated_box(path: bytes) -> str:
@@ -257,59 +335,6 @@ def truncated_box(path: bytes) -> str:
                 return f"the file ends inside its box {kind.decode('ascii', 'replace')}, {end - start} of {size} bytes"
             start += size
     return ""
-
-
-def packet_duration(path: bytes, pts: int | None) -> float:
-    """Seconds that the container displays the packet with this time stamp; 0 if unknown."""
-    try:
-        with _open(path) as container:
-            stream = _video_stream(container)
-            for packet in container.demux(stream):
-                if packet.pts is not None and packet.pts == pts:
-                    return float((packet.duration or 0) * (stream.time_base or 0))
-    except (av.FFmpegError, ValueError, OSError, MemoryError):
-        pass  # a damaged end; ffmpeg has decoded the rest
-    return 0.0
-
-
-def packet_times(path: bytes) -> tuple[int, ...]:
-    """The display times of the packets in ticks, ascending; empty if unknown.
-
-    Some packets may not decode, so compare these times with those of the decoded frames.
-    """
-    try:
-        with _open(path) as container:
-            packets = container.demux(_video_stream(container))
-            return tuple(sorted(p.pts for p in packets if p.size and p.pts is not None and not p.is_discard))
-    except (av.FFmpegError, ValueError, OSError, MemoryError):
-        return ()
-
-
-def changes_of_shape(path: bytes) -> str:
-    """A note if the sample aspect or the rotation changes midway, in a container that states neither itself.
-
-    ffmpeg and players give every picture the first aspect. Decodes the key frames only.
-    """
-    aspects: set[Fraction] = set()
-    rotations: set[int] = set()
-    try:
-        with _open(path) as container:
-            if container.format.name not in _WITHOUT_SHAPE:
-                return ""
-            stream = _video_stream(container)
-            aspects.add(stream.sample_aspect_ratio or Fraction(1))
-            context = stream.codec_context
-            context.thread_count, context.skip_frame = 1, "NONKEY"
-            context.options = {"max_pixels": str(MAX_PIXELS)}
-            for packet in container.demux(stream):
-                with suppress(av.InvalidDataError):
-                    for frame in packet.decode():
-                        aspects.add(context.sample_aspect_ratio or Fraction(1))
-                        rotations.add(_rotation(frame))
-    except (av.FFmpegError, ValueError, OSError, MemoryError, SourceError):
-        pass  # a damaged end; ffmpeg has decoded the rest
-    changed = ["sample aspect"] * (len(aspects) > 1) + ["rotation"] * (len(rotations) > 1)
-    return f"the {' and the '.join(changed)} changes midway: all pictures have the first one's" if changed else ""
 
 
 def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:

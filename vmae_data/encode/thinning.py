@@ -10,9 +10,11 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from vmae_data.encode.build_spec import Thinning
+from vmae_data.encode.probe import VideoInfo
+from vmae_data.encode.times import exact_times
 from vmae_data.format import Rational
 
-__all__ = ["SegmentCut", "cut_video", "kept_frame_rate", "select_by_stride", "select_frames"]
+__all__ = ["SegmentCut", "choose_frames", "cut_video", "kept_frame_rate", "select_by_stride", "select_frames"]
 
 _MASK_BITS = 48  # a double holds them exactly
 
@@ -23,6 +25,19 @@ class SegmentCut(NamedTuple):
     start: int
     stop: int
     kept: tuple[tuple[int, ...], ...]
+
+    def after(self, count: int) -> SegmentCut:
+        """The same segment of a video that begins `count` frames earlier."""
+        kept = tuple(tuple(frame + count for frame in phase) for phase in self.kept)
+        return SegmentCut(self.start + count, self.stop + count, kept) if count else self
+
+
+def choose_frames(times: Sequence[int], info: VideoInfo, thinning: Thinning, first: int = 0) -> tuple[SegmentCut, ...]:
+    """The frames to keep of a video whose frames are displayed at these times. Those before `first` are left out."""
+    chosen, base = times[first:], info.time_base
+    if info.rules >= 2:
+        chosen, base = exact_times(chosen, base, info.frame_rate)
+    return tuple(cut.after(first) for cut in cut_video(chosen, base, info.frame_rate, thinning))
 
 
 def cut_video(times: Sequence[int], base: Rational, frame_rate: Rational, thinning: Thinning) -> tuple[SegmentCut, ...]:

@@ -110,7 +110,7 @@ FALSE_HEADERS: tuple[Damage, ...] = (
     false_header(
         "65535 × 65535 in a JPEG's own header",
         _at(_JPEG_SIZE, 5, b"\xff\xff\xff\xff"),
-        failed("too-large", "65535 × 65535"),
+        built("65535x65535 is invalid", frames=24, size=(48, 32)),
         clip="claim-mjpeg.mp4",
         options=_MJPEG,
         fast=True,
@@ -118,14 +118,14 @@ FALSE_HEADERS: tuple[Damage, ...] = (
     false_header(
         "9000 × 9000 in a JPEG's own header",
         _at(_JPEG_SIZE, 5, struct.pack(">HH", 9000, 9000)),
-        failed("unreadable"),
+        built("ffmpeg complained", frames=24, size=(48, 32)),
         clip="claim-mjpeg.mp4",
         options=_MJPEG,
     ),
     false_header(
         "16383 × 16383 in VP8",
         _at(b"\x9d\x01\x2a", 3, b"\xff\x3f\xff\x3f"),
-        failed("too-large", "16383 × 16383"),
+        failed("truncated", "16383x16383 is invalid"),
         clip="claim-vp8.webm",
         options="-c:v libvpx -b:v 1M -g 100",
         fast=True,

@@ -197,7 +197,7 @@ TIMES: tuple[Damage, ...] = (
         _T,
         "negative time stamps, Matroska",
         "-output_ts_offset -0.5 -avoid_negative_ts disabled",
-        built(),
+        built("start again 1 times"),
         suffix=".mkv",
     ),
     encoded(_T, "starts at 10 h", "-output_ts_offset 36000", built("no declared duration"), suffix=".ts"),

@@ -27,7 +27,7 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.format import INDEX
 from vmae_data.shards.workspace import STAGING
 
-__all__ = ["hang", "kills", "retries_killed", "signals", "two_builds"]
+__all__ = ["hang", "kills", "retries_killed", "signals", "troubles", "two_builds"]
 
 
 def two_builds(workspace: Workspace) -> Iterator[Result]:
@@ -95,6 +95,38 @@ def hang(workspace: Workspace) -> Iterator[Result]:
     expected = "a plain run retries nothing; with --retry-failed the bytes of a build without the fault"
     found = expected if kept and same else f"{again}, kept {kept}; {retried}, same bytes {same}"
     yield Result("--retry-failed after a hang", found, expected, kept and same)
+
+
+_TROUBLES = (
+    "[vf#0:0 @ 0x1] [fatal] pthread_create() failed: Resource temporarily unavailable",
+    "[out#0/mp4 @ 0x1] [error] Error opening output x: Permission denied",
+    "[in#0 @ 0x1] [error] Error opening input: Too many open files",
+)
+_TROUBLED = """\
+#!/bin/sh
+case "$*" in *-encoders*|*-version*) ;; *) if [ -s FLAG ]; then cat FLAG >&2; exit 1; fi;; esac
+exec FFMPEG "$@"
+"""
+
+
+def troubles(workspace: Workspace) -> Iterator[Result]:
+    """An ffmpeg that this machine stops. No video is to blame, and the next build makes the same bytes."""
+    folder = workspace.dest("troubles")
+    folder.mkdir()
+    flag, wrapper, undisturbed = folder / "flag", folder / "ffmpeg", folder / "undisturbed"
+    wrapper.write_text(_TROUBLED.replace("FLAG", str(flag)).replace("FFMPEG", find_ffmpeg().path))
+    wrapper.chmod(0o755)
+    settings = {"VMAE_FFMPEG": str(wrapper)}
+    run(command(workspace.videos, undisturbed), **settings)
+    for number, message in enumerate(_TROUBLES):
+        dest = folder / f"dest-{number}"
+        flag.write_text(message + "\n")
+        ended = run(command(workspace.videos, dest), **settings)
+        flag.unlink()
+        again = run(command(workspace.videos, dest), **settings)
+        expected = "status 1, one line; then the same bytes"
+        right = ended.status == 1 and "\n" not in ended.words and digests(dest) == digests(undisturbed)
+        yield Result(message, expected if right else f"{ended}; {again}", expected, right)
 
 
 def retries_killed(workspace: Workspace) -> Iterator[Result]:

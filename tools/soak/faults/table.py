@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tools.soak.faults.appends import appends_killed
 from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
-from tools.soak.faults.processes import hang, kills, retries_killed, signals, two_builds
+from tools.soak.faults.processes import hang, kills, retries_killed, signals, troubles, two_builds
 from tools.soak.faults.workspace import Result, Workspace
 
 __all__ = ["FAULTS", "Fault"]
@@ -30,6 +30,11 @@ FAULTS = (
     ),
     Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_RESUMES}"),
     Fault(hang, "an ffmpeg that hangs", "it is killed, failure `stalled`; only `--retry-failed` builds its source"),
+    Fault(
+        troubles,
+        "an ffmpeg that gets no thread, no permission to write, too many open files",
+        f"status 1, one line, nothing is recorded; {_RESUMES}",
+    ),
     Fault(retries_killed, "kill -9 during `--retry-failed`, of complete videos and of segments", _RESUMES),
     Fault(
         appends_killed,

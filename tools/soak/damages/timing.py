@@ -1,0 +1,234 @@
+"""Damaged first packets, cuts before a key frame, durations, time stamps and tracks, in several containers and codecs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+
+from tools.soak.damages.boxes import patched
+from tools.soak.damages.clips import Bench
+from tools.soak.damages.records import Damage, Outcome, built, failed
+
+__all__ = ["ENCRYPTED", "FIRST_FRAMES", "TRACKS", "WRONG_TIMES"]
+
+
+def made(
+    group: str,
+    name: str,
+    clip: str,
+    options: str,
+    change: Callable[[bytes], bytes],
+    *expected: Outcome,
+    source: str = "",
+    size: str = "96x64",
+    suffix: str = "",
+) -> Damage:
+    """A clip whose bytes `change` alters."""
+
+    def make(bench: Bench, path: Path) -> None:
+        path.write_bytes(change(bench.clip(clip, options, source=source, size=size).read_bytes()))
+
+    return Damage(group, name, make, expected, suffix or Path(clip).suffix)
+
+
+def remuxed(group: str, name: str, words: str, *expected: Outcome, clip: str, options: str, suffix: str) -> Damage:
+    """ffmpeg's output for these options; CLIP stands for the path of a clip with these encoder options."""
+
+    def make(bench: Bench, path: Path) -> None:
+        source = str(bench.clip(clip, options))
+        bench.run(*[word.replace("CLIP", source) for word in words.split()], str(path))
+
+    return Damage(group, name, make, expected, suffix)
+
+
+def _without_first_packet(codec: str, suffix: str) -> Damage:
+    """A clip of key frames, its first packet all zeros."""
+
+    def make(bench: Bench, path: Path) -> None:
+        clip = bench.clip(f"keys-{codec.split()[0]}{suffix}", f"-c:v {codec}")
+        with av.open(str(clip)) as container:
+            packet = bytes(next(container.demux(video=0)))
+        path.write_bytes(clip.read_bytes().replace(packet, bytes(len(packet)), 1))
+
+    name = f"first packet of {codec.split()[0]} in {suffix[1:]} damaged"
+    return Damage(_F, name, make, (built("ffmpeg complained", frames=24),), suffix)
+
+
+def _cut_before_key_frame(codec: str, suffix: str) -> Damage:
+    return remuxed(
+        _F,
+        f"{codec} in {suffix[1:]}, cut 4 frames before a key frame",
+        "-i CLIP -ss 0.08 -c copy -copyinkf",
+        built("begins with 4 frames that lack their references", frames=23),
+        clip=f"groups-{codec}{suffix}",
+        options=f"-c:v {codec} -q:v 2 -g 6 -sc_threshold 1000000000",
+        suffix=suffix,
+    )
+
+
+_F = "First frames"
+FIRST_FRAMES: tuple[Damage, ...] = (
+    *(
+        _without_first_packet(codec, suffix)
+        for codec, suffix in (
+            ("libx264 -g 1", ".mp4"),
+            ("libx264 -g 1", ".mkv"),
+            ("libx265 -g 1 -x265-params log-level=error:pools=1", ".mp4"),
+            ("mpeg4 -q:v 2 -g 1", ".avi"),
+            ("prores -pix_fmt yuv422p10le", ".mov"),
+            ("ffv1 -g 1", ".mkv"),
+            ("libvpx-vp9 -b:v 1M -g 1 -cpu-used 8 -deadline realtime", ".webm"),
+        )
+    ),
+    *(
+        _cut_before_key_frame(codec, suffix)
+        for codec, suffix in (
+            ("mpeg4", ".avi"),
+            ("mpeg4", ".mp4"),
+            ("wmv2", ".mkv"),
+            ("flv", ".flv"),
+            ("msmpeg4", ".avi"),
+        )
+    ),
+    remuxed(
+        _F,
+        "MPEG-4 in AVI without any key frame",
+        "-i CLIP -ss 0.08 -c copy -copyinkf",
+        built(frames=23, right=False),
+        clip="one-group.avi",
+        options="-c:v mpeg4 -q:v 2 -g 100",
+        suffix=".avi",
+    ),
+)
+
+_E = "Encrypted"
+_KEYS = f"-encryption_scheme cenc-aes-ctr -encryption_key {'0' * 32} -encryption_kid {'1' * 32}"
+ENCRYPTED: tuple[Damage, ...] = tuple(
+    remuxed(
+        _E,
+        f"{codec} in {suffix[1:]} (CENC)",
+        f"-i CLIP -c copy {_KEYS} -f mp4",
+        failed("undecodable", "encrypted"),
+        clip=f"keyed-{codec}.mp4",
+        options=f"-c:v {codec} {options}",
+        suffix=suffix,
+    )
+    for codec, options, suffix in (
+        ("mpeg4", "-q:v 2", ".mp4"),
+        ("libx265", "-x265-params log-level=error:pools=1", ".mp4"),
+        ("mjpeg", "-q:v 2 -pix_fmt yuvj420p", ".mov"),
+    )
+)
+
+_D = "Durations and time stamps"
+_LONG_AUDIO = "-f lavfi -i sine=d=1.6"
+_HOUR_AHEAD = "-c copy -bsf:v setts={0}=if(eq(N\\,10)\\,{1}+3600/TB\\,{1})"
+_PLAIN = {"clip": "plain.mp4", "options": "-bf 0"}
+
+
+def _hour_ahead(field: str, suffix: str, frames: int) -> Damage:
+    return remuxed(
+        _D,
+        f"the {field} of one frame an hour ahead, {suffix[1:]}",
+        f"-i CLIP {_HOUR_AHEAD.format(field, field.upper())}",
+        built(f"the time stamps of {frames} frames are far"),
+        **_PLAIN,
+        suffix=suffix,
+    )
+
+
+def _longer_audio(name: str, words: str, suffix: str) -> Damage:
+    return remuxed(
+        _D, f"audio longer than the video, {name}", f"-i CLIP {_LONG_AUDIO} {words}", built(), **_PLAIN, suffix=suffix
+    )
+
+
+def _without_track_tags(bench: Bench, path: Path) -> None:
+    bench.run("-i", str(bench.clip("plain.mp4", "-bf 0")), *_LONG_AUDIO.split(), "-c:v", "copy", str(path))
+    path.write_bytes(path.read_bytes().replace(b"DURATION", b"DURATIOX"))
+
+
+def _twice(data: bytes) -> bytes:
+    return data + data
+
+
+def _no_rotation(data: bytes) -> bytes:
+    return patched(data, "moov/trak/tkhd", 40, ">9i", *[0] * 9)
+
+
+def _joined(name: str, clip: str, options: str, words: str) -> Damage:
+    return made(_D, f"two live files joined, {name}", clip, options, _twice, built(words, frames=50, right=False))
+
+
+WRONG_TIMES: tuple[Damage, ...] = (
+    _longer_audio("H.264 in FLV", "-c:v copy -c:a aac", ".flv"),
+    _longer_audio("Sorenson H.263 in FLV", "-c:v flv -q:v 2 -c:a libmp3lame -ar 44100", ".flv"),
+    _longer_audio("WMV", "-c:v wmv2 -q:v 2 -c:a wmav2", ".wmv"),
+    _longer_audio("MPEG-2 in WTV, named .wmv", "-c:v mpeg2video -q:v 2 -c:a mp2 -f wtv", ".wmv"),
+    Damage(_D, "audio longer than the video, Matroska without tags of tracks", _without_track_tags, (built(),), ".mkv"),
+    _joined("VP8 in WebM", "live.webm", "-c:v libvpx -b:v 1M -f webm -live 1", "start again 1 times"),
+    _joined("VP9 in WebM", "live9.webm", "-c:v libvpx-vp9 -b:v 1M -f webm -live 1", "start again 1 times"),
+    _joined("H.264 in Matroska", "live.mkv", "-bf 0 -f matroska -live 1", "start again 1 times"),
+    _joined("H.264 in TS", "live.ts", "-bf 0", "no declared duration"),
+    _hour_ahead("pts", ".mkv", 1),
+    _hour_ahead("ts", ".mkv", 15),
+    _hour_ahead("ts", ".flv", 15),
+    _hour_ahead("ts", ".mp4", 15),
+    made(_D, "a frame a minute, MPEG-4 in AVI", "minute.avi", "-c:v mpeg4 -q:v 2", bytes, built(), source="-r 1/60"),
+    made(_D, "a frame an hour, MJPEG in AVI", "hour.avi", "-c:v mjpeg -q:v 2", bytes, built(), source="-r 1/3600"),
+    made(_D, "a frame a minute, H.264 in Matroska", "minute.mkv", "", bytes, built(), source="-r 1/60"),
+    *(
+        made(_D, f"a display matrix of zeros, {suffix[1:]}", f"zeros{suffix}", "", _no_rotation, built())
+        for suffix in (".mp4", ".mov", ".3gp")
+    ),
+    *(
+        made(
+            _D,
+            f"raw DV, {size}, named {suffix}",
+            f"{size}.dv",
+            f"-c:v dvvideo -pix_fmt {pixels}",
+            bytes,
+            built("interlaced"),
+            source=f"-r {rate}",
+            size=size,
+            suffix=suffix,
+        )
+        for size, pixels, rate, suffix in (
+            ("720x576", "yuv420p", "25", ".mov"),
+            ("720x480", "yuv411p", "30000/1001", ".mov"),
+            ("720x480", "yuv411p", "30000/1001", ".avi"),
+        )
+    ),
+)
+
+_T = "Tracks"
+_TWO = "-i CLIP -i CLIP -map 0:v -map 1:v -c copy -bsf:v:0"
+
+
+def _unusable_first(name: str, noise: str, suffix: str) -> Damage:
+    return remuxed(
+        _T,
+        f"{name}, {suffix[1:]}",
+        f"{_TWO} noise={noise}",
+        built("video track 2 of 2 is used"),
+        **_PLAIN,
+        suffix=suffix,
+    )
+
+
+TRACKS: tuple[Damage, ...] = (
+    _unusable_first("the first track is empty", "drop=1", ".mkv"),
+    _unusable_first("the first track is noise", "amount=1", ".mp4"),
+    _unusable_first("the first track is noise", "amount=1", ".mkv"),
+    _unusable_first("the first track is noise, NUT named", "amount=1 -f nut", ".mkv"),
+    remuxed(
+        _T,
+        "both tracks are noise",
+        f"{_TWO} noise=amount=1 -bsf:v:1 noise=amount=1",
+        failed("undecodable"),
+        **_PLAIN,
+        suffix=".mkv",
+    ),
+)

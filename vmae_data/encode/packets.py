@@ -1,0 +1,82 @@
+"""The packets of a source: their times, and where the pictures change their shape."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from fractions import Fraction
+
+import av
+
+from vmae_data.encode.probe import MAX_PIXELS, frame_rotation, open_container, video_stream
+from vmae_data.errors import SourceError
+
+__all__ = ["changes_of_shape", "packet_duration", "packet_ends", "packet_times"]
+
+# Their pictures alone state sample aspect and rotation.
+_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
+
+
+def packet_duration(path: bytes, track: int, pts: int | None) -> float:
+    """Seconds that the container displays the packet with this time stamp; 0 if unknown."""
+    try:
+        with open_container(path) as container:
+            stream = video_stream(container, track)
+            for packet in container.demux(stream):
+                if packet.pts is not None and packet.pts == pts:
+                    return float((packet.duration or 0) * (stream.time_base or 0))
+    except (av.FFmpegError, ValueError, OSError, MemoryError):
+        pass  # a damaged end; ffmpeg has decoded the rest
+    return 0.0
+
+
+def packet_times(path: bytes, track: int) -> tuple[int, ...]:
+    """The display times of the packets in ticks, ascending; empty if unknown.
+
+    Some packets may not decode, so compare these times with those of the decoded frames.
+    """
+    try:
+        with open_container(path) as container:
+            packets = container.demux(video_stream(container, track))
+            return tuple(sorted(p.pts for p in packets if p.size and p.pts is not None and not p.is_discard))
+    except (av.FFmpegError, ValueError, OSError, MemoryError):
+        return ()
+
+
+def packet_ends(path: bytes, track: int) -> tuple[float, float]:
+    """Seconds from the container's start to the end of the last packet of the video, and of all other streams."""
+    ends = [0.0, 0.0]
+    with suppress(av.FFmpegError, ValueError, OSError, MemoryError), open_container(path) as container:  # a damaged end
+        start, video = (container.start_time or 0) / 1_000_000, video_stream(container, track)
+        for packet in container.demux():
+            if packet.pts is not None and packet.time_base:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - start
+                other = packet.stream.index != video.index
+                ends[other] = max(ends[other], end)
+    return ends[0], ends[1]
+
+
+def changes_of_shape(path: bytes, track: int) -> str:
+    """A note if the sample aspect or the rotation changes midway, in a container that states neither itself.
+
+    ffmpeg and players give every picture the first aspect. Decodes the key frames only.
+    """
+    aspects: set[Fraction] = set()
+    rotations: set[int] = set()
+    try:
+        with open_container(path) as container:
+            if container.format.name not in _WITHOUT_SHAPE:
+                return ""
+            stream = video_stream(container, track)
+            aspects.add(stream.sample_aspect_ratio or Fraction(1))
+            context = stream.codec_context
+            context.thread_count, context.skip_frame = 1, "NONKEY"
+            context.options = {"max_pixels": str(MAX_PIXELS)}
+            for packet in container.demux(stream):
+                with suppress(av.InvalidDataError):
+                    for frame in packet.decode():
+                        aspects.add(context.sample_aspect_ratio or Fraction(1))
+                        rotations.add(frame_rotation(frame))
+    except (av.FFmpegError, ValueError, OSError, MemoryError, SourceError):
+        pass  # a damaged end; ffmpeg has decoded the rest
+    changed = ["sample aspect"] * (len(aspects) > 1) + ["rotation"] * (len(rotations) > 1)
+    return f"the {' and the '.join(changed)} changes midway: all pictures have the first one's" if changed else ""
