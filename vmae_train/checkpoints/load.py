@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.storage import read_bytes
 from vmae_train.checkpoints.huggingface import CONFIG, read_hf
 from vmae_train.checkpoints.infer import (
     CLIP_FIELDS,
@@ -24,11 +23,12 @@ from vmae_train.checkpoints.infer import (
     same_value,
     without_position_code,
 )
-from vmae_train.checkpoints.native import ModelFile, decode_description, empty_model, read_weights
+from vmae_train.checkpoints.native import ModelFile, empty_model, read_native, read_weights
 from vmae_train.checkpoints.official import DEEPSPEED_FILE, read_official
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, PositionResize, hidden_dim
 from vmae_train.runs.best import best_checkpoint
+from vmae_train.runs.checksums import verify_files
 from vmae_train.runs.layout import CHECKPOINTS, DESCRIPTION, EMA_FILE, MARKER, WEIGHTS, newest_checkpoint
 from vmae_train.runs.run_files import local_copy
 
@@ -85,6 +85,7 @@ def load_model(
         average = read.path.parent / EMA_FILE
         if not average.is_file():
             raise DataError(f"{average}: does not exist. Only training runs with ema.decay keep a moving average")
+        verify_files(average.parent, (EMA_FILE,))
         read = read._replace(state=read_weights(average))
     read.warn()
     return read.build().to(device)
@@ -182,8 +183,7 @@ def _read(
         content = read_hf(path)
     else:
         folder = _native_folder(path)
-        description = decode_description(read_bytes(folder / DESCRIPTION), str(folder / DESCRIPTION))
-        path, content = folder / WEIGHTS, (description, read_weights(folder / WEIGHTS))
+        path, content = folder / WEIGHTS, read_native(folder)
     notes: tuple[str, ...] = ()
     if isinstance(content, ForeignCheckpoint):
         description = infer_description(content, user_fields, classes, recipe_fields=recipe_fields)
