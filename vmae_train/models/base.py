@@ -88,5 +88,5 @@ def _centre_square(frames: Tensor, size: int) -> Tensor:
         resized = (size * height // short, size * width // short)
         frames = F.interpolate(frames, resized, mode="bilinear", antialias=True, align_corners=False)
         height, width = resized
-    top, left = (height - size) // 2, (width - size) // 2
+    top, left = round((height - size) / 2), round((width - size) / 2)  # half a pixel to even, as `view_boxes`
     return frames[..., top : top + size, left : left + size]
