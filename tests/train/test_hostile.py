@@ -187,7 +187,12 @@ def test_a_flipped_bit_in_a_pth_is_refused_unless_it_was_written_without_checksu
         _pth(path)
     finally:
         torch.serialization.set_crc32_options(True)
-    assert load_model(path, num_heads=3, decoder_num_heads=3, image_size=32, num_frames=16, position="sinusoid-1d").geometry.depth == 1
+    assert (
+        load_model(
+            path, num_heads=3, decoder_num_heads=3, image_size=32, num_frames=16, position="sinusoid-1d"
+        ).geometry.depth
+        == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from vmae_train.checkpoints.native import ModelFile, empty_model, read_native, r
 from vmae_train.checkpoints.official import DEEPSPEED_FILE, read_official
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, PositionResize, hidden_dim
+from vmae_train.models.heads import is_numbered
 from vmae_train.runs.best import best_checkpoint
 from vmae_train.runs.checksums import verify_files
 from vmae_train.runs.layout import CHECKPOINTS, DESCRIPTION, EMA_FILE, MARKER, WEIGHTS, newest_checkpoint
@@ -143,7 +144,7 @@ def read_model(
     A URL of a run or a native checkpoint is copied to this machine first.
     `user_fields`: fields of Geometry. They complete what the file does not state, and must agree with what it states.
     But image_size and num_frames resize the model to other clips; `position_resize` sets its new position embedding.
-    `classes`: names of the outputs, if the file has none.
+    `classes`: names of the outputs, if the file has none or calls them 0, 1, 2 ….
     Raises DataError for what can't be read, MisuseError for a field that does not fit the file.
     """
     for name in user_fields:
@@ -164,9 +165,23 @@ def read_model(
                 f"{read.path}: the model has model.{name} = {own!r}, you set {value!r}. Remove the setting, "
                 "or use another model"
             )
-    if classes is not None and tuple(classes) != (read.description.classes or tuple(classes)):
-        raise MisuseError(f"{read.path}: has other class names than you gave. Remove your names")
+    if classes is not None:
+        read = read._replace(description=_named(read, tuple(classes)))
     return _resized(read, resize, **{name: user_fields.get(name) for name in CLIP_FIELDS})
+
+
+def _named(read: ReadModel, classes: tuple[str, ...]) -> ModelFile:
+    """The description with class names. Raises MisuseError for a model that has none, or others."""
+    own = read.description.classes
+    if not own:
+        raise MisuseError(
+            f"{read.path}: has no classes to name: its kind is {read.description.kind}. Remove your names"
+        )
+    if len(own) != len(classes):
+        raise MisuseError(f"{read.path}: the head has {len(own)} outputs, but you gave {len(classes)} classes")
+    if own != classes and not is_numbered(own):
+        raise MisuseError(f"{read.path}: has other class names than you gave. Remove your names")
+    return msgspec.structs.replace(read.description, classes=classes)
 
 
 def _read(
