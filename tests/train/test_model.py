@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 import numpy as np
@@ -458,6 +459,38 @@ def test_half_a_pixel_of_a_centre_crop_is_rounded_to_even_as_published(
 def test_preprocess_refuses_another_number_of_frames() -> None:
     with pytest.raises(ValueError, match="8 frames given; a clip has 16"):
         PretrainModel(TINY).preprocess(torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("frames", "found"),
+    [
+        (torch.rand(1, 16, 32, 32, 3), "float32 of shape (1, 16, 32, 32, 3)"),
+        (torch.zeros(16, 32, 32, 3, dtype=torch.uint8), "uint8 of shape (16, 32, 32, 3)"),
+        (torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8), "uint8 of shape (1, 16, 3, 32, 32)"),
+        (torch.zeros(1, 16, 32, 32, 3, dtype=torch.int64), "int64 of shape"),
+    ],
+)
+def test_preprocess_refuses_what_is_not_rgb_frames_of_bytes(frames: torch.Tensor, found: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(found)):
+        PretrainModel(TINY, seed=None).preprocess(frames)
+
+
+def test_preprocess_without_antialias_is_torchs_plain_bilinear() -> None:
+    frames = torch.randint(0, 256, (1, 16, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    model = PretrainModel(TINY, seed=None)
+    plain = torch.nn.functional.interpolate(frames[0].permute(0, 3, 1, 2).float(), (32, 32), mode="bilinear")
+    clips = model.preprocess(frames, antialias=False) * model.std_C[:, None, None, None]
+    rgb = (clips + model.mean_C[:, None, None, None])[0].transpose(0, 1) * 255
+    assert torch.allclose(rgb, plain, atol=1e-2)
+    assert not torch.allclose(model.preprocess(frames), model.preprocess(frames, antialias=False), atol=1e-2)
+
+
+def test_features_of_a_pretraining_model_are_the_mean_of_the_encoders_tokens(device: torch.device) -> None:
+    model, clips = _model(device).eval(), _clips(device)
+    x = model.encoder.patch_embed(clips) + model.position_NE
+    for block in model.encoder.blocks:
+        x = block(x)
+    assert torch.allclose(model.features(clips), model.encoder.norm(x).mean(1), atol=1e-6)
 
 
 def test_given_targets_replace_those_made_from_the_clips() -> None:

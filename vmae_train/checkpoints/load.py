@@ -1,6 +1,6 @@
 """A run, a checkpoint or a file of any format → a model.
 
-The formats: native (model.json and model.safetensors), official (VideoMAE, VideoMAEv2, DeepSpeed), Hugging Face.
+The formats: native (model.json and model.safetensors), Hugging Face, and single files of other training programs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vmae_train.checkpoints.official import DEEPSPEED_FILE, read_official
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, PositionResize, hidden_dim
 from vmae_train.models.heads import is_numbered
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.runs.best import best_checkpoint
 from vmae_train.runs.checksums import verify_files
 from vmae_train.runs.layout import CHECKPOINTS, DESCRIPTION, EMA_FILE, MARKER, WEIGHTS, newest_checkpoint
@@ -51,6 +52,14 @@ class ReadModel(NamedTuple):
     description: ModelFile
     state: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    is_encoder: bool = False  # of a pretraining model: the decoder is missing
+
+    def with_new_decoder(self, seed: int) -> ReadModel:
+        """An encoder as a complete pretraining model."""
+        if not self.is_encoder:
+            return self
+        new = PretrainModel(self.description.geometry, seed=seed).state_dict()
+        return self._replace(state=new | self.state)
 
     def build(self) -> VideoModel:
         """The model, in eval mode. Raises DataError if the weights don't match the description."""
@@ -93,11 +102,11 @@ def load_model(
 
 
 def load_init(
-    path: str | Path, recipe: Geometry, *, position_resize: PositionResize, with_decoder: bool = True
+    path: str | Path, recipe: Geometry, *, position_resize: PositionResize, with_decoder: bool = True, seed: int = 0
 ) -> VideoModel:
     """The model of --init, resized to the recipe's clips; notes become warnings.
 
-    The recipe completes what the file does not state. With `with_decoder` false, the decoder may be any.
+    An encoder is enough: its decoder is new, a function of `seed`. The recipe completes what the file does not state. With `with_decoder` false, the decoder may be any.
     Raises MisuseError listing how the model's geometry differs from the recipe's.
     """
     expected = {
@@ -119,8 +128,10 @@ def load_init(
         raise MisuseError(
             f"--init {path}: differs from the recipe's model ({listed}). Change the recipe's {' and '.join(keys)}"
         )
+    if read.is_encoder and with_decoder:
+        read = read._replace(notes=(*read.notes, "has no decoder, so the decoder starts new"))
     read.warn()
-    return read.build()
+    return read.with_new_decoder(seed).build()
 
 
 def load_weights(folder: Path, model: VideoModel) -> None:
@@ -157,7 +168,7 @@ def read_model(
         expected = " or ".join(get_args(PositionResize))
         raise MisuseError(f"model.position_resize = {position_resize!r}: expected {expected}") from error
     folder = local_copy(path)
-    read = _read(best_checkpoint(folder) if best else folder, user_fields, classes, recipe_fields={})
+    read = _read(best_checkpoint(folder) if best else folder, user_fields, classes, recipe_fields=None)
     for name, value in user_fields.items():
         own = getattr(read.description.geometry, name)
         if name not in CLIP_FIELDS and not same_value(own, value):
@@ -185,12 +196,20 @@ def _named(read: ReadModel, classes: tuple[str, ...]) -> ModelFile:
 
 
 def _read(
-    path: Path, user_fields: dict[str, Any], classes: Sequence[str] | None, *, recipe_fields: dict[str, Any]
+    path: Path, user_fields: dict[str, Any], classes: Sequence[str] | None, *, recipe_fields: dict[str, Any] | None
 ) -> ReadModel:
-    """Read any format. User fields precede the values of published models, recipe fields follow them."""
+    """Read any format. User fields precede the values of published models, recipe fields follow them.
+
+    Only a training has recipe fields, and only for a training an encoder is enough.
+    """
     content: ForeignCheckpoint | tuple[ModelFile, dict[str, Tensor]]
+    if path.name == WEIGHTS and any((path.parent / name).is_file() for name in (DESCRIPTION, CONFIG)):
+        path = path.parent  # the files beside it state what it lacks
+    zero_3 = next(path.glob("zero_pp_rank_*_model_states.pt"), None)
     if path.is_file():
         content = read_official(path)
+    elif zero_3 is not None:
+        content = read_official(zero_3)  # says what to do
     elif (path / DEEPSPEED_FILE).is_file():
         path = path / DEEPSPEED_FILE
         content = read_official(path)
@@ -201,12 +220,18 @@ def _read(
         path, content = folder / WEIGHTS, read_native(folder)
     notes: tuple[str, ...] = ()
     if isinstance(content, ForeignCheckpoint):
-        description = infer_description(content, user_fields, classes, recipe_fields=recipe_fields)
+        if content.kind == "encoder" and recipe_fields is None:
+            raise DataError(
+                f"{path}: has neither encoder_to_decoder.weight nor head.weight: it is only an encoder. "
+                "Start a training from it with --init, or use the complete model"
+            )
+        description = infer_description(content, user_fields, classes, recipe_fields=recipe_fields or {})
         state, notes = content.state, content.notes
     else:
         description, state = content
     state, code_notes = without_position_code(path, description.geometry, state)
-    return ReadModel(path, description, state, notes + code_notes)
+    is_encoder = isinstance(content, ForeignCheckpoint) and content.kind == "encoder"
+    return ReadModel(path, description, state, notes + code_notes, is_encoder)
 
 
 def _native_folder(path: Path) -> Path:

@@ -78,7 +78,13 @@ class HeadModel(VideoModel):
             x_BNE = self.patch_embed(clips_BCTHW) + self.position_NE
             scale = None if self.frozen else self._drop_path_scale(rng)
             x_BNE = run_blocks(self.blocks, x_BNE, scale, checkpointing=self.activation_checkpointing)
-        pooled_BE = self.pooler(x_BNE) if self.geometry.pooling == "attentive" else x_BNE.mean(dim=1)
+        match self.geometry.pooling:
+            case "attentive":
+                pooled_BE = self.pooler(x_BNE)
+            case "first":
+                pooled_BE = x_BNE[:, 0]
+            case "mean":
+                pooled_BE = x_BNE.mean(dim=1)
         features_BE: Tensor = self.fc_norm(pooled_BE)
         return features_BE
 

@@ -68,6 +68,12 @@ class PretrainModel(VideoModel):
         cubes_BMD: Tensor = self.decoder(tokens_BNE, predicted_BM.shape[1], checkpointing=checkpointing)
         return cubes_BMD
 
+    def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B E"]:
+        """One vector per clip: the mean of the encoder's output over all tokens."""
+        all_BN = torch.arange(self.geometry.num_tokens, device=clips_BCTHW.device).expand(len(clips_BCTHW), -1)
+        encoded_BNE: Tensor = self.encoder(clips_BCTHW, all_BN, self.position_NE[all_BN])
+        return encoded_BNE.mean(dim=1)
+
     def loss(
         self,
         clips_BCTHW: Float[Tensor, "B 3 T H W"],
