@@ -349,7 +349,7 @@ def test_nan_and_inf_weights_are_converted_and_noted(tmp_path: Path) -> None:
 
 
 def _mmaction(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names of mmaction2's recognizer, and its stored position code."""
+    """The names of mmaction2's recognizer, and its stored position embedding."""
     renamed = {}
     for name, value in state.items():
         name = name.replace("patch_embed.proj.", "patch_embed.projection.").replace("mlp.fc1.", "mlp.layers.0.0.")
@@ -407,7 +407,7 @@ def test_a_recognizer_of_mmaction2_is_read(tmp_path: Path) -> None:
     model = _model("classifier")
     content = {"meta": {"epoch": 1}, "state_dict": _mmaction(model.state_dict())}
     torch.save(content, tmp_path / "a.pth")
-    with pytest.warns(UserWarning, match="skipped the fixed position code"):
+    with pytest.warns(UserWarning, match="skipped the fixed position embedding"):
         _same_weights(model, load_model(tmp_path / "a.pth", **MISSING))
 
 
