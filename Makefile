@@ -47,6 +47,7 @@ soak: $(INSTALLED)
 	$(BIN)/python -m tools.soak.kills
 	$(BIN)/python -m tools.soak.read
 	$(BIN)/python -m tools.soak.order
+	$(BIN)/python -m tools.soak.checkpoints
 
 example: $(INSTALLED)
 	$(BIN)/python -m tools.demo.example

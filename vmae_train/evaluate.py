@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,18 +20,18 @@ from vmae_train.clips.frame_sampling import ClipSpec, kept_step
 from vmae_train.clips.frame_spacing import check_spacing, describe_clip
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.distributed import Distributed, choose_device
-from vmae_train.evaluation.metrics import AnyScores
+from vmae_train.evaluation.metrics import AnyScores, Scores
 from vmae_train.evaluation.predict_videos import predict_videos
 from vmae_train.evaluation.predictions import Predictions, compute_scores
 from vmae_train.evaluation.predictions_file import write_predictions
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
-from vmae_train.models.heads import HeadModel
+from vmae_train.models.heads import HeadModel, is_numbered
 from vmae_train.reports.scores_page import write_scores_page
 from vmae_train.runs.metadata import read_facts, run_of
 from vmae_train.training.setup import check_cache
 from vmae_train.training.summary import print_summary
 
-__all__ = ["Evaluation", "EvaluationSpec", "evaluate_checkpoint", "write_outputs"]
+__all__ = ["Evaluation", "EvaluationSpec", "evaluate_checkpoint", "order_hint", "write_outputs"]
 
 
 class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +54,7 @@ class Evaluation(NamedTuple):
     shards: Shards
     predictions: Predictions
     scores: AnyScores
+    hint: str | None = None  # what may be wrong with a score that guessing gives
 
 
 def evaluate_checkpoint(
@@ -63,6 +65,7 @@ def evaluate_checkpoint(
     settings: Sequence[str] = (),
     best: bool = False,
     ema: bool = False,
+    class_names: tuple[str, ...] | None = None,
     batch: int = 8,
     workers: int = 1,
     device: str | None = None,
@@ -73,11 +76,13 @@ def evaluate_checkpoint(
 
     The protocol is that of `recipe` [default: the recipe of the checkpoint's run], changed by `settings`
     (`key=value`). `best`: the run's best checkpoint [default: the last]. `ema`: the moving average of the weights.
+    `class_names`: names of the model's outputs, for a model that has only numbers. A model that has the classes of the
+    data in another order is scored by their names.
     Raises MisuseError if model, data and settings don't fit together, DataError for what can't be read.
     """
     distributed = distributed or Distributed()
     with distributed.all_or_none():
-        model = load_model(checkpoint, best=best, ema=ema)
+        model = load_model(checkpoint, best=best, ema=ema, classes=class_names)
         if not isinstance(model, HeadModel):
             raise MisuseError(f"{checkpoint}: is a pretraining model. To evaluate it, finetune it first")
         shards = Shards.open(data)
@@ -87,6 +92,9 @@ def evaluate_checkpoint(
         protocol = EvaluationProtocol(views, spec.clip, merge, spec.augment.antialias)
         check_cache(spec.cache, shards)
         rows = _protocol_rows(model, shards, protocol, origin)
+        if set(model.classes) == set(shards.classes) and model.classes != shards.classes:
+            model.reorder_classes(shards.classes)
+            rows["classes"] = "in the order of the data, by name"
     print_summary(f"evaluate {checkpoint}", rows, quiet=distributed.style(style) is ProgressStyle.QUIET)
     predictions = predict_videos(
         model.to(chosen_device),
@@ -100,7 +108,23 @@ def evaluate_checkpoint(
         distributed=distributed,
     )
     with distributed.all_or_none():
-        return Evaluation(checkpoint, shards, predictions, compute_scores(predictions))
+        scores = compute_scores(predictions)
+        return Evaluation(checkpoint, shards, predictions, scores, order_hint(scores, class_names))
+
+
+def order_hint(scores: AnyScores, class_names: tuple[str, ...] | None) -> str | None:
+    """A hint if a score is what guessing gives, and only numbers or the user's names tell the order of the classes."""
+    if not isinstance(scores, Scores) or not (class_names or is_numbered(scores.classes)):
+        return None
+    chance = 1 / len(scores.classes)
+    spread = math.sqrt(chance * (1 - chance) / scores.videos)
+    if len(scores.classes) == 1 or scores.top1 / 100 > chance + 2 * spread:
+        return None
+    names = "the names in --class-names" if class_names else "the numbers of the model's classes and of the data"
+    return (
+        f"top-1 {scores.top1:.2f} % is no better than chance ({100 * chance:.2f} %). "
+        f"Check that {names} are in the same order as the model's outputs"
+    )
 
 
 def _evaluation_spec(
@@ -116,9 +140,10 @@ def _evaluation_spec(
     elif run is not None:
         values, origin = read_facts(run).recipe, "the run's recipe"
     else:
-        values, origin = {}, "as published models of Kinetics"
+        # VideoMAE's own evaluation resizes with OpenCV, without antialias.
+        values, origin = {"augment": {"antialias": False}}, "as published models of Kinetics"
         if not keys & {"clip.stride", "clip.rate"}:
-            values = {"clip": msgspec.to_builtins(_published_clip(shards))}
+            values["clip"] = msgspec.to_builtins(_published_clip(shards))
         if any(key.startswith("clip.") for key in keys):
             origin = "settings"
         else:

@@ -57,7 +57,8 @@ class PretrainObjective(Objective):
         if init is None:
             model = PretrainModel(geometry, seed=self.spec.seed)
         else:
-            start = load_init(init, geometry, position_resize=self.spec.model.position_resize)
+            resize = self.spec.model.position_resize
+            start = load_init(init, geometry, position_resize=resize, seed=self.spec.seed)
             if not isinstance(start, PretrainModel):
                 raise MisuseError(f"--init {init}: has a head. Pretraining starts from a pretraining model")
             model = start

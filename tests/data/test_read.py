@@ -41,6 +41,11 @@ def test_shards_open_by_folder_or_index_and_know_their_facts(demo_shards: Path) 
         assert shards.classes[shards.label_N[number]] == sample.facts.class_name
 
 
+def test_a_sample_prints_as_its_key_and_size(demo_shards: Path) -> None:
+    sample = Shards.open(str(demo_shards)).sample(0)
+    assert repr(sample) == f"Sample({sample.facts.key}, {len(sample.data)} bytes)"
+
+
 def test_only_the_requested_frames_are_decoded_and_they_equal_those_of_a_full_decode(demo_shards: Path) -> None:
     sample = Shards.open(str(demo_shards)).sample(0)
     frames = sample.facts.phases[0].frames

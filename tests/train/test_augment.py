@@ -177,7 +177,7 @@ def test_a_view_is_pils_resize_and_crop_within_one_grey_level(
     assert len(boxes.top_B) == num_crops
     for crop in range(num_crops):
         spare = max(resized) - size
-        start = spare // 2 if num_crops == 1 else int(crop * spare / (num_crops - 1))
+        start = round(spare / 2) if num_crops == 1 else int(crop * spare / (num_crops - 1))
         left, top = (0, start) if height >= width else (start, 0)
         expected = full.crop((left, top, left + size, top + size))
         one = Boxes(*(x[crop : crop + 1] for x in boxes))

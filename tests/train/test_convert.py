@@ -7,7 +7,9 @@ import pickle
 import resource
 import sys
 import types
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +23,7 @@ from vmae_train import load_model
 from vmae_train.checkpoints.convert import ConvertSpec, Layout, convert
 from vmae_train.checkpoints.load import load_init
 from vmae_train.checkpoints.native import save_model
+from vmae_train.checkpoints.weight_names import to_hf_names
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
@@ -342,6 +345,123 @@ def test_nan_and_inf_weights_are_converted_and_noted(tmp_path: Path) -> None:
     assert f"NaN or inf in 2 of {count} weights (fc_norm.weight, head.bias): the model is not usable" in notes
 
 
+# Files of other training programs.
+
+
+def _mmaction(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of mmaction2's recognizer, and its stored position embedding."""
+    renamed = {}
+    for name, value in state.items():
+        name = name.replace("patch_embed.proj.", "patch_embed.projection.").replace("mlp.fc1.", "mlp.layers.0.0.")
+        name = name.replace("mlp.fc2.", "mlp.layers.1.")
+        renamed[name.replace("head.", "cls_head.fc_cls.") if name.startswith("head.") else f"backbone.{name}"] = value
+    return {**renamed, "backbone.pos_embed": Classifier(TINY, CLASSES, seed=None).position_NE[None]}
+
+
+def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+# The content of a file, and the note that says what was taken.
+FORMS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, Any]], str | None]] = {
+    "state_dict": (lambda state: {"state_dict": state, "epoch": 3}, None),
+    "lightning": (
+        lambda state: {
+            "state_dict": _prefixed("model.", state),
+            "pytorch-lightning_version": "2.4.0",
+            "callbacks": {},
+            "loops": {},
+        },
+        None,
+    ),
+    "compiled in lightning": (lambda state: {"state_dict": _prefixed("model._orig_mod.module.", state)}, None),
+    "average alone": (lambda state: {"model_ema": state}, "took the weights under model_ema, a moving average"),
+    "average beside": (
+        lambda state: {"model": state, "model_ema": {name: value + 1 for name, value in state.items()}},
+        "took the weights under model; model_ema left out",
+    ),
+    "numpy's generator": (lambda state: {"model": state, "rng": np.random.RandomState(3).get_state()}, None),
+    "arrays and paths": (
+        lambda state: {
+            "model": state,
+            "numpy": {"a": np.arange(5.0), "b": np.array(["x", "y"]), "c": np.float32(2)},
+            "args": argparse.Namespace(output_dir=Path("/out"), data=PurePosixPath("a"), input_size=32),
+        },
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_files_of_other_training_programs_are_read_and_say_what_was_taken(
+    form: str, zipped: bool, kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model, (content, note) = _model(kind), FORMS[form]
+    torch.save(content(model.state_dict()), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    _same_weights(model, load_model(tmp_path / "a.pth", **MISSING))
+    assert [note in str(warning.message) for warning in recwarn] == ([True] if note else [])
+
+
+def test_a_recognizer_of_mmaction2_is_read(tmp_path: Path) -> None:
+    model = _model("classifier")
+    content = {"meta": {"epoch": 1}, "state_dict": _mmaction(model.state_dict())}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match="skipped the fixed position embedding"):
+        _same_weights(model, load_model(tmp_path / "a.pth", **MISSING))
+
+
+@pytest.mark.filterwarnings("ignore:.*has transformers' names")
+@pytest.mark.parametrize("content", ["encoder", "lightning", "deepspeed", "hf"])
+def test_an_encoder_is_enough_for_init_and_only_for_that(content: str, tmp_path: Path) -> None:
+    whole = _model("pretrain")
+    state = {n.removeprefix("encoder."): v for n, v in whole.state_dict().items() if n.startswith("encoder.")}
+    path = tmp_path / "a.pth"
+    if content == "hf":
+        path = tmp_path / "a.safetensors"
+        hf = to_hf_names(whole.state_dict(), pretrain=True)
+        state = {n.removeprefix("videomae."): v for n, v in hf.items() if n.startswith("videomae.")}
+        safetensors.torch.save_file(state, path)
+    else:
+        prefix = {"encoder": "encoder.", "lightning": "model.encoder.", "deepspeed": "module."}[content]
+        torch.save({"module" if content == "deepspeed" else "state_dict": _prefixed(prefix, state)}, path)
+    with pytest.raises(DataError, match="only an encoder. Start a training from it with --init"):
+        load_model(path)
+    with pytest.warns(UserWarning, match="the decoder starts new"):
+        start = load_init(path, TINY, position_resize="recompute", seed=8)
+    new = PretrainModel(TINY, seed=8).state_dict()
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, (whole.state_dict() if name.startswith("encoder.") else new)[name]), name
+    finetuned = load_init(path, TINY, position_resize="recompute", with_decoder=False)
+    assert isinstance(finetuned, PretrainModel)
+    assert torch.equal(finetuned.encoder.blocks[1].mlp.fc2.weight, whole.encoder.blocks[1].mlp.fc2.weight)
+
+
+def test_a_head_on_the_first_token_is_read(tmp_path: Path) -> None:
+    """The original's and mmaction2's models with use_mean_pooling=False: all tokens are normed, the first is taken."""
+    model = _model("classifier")
+    state = {name.replace("fc_norm.", "norm."): value for name, value in model.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match="its head reads the first token"):
+        first = load_model(tmp_path / "a.pth", **MISSING)
+    clips = torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(1))
+    x = model.patch_embed(clips) + model.position_NE
+    for block in model.blocks:
+        x = block(x)
+    assert torch.allclose(first(clips), model.head(model.fc_norm(x)[:, 0]), atol=1e-6)
+    with pytest.raises(MisuseError, match="first pooling"):
+        convert(str(tmp_path / "a.pth"), tmp_path / "hf", to="hf", spec=_spec(**MISSING))
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_weights_that_zero_3_keeps_elsewhere_are_to_be_joined_first(place: str, tmp_path: Path) -> None:
+    state = {name: torch.zeros(0) for name in _model("pretrain").state_dict()}
+    path = tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({"module": state}, path)
+    with pytest.raises(DataError, match="ZeRO-3 keeps the weights in one file per GPU. Join them first"):
+        load_model(path if place == "file" else tmp_path)
+
+
 # Missing fields are inferred or set by the user.
 
 
@@ -525,6 +645,65 @@ def test_a_config_of_another_model_is_refused(hf: Path, field: str, value: objec
     (hf / "config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises(DataError, match=message):
         load_model(hf)
+
+
+def test_a_lone_file_of_weights_is_read_with_the_files_beside_it_or_with_a_note(
+    kind: str, native: Path, hf: Path, tmp_path: Path
+) -> None:
+    for folder in (native, hf):
+        _same_weights(load_model(native), load_model(folder / "model.safetensors"))
+    assert load_model(hf / "model.safetensors").geometry == load_model(hf).geometry
+    lone = tmp_path / "lone.safetensors"
+    lone.write_bytes((hf / "model.safetensors").read_bytes())
+    with pytest.warns(UserWarning, match="transformers' names without its config.json"):
+        model = load_model(lone, **MISSING)
+    _same_weights(load_model(native), model)
+    assert (model.geometry.encoder_eps, model.geometry.fc_eps) == (1e-12, 1e-5)
+
+
+def test_parts_of_a_pickled_folder_are_read(native: Path, hf: Path) -> None:
+    state = safetensors.torch.load_file(hf / "model.safetensors")
+    (hf / "model.safetensors").unlink()
+    names = sorted(state)
+    parts = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for part, some in parts.items():
+        torch.save({name: state[name] for name in some}, hf / part)
+    index = {"metadata": {}, "weight_map": {name: part for part, some in parts.items() for name in some}}
+    (hf / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    _same_weights(load_model(native), load_model(hf))
+
+
+OTHER = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+GIVEN = ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+# Files of preprocessing → mean, standard deviation, and the note.
+PROCESSORS: dict[str, tuple[dict[str, Any], Any, str | None]] = {
+    "video": ({"video_preprocessor_config.json": OTHER}, GIVEN, None),
+    "image": ({"preprocessor_config.json": OTHER}, GIVEN, None),
+    "nested video": ({"processor_config.json": {"video_processor": OTHER}}, GIVEN, None),
+    "nested image": ({"processor_config.json": {"image_processor": OTHER}}, GIVEN, None),
+    "states none": ({"preprocessor_config.json": {"do_resize": True}}, HALF, None),
+    "not nested": ({"processor_config.json": {}, "preprocessor_config.json": OTHER}, GIVEN, None),
+    "one number": ({"preprocessor_config.json": {"image_mean": 0.5, "image_std": 0.5}}, HALF, None),
+    "not normalised": ({"preprocessor_config.json": {"do_normalize": False}}, ((0.0,) * 3, (1.0,) * 3), None),
+    "video before image": (
+        {"video_preprocessor_config.json": OTHER, "preprocessor_config.json": {}}, GIVEN, "files of preprocessing differ"
+    ),
+    "none": ({}, (TINY.mean, TINY.std), "none of processor_config.json, video_preprocessor_config.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", PROCESSORS)
+def test_mean_and_standard_deviation_come_from_the_file_that_transformers_reads(
+    files: str, hf: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    (hf / "preprocessor_config.json").unlink()
+    contents, expected, note = PROCESSORS[files]
+    for name, content in contents.items():
+        (hf / name).write_text(json.dumps(content))
+    geometry = load_model(hf).geometry
+    assert (geometry.mean, geometry.std) == expected
+    assert [note in str(warning.message) for warning in recwarn] == ([True] if note else [])
 
 
 def test_lost_biases_are_noted(hf: Path, tmp_path: Path) -> None:

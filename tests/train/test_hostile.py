@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -107,6 +109,92 @@ def test_a_tensor_that_claims_more_bytes_than_the_file_has_allocates_no_memory(
     _refusal(lambda: load_model(folder))
 
 
+def _pth(path: Path, **weights: torch.Tensor) -> Path:
+    state = PretrainModel(TINY, seed=1).state_dict()
+    torch.save({"model": {**state, **weights}}, path)
+    return path
+
+
+def _repacked(path: Path, *, pickled: bytes | None = None, compression: int = zipfile.ZIP_STORED) -> Path:
+    """The same file with another data.pkl, or packed."""
+    with zipfile.ZipFile(path) as old:
+        members = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as new:
+        for name, data in members.items():
+            new.writestr(name, pickled if pickled and name.endswith("data.pkl") else data)
+    return path
+
+
+def _memory_limit(bytes_more: int) -> Callable[[], None]:
+    """Limit this process's memory to what it has and some more; the answer removes the limit."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + bytes_more, limits[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: _pth(path, mask_token=torch.zeros(1).expand(3_000_000_000)), "mask_token claims 3000000000"),
+        (lambda path: _pth(path, a=torch.zeros(1, 1).expand(10**5, 10**5)), "a claims 10000000000 numbers"),
+        (lambda path: _pth(path, a=torch.zeros(5).to_sparse()), "a is not a plain tensor"),
+        (lambda path: _repacked(_pth(path), compression=zipfile.ZIP_DEFLATED), "is compressed"),
+        (
+            lambda path: _repacked(_pth(path), pickled=bytes(2**31), compression=zipfile.ZIP_DEFLATED),
+            "data.pkl is compressed",
+        ),
+        (
+            lambda path: _repacked(
+                _pth(path), pickled=b"\x80\x02c__builtin__\nbytearray\n\x8a\x06" + b"\x7f" * 6 + b"\x85R."
+            ),
+            "builtins.bytearray",
+        ),
+        (
+            lambda path: _repacked(
+                _pth(path), pickled=b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R."
+            ),
+            "_codecs.encode with hex",
+        ),
+    ],
+    ids=["stride 0", "two axes of stride 0", "sparse", "packed", "packed from 2 GB", "bytearray", "codec"],
+)
+def test_a_pth_that_claims_more_than_its_size_allocates_no_memory(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    path = make(tmp_path / "claims.pth")
+    unlimited = _memory_limit(1 << 30)
+    try:
+        assert message in _refusal(lambda: load_model(path))
+    finally:
+        unlimited()
+
+
+def test_an_old_pth_that_grows_in_memory_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"model": {}, "note": bytearray(5)}, path, _use_new_zipfile_serialization=False)
+    assert "bytearray" in _refusal(lambda: load_model(path))
+
+
+def test_a_flipped_bit_in_a_pth_is_refused_unless_it_was_written_without_checksums(tmp_path: Path) -> None:
+    path = _pth(tmp_path / "a.pth", a=torch.full((1000,), 0.123))
+    data = path.read_bytes()
+    flipped = data.replace(struct.pack("<f", 0.123), struct.pack("<f", 0.124), 1)
+    path.write_bytes(flipped)
+    assert "damaged" in _refusal(lambda: load_model(path))
+    try:
+        torch.serialization.set_crc32_options(False)
+        _pth(path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert (
+        load_model(
+            path, num_heads=3, decoder_num_heads=3, image_size=32, num_frames=16, position="sinusoid-1d"
+        ).geometry.depth
+        == 1
+    )
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -185,6 +273,7 @@ def test_optimizer_moments_of_other_shapes_are_refused_before_the_first_step(
     path = last / "optimizer.safetensors"
     tensors = load_file(path)
     save_file({name: torch.zeros(3, 3) for name in tensors}, path)
+    _edit(last / "state.json", sha256={})
     resume = partial(finetune_tiny, demo_shards, run, "evaluate.every_steps=2", init=tiny_pretraining)
     assert "do not have its shape" in _refusal(resume)
 

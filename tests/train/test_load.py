@@ -107,6 +107,10 @@ def test_a_field_that_differs_is_refused_with_both_values(folder: Path) -> None:
     assert "model.num_heads = 3, you set 4" in text
 
 
+def test_class_names_for_a_pretraining_model_are_refused(folder: Path) -> None:
+    assert "has no classes to name" in _refusal(folder, MisuseError, classes=("a", "b"))
+
+
 def test_an_unknown_field_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(MisuseError, match=r"model\.heads is not a field"):
         load_model(folder, heads=3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from vmae_train.clips.boxes import view_boxes
 from vmae_train.clips.mask import Grid, MaskSpec, TokenMask, sample_mask, tube_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.models.geometry import Geometry, ModelSpec
@@ -390,6 +392,23 @@ def test_pretraining_starts_from_xavier_and_a_classifier_from_trunc_unless_set()
     assert abs(spread(Classifier(with_xavier, CLASSES), "blocks.0.mlp.fc1.weight") / xavier - 1) < 0.02
 
 
+def test_the_parts_between_encoder_and_decoder_start_as_published_unless_set() -> None:
+    """The published code leaves them out of its initialisation: torch's own for the map, one std for the mask token."""
+    geometry = ModelSpec(size="B", depth=1, decoder_depth=1).geometry()
+    bridge = PretrainModel(geometry).encoder_to_decoder.weight
+    with torch.random.fork_rng():
+        published = torch.nn.Linear(768, 384, bias=False).weight
+    assert bridge.std().item() == pytest.approx(0.0208, abs=1e-4) == pytest.approx(published.std().item(), abs=1e-4)
+    assert bridge.abs().max() <= 1 / math.sqrt(768)
+    token = torch.cat([PretrainModel(TINY, seed=seed).mask_token.flatten() for seed in range(50)])
+    assert token.abs().max() <= 0.02
+    assert token.std().item() == pytest.approx(0.0108, rel=0.02)
+    own = PretrainModel(msgspec.structs.replace(geometry, init="xavier"))
+    assert own.encoder_to_decoder.weight.std().item() == pytest.approx(math.sqrt(2 / (768 + 384)), rel=0.02)
+    assert own.mask_token.std().item() == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(own.decoder.head.weight, PretrainModel(geometry).decoder.head.weight)
+
+
 def test_biases_start_at_zero_the_convolution_uniform_and_the_head_small() -> None:
     model = PretrainModel(TINY)
     for name, value in model.named_parameters():
@@ -425,9 +444,53 @@ def test_preprocess_resizes_the_short_side_and_crops_the_centre() -> None:
     assert torch.allclose(inside, inside.amax(dim=(2, 3, 4), keepdim=True).expand_as(inside))
 
 
+@pytest.mark.parametrize(("width", "left"), [(34, 1), (35, 2), (37, 2), (39, 4)])
+def test_half_a_pixel_of_a_centre_crop_is_rounded_to_even_as_published(
+    width: int, left: int, device: torch.device
+) -> None:
+    assert left == round((width - 32) / 2.0)  # VideoMAE's CenterCrop
+    frames = torch.arange(width, dtype=torch.uint8).expand(1, 16, 32, 3, width).transpose(3, 4).contiguous()
+    model = _model(device)
+    clips = model.preprocess(frames) * model.std_C[:, None, None, None] + model.mean_C[:, None, None, None]
+    assert (clips[0, 0, 0, 0] * 255).round().tolist() == list(range(left, left + 32))
+    assert view_boxes(torch.tensor([[32, width]], device=device), num_crops=1, size=32).left_B.tolist() == [left]
+
+
 def test_preprocess_refuses_another_number_of_frames() -> None:
     with pytest.raises(ValueError, match="8 frames given; a clip has 16"):
         PretrainModel(TINY).preprocess(torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("frames", "found"),
+    [
+        (torch.rand(1, 16, 32, 32, 3), "float32 of shape (1, 16, 32, 32, 3)"),
+        (torch.zeros(16, 32, 32, 3, dtype=torch.uint8), "uint8 of shape (16, 32, 32, 3)"),
+        (torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8), "uint8 of shape (1, 16, 3, 32, 32)"),
+        (torch.zeros(1, 16, 32, 32, 3, dtype=torch.int64), "int64 of shape"),
+    ],
+)
+def test_preprocess_refuses_what_is_not_rgb_frames_of_bytes(frames: torch.Tensor, found: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(found)):
+        PretrainModel(TINY, seed=None).preprocess(frames)
+
+
+def test_preprocess_without_antialias_is_torchs_plain_bilinear() -> None:
+    frames = torch.randint(0, 256, (1, 16, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    model = PretrainModel(TINY, seed=None)
+    plain = torch.nn.functional.interpolate(frames[0].permute(0, 3, 1, 2).float(), (32, 32), mode="bilinear")
+    clips = model.preprocess(frames, antialias=False) * model.std_C[:, None, None, None]
+    rgb = (clips + model.mean_C[:, None, None, None])[0].transpose(0, 1) * 255
+    assert torch.allclose(rgb, plain, atol=1e-2)
+    assert not torch.allclose(model.preprocess(frames), model.preprocess(frames, antialias=False), atol=1e-2)
+
+
+def test_features_of_a_pretraining_model_are_the_mean_of_the_encoders_tokens(device: torch.device) -> None:
+    model, clips = _model(device).eval(), _clips(device)
+    x = model.encoder.patch_embed(clips) + model.position_NE
+    for block in model.encoder.blocks:
+        x = block(x)
+    assert torch.allclose(model.features(clips), model.encoder.norm(x).mean(1), atol=1e-6)
 
 
 def test_given_targets_replace_those_made_from_the_clips() -> None:

@@ -314,7 +314,7 @@ def test_of_a_run_on_a_web_server_the_log_names_the_last_checkpoint_and_best_jso
         "run.json": b"{}",
         "best.json": b'{"step": 4}',
         "log.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in lines),
-        **{f"{_checkpoint(step)}/{name}": b"x" for step in (4, 8) for name in (STATE, "model.json")},
+        **{f"{_checkpoint(step)}/{name}": b"{}" for step in (4, 8) for name in (STATE, "model.json")},
     }
     for name, data in files.items():
         store.put(f"{run}/{name}", data)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
@@ -16,15 +17,15 @@ from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.dataset import LabelKind
+from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.read.mixture import Mixture, parse_data
 from vmae_data.recipes import load_recipe
-from vmae_train.checkpoints.convert import Layout, convert
+from vmae_train.checkpoints.convert import ConvertSpec, Layout, convert
 from vmae_train.checkpoints.load import load_init, load_model
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.frame_sampling import ClipSpec
-from vmae_train.evaluate import evaluate_checkpoint
-from vmae_train.evaluation.metrics import AnyScores
+from vmae_train.evaluate import evaluate_checkpoint, order_hint
+from vmae_train.evaluation.metrics import AnyScores, class_scores
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.models.heads import Classifier, HeadModel
 from vmae_train.models.videomae import PretrainModel
@@ -130,10 +131,51 @@ def test_a_converted_model_has_no_run_and_a_recipe_sets_how_it_is_evaluated(
     assert (scores.views, scores.antialias) == ("2x3", False)
     assert scores == _evaluate(tiny_finetuning, demo_shards, "augment.antialias=false", "evaluate.views=2x3")
     capsys.readouterr()
-    assert _evaluate(tmp_path / "hf", demo_shards, "evaluate.views=1x1").clip == ClipSpec(stride=4)
-    assert "as published models of Kinetics" in capsys.readouterr().err
+    published = _evaluate(tmp_path / "hf", demo_shards, "evaluate.views=1x1")
+    assert (published.clip, published.antialias) == (ClipSpec(stride=4), False)  # as VideoMAE's OpenCV resizes
+    text = " ".join(capsys.readouterr().err.split())
+    assert "antialias off" in text
+    assert "as published models of Kinetics" in text
     with pytest.raises(MisuseError, match="is a pretraining recipe"):
         _evaluate(tmp_path / "hf", demo_shards, recipe="pretrain/demo")
+
+
+def test_class_names_may_be_given_and_the_data_may_have_them_in_another_order(
+    demo_shards: Path, tiny_finetuning: Path, tmp_path: Path
+) -> None:
+    classes = Shards.open(str(demo_shards)).classes
+    model = load_model(tiny_finetuning)
+    own = _evaluate(tiny_finetuning, demo_shards, "evaluate.views=1x1")
+    backwards = classes[::-1]
+    flipped = {name: value.flip(0) for name, value in model.state_dict().items() if name.startswith("head.")}
+    torch.save({"model": model.state_dict() | flipped}, tmp_path / "a.pth")
+    fields = {"num_heads": 3, "image_size": 32, "num_frames": 16}
+    convert(str(tmp_path / "a.pth"), tmp_path / "numbered", to="native", spec=ConvertSpec(model=fields))
+    with pytest.raises(MisuseError, match="has numbers only. Name the model's classes with --class-names FILE"):
+        _evaluate(tmp_path / "numbered", demo_shards)
+    named = evaluate_checkpoint(
+        str(tmp_path / "numbered"), str(demo_shards), recipe="finetune/demo", settings=["evaluate.views=1x1"],
+        class_names=backwards, device="cpu",
+    )  # fmt: skip
+    assert named.scores == own
+    with pytest.raises(MisuseError, match="has 8 outputs, but you gave 2 classes"):
+        evaluate_checkpoint(str(tmp_path / "numbered"), str(demo_shards), class_names=("a", "b"), device="cpu")
+    with pytest.raises(MisuseError, match="other class names than you gave"):
+        load_model(tiny_finetuning, classes=backwards)
+
+
+def test_a_score_that_guessing_gives_gets_a_hint_if_nothing_proves_the_order_of_the_classes() -> None:
+    def hint(right: int, classes: tuple[str, ...], names: tuple[str, ...] | None = None) -> str | None:
+        label_N = np.arange(80) % len(classes)
+        guess_N = np.where(np.arange(80) < right, label_N, (label_N + 1) % len(classes))
+        probability_NK = np.eye(len(classes))[guess_N]
+        return order_hint(class_scores(probability_NK, label_N, classes=classes, views="1x1", unreadable={}), names)
+
+    numbers, words = tuple(map(str, range(8))), tuple("abcdefgh")
+    assert hint(0, words) is None
+    assert hint(60, numbers) is None
+    assert "top-1 0.00 % is no better than chance (12.50 %)" in str(hint(0, numbers))
+    assert "--class-names" in str(hint(8, words, words))
 
 
 def _evaluate(checkpoint: Path, data: Path, *settings: str, recipe: str | None = None) -> AnyScores:

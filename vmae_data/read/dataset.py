@@ -35,6 +35,9 @@ class Sample(NamedTuple):
     facts: SampleFacts
     data: bytes
 
+    def __repr__(self) -> str:
+        return f"Sample({self.facts.key}, {len(self.data)} bytes)"
+
 
 class Clip(NamedTuple):
     """One sample of a stream: the decoded planes of `frames.decode`, in ascending order."""

@@ -18,16 +18,20 @@ from vmae_data.format import NOT_JSON
 from vmae_data.storage import commit_bytes, read_bytes
 from vmae_train.checkpoints.infer import ForeignCheckpoint
 from vmae_train.checkpoints.native import Kind, ModelFile, write_weights
+from vmae_train.checkpoints.recognise import recognise
 from vmae_train.checkpoints.unpickle import read_pickle
-from vmae_train.checkpoints.weight_names import from_hf_names, to_hf_names
+from vmae_train.checkpoints.weight_names import to_hf_names
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 from vmae_train.models.geometry import Geometry, hidden_dim
 
 __all__ = ["CONFIG", "read_hf", "write_hf"]
 
 CONFIG = "config.json"
-_WEIGHTS, _SHARD_INDEX, _PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-_PREPROCESSOR = "preprocessor_config.json"
+# In the order in which transformers looks for them: one file, or an index of several.
+_WEIGHTS, _PICKLED = "model.safetensors", "pytorch_model.bin"
+_FILES = (_WEIGHTS, f"{_WEIGHTS}.index.json", _PICKLED, f"{_PICKLED}.index.json")
+_PROCESSOR, _PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+_PREPROCESSORS = ("video_preprocessor_config.json", _PREPROCESSOR)
 _FIXED_EPS = 1e-5
 _PROBLEMS: dict[str | None, Kind] = {
     None: "classifier",
@@ -54,7 +58,6 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = True
-    use_mean_pooling: bool = True
     decoder_num_attention_heads: int = 6
     decoder_hidden_size: int = 384
     decoder_num_hidden_layers: int = 4
@@ -64,9 +67,35 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     id2label: dict[str, str] | None = None
 
 
+_Colours = tuple[float, float, float]
+
+
 class _Preprocessor(msgspec.Struct, frozen=True):
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    image_std: tuple[float, float, float] = IMAGENET_STD
+    """The fields that change colours; the defaults are those of transformers' VideoMAE classes."""
+
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: float | _Colours = 0.5
+    image_std: float | _Colours = 0.5
+
+    def normalisation(self) -> tuple[_Colours, _Colours]:
+        """Mean and standard deviation of clips whose values are 0 to 1."""
+        scale = 255 * self.rescale_factor if self.do_rescale else 255.0
+        mean, std = (self.image_mean, self.image_std) if self.do_normalize else (0.0, 1.0)
+        return _colours(mean, scale), _colours(std, scale)
+
+
+def _colours(value: float | _Colours, scale: float) -> _Colours:
+    red, green, blue = value if isinstance(value, tuple) else (value, value, value)
+    return red / scale, green / scale, blue / scale
+
+
+class _Processor(msgspec.Struct, frozen=True):
+    """processor_config.json, which holds the others since transformers 5."""
+
+    video_processor: _Preprocessor | None = None
+    image_processor: _Preprocessor | None = None
 
 
 class _ShardIndex(msgspec.Struct, frozen=True):
@@ -82,30 +111,41 @@ def read_hf(folder: Path) -> ForeignCheckpoint:
     stored = _read_weights(folder)
     pretrain = "encoder_to_decoder.weight" in stored
     _check_config(folder, config, pretrain)
-    if not pretrain and "classifier.weight" not in stored:
-        raise DataError(f"{folder}: holds only an encoder, no decoder or classifier. Use the complete model")
-    state = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in from_hf_names(stored, pretrain=pretrain).items()
-    }
-    kind: Kind = "pretrain" if pretrain else _PROBLEMS[config.problem_type]
     classes = None
     if not pretrain and config.id2label is not None:
         classes = tuple(config.id2label[number] for number in sorted(config.id2label, key=int))
-    biases = [value for name, value in state.items() if name.endswith(("attn.q_bias", "attn.v_bias"))]
-    notes: tuple[str, ...] = ()
+    mean, std, notes = _normalisation(folder)
+    fields = {**_geometry_fields(config), "mean": mean, "std": std}
+    read = recognise(folder, stored, fields, kind=_PROBLEMS[config.problem_type], classes=classes, notes=notes)
+    biases = [value for name, value in read.state.items() if name.endswith(("attn.q_bias", "attn.v_bias"))]
     if biases and not any(bool(value.any()) for value in biases):
-        notes = (
+        lost = (
             "every q and v bias is 0. Early releases of transformers 5 lost these biases when they read a model; "
-            "compare with the original model",
+            "compare with the original model"
         )
-    return ForeignCheckpoint(folder, kind, state, _geometry_fields(folder, config), classes, notes)
+        return read._replace(notes=(*read.notes, lost))
+    return read
 
 
-def _geometry_fields(folder: Path, config: _Config) -> dict[str, Any]:
-    preprocessor = _Preprocessor()
-    if (folder / _PREPROCESSOR).is_file():
-        preprocessor = _decode(folder / _PREPROCESSOR, _Preprocessor)
+def _normalisation(folder: Path) -> tuple[_Colours, _Colours, tuple[str, ...]]:
+    """Mean and standard deviation of clips whose values are 0 to 1, from the first file that transformers would read.
+
+    A note says that no file states them, or that another file states others.
+    """
+    nested = _decode(folder / _PROCESSOR, _Processor) if (folder / _PROCESSOR).is_file() else _Processor()
+    found = [part for part in (nested.video_processor, nested.image_processor) if part is not None]
+    found += [_decode(folder / name, _Preprocessor) for name in _PREPROCESSORS if (folder / name).is_file()]
+    if not found:
+        files = ", ".join((_PROCESSOR, *_PREPROCESSORS))
+        return IMAGENET_MEAN, IMAGENET_STD, (f"none of {files} is there, so ImageNet's mean and std are assumed",)
+    stated = list(dict.fromkeys(part.normalisation() for part in found))
+    mean, std = stated[0]
+    if len(stated) == 1:
+        return mean, std, ()
+    return mean, std, (f"its files of preprocessing differ; took mean {mean} and std {std}",)
+
+
+def _geometry_fields(config: _Config) -> dict[str, Any]:
     ratio = config.intermediate_size / config.hidden_size
     fields: dict[str, Any] = {
         "image_size": _side(config.image_size),
@@ -124,8 +164,6 @@ def _geometry_fields(folder: Path, config: _Config) -> dict[str, Any]:
         "decoder_eps": config.layer_norm_eps,
         "decoder_norm_eps": _FIXED_EPS,
         "fc_eps": _FIXED_EPS,
-        "mean": preprocessor.image_mean,
-        "std": preprocessor.image_std,
     }
     if config.decoder_intermediate_size != hidden_dim(config.decoder_hidden_size, ratio):
         fields["decoder_mlp_ratio"] = config.decoder_intermediate_size / config.decoder_hidden_size
@@ -142,7 +180,6 @@ def _check_config(folder: Path, config: _Config, pretrain: bool) -> None:
             ("hidden_act", config.hidden_act, "gelu"),
             ("qkv_bias", config.qkv_bias, True),
             ("norm_pix_loss", config.norm_pix_loss or not pretrain, True),
-            ("use_mean_pooling", config.use_mean_pooling or pretrain, True),
         )
         if found != expected
     ]
@@ -162,31 +199,27 @@ def _side(size: int | tuple[int, int]) -> int | tuple[int, int]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    index = folder / _SHARD_INDEX
-    if (folder / _WEIGHTS).is_file():
-        return _read_safetensors(folder / _WEIGHTS)
-    if index.is_file():
-        state: dict[str, Tensor] = {}
-        for file in sorted(set(_decode(index, _ShardIndex).weight_map.values())):
-            if Path(file).name != file:
-                raise DataError(f"{index}: names {file!r}, which is not in this folder. Use another copy")
-            state |= _read_safetensors(folder / file)
-        return state
-    if (folder / _PICKLED).is_file():
-        content = read_pickle(folder / _PICKLED)
-        if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
-            return content
-        raise DataError(f"{folder / _PICKLED}: is not a dict of weights. Use another copy")
-    raise DataError(
-        f"{folder}: has {CONFIG}, but none of {_WEIGHTS}, {_SHARD_INDEX}, {_PICKLED}. Copy the weights into the folder"
-    )
+    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise DataError(f"{folder}: has {CONFIG}, but none of {', '.join(_FILES)}. Copy the weights into the folder")
+    if path.suffix != ".json":
+        return _read_part(path)
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(_decode(path, _ShardIndex).weight_map.values())):
+        if Path(file).name != file:
+            raise DataError(f"{path}: names {file!r}, which is not in this folder. Use another copy")
+        state |= _read_part(folder / file)
+    return state
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_part(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: weights can't be read ({error}). Use another copy") from error
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        return content
+    raise DataError(f"{path}: is not a dict of weights. Use another copy")
 
 
 def _decode(path: Path, file_type: type[Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import torch
@@ -40,11 +40,11 @@ _NOT_IN_WEIGHTS = ("image_size", "num_frames", "num_heads", "decoder_num_heads")
 class ForeignCheckpoint(NamedTuple):
     """A model in a format that is not ours: its weights by official names, and the fields of Geometry in its files.
 
-    `classes` None: the files name none.
+    An `encoder` has the weights of a pretraining model's encoder, and no others. `classes` None: the files name none.
     """
 
     path: Path
-    kind: Kind
+    kind: Kind | Literal["encoder"]
     state: dict[str, Tensor]
     fields: dict[str, Any]
     classes: tuple[str, ...] | None = None
@@ -67,7 +67,8 @@ def infer_description(
     Raises DataError for weights that are not a VideoMAE's or contradict the file. Raises MisuseError for a missing
     field, for fields that don't fit together, and for another size than the recipe's.
     """
-    path, pretrain = checkpoint.path, checkpoint.kind == "pretrain"
+    path, kind = checkpoint.path, checkpoint.kind
+    pretrain = kind == "pretrain"
     weight_fields = _fields_from_weights(checkpoint)
     for name, value in weight_fields.items():
         stated = checkpoint.fields.get(name, value)
@@ -78,20 +79,26 @@ def infer_description(
             )
     fixed = {**weight_fields, **checkpoint.fields}
     published = _published_fields(fixed, pretrain=pretrain)
+    if kind == "encoder":  # the decoder will be new: the recipe's
+        published = {
+            name: value for name, value in published.items() if name[:8] != "decoder_" or name not in recipe_fields
+        }
     _check_recipe_heads(path, weight_fields, {**published, **user_fields, **fixed}, recipe_fields)
     trained_clips = {name: published[name] for name in CLIP_FIELDS if name in published}
     geometry = _geometry(path, {**recipe_fields, **published, **user_fields, **trained_clips, **fixed})
-    names = () if pretrain else _output_names(checkpoint, classes)
-    if checkpoint.kind == "regressor":
+    if kind == "pretrain" or kind == "encoder":
+        return ModelFile(format=MODEL_FORMAT, kind="pretrain", geometry=geometry)
+    names = _output_names(checkpoint, classes)
+    if kind == "regressor":
         values = tuple(RegressedValue(name=name) for name in names)
-        return ModelFile(format=MODEL_FORMAT, kind=checkpoint.kind, geometry=geometry, values=values)
-    return ModelFile(format=MODEL_FORMAT, kind=checkpoint.kind, geometry=geometry, classes=names)
+        return ModelFile(format=MODEL_FORMAT, kind=kind, geometry=geometry, values=values)
+    return ModelFile(format=MODEL_FORMAT, kind=kind, geometry=geometry, classes=names)
 
 
 def _fields_from_weights(checkpoint: ForeignCheckpoint) -> dict[str, Any]:
     """The fields of Geometry that the shapes of the weights determine."""
     state, pretrain = checkpoint.state, checkpoint.kind == "pretrain"
-    prefix = "encoder." if pretrain else ""
+    prefix = "encoder." if checkpoint.kind in ("pretrain", "encoder") else ""
     projection = _weight(checkpoint, f"{prefix}patch_embed.proj.weight", axes=5)
     embed_dim, channels, tubelet, height, width = projection.shape
     if channels != 3 or height != width:

@@ -1,6 +1,6 @@
 """A run, a checkpoint or a file of any format → a model.
 
-The formats: native (model.json and model.safetensors), official (VideoMAE, VideoMAEv2, DeepSpeed), Hugging Face.
+The formats: native (model.json and model.safetensors), Hugging Face, and single files of other training programs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.storage import read_bytes
 from vmae_train.checkpoints.huggingface import CONFIG, read_hf
 from vmae_train.checkpoints.infer import (
     CLIP_FIELDS,
@@ -24,11 +23,14 @@ from vmae_train.checkpoints.infer import (
     same_value,
     without_position_code,
 )
-from vmae_train.checkpoints.native import ModelFile, decode_description, empty_model, read_weights
+from vmae_train.checkpoints.native import ModelFile, empty_model, read_native, read_weights
 from vmae_train.checkpoints.official import DEEPSPEED_FILE, read_official
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, PositionResize, hidden_dim
+from vmae_train.models.heads import is_numbered
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.runs.best import best_checkpoint
+from vmae_train.runs.checksums import verify_files
 from vmae_train.runs.layout import CHECKPOINTS, DESCRIPTION, EMA_FILE, MARKER, WEIGHTS, newest_checkpoint
 from vmae_train.runs.run_files import local_copy
 
@@ -50,6 +52,14 @@ class ReadModel(NamedTuple):
     description: ModelFile
     state: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+    is_encoder: bool = False  # of a pretraining model: the decoder is missing
+
+    def with_new_decoder(self, seed: int) -> ReadModel:
+        """An encoder as a complete pretraining model."""
+        if not self.is_encoder:
+            return self
+        new = PretrainModel(self.description.geometry, seed=seed).state_dict()
+        return self._replace(state=new | self.state)
 
     def build(self) -> VideoModel:
         """The model, in eval mode. Raises DataError if the weights don't match the description."""
@@ -85,17 +95,18 @@ def load_model(
         average = read.path.parent / EMA_FILE
         if not average.is_file():
             raise DataError(f"{average}: does not exist. Only training runs with ema.decay keep a moving average")
+        verify_files(average.parent, (EMA_FILE,))
         read = read._replace(state=read_weights(average))
     read.warn()
     return read.build().to(device)
 
 
 def load_init(
-    path: str | Path, recipe: Geometry, *, position_resize: PositionResize, with_decoder: bool = True
+    path: str | Path, recipe: Geometry, *, position_resize: PositionResize, with_decoder: bool = True, seed: int = 0
 ) -> VideoModel:
     """The model of --init, resized to the recipe's clips; notes become warnings.
 
-    The recipe completes what the file does not state. With `with_decoder` false, the decoder may be any.
+    An encoder is enough: its decoder is new, a function of `seed`. The recipe completes what the file does not state. With `with_decoder` false, the decoder may be any.
     Raises MisuseError listing how the model's geometry differs from the recipe's.
     """
     expected = {
@@ -117,8 +128,10 @@ def load_init(
         raise MisuseError(
             f"--init {path}: differs from the recipe's model ({listed}). Change the recipe's {' and '.join(keys)}"
         )
+    if read.is_encoder and with_decoder:
+        read = read._replace(notes=(*read.notes, "has no decoder, so the decoder starts new"))
     read.warn()
-    return read.build()
+    return read.with_new_decoder(seed).build()
 
 
 def load_weights(folder: Path, model: VideoModel) -> None:
@@ -142,7 +155,7 @@ def read_model(
     A URL of a run or a native checkpoint is copied to this machine first.
     `user_fields`: fields of Geometry. They complete what the file does not state, and must agree with what it states.
     But image_size and num_frames resize the model to other clips; `position_resize` sets its new position embedding.
-    `classes`: names of the outputs, if the file has none.
+    `classes`: names of the outputs, if the file has none or calls them 0, 1, 2 ….
     Raises DataError for what can't be read, MisuseError for a field that does not fit the file.
     """
     for name in user_fields:
@@ -155,7 +168,7 @@ def read_model(
         expected = " or ".join(get_args(PositionResize))
         raise MisuseError(f"model.position_resize = {position_resize!r}: expected {expected}") from error
     folder = local_copy(path)
-    read = _read(best_checkpoint(folder) if best else folder, user_fields, classes, recipe_fields={})
+    read = _read(best_checkpoint(folder) if best else folder, user_fields, classes, recipe_fields=None)
     for name, value in user_fields.items():
         own = getattr(read.description.geometry, name)
         if name not in CLIP_FIELDS and not same_value(own, value):
@@ -163,18 +176,40 @@ def read_model(
                 f"{read.path}: the model has model.{name} = {own!r}, you set {value!r}. Remove the setting, "
                 "or use another model"
             )
-    if classes is not None and tuple(classes) != (read.description.classes or tuple(classes)):
-        raise MisuseError(f"{read.path}: has other class names than you gave. Remove your names")
+    if classes is not None:
+        read = read._replace(description=_named(read, tuple(classes)))
     return _resized(read, resize, **{name: user_fields.get(name) for name in CLIP_FIELDS})
 
 
+def _named(read: ReadModel, classes: tuple[str, ...]) -> ModelFile:
+    """The description with class names. Raises MisuseError for a model that has none, or others."""
+    own = read.description.classes
+    if not own:
+        raise MisuseError(
+            f"{read.path}: has no classes to name: its kind is {read.description.kind}. Remove your names"
+        )
+    if len(own) != len(classes):
+        raise MisuseError(f"{read.path}: the head has {len(own)} outputs, but you gave {len(classes)} classes")
+    if own != classes and not is_numbered(own):
+        raise MisuseError(f"{read.path}: has other class names than you gave. Remove your names")
+    return msgspec.structs.replace(read.description, classes=classes)
+
+
 def _read(
-    path: Path, user_fields: dict[str, Any], classes: Sequence[str] | None, *, recipe_fields: dict[str, Any]
+    path: Path, user_fields: dict[str, Any], classes: Sequence[str] | None, *, recipe_fields: dict[str, Any] | None
 ) -> ReadModel:
-    """Read any format. User fields precede the values of published models, recipe fields follow them."""
+    """Read any format. User fields precede the values of published models, recipe fields follow them.
+
+    Only a training has recipe fields, and only for a training an encoder is enough.
+    """
     content: ForeignCheckpoint | tuple[ModelFile, dict[str, Tensor]]
+    if path.name == WEIGHTS and any((path.parent / name).is_file() for name in (DESCRIPTION, CONFIG)):
+        path = path.parent  # the files beside it state what it lacks
+    zero_3 = next(path.glob("zero_pp_rank_*_model_states.pt"), None)
     if path.is_file():
         content = read_official(path)
+    elif zero_3 is not None:
+        content = read_official(zero_3)  # says what to do
     elif (path / DEEPSPEED_FILE).is_file():
         path = path / DEEPSPEED_FILE
         content = read_official(path)
@@ -182,16 +217,21 @@ def _read(
         content = read_hf(path)
     else:
         folder = _native_folder(path)
-        description = decode_description(read_bytes(folder / DESCRIPTION), str(folder / DESCRIPTION))
-        path, content = folder / WEIGHTS, (description, read_weights(folder / WEIGHTS))
+        path, content = folder / WEIGHTS, read_native(folder)
     notes: tuple[str, ...] = ()
     if isinstance(content, ForeignCheckpoint):
-        description = infer_description(content, user_fields, classes, recipe_fields=recipe_fields)
+        if content.kind == "encoder" and recipe_fields is None:
+            raise DataError(
+                f"{path}: has neither encoder_to_decoder.weight nor head.weight: it is only an encoder. "
+                "Start a training from it with --init, or use the complete model"
+            )
+        description = infer_description(content, user_fields, classes, recipe_fields=recipe_fields or {})
         state, notes = content.state, content.notes
     else:
         description, state = content
     state, code_notes = without_position_code(path, description.geometry, state)
-    return ReadModel(path, description, state, notes + code_notes)
+    is_encoder = isinstance(content, ForeignCheckpoint) and content.kind == "encoder"
+    return ReadModel(path, description, state, notes + code_notes, is_encoder)
 
 
 def _native_folder(path: Path) -> Path:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.format import NOT_JSON
-from vmae_data.storage import commit_bytes, commit_file, read_bytes, temporary_path, write_error
+from vmae_data.storage import commit_bytes, commit_file, hash_file, read_bytes, temporary_path, write_error
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
 from vmae_train.models.videomae import PretrainModel
+from vmae_train.runs.checksums import verify_files
 from vmae_train.runs.layout import DESCRIPTION, WEIGHTS
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "decode_description",
     "empty_model",
     "encode_description",
+    "read_native",
     "read_weights",
     "save_model",
     "write_native",
@@ -48,13 +50,17 @@ _KINDS: dict[type[VideoModel], Kind] = {
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """model.json. `classes`: for classifiers, with one or several classes per clip. `values`: for regressors."""
+    """model.json. `classes`: for classifiers, with one or several classes per clip. `values`: for regressors.
+
+    `weights_sha256` is in converted folders only: the checksums of a checkpoint are in its marker.
+    """
 
     format: int
     kind: Kind
     geometry: Geometry
     classes: tuple[str, ...] = ()
     values: tuple[RegressedValue, ...] = ()
+    weights_sha256: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         if self.kind in ("classifier", "multilabel") and not self.classes:
@@ -79,12 +85,26 @@ def save_model(folder: Path, model: VideoModel) -> None:
         classes=model.classes,
         values=model.values if isinstance(model, Regressor) else (),
     )
-    write_native(folder, description, state)
+    write_weights(folder / WEIGHTS, state)
+    commit_bytes(folder / DESCRIPTION, encode_description(description))
 
 
 def write_native(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> None:
+    """Write a model with the checksum of its weights into an existing folder. Raises VmaeError."""
     write_weights(folder / WEIGHTS, state)
+    description = msgspec.structs.replace(description, weights_sha256=hash_file(folder / WEIGHTS))
     commit_bytes(folder / DESCRIPTION, encode_description(description))
+
+
+def read_native(folder: Path) -> tuple[ModelFile, dict[str, Tensor]]:
+    """The description and the weights, if their checksums are right. Raises DataError."""
+    verify_files(folder, (DESCRIPTION, WEIGHTS))
+    description = decode_description(read_bytes(folder / DESCRIPTION), str(folder / DESCRIPTION))
+    if description.weights_sha256 not in (msgspec.UNSET, hash_file(folder / WEIGHTS)):
+        raise DataError(
+            f"{folder / WEIGHTS}: its checksum is not the one in {DESCRIPTION}. The file is damaged. Use another copy"
+        )
+    return msgspec.structs.replace(description, weights_sha256=msgspec.UNSET), read_weights(folder / WEIGHTS)
 
 
 def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

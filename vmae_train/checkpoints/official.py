@@ -1,4 +1,4 @@
-"""The official format: checkpoints of VideoMAE and VideoMAEv2, pickles with the weights under `model` or `module`."""
+"""The official format, and other single files: checkpoints of VideoMAE, DeepSpeed, Lightning and mmaction2."""
 
 from __future__ import annotations
 
@@ -12,57 +12,71 @@ from torch import Tensor
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.storage import commit_file, temporary_path
 from vmae_train.checkpoints.infer import ForeignCheckpoint
-from vmae_train.checkpoints.native import ModelFile, decode_description, encode_description
+from vmae_train.checkpoints.native import ModelFile, decode_description, encode_description, read_weights
+from vmae_train.checkpoints.recognise import recognise
 from vmae_train.checkpoints.unpickle import InertObject, read_pickle
-from vmae_train.checkpoints.weight_names import strip_wrappers
+from vmae_train.checkpoints.weight_names import has_hf_names
 
 __all__ = ["DEEPSPEED_FILE", "read_official", "write_official"]
 
 DEEPSPEED_FILE = "mp_rank_00_model_states.pt"
-_CONTAINERS = ("model", "module")
+# Where training programs keep the weights, the likelier ones first: VideoMAE, DeepSpeed, Lightning and mmaction2.
+_CONTAINERS = ("model", "module", "state_dict")
+_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict")
 _DESCRIPTION = "vmae"  # our own key; VideoMAE's code ignores it
 _ARGUMENTS = {"input_size": "image_size", "num_frames": "num_frames"}
 _EPS = 1e-6
+# transformers stores its eps in config.json, which a lone file lacks; these are its defaults.
+_HF_EPS = {"encoder_eps": 1e-12, "decoder_eps": 1e-12, "decoder_norm_eps": 1e-5, "fc_eps": 1e-5}
 
 
 def read_official(path: Path) -> ForeignCheckpoint | tuple[ModelFile, dict[str, Tensor]]:
-    """A published checkpoint; or the description and the weights, if this program wrote the file.
+    """A checkpoint file: a pickle or safetensors; or the description and the weights, if this program wrote the file.
 
-    Half-precision weights become float32, which is exact. Raises DataError for a file without such weights, or with
-    code to run.
+    Raises DataError for a file without such weights, or with code to run.
     """
+    if path.suffix == ".safetensors":
+        return _foreign(path, read_weights(path), {}, ())
     content = read_pickle(path)
-    state = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in strip_wrappers(path, _find_weights(path, content)).items()
-    }
+    weights, notes = _find_weights(path, content)
     description = content.get(_DESCRIPTION)
     if isinstance(description, str):
-        return decode_description(description, f"{path}, {_DESCRIPTION}"), state
+        return decode_description(description, f"{path}, {_DESCRIPTION}"), weights
     arguments = content.get("args")
     stored = arguments.fields if isinstance(arguments, InertObject) else {}
     fields = {ours: stored[name] for name, ours in _ARGUMENTS.items() if isinstance(stored.get(name), int)}
-    if "encoder_to_decoder.weight" in state:
-        return ForeignCheckpoint(path, "pretrain", state, fields)
-    if "head.weight" in state:
-        return ForeignCheckpoint(path, "classifier", state, fields)
-    raise DataError(
-        f"{path}: has neither encoder_to_decoder.weight nor head.weight. Use the file of a complete VideoMAE model"
-    )
+    return _foreign(path, weights, fields, notes)
 
 
-def _find_weights(path: Path, content: Any) -> dict[str, Tensor]:
+def _foreign(
+    path: Path, weights: dict[str, Tensor], fields: dict[str, Any], notes: tuple[str, ...]
+) -> ForeignCheckpoint:
+    if has_hf_names(weights):
+        fields = {**fields, **_HF_EPS}
+        notes += (
+            "has transformers' names without its config.json, so transformers' default eps and ImageNet's mean and std "
+            "are assumed",
+        )
+    return recognise(path, weights, fields, notes=notes)
+
+
+def _find_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights, and a note if the file has others too, or only a moving average of them."""
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected a dict of weights")
-    for name in _CONTAINERS:
-        if isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
+    present = [name for name in (*_CONTAINERS, *_AVERAGES) if isinstance(content.get(name), Mapping)]
+    notes: tuple[str, ...] = ()
+    if present:
+        content = content[present[0]]
+        if present[1:] or present[0] in _AVERAGES:
+            others = f"; {', '.join(present[1:])} left out" if present[1:] else ", a moving average of the weights"
+            notes = (f"took the weights under {present[0]}{others}",)
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other or not content:
         found = ", ".join(other[:5]) or "nothing"
-        raise DataError(f"{path}: found {found}; expected weights, at the top or under {' or '.join(_CONTAINERS)}")
-    return {str(name): value for name, value in content.items()}
+        expected = " or ".join(_CONTAINERS)
+        raise DataError(f"{path}: found {found}; expected weights, at the top or under {expected}")
+    return {str(name): value for name, value in content.items()}, notes
 
 
 def write_official(path: Path, description: ModelFile, state: dict[str, Tensor]) -> tuple[str, ...]:

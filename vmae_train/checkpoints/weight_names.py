@@ -3,6 +3,8 @@
 transformers splits attn.qkv.weight by rows into query, key and value. Its version 4 names the two biases q_bias and
 v_bias; version 5 names them query.bias and value.bias. Both are read. The names of version 4 are written, because both
 versions read them. Early releases of version 5 read them as zeros without a warning.
+
+mmaction2's names differ in three places. Wrappers of training programs put prefixes before all names.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError
 
-__all__ = ["from_hf_names", "strip_wrappers", "to_hf_names"]
+__all__ = ["from_hf_names", "has_hf_names", "official_names", "to_hf_names"]
 
 # Official prefix → prefix of transformers 4.
 _PRETRAIN = {
@@ -29,6 +31,7 @@ _PRETRAIN = {
 _HEAD = {
     "patch_embed.proj.": "videomae.embeddings.patch_embeddings.projection.",
     "blocks.": "videomae.encoder.layer.",
+    "norm.": "videomae.layernorm.",
     "fc_norm.": "fc_norm.",
     "head.": "classifier.",
 }
@@ -47,22 +50,42 @@ _VERSION_5_TO_4 = {
     "attention.attention.query.bias": "attention.attention.q_bias",
     "attention.attention.value.bias": "attention.attention.v_bias",
 }
+_MMACTION = {
+    "patch_embed.projection.": "patch_embed.proj.",
+    ".mlp.layers.0.0.": ".mlp.fc1.",
+    ".mlp.layers.1.": ".mlp.fc2.",
+    "cls_head.fc_cls.": "head.",
+}
+_WRAPPERS = re.compile(r"^((module|model|backbone|_orig_mod)\.)+|_orig_mod\.")
+# A bare encoder of transformers lacks the prefix that the encoder of its models has.
+_NOT_OF_HF_ENCODER = ("videomae.", "decoder.", "encoder_to_decoder.", "mask_token", "classifier.", "fc_norm.", "norm.")
 _BLOCK = re.compile(r"(.*?(?:blocks|layer|layers|decoder_layers)\.\d+\.)(.*)")
 
 
-def strip_wrappers(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of torch.compile, of data-parallel training and of a detector's backbone.
+def official_names(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of any known program → by VideoMAE's names. An unknown name stays.
 
+    Removes the prefixes of torch.compile, data-parallel training, Lightning and a detector's backbone.
     Raises DataError if two different weights get the same name.
     """
-
-    def without_wrapper(name: str) -> str:
-        return name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("backbone.")
-
-    plain = _renamed(path, {name: without_wrapper(name) for name in state}, state)
+    plain = _renamed(path, {name: _WRAPPERS.sub("", name) for name in state}, state)
+    if has_hf_names(plain):
+        hf = {name if name.startswith(_NOT_OF_HF_ENCODER) else f"videomae.{name}": plain[name] for name in plain}
+        return from_hf_names(hf, pretrain="encoder_to_decoder.weight" in hf)
+    plain = _renamed(path, {name: _from_mmaction(name) for name in plain}, plain)
     if "encoder_to_decoder.weight" in plain:
         return plain
     return _renamed(path, {name: name.removeprefix("encoder.") for name in plain}, plain)
+
+
+def has_hf_names(state: Mapping[str, Tensor]) -> bool:
+    return any(_HF_QKV[0] in name for name in state)
+
+
+def _from_mmaction(name: str) -> str:
+    for theirs, official in _MMACTION.items():
+        name = name.replace(theirs, official)
+    return name
 
 
 def _renamed(path: Path, new_names: dict[str, str], state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -120,15 +120,15 @@ def _widest(size_B2: Tensor, ratio: tuple[float, float]) -> Tensor:
 def view_boxes(size_B2: Int64[Tensor, "B 2"], *, num_crops: int, size: int) -> Boxes:
     """Evaluation's crops, sample-major: short side to `size`, then `num_crops` squares along the longer side.
 
-    The first and the last touch the ends; a single one is central. The kernel reads the full frame, as if the frame
-    were resized first. VideoMAE's dense test.
+    The first and the last touch the ends; a single one is central, and half a pixel is rounded to even. The kernel
+    reads the full frame, as if the frame were resized first. VideoMAE's dense test, and its CenterCrop.
     """
     height_B, width_B = size_B2.unbind(-1)
     short_B, long_B = torch.minimum(height_B, width_B), torch.maximum(height_B, width_B)
     resized_B = size * long_B // short_B
     crop_R = torch.arange(num_crops, device=size_B2.device)
     spare_B1 = (resized_B - size)[:, None]
-    start_BR = spare_B1 // 2 if num_crops == 1 else crop_R * spare_B1 // (num_crops - 1)
+    start_BR = (spare_B1 / 2).round().long() if num_crops == 1 else crop_R * spare_B1 // (num_crops - 1)
     scale_B1 = (long_B / resized_B)[:, None]  # a true division: pixels of the frame in one resized pixel
 
     along_BR = rearrange(start_BR * scale_B1, "b r -> (b r)")

@@ -36,6 +36,8 @@ def convert(
 ) -> None:
     """Convert a model to another format without changing its weights.
 
+    VideoMAE's code and transformers have no sinusoid-3d positions: models of the demo recipes convert to native only.
+
     A published size is recognised from the weights. Describe any other size with --set, such as
     --set model.num_heads=4. To convert for other clips, set model.image_size or model.num_frames. Then
     model.position_resize (recompute or interpolate) chooses the new position embedding.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, path_option, progress_style
 from vmae_train.commands.options import Checkpoint, Device, EvaluationData, need_torch
 from vmae_train.commands.output import print_scores, print_unreadable
 
@@ -36,6 +38,10 @@ def evaluate(
     ema: Annotated[
         bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")
     ] = False,
+    class_names: Annotated[
+        Path | None,
+        path_option("FILE", "Name the classes of a model that has numbers only: one name per line.", "the model's"),
+    ] = None,
     merge: Annotated[
         Merge | None,
         option("softmax|logit", "Average probabilities or logits over views.", "the recipe's, else softmax"),
@@ -63,9 +69,11 @@ def evaluate(
     Examples:
         vmae-train evaluate runs/finetune --data shards/k400-val
         vmae-train evaluate runs/finetune --data shards/val --best --html scores.html
+        vmae-train evaluate k400.pth --data shards/k400-val --class-names k400-classes.txt
     """
     need_torch()
     from vmae_data.storage import writable_paths
+    from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.distributed import init_distributed
     from vmae_train.evaluate import evaluate_checkpoint, write_outputs
     from vmae_train.evaluation.protocol import parse_views
@@ -80,6 +88,7 @@ def evaluate(
     style = progress_style(quiet, as_json)
     with init_distributed(device) as distributed:
         with distributed.all_or_none():
+            names = read_class_names(class_names) if class_names is not None else None
             paths = writable_paths({"--out": out, "--predictions": predictions, "--html": html})
         found = evaluate_checkpoint(
             checkpoint,
@@ -88,6 +97,7 @@ def evaluate(
             settings=chosen,
             best=best,
             ema=ema,
+            class_names=names,
             batch=batch,
             workers=workers,
             device=device,
@@ -97,6 +107,8 @@ def evaluate(
         if distributed.is_main:  # before the files, so that a full disk does not lose the scores
             print_scores(found.scores, quiet, as_json)
             print_unreadable(found.scores.unreadable)
+            if found.hint:
+                print(f"hint: {found.hint}", file=sys.stderr)
         with distributed.all_or_none():
             if distributed.is_main:
                 files = {name: paths.get(f"--{name}") for name in ("out", "predictions", "html")}

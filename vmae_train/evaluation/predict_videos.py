@@ -29,7 +29,7 @@ from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.predictions import Predictions, activate, gather_outputs, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol
-from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor
+from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor, is_numbered
 
 __all__ = ["check_classes", "check_same_classes", "padded_requests", "predict_videos"]
 
@@ -52,6 +52,11 @@ def check_classes(model: HeadModel, shards: Shards) -> None:
         return
     if not shards.classes:
         raise MisuseError(f"{shards.url}: has no labels. A classifier needs labelled shards")
+    if is_numbered(model.classes) and len(model.classes) == len(shards.classes) and model.classes != shards.classes:
+        raise MisuseError(
+            f"{shards.url}: its classes have names, but the model has numbers only. Name the model's classes with "
+            "--class-names FILE: one name per line, in the order of its outputs"
+        )
     check_same_classes(shards, model.classes, "the model's", "Build the shards with --classes")
 
 

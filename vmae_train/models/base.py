@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 from torch import Tensor, nn
 
 from vmae_train.clips.colour import per_colour
@@ -46,15 +46,19 @@ class VideoModel(nn.Module):
                 if isinstance(part, Block):  # all blocks are alike: one compilation serves them all
                     part.compile()
 
-    def preprocess(self, frames_BTHWC: UInt8[Tensor, "B T H W 3"]) -> Float32[Tensor, "B 3 T S S"]:
-        """RGB frames to clips: short side resized to the model's size, centre crop, (rgb / 255 - mean) / std.
+    def preprocess(self, frames_BTHWC: Tensor, *, antialias: bool = True) -> Float32[Tensor, "B 3 T S S"]:
+        """RGB frames, uint8 (B, T, H, W, 3), to clips: short side resized to the model's size, centre crop, (rgb / 255 - mean) / std.
 
-        Raises ValueError if the number of frames is not the model's.
+        Resizes with antialias, as transformers' processors; without, as VideoMAE's own evaluation.
+        Raises ValueError for other axes than B T H W 3, another type than uint8, and another number of frames.
         """
-        if frames_BTHWC.shape[1] != self.geometry.num_frames:
-            raise ValueError(f"{frames_BTHWC.shape[1]} frames given; a clip has {self.geometry.num_frames}")
+        shape, kind = tuple(frames_BTHWC.shape), str(frames_BTHWC.dtype).removeprefix("torch.")
+        if frames_BTHWC.ndim != 5 or shape[-1] != 3 or frames_BTHWC.dtype != torch.uint8:
+            raise ValueError(f"frames are {kind} of shape {shape}; expected a tensor of uint8 with the axes B T H W 3")
+        if shape[1] != self.geometry.num_frames:
+            raise ValueError(f"{shape[1]} frames given; a clip has {self.geometry.num_frames}")
         frames = rearrange(frames_BTHWC.to(self.mean_C.device), "b t h w c -> (b t) c h w").float()
-        frames = _centre_square(frames, self.geometry.image_size) / 255
+        frames = _centre_square(frames, self.geometry.image_size, antialias=antialias) / 255
         rgb01 = rearrange(frames, "(b t) c h w -> b c t h w", b=len(frames_BTHWC))
         return (rgb01 - per_colour(self.mean_C)) / per_colour(self.std_C)
 
@@ -81,12 +85,12 @@ class VideoModel(nn.Module):
         return drop_path_scale(rng, depth=self.geometry.depth, rate=self.drop_path)
 
 
-def _centre_square(frames: Tensor, size: int) -> Tensor:
+def _centre_square(frames: Tensor, size: int, *, antialias: bool) -> Tensor:
     height, width = frames.shape[-2:]
     if min(height, width) != size:
         short = min(height, width)
         resized = (size * height // short, size * width // short)
-        frames = F.interpolate(frames, resized, mode="bilinear", antialias=True, align_corners=False)
+        frames = F.interpolate(frames, resized, mode="bilinear", antialias=antialias, align_corners=False)
         height, width = resized
-    top, left = (height - size) // 2, (width - size) // 2
+    top, left = round((height - size) / 2), round((width - size) / 2)  # half a pixel to even, as `view_boxes`
     return frames[..., top : top + size, left : left + size]

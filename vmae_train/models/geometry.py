@@ -15,7 +15,7 @@ __all__ = ["Geometry", "Init", "ModelSpec", "PositionResize", "hidden_dim", "pub
 
 Position = Literal["sinusoid-1d", "sinusoid-3d"]
 PositionResize = Literal["recompute", "interpolate"]
-Pooling = Literal["mean", "attentive"]
+Pooling = Literal["mean", "attentive", "first"]
 Init = Literal["xavier", "trunc"]
 SizeName = Literal["tiny", "S", "B", "L", "H", "g"]
 
@@ -23,9 +23,11 @@ SizeName = Literal["tiny", "S", "B", "L", "H", "g"]
 class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything except weights that fixes a model's function. Stored with the weights.
 
-    `init` None: xavier in pretraining, trunc in a classifier, as published. `decoder_mlp_ratio` None: `mlp_ratio`.
+    `init` None: first weights as published: xavier in pretraining, except between encoder and decoder, and trunc in a
+    classifier. `decoder_mlp_ratio` None: `mlp_ratio`.
     `position_grid`: slices and side of the position embedding that is interpolated to this model's grid; None: the
     embedding is computed for this grid. `pooling`: how a classifier reduces its tokens to one vector.
+    `first` takes the first token, as classifiers of other programs that were made without mean pooling.
     """
 
     image_size: int

@@ -25,6 +25,7 @@ __all__ = [
     "RegressedValue",
     "Regressor",
     "classifier_from",
+    "is_numbered",
     "load_encoder",
     "load_head",
 ]
@@ -65,13 +66,25 @@ class HeadModel(VideoModel):
         self.patch_embed.requires_grad_(False)
         self.blocks.requires_grad_(False)
 
+    def reorder_classes(self, classes: tuple[str, ...]) -> None:
+        """Put the outputs of the same classes in another order. Raises ValueError for another class."""
+        rows = [self.classes.index(name) for name in classes]
+        self.head.load_state_dict({name: value[rows] for name, value in self.head.state_dict().items()})
+        self.classes = classes
+
     def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], rng: ClipRng | None = None) -> Float[Tensor, "B E"]:
         """One vector per clip: the mean or the attentive pooling of its tokens, normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             x_BNE = self.patch_embed(clips_BCTHW) + self.position_NE
             scale = None if self.frozen else self._drop_path_scale(rng)
             x_BNE = run_blocks(self.blocks, x_BNE, scale, checkpointing=self.activation_checkpointing)
-        pooled_BE = self.pooler(x_BNE) if self.geometry.pooling == "attentive" else x_BNE.mean(dim=1)
+        match self.geometry.pooling:
+            case "attentive":
+                pooled_BE = self.pooler(x_BNE)
+            case "first":
+                pooled_BE = x_BNE[:, 0]
+            case "mean":
+                pooled_BE = x_BNE.mean(dim=1)
         features_BE: Tensor = self.fc_norm(pooled_BE)
         return features_BE
 
@@ -125,6 +138,11 @@ class Regressor(HeadModel):
         """Values, in the order of `values`, float32."""
         outputs_BK: Tensor = super().forward(clips_BCTHW, rng).float()
         return outputs_BK * self.spread_K + self.value_mean_K
+
+
+def is_numbered(classes: tuple[str, ...]) -> bool:
+    """Whether the classes have no names: they are called 0, 1, 2 …, as those of files that name none."""
+    return classes == tuple(map(str, range(len(classes))))
 
 
 def load_encoder(model: HeadModel, trained: PretrainModel | HeadModel) -> None:

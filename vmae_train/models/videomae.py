@@ -8,6 +8,8 @@ D values of a cube ((p0 p1 p2) c).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
@@ -27,7 +29,8 @@ __all__ = ["Decoder", "Encoder", "PretrainModel"]
 class PretrainModel(VideoModel):
     """Predicts the masked cubes from the visible ones.
 
-    First weights are a pure function of `seed`; None leaves them for a loader to fill.
+    First weights are a pure function of `seed`; None leaves them for a loader to fill. Without `geometry.init` they
+    are as published: VideoMAE's and VideoMAEv2's code initialise encoder and decoder, but not the two parts between.
     """
 
     decoder_position_NE: Tensor
@@ -41,7 +44,11 @@ class PretrainModel(VideoModel):
             self.decoder = Decoder(geometry)
         generator = self._materialise(seed, geometry.init or "xavier")
         if generator is not None:
-            nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
+            cut = 0.02 if geometry.init is None else 2.0  # the published code cuts the mask token at one std
+            nn.init.trunc_normal_(self.mask_token, std=0.02, a=-cut, b=cut, generator=generator)
+            if geometry.init is None:
+                bound = 1 / math.sqrt(geometry.embed_dim)  # torch's own first weights of a linear map
+                nn.init.uniform_(self.encoder_to_decoder.weight, -bound, bound, generator=generator)
         embedding_NE = position_embedding(geometry, geometry.decoder_embed_dim)
         self.register_buffer("decoder_position_NE", embedding_NE, persistent=False)
 
@@ -60,6 +67,12 @@ class PretrainModel(VideoModel):
         tokens_BNE = torch.cat((encoded_BVE, hidden_BME), dim=1)
         cubes_BMD: Tensor = self.decoder(tokens_BNE, predicted_BM.shape[1], checkpointing=checkpointing)
         return cubes_BMD
+
+    def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B E"]:
+        """One vector per clip: the mean of the encoder's output over all tokens."""
+        all_BN = torch.arange(self.geometry.num_tokens, device=clips_BCTHW.device).expand(len(clips_BCTHW), -1)
+        encoded_BNE: Tensor = self.encoder(clips_BCTHW, all_BN, self.position_NE[all_BN])
+        return encoded_BNE.mean(dim=1)
 
     def loss(
         self,

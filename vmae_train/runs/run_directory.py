@@ -33,6 +33,7 @@ from vmae_data.storage import (
 )
 from vmae_data.storage.remote import list_tree, put
 from vmae_train.runs.best import read_best
+from vmae_train.runs.checksums import damaged_files, verify_files
 from vmae_train.runs.layout import (
     BEST,
     CHECKPOINTS,
@@ -53,6 +54,7 @@ __all__ = ["RunDirectory"]
 PUBLISHED = "published.json"
 # In the order of their upload.
 _CHECKPOINT_FILES = (WEIGHTS, DESCRIPTION, OPTIMIZER, EMA_FILE, MARKER)
+_ADVICE = f"Remove its {MARKER} to resume from the checkpoint before"
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,7 +227,7 @@ class RunDirectory:
         return present
 
     def _download_checkpoint(self, name: str) -> None:
-        """Copy a checkpoint from the bucket: completely, or not at all."""
+        """Copy a checkpoint from the bucket: completely, or not at all. A copy that is damaged is copied once more."""
         assert self._remote is not None
         folder, source = self.path / CHECKPOINTS, self._remote / CHECKPOINTS / name
         temporary = folder / f"{TEMPORARY}{name}"
@@ -233,16 +235,20 @@ class RunDirectory:
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         for file in _CHECKPOINT_FILES:
-            try:
-                copy_here(source / file, temporary / file)
-            except NotFoundError as error:
-                if file == EMA_FILE:  # the run keeps no moving average
-                    continue
-                raise DataError(
-                    f"{source}: lacks {file}. Remove its {MARKER} to resume from the checkpoint before"
-                ) from error
+            _download_file(source, temporary, file)
+        for file in damaged_files(temporary):
+            _download_file(source, temporary, file)
+        verify_files(temporary, where=source, advice=_ADVICE)
         temporary.rename(folder / name)
         sync_folder(folder)
+
+
+def _download_file(checkpoint: RemotePath, folder: Path, name: str) -> None:
+    try:
+        copy_here(checkpoint / name, folder / name)
+    except NotFoundError as error:
+        if name != EMA_FILE:  # not every run keeps a moving average
+            raise DataError(f"{checkpoint}: lacks {name}. {_ADVICE}") from error
 
 
 def _decode_published(path: StoragePath) -> Published | None:

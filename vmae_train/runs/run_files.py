@@ -8,9 +8,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,6 +28,7 @@ from vmae_data.storage import (
     storage_path,
 )
 from vmae_data.storage.remote import list_tree, stat
+from vmae_train.runs.checksums import damaged_files, verify_files
 from vmae_train.runs.layout import (
     BEST,
     CHECKPOINTS,
@@ -139,20 +141,40 @@ def _checkpoint_files(checkpoint: RemotePath, prefix: str) -> dict[str, RemotePa
     return {f"{prefix}{name}": checkpoint / name for name in (WEIGHTS, DESCRIPTION, EMA_FILE, MARKER)}
 
 
+class _RemoteFile(NamedTuple):
+    """A file to copy: its name in the local copy, and its size in bytes."""
+
+    name: str
+    file: RemotePath
+    size: int
+
+
 def _copy(url: RemotePath, copies: dict[str, RemotePath]) -> Path:
     """A local copy of the files that exist, by their names in it."""
-    present = [(name, file, info) for name, file in copies.items() if (info := stat(file))]
-    versions = [(name, info.size, info.etag) for name, _, info in present]
+    found = [(name, file, info) for name, file in copies.items() if (info := stat(file))]
+    versions = [(name, info.size, info.etag) for name, _, info in found]
+    present = [_RemoteFile(name, file, info.size) for name, file, info in found]
     digest = hashlib.sha256(repr((str(url), versions)).encode()).hexdigest()
     folder = node_folder(CHECKPOINTS) / digest[:32] / _safe_name(url.name)
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = {(folder / name).parent: file.parent for name, file, _ in present if file.name == MARKER}
     with _locked(folder.parent / ".lock"):
-        for name, file, info in present:
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != info.size:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                copy_here(file, path)
+        _copy_missing(folder, present)
+        if damaged := [path / name for path in checkpoints for name in damaged_files(path)]:
+            for path in damaged:
+                path.unlink()
+            _copy_missing(folder, present)  # once more: the way here, or this machine's disk, may have damaged them
+            for path, checkpoint in checkpoints.items():
+                verify_files(path, where=checkpoint)
     return folder
+
+
+def _copy_missing(folder: Path, present: Sequence[_RemoteFile]) -> None:
+    for name, file, size in present:
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            copy_here(file, path)
 
 
 def _safe_name(name: str) -> str:

@@ -20,6 +20,7 @@ from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model
 from vmae_train.models.base import VideoModel
 from vmae_train.runs.best import read_best
+from vmae_train.runs.checksums import hash_files, verify_files
 from vmae_train.runs.layout import CHECKPOINTS, MARKER, OPTIMIZER, checkpoint_name, newest_checkpoint
 from vmae_train.training.optimizer import trained_parameters
 
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_ADVICE = "Remove that checkpoint to resume from the one before"
 
 
 class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +56,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     unreadable: dict[str, str] = {}
     scaler: dict[str, Any] | None = None
+    sha256: dict[str, str] = {}  # of the checkpoint's files, set when they are written; older versions wrote none
 
 
 def save_checkpoint(
@@ -82,7 +85,8 @@ def save_checkpoint(
     commit_bytes(temporary / OPTIMIZER, save(_optimizer_tensors(model, optimizer)))
     if ema is not None:
         ema.save(temporary)
-    commit_bytes(temporary / MARKER, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
+    marker = msgspec.structs.replace(state, sha256=hash_files(temporary))
+    commit_bytes(temporary / MARKER, msgspec.json.format(msgspec.json.encode(marker)) + b"\n")
     temporary.rename(final)
     sync_folder(folder)
     _remove_old(run, keep)
@@ -124,6 +128,7 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
 
     Raises DataError if a file is damaged or belongs to another model.
     """
+    verify_files(checkpoint, advice=_ADVICE)
     load_weights(checkpoint, model)
     path = checkpoint / OPTIMIZER
     try:
@@ -144,7 +149,7 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
 
 
 def _damaged(path: Path, problem: str) -> DataError:
-    return DataError(f"{path}: {problem}. Remove that checkpoint to resume from the one before")
+    return DataError(f"{path}: {problem}. {_ADVICE}")
 
 
 def resume(run: Path, model: VideoModel, optimizer: torch.optim.Optimizer, ema: ModelEma | None = None) -> RunState:

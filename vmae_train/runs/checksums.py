@@ -1,0 +1,54 @@
+"""The checksums of a checkpoint's files. Its marker holds them; the markers of older versions hold none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from vmae_data.errors import DataError
+from vmae_data.format import NOT_JSON
+from vmae_data.storage import StoragePath, hash_file
+from vmae_train.runs.layout import DESCRIPTION, EMA_FILE, MARKER, OPTIMIZER, WEIGHTS
+
+__all__ = ["damaged_files", "hash_files", "verify_files"]
+
+_FILES = (WEIGHTS, DESCRIPTION, OPTIMIZER, EMA_FILE)
+
+
+class _Marker(msgspec.Struct):
+    """The part of state.json that this module reads."""
+
+    sha256: dict[str, str] = {}
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a checkpoint, by name."""
+    return {name: hash_file(folder / name) for name in _FILES if (folder / name).is_file()}
+
+
+def damaged_files(folder: Path, names: Iterable[str] = _FILES) -> list[str]:
+    """The files of a local folder that differ from its marker; a file that is absent is not compared.
+
+    Without a marker, or with one of an older version, nothing is known: the answer is empty.
+    Raises DataError for an unreadable marker or file.
+    """
+    path = folder / MARKER
+    try:
+        sha256 = msgspec.json.decode(path.read_bytes(), type=_Marker).sha256
+    except FileNotFoundError:
+        return []
+    except (OSError, *NOT_JSON) as error:
+        raise DataError(f"{path}: can't be read ({error}). Use another checkpoint") from error
+    present = [name for name in names if name in sha256 and (folder / name).is_file()]
+    return [name for name in present if hash_file(folder / name) != sha256[name]]
+
+
+def verify_files(
+    folder: Path, names: Iterable[str] = _FILES, *, where: StoragePath | None = None, advice: str = "Use another copy"
+) -> None:
+    """Raises DataError if a file differs from the marker of its folder; `where` is the folder's name in the error."""
+    for name in damaged_files(folder, names):
+        shown = (where or folder) / name
+        raise DataError(f"{shown}: its checksum is not the one in {MARKER}. The file is damaged. {advice}")
