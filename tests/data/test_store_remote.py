@@ -28,11 +28,12 @@ from vmae_data.storage import (
     read_range,
     remote,
     remove,
+    retry,
     set_options,
     storage_path,
 )
+from vmae_data.storage.attempt import pause
 from vmae_data.storage.options import VARIABLE
-from vmae_data.storage.retry import STOPPING
 
 pytestmark = pytest.mark.processes
 
@@ -141,8 +142,7 @@ def test_the_wait_that_a_busy_store_requests_is_kept(
     folder: RemotePath, network: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    wait = STOPPING.wait
-    monkeypatch.setattr(STOPPING, "wait", lambda seconds: waits.append(seconds) or wait(seconds))
+    monkeypatch.setattr(retry, "pause", lambda seconds: waits.append(seconds) or pause(seconds))
     commit_bytes(folder / "x", b"hello")
     network.change(_faults(Fault(kind=Kind.STATUS, status=429, retry_after_seconds=1, most=2)))
     assert read_bytes(folder / "x") == b"hello"
@@ -156,7 +156,9 @@ def test_a_store_that_is_down_is_retried_for_a_bounded_time(seconds: float, fold
     if seconds < 4:
         assert read_bytes(folder / "x") == b"hello"
         return
-    with pytest.raises(StoreError, match=r"x: can't be read \(connection re\w+, \d+ tries in \d s\)\. Check the store"):
+    with pytest.raises(
+        StoreError, match=r"x: can't be read \(connection re\w+, \d+ tries in \d s at http\S+\)\. Check the store"
+    ):
         read_bytes(folder / "x")
 
 

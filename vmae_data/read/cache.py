@@ -60,7 +60,11 @@ class ShardCache:
 
     def __init__(self, spec: CacheSpec) -> None:
         assert spec.dir is not None
-        self.directory = CacheDirectory(Path(spec.dir).expanduser() / "shards", spec.limit)
+        try:
+            folder = Path(spec.dir).expanduser()
+        except RuntimeError:
+            raise VmaeError(f"cache.dir = {spec.dir}: this user has no home directory. Name a full path") from None
+        self.directory = CacheDirectory(folder / "shards", spec.limit)
         self.downloaded_bytes = 0
         self.notes: tuple[str, ...] = ()
         # The prefetch thread checks the cache while another thread reads: this lock guards the next two.

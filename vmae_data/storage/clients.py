@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -12,12 +14,18 @@ from typing import Any, NamedTuple
 from vmae_data.errors import MisuseError
 from vmae_data.storage.options import VARIABLE, Access, access_of, missing_key_file
 from vmae_data.storage.paths import RemotePath
+from vmae_data.storage.web import WebStore
 
-__all__ = ["LONGEST_WAIT", "Client", "client_of", "forget_client", "open_client"]
+__all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_client", "open_client"]
 
 LONGEST_WAIT = 15.0  # seconds between two tries
 UPLOAD_TRIES = 8  # of each part
 UPLOAD_PATIENCE = 15  # times the silence that ends a read
+NO_OTHER_HOST = "127.0.0.1:0"  # a proxy that refuses, for every host but the store's
+# What may change where a store is, and who we are. Other clients of this process keep what they were opened with.
+_ENVIRONMENT = re.compile(
+    r"(AWS|AZURE|GOOGLE|IDENTITY|MSI)_\w+|(HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|HOME", re.IGNORECASE
+)
 
 
 class Client(NamedTuple):
@@ -30,7 +38,8 @@ class Client(NamedTuple):
     access: Access
 
 
-_clients: dict[tuple[int, str, str], Client] = {}
+_Key = tuple[int, str, tuple[tuple[str, str], ...]]
+_clients: dict[_Key, Client] = {}
 _lock = threading.Lock()
 
 
@@ -49,8 +58,9 @@ def forget_client(path: RemotePath) -> None:
         _clients.pop(_key(path), None)
 
 
-def _key(path: RemotePath) -> tuple[int, str, str]:
-    return os.getpid(), path.root, os.environ.get(VARIABLE, "")
+def _key(path: RemotePath) -> _Key:
+    settings = (item for item in os.environ.items() if item[0] == VARIABLE or _ENVIRONMENT.fullmatch(item[0]))
+    return os.getpid(), path.root, tuple(sorted(settings))
 
 
 def open_client(path: RemotePath) -> Client:
@@ -60,16 +70,17 @@ def open_client(path: RemotePath) -> Client:
 
     access = access_of(path.scheme, str(path))
     config: Any = access.config or None
+    client = _only_host(access) if access.has_token else access.client
     limit = timedelta(seconds=access.give_up)
     backoff = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
     # While a part is uploaded nothing is read, and a link may be slow.
-    slow = {**access.client, "read_timeout": UPLOAD_PATIENCE * access.client["read_timeout"]}
+    slow = {**client, "read_timeout": UPLOAD_PATIENCE * access.client["read_timeout"]}
 
     def twice(make: Callable[..., Any], target: str, **options: Any) -> Client:
         reading = {"max_retries": 0, "retry_timeout": limit}
         writing = {"max_retries": UPLOAD_TRIES, "retry_timeout": limit, "backoff": backoff}
         return Client(
-            make(target, **options, client_options=access.client, retry_config=reading),
+            make(target, **options, client_options=client, retry_config=reading),
             make(target, **options, client_options=slow, retry_config=writing),
             access,
         )
@@ -84,13 +95,25 @@ def open_client(path: RemotePath) -> Client:
         for option in access.config:  # options of a bucket may be meant for another path of the same command
             if not _is_bucket_option(option):
                 raise MisuseError(f"--storage-option {option}: unknown for every store. See docs/storage.md")
-        return twice(stores.HTTPStore.from_url, path.root)
+        store = twice(stores.HTTPStore.from_url, path.root)
+        return store._replace(reader=WebStore(path.root, client)) if "default_headers" in client else store
     except (exceptions.BaseError, ValueError, TypeError) as error:
         if path.scheme == "gs" and (missing := missing_key_file(access.config)):
             raise MisuseError(f"{path}: {missing}") from None
         key = re.search(r"[Cc]onfiguration key[^'\"]*['\"]([a-z0-9_.]+)['\"]", str(error))
         what = f"--storage-option {key[1]}: unknown for" if key else "options that can't be used for"
         raise MisuseError(f"{what} {path.root}. See docs/storage.md") from None
+
+
+def _only_host(access: Access) -> dict[str, Any]:
+    """Client options that reach the endpoint's host and no other: obstore follows redirects with tokens.
+
+    Not with a proxy of the user's, and not without an endpoint: Amazon and Microsoft redirect to themselves only.
+    """
+    host = urllib.parse.urlsplit(access.endpoint).hostname
+    if host is None or "proxy_url" in access.client or urllib.request.getproxies():
+        return access.client
+    return {**access.client, "proxy_url": f"http://{NO_OTHER_HOST}", "proxy_excludes": host}
 
 
 def _is_bucket_option(key: str) -> bool:

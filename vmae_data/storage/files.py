@@ -6,16 +6,16 @@ import hashlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vmae_data.errors import DataError, MisuseError, StopRequested, StoreError
+from vmae_data.errors import DataError, MisuseError, StoreError
 from vmae_data.storage import local, remote
+from vmae_data.storage.attempt import thread_pool
 from vmae_data.storage.local import temporary_path, write_error
 from vmae_data.storage.paths import RemotePath, StoragePath
-from vmae_data.storage.retry import STOPPING
 
 __all__ = [
     "Span",
@@ -97,7 +97,7 @@ def in_threads(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     At most `CONCURRENT_CALLS` results are held.
     """
     futures: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(CONCURRENT_CALLS) as pool:
+    with thread_pool(CONCURRENT_CALLS) as pool:
         try:
             for item in items:
                 futures.append(pool.submit(call, item))
@@ -105,9 +105,6 @@ def in_threads(call: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
                     yield futures.popleft().result()
             while futures:
                 yield futures.popleft().result()
-        except (StopRequested, KeyboardInterrupt):
-            STOPPING.set()
-            raise
         finally:
             for future in futures:
                 future.cancel()

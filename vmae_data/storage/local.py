@@ -11,6 +11,8 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,13 +94,29 @@ def _read_error(path: Path, error: OSError) -> DataError:
 def node_folder(name: str) -> Path:
     """A cache folder that all processes of this machine share; its files can be fetched again."""
     home = os.environ.get("VMAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vmae"
-    folder = Path(home).expanduser() / name
+    try:
+        folder = Path(home).expanduser() / name
+    except RuntimeError:  # this user has no home directory
+        folder = _own_temporary_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VmaeError(
             f"{folder}: this folder can't be made ({error.strerror}). Set VMAE_CACHE to another one"
         ) from error
+    return folder
+
+
+def _own_temporary_folder() -> Path:
+    """A folder that all processes of this user share. Raises VmaeError if it belongs to somebody else."""
+    folder = Path(tempfile.gettempdir()) / f"vmae-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+    except OSError as error:
+        raise write_error(folder, error) from error
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise VmaeError(f"{folder}: belongs to another user. Set VMAE_CACHE to a folder of yours")
     return folder
 
 

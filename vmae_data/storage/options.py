@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.storage.option_files import azure_account, root_certificates
 
 __all__ = [
     "VARIABLE",
@@ -57,6 +58,9 @@ class Access(NamedTuple):
     config: dict[str, Any]  # of the store, for obstore
     client: dict[str, Any]  # of its HTTP client
     give_up: float  # seconds of retries
+    endpoint: str  # URL of its server, if it is named
+    server: str  # the endpoint, or the cloud's own, for messages; empty for a web server
+    has_token: bool  # obstore's client would send it to another host
 
 
 def set_options(options: Sequence[str]) -> None:
@@ -101,6 +105,7 @@ def access_of(scheme: str, url: str = "") -> Access:
     client: dict[str, Any] = dict(zip(_TIMES, (REQUEST_SECONDS, SILENCE_SECONDS, CONNECT_SECONDS), strict=True))
     give_up = GIVE_UP_SECONDS
     config: dict[str, Any] = _profile(options) if scheme == "s3" else {}
+    roots = config.pop("ca_bundle", "")
     headers: dict[str, str] = {}
     for key, value in options.items():
         if key == "give_up":
@@ -113,23 +118,21 @@ def access_of(scheme: str, url: str = "") -> Access:
             client[key] = value.lower() in ("1", "true", "yes") if key.startswith("allow") else value
         elif key != "profile":
             config[key] = value
-    if headers:
+    if headers and scheme in ("http", "https"):  # a web server's token is not for a bucket
         client["default_headers"] = headers
     for key in _TIMES:
         client[key] = timedelta(seconds=client[key])
-    if scheme == "az":  # obstore reads this variable too, but a copy of its client loses the account
-        account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-        if account and not any(key.endswith("account_name") for key in config):
-            config["account_name"] = account
-        if not any(key.endswith("account_name") for key in config):
-            raise MisuseError(
-                f"{url or 'az://'}: no account is named. Set AZURE_STORAGE_ACCOUNT_NAME, or --storage-option account_name=…"
-            )
+    if scheme == "az":
+        config = azure_account(config, url)
     _check_texts(config)
-    _check_endpoint(_endpoint(scheme, config))
-    if scheme == "http" or _endpoint(scheme, config).startswith("http://"):
+    endpoint = _endpoint(scheme, config)
+    _check_endpoint(endpoint)
+    if scheme == "http" or endpoint.startswith("http://"):
         client.setdefault("allow_http", True)
-    return Access(config, client, give_up)
+    elif certificates := root_certificates(scheme, client.get("root_certificate", ""), roots):
+        client["root_certificate"] = certificates
+    server = endpoint or _cloud_server(scheme, config)
+    return Access(config, client, give_up, endpoint, server, _has_token(scheme, config))
 
 
 # Environment variables and files that may hold credentials.
@@ -153,6 +156,7 @@ _VARIABLES = {
         "AZURE_STORAGE_ACCOUNT_KEY",
         "AZURE_STORAGE_SAS_KEY",
         "AZURE_STORAGE_SAS_TOKEN",
+        "AZURE_STORAGE_CONNECTION_STRING",
         "AZURE_CLIENT_ID",
         "AZURE_FEDERATED_TOKEN_FILE",
     ),
@@ -167,7 +171,7 @@ def credential_names() -> dict[str, list[str]]:
     """Scheme → the names of the credentials that are set; never their values."""
     return {
         scheme: [name for name in names if os.environ.get(name)]
-        + [name for name in _FILES.get(scheme, ()) if Path(name).expanduser().is_file()]
+        + [name for name in _FILES.get(scheme, ()) if _home_path(name).is_file()]
         for scheme, names in _VARIABLES.items()
     }
 
@@ -194,6 +198,31 @@ def _options() -> Mapping[str, str]:
     if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
         raise MisuseError(f"{VARIABLE}: is not a JSON object of strings. Unset it, and use --storage-option")
     return options
+
+
+def _home_path(text: str) -> Path:
+    """Without a home directory, a path that does not exist."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises
+
+
+def _cloud_server(scheme: str, config: Mapping[str, Any]) -> str:
+    names = ("AWS_REGION", "AWS_DEFAULT_REGION")
+    region = next((value for value in (config.get("region"), *map(os.environ.get, names)) if value), "us-east-1")
+    account = next((value for key, value in config.items() if key.endswith("account_name")), "")
+    return {
+        "s3": f"https://s3.{region}.amazonaws.com",
+        "gs": "https://storage.googleapis.com",
+        "az": f"https://{account}.blob.core.windows.net",
+    }.get(scheme, "")
+
+
+def _has_token(scheme: str, config: Mapping[str, Any]) -> bool:
+    """Whether requests have a session token (S3, a header) or a SAS (Azure, in their URL)."""
+    names, variables = {
+        "s3": (("session_token", "token"), ("AWS_SESSION_TOKEN",)),
+        "az": (("sas_key", "sas_token"), ("AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_SAS_TOKEN")),
+    }.get(scheme, ((), ()))
+    return any(key.endswith(names) for key in config) or any(os.environ.get(name) for name in variables)
 
 
 def _seconds(key: str, value: str) -> float:
@@ -252,6 +281,7 @@ def _profile(options: Mapping[str, str]) -> dict[str, Any]:
         "aws_session_token": "session_token",
         "region": "region",
         "endpoint_url": "endpoint",
+        "ca_bundle": "ca_bundle",
     }
     values = {option_names[key]: value for key, value in profile.items() if key in option_names}
     unsupported = sorted(key for key in profile if key.startswith(("sso_", "role_arn", "credential_process")))
@@ -264,8 +294,8 @@ def _profile(options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read_profile(name: str) -> dict[str, str] | None:
-    config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
-    credentials = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
+    config = _home_path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"))
+    credentials = _home_path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
     profile: dict[str, str] | None = None
     for path, section in ((config, name if name == "default" else f"profile {name}"), (credentials, name)):
         parser = ConfigParser(interpolation=None, default_section="\0")

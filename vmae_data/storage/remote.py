@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError, StoreError
+from vmae_data.storage.attempt import CHUNK_BYTES, Progress, Transient, thread_pool
 from vmae_data.storage.paths import RemotePath
-from vmae_data.storage.retry import Transient, retried, status_of
+from vmae_data.storage.retry import retried, status_of
+from vmae_data.storage.web import WebStore
 
 __all__ = [
     "ObjectInfo",
@@ -30,6 +33,7 @@ __all__ = [
 
 PART_BYTES = 8 << 20  # of a download or an upload
 CONCURRENT_PARTS = 4
+LARGEST_BYTES = 1 << 50  # that an object may claim to have; no store takes a larger one
 
 
 class ObjectInfo(NamedTuple):
@@ -53,12 +57,12 @@ def read(path: RemotePath, give_up: float | None = None, most: int | None = None
     less than the configured limit).
     """
 
-    def call(store: Any) -> bytes:
-        response = _get(store, path)
-        size = response.meta["size"]
-        if most is not None and size > most:
-            raise DataError(f"{path}: has {size} bytes, at most {most} were expected. Check the URL")
-        return bytes(response.bytes())
+    def call(store: Any, progress: Progress) -> bytes:
+        with _get(store, path) as response:
+            size = _size(response.meta, path)
+            if most is not None and size > most:
+                raise DataError(f"{path}: has {size} bytes, at most {most} were expected. Check the URL")
+            return _body(response, size, progress)
 
     return retried(path, "read", call, give_up=give_up)
 
@@ -71,15 +75,15 @@ def read_part(path: RemotePath, offset: int, size: int, etag: str | None = None)
 
     from obstore import exceptions
 
-    def call(store: Any) -> Part:
+    def call(store: Any, progress: Progress) -> Part:
         try:
-            response = _get(store, path, range=(offset, offset + size), if_match=etag)
+            with _get(store, path, range=(offset, offset + size), if_match=etag) as response:
+                first, last = response.range
+                data = _body(response, size, progress)
         except exceptions.BaseError as error:
             if status_of(str(error)) == 416:  # the object ends before `offset`
                 return Part(b"", None)
             raise
-        data = bytes(response.bytes())
-        first, last = response.range
         if first != offset or len(data) != last - first:
             raise Transient("fewer bytes than announced")
         return Part(data, response.meta["e_tag"])
@@ -91,9 +95,9 @@ def stat(path: RemotePath) -> ObjectInfo | None:
     """Size and version of an object; None if there is none."""
     import obstore
 
-    def call(store: Any) -> ObjectInfo:
-        meta = obstore.head(store, path.path)
-        return ObjectInfo(meta["size"], meta["e_tag"])
+    def call(store: Any, _progress: Progress) -> ObjectInfo:
+        meta = store.head(path.path) if isinstance(store, WebStore) else obstore.head(store, path.path)
+        return ObjectInfo(_size(meta, path), meta["e_tag"])
 
     try:
         return retried(path, "read", call)
@@ -120,7 +124,7 @@ def download(path: RemotePath, to: Path) -> None:
                 )
             os.pwrite(descriptor, part.data, offset)
 
-        with ThreadPoolExecutor(CONCURRENT_PARTS) as pool:
+        with thread_pool(CONCURRENT_PARTS) as pool:
             for _ in pool.map(fetch, range(0, info.size, PART_BYTES)):
                 pass
         os.ftruncate(descriptor, info.size)
@@ -146,7 +150,10 @@ def put(path: RemotePath, data: bytes | Path) -> None:
     """Write an object completely or not at all, a large one in parts. Raises StoreError."""
     import obstore
 
-    retried(path, "written", lambda store: obstore.put(store, path.path, data, chunk_size=PART_BYTES), writes=True)
+    def call(store: Any, _progress: Progress) -> None:
+        obstore.put(store, path.path, data, chunk_size=PART_BYTES)
+
+    retried(path, "written", call, writes=True)
 
 
 def create(path: RemotePath, data: bytes) -> bool:
@@ -154,7 +161,7 @@ def create(path: RemotePath, data: bytes) -> bool:
     import obstore
     from obstore.exceptions import AlreadyExistsError
 
-    def call(store: Any) -> bool:
+    def call(store: Any, _progress: Progress) -> bool:
         try:
             obstore.put(store, path.path, data, mode="create", use_multipart=False)
         except AlreadyExistsError:
@@ -169,7 +176,7 @@ def remove(path: RemotePath) -> None:
     """Remove an object, if there is one."""
     import obstore
 
-    def call(store: Any) -> None:
+    def call(store: Any, _progress: Progress) -> None:
         try:
             obstore.delete(store, path.path)
         except FileNotFoundError:
@@ -179,16 +186,18 @@ def remove(path: RemotePath) -> None:
 
 
 def list_folder(path: RemotePath) -> dict[str, int]:
-    """The objects directly in a folder: name → bytes."""
+    """The objects directly in a folder, without markers of folders: name → bytes."""
     import obstore
 
     prefix = _prefix(path)
+    start = len(prefix or "")
 
-    def call(store: Any) -> dict[str, int]:
+    def call(store: Any, _progress: Progress) -> dict[str, int]:
         listing = obstore.list_with_delimiter(store, prefix)
-        return {meta["path"].rpartition("/")[2]: meta["size"] for meta in listing["objects"]}
+        sizes = {meta["path"][start:]: _size(meta, path) for meta in listing["objects"]}
+        return _without_markers(sizes, {folder[start:] for folder in listing["common_prefixes"]})
 
-    return retried(path, "listed", call)
+    return retried(path, "listed", call, measured=False)
 
 
 def holds_anything(path: RemotePath) -> bool:
@@ -197,23 +206,34 @@ def holds_anything(path: RemotePath) -> bool:
 
     prefix = _prefix(path)
 
-    def call(store: Any) -> bool:
+    def call(store: Any, _progress: Progress) -> bool:
         return any(len(chunk) for chunk in obstore.list(store, prefix, chunk_size=1))
 
     return retried(path, "listed", call)
 
 
 def list_tree(path: RemotePath) -> dict[str, int]:
-    """Every object below a folder of a bucket: relative path → bytes, in byte order of the paths."""
+    """Every object below a folder of a bucket, without markers of folders: relative path → bytes, in their byte order."""
     import obstore
 
     prefix = _prefix(path)
     start = len(prefix or "")
 
-    def call(store: Any) -> dict[str, int]:
-        return {meta["path"][start:]: meta["size"] for chunk in obstore.list(store, prefix) for meta in chunk}
+    def call(store: Any, progress: Progress) -> dict[str, int]:
+        sizes = {}
+        for chunk in obstore.list(store, prefix):
+            progress.add_chunk()
+            sizes.update({meta["path"][start:]: _size(meta, path) for meta in chunk})
+        return sizes
 
-    return dict(sorted(retried(path, "listed", call).items(), key=lambda item: item[0].encode()))
+    sizes = retried(path, "listed", call)
+    folders = {name[: match.start()] for name in sizes for match in re.finditer("/", name)}
+    return dict(sorted(_without_markers(sizes, folders).items(), key=lambda item: item[0].encode()))
+
+
+def _without_markers(sizes: dict[str, int], folders: set[str]) -> dict[str, int]:
+    """Consoles make a folder as an empty object `folder/`; obstore lists it as `folder`."""
+    return {name: size for name, size in sizes.items() if name and (size or name not in folders)}
 
 
 def _prefix(path: RemotePath) -> str | None:
@@ -222,8 +242,31 @@ def _prefix(path: RemotePath) -> str | None:
     return f"{path.path}/" if path.path else None
 
 
-def _get(store: Any, path: RemotePath, **options: Any) -> Any:
+@contextmanager
+def _get(store: Any, path: RemotePath, **options: Any) -> Iterator[Any]:
     import obstore
 
     used: Any = {key: value for key, value in options.items() if value is not None}
-    return obstore.get(store, path.path, options=used)
+    if isinstance(store, WebStore):
+        with store.get(path.path, used) as response:
+            yield response
+    else:
+        yield obstore.get(store, path.path, options=used)
+
+
+def _body(response: Any, most: int, progress: Progress) -> bytes:
+    """The bytes of an answer. Raises Transient if there are more than `most`."""
+    data = bytearray()
+    for chunk in response.stream(min_chunk_size=CHUNK_BYTES):
+        progress.add_chunk()
+        data += chunk
+        if len(data) > most:
+            raise Transient("more bytes than announced")
+    return bytes(data)
+
+
+def _size(meta: Any, path: RemotePath) -> int:
+    size = int(meta["size"])
+    if size > LARGEST_BYTES:
+        raise DataError(f"{path}: its store states a size of {size} bytes, which can't be. Check the store")
+    return size

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tools.soak.faults.appends import appends_killed
 from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
 from tools.soak.faults.processes import hang, kills, retries_killed, signals, troubles, two_builds
+from tools.soak.faults.stores import redirects, slow_answers
 from tools.soak.faults.workspace import Result, Workspace
 
 __all__ = ["FAULTS", "Fault"]
@@ -58,6 +59,14 @@ FAULTS = (
         "failure `unreadable`; a note, and its videos are left out; status 1; each names it",
     ),
     Fault(link_loop, "folders that link to each other in a loop", "every video once"),
+    Fault(
+        slow_answers,
+        "`verify` of a web server that sends two bytes a second, of each kind of file; then SIGTERM, or the time limit",
+        "status 143, or status 1 and “no answer”, within seconds",
+    ),
+    Fault(
+        redirects, "`verify` of a web server that redirects to another", "it is read there without the user's headers"
+    ),
     Fault(
         kills,
         "kill -9 at 100 random moments",

@@ -1,0 +1,71 @@
+"""A store that answers slowly or sends its readers elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.scripted_server import FACTS, Answer, Request, redirect_to, scripted_server
+from tools.soak.faults.workspace import Result, Workspace, run, start
+
+__all__ = ["redirects", "slow_answers"]
+
+SECRET = "hunter2"
+SECONDS = 10
+
+
+def slow_answers(workspace: Workspace) -> Iterator[Result]:
+    """Two bytes a second: of the index, the table, the shards; then SIGTERM, or nothing until the time limit."""
+    for slow in ("index.json", "samples.arrow", ".tar"):
+        for is_stopped in (True, False):
+            with scripted_server(lambda request, slow=slow: _file(workspace.undisturbed, request, slow)) as server:
+                limits = ["give_up=4", "read_timeout=1", "connect_timeout=1"] if not is_stopped else []
+                process = start(_verify(server.url, *limits), VMAE_CACHE=str(workspace.dest("cache")))
+                while process.poll() is None and not any(slow in r.path and r.method == "GET" for r in server.requests):
+                    time.sleep(0.05)
+                started_at = time.monotonic()
+                if is_stopped:
+                    process.send_signal(signal.SIGTERM)
+                _, stderr = process.communicate(timeout=600)
+            seconds, lines = time.monotonic() - started_at, stderr.strip().splitlines()
+            words = "stopped" if is_stopped else "no answer"
+            right = process.returncode == (143 if is_stopped else 1) and words in lines[-1] and seconds < 6 * SECONDS
+            expected = f"status {143 if is_stopped else 1}, “{words}”, within seconds"
+            found = expected if right else f"status {process.returncode} after {seconds:.0f} s: {stderr[-300:]}"
+            yield Result(f"{slow} trickles{', SIGTERM' if is_stopped else ''}", found, expected, right)
+
+
+def redirects(workspace: Workspace) -> Iterator[Result]:
+    """Each kind of redirect to another port, of a web server with a header. The data set is there, without the header."""
+    for status in (301, 302, 303, 307, 308):
+        with scripted_server(lambda request: _file(workspace.undisturbed, request)) as other:
+            where = other.url
+            with scripted_server(
+                lambda request, status=status, where=where: redirect_to(where + request.path)._replace(status=status)
+            ) as server:
+                words = _verify(server.url, f"header.X-Api-Key={SECRET}", f"header.Authorization={SECRET}")
+                ended = run(words, VMAE_CACHE=str(workspace.dest("cache")))
+                right = ended.status == 0 and SECRET in server.seen() and SECRET not in other.seen()
+        expected = "status 0, the other server got no header"
+        found = expected if right else f"{ended}, header at the other server: {SECRET in other.seen()}"
+        yield Result(f"redirect {status} to another server", found, expected, right)
+
+
+def _verify(url: str, *options: str) -> list[str]:
+    words = [word for option in options for word in ("--storage-option", option)]
+    return [sys.executable, "-m", "vmae_data.cli", "verify", url, "--quiet", *words]
+
+
+def _file(folder: Path, request: Request, slow: str = "\0") -> Answer:
+    path = folder / request.path.lstrip("/")
+    if not path.is_file():
+        return Answer(404)
+    data, status, facts = path.read_bytes(), 200, dict(FACTS)
+    if "range" in request.headers:
+        first, last = map(int, request.headers["range"].removeprefix("bytes=").split("-"))
+        facts["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
+        data, status = data[first : last + 1], 206
+    return Answer(status, data, facts, seconds_a_byte=0.5 if slow in path.name else 0.0)
