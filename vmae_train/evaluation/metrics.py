@@ -5,12 +5,15 @@ N videos, K classes, R values.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae_data.format import NOT_JSON
+from vmae_data.storage import commit_bytes
 from vmae_train.clips.frame_sampling import ClipSpec
 
 __all__ = [
@@ -24,7 +27,9 @@ __all__ = [
     "average_precision",
     "class_scores",
     "label_scores",
+    "read_scores",
     "value_scores",
+    "write_scores",
 ]
 
 Merge = Literal["softmax", "logit"]
@@ -121,6 +126,19 @@ class ValueScores(_CommonScores, frozen=True, kw_only=True, tag="values"):
 
 
 AnyScores = Scores | LabelScores | ValueScores
+
+
+def read_scores(path: Path) -> AnyScores | None:
+    """The scores in a file; None if there is none, or if it is damaged: then the model is scored again."""
+    try:
+        scores: AnyScores = msgspec.json.decode(path.read_bytes(), type=AnyScores)
+    except (FileNotFoundError, *NOT_JSON):
+        return None
+    return scores
+
+
+def write_scores(path: Path, scores: AnyScores) -> None:
+    commit_bytes(path, msgspec.json.format(msgspec.json.encode(scores)) + b"\n")
 
 
 def class_scores(

@@ -8,26 +8,23 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from vmae_data.errors import DataError, VmaeError
-from vmae_data.format import NOT_JSON
+from vmae_data.errors import VmaeError
 from vmae_data.progress import ProgressBar, ProgressStyle
-from vmae_data.read.batches import DataStage
-from vmae_data.storage import commit_bytes, lock
+from vmae_data.storage import lock
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed, choose_device
-from vmae_train.evaluation.metrics import AnyScores
+from vmae_train.evaluation.metrics import AnyScores, read_scores, write_scores
 from vmae_train.runs.best import Best, read_best, write_best
-from vmae_train.runs.layout import BEST, EVALUATION, RUN
+from vmae_train.runs.layout import BEST, EVALUATION
 from vmae_train.runs.log import is_validated
-from vmae_train.runs.metadata import RunFacts, read_facts, write_facts
+from vmae_train.runs.metadata import read_facts
 from vmae_train.runs.recorder import RunRecorder
 from vmae_train.runs.run_directory import RunDirectory
-from vmae_train.training.checkpoint import RunState, last_checkpoint, read_state, resume, save_checkpoint
+from vmae_train.training.checkpoint import RunState, last_checkpoint, save_checkpoint
 from vmae_train.training.diagnostics import Diagnostic, check_log, check_setup
 from vmae_train.training.engine import Engine, StepResult
 from vmae_train.training.objective import Objective
+from vmae_train.training.resume import resume_run
 from vmae_train.training.run_spec import RunSpec
 from vmae_train.training.setup import TrainingSetup, set_up_training
 from vmae_train.training.step_sync import StepSync
@@ -102,44 +99,13 @@ class Trainer:
             model = objective.build_model(init, torch_device)
             self.warnings = check_setup(setup.training_facts(objective.kind, init, frozen=objective.frozen))
             self.engine = Engine(setup, model, objective.loss, torch_device, distributed)
-        state = self._resume(facts)
+        self.setup, state = resume_run(setup, facts, self.engine, run, distributed)
         self.step, self.unreadable = state.step, state.unreadable
         self.is_dry_run = max_steps is not None
         self.last_step = min(setup.steps, self.step + max_steps) if max_steps is not None else setup.steps
         self.recorder: RunRecorder | None = None  # in the main process, while steps run
         self.log_line: dict[str, Any] = {}  # the last one
         self.scores: AnyScores | None = None
-
-    def _resume(self, facts: RunFacts) -> RunState:
-        """Claim the run and load its last checkpoint. Raises DataError if processes see different checkpoints."""
-        run, distributed, engine = self.run, self.distributed, self.engine
-        stages = self.setup.order.stages
-        with distributed.all_or_none():
-            if distributed.is_main:
-                run.claim()
-                last = last_checkpoint(run.path)  # removes leftovers before other processes read
-                order = self.setup.for_run(run, facts).order  # another training may have written since
-                stages = order.next_stages(read_state(last).step if last else 0)
-                write_facts(run.path, msgspec.structs.replace(facts, data_stages=stages))
-                run.upload(RUN)
-                run.upload_checkpoint(self.spec.checkpoint.keep)
-                run.upload(EVALUATION, BEST)
-        with distributed.all_or_none():
-            if distributed.local_rank == 0 and not distributed.is_main:  # on another machine
-                run.download(keep_newer=False)
-        with distributed.all_or_none():
-            state = resume(run.path, engine.model, engine.optimizer, engine.ema)
-        first = distributed.all_gather(state.step, int)[0]
-        with distributed.all_or_none():
-            if state.step != first:
-                raise DataError(
-                    f"{run.name}: process {distributed.rank} sees the checkpoint of step {state.step}, process 0 that of "
-                    f"step {first}. Put --out where all processes see the same files"
-                )
-        self.setup = self.setup.with_stages(distributed.all_gather(stages, tuple[DataStage, ...])[0])
-        if engine.scaler.is_enabled() and state.scaler:
-            engine.scaler.load_state_dict(state.scaler)
-        return state
 
     def print_summary(self, style: ProgressStyle) -> None:
         """Print the resolved values as a table."""
@@ -284,16 +250,12 @@ class Trainer:
 
     def finish(self, style: ProgressStyle) -> None:
         """Score the finished run, unless it was scored before. Process 0 decides: others may not see the file yet."""
-        path = self.run.path / EVALUATION
-        try:
-            scores: AnyScores | None = msgspec.json.decode(path.read_bytes(), type=AnyScores)
-        except (FileNotFoundError, *NOT_JSON):
-            scores = None
+        scores = read_scores(self.run.path / EVALUATION) if self.distributed.is_main else None
         self.scores = self.distributed.all_gather(scores, AnyScores | None)[0]
         if self.scores is not None:
             return
         self.scores = self.objective.evaluate(self.engine, self.distributed, final=True, style=style)
         with self.distributed.all_or_none():
             if self.scores is not None and self.distributed.is_main:
-                commit_bytes(path, msgspec.json.format(msgspec.json.encode(self.scores)) + b"\n")
+                write_scores(self.run.path / EVALUATION, self.scores)
                 self.run.upload(EVALUATION)
