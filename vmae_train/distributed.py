@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vmae_data.errors import MisuseError, ReportedElsewhere, VmaeError
+from vmae_data.processes import STOP_SIGNALS
 from vmae_data.progress import ProgressStyle
 
 __all__ = ["DataParallelLoss", "Distributed", "choose_device", "init_distributed"]
@@ -130,7 +131,7 @@ class Distributed:
     def ignore_signals(self) -> None:
         """All processes have agreed to end: ignore what the launcher sends because another one ended first."""
         if self.world_size > 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
