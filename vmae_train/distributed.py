@@ -201,6 +201,10 @@ def init_distributed(device: str | None = None) -> Iterator[Distributed]:
         rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     except ValueError as error:
         raise MisuseError(f"RANK, WORLD_SIZE or LOCAL_RANK is not a number ({error}). Start with torchrun") from error
+    if not (0 <= rank < world_size <= 1 << 20 and 0 <= local_rank <= rank):
+        raise MisuseError(
+            f"RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank}: contradict each other. Start with torchrun"
+        )
     if world_size == 1:
         yield Distributed()
         return

@@ -245,6 +245,31 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
     assert done.stdout == ""
 
 
+FEED = "vmae_train feed --recipe pretrain/demo --data D"
+PRETRAIN = "vmae_train pretrain --recipe pretrain/demo --data D --out OUT"
+SAVED, LOST = "Run the same command again to resume", "Nothing was saved: the same command starts from the beginning"
+
+
+@pytest.mark.parametrize(
+    ("words", "work", "advice"),
+    [
+        (FEED, "vmae_train.feed.feed", LOST),
+        (f"{PRETRAIN} --dry-run", "vmae_train.training.dry_run.dry_run_report", LOST),
+        (PRETRAIN, "vmae_train.pretrain.pretrain", SAVED),
+        ("vmae_data build VIDEOS OUT --dry-run", "vmae_data.estimate.estimate_build", LOST),
+        ("vmae_data build VIDEOS OUT", "vmae_data.build.build_shards", SAVED),
+        ("vmae_data demo OUT", "vmae_data.demo.videos.write_demo", SAVED),
+    ],
+)
+def test_a_stopped_command_says_whether_it_can_resume(
+    words: str, work: str, advice: str, demo_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    names = {"VIDEOS": demo_videos, "OUT": tmp_path / "out"}
+    done = call_command(*(names.get(word, word) for word in words.split()), status=130)
+    assert done.stderr.splitlines()[-1].endswith(f": stopped. {advice}")
+
+
 @pytest.fixture
 def special_files(tmp_path: Path) -> Iterator[Path]:
     """A folder with a pipe, a socket, a device and a folder. Whoever waits for the pipe is interrupted."""
