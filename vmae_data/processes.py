@@ -29,6 +29,7 @@ __all__ = [
     "TwoStepHandler",
     "WorkerDied",
     "die_with_parent",
+    "ignore_further_hangups",
     "limit_memory",
     "limit_memory_growth",
     "next_finished",
@@ -115,6 +116,7 @@ def stop_on_signals(raised: Callable[[int], None]) -> None:
     """Call `raised(128 + number)` on SIGTERM, SIGINT and SIGHUP (143, 130, 129)."""
 
     def handler(number: int, _frame: Any) -> None:
+        ignore_further_hangups(number)
         raised(128 + number)
 
     for stop in stop_signals():
@@ -126,6 +128,12 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     """The signals to handle. A SIGHUP that is ignored stays so: `nohup` ignores it for the command that it starts."""
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored)
+
+
+def ignore_further_hangups(number: int) -> None:
+    """After a SIGHUP ignore the next ones: the kernel, the shell and torchrun each send one for one closed terminal."""
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Pool:

@@ -114,9 +114,12 @@ def test_a_signal_ends_a_build_at_once_and_it_resumes(
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: staged_keys(dest / STAGING), process)
     process.send_signal(number)
+    while number == signal.SIGHUP and process.poll() is None:  # the kernel and the shell each send one
+        process.send_signal(number)
+        time.sleep(0.001)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == status
-    assert errors.count("\n") == 1
+    assert errors == "vmae-shard: stopped. Run the same command again to resume\n"
     assert not processes_with(str(dest))
     small_build.release()
     small_build.build(dest)

@@ -11,7 +11,7 @@ import time
 from typing import Any, NamedTuple
 
 from vmae_data.errors import DataError, StopRequested
-from vmae_data.processes import STOP_SIGNALS, stop_signals
+from vmae_data.processes import STOP_SIGNALS, ignore_further_hangups, stop_signals
 from vmae_train.clips.loader import UnreadableSamples
 from vmae_train.distributed import Distributed
 
@@ -53,6 +53,7 @@ class StepSync:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
+        ignore_further_hangups(number)
         if self._stop is not None and number != signal.SIGUSR1:
             if time.monotonic() - self._stopped_at < _SAME_SIGNAL_SECONDS:
                 return
