@@ -33,7 +33,7 @@ def failure_limit(text: str | None) -> Callable[[int], float] | None:
     number = text.removesuffix("%")
     try:
         value = float(number)
-        if not value >= 0:
+        if not 0 <= value <= 1e9:
             raise ValueError
     except ValueError:
         raise MisuseError(

@@ -299,8 +299,8 @@ def _open_locked(path: Path, kind: int, refusal: str | None) -> int | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            kind = UnusablePathError if error.errno in _UNUSABLE else VmaeError
-            raise kind(f"{folder}: this folder can't be made ({error.strerror}). Name another one") from error
+            error_class = UnusablePathError if error.errno in _UNUSABLE else VmaeError
+            raise error_class(f"{folder}: this folder can't be made ({error.strerror}). Name another one") from error
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError as error:  # the holder before us removed the empty folder
