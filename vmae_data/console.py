@@ -197,7 +197,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
     except StopRequested as stopped:
         if _is_first_process():
             advice = "Run the same command again to resume"
-            lost = "Nothing was saved: the same command starts from the beginning"
+            lost = "This command saved nothing"
             print(f"{name}: stopped. {advice if stopped.resumes else lost}", file=sys.stderr)
         status = stopped.exit_status
     except Exception as error:

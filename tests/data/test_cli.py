@@ -247,7 +247,7 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
 
 FEED = "vmae_train feed --recipe pretrain/demo --data D"
 PRETRAIN = "vmae_train pretrain --recipe pretrain/demo --data D --out OUT"
-SAVED, LOST = "Run the same command again to resume", "Nothing was saved: the same command starts from the beginning"
+SAVED, LOST = "Run the same command again to resume", "This command saved nothing"
 
 
 @pytest.mark.parametrize(
