@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from vmae_data.processes import STOP_SIGNALS
+
 
 def command_line(*arguments: str | Path) -> list[str]:
     """`vmae_data` or `vmae_train` and its arguments, as a process of its own."""
@@ -34,7 +36,7 @@ def call_command(
     """
     words = [str(word) for word in arguments]
     main = importlib.import_module(f"{words[0]}.cli").main
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGUSR1)}
     out, err = io.StringIO(), io.StringIO()
     try:
         with (

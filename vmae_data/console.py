@@ -6,11 +6,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from vmae_data.errors import MisuseError, ReportedElsewhere, StopRequested, VmaeError
 
@@ -38,6 +40,7 @@ __all__ = [
     "print_recipes",
     "print_rows",
     "progress_style",
+    "resumable",
     "run_app",
 ]
 
@@ -121,6 +124,18 @@ def progress_style(quiet: bool, as_json: bool) -> Any:
     return ProgressStyle.QUIET if quiet else ProgressStyle.JSON if as_json else ProgressStyle.AUTO
 
 
+class _Command(TyperCommand):
+    """Refuses an empty text: an unset variable of a shell makes one, and no user means it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for param in self.params:
+            value = ctx.params.get(param.name)
+            if value == "" or (isinstance(value, list | tuple) and "" in value):
+                name = param.opts[0] if param.opts[0].startswith("-") else getattr(param, "metavar", param.name)
+                raise MisuseError(f"{name} is empty. Give a value, or omit it")
+        return super().invoke(ctx)
+
+
 def new_app(name: str, about: str, version: str, commands: Iterable[Callable[..., None]]) -> typer.Typer:
     """A command line. The help of a command is its docstring; the section `Examples:` comes after the options."""
     app = typer.Typer(
@@ -147,21 +162,27 @@ def new_app(name: str, about: str, version: str, commands: Iterable[Callable[...
     for command in commands:
         text, heading, examples = inspect.cleandoc(command.__doc__ or "").partition("Examples:\n")
         paragraphs = re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip())  # typer keeps single line breaks
-        app.command(help=paragraphs, epilog=f"{heading}\n{inspect.cleandoc(examples)}")(command)
+        app.command(cls=_Command, help=paragraphs, epilog=f"{heading}\n{inspect.cleandoc(examples)}")(command)
     return app
 
 
 def run_app(app: typer.Typer, name: str) -> NoReturn:
-    """Run a command. An error is one line on stderr and an exit status: 1 failed, 2 misused, 130 or 143 by a signal."""
+    """Run a command. An error is one line on stderr and an exit status.
+
+    1: failed; 2: misused; 129, 130 or 143: stopped by SIGHUP, SIGINT or SIGTERM.
+    """
     from vmae_data.processes import stop_on_signals
+    from vmae_data.streams import secure_streams
 
     def stop(status: int) -> None:
         raise StopRequested(status)
 
+    secure_streams()
     stop_on_signals(stop)
     status = 0
     try:
         status = app(prog_name=name, standalone_mode=False) or 0
+        sys.stdout.flush()  # here: a full disk is an error of this command, not of the interpreter's end
     except ReportedElsewhere as error:
         status = error.exit_status
     except VmaeError as error:
@@ -175,14 +196,28 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         status = _print_error(name, f"{where}{error.strerror or error}. {advice}", 1)
     except StopRequested as stopped:
         if _is_first_process():
-            print(f"{name}: stopped. Run the same command again to resume", file=sys.stderr)
+            advice = "Run the same command again to resume"
+            lost = "This command saved nothing"
+            print(f"{name}: stopped. {advice if stopped.resumes else lost}", file=sys.stderr)
         status = stopped.exit_status
     except Exception as error:
         # Errors of the parser: a missing argument, an unknown option, a value of another type.
         if not hasattr(error, "format_message"):
             raise
-        status = _print_error(name, f"{error.format_message()} (see --help)", 2) if _is_first_process() else 2
+        status, message = 2, error.format_message()
+        if message and _is_first_process():  # without a command typer prints the help, and has no message
+            _print_error(name, f"{message} (see --help)", 2)
     sys.exit(status)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around work that the same command continues after a signal."""
+    try:
+        yield
+    except StopRequested as stopped:
+        stopped.resumes = True
+        raise
 
 
 def _is_first_process() -> bool:

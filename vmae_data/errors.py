@@ -14,6 +14,7 @@ __all__ = [
     "SourceError",
     "StopRequested",
     "StoreError",
+    "UnusablePathError",
     "VmaeError",
 ]
 
@@ -44,6 +45,12 @@ class NewerFormatError(DataError):
 
 class NotFoundError(DataError, MisuseError):
     """A path names nothing: the data is missing, so the command can't work."""
+
+    exit_status = 2
+
+
+class UnusablePathError(DataError, MisuseError):
+    """A path that exists, but is no file that can be opened: a folder, a pipe, a device, or not permitted."""
 
     exit_status = 2
 
@@ -97,3 +104,4 @@ class StopRequested(BaseException):
     def __init__(self, exit_status: int) -> None:
         super().__init__(exit_status)
         self.exit_status = exit_status
+        self.resumes = False  # whether the same command continues the work

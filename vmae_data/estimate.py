@@ -220,15 +220,20 @@ def estimate_lines(estimate: Estimate) -> list[str]:
     lines.append(sample)
     if estimate.seconds is None or estimate.shard_bytes is None:
         return [*lines, "time, size  unknown: no video of the sample could be measured"]
-    time_range = f"{_time(estimate.seconds.low)} to {_time(estimate.seconds.high)}"
-    size_range = f"{_size(estimate.shard_bytes.low)} to {_size(estimate.shard_bytes.high)}"
+    time_range, size_range = _range(estimate.seconds, _time), _range(estimate.shard_bytes, _size)
     workers = f"{estimate.workers} worker{'' if estimate.workers == 1 else 's'}"
     shards = f"{estimate.shards} shard{'' if estimate.shards == 1 else 's'}"
     return [
         *lines,
-        f"time        about {_time(estimate.seconds.middle)} with {workers} (likely {time_range})",
-        f"size        about {_size(estimate.shard_bytes.middle)} in {shards} (likely {size_range})",
+        f"time        about {_time(estimate.seconds.middle)} with {workers}{time_range}",
+        f"size        about {_size(estimate.shard_bytes.middle)} in {shards}{size_range}",
     ]
+
+
+def _range(interval: Interval, shown: Callable[[float], str]) -> str:
+    """The bounds in words; nothing if they are shown alike, as they are if every video was tried."""
+    low, high = shown(interval.low), shown(interval.high)
+    return f" (likely {low} to {high})" if low != high else ""
 
 
 def _size(count: float) -> str:

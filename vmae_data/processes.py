@@ -23,21 +23,26 @@ from typing import Any, NamedTuple, Protocol
 from vmae_data.errors import VmaeError
 
 __all__ = [
+    "STOP_SIGNALS",
     "Finished",
     "Pool",
     "TwoStepHandler",
     "WorkerDied",
     "die_with_parent",
+    "ignore_further_hangups",
     "limit_memory",
     "limit_memory_growth",
     "next_finished",
     "stop_on_signals",
+    "stop_signals",
     "stop_with_torchrun",
 ]
 
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded now, because nothing should be loaded between fork and exec
-_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Each ends the work in order. SIGHUP comes when the terminal closes. SIGQUIT stays the way to end a process at once.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PARENTS_SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 _SPAWN = multiprocessing.get_context("spawn")
 _READY = None  # a worker's first message
 # Each worker imports the script that started it.
@@ -108,14 +113,27 @@ def limit_memory_growth(more: int) -> Iterator[None]:
 
 
 def stop_on_signals(raised: Callable[[int], None]) -> None:
-    """Call `raised(128 + number)` on SIGTERM and SIGINT (143, 130)."""
+    """Call `raised(128 + number)` on SIGTERM, SIGINT and SIGHUP (143, 130, 129)."""
 
     def handler(number: int, _frame: Any) -> None:
+        ignore_further_hangups(number)
         raised(128 + number)
 
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
+    for stop in stop_signals():
+        signal.signal(stop, handler)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks a training to save; outside of one there is nothing to save
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals to handle. A SIGHUP that is ignored stays so: `nohup` ignores it for the command that it starts."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored)
+
+
+def ignore_further_hangups(number: int) -> None:
+    """After a SIGHUP ignore the next ones: the kernel, the shell and torchrun each send one for one closed terminal."""
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Collection, Sequence
@@ -13,11 +14,13 @@ from typing import Any, TypeVar
 import msgspec
 import msgspec.inspect
 
-from vmae_data.errors import RecipeError
+from vmae_data.errors import DataError, RecipeError
+from vmae_data.storage import read_bytes
 
 __all__ = [
     "build_spec",
     "byte_count",
+    "check_bounds",
     "difference",
     "list_recipes",
     "load_recipe",
@@ -38,6 +41,7 @@ _BASE = "base"  # the key that names the base recipe
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SHORT_FLOAT = re.compile(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # .75 and 1., which TOML refuses
+MAX_INT = 2**63 - 1
 _BYTES = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?) ?([a-z]*)")
 
 
@@ -46,7 +50,26 @@ def byte_count(value: float | str, key: str) -> int:
     match = _BYTES.fullmatch(str(value).strip().lower())
     if match is None or (match[2] or "b") not in _UNITS:
         raise ValueError(f'{key} = {value!r}: expected bytes, such as 200e9, "200GB" or "64MiB"')
-    return int(float(match[1]) * _UNITS[match[2] or "b"])
+    count = float(match[1]) * _UNITS[match[2] or "b"]
+    if not count <= MAX_INT:
+        raise ValueError(f"{key} = {_short(value)}: expected at most 2^63 bytes")
+    return int(count)
+
+
+def check_bounds(spec: Any, **bounds: tuple[float, float]) -> None:
+    """Raise ValueError for a field outside its bounds, both included. None is no number."""
+    for name, (low, high) in bounds.items():
+        value = getattr(spec, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} = {value}: expected {low} to {high}")
+
+
+def _short(value: Any) -> str:
+    """A value in an error. A number may have thousands of digits, more than Python prints."""
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        return f"a number of {value.bit_length()} bits"
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def list_recipes(package: str) -> tuple[str, ...]:
@@ -71,8 +94,10 @@ def read_recipe(package: str, name: str) -> str:
     """
     if name.endswith(".toml"):
         try:
-            return Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_bytes(Path(name)).decode("utf-8")
+        except DataError as error:
+            raise RecipeError(f"recipe {error}. A recipe is a TOML file, or a known name") from error
+        except UnicodeDecodeError as error:
             raise RecipeError(f"recipe {name}: can't be read ({error}). Name a TOML file or a known recipe") from error
     known = list_recipes(package)
     if name not in known:
@@ -128,10 +153,23 @@ def recipe_values(package: str, name: str) -> dict[str, Any]:
 
 
 def _parse(package: str, name: str) -> dict[str, Any]:
+    text = read_recipe(package, name)
     try:
-        return tomllib.loads(read_recipe(package, name))
+        return _load_toml(text, f"recipe {name}")
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name}: not TOML ({error})") from error
+
+
+def _load_toml(text: str, where: str) -> dict[str, Any]:
+    """The values of a TOML text. Raises TOMLDecodeError, and RecipeError for what no recipe has."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise RecipeError(f"{where}: its lists or tables are nested too deep. Correct the value") from error
+    except ValueError as error:  # Python reads no number of more than 4,300 digits
+        raise RecipeError(f"{where}: has a number with too many digits. Correct the value") from error
 
 
 def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
@@ -146,9 +184,26 @@ def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 def build_spec(values: dict[str, Any], spec: type[T], where: str) -> T:
     """Plain values as a checked spec. Raises RecipeError with the path of the key."""
     try:
+        _refuse_unbounded(values, where)
         return msgspec.convert(values, type=spec)
     except msgspec.ValidationError as error:
         raise RecipeError(f"{where}: {_explain(str(error), spec)}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{where}: its tables are nested too deep. Correct the keys") from error
+
+
+def _refuse_unbounded(value: Any, where: str, key: str = "") -> None:
+    """Raise RecipeError for infinity, NaN, and an integer of more than 64 bits, anywhere in plain values."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_unbounded(inner, where, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_unbounded(inner, where, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: {key} = {value}: expected a finite number")
+    elif isinstance(value, int) and abs(value) > MAX_INT:
+        raise RecipeError(f"{where}: {key} = {_short(value)}: expected a number below 2^63")
 
 
 def _explain(message: str, spec: type[Any]) -> str:
@@ -188,7 +243,7 @@ def _set(values: dict[str, Any], override: str, overridden: Collection[str], spe
     if not equals or not all(parts):
         raise RecipeError(f"--set {override}: expected key=value, such as --set seed=1")
     try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
+        value: Any = _load_toml(f"value = {text}", f"--set {key.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # text without quotes, which a shell removes
     expected = _type_at(msgspec.inspect.type_info(spec), key.strip())

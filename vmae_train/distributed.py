@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vmae_data.errors import MisuseError, ReportedElsewhere, VmaeError
+from vmae_data.processes import STOP_SIGNALS
 from vmae_data.progress import ProgressStyle
 
 __all__ = ["DataParallelLoss", "Distributed", "choose_device", "init_distributed"]
@@ -130,7 +131,7 @@ class Distributed:
     def ignore_signals(self) -> None:
         """All processes have agreed to end: ignore what the launcher sends because another one ended first."""
         if self.world_size > 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
 
     @contextmanager
@@ -200,6 +201,10 @@ def init_distributed(device: str | None = None) -> Iterator[Distributed]:
         rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     except ValueError as error:
         raise MisuseError(f"RANK, WORLD_SIZE or LOCAL_RANK is not a number ({error}). Start with torchrun") from error
+    if not (0 <= rank < world_size <= 1 << 20 and 0 <= local_rank <= rank):
+        raise MisuseError(
+            f"RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank}: contradict each other. Start with torchrun"
+        )
     if world_size == 1:
         yield Distributed()
         return

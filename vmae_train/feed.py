@@ -1,7 +1,7 @@
 """`vmae-train feed`: a training's recipe and data → the clips per second that this machine delivers, without a model.
 
 A stage is busy for a share of the time: fetch and decode of the workers' time, transfer of this process's time,
-augmentation of the device's time. The busiest stage is the limit.
+augmentation of the device's time. The time is that of a training without a model. The busiest stage is the limit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class FeedReport(msgspec.Struct, frozen=True, kw_only=True):
 
     clips: int
     seconds: float
-    clips_per_second: float
+    clips_per_second: float  # of the loader
+    training_clips_per_second: float  # at most: of the loader and the augmentation, without a model
     first_batch_seconds: float
     workers: int
     stages: tuple[Stage, ...]
@@ -97,12 +98,15 @@ def feed(
         elapsed = time.perf_counter() - start
         timings, cpu_seconds = loader.timings.minus(timings), _cpu_seconds() - cpu_seconds
         unreadable = dict(loader.unreadable.by_key)
-    stages = _stages(clips, elapsed, timings, spec.loader.workers, _augment_seconds(setup, batch, chosen_device))
+    augment_seconds = _augment_seconds(setup, batch, chosen_device)
+    training_seconds = _training_seconds(elapsed, augment_seconds * clips, spec.loader.workers, chosen_device)
+    stages = _stages(clips, training_seconds, timings, spec.loader.workers, augment_seconds)
     read_mb, cached = (timings.range_bytes + timings.cache_bytes) / 1e6, timings.cache_hits + timings.cache_misses
     return FeedReport(
         clips=clips,
         seconds=elapsed,
         clips_per_second=clips / elapsed,
+        training_clips_per_second=clips / training_seconds,
         first_batch_seconds=first_batch_seconds,
         workers=spec.loader.workers,
         stages=stages,
@@ -121,6 +125,11 @@ def _until(stop: float, batches: Iterator[Batch]) -> Iterator[Batch]:
         yield batch
         if time.perf_counter() >= stop:
             return
+
+
+def _training_seconds(loading: float, augmenting: float, workers: int, device: torch.device) -> float:
+    """The time of both. They overlap, unless one process decodes and augments on its CPU."""
+    return loading + augmenting if device.type == "cpu" and workers == 0 else max(loading, augmenting)
 
 
 def _stages(

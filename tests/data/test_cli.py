@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import typer
 from rich.text import Text
 from typer.testing import CliRunner
 
-from tests.command import call_command, run_command
+from tests.command import call_command, command_line, run_command
 from vmae_data.recipes import list_recipes
 
 pytestmark = pytest.mark.processes
@@ -29,6 +33,7 @@ def _commands(program: str) -> dict[str, Any]:
     return dict(root.commands)
 
 
+RUN = ("--recipe", "pretrain/demo", "--data", "shards", "--out", "s3://bucket/run")
 COMMANDS = [(program, name) for program in APPS for name in _commands(program)]
 
 
@@ -125,6 +130,32 @@ def test_no_process_of_a_build_imports_torch(demo_videos: Path, tmp_path: Path) 
     assert imported.exists()
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "1>&-", "0<&-", "<&- >&- 2>&-"])
+def test_a_build_works_without_standard_streams(closed: str, demo_videos: Path, tmp_path: Path) -> None:
+    words = ["build", demo_videos / "pan-left", tmp_path / "out", "--recipe", "demo"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command_line("vmae_data", *words)], capture_output=True, check=False
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert (tmp_path / "out" / "index.json").is_file()
+
+
+def test_a_full_disk_at_the_output_is_an_error_of_the_command() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command_line("vmae_data", "recipes"), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert "No space left" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", ["vmae_data", "vmae_train"])
+def test_a_program_without_a_command_prints_its_help(program: str) -> None:
+    done = call_command(program, status=2)
+    assert "Usage:" in done.stdout
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("program", ["vmae_data", "vmae_train"])
 def test_the_version_is_one_line(program: str) -> None:
     assert call_command(program, "--version").stdout.strip().split()[-1] == "0.1.0"
@@ -150,8 +181,17 @@ def test_the_version_is_one_line(program: str) -> None:
         (["build", "VIDEOS", "OUT", "--ffmpeg", ""], "--ffmpeg is empty"),
         (["build", "VIDEOS", "OUT", "--staging", ""], "a path is empty. Give a path"),
         (["merge", ""], "DEST is empty"),
+        (["verify", ""], "DEST is empty"),
+        (["inspect", ""], "DEST is empty"),
+        (["audit", ""], "DEST is empty"),
+        (["audit", "VIDEOS", ""], "DEST is empty"),
         (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
         (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
+        (["build", "VIDEOS", "OUT", "--workers", "100000"], "--workers"),
+        (["build", "VIDEOS", "OUT", "--workers", "9" * 5000], "--workers"),
+        (["build", "VIDEOS", "OUT", "--set", f"seed={'9' * 5000}"], "seed: has a number with too many digits"),
+        (["verify", "VIDEOS", "--workers", "100000"], "--workers"),
+        (["demo", "OUT", "--videos", "9" * 30], "--videos"),
         (["build", "VIDEOS", "FILE"], "is a file. Name a folder"),
         (["merge", "FILE"], "is a file. Name the folder"),
         (
@@ -181,9 +221,12 @@ def test_the_version_is_one_line(program: str) -> None:
             ["audit", "VIDEOS", "--set", 'exclude=["foo"]'],
             "one of: black, blurred, duplicate, frozen, leak, many-cuts, near-static, static, unreadable",
         ),
-        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=inf"], "longest_seconds = inf: expected seconds above 0"),
-        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=nan"], "longest_seconds = nan: expected seconds above 0"),
-        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=-1"], "longest_seconds = -1.0: expected seconds above 0"),
+        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=inf"], "longest_seconds = inf: expected a finite number"),
+        (["build", "VIDEOS", "OUT", "--set", "longest_seconds=nan"], "longest_seconds = nan: expected a finite number"),
+        (
+            ["build", "VIDEOS", "OUT", "--set", "longest_seconds=-1"],
+            "longest_seconds = -1.0: expected seconds, 0.01 or more",
+        ),
     ],
 )
 def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_videos: Path, tmp_path: Path) -> None:
@@ -200,6 +243,85 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
     assert error in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+FEED = "vmae_train feed --recipe pretrain/demo --data D"
+PRETRAIN = "vmae_train pretrain --recipe pretrain/demo --data D --out OUT"
+SAVED, LOST = "Run the same command again to resume", "This command saved nothing"
+
+
+@pytest.mark.parametrize(
+    ("words", "work", "advice"),
+    [
+        (FEED, "vmae_train.feed.feed", LOST),
+        (f"{PRETRAIN} --dry-run", "vmae_train.training.dry_run.dry_run_report", LOST),
+        (PRETRAIN, "vmae_train.pretrain.pretrain", SAVED),
+        ("vmae_data build VIDEOS OUT --dry-run", "vmae_data.estimate.estimate_build", LOST),
+        ("vmae_data build VIDEOS OUT", "vmae_data.build.build_shards", SAVED),
+        ("vmae_data demo OUT", "vmae_data.demo.videos.write_demo", SAVED),
+    ],
+)
+def test_a_stopped_command_says_whether_it_can_resume(
+    words: str, work: str, advice: str, demo_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    names = {"VIDEOS": demo_videos, "OUT": tmp_path / "out"}
+    done = call_command(*(names.get(word, word) for word in words.split()), status=130)
+    assert done.stderr.splitlines()[-1].endswith(f": stopped. {advice}")
+
+
+@pytest.fixture
+def special_files(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a pipe, a socket, a device and a folder. Whoever waits for the pipe is interrupted."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    folder = tmp_path / "special"
+    (folder / "folder.toml").mkdir(parents=True)
+    os.mkfifo(folder / "pipe.toml")
+    (folder / "device.toml").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(folder):  # a socket's path must be short
+        server.bind("socket.toml")
+        signal.alarm(60)
+        yield folder
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "vmae_data build VIDEOS OUT --recipe FILE",
+        "vmae_data build VIDEOS OUT --annotations FILE",
+        "vmae_data build VIDEOS OUT --exclude FILE",
+        "vmae_data build VIDEOS OUT --classes FILE",
+        "vmae_data build VIDEOS OUT --ffmpeg FILE",
+        "vmae_data build FILE OUT",
+        "vmae_data verify FILE",
+        "vmae_data inspect VIDEOS --html FILE",
+        "vmae_train pretrain --recipe FILE --data VIDEOS --out OUT",
+        "vmae_train pretrain --recipe pretrain/demo --data FILE --out OUT",
+        "vmae_train convert FILE OUT --to native",
+        "vmae_train convert VIDEOS OUT --to native --classes FILE",
+        "vmae_train reconstruct FILE --data VIDEOS --out IMAGE",
+        "vmae_train report FILE --out OUT",
+    ],
+)
+def test_a_path_that_is_no_file_is_refused_at_once_and_named(
+    words: str, special_files: Path, demo_videos: Path, tmp_path: Path
+) -> None:
+    for kind in ("pipe", "socket", "device", "folder"):
+        names = {
+            "VIDEOS": demo_videos,
+            "OUT": tmp_path / "out",
+            "IMAGE": tmp_path / "out.png",
+            "FILE": special_files / f"{kind}.toml",
+        }
+        done = call_command(*(names.get(word, word) for word in words.split()), status=2)
+        assert f"{kind}.toml" in done.stderr and done.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +400,7 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(demo_videos: Pat
         ("vmae_data", "inspect", "shards", "--html", "s3://bucket/page.html"),
         ("vmae_data", "audit", "shards", "--out", "s3://bucket/rows.csv"),
         ("vmae_data", "audit", "shards", "--html", "s3://bucket/page.html"),
+        ("vmae_train", "pretrain", *RUN, "--scratch", "s3://bucket/scratch"),
         ("vmae_train", "convert", "run", "s3://bucket/model", "--to", "native"),
         ("vmae_train", "convert", "run", "model", "--to", "native", "--classes", "s3://bucket/names"),
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.command import run_command
 from vmae_data.console import CheckResult, print_checks
 from vmae_data.doctor.doctor import examine
 from vmae_data.doctor.machine import core_quota, file_system_of, memory_bytes, try_folder
+from vmae_data.doctor.training import training_checks
 from vmae_data.encode.ffmpeg import find_ffmpeg
 
 pytestmark = pytest.mark.processes
@@ -48,6 +50,33 @@ def test_nothing_is_missing_where_the_tests_run(tmp_path: Path) -> None:
     assert "7 of 25 frames" in checks["encode and decode"].found  # every 4th of 25
     assert str(tmp_path) in checks["destination"].found
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_training_finds_is_told_and_never_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, torch, gpu, bfloat16 = training_checks("flags\t: fpu amx_bf16 amx_tile avx512_bf16\n")
+    assert (torch.name, torch.state, torch.found) == ("torch", "ok", metadata.version("torch"))
+    assert (gpu.name, gpu.state) == ("GPU", "warning")
+    assert bfloat16.found.startswith("AMX and AVX-512 BF16")
+    assert "no AMX" in list(training_checks("flags\t: fpu\n"))[-1].found
+
+    monkeypatch.setattr("vmae_data.doctor.training.GPU_DEVICES", ("/dev/null",))
+    monkeypatch.setattr(
+        "vmae_data.doctor.training._ASK_TORCH", 'print(\'{"cuda": "12.8", "gpus": [["H200", 15e10]]}\')'
+    )
+    torch, gpu, _ = training_checks()
+    assert "CUDA or ROCm 12.8" in torch.found and (gpu.state, gpu.found) == ("ok", "H200 with 150 GB")
+    monkeypatch.setattr("vmae_data.doctor.training._ASK_TORCH", 'print(\'{"cuda": null, "gpus": []}\')')
+    assert [check.state for check in training_checks()] == ["ok", "warning", "ok"]
+    monkeypatch.setattr("vmae_data.doctor.training._ASK_TORCH", "raise ImportError('libcudart')")
+    assert "libcudart" in next(training_checks()).found
+
+    def none(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", none)
+    torch, bfloat16 = training_checks()
+    assert (torch.state, torch.found) == ("warning", "not installed")
+    assert "vmae[train]" in torch.advice
 
 
 def test_the_table_and_the_json_have_the_same_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.command import call_command
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.estimate import Interval, choose_sample, estimate_build, estimate_lines, scale_up
+from vmae_data.estimate import Estimate, Interval, choose_sample, estimate_build, estimate_lines, scale_up
 from vmae_data.progress import ProgressStyle
 
 pytestmark = pytest.mark.processes
@@ -99,6 +99,16 @@ def test_a_dry_run_reports_excluded_sources_and_paths_without_a_source(
     assert (
         "no match    7 paths of --exclude match no source: no-0.mp4, no-1.mp4, no-2.mp4, no-3.mp4, no-4.mp4, …" in lines
     )
+
+
+def test_an_estimate_without_an_interval_prints_none() -> None:
+    exact, wide = Interval(0.81, 0.81, 0.81), Interval(1e6, 2e6, 3e6)
+    counts = dict.fromkeys(["videos", "missing", "unlisted", "left_out", "unmatched", "classes", "bytes", "shards"], 1)
+    tried = {"sample": 1, "sample_unfinished": 0, "sample_seconds": 1.0, "sample_failures": {}, "workers": 1}
+    found = Estimate(**counts, **tried, unmatched_first=(), seconds=exact, shard_bytes=wide)
+    *_, time_line, size_line = estimate_lines(found)
+    assert time_line == "time        about 0.81 s with 1 worker"
+    assert size_line.endswith("(likely 1 MB to 3 MB)")
 
 
 def test_a_build_without_videos_has_no_estimate(tmp_path: Path, demo_spec: BuildSpec) -> None:

@@ -33,6 +33,10 @@ def test_feed_measures_every_stage_of_loading(workers: int, demo_shards: Path) -
     assert [stage.name for stage in report.stages] == ["network", "decode", "transfer", "augment"]
     assert report.clips >= 4 and report.clips_per_second == pytest.approx(report.clips / report.seconds)
     assert all(stage.seconds_a_clip > 0 for stage in report.stages)
+    assert all(stage.busy <= 1.01 for stage in report.stages)
+    augment = report.stages[-1].seconds_a_clip
+    both = report.seconds / report.clips + augment if workers == 0 else max(report.seconds / report.clips, augment)
+    assert report.training_clips_per_second == pytest.approx(1 / both)
     busiest = max(report.stages, key=lambda stage: stage.busy)
     assert report.limits == busiest.name
     assert report.cores_for(500) == pytest.approx(500 * report.cpu_seconds_a_clip)
@@ -50,8 +54,9 @@ def test_the_command_prints_how_many_cores_a_gpu_needs(demo_shards: Path) -> Non
     done = call_command("vmae_train", *arguments, "--appetite", "200", "--json")
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["cores_needed"] == pytest.approx(200 * report["cpu_seconds_a_clip"])
-    table = call_command("vmae_train", *arguments, "--quiet")
-    for word in ("clips/s", "network", "decode", "transfer", "augment", "limits", "cores"):
+    assert call_command("vmae_train", *arguments, "--quiet").stdout == ""
+    table = call_command("vmae_train", *arguments)
+    for word in ("at most", "loader", "network", "decode", "transfer", "augment", "limits", "cores"):
         assert word in table.stdout
 
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from tests.command import call_command
+from vmae_data.audit.flags import AuditSpec
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import RecipeError
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
 from vmae_train.commands.finetune import finetune
@@ -49,7 +54,7 @@ def test_the_published_pretraining_recipes_have_the_papers_numbers(name: str, st
         ("model.num_heads=5", "num_heads = 5"),
         ("optim.betas=[2.0, 3.0]", "betas = (2.0, 3.0)"),
         ("optim.weight_decay=-1.0", "weight_decay = -1.0"),
-        ("optim.warmup_steps=-5", "warm-up of -5"),
+        ("optim.warmup_steps=-5", "warmup_steps = -5: expected 0 to 999999999"),
         ("seed=-1", "seed = -1"),
         ("augment.size=64", "augment.size = 64"),
         ("mask.ratio=0.05", "masks 0 of 16 patches"),
@@ -60,6 +65,67 @@ def test_a_wrong_value_is_refused_by_the_path_of_its_key(setting: str, error: st
         load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [setting])
     assert error in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ("optim.base_lr=inf", "optim.base_lr = inf: expected a finite number"),
+        ("optim.clip_grad=nan", "optim.clip_grad = nan: expected a finite number"),
+        ("train.threads=100000", "threads = 100000: expected 1 to 1024"),
+        (f"seed={'9' * 5000}", "--set seed: has a number with too many digits"),
+        (f"seed={'9' * 4000}", "seed = a number of 13288 bits"),
+        (f"augment.ratio={'[' * 20_000}", "nested too deep"),
+        (f"{'a.' * 20_000}a=1", "nested too deep"),
+        ("loader.read_ahead=1e999", "expected a finite number"),
+        ('cache={dir="x",bytes="1e999"}', "cache.bytes = 1e999: expected at most 2^63 bytes"),
+        ("train.epochs=0", "epochs = 0: expected 1 to 1000000"),
+    ],
+)
+def test_a_number_without_bounds_is_refused_in_one_short_line(setting: str, error: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [setting])
+    assert error in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def _numbers(kind: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Every key of a recipe that holds numbers, and how many."""
+    inspect = msgspec.inspect
+    if isinstance(kind, inspect.UnionType):
+        for one in kind.types:
+            yield from _numbers(one, key)
+    elif isinstance(kind, inspect.StructType):
+        for field in kind.fields:
+            yield from _numbers(field.type, f"{key}.{field.name}" if key else field.name)
+    elif isinstance(kind, inspect.TupleType) and any(_numbers(kind.item_types[0], key)):
+        yield key, len(kind.item_types)
+    elif isinstance(kind, inspect.IntType | inspect.FloatType):
+        yield key, 1
+
+
+# 10^18 is a seed, and a limit in bytes that no file reaches.
+LARGE = {"seed": 10**19, "cache.bytes": 10**19, "loader.read_ahead": 10**19}
+RECIPES = (
+    ("vmae_data", None, BuildSpec),
+    ("vmae_data", None, AuditSpec),
+    ("vmae_train", "pretrain/demo", PretrainSpec),
+    ("vmae_train", "finetune/demo", FinetuneSpec),
+)
+
+
+@pytest.mark.parametrize(("package", "name", "spec"), RECIPES)
+def test_every_number_of_a_recipe_has_bounds(package: str, name: str | None, spec: Any) -> None:
+    keys = dict(_numbers(msgspec.inspect.type_info(spec)))
+    assert len(keys) >= 10
+    for key, count in keys.items():
+        large = LARGE.get(key, 10**18)
+        for value in (large, -large, float(large), float("inf"), float("nan")):
+            text = str(value) if count == 1 else str([value] * count)
+            extra = ["cache.dir=x"] if key == "cache.bytes" else []
+            with pytest.raises(RecipeError):
+                load_recipe(package, name, spec, [f"{key}={text}", *extra])
+                pytest.fail(f"{spec.__name__}: {key} = {text} is accepted")
 
 
 def test_recipes_are_listed_and_shown_with_every_value() -> None:

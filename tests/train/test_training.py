@@ -31,6 +31,7 @@ from vmae_train.finetune import FinetuneSpec, finetune
 from vmae_train.models.heads import Classifier
 from vmae_train.pretrain import PretrainSpec, pretrain
 from vmae_train.runs.log import read_log
+from vmae_train.runs.metadata import read_facts
 
 pytestmark = pytest.mark.processes
 
@@ -124,19 +125,29 @@ def test_a_killed_finetuning_resumes_and_ends_with_the_same_weights_and_scores(
     assert (killed / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_stopped_run_saves_first_and_resumes(
     demo_shards: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command_line(*_pretrain_arguments(demo_shards, out, "--set", "checkpoint.every_steps=1000"))
-    )
+    words = command_line(*_pretrain_arguments(demo_shards, out, "--set", "checkpoint.every_steps=1000"))
+    process = subprocess.Popen(["env", "--default-signal=HUP", *words])
     _kill_when(process, out, 4, number)
     assert process.wait() == status
     (saved,) = (out / "checkpoints").glob("step-*/state.json")
     assert json.loads(saved.read_text())["step"] >= 4
     call_command(*_pretrain_arguments(demo_shards, out))
+    assert _weights(out) == _weights(undisturbed)
+
+
+def test_a_run_under_nohup_and_without_streams_outlives_its_terminal(
+    demo_shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "nohup"
+    words = ["sh", "-c", 'exec env --ignore-signal=HUP "$@" <&- >&- 2>&-', "sh"]
+    process = subprocess.Popen([*words, *command_line(*_pretrain_arguments(demo_shards, out))])
+    _kill_when(process, out, 4, signal.SIGHUP)
+    assert process.wait() == 0
     assert _weights(out) == _weights(undisturbed)
 
 
@@ -173,6 +184,22 @@ def test_a_changed_recipe_is_refused_with_the_difference_but_a_changed_layout_is
     call_command(
         *_pretrain_arguments(demo_shards, undisturbed, "--set", "loader.workers=2", "--set", "log.every_steps=3")
     )
+
+
+def test_more_epochs_of_a_finished_run_are_refused_with_the_way_to_train_on(
+    demo_shards: Path, undisturbed: Path
+) -> None:
+    done = call_command(*_pretrain_arguments(demo_shards, undisturbed, "--set", f"train.steps={2 * STEPS}"), status=2)
+    assert f"To train longer: --init {undisturbed} and another --out" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_that_ended_before_it_trained_starts_with_other_settings(
+    demo_shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_bytes((undisturbed / "run.json").read_bytes())
+    call_command(*_pretrain_arguments(demo_shards, tmp_path, "--set", "mask.ratio=0.5", "--set", "train.steps=1"))
+    assert read_facts(tmp_path).recipe["mask"]["ratio"] == 0.5
 
 
 def test_the_data_may_move_but_not_change(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmae_data.audit.hashes import MIRROR, Fingerprint, distance
+from vmae_data.recipes import check_bounds
 
 __all__ = ["DuplicateSpec", "Duplicates", "Match", "align", "find_duplicates"]
 
@@ -50,11 +51,7 @@ class DuplicateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     mirrored: bool = False
 
     def __post_init__(self) -> None:
-        limits = {"look_bits": (0, 32), "still_bits": (0, 32), "motion_bits": (0, 32), "overlap": (0.1, 1)}
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} = {value}: expected {low} to {high}")
+        check_bounds(self, look_bits=(0, 32), still_bits=(0, 32), motion_bits=(0, 32), overlap=(0.1, 1))
 
 
 class Match(NamedTuple):

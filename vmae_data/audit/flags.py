@@ -12,6 +12,7 @@ from vmae_data.audit.duplicates import Duplicates, DuplicateSpec, find_duplicate
 from vmae_data.audit.measure_samples import MeasuredSample
 from vmae_data.audit.measures import Measures
 from vmae_data.read.dataset import Shards
+from vmae_data.recipes import check_bounds
 
 __all__ = ["FLAGS", "AuditReport", "AuditSpec", "Flag", "Row", "flag_samples"]
 
@@ -32,9 +33,8 @@ class AuditSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     exclude: tuple[Flag, ...] = ("leak", "duplicate", "static", "black")
 
     def __post_init__(self) -> None:
-        for name in ("static", "near_static", "black", "frozen", "blurred", "cuts"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected 0 or more")
+        check_bounds(self, static=(0, 1000), near_static=(0, 1000), black=(0, 1000), frozen=(0, 1000))
+        check_bounds(self, blurred=(0, 1000), cuts=(0, 1000))
 
 
 class Row(NamedTuple):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vmae_data.commands.options import MaxFailures, Staging, failure_limit, refuse_empty
+from vmae_data.commands.options import MaxFailures, Staging, failure_limit
 from vmae_data.commands.output import check_failures, print_build
 from vmae_data.console import (
     Debug,
@@ -24,6 +24,7 @@ from vmae_data.console import (
     plural,
     print_json,
     progress_style,
+    resumable,
 )
 from vmae_data.errors import MisuseError
 
@@ -74,7 +75,7 @@ def build(
         bool, flag("--dry-run", "Encode a few videos, estimate time and size, and write nothing.", "build the shards")
     ] = False,
     workers: Annotated[
-        int | None, option("N", "Encode N videos at a time.", "one per CPU core; 4 per task on Ray", min=1)
+        int | None, option("N", "Encode N videos at a time.", "one per CPU core; 4 per task on Ray", min=1, max=1024)
     ] = None,
     executor: Annotated[
         Executor, option("local|ray", "Encode on this machine, or on a Ray cluster (pip install 'vmae\\[ray]').")
@@ -115,8 +116,6 @@ def build(
     from vmae_data.sources.classes import read_classes
     from vmae_data.storage import storage_path, writable
 
-    texts = {"SOURCE": source, "DEST": dest, "--recipe": recipe, "--annotations": annotations, "--classes": classes}
-    refuse_empty({**texts, "--exclude": exclude, "--address": address, "--ffmpeg": ffmpeg})
     spec = load_recipe("vmae_data", recipe, BuildSpec, settings or ())
     limit = failure_limit(max_failures)
     if split is not None and not re.fullmatch(r"(train|val|test)[1-9]?", split):
@@ -140,21 +139,25 @@ def build(
         raise MisuseError("--dry-run --append: the estimate is of a whole build. Remove one of them")
     if dry_run:
         estimate = estimate_build(source, spec, workers=workers or num_cores(), **common)
-        print_json(estimate) if as_json else print("\n".join(estimate_lines(estimate)))
+        if as_json:
+            print_json(estimate)
+        elif not quiet:
+            print("\n".join(estimate_lines(estimate)))
         return
-    report = build_shards(
-        source,
-        folder,
-        spec,
-        workers=workers,
-        executor=executor.value,
-        address=address,
-        part=chosen,
-        append=append,
-        retry_failed=retry_failed,
-        staging=staging,
-        **common,
-    )
+    with resumable():
+        report = build_shards(
+            source,
+            folder,
+            spec,
+            workers=workers,
+            executor=executor.value,
+            address=address,
+            part=chosen,
+            append=append,
+            retry_failed=retry_failed,
+            staging=staging,
+            **common,
+        )
     if not quiet and not as_json:
         _print_sources(report, source, annotations, exclude, folder)
         if chosen is not None:

@@ -17,6 +17,7 @@ from vmae_data.console import (
     option,
     print_json,
     progress_style,
+    resumable,
 )
 
 
@@ -24,8 +25,8 @@ def demo(
     dest: Annotated[
         Path, argument("DEST", "Write the videos to DEST/CLASS/*.mp4, a local folder.", parser=local_argument)
     ],
-    videos: Annotated[int, option("N", "Make N videos.", min=1)] = 800,
-    seed: Annotated[int, option("N", "Set the random seed of the scenes.", min=0)] = 0,
+    videos: Annotated[int, option("N", "Make N videos.", min=1, max=1_000_000)] = 800,
+    seed: Annotated[int, option("N", "Set the random seed of the scenes.", min=0, max=2**64 - 1)] = 0,
     broken: Annotated[bool, flag("--broken", "Add a few damaged files.", "intact files only")] = False,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -43,7 +44,7 @@ def demo(
     from vmae_data.progress import ProgressBar
 
     total = videos + (broken_count() if broken else 0)
-    with ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
+    with resumable(), ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
         write_demo(
             dest,
             num_videos=videos,

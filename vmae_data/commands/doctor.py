@@ -17,7 +17,7 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check ffmpeg, codecs, packages, disks and storage on this machine.
+    """Check ffmpeg, codecs, packages, disks and storage on this machine, and what a training finds.
 
     The exit status is 1 if a build can't work.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vmae_data.commands.options import MaxFailures, Staging, failure_limit, refuse_empty
+from vmae_data.commands.options import MaxFailures, Staging, failure_limit
 from vmae_data.commands.output import check_failures, print_build
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, resumable
 from vmae_data.errors import MisuseError
 
 
@@ -31,10 +31,10 @@ def merge(
     from vmae_data.storage import exists, storage_path
 
     limit = failure_limit(max_failures)
-    refuse_empty({"DEST": dest})
     folder = storage_path(dest)
     if exists(folder):
         raise MisuseError(f"{dest}: is a file. Name the folder of the parts")
-    report = merge_parts(folder, staging)
+    with resumable():
+        report = merge_parts(folder, staging)
     print_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
     check_failures(report, max_failures, limit)

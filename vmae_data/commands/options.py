@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from vmae_data.console import argument, option, path_option
 from vmae_data.errors import MisuseError
 
-__all__ = ["Dest", "MaxFailures", "Staging", "Workers", "failure_limit", "refuse_empty"]
+__all__ = ["Dest", "MaxFailures", "Staging", "Workers", "failure_limit"]
 
 Dest = Annotated[str, argument("DEST", "Read the shards of this folder, a path or a URL.")]
-Workers = Annotated[int | None, option("N", "Start N worker processes.", "one per CPU core", min=1)]
+Workers = Annotated[int | None, option("N", "Start N worker processes.", "one per CPU core", min=1, max=1024)]
 MaxFailures = Annotated[
     str | None, option("N|P%", "Exit with status 1 if more than N sources, or P % of them, fail.", "no limit")
 ]
@@ -33,17 +33,10 @@ def failure_limit(text: str | None) -> Callable[[int], float] | None:
     number = text.removesuffix("%")
     try:
         value = float(number)
-        if not value >= 0:
+        if not 0 <= value <= 1e9:
             raise ValueError
     except ValueError:
         raise MisuseError(
             f"--max-failures {text}: expected a number, such as 10, or a percentage, such as 1%"
         ) from None
     return (lambda total: total * value / 100) if text.endswith("%") else (lambda total: value)
-
-
-def refuse_empty(arguments: Mapping[str, str | None]) -> None:
-    """Refuse an empty text: an unset variable of a shell makes one, and no user means it."""
-    for name, value in arguments.items():
-        if value == "":
-            raise MisuseError(f"{name} is empty. Give a value, or omit it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -10,6 +9,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from vmae_data.format import Rational
+from vmae_data.recipes import check_bounds
 from vmae_data.sources.listing import Columns
 
 __all__ = ["BuildSpec", "Profile", "Thinning"]
@@ -51,13 +51,10 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     columns: Columns | None = None  # of a listing; None: the known names
 
     def __post_init__(self) -> None:
-        if self.short_side < 16 or self.short_side % 2:
-            raise ValueError(f"short_side = {self.short_side}: expected an even number, 16 or more")
+        if not 16 <= self.short_side <= 8192 or self.short_side % 2:
+            raise ValueError(f"short_side = {self.short_side}: expected an even number, 16 to 8192")
         self._check_time()
-        for name, low, high in (("crf", 0, 51), ("qscale", 1, 31), ("gop", 1, 600), ("samples_per_shard", 1, 100000)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} = {value}: expected {low} to {high}")
+        check_bounds(self, crf=(0, 51), qscale=(1, 31), gop=(1, 600), samples_per_shard=(1, 100_000))
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed = {self.seed}: expected 0 or a positive number below 2^63")
 
@@ -70,8 +67,8 @@ class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"stride = {self.stride}: expected 1 to 1000")
         if self.rate is not None and not 0.01 <= self.rate <= 1000:
             raise ValueError(f"rate = {self.rate}: expected 0.01 to 1000 frames per second")
-        if self.longest_seconds is not None and not 0 < self.longest_seconds < math.inf:
-            raise ValueError(f"longest_seconds = {self.longest_seconds}: expected seconds above 0, such as 10")
+        if self.longest_seconds is not None and not 0.01 <= self.longest_seconds <= 1e9:
+            raise ValueError(f"longest_seconds = {self.longest_seconds}: expected seconds, 0.01 or more, such as 10")
         max_phases = self.stride or 16
         if not 1 <= self.phases <= max_phases:
             raise ValueError(f"phases = {self.phases}: expected 1 to {max_phases}, the stride")

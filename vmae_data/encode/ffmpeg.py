@@ -5,7 +5,6 @@ This module alone runs ffmpeg: without a shell or stdin, and ffmpeg ends when th
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import select
@@ -174,12 +173,12 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
 def silence_seconds() -> float:
     """The silence after which ffmpeg is killed: VMAE_SILENCE_SECONDS [default: 120].
 
-    Raises MisuseError unless it is a number above 0.
+    Raises MisuseError unless it is a number above 0, at most 1e6.
     """
     text = os.environ.get("VMAE_SILENCE_SECONDS") or str(SILENCE_SECONDS)
     try:
         seconds = float(text)
-        if not 0 < seconds < math.inf:
+        if not 0 < seconds <= 1e6:
             raise ValueError
     except ValueError:
         raise MisuseError(f"VMAE_SILENCE_SECONDS = {text}: expected seconds above 0, such as 120") from None

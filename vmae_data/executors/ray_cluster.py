@@ -22,7 +22,7 @@ from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.executors.encoder_pool import EncodeTask, encode_result, submit_encode
 from vmae_data.executors.jobs import Encode, Pack, Progress, SourceDone
 from vmae_data.format import path_to_text
-from vmae_data.processes import Pool, next_finished
+from vmae_data.processes import STOP_SIGNALS, Pool, next_finished
 from vmae_data.shards.pack import ShardJob, adopt_staged, clean_staging
 from vmae_data.shards.plan import read_plan
 from vmae_data.storage import options_text, restore_options, writer_name
@@ -123,7 +123,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; without it Ray warns
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -16,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
-from vmae_data.errors import DataError, NotFoundError, VmaeError
+from vmae_data.errors import DataError, NotFoundError, UnusablePathError, VmaeError
 
 __all__ = [
     "LOCK",
@@ -31,9 +32,11 @@ __all__ = [
     "lock",
     "lock_part",
     "node_folder",
+    "open_file",
     "part_name",
     "read_bytes",
     "read_part",
+    "refuse_special",
     "sync_folder",
     "temporary_path",
     "try_lock",
@@ -44,14 +47,41 @@ __all__ = [
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 SHARED_TRIES = 20
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 # What a file system without hard links answers.
+_SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+
+
+def refuse_special(path: Path, *, folder: bool = False) -> None:
+    """Raise UnusablePathError if the path is no regular file: opening a pipe may wait for ever. `folder`: may be one."""
+    with suppress(OSError):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind in _SPECIAL and not (folder and kind == stat.S_IFDIR):
+            raise UnusablePathError(f"{path}: is {_SPECIAL[kind]}. Name a regular file")
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file to read its bytes. Never waits. Raises UnusablePathError, NotFoundError or DataError."""
+    refuse_special(path)
+    try:
+        # Not blocking: the path may have become a pipe since.
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise _read_error(path, error) from error
 
 
 def read_bytes(path: Path) -> bytes:
     """All bytes of a file. Raises DataError naming it."""
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise _read_error(path, error) from error
 
@@ -59,7 +89,7 @@ def read_bytes(path: Path) -> bytes:
 def read_part(path: Path, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`, fewer only at the file's end. Raises DataError naming the file."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             # `size` may come from damaged data: allocate no more than the file has.
             left = max(0, os.fstat(file.fileno()).st_size - offset)
             return os.pread(file.fileno(), min(size, left), offset) if left else b""
@@ -70,24 +100,24 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
 def hash_file(path: Path) -> str:
     """sha256 of a file. Raises DataError naming it."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _read_error(path, error) from error
 
 
 def copy_file(path: Path, to: Path) -> None:
-    """Copy the bytes of a file. Raises NotFoundError if it can't be read, OSError if `to` can't be written."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise NotFoundError(f"{path}: can't be read ({error.strerror}). Check the path") from error
-    with file, to.open("wb") as target:
+    """Copy the bytes of a file. Raises DataError if it can't be read, OSError if `to` can't be written."""
+    with open_file(path) as file, to.open("wb") as target:
         shutil.copyfileobj(file, target, 1 << 20)
 
 
 def _read_error(path: Path, error: OSError) -> DataError:
-    kind = NotFoundError if isinstance(error, FileNotFoundError) else DataError
+    kind = DataError
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        kind = NotFoundError
+    elif isinstance(error, PermissionError):
+        kind = UnusablePathError
     return kind(f"{path}: can't be read ({error.strerror}). Check the path")
 
 
@@ -269,7 +299,8 @@ def _open_locked(path: Path, kind: int, refusal: str | None) -> int | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise VmaeError(f"{folder}: this folder can't be made ({error.strerror}). Name another one") from error
+            error_class = UnusablePathError if error.errno in _UNUSABLE else VmaeError
+            raise error_class(f"{folder}: this folder can't be made ({error.strerror}). Name another one") from error
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError as error:  # the holder before us removed the empty folder
@@ -277,6 +308,8 @@ def _open_locked(path: Path, kind: int, refusal: str | None) -> int | None:
             if lost == SHARED_TRIES:
                 raise write_error(path, error) from error
             continue
+        except PermissionError as error:
+            raise UnusablePathError(f"{folder}: can't be written ({error.strerror}). Name another one") from error
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.storage.local import refuse_special
 from vmae_data.storage.option_files import azure_account, root_certificates
 
 __all__ = [
@@ -299,6 +300,7 @@ def _read_profile(name: str) -> dict[str, str] | None:
     profile: dict[str, str] | None = None
     for path, section in ((config, name if name == "default" else f"profile {name}"), (credentials, name)):
         parser = ConfigParser(interpolation=None, default_section="\0")
+        refuse_special(path)
         try:
             parser.read(path, encoding="utf-8")
         except (Error, UnicodeDecodeError) as error:  # its text may quote lines, and so keys

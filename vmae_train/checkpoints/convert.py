@@ -10,7 +10,7 @@ import msgspec
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.storage import sync_folder, temporary_path
+from vmae_data.storage import read_bytes, sync_folder, temporary_path
 from vmae_train.checkpoints.huggingface import write_hf
 from vmae_train.checkpoints.load import read_model
 from vmae_train.checkpoints.native import ModelFile, write_native
@@ -80,8 +80,8 @@ def _write_folder(dest: Path, description: ModelFile, state: dict[str, Tensor], 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """One name per line, in the order of the head's outputs. Raises DataError."""
     try:
-        names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+        names = tuple(line.strip() for line in read_bytes(path).decode("utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: can't be read ({error}); expected one class name per line") from error
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from vmae_data.errors import DataError, MisuseError, NotFoundError
+from vmae_data.errors import DataError, MisuseError, NotFoundError, UnusablePathError
 from vmae_train.checkpoints.huggingface import CONFIG, read_hf
 from vmae_train.checkpoints.infer import (
     CLIP_FIELDS,
@@ -245,7 +245,7 @@ def _native_folder(path: Path) -> Path:
         problem = "nothing at this path"
     elif (path / CHECKPOINTS).is_dir():
         problem = "a run without a complete checkpoint"
-    error_class = DataError if path.exists() else NotFoundError
+    error_class = UnusablePathError if path.exists() else NotFoundError
     raise error_class(
         f"{path}: found {problem}; expected a folder with {DESCRIPTION}, a run with {CHECKPOINTS}/step-*/{MARKER}, "
         f"a checkpoint file of VideoMAE, or a transformers folder with {CONFIG}. Check the path"

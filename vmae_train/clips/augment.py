@@ -21,6 +21,7 @@ from kornia.augmentation import AugmentationSequential, RandomHorizontalFlip
 from kornia.augmentation.container.params import ParamItem
 from torch import Tensor, nn
 
+from vmae_data.recipes import check_bounds
 from vmae_data.rng import Purpose
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 from vmae_train.clips.boxes import Boxes, multiscale_boxes, random_boxes, resized_boxes, view_boxes
@@ -53,14 +54,13 @@ class AugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"augment.size = {self.size}: expected 1 or more")
+        check_bounds(self, size=(1, 1 << 16))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"augment.scale = {self.scale}: expected two shares above 0 in ascending order")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
+        if not 0 < self.ratio[0] <= self.ratio[1] <= 1000:
             raise ValueError(f"augment.ratio = {self.ratio}: expected two ratios above 0 in ascending order")
-        if min(self.std) <= 0:
-            raise ValueError(f"augment.std = {self.std}: expected above 0 in every channel")
+        if not 0 < min(self.std) <= max(self.std) <= 1000 or max(map(abs, self.mean)) > 1000:
+            raise ValueError(f"augment.mean = {self.mean}, std = {self.std}: expected numbers to 1000, std above 0")
 
 
 class Augment(nn.Module):

@@ -42,7 +42,7 @@ class ErasingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"augment.erasing.prob = {self.prob}: expected 0 to 1")
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"augment.erasing.area = {self.area}: expected two shares above 0 in ascending order")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
+        if not 0 < self.ratio[0] <= self.ratio[1] <= 1000:
             raise ValueError(f"augment.erasing.ratio = {self.ratio}: expected two ratios above 0 in ascending order")
 
 

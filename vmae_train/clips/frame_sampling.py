@@ -19,6 +19,7 @@ from vmae_data.errors import MisuseError
 from vmae_data.format import Index, expand_series
 from vmae_data.read.dataset import SampleView
 from vmae_data.read.stream import ClipFrames, Sampler
+from vmae_data.recipes import check_bounds
 from vmae_data.rng import Purpose, Rng, bits, integer
 
 __all__ = [
@@ -58,10 +59,7 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"stride = {self.stride}, rate = {self.rate}: set exactly one of the two")
         if self.stride is None and self.rate is None:
             force_setattr(self, "stride", 4)
-        if isinstance(self.stride, int) and self.stride < 1:
-            raise ValueError(f"stride = {self.stride}: expected 1 or more")
-        if self.rate is not None and self.rate <= 0:
-            raise ValueError(f"rate = {self.rate}: expected above 0")
+        check_bounds(self, rate=(0.001, 1000), **({"stride": (1, 1_000_000)} if self.stride != "kept" else {}))
 
     def resolve(self, index: Index) -> ClipSpec:
         """The same in numbers, for one data set: "kept" becomes the stride or rate that it was built with."""

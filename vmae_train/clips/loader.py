@@ -28,7 +28,7 @@ from vmae_data.read.mixture import Mixture
 from vmae_data.read.prefetch import READ_AHEAD
 from vmae_data.read.shared_buffers import BufferLayout, SharedBuffers
 from vmae_data.read.stream import ClipRequest, DataPart, DecodedClip, Decoder, Sampler, is_remote
-from vmae_data.recipes import byte_count
+from vmae_data.recipes import byte_count, check_bounds
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.rng import ClipRng
 
@@ -51,10 +51,7 @@ class LoaderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if self.read_ahead_bytes < 1:
             raise ValueError(f"loader.read_ahead = {self.read_ahead}: expected 1 or more")
-        if self.workers < 0 or self.ahead < 1:
-            raise ValueError(
-                f"loader.workers = {self.workers}, loader.ahead = {self.ahead}: expected at least 0 and at least 1"
-            )
+        check_bounds(self, workers=(0, 1024), ahead=(1, 1024))
 
     @property
     def read_ahead_bytes(self) -> int:

@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Int64
 from torch import Tensor
 
+from vmae_data.recipes import check_bounds
 from vmae_data.rng import Purpose
 from vmae_train.clips.rng import ClipRng, integer, permutation
 
@@ -48,6 +49,7 @@ class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     decoder_ratio: float = 0.5
 
     def __post_init__(self) -> None:
+        check_bounds(self, decoder_ratio=(0, 1))
         if not 0 < self.ratio < 1:
             raise ValueError(f"mask.ratio = {self.ratio}: expected a number between 0 and 1, both excluded")
         if self.decoder == "all":

@@ -18,6 +18,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from vmae_data.recipes import check_bounds
 from vmae_data.rng import Purpose, Rng
 from vmae_train.clips.rng import ClipRng
 
@@ -42,16 +43,9 @@ class MixupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     mix_group: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"mix.{name} = {getattr(self, name)}: expected above 0, or 0 for off")
-        for name in ("prob", "switch"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"mix.{name} = {getattr(self, name)}: expected 0 to 1")
+        check_bounds(self, mixup=(0, 1000), cutmix=(0, 1000), prob=(0, 1), switch=(0, 1), mix_group=(1, 1 << 16))
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"mix.label_smoothing = {self.label_smoothing}: expected 0 or more, below 1")
-        if self.mix_group < 1:
-            raise ValueError(f"mix.mix_group = {self.mix_group}: expected 1 or more")
 
     @property
     def is_on(self) -> bool:

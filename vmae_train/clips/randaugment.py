@@ -19,6 +19,7 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmae_data.recipes import check_bounds
 from vmae_data.rng import Purpose, integer, normal, uniform
 from vmae_train.clips import image_ops
 from vmae_train.clips.affine import Interpolation, affine
@@ -67,16 +68,7 @@ class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise ValueError(
-                f"augment.randaugment.layers = {self.layers}: expected 1 or more. Remove the table for none"
-            )
-        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"augment.randaugment.magnitude = {self.magnitude}: expected 0 to 10")
-        if self.magnitude_std < 0:
-            raise ValueError(f"augment.randaugment.magnitude_std = {self.magnitude_std}: expected 0 or more")
-        if not 0 <= self.prob <= 1:
-            raise ValueError(f"augment.randaugment.prob = {self.prob}: expected 0 to 1")
+        check_bounds(self, layers=(1, 100), magnitude=(0, MAX_MAGNITUDE), magnitude_std=(0, 1000), prob=(0, 1))
 
 
 class Policy(NamedTuple):

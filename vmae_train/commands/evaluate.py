@@ -29,7 +29,10 @@ def evaluate(
         str | None, option("CLIPSxCROPS", "Use this many clips and crops of each video.", "the recipe's, else 5x3")
     ] = None,
     stride: Annotated[
-        int | None, option("N", "Use every N-th source frame, as --set clip.stride=N.", "the recipe's stride", min=1)
+        int | None,
+        option(
+            "N", "Use every N-th source frame, as --set clip.stride=N.", "the recipe's stride", min=1, max=1_000_000
+        ),
     ] = None,
     frozen: Annotated[
         bool, flag("--frozen", "Repeat one frame in each clip, as a control without motion.", "all frames")
@@ -54,8 +57,8 @@ def evaluate(
     html: Annotated[
         str | None, option("FILE|URL", "Write an HTML page: scores, confusion matrix, every class.", "no file")
     ] = None,
-    batch: Annotated[int, option("N", "Evaluate N videos at a time.", min=1)] = 8,
-    workers: Annotated[int, option("N", "Decode in N processes.", min=0)] = 1,
+    batch: Annotated[int, option("N", "Evaluate N videos at a time.", min=1, max=1 << 16)] = 8,
+    workers: Annotated[int, option("N", "Decode in N processes.", min=0, max=1024)] = 1,
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,

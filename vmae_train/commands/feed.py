@@ -40,5 +40,5 @@ def feed(
         raise MisuseError(f"--appetite {appetite:g}: expected clips per second, such as 1000")
     spec = load_recipe("vmae_train", recipe, spec_of(recipe), settings or ())
     report = run(spec, data=data, seconds=seconds, device=device, style=progress_style(quiet, as_json))
-    print_feed(report, f"{', '.join(data)} by {recipe}", appetite, as_json)
+    print_feed(report, f"{', '.join(data)} by {recipe}", appetite, quiet, as_json)
     print_unreadable(report.unreadable)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style, resumable
 from vmae_train.commands.options import (
     AcceptAppended,
     Data,
@@ -74,18 +74,19 @@ def finetune(
             if distributed.is_main:
                 print_dry_run(report, quiet, as_json)
             return
-        trainer = run(
-            spec,
-            data=data,
-            validation=val,
-            out=out,
-            scratch=scratch,
-            init=init,
-            accept_appended=accept_appended,
-            device=device,
-            style=style,
-            distributed=distributed,
-        )
+        with resumable():
+            trainer = run(
+                spec,
+                data=data,
+                validation=val,
+                out=out,
+                scratch=scratch,
+                init=init,
+                accept_appended=accept_appended,
+                device=device,
+                style=style,
+                distributed=distributed,
+            )
     if distributed.is_main:
         assert trainer.scores is not None
         print_scores(trainer.scores, quiet, as_json)

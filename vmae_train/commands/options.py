@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from vmae_data.console import argument, flag, option
+from vmae_data.console import argument, flag, option, path_option
 from vmae_data.errors import RecipeError, VmaeError
 
 __all__ = [
@@ -38,7 +38,7 @@ RunOut = Annotated[
     str, option("DIR|URL", "Write the run to this folder, local or in a bucket. Resume the run that it holds.")
 ]
 Scratch = Annotated[
-    Path | None, option("DIR", "Keep local files in DIR while --out is in a bucket.", "the local cache")
+    Path | None, path_option("DIR", "Keep local files in DIR while --out is in a bucket.", "the local cache")
 ]
 Init = Annotated[str | None, option("CKPT", "Start from the weights of this run or checkpoint.", "random weights")]
 AcceptAppended = Annotated[

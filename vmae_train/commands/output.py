@@ -69,7 +69,7 @@ def print_dry_run(report: DryRunReport, quiet: bool, as_json: bool) -> None:
         print(f"warning: {diagnostic.text}", file=sys.stderr)
 
 
-def print_feed(report: FeedReport, title: str, appetite: float, as_json: bool) -> None:
+def print_feed(report: FeedReport, title: str, appetite: float, quiet: bool, as_json: bool) -> None:
     """Print how many clips per second the loader delivers, and what limits it."""
     import msgspec
 
@@ -77,10 +77,13 @@ def print_feed(report: FeedReport, title: str, appetite: float, as_json: bool) -
     if as_json:
         print_json({**msgspec.to_builtins(report), "appetite": appetite, "cores_needed": cores})
         return
+    if quiet:
+        return
     rate, cpu_ms = report.clips_per_second, 1000 * report.cpu_seconds_a_clip
     cache = "" if report.cache_hits is None else f", {report.cache_hits:.0%} of the samples from the cache"
     rows = {
-        "clips/s": f"{rate:.1f} ({report.clips} in {report.seconds:.1f} s, {report.workers} workers)",
+        "clips/s": f"at most {report.training_clips_per_second:.1f} in a training",
+        "loader": f"{rate:.1f} clips/s ({report.clips} in {report.seconds:.1f} s, {report.workers} workers)",
         "first batch": f"after {report.first_batch_seconds:.2f} s",
         **{
             stage.name: f"{1000 * stage.seconds_a_clip:.2f} ms per clip, busy {stage.busy:.0%}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style, resumable
 from vmae_train.commands.options import (
     AcceptAppended,
     Data,
@@ -60,17 +60,18 @@ def pretrain(
             if distributed.is_main:
                 print_dry_run(report, quiet, as_json)
             return
-        trainer = run(
-            spec,
-            data=data,
-            out=out,
-            scratch=scratch,
-            init=init,
-            accept_appended=accept_appended,
-            device=device,
-            style=style,
-            distributed=distributed,
-        )
+        with resumable():
+            trainer = run(
+                spec,
+                data=data,
+                out=out,
+                scratch=scratch,
+                init=init,
+                accept_appended=accept_appended,
+                device=device,
+                style=style,
+                distributed=distributed,
+            )
     if distributed.is_main:
         values = {"out": str(out), "step": trainer.step, "unreadable": trainer.unreadable}
         print_result(quiet, as_json, values, f"{out}: {trainer.step} steps done")

@@ -13,11 +13,11 @@ def reconstruct(
     checkpoint: Checkpoint,
     data: Annotated[str, option("URL|VIDEO", "Read these shards, or one video file.")],
     out: Annotated[str, option("FILE|URL", "Write a .png with the frames side by side, or an animated .gif.")],
-    videos: Annotated[int, option("N", "Show N samples.", min=1)] = 4,
+    videos: Annotated[int, option("N", "Show N samples.", min=1, max=1000)] = 4,
     ratio: Annotated[
-        float | None, option("SHARE", "Mask this share of the tokens.", "the run's ratio, else 0.9")
+        float | None, option("SHARE", "Mask this share of the tokens.", "the run's ratio, else 0.9", min=0, max=1)
     ] = None,
-    seed: Annotated[int, option("N", "Set the random seed of the masks.", min=0)] = 0,
+    seed: Annotated[int, option("N", "Set the random seed of the masks.", min=0, max=2**63 - 1)] = 0,
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import MisuseError
+from vmae_data.recipes import check_bounds
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.evaluation.metrics import Merge
+from vmae_train.runs.layout import MAX_STEPS
 
 __all__ = ["EvaluateSpec", "EvaluationProtocol", "Views", "parse_views"]
 
@@ -26,9 +28,9 @@ class Views(NamedTuple):
 
 def parse_views(text: str) -> Views:
     """`5x3` → 5 clips, 3 crops. Raises MisuseError."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", text, re.ASCII)
     if not match or not int(match[1]) or not int(match[2]):
-        raise MisuseError(f"views = {text}: expected CLIPSxCROPS, such as 5x3")
+        raise MisuseError(f"views = {text[:40]}: expected CLIPSxCROPS, each 1 to 999, such as 5x3")
     return Views(int(match[1]), int(match[2]))
 
 
@@ -50,8 +52,7 @@ class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 parse_views(text)
             except MisuseError as error:
                 raise ValueError(str(error)) from error
-        if self.batch < 1 or (self.every_steps is not None and self.every_steps < 1):
-            raise ValueError(f"batch = {self.batch}, every_steps = {self.every_steps}: expected 1 or more")
+        check_bounds(self, batch=(1, 1 << 16), every_steps=(1, MAX_STEPS))
 
 
 class EvaluationProtocol(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vmae_data.recipes import check_bounds
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["Geometry", "Init", "ModelSpec", "PositionResize", "hidden_dim", "published_size"]
@@ -82,6 +83,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         slices, side = self.position_grid or (0, 0)
         tokens = max(self.num_tokens, slices * side**2)
         for name, value, limit in (
+            ("blocks", max(self.depth, self.decoder_depth), _MAX_BLOCKS),
             ("tokens", tokens, _MAX_TOKENS),
             ("values of a token", max(channels, self.cube_dim), _MAX_CHANNELS),
             ("numbers in the position embedding", tokens * channels, _MAX_EMBEDDING),
@@ -149,6 +151,7 @@ _DIVISORS = (
 # these numbers alone, whatever the weights are.
 _MAX_TOKENS, _MAX_CHANNELS, _MAX_EMBEDDING = 1 << 20, 1 << 17, 1 << 29
 _MAX_MLP_RATIO = 256
+_MAX_BLOCKS = 1024
 
 
 def hidden_dim(dim: int, ratio: float) -> int:
@@ -217,6 +220,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("drop_path", "fc_drop_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} = {getattr(self, name)}: expected 0 or more, below 1")
+        check_bounds(self, init_scale=(0, 1000))
         self.geometry()
 
     def geometry(

@@ -15,6 +15,7 @@ __all__ = [
     "EVALUATION",
     "LOG",
     "MARKER",
+    "MAX_STEPS",
     "OPTIMIZER",
     "RUN",
     "WEIGHTS",
@@ -25,6 +26,8 @@ __all__ = [
 RUN, LOG, EVALUATION, BEST, CHECKPOINTS = "run.json", "log.jsonl", "evaluation.json", "best.json", "checkpoints"
 WEIGHTS, DESCRIPTION, MARKER = "model.safetensors", "model.json", "state.json"
 OPTIMIZER, EMA_FILE = "optimizer.safetensors", "ema.safetensors"
+
+MAX_STEPS = 999_999_999  # a checkpoint's name has nine digits: names sort as steps do
 
 
 def checkpoint_name(step: int) -> str:

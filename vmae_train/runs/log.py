@@ -8,7 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from vmae_data.format import NOT_JSON
-from vmae_train.runs.layout import LOG
+from vmae_data.recipes import check_bounds
+from vmae_train.runs.layout import LOG, MAX_STEPS
 
 __all__ = ["LogSpec", "is_validated", "read_log"]
 
@@ -26,8 +27,7 @@ class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     wandb_name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise ValueError(f"every_steps = {self.every_steps}: expected 1 or more")
+        check_bounds(self, every_steps=(1, MAX_STEPS))
 
 
 def read_log(run: Path, kind: str | None = None) -> list[dict[str, Any]]:

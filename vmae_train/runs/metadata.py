@@ -7,14 +7,15 @@ from typing import Any
 
 import msgspec
 
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, NotFoundError
 from vmae_data.format import NOT_JSON
 from vmae_data.read.batches import DataStage
 from vmae_data.read.mixture import Mixture
 from vmae_data.recipes import build_spec, difference, shorten_digests, with_defaults
 from vmae_data.storage import commit_bytes
 from vmae_train.clips.frame_sampling import ClipSpec
-from vmae_train.runs.layout import RUN
+from vmae_train.runs.layout import EVALUATION, RUN, newest_checkpoint
+from vmae_train.runs.log import read_log
 from vmae_train.runs.run_files import local_copy
 
 __all__ = [
@@ -94,9 +95,10 @@ def check_run(
     """Check that the run in `folder`, if any, is this one. `spec` is the recipe's class, `name` the run's --out.
 
     Returns the stages of its data, without one for shards that were appended since.
-    Keys that the program has gained since are compared with their defaults. Raises MisuseError with the difference.
+    Keys that the program has gained since are compared with their defaults. A run that ended before it trained may
+    start anew with any settings. Raises MisuseError with the difference.
     """
-    if not (folder / RUN).exists():
+    if not (folder / RUN).exists() or not _has_trained(folder):
         return facts.data_stages
     # As it will be read back: a tuple becomes a list.
     given = msgspec.json.decode(msgspec.json.encode(facts), type=RunFacts)
@@ -110,11 +112,17 @@ def check_run(
         stored = msgspec.structs.replace(stored, data_digest=given.data_digest)
     changed = difference(_fixed(stored), _fixed(given))
     if changed:
-        raise MisuseError(
-            f"{name}: was started with other settings ({shorten_digests('; '.join(changed))}). "
-            "Use the old settings, or name another --out"
-        )
+        advice = "Use the old settings, or name another --out"
+        if any(line.startswith(("recipe.train.epochs:", "recipe.train.steps:")) for line in changed):
+            advice = f"The learning rate depends on the length. To train longer: --init {name} and another --out"
+        raise MisuseError(f"{name}: was started with other settings ({shorten_digests('; '.join(changed))}). {advice}")
     return stages
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether there is anything that other settings would make wrong."""
+    is_saved = newest_checkpoint(folder) is not None or (folder / EVALUATION).exists()
+    return is_saved or bool(read_log(folder, "train"))
 
 
 def _check_appended(stored: RunFacts, given: RunFacts, mixture: Mixture, name: str, *, accept_appended: bool) -> None:
@@ -159,6 +167,8 @@ def read_facts(folder: Path) -> RunFacts:
     path = folder / RUN
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{folder}: is not a run: it has no {RUN}. Name the --out of a training") from error
     except (OSError, *NOT_JSON) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{folder}: is not a run ({RUN}: {reason}). Name the folder of a run") from error

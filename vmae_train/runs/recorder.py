@@ -25,7 +25,7 @@ class RunRecorder:
 
     def __init__(self, run: Path, spec: LogSpec, *, kind: str, step: int, recipe: dict[str, Any]) -> None:
         path = run / LOG
-        self.lines = [line for line in read_log(run) if line["step"] <= step]
+        self.lines = [line for line in read_log(run) if line["step"] <= step] if step else []
         if path.exists():
             commit_bytes(path, b"".join(msgspec.json.encode(line) + b"\n" for line in self.lines))
         self._file = path.open("ab")

@@ -25,6 +25,7 @@ from vmae_data.storage import (
     node_folder,
     read_bytes,
     read_range,
+    refuse_special,
     storage_path,
 )
 from vmae_data.storage.remote import list_tree, stat
@@ -57,6 +58,7 @@ def local_copy(path: str | Path) -> Path:
     """
     url = storage_path(path)
     if isinstance(url, Path):
+        refuse_special(url, folder=True)
         return url
     if exists(url / DESCRIPTION):
         return _copy_checkpoint(url)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vmae_data.errors import DataError
 from vmae_data.format import NOT_JSON
+from vmae_data.recipes import check_bounds
 from vmae_data.storage import TEMPORARY, commit_bytes, sync_folder
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.load import load_weights
@@ -21,7 +22,7 @@ from vmae_train.checkpoints.native import save_model
 from vmae_train.models.base import VideoModel
 from vmae_train.runs.best import read_best
 from vmae_train.runs.checksums import hash_files, verify_files
-from vmae_train.runs.layout import CHECKPOINTS, MARKER, OPTIMIZER, checkpoint_name, newest_checkpoint
+from vmae_train.runs.layout import CHECKPOINTS, MARKER, MAX_STEPS, OPTIMIZER, checkpoint_name, newest_checkpoint
 from vmae_train.training.optimizer import trained_parameters
 
 __all__ = [
@@ -45,8 +46,7 @@ class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keep: int = 3
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1 or self.keep < 1:
-            raise ValueError(f"every_steps = {self.every_steps}, keep = {self.keep}: expected 1 or more for both")
+        check_bounds(self, every_steps=(1, MAX_STEPS), keep=(1, MAX_STEPS))
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):

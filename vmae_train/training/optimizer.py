@@ -14,6 +14,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from vmae_data.recipes import check_bounds
+from vmae_train.runs.layout import MAX_STEPS
+
 __all__ = ["OptimSpec", "Schedule", "build_optimizer", "layer_scale", "trained_parameters"]
 
 
@@ -35,18 +38,15 @@ class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(
                 f"optim.warmup_epochs = {self.warmup_epochs}, optim.warmup_steps = {self.warmup_steps}: set exactly one of the two"
             )
+        check_bounds(self, base_lr=(0, 1000), eps=(0, 1), weight_decay=(0, 1000), clip_grad=(0, 1e9))
+        check_bounds(self, warmup_epochs=(0, 1_000_000), warmup_steps=(0, MAX_STEPS))
         if self.base_lr <= 0 or not 0 <= self.min_lr <= self.base_lr:
             raise ValueError(f"base_lr = {self.base_lr}, min_lr = {self.min_lr}: expected 0 <= min_lr <= base_lr > 0")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay = {self.layer_decay}: expected above 0, at most 1")
-        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"betas = {self.betas}, eps = {self.eps}, weight_decay = {self.weight_decay}: "
-                "expected betas from 0 to below 1, eps above 0, weight_decay 0 or more"
-            )
-        if (self.warmup_steps or 0) < 0 or (self.warmup_epochs or 0) < 0:
-            raise ValueError(f"warm-up of {self.warmup_steps or self.warmup_epochs}: expected 0 or more")
-        if self.clip_grad is not None and self.clip_grad <= 0:
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps == 0:
+            raise ValueError(f"betas = {self.betas}, eps = {self.eps}: expected betas from 0 to below 1, eps above 0")
+        if self.clip_grad == 0:
             raise ValueError(f"clip_grad = {self.clip_grad}: expected above 0. Remove the key for no clipping")
 
 

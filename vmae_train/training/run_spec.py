@@ -6,12 +6,15 @@ from typing import Literal
 
 import msgspec
 
+from vmae_data.errors import MisuseError
 from vmae_data.read.cache import CacheSpec
+from vmae_data.recipes import check_bounds
 from vmae_train.checkpoints.ema import EmaSpec
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.runs.layout import MAX_STEPS
 from vmae_train.runs.log import LogSpec
 from vmae_train.training.checkpoint import CheckpointSpec
 from vmae_train.training.optimizer import OptimSpec
@@ -38,15 +41,17 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"train.epochs = {self.epochs}, train.steps = {self.steps}: set exactly one of the two")
-        for name in ("batch", "micro_batch", "repeats", "epochs", "steps", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: expected 1 or more")
+        check_bounds(self, batch=(1, 1 << 20), micro_batch=(1, 1 << 20), repeats=(1, 1024), threads=(1, 1024))
+        check_bounds(self, epochs=(1, 1_000_000), steps=(1, MAX_STEPS))
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch = {self.micro_batch} does not divide batch = {self.batch}")
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+        """Raises MisuseError for more steps than a run can number."""
+        steps = self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+        if steps > MAX_STEPS:
+            raise MisuseError(f"train.epochs = {self.epochs}: makes {steps} steps, expected at most {MAX_STEPS}")
+        return steps
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

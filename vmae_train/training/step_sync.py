@@ -11,12 +11,12 @@ import time
 from typing import Any, NamedTuple
 
 from vmae_data.errors import DataError, StopRequested
+from vmae_data.processes import STOP_SIGNALS, ignore_further_hangups, stop_signals
 from vmae_train.clips.loader import UnreadableSamples
 from vmae_train.distributed import Distributed
 
 __all__ = ["StepStatus", "StepSync"]
 
-_STOPS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SIGNAL_SECONDS = 1.0  # torchrun forwards the Ctrl-C that the terminal has already sent to all processes
 
 
@@ -31,8 +31,8 @@ class StepStatus(NamedTuple):
 class StepSync:
     """Handles signals, and shares the state of a step between processes. Use as a context manager.
 
-    SIGTERM and SIGINT: save at the end of the step, then end with status 143 or 130. SIGUSR1: save and continue.
-    A second SIGTERM or SIGINT, at least a second after the first, ends the process at once.
+    SIGTERM, SIGINT and SIGHUP: save at the end of the step, then end with status 143, 130 or 129. SIGUSR1: save and
+    continue. A second signal to stop, at least a second after the first, ends the process at once.
     """
 
     def __init__(self, distributed: Distributed, unreadable: UnreadableSamples) -> None:
@@ -43,7 +43,7 @@ class StepSync:
         self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StepSync:
-        for number in (*_STOPS, signal.SIGUSR1):
+        for number in (*stop_signals(), signal.SIGUSR1):
             self._old_handlers[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -53,6 +53,7 @@ class StepSync:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
+        ignore_further_hangups(number)
         if self._stop is not None and number != signal.SIGUSR1:
             if time.monotonic() - self._stopped_at < _SAME_SIGNAL_SECONDS:
                 return
@@ -67,14 +68,14 @@ class StepSync:
         Raises the error of the first process that has one, and DataError if too many samples are unreadable.
         """
         save, self._save = self._save, False
-        stops = [self._stop == 128 + number for number in _STOPS]
+        stops = [self._stop == 128 + number for number in STOP_SIGNALS]
         fresh = self._unreadable.drain_new()
         sums = self._distributed.all_reduce_sum([valid, error is not None, bool(fresh), save, *stops])
         if sums[1]:
             self._distributed.raise_first(error)
         if sums[2]:
             self._share_unreadable(fresh)
-        stop = next((128 + number for number, count in zip(_STOPS, sums[4:], strict=True) if count), None)
+        stop = next((128 + number for number, count in zip(STOP_SIGNALS, sums[4:], strict=True) if count), None)
         return StepStatus(sums[0], bool(sums[3]), stop)
 
     def _share_unreadable(self, fresh: dict[str, str]) -> None:

@@ -143,9 +143,9 @@ def no_permission(workspace: Workspace) -> Iterator[Result]:
     closed.mkdir(mode=0o555)
     for name in (closed, closed / "new"):
         ended = run([*switch, *command(videos, name)])
-        right = ended.status == 1 and "closed" in ended.words and "Permission denied" in ended.words
+        right = ended.status == 2 and "closed" in ended.words and "Permission denied" in ended.words
         right = right and "\n" not in ended.words
-        expected = "status 1, one line that names the folder"
+        expected = "status 2, one line that names the folder"
         title = "a destination" if name == closed else "a destination's folder"
         yield Result(f"{title} without permission", expected if right else str(ended), expected, right)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tools.soak.faults.appends import appends_killed
+from tools.soak.faults.arguments import closed_streams, hangups, numbers, special_paths
 from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
 from tools.soak.faults.processes import hang, kills, retries_killed, signals, troubles, two_builds
 from tools.soak.faults.stores import redirects, slow_answers
@@ -30,6 +31,10 @@ FAULTS = (
         "one is refused with status 1, the other is not disturbed",
     ),
     Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_RESUMES}"),
+    Fault(hangups, "SIGHUP; SIGHUP under nohup", f"status 129, one line, and {_RESUMES}; the build continues"),
+    Fault(closed_streams, "closed standard streams, a full disk at stderr", "the bytes of an undisturbed build"),
+    Fault(special_paths, "a pipe, a socket, a device or a folder in place of a file", "status 2, one line names it"),
+    Fault(numbers, "numbers without bounds, values nested 20,000 deep", "status 2, one short line names the key"),
     Fault(hang, "an ffmpeg that hangs", "it is killed, failure `stalled`; only `--retry-failed` builds its source"),
     Fault(
         troubles,
@@ -56,7 +61,7 @@ FAULTS = (
     Fault(
         no_permission,
         "no permission for a file; for a folder; for the destination",
-        "failure `unreadable`; a note, and its videos are left out; status 1; each names it",
+        "failure `unreadable`; a note, and its videos are left out; status 2; each names it",
     ),
     Fault(link_loop, "folders that link to each other in a loop", "every video once"),
     Fault(

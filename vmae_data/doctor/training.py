@@ -1,0 +1,86 @@
+"""This machine → what a training finds: torch, GPUs, and the CPU's instructions for bfloat16.
+
+A build needs none of it, so nothing here is `missing`. torch is imported in a process of its own: this one stays free
+of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vmae_data.console import CheckResult, format_bytes
+
+__all__ = ["training_checks"]
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, WSL
+TORCH_SECONDS = 120
+_ASK_TORCH = """\
+import json, torch
+cuda = torch.cuda
+found = [cuda.get_device_properties(n) for n in range(cuda.device_count())] if cuda.is_available() else []
+print(json.dumps({"cuda": torch.version.cuda or torch.version.hip, "gpus": [[p.name, p.total_memory] for p in found]}))
+"""
+
+
+def training_checks(cpuinfo: str | None = None) -> Iterator[CheckResult]:
+    """torch, GPU and bfloat16. `cpuinfo`: the text of /proc/cpuinfo."""
+    advice = "a build works without it; to train: python -m pip install 'vmae[train]'"
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        yield CheckResult("torch", "warning", "not installed", advice)
+    else:
+        yield from _torch_checks(version)
+    yield _bfloat16(cpuinfo)
+
+
+def _torch_checks(version: str) -> Iterator[CheckResult]:
+    has_device = any(Path(device).exists() for device in GPU_DEVICES)
+    if not has_device:  # no need to import torch, which takes seconds
+        yield CheckResult("torch", "ok", version)
+        yield CheckResult("GPU", "warning", "none on this machine", "train on the CPU only what is small")
+        return
+    answer = _ask_torch()
+    if isinstance(answer, str):
+        advice = "python -m pip install --force-reinstall torch"
+        yield CheckResult("torch", "warning", f"{version}: can't be imported ({answer})", advice)
+        return
+    yield CheckResult("torch", "ok", f"{version}, CUDA or ROCm {answer['cuda'] or 'none'}")
+    if answer["gpus"]:
+        gpus = ", ".join(f"{name} with {format_bytes(memory)}" for name, memory in answer["gpus"])
+        yield CheckResult("GPU", "ok", gpus)
+    else:
+        advice = "install a torch for this GPU (pytorch.org/get-started), or update its driver (nvidia-smi)"
+        yield CheckResult("GPU", "warning", "this machine has one, but torch can't use it", advice)
+
+
+def _ask_torch() -> dict[str, Any] | str:
+    """torch's answer, or why there is none."""
+    words = [sys.executable, "-c", _ASK_TORCH]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TORCH_SECONDS, check=True)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr.strip().rpartition("\n")[2]) or f"status {error.returncode}"
+    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
+        return str(error)
+
+
+def _bfloat16(cpuinfo: str | None) -> CheckResult:
+    """`train.precision = "bfloat16"` on a CPU is fast only with these instructions."""
+    text = Path("/proc/cpuinfo").read_text("utf-8", "replace") if cpuinfo is None else cpuinfo
+    flags = set(re.findall(r"\w+", text.partition("flags")[2].partition("\n")[0]))
+    found = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")) if flag in flags]
+    if found:
+        text = f"{' and '.join(found)}: train.precision=bfloat16 is fast on this CPU"
+        return CheckResult("bfloat16 on the CPU", "ok", text)
+    return CheckResult(
+        "bfloat16 on the CPU", "ok", "no AMX, no AVX-512 BF16: float32 is the faster precision on this CPU"
+    )
