@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style, resumable
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option
 from vmae_train.commands.options import (
     AcceptAppended,
     Data,
@@ -16,10 +16,10 @@ from vmae_train.commands.options import (
     Recipe,
     RunOut,
     Scratch,
-    check_recipe,
     need_torch,
 )
-from vmae_train.commands.output import print_dry_run, print_scores, print_unreadable
+from vmae_train.commands.output import print_scores, print_unreadable
+from vmae_train.commands.run_training import run_training
 
 Probe = Enum("Probe", {"LINEAR": "linear", "ATTENTIVE": "attentive"})
 
@@ -55,39 +55,24 @@ def finetune(
         vmae-train finetune --recipe my.toml --data a --val b --init pre --out run
     """
     need_torch()
-    from vmae_data.recipes import load_recipe
-    from vmae_train.distributed import init_distributed
     from vmae_train.finetune import FinetuneSpec
-    from vmae_train.finetune import finetune as run
-    from vmae_train.training.dry_run import dry_run_report
+    from vmae_train.finetune import finetune as train
 
-    style = progress_style(quiet, as_json)
-    with init_distributed(device) as distributed:
-        with distributed.all_or_none():
-            check_recipe(recipe, FinetuneSpec)
-            chosen = [f"probe={probe.value}"] if probe else []
-            spec = load_recipe("vmae_train", recipe, FinetuneSpec, [*(settings or ()), *chosen])
-        if dry_run:
-            report = dry_run_report(
-                run, spec, data=data, validation=val, init=init, device=device, style=style, distributed=distributed
-            )
-            if distributed.is_main:
-                print_dry_run(report, quiet, as_json)
-            return
-        with resumable():
-            trainer = run(
-                spec,
-                data=data,
-                validation=val,
-                out=out,
-                scratch=scratch,
-                init=init,
-                accept_appended=accept_appended,
-                device=device,
-                style=style,
-                distributed=distributed,
-            )
-    if distributed.is_main:
+    trainer = run_training(
+        train,
+        FinetuneSpec,
+        recipe,
+        [*(settings or ()), *([f"probe={probe.value}"] if probe else [])],
+        run={"out": out, "scratch": scratch, "accept_appended": accept_appended},
+        dry_run=dry_run,
+        device=device,
+        quiet=quiet,
+        as_json=as_json,
+        data=data,
+        validation=val,
+        init=init,
+    )
+    if trainer is not None:
         assert trainer.scores is not None
         print_scores(trainer.scores, quiet, as_json)
         print_unreadable({**trainer.unreadable, **trainer.scores.unreadable})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style, resumable
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions
 from vmae_train.commands.options import (
     AcceptAppended,
     Data,
@@ -12,10 +12,10 @@ from vmae_train.commands.options import (
     Recipe,
     RunOut,
     Scratch,
-    check_recipe,
     need_torch,
 )
-from vmae_train.commands.output import print_dry_run, print_result, print_unreadable
+from vmae_train.commands.output import print_result, print_unreadable
+from vmae_train.commands.run_training import run_training
 
 
 def pretrain(
@@ -42,37 +42,23 @@ def pretrain(
         vmae-train pretrain --recipe my.toml --data a --data b:0.5 --out run --dry-run
     """
     need_torch()
-    from vmae_data.recipes import load_recipe
-    from vmae_train.distributed import init_distributed
     from vmae_train.pretrain import PretrainSpec
-    from vmae_train.pretrain import pretrain as run
-    from vmae_train.training.dry_run import dry_run_report
+    from vmae_train.pretrain import pretrain as train
 
-    style = progress_style(quiet, as_json)
-    with init_distributed(device) as distributed:
-        with distributed.all_or_none():
-            check_recipe(recipe, PretrainSpec)
-            spec = load_recipe("vmae_train", recipe, PretrainSpec, settings or ())
-        if dry_run:
-            report = dry_run_report(
-                run, spec, data=data, init=init, device=device, style=style, distributed=distributed
-            )
-            if distributed.is_main:
-                print_dry_run(report, quiet, as_json)
-            return
-        with resumable():
-            trainer = run(
-                spec,
-                data=data,
-                out=out,
-                scratch=scratch,
-                init=init,
-                accept_appended=accept_appended,
-                device=device,
-                style=style,
-                distributed=distributed,
-            )
-    if distributed.is_main:
+    trainer = run_training(
+        train,
+        PretrainSpec,
+        recipe,
+        settings or (),
+        run={"out": out, "scratch": scratch, "accept_appended": accept_appended},
+        dry_run=dry_run,
+        device=device,
+        quiet=quiet,
+        as_json=as_json,
+        data=data,
+        init=init,
+    )
+    if trainer is not None:
         values = {"out": str(out), "step": trainer.step, "unreadable": trainer.unreadable}
         print_result(quiet, as_json, values, f"{out}: {trainer.step} steps done")
         print_unreadable(trainer.unreadable)
