@@ -20,7 +20,7 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 from vmae_data.storage import set_options
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 
 QUIET = ProgressStyle.QUIET
 WORKERS = 2

@@ -15,7 +15,7 @@ from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundError
 from vmae_data.executors.jobs import BuildJobs, Executor
-from vmae_data.executors.local import run_local
+from vmae_data.executors.local_processes import run_local
 from vmae_data.executors.ray_cluster import require_ray, run_on_ray
 from vmae_data.format import (
     FAILURES,

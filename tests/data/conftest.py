@@ -16,7 +16,7 @@ from tests.s3_server import S3Bucket
 from tools.soak.faults.proxy import Proxy, proxy_thread
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.storage import RemotePath, set_options, storage_path
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 
 
 @pytest.fixture(scope="session")

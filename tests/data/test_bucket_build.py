@@ -23,7 +23,7 @@ from vmae_data.read.dataset import Shards
 from vmae_data.shards.merge import merge_parts
 from vmae_data.shards.plan import Part
 from vmae_data.storage import list_tree, remove, storage_path
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 
 pytestmark = pytest.mark.processes
 

@@ -10,7 +10,7 @@ from tests.azure_server import AzureContainer
 from tests.builds import QUIET, SmallBuild, digests
 from tests.gcs_server import GcsBucket
 from vmae_data.storage import set_options, storage_path
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 from vmae_data.verify.verify import verify_shards
 
 

@@ -20,7 +20,7 @@ from tools.soak.damages.clips import Bench
 from tools.soak.damages.records import Damage
 from tools.soak.damages.table import DAMAGES, FAST, docs_page
 from tools.soak.faults.disks import at_limit
-from tools.soak.faults.workspace import Workspace, left_over
+from tools.soak.faults.fault_run import Workspace, left_over
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import EncodeJob, encode_source

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.data.test_resize import _encode
-from tools.soak.damages.boxes import replace_mkv_colours, replace_mp4_colours
+from tools.soak.damages.mp4_boxes import replace_mkv_colours, replace_mp4_colours
 from vmae_data.decode import DecodedVideo, decode_all
 from vmae_data.encode.encode_source import StagedSource
 from vmae_data.encode.ffmpeg import find_ffmpeg

@@ -28,7 +28,7 @@ from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.executors.jobs import BuildJobs
-from vmae_data.executors.local import run_local
+from vmae_data.executors.local_processes import run_local
 from vmae_data.executors.ray_cluster import NodeRequirements, make_shard, run_on_ray
 from vmae_data.format import ShardHead
 from vmae_data.shards.merge import merge_parts
@@ -37,7 +37,7 @@ from vmae_data.shards.plan import Part, make_plan, write_plan
 from vmae_data.shards.workspace import STAGING, workspace_of
 from vmae_data.sources.find import find_sources
 from vmae_data.storage import storage_path
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 
 pytestmark = pytest.mark.processes
 

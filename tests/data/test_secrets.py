@@ -15,7 +15,7 @@ from tests.s3_server import S3Bucket
 from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import proxy_thread
 from vmae_data.format import INDEX
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 
 pytestmark = pytest.mark.processes
 

@@ -20,7 +20,7 @@ from vmae_data.storage import (
     writable_paths,
 )
 from vmae_data.storage.clients import open_client
-from vmae_data.storage.options import VARIABLE, access_of
+from vmae_data.storage.store_options import VARIABLE, access_of
 
 
 @pytest.fixture(autouse=True)

@@ -37,8 +37,8 @@ from vmae_data.storage import (
     storage_path,
 )
 from vmae_data.storage.clients import client_of
-from vmae_data.storage.options import VARIABLE, access_of
 from vmae_data.storage.problems import requested_wait
+from vmae_data.storage.store_options import VARIABLE, access_of
 
 KEYS = ("access_key_id=AK", "secret_access_key=hunter1", "session_token=hunter2", "region=us-east-1")
 SAS = ("account_name=a", "sas_key=sv=1&sig=hunter2")

@@ -33,7 +33,7 @@ from vmae_data.storage import (
     storage_path,
 )
 from vmae_data.storage.attempt import pause
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 
 pytestmark = pytest.mark.processes
 

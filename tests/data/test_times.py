@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.soak.damages.boxes import patched
 from tools.soak.damages.clips import Bench, picture_is_right
+from tools.soak.damages.mp4_boxes import patched
 from vmae_data.decode import decode_all
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import EncodeJob, StagedSample, StagedSource, encode_source

@@ -18,7 +18,7 @@ from tools.soak.faults.proxy import Proxy, proxy_thread
 from vmae_data.errors import DataError
 from vmae_data.recipes import load_recipe
 from vmae_data.storage import commit_bytes, set_options, storage_path
-from vmae_data.storage.options import VARIABLE
+from vmae_data.storage.store_options import VARIABLE
 from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.log import read_log

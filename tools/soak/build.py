@@ -20,8 +20,8 @@ from pathlib import Path
 from tools.soak.damages.check import check_all, make_all
 from tools.soak.damages.clips import Bench
 from tools.soak.damages.table import DAMAGES, docs_page
+from tools.soak.faults.fault_run import Result, Workspace, command, left_over, run
 from tools.soak.faults.table import FAULTS
-from tools.soak.faults.workspace import Result, Workspace, command, left_over, run
 from tools.soak.listings import check_listings
 from vmae_data.demo.videos import write_demo
 

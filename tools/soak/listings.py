@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.soak.faults.workspace import Result
+from tools.soak.faults.fault_run import Result
 from vmae_data.errors import MisuseError
 from vmae_data.sources.find import Listing, find_sources
 

@@ -21,7 +21,7 @@ from vmae_data.storage.files import (
     remove,
     writable,
 )
-from vmae_data.storage.local import (
+from vmae_data.storage.local_files import (
     LOCK,
     TEMPORARY,
     lock,
@@ -35,9 +35,9 @@ from vmae_data.storage.local import (
     write_error,
     writer_name,
 )
-from vmae_data.storage.options import credential_names, options_text, restore_options, set_options, shown_options
 from vmae_data.storage.paths import RemotePath, StoragePath, local_path, storage_path, writable_path, writable_paths
 from vmae_data.storage.remote import list_tree
+from vmae_data.storage.store_options import credential_names, options_text, restore_options, set_options, shown_options
 
 __all__ = [
     "LOCK",

@@ -12,8 +12,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.storage.options import VARIABLE, Access, access_of, missing_key_file
 from vmae_data.storage.paths import RemotePath
+from vmae_data.storage.store_options import VARIABLE, Access, access_of, missing_key_file
 from vmae_data.storage.web import WebStore
 
 __all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_client", "open_client"]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vmae_data.errors import DataError, MisuseError, StoreError
-from vmae_data.storage import local, remote
+from vmae_data.storage import local_files, remote
 from vmae_data.storage.attempt import thread_pool
-from vmae_data.storage.local import temporary_path, write_error
+from vmae_data.storage.local_files import temporary_path, write_error
 from vmae_data.storage.paths import RemotePath, StoragePath
 
 __all__ = [
@@ -56,7 +56,7 @@ def read_bytes(path: StoragePath, *, give_up: float | None = None, most: int | N
 
     For a remote file: `give_up` limits the seconds of retries, `most` the file's size in bytes.
     """
-    return local.read_bytes(path) if isinstance(path, Path) else remote.read(path, give_up, most)
+    return local_files.read_bytes(path) if isinstance(path, Path) else remote.read(path, give_up, most)
 
 
 def read_range(path: StoragePath, offset: int, size: int) -> bytes:
@@ -67,14 +67,14 @@ def read_range(path: StoragePath, offset: int, size: int) -> bytes:
     if offset < 0 or size < 0:
         raise DataError(f"{path}: can't read {size} bytes at offset {offset}. The record with these numbers is damaged")
     if isinstance(path, Path):
-        return local.read_part(path, offset, size)
+        return local_files.read_part(path, offset, size)
     return remote.read_part(path, offset, size).data
 
 
 def read_spans(path: StoragePath, spans: Sequence[Span]) -> Iterator[bytes]:
     """Many ranges of one file, in order. Raises as `read_bytes` does, DataError if the file ends before a range does."""
     if isinstance(path, Path):
-        parts: Iterator[bytes] = (local.read_part(path, span.offset, span.size) for span in spans)
+        parts: Iterator[bytes] = (local_files.read_part(path, span.offset, span.size) for span in spans)
     else:
         parts = in_threads(lambda span: remote.read_part(path, span.offset, span.size).data, spans)
     for span, data in zip(spans, parts, strict=True):
@@ -157,7 +157,7 @@ def writable(path: StoragePath) -> StoragePath:
 def commit_bytes(path: StoragePath, data: bytes, writer: str = "") -> None:
     """Write a file completely or not at all. `writer`: see `temporary_path`."""
     if isinstance(path, Path):
-        local.commit_bytes(path, data, writer)
+        local_files.commit_bytes(path, data, writer)
     else:
         remote.put(path, data)
 
@@ -165,7 +165,7 @@ def commit_bytes(path: StoragePath, data: bytes, writer: str = "") -> None:
 def commit_file(temporary: Path, path: StoragePath) -> None:
     """Move a complete temporary file to its final path: rename it, or upload it and remove it here."""
     if isinstance(path, Path):
-        local.commit_file(temporary, path)
+        local_files.commit_file(temporary, path)
         return
     size = temporary.stat().st_size
     remote.put(path, temporary)
@@ -176,7 +176,7 @@ def commit_file(temporary: Path, path: StoragePath) -> None:
 
 def create_bytes(path: StoragePath, data: bytes) -> bool:
     """Write a file unless it exists. True if this call made it: exactly one of several concurrent calls does."""
-    return local.create_bytes(path, data) if isinstance(path, Path) else remote.create(path, data)
+    return local_files.create_bytes(path, data) if isinstance(path, Path) else remote.create(path, data)
 
 
 def remove(path: StoragePath) -> None:
@@ -190,7 +190,7 @@ def remove(path: StoragePath) -> None:
 def hash_file(path: StoragePath) -> str:
     """sha256 of a file. Raises DataError naming it."""
     if isinstance(path, Path):
-        return local.hash_file(path)
+        return local_files.hash_file(path)
     digest = hashlib.sha256()
     for data in remote.stream(path):
         digest.update(data)
@@ -199,13 +199,13 @@ def hash_file(path: StoragePath) -> str:
 
 def copy_here(path: StoragePath, to: Path) -> None:
     """Copy a file to a path of this machine, completely or not at all. Raises NotFoundError, StoreError, VmaeError."""
-    temporary = temporary_path(to, local.writer_name())
+    temporary = temporary_path(to, local_files.writer_name())
     try:
         if isinstance(path, Path):
-            local.copy_file(path, temporary)
+            local_files.copy_file(path, temporary)
         else:
             remote.download(path, temporary)
-        local.commit_file(temporary, to)
+        local_files.commit_file(temporary, to)
     except OSError as error:
         raise write_error(to, error) from error
     finally:
@@ -222,7 +222,7 @@ def copied(path: StoragePath, folder: Path) -> Iterator[Path]:
         yield path
         return
     # A unique name: other processes may copy the same file. The suffix stays: ffmpeg guesses containers by it.
-    copy = temporary_path(folder / f"copy-{local.writer_name()}-{secrets.token_hex(4)}{path.suffix[:16]}")
+    copy = temporary_path(folder / f"copy-{local_files.writer_name()}-{secrets.token_hex(4)}{path.suffix[:16]}")
     try:
         try:
             remote.download(path, copy)

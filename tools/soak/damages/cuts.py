@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools.soak.damages.boxes import boundaries, patched
 from tools.soak.damages.clips import FRAMES, Bench
+from tools.soak.damages.mp4_boxes import boundaries, patched
 from tools.soak.damages.records import Damage, Outcome, built, failed
 
 __all__ = ["CUTS", "FLIPS", "SIZES"]

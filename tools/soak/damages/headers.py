@@ -6,8 +6,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.soak.damages.boxes import find_box, patched
 from tools.soak.damages.clips import Bench
+from tools.soak.damages.mp4_boxes import find_box, patched
 from tools.soak.damages.records import Damage, Outcome, built, failed
 
 __all__ = ["FALSE_HEADERS"]

@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.soak.damages.boxes import replace_mkv_colours, replace_mp4_colours
 from tools.soak.damages.clips import Bench
+from tools.soak.damages.mp4_boxes import replace_mkv_colours, replace_mp4_colours
 from tools.soak.damages.records import Damage, Outcome, built
 
 __all__ = ["MIDWAY"]

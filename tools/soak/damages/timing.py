@@ -7,8 +7,8 @@ from pathlib import Path
 
 import av
 
-from tools.soak.damages.boxes import patched
 from tools.soak.damages.clips import Bench
+from tools.soak.damages.mp4_boxes import patched
 from tools.soak.damages.records import Damage, Outcome, built, failed
 
 __all__ = ["ENCRYPTED", "FIRST_FRAMES", "TRACKS", "WRONG_TIMES"]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.soak.faults.workspace import Result, Workspace, command, digests, left_over, partial_files, run, start
+from tools.soak.faults.fault_run import Result, Workspace, command, digests, left_over, partial_files, run, start
 from vmae_data.format import INDEX
 from vmae_data.storage import hash_file
 

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from tools.soak.faults.workspace import Ended, Result, Workspace, after, command, digests, finished, run, start
+from tools.soak.faults.fault_run import Ended, Result, Workspace, after, command, digests, finished, run, start
 
 __all__ = ["closed_streams", "hangups", "numbers", "special_paths"]
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from tools.soak.faults.workspace import (
+from tools.soak.faults.fault_run import (
     NO_SPACE,
     Result,
     Workspace,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.scripted_server import FACTS, Answer, Request, redirect_to, scripted_server
-from tools.soak.faults.workspace import Result, Workspace, run, start
+from tools.soak.faults.fault_run import Result, Workspace, run, start
 
 __all__ = ["redirects", "slow_answers"]
 

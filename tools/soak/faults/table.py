@@ -8,9 +8,9 @@ from typing import NamedTuple
 from tools.soak.faults.appends import appends_killed
 from tools.soak.faults.arguments import closed_streams, hangups, numbers, special_paths
 from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
-from tools.soak.faults.processes import hang, kills, retries_killed, signals, troubles, two_builds
+from tools.soak.faults.fault_run import Result, Workspace
+from tools.soak.faults.process_faults import hang, kills, retries_killed, signals, troubles, two_builds
 from tools.soak.faults.stores import redirects, slow_answers
-from tools.soak.faults.workspace import Result, Workspace
 
 __all__ = ["FAULTS", "Fault"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError, VmaeError
-from vmae_data.storage.local import refuse_special
+from vmae_data.storage.local_files import refuse_special
 from vmae_data.storage.option_files import azure_account, root_certificates
 
 __all__ = [

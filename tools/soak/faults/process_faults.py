@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from tools.soak.faults.workspace import (
+from tools.soak.faults.fault_run import (
     Ended,
     Result,
     Workspace,
