@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vmae_data.decode import FramePlanes
-from vmae_data.histogram import histogram
-from vmae_data.html import (
+from vmae_data.pages.histogram import histogram
+from vmae_data.pages.html import (
     Bar,
     Bars,
     Charts,
@@ -26,7 +26,7 @@ from vmae_data.html import (
     Tile,
     write_page,
 )
-from vmae_data.pictures import SheetRow, animated_gif, choose_samples, enlarge, picture, planes_to_rgb, sheet
+from vmae_data.pages.pictures import SheetRow, animated_gif, choose_samples, enlarge, picture, planes_to_rgb, sheet
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vmae_data.pictures import SheetRow, sheet
+from vmae_data.pages.pictures import SheetRow, sheet
 from vmae_data.read.batches import Request
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import commit_bytes

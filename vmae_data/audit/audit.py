@@ -10,7 +10,7 @@ import pyarrow as pa
 from vmae_data.audit.flags import AuditReport, AuditSpec, Row, flag_samples
 from vmae_data.audit.measure_samples import MeasuredSample, SampleMeasurer, sample_batches
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.html import printable
+from vmae_data.pages.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import Shards

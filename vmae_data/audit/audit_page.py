@@ -11,9 +11,22 @@ from vmae_data.audit.flags import FLAGS, AuditReport, AuditSpec, Flag, Row
 from vmae_data.audit.measure_samples import MeasuredSample
 from vmae_data.console import format_seconds
 from vmae_data.errors import SampleError
-from vmae_data.histogram import histogram
-from vmae_data.html import Charts, Fact, Facts, Figure, Gallery, Note, Pairs, Part, Section, Table, Tile, write_page
-from vmae_data.pictures import Picture, frame_pictures
+from vmae_data.pages.histogram import histogram
+from vmae_data.pages.html import (
+    Charts,
+    Fact,
+    Facts,
+    Figure,
+    Gallery,
+    Note,
+    Pairs,
+    Part,
+    Section,
+    Table,
+    Tile,
+    write_page,
+)
+from vmae_data.pages.pictures import Picture, frame_pictures
 from vmae_data.read.fetch import Fetcher
 from vmae_data.storage import StoragePath
 

@@ -12,10 +12,23 @@ import msgspec
 
 from vmae_data.console import format_bytes, format_seconds
 from vmae_data.format import FAILURES, NOT_JSON, Failure, Index, SampleFacts, ShardMarker, decode_record
-from vmae_data.histogram import histogram
-from vmae_data.html import LONG_LIST, Bar, Bars, Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
 from vmae_data.inspect.inspect import DataFacts
-from vmae_data.pictures import choose_samples
+from vmae_data.pages.histogram import histogram
+from vmae_data.pages.html import (
+    LONG_LIST,
+    Bar,
+    Bars,
+    Charts,
+    Fact,
+    Facts,
+    Figure,
+    Note,
+    Part,
+    Section,
+    Table,
+    write_page,
+)
+from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
 from vmae_data.read.dataset import Shards, sample_seconds
 from vmae_data.storage import Span, StoragePath, read_bytes, read_each, read_spans

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmae_data.errors import SampleError
-from vmae_data.html import Gallery, Tile
-from vmae_data.pictures import frame_pictures
+from vmae_data.pages.html import Gallery, Tile
+from vmae_data.pages.pictures import frame_pictures
 from vmae_data.read.dataset import Shards, sample_seconds
 
 __all__ = ["contact_sheet"]

@@ -22,7 +22,7 @@ from vmae_data.format import (
     encode_record,
     member_suffix,
 )
-from vmae_data.html import printable
+from vmae_data.pages.html import printable
 
 __all__ = [
     "REWRITTEN",

@@ -29,8 +29,8 @@ from vmae_data.format import (
     path_from_text,
     tar_name,
 )
-from vmae_data.html import printable
 from vmae_data.labels import label_text, table_labels
+from vmae_data.pages.html import printable
 from vmae_data.storage import StoragePath, exists, hash_file, read_bytes
 from vmae_data.verify.check_member import REWRITTEN, TableRow, abbreviate, without_name
 from vmae_data.verify.check_shard import Problem

@@ -27,7 +27,7 @@ from vmae_data.format import (
     marker_name,
     tar_name,
 )
-from vmae_data.html import printable
+from vmae_data.pages.html import printable
 from vmae_data.storage import StoragePath, copied, exists, hash_file, read_bytes
 from vmae_data.verify.check_member import REWRITTEN, TableRow, expected_members, extent_problems, without_name
 

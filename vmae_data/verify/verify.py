@@ -23,7 +23,7 @@ from vmae_data.format import (
     path_to_text,
     tar_name,
 )
-from vmae_data.html import printable
+from vmae_data.pages.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import Shards

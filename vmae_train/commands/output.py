@@ -17,7 +17,7 @@ __all__ = ["print_dry_run", "print_feed", "print_result", "print_scores", "print
 
 def print_result(quiet: bool, as_json: bool, values: dict[str, Any], text: str) -> None:
     """Print one result: `values` as JSON, or `text`."""
-    from vmae_data.html import printable
+    from vmae_data.pages.html import printable
 
     if as_json:
         print_json(values)
@@ -40,7 +40,7 @@ def print_scores(scores: Any, quiet: bool, as_json: bool) -> None:
 
 def print_unreadable(unreadable: dict[str, str]) -> None:
     """One warning for each video that was skipped."""
-    from vmae_data.html import printable
+    from vmae_data.pages.html import printable
 
     for key, why in unreadable.items():
         print(f"skipped, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vmae_data.html import Charts, Figure
-from vmae_data.pictures import SheetRow, animated_gif, enlarge, picture, sheet
+from vmae_data.pages.html import Charts, Figure
+from vmae_data.pages.pictures import SheetRow, animated_gif, enlarge, picture, sheet
 
 __all__ = ["Reconstruction", "draw_moving", "draw_still", "page_figures"]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.pictures import animated_gif, choose_samples, picture
+from vmae_data.pages.pictures import animated_gif, choose_samples, picture
 from vmae_data.read.batches import PADDING
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import sample_number

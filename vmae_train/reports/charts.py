@@ -15,8 +15,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from vmae_data.html import Figure, printable
-from vmae_data.pictures import picture
+from vmae_data.pages.html import Figure, printable
+from vmae_data.pages.pictures import picture
 
 __all__ = ["Curve", "confusion_picture", "curves", "log_curve"]
 

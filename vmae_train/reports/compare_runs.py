@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from vmae_data.html import Charts, Note, Part, Table
+from vmae_data.pages.html import Charts, Note, Part, Table
 from vmae_data.recipes import difference
 from vmae_train.evaluation.metrics import Scores
 from vmae_train.reports.charts import Curve, curves, log_curve

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.html import Charts, Fact, Facts, Note, Part, Section, Table, write_page
-from vmae_data.pictures import choose_samples
+from vmae_data.pages.html import Charts, Fact, Facts, Note, Part, Section, Table, write_page
+from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
 from vmae_data.recipes import build_spec
 from vmae_data.storage import writable_path

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vmae_data.html import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, Table, write_page
+from vmae_data.pages.html import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, Table, write_page
 from vmae_data.storage import StoragePath
 from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores
 from vmae_train.reports.charts import confusion_picture

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from vmae_data.html import Figure, printable
+from vmae_data.pages.html import Figure, printable
 
 __all__ = ["histogram"]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from vmae_data.pictures import Picture
+from vmae_data.pages.pictures import Picture
 from vmae_data.storage import StoragePath, commit_bytes
 
 __all__ = [

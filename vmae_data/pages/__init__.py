@@ -1,0 +1,1 @@
+"""What pages and pictures are drawn with: HTML, charts as SVG, images."""
