@@ -56,7 +56,8 @@ def continue_on_appended(
         if int(checkpoint.name.removeprefix("step-")) > steps // 2 + 1:
             shutil.rmtree(checkpoint)
     shutil.copytree(undisturbed, killed)
-    write_demo(folder / "videos", num_videos=24, seed=2, workers=2)
+    write_demo(folder / "more", num_videos=24, seed=2, workers=2)
+    shutil.copytree(folder / "more", folder / "videos", dirs_exist_ok=True)
     spec = load_recipe("vmae_data", "demo", BuildSpec, _SETTINGS)
     build_shards(str(folder / "videos"), shards, spec, workers=2, append=True, style=ProgressStyle.QUIET)
     subprocess.run([*command(shards, undisturbed, steps), "--accept-appended"], check=True)
