@@ -72,7 +72,7 @@ def evaluate(
     Examples:
         vmae-train evaluate runs/finetune --data shards/k400-val
         vmae-train evaluate runs/finetune --data shards/val --best --html scores.html
-        vmae-train evaluate k400.pth --data shards/k400-val --class-names k400-classes.txt
+        vmae-train evaluate k400.pth --data shards/val --class-names classes.txt
     """
     need_torch()
     from vmae_data.storage import writable_paths
