@@ -110,14 +110,14 @@ def gcs_bucket(google_storage: GcsServer, request: pytest.FixtureRequest) -> Gcs
 
 @pytest.fixture
 def network(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    """All that goes to the bucket of the test goes through it; time limits are scaled down, and copies are this test's."""
+    """All that goes to the bucket of the test goes through it; retries come soon, and copies are this test's."""
     for name, value in s3_bucket.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(VARIABLE, "{}")
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
     monkeypatch.setattr("vmae_data.storage.retry.FIRST_WAIT", 0.02)
     with proxy_thread(s3_bucket.server.endpoint) as proxy:
-        set_options(["give_up=4", "read_timeout=2", "connect_timeout=1", f"endpoint={proxy.url}"])
+        set_options(["give_up=100", "read_timeout=30", "connect_timeout=30", f"endpoint={proxy.url}"])
         yield proxy
 
 

@@ -254,16 +254,18 @@ def test_an_incomplete_shard_of_a_killed_process_is_removed_and_downloaded_again
 
 
 def fetch_all(url: str, folder: str, largest: int) -> tuple[int, tuple[str, ...], list[str]]:
-    """Fetch all samples in a process that cannot write a larger file: misses, notes, names in the cache."""
+    """Fetch all samples in a process that cannot write a larger file: hits, notes, names in the cache."""
     table = Shards.open(url)
     cache = ShardCache(CacheSpec(dir=folder, bytes=LIMIT))
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     fetcher = Fetcher(table, cache=cache)
-    for _ in range(3):
+    until, rounds = time.monotonic() + 60, 0
+    while rounds < 3 or (not cache.notes and time.monotonic() < until):
+        rounds += 1
         for number in range(len(table)):
             fetcher.fetch(number)
-        time.sleep(0.3)
-    return int(fetcher.timings.cache_misses), cache.notes, os.listdir(cache.directory.folder)
+    assert fetcher.timings.cache_misses == rounds * len(table)
+    return int(fetcher.timings.cache_hits), cache.notes, os.listdir(cache.directory.folder)
 
 
 def test_a_full_disk_is_reported_once_and_samples_are_read_by_range(remote_shards: str, tmp_path: Path) -> None:
@@ -274,8 +276,8 @@ def test_a_full_disk_is_reported_once_and_samples_are_read_by_range(remote_shard
         finished = next_finished((pool,))
     assert finished is not None
     assert finished.error is None
-    misses, notes, names = finished.result
-    assert misses == 3 * len(table)
+    hits, notes, names = finished.result
+    assert hits == 0
     (note,) = notes
     assert "no space left on the disk; shards that are not in the cache are read by range" in note
     assert names == [".room"]
@@ -286,13 +288,13 @@ def test_old_shards_are_evicted_on_a_full_disk(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "old.tar").write_bytes(b"x")
     at = time.time() - cache_directory.FRESH_SECONDS - 1
     os.utime(tmp_path / "old.tar", (at, at))
-    allocate = cache_directory._allocate
+    allocate = cache_directory.allocate
 
     def full(path: Path, size: int) -> None:
         if (tmp_path / "old.tar").exists():
             raise OSError(28, "No space left on device")
         allocate(path, size)
 
-    monkeypatch.setattr(cache_directory, "_allocate", full)
+    monkeypatch.setattr(cache_directory, "allocate", full)
     assert directory.reserve("new", 10) is not None
     assert not (tmp_path / "old.tar").exists()

@@ -30,7 +30,7 @@ from vmae_data.encode.probe import truncated_box
 from vmae_data.errors import DataError
 from vmae_data.format import key_of
 from vmae_data.progress import ProgressStyle
-from vmae_data.shards.pack import _write_tar
+from vmae_data.shards.pack import write_tar
 
 pytestmark = pytest.mark.processes
 
@@ -108,7 +108,7 @@ def test_an_interrupted_tar_is_reported_once(tmp_path: Path, monkeypatch: pytest
     printed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     with pytest.raises(DataError, match=r"gone\.mp4: can't be read"):
-        _write_tar(tmp_path / "x.tar", tmp_path, [sample, missing])
+        write_tar(tmp_path / "x.tar", tmp_path, [sample, missing])
     gc.collect()
     assert printed == []
 

@@ -21,7 +21,7 @@ from vmae_data.format import INDEX, tar_name
 from vmae_data.read import load_index, prefetch
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.prefetch import GAP_BYTES, RANGE_BYTES, Prefetcher, RemoteMember, RemoteShard, merge_neighbours
-from vmae_data.storage import RemotePath
+from vmae_data.storage import RemotePath, set_options
 
 
 def _tar_ranges(network: Proxy) -> list[str]:
@@ -156,7 +156,8 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_an_error(
 
 def test_a_store_that_does_not_answer_stops_the_reader(remote_shards: str, network: Proxy) -> None:
     fetcher = Fetcher(Shards.open(remote_shards))
-    network.change(Faults(down_seconds=60))
+    network.change(Faults(down_seconds=600))
+    set_options(["give_up=2"])
     with pytest.raises(StoreError, match=r"shard-000000\.tar: can't be read"):
         fetcher.fetch(0)
     fetcher.close()
@@ -171,7 +172,7 @@ def test_a_copy_of_the_index_is_used_without_a_network_and_a_newer_index_replace
     requests = len(network.seen().exchanges)
     assert Shards.open(remote_shards, first.digest).index == first.index
     assert len(network.seen().exchanges) == requests  # the checksum is known
-    network.change(Faults(down_seconds=60))
+    network.change(Faults(down_seconds=600))
     copied = Shards.open(remote_shards)
     assert copied.digest == first.digest
     assert copied.note is not None and "the store does not answer" in copied.note

@@ -96,8 +96,19 @@ def test_shards_that_arrive_damaged_are_not_cached(quiet: list[Any], url: str, n
 def test_batches_do_not_change_if_the_server_is_killed_and_comes_back(
     quiet: list[Any], url: str, network: Proxy
 ) -> None:
-    threading.Timer(0.3, lambda: network.change(Faults(down_seconds=2))).start()
+    before: list[int] = []
+
+    def kill() -> None:
+        while (requests := network.seen().count("GET")) < 3:
+            time.sleep(0.005)
+        network.change(Faults(down_seconds=2))
+        before.append(requests)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
     assert _clips(url) == quiet
+    killer.join(60)
+    assert before and network.seen().count("GET") > before[0], "nothing was left to read when the server was killed"
 
 
 def _train(data: str | Path, out: Path, *settings: str, steps: int = 20, status: int = 0) -> str:

@@ -62,7 +62,7 @@ class CacheDirectory:
                 excess -= _remove_first(old)
             while True:
                 try:
-                    _allocate(temporary, size)
+                    allocate(temporary, size)
                     return temporary
                 except OSError as error:
                     temporary.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def _remove_first(files: list[tuple[Path, os.stat_result]]) -> int:
     return facts.st_size
 
 
-def _allocate(path: Path, size: int) -> None:
+def allocate(path: Path, size: int) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.posix_fallocate(descriptor, 0, max(1, size))

@@ -122,7 +122,7 @@ def pack_shard(job: ShardJob) -> ShardHead:
         temporary = temporary_path(here, job.writer)
         try:
             try:
-                _write_tar(temporary, job.staging, samples)
+                write_tar(temporary, job.staging, samples)
             except OSError as error:
                 raise write_error(here, error) from error
             size, digest = temporary.stat().st_size, hash_file(temporary)
@@ -161,7 +161,7 @@ def _require_staged(job: ShardJob, key: str) -> StagedSource:
     return staged
 
 
-def _write_tar(path: Path, staging: Path, samples: Sequence[StagedSample]) -> None:
+def write_tar(path: Path, staging: Path, samples: Sequence[StagedSample]) -> None:
     """A tar without times and owners: the same samples give the same bytes."""
     with path.open("wb") as file:
         output = _TarOutput(file)
