@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import tomllib
@@ -101,7 +102,12 @@ def read_recipe(package: str, name: str) -> str:
             raise RecipeError(f"recipe {name}: can't be read ({error}). Name a TOML file or a known recipe") from error
     known = list_recipes(package)
     if name not in known:
-        raise RecipeError(f"recipe {name!r} is unknown; known: {', '.join(known)}. A file's name ends in .toml")
+        near = difflib.get_close_matches(name, known, n=3) or known[:3]
+        command = "vmae-shard" if package == "vmae_data" else "vmae-train"
+        raise RecipeError(
+            f"recipe {name[:80]!r} is unknown; known are {', '.join(near)} and others. `{command} recipes` lists all; "
+            "a file's name ends in .toml"
+        )
     return files(package).joinpath("recipes", f"{name}.toml").read_text("utf-8")
 
 
