@@ -65,8 +65,8 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
         load_recipe("vmae_data", str(path), BuildSpec)
 
 
-def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match="known: .*k400"):
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="known are k400 .*and others. `vmae-shard recipes` lists all"):
         load_recipe("vmae_data", "k401", BuildSpec)
 
 
