@@ -110,7 +110,7 @@ def staged_name(key: str) -> str:
 def encode_source(job: EncodeJob) -> StagedSource:
     """Encode one source into staging and commit its record. The record of a bad source holds the reason.
 
-    This is the build's per-video boundary: it catches SourceError, but no error of the destination.
+    A SourceError fails only this video. Any other error, such as a full destination, stops the build.
     """
     try:
         staged = StagedSource(samples=_encode(job))

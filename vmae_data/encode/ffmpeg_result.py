@@ -79,7 +79,7 @@ def refuse_machine_fault(run: FfmpegRun, staging: Path) -> None:
 
 
 def check_output_size(run: FfmpegRun) -> None:
-    """If no frame was decoded: ffmpeg refuses frames above MAX_PIXELS, because a header can claim any size."""
+    """Raise `too-large` if no frame was decoded because ffmpeg refused one above MAX_PIXELS."""
     for message in run.messages:
         size = _CLAIMED_SIZE.search(message)
         if size and int(size[1]) * int(size[2]) > MAX_PIXELS:

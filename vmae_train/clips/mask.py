@@ -91,7 +91,8 @@ class Grid(NamedTuple):
 class TokenMask(NamedTuple):
     """Token numbers, ascending. Every sample of a batch has the same counts. `decoded_BK` None: all masked tokens.
 
-    `unscored_BU`: visible tokens that the decoder sees as masked. Its predictions there count in no loss (VideoMAEv2's models/modeling_pretrain.py and engine).
+    `unscored_BU`: visible tokens that the decoder receives as masked. The loss ignores its predictions for them
+    (VideoMAEv2's models/modeling_pretrain.py and engine).
     """
 
     visible_BV: Int64[Tensor, "B V"]

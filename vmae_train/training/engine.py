@@ -99,7 +99,7 @@ class Engine:
         return StepResult(loss * (scale / self.layout.world_size), grad_norm, lr, status)
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Add a micro-batch's gradients: a sum over samples / batch. DDP divides by world_size, so multiply by it."""
+        """Add a micro-batch's gradients, divided by the global batch. `world_size` cancels the division of DDP."""
         with self.autocast():
             loss: Tensor = self.data_parallel.loss(batch) * (batch.valid * self.layout.world_size / self.batch)
         torch.autograd.backward(self.scaler.scale(loss))
