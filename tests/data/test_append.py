@@ -275,8 +275,11 @@ def test_an_append_that_is_killed_leaves_the_data_set_as_it_was_and_resumes_to_t
         after = grown.small._replace(shards=grown.after)
         after.hold_last(shard)
         process = start_process(grown.append, dest, workers=1)
-        last = dest / marker_name(shard - 1)
-        wait_until(lambda last=last: last.exists() and staged_keys(dest / STAGING), process)
+        earlier, others = dest / marker_name(shard - 1), len(after.paths_of(shard)) - 1
+        wait_until(
+            lambda earlier=earlier, others=others: earlier.exists() and len(staged_keys(dest / STAGING)) >= others,
+            process,
+        )
         process.kill()
         process.join()
         assert Shards.open(str(dest)).digest == Shards.open(str(grown.before)).digest

@@ -251,7 +251,7 @@ def test_without_ray_a_line_names_what_to_install(
     demo_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MisuseError, match=r"pip install 'vmae\[ray\]'$") as caught:
+    with pytest.raises(MisuseError, match=r"pip install 'vmae\[ray\]'`$") as caught:
         build_shards(str(demo_videos), tmp_path / "x", BuildSpec(), executor="ray", style=QUIET)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x").exists()

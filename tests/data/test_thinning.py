@@ -247,7 +247,7 @@ def test_kept_frames_follow_from_the_decoded_frames_not_from_the_packets(tmp_pat
     [
         (("stride=4", "rate=6.25"), "set exactly one of the two"),
         (("phases=5",), "expected 1 to 4, the stride"),
-        (("longest_seconds=0",), "expected seconds above 0"),
+        (("longest_seconds=0",), "longest_seconds = 0.0: expected seconds, 0.01 or more"),
         (('profile="copy"',), 'copy" keeps every frame'),
         (("rate=0",), "expected 0.01 to 1000"),
         (("qscale=0",), "expected 1 to 31"),

@@ -407,8 +407,8 @@ def test_normalising_is_minus_mean_over_std_of_zero_to_one(device: torch.device)
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"size": 0}, "augment.size = 0"),
-        ({"size": 32, "std": [0.1, 0.0, 0.1]}, "augment.std"),
+        ({"size": 0}, "size = 0: expected 1 to"),
+        ({"size": 32, "std": [0.1, 0.0, 0.1]}, "std above 0"),
         ({"size": 32, "crop": "five"}, "crop"),
         ({"size": 32, "scale": [0.0, 1.0]}, "augment.scale"),
         ({"size": 32, "ratio": [2.0, 1.0]}, "augment.ratio"),

@@ -200,7 +200,9 @@ def test_weights_of_another_geometry_are_refused(folder: Path, tmp_path: Path) -
 def test_a_description_of_a_far_larger_model_allocates_no_memory(folder: Path) -> None:
     geometry = json.loads((folder / "model.json").read_text())["geometry"]
     _edit(folder, geometry={**geometry, "depth": 10**7})
-    assert "at least 4423680" in _refusal(folder)
+    assert "10000000 blocks exceed the limit of 1024" in _refusal(folder)
+    _edit(folder, geometry={**geometry, "depth": 1024})
+    assert "parameters, the file holds" in _refusal(folder)
 
 
 def test_a_newer_format_is_refused_even_if_its_fields_are_unknown(folder: Path) -> None:

@@ -155,8 +155,8 @@ def test_without_mixing_the_loss_is_cross_entropy_with_label_smoothing(device: t
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"mixup": -1.0}, "mix.mixup = -1"),
-        ({"prob": 2.0}, "mix.prob = 2"),
+        ({"mixup": -1.0}, "mixup = -1.0: expected 0 to"),
+        ({"prob": 2.0}, "prob = 2.0: expected 0 to 1"),
         ({"label_smoothing": 1.0}, "label_smoothing = 1"),
         ({"mix_group": 0}, "mix_group = 0"),
     ],

@@ -239,7 +239,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_keys_and_last_good_checkpoint
     demo_shards: Path, tmp_path: Path
 ) -> None:
     arguments = _pretrain_arguments(
-        demo_shards, tmp_path / "wild", "--set", "optim.base_lr=1e30", "--set", "optim.warmup_steps=8"
+        demo_shards,
+        tmp_path / "wild",
+        "--set",
+        "optim.base_lr=1000",
+        "--set",
+        "optim.weight_decay=1000",
+        "--set",
+        "optim.warmup_steps=2",
     )
     done = call_command(*arguments, "--set", "checkpoint.every_steps=1", status=1)
     assert "is not finite" in done.stderr
