@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vmae_data.console import format_bytes, format_seconds, print_json, print_rows
+from vmae_data.console import format_bytes, format_seconds, plural, print_json, print_rows
 from vmae_data.errors import VmaeError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _print_build_table(report: BuildReport, folder: StoragePath, failures: Stora
     rows += [(f"failed: {reason}", str(count)) for reason, count in report.failures.items()]
     rows.append(("time", format_seconds(report.seconds)))
     if report.appended:
-        rows.append(("appended", f"{report.appended} videos"))
+        rows.append(("appended", plural(report.appended, "video")))
     if report.encoded:
         per_second = 1 / max(report.seconds, 1e-9)
         rows.append(("videos", f"{report.encoded} in this run, {report.encoded * per_second:.1f}/s"))
