@@ -173,6 +173,7 @@ def test_the_version_is_one_line(program: str) -> None:
         (["verify", "OUT", "--storage-option", "nonsense"], "expected KEY=VALUE"),
         (["build", "VIDEOS", "OUT", "--split", "foo"], "expected train, val or test"),
         (["build", "VIDEOS", "OUT", "--max-failures=-1"], "expected a number"),
+        (["build", "VIDEOS", "OUT", "--max-failures=101%"], "expected a number"),
         (["build"], "Missing argument"),
         (["build", ""], "SOURCE is empty"),
         (["build", "VIDEOS", ""], "DEST is empty"),

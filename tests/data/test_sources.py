@@ -54,6 +54,15 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     assert len(find_sources(str(tmp_path)).sources) == 1
 
 
+def test_a_link_to_a_class_that_was_found_before_is_told(tmp_path: Path) -> None:
+    (tmp_path / "all" / "run").mkdir(parents=True)
+    (tmp_path / "all" / "run" / "a.mp4").touch()
+    (tmp_path / "run").symlink_to(tmp_path / "all" / "run")
+    listing = find_sources(str(tmp_path))
+    assert [source.path for source in listing.sources] == [b"all/run/a.mp4"]
+    assert any("1 link to a folder found before skipped (run)" in note for note in listing.notes)
+
+
 def test_names_that_are_not_utf8_are_found(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
@@ -276,6 +285,23 @@ def test_given_classes_number_folders_of_digits_by_name_and_else_by_number(tmp_p
     assert _found(_listing(tmp_path, "a.mp4 90\nb.mp4 180\n"), angles) == [("a.mp4", 3), ("b.mp4", 1)]
     with pytest.raises(MisuseError, match="'91' is not among"):
         _found(_listing(tmp_path, "a.mp4 91\nb.mp4 180\n"), angles)
+
+
+def test_a_name_among_class_numbers_is_told(tmp_path: Path) -> None:
+    """It makes names of all numbers: 10 comes before 2."""
+    listing = find_sources(_listing(tmp_path, "a.mp4 2\nb.mp4 10\n# test\n"))
+    assert listing.classes == ("10", "2", "test")
+    assert any("2 of 3 labels are numbers, but others, such as 'test', are not" in note for note in listing.notes)
+
+
+@pytest.mark.parametrize("text", ["3 a.mp4\n0 b.mp4\n", "run,a.mp4\nsit,b.mp4\n", "run\ta.mp4\nsit\tb.mp4\n"])
+def test_a_label_before_the_path_is_refused_unless_a_file_is_named_so(tmp_path: Path, text: str) -> None:
+    file = _listing(tmp_path, text)
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(MisuseError, match=r"list\.txt: entry 1 has '(3|run)' before the path 'a\.mp4'"):
+        find_sources(file)
+    (tmp_path / text.splitlines()[0]).touch()
+    assert find_sources(file).sources[0].path == text.splitlines()[0].encode()
 
 
 def test_gaps_in_the_class_numbers_of_a_listing_are_told(tmp_path: Path) -> None:

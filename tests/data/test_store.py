@@ -91,7 +91,15 @@ def test_an_invalid_option_is_refused(option):
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["127.0.0.1:9000", "localhost:9000", "notaurl", "http://u:hunter2@host:9", "http://a b"]
+    "endpoint",
+    [
+        "127.0.0.1:9000",
+        "localhost:9000",
+        "notaurl",
+        "http://u:hunter2@host:9",
+        "http://host:9/x?sig=hunter2",
+        "http://a b",
+    ],
 )
 def test_an_endpoint_that_is_no_url_is_refused_before_the_client_gets_it(endpoint, monkeypatch):
     set_options([f"endpoint={endpoint}"])

@@ -107,6 +107,19 @@ def test_time_stamps_that_stand_still_after_a_jump_continue(more: int) -> None:
     assert continuous_times(stamps, 40, 1000) == (times, 0, 90)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_time_stamps_that_stand_still_from_the_first_frame_on_continue(more: int) -> None:
+    stamps = [3_600_000 + more * n for n in range(90)]
+    assert continuous_times(stamps, 40, 1000).times == list(range(3_600_000, 3_603_600, 40))
+
+
+def test_time_stamps_that_stand_still_until_the_clock_catches_up_continue() -> None:
+    """As a muxer writes time stamps that step back by a second."""
+    times = list(range(0, 4000, 40))
+    stamps = [*times[:50], *(times[49] + n for n in range(1, 26)), *times[50:75]]
+    assert continuous_times(stamps, 40, 1000).times == times
+
+
 @given(st.lists(st.integers(1, 10**6), max_size=60), st.integers(1, 5000))
 def test_rising_time_stamps_are_the_times(steps: list[int], step: int) -> None:
     times = np.cumsum([0, *(2 * one for one in steps)]).tolist()

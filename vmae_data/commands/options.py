@@ -33,7 +33,7 @@ def failure_limit(text: str | None) -> Callable[[int], float] | None:
     number = text.removesuffix("%")
     try:
         value = float(number)
-        if not 0 <= value <= 1e9:
+        if not 0 <= value <= (100 if text.endswith("%") else 1e9):
             raise ValueError
     except ValueError:
         raise MisuseError(

@@ -81,7 +81,7 @@ def continuous_times(stamps: Sequence[int], step: int, far: float) -> Continuous
     still = False
     for number, stamp in enumerate(stamps):
         time = stamp + offset
-        still = bool(times) and _is_still(stamps, number, step, time - times[-1] > far, still)
+        still = bool(times) and _is_still(stamps, number, step, still)
         after = times[-1] + _last_step(times, step) if times else 0  # the time of a frame whose time stamp is wrong
         if still:
             time = after
@@ -108,13 +108,11 @@ def _last_step(times: Sequence[int], step: int) -> int:
     return min(last, step) if last > 0 else step
 
 
-def _is_still(stamps: Sequence[int], number: int, step: int, is_far: bool, before: bool) -> bool:
-    """Whether the time stamps stand still after a jump. Muxers write the largest one again for all that are smaller."""
+def _is_still(stamps: Sequence[int], number: int, step: int, before: bool) -> bool:
+    """Whether the time stamps stand still. Muxers write the largest one again for all that are smaller."""
     most = 1 if step > _MAX_REORDER else 0  # some muxers add a tick
     if before:
         return 0 <= stamps[number] - stamps[number - 1] <= most
-    if not is_far:
-        return False
     steps = [after - now for now, after in pairwise(stamps[number : number + _MAX_REORDER])]
     return len(steps) >= 3 and all(0 <= one <= most for one in steps)
 

@@ -185,6 +185,13 @@ def _class_notes(listing: Listing, source: str) -> list[str]:
         f"{source}: the classes {a!r} and {b!r} differ only in case or accents. Correct the labels if they are one class"
         for a, b in near_pairs(listing.classes)[:MAX_NOTES]
     ]
+    digits = [name for name in listing.classes if CLASS_NUMBER.fullmatch(name)]
+    if digits and len(digits) < len(listing.classes):
+        name = next(name for name in listing.classes if name not in digits)
+        notes.append(
+            f"{source}: {len(digits)} of {len(listing.classes)} labels are numbers, but others, such as {name!r}, are not. "
+            "All are taken as names, and numbered in sorted order"
+        )
     unused = [name for number, name in enumerate(listing.classes) if number not in used]
     if unused:
         shown = ", ".join(unused[:MAX_SHOWN]) + (", …" if len(unused) > MAX_SHOWN else "")

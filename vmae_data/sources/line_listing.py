@@ -109,6 +109,7 @@ def _label_rows(text: ListingText, file: StoragePath, is_path: Callable[[bytes],
     )
     if are_names and any(map(is_path, names)):
         return [Row(_path(row.fields[0]), None) for row in rows]
+    _refuse_label_first(rows[0], file, is_path)
     labelled = [_label_row(row, file, number, is_path) for number, row in enumerate(rows, 1)]
     for number, row in enumerate(labelled if table is None else (), 1):
         _refuse_spaces_in_label(row, file, number)
@@ -134,6 +135,17 @@ def _separated_records(text: ListingText, file: StoragePath) -> list[Record] | N
         if all(len(row.fields) > 1 and (separator != b";" or is_video(row.fields[0])) for row in table):
             return table
     return None
+
+
+def _refuse_label_first(row: Record, file: StoragePath, is_path: Callable[[bytes], bool]) -> None:
+    """`3 a.mp4`: without a label this would be the path of a file that is missing."""
+    path = row.text.strip()
+    for mark in (*SEPARATORS, b" "):
+        label, _, video = (part.strip() for part in path.partition(mark))
+        if video and is_video(video) and not is_video(label) and not is_path(path) and is_path(_path(video)):
+            raise MisuseError(
+                f"{file}: entry 1 has {quote_line(label)} before the path {quote_line(video)}. Write the label after the path"
+            )
 
 
 def _label_row(row: Record, file: StoragePath, number: int, is_path: Callable[[bytes], bool]) -> Row:

@@ -30,6 +30,7 @@ class FoundVideos(NamedTuple):
     videos: list[bytes]
     system_folders: list[bytes]
     unreadable: list[bytes]
+    repeated: list[bytes]  # links to a folder whose videos were found at another path
     other_suffixes: Counter[bytes]  # of files that are no videos by their names
 
     def warnings(self) -> list[str]:
@@ -46,6 +47,12 @@ class FoundVideos(NamedTuple):
         if self.system_folders:
             names = sorted({path_to_text(os.path.basename(path)) for path in self.system_folders})
             notes.append(f"{plural(len(self.system_folders), 'system folder')} skipped ({', '.join(names)})")
+        if self.repeated:
+            names = [path_to_text(path) for path in self.repeated[:MAX_SHOWN]]
+            more = ", …" if len(self.repeated) > MAX_SHOWN else ""
+            notes.append(
+                f"{plural(len(self.repeated), 'link')} to a folder found before skipped ({', '.join(names)}{more})"
+            )
         if self.other_suffixes:
             common = self.other_suffixes.most_common(MAX_SHOWN)
             names = [f"{count} {path_to_text(name) or 'without a suffix'}" for name, count in common]
@@ -63,7 +70,7 @@ def walk_videos(folder: Folder) -> FoundVideos:
     Follows links to folders, but visits each real folder once: a loop of links ends.
     Raises MisuseError if a folder can't be read for another reason: its videos would be lost.
     """
-    found = FoundVideos([], [], [], Counter())
+    found = FoundVideos([], [], [], [], Counter())
     if isinstance(folder, RemotePath):
         _sort_keys(map(str.encode, list_tree(folder)), found)
         return found
@@ -79,6 +86,7 @@ def walk_videos(folder: Folder) -> FoundVideos:
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=pass_over):
         status = Path(os.fsdecode(parent)).stat()
         if (status.st_dev, status.st_ino) in visited:
+            found.repeated.append(os.path.relpath(parent, folder))
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))

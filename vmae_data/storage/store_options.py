@@ -50,7 +50,7 @@ _NOT_SECRET = (
     "account_name",
     "proxy_url",
 )
-_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._~\-\[\]:]+(/[^\s@]*)?")
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._~\-\[\]:]+(/[^\s@?#]*)?")
 
 
 class Access(NamedTuple):
@@ -252,8 +252,8 @@ def _check_texts(config: Mapping[str, Any]) -> None:
 
 def _check_endpoint(endpoint: str) -> None:
     if endpoint and not _ENDPOINT.fullmatch(endpoint):
-        shown = endpoint.rpartition("@")[2]
-        raise MisuseError(f"endpoint {shown}: expected http://HOST:PORT or https://HOST, without a password")
+        shown = re.split("[?#]", endpoint.rpartition("@")[2])[0]
+        raise MisuseError(f"endpoint {shown}: expected http://HOST:PORT or https://HOST, without a password or a query")
 
 
 def _endpoint(scheme: str, config: Mapping[str, Any]) -> str:
