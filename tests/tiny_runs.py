@@ -22,7 +22,7 @@ TINY_RUN = (
 
 
 def pretrain_tiny(
-    shards: Path, out: Path, *settings: str, init: Path | None = None, accept_appended: bool = False
+    shards: Path | str, out: Path, *settings: str, init: Path | None = None, accept_appended: bool = False
 ) -> RunState:
     """Pretrain with `TINY_RUN`; later settings replace earlier ones."""
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [*TINY_RUN, *settings])

@@ -237,6 +237,8 @@ def choose_device(
         name = f"cuda:{distributed.local_rank}"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("nothing is computed there")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,18 +23,25 @@ from tests.command import call_command
 from tests.tiny_runs import TINY_RUN, finetune_tiny
 from vmae_data.errors import VmaeError
 from vmae_train import load_model
+from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.native import save_model
+from vmae_train.distributed import choose_device
+from vmae_train.evaluation.metrics import read_scores
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.reports.run_page import write_report
 from vmae_train.reports.run_reader import read_run
+from vmae_train.runs.best import read_best
+from vmae_train.runs.log import read_log
 from vmae_train.runs.metadata import read_facts
-from vmae_train.training.checkpoint import last_checkpoint, read_state
+from vmae_train.training.checkpoint import last_checkpoint, load_checkpoint, read_state
+from vmae_train.training.optimizer import OptimSpec, build_optimizer
 
 pytestmark = pytest.mark.processes
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+ONE_D = msgspec.structs.replace(TINY, position="sinusoid-1d")
 HUGE = 10**18
 
 
@@ -211,6 +220,8 @@ def test_a_flipped_bit_in_a_pth_is_refused_unless_it_was_written_without_checksu
         {"mlp_ratio": 1e15},
         {"num_heads": 0},
         {"embed_dim": -192},
+        {"encoder_eps": -1.0},
+        {"fc_eps": 1e300},
         {"position": "../../etc/passwd"},
         {"unknown": 1},
     ],
@@ -247,6 +258,85 @@ def test_many_classes_and_odd_names_do_no_harm(tmp_path: Path) -> None:
     assert load_model(tmp_path).classes == classes
     _edit(tmp_path / "model.json", classes=[str(n) for n in range(100_000)])
     _refusal(lambda: load_model(tmp_path))
+
+
+_WEIGHTS_OF_PARTS = "model.safetensors.index.json"
+_PREPROCESSOR = "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"hidden_size": 0}),
+        ("config.json", {"decoder_hidden_size": 0}),
+        ("config.json", {"layer_norm_eps": -1.0}),
+        ("config.json", {"id2label": {"0": "a", "9" * 5000: "b"}}),
+        ("config.json", {"id2label": {"0": "a", "00": "b"}}),
+        ("config.json", {"id2label": {"0": "a", "5": "b"}}),
+        (_PREPROCESSOR, {"rescale_factor": 0}),
+        (_PREPROCESSOR, {"rescale_factor": 1e-320}),
+        (_WEIGHTS_OF_PARTS, {"weight_map": {"a": "b\0"}}),
+        (_WEIGHTS_OF_PARTS, {"weight_map": {"a": ".."}}),
+        (_WEIGHTS_OF_PARTS, {"weight_map": {"a": "pipe.safetensors"}}),
+        (_WEIGHTS_OF_PARTS, {"weight_map": {"a": "pipe.bin"}}),
+    ],
+)
+def test_a_folder_of_transformers_with_impossible_values_is_refused(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    save_model(tmp_path, Classifier(ONE_D, ("a", "b"), seed=4))
+    folder = tmp_path / "hf"
+    convert(str(tmp_path), folder, to="hf")
+    for pipe in ("pipe.safetensors", "pipe.bin"):
+        os.mkfifo(folder / pipe)
+    if name == _WEIGHTS_OF_PARTS:
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_text("{}")
+    _edit(folder / name, **changes)
+    assert str(folder) in _refusal(lambda: load_model(folder))
+
+
+def test_a_block_number_of_5000_digits_is_refused(tmp_path: Path) -> None:
+    weights = Classifier(ONE_D, ("a", "b"), seed=4).state_dict()
+    path = tmp_path / "x.pth"
+    torch.save({"model": {**weights, f"blocks.{'9' * 5000}.x": torch.zeros(1)}}, path)
+    assert "unknown" in _refusal(lambda: load_model(path, image_size=32, num_frames=16, num_heads=3))
+
+
+@pytest.mark.parametrize("name", ["run.json", "best.json", "log.jsonl", "evaluation.json", "state.json"])
+def test_a_pipe_in_a_run_is_refused_and_never_waited_for(run: Path, name: str) -> None:
+    last = last_checkpoint(run)
+    assert last is not None
+    path = (last if name == "state.json" else run) / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    read = {
+        "run.json": lambda: read_facts(run),
+        "best.json": lambda: read_best(run),
+        "log.jsonl": lambda: read_log(run),
+        "evaluation.json": lambda: read_scores(path),
+        "state.json": lambda: read_state(last),
+    }[name]
+    assert "is a pipe" in _refusal(read)
+
+
+def test_the_optimizer_of_a_checkpoint_that_is_a_pipe_is_refused(run: Path) -> None:
+    last = last_checkpoint(run)
+    assert last is not None
+    (last / "optimizer.safetensors").unlink()
+    os.mkfifo(last / "optimizer.safetensors")
+    model = load_model(run)
+    optimizer = build_optimizer(model, OptimSpec(base_lr=0.1, weight_decay=0.0, warmup_steps=0), depth=2)
+    assert "is a pipe" in _refusal(lambda: load_checkpoint(last, model, optimizer))
+
+
+@pytest.mark.parametrize("fields", [{"image_size": 0}, {"num_frames": 32.0}, {"num_frames": True}])
+def test_clips_of_no_or_another_kind_of_size_are_refused(folder: Path, fields: dict[str, Any]) -> None:
+    assert str(folder) in _refusal(lambda: load_model(folder, **fields))
+
+
+def test_a_device_that_computes_nothing_is_refused() -> None:
+    assert "Use cpu or cuda" in _refusal(lambda: choose_device("meta"))
 
 
 @pytest.mark.parametrize("step", [-1, 0, HUGE, "4", None, 3])

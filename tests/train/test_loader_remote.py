@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +15,13 @@ import torch
 
 from tests.command import call_command
 from tests.s3_server import S3Bucket
+from tests.scripted_server import Answer, Request, scripted_server
+from tests.tiny_runs import pretrain_tiny
 from tools.soak.faults.network import Faults
 from tools.soak.faults.proxy import Proxy
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import MisuseError, ReplacedError, StoreError
+from vmae_data.errors import MisuseError, ReplacedError, StopRequested, StoreError
 from vmae_data.format import tar_name
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.batches import BatchLayout, TrainingOrder
@@ -25,12 +31,15 @@ from vmae_data.read.fetch import ReadTimings
 from vmae_data.read.prefetch import RemoteShard
 from vmae_data.recipes import load_recipe
 from vmae_data.storage import RemotePath, set_options
+from vmae_data.storage.store_options import VARIABLE
 from vmae_train.clips.frame_sampling import StrideSampler
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec, pretrain
+from vmae_train.runs.layout import newest_checkpoint
 from vmae_train.runs.log import read_log
 from vmae_train.runs.run_files import checkpoint_name
+from vmae_train.training.checkpoint import read_state
 from vmae_train.training.setup import set_up_training
 from vmae_train.training.throughput import bottleneck
 
@@ -230,3 +239,60 @@ def test_a_training_from_a_bucket_has_the_losses_of_a_local_one_and_needs_no_net
     assert {(line["cache_hits"], line["read_mb"]) for line in lines} == {(1.0, 0.0)}
     losses = [[line["loss"] for line in read_log(tmp_path / name, "train")] for name in ("here", "there", "off")]
     assert losses[0] == losses[1] == losses[2]
+
+
+def _serve(folder: Path, hangs: threading.Event) -> Callable[[Request], Answer]:
+    """A web server of shards whose tars bring a byte an hour once `hangs` is set."""
+
+    def answer(request: Request) -> Answer:
+        path = folder / request.path.lstrip("/")
+        if not path.is_file():
+            return Answer(404)
+        data, headers = path.read_bytes(), {"ETag": '"1"', "Accept-Ranges": "bytes"}
+        if "range" not in request.headers:
+            return Answer(body=data, headers=headers)
+        first, last = (int(n) for n in request.headers["range"].removeprefix("bytes=").split("-"))
+        headers["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
+        seconds = 3600.0 if hangs.is_set() and path.suffix == ".tar" else 0.0
+        return Answer(206, data[first : last + 1], headers, seconds)
+
+    return answer
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_ends_a_training_that_waits_for_a_slow_store_and_its_last_step_is_saved(
+    demo_shards: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
+    monkeypatch.setenv(VARIABLE, "{}")
+    set_options(["give_up=3000", "read_timeout=1000", "connect_timeout=1000"])
+    out, hangs = tmp_path / "run", threading.Event()
+    settings = (
+        "train.steps=1000",
+        "train.batch=4",
+        f"loader.workers={workers}",
+        "loader.ahead=1",
+        "loader.read_ahead=1",
+    )
+    with scripted_server(_serve(demo_shards, hangs)) as server:
+
+        def stop_the_wait() -> None:
+            while not read_log(out, "train"):
+                time.sleep(0.01)
+            hangs.set()
+            while len(read_log(out, "train")) != _lines_after(1.0, out):
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=stop_the_wait, daemon=True).start()
+        with pytest.raises(StopRequested) as stopped:
+            pretrain_tiny(server.url, out, *settings)
+    assert stopped.value.exit_status == 128 + signal.SIGTERM
+    last = newest_checkpoint(out)
+    assert last is not None
+    assert read_state(last).step == len(read_log(out, "train"))
+
+
+def _lines_after(seconds: float, run: Path) -> int:
+    time.sleep(seconds)
+    return len(read_log(run, "train"))

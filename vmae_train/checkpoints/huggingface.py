@@ -6,7 +6,7 @@ transformers' decoder.norm and fc_norm always have eps 1e-5, whatever config.jso
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import safetensors.torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
-from vmae_data.storage import commit_bytes, read_bytes
+from vmae_data.storage import commit_bytes, read_bytes, refuse_special
 from vmae_train.checkpoints.infer import ForeignCheckpoint
 from vmae_train.checkpoints.native import Kind, ModelFile, write_weights
 from vmae_train.checkpoints.recognise import recognise
@@ -41,6 +41,10 @@ _PROBLEMS: dict[str | None, Kind] = {
 }
 
 
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
 class _Config(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of config.json that determine the model; the defaults are those of transformers."""
 
@@ -51,7 +55,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     num_channels: int = 3
     num_frames: int = 16
     tubelet_size: int = 2
-    hidden_size: int = 768
+    hidden_size: _Count = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
@@ -59,7 +63,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = True
     decoder_num_attention_heads: int = 6
-    decoder_hidden_size: int = 384
+    decoder_hidden_size: _Count = 384
     decoder_num_hidden_layers: int = 4
     decoder_intermediate_size: int = 1536
     norm_pix_loss: bool = True
@@ -74,7 +78,7 @@ class _Preprocessor(msgspec.Struct, frozen=True):
     """The fields that change colours; the defaults are those of transformers' VideoMAE classes."""
 
     do_rescale: bool = True
-    rescale_factor: float = 1 / 255
+    rescale_factor: _Positive = 1 / 255
     do_normalize: bool = True
     image_mean: float | _Colours = 0.5
     image_std: float | _Colours = 0.5
@@ -187,8 +191,9 @@ def _check_config(folder: Path, config: _Config, pretrain: bool) -> None:
         wrong.append(f"image_size = {config.image_size}, patch_size = {config.patch_size} (expected squares)")
     if config.problem_type not in _PROBLEMS:
         wrong.append(f"problem_type = {config.problem_type!r} (expected one of {', '.join(map(str, _PROBLEMS))})")
-    if config.id2label is not None and not all(number.isdecimal() for number in config.id2label):
-        wrong.append("id2label has keys that are not numbers")
+    names = config.id2label or {}
+    if names.keys() != {str(number) for number in range(len(names))}:
+        wrong.append("the keys of id2label are not 0, 1, 2 …")
     if wrong:
         raise DataError(f"{folder / CONFIG}: {', '.join(wrong)}. Use another model")
 
@@ -206,13 +211,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         return _read_part(path)
     state: dict[str, Tensor] = {}
     for file in sorted(set(_decode(path, _ShardIndex).weight_map.values())):
-        if Path(file).name != file:
+        if Path(file).name != file or not file.isprintable():
             raise DataError(f"{path}: names {file!r}, which is not in this folder. Use another copy")
         state |= _read_part(folder / file)
     return state
 
 
 def _read_part(path: Path) -> dict[str, Tensor]:
+    refuse_special(path)
     try:
         content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
     except (SafetensorError, OSError) as error:

@@ -133,7 +133,7 @@ def _weight(checkpoint: ForeignCheckpoint, name: str, *, axes: int) -> Tensor:
 
 
 def _depth(state: dict[str, Tensor], prefix: str) -> int:
-    numbers = [int(match[1]) for name in state if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
+    numbers = [int(match[1]) for name in state if (match := re.match(rf"{re.escape(prefix)}(\d{{1,9}})\.", name))]
     return max(numbers, default=-1) + 1
 
 

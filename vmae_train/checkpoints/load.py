@@ -257,7 +257,8 @@ def _resized(
 ) -> ReadModel:
     description = read.description
     try:
-        geometry = description.geometry.resized(position_resize, image_size=image_size, num_frames=num_frames)
+        sides = [msgspec.convert(value, int | None) for value in (image_size, num_frames)]
+        geometry = description.geometry.resized(position_resize, image_size=sides[0], num_frames=sides[1])
     except (ValueError, TypeError) as error:
         raise MisuseError(f"{read.path}: {error}. Set other values") from error
     return read._replace(description=msgspec.structs.replace(description, geometry=geometry))
@@ -290,7 +291,7 @@ def _check_state(path: Path, model: VideoModel, state: dict[str, Tensor]) -> Non
     expected = model.state_dict()
     for problem, names in (("missing", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
         if names:
-            listed = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+            listed = ", ".join(name[:80] for name in sorted(names)[:3]) + (", …" if len(names) > 3 else "")
             count = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
             raise DataError(f"{path}: {count} {problem}: {listed}. The file is incomplete or of another model")
     for name, value in expected.items():

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vmae_data.errors import DataError
+from vmae_data.storage import refuse_special
 
 __all__ = ["InertObject", "read_pickle"]
 
@@ -63,6 +64,7 @@ def read_pickle(path: Path) -> Any:
     Tensors of a zip file stay on disk until they are used. Raises DataError naming what is not allowed to run, what is
     larger than the file, and members that differ from their checksums.
     """
+    refuse_special(path)
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _check_members(path)

@@ -59,8 +59,10 @@ class AugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"augment.scale = {self.scale}: expected two shares above 0 in ascending order")
         if not 0 < self.ratio[0] <= self.ratio[1] <= 1000:
             raise ValueError(f"augment.ratio = {self.ratio}: expected two ratios above 0 in ascending order")
-        if not 0 < min(self.std) <= max(self.std) <= 1000 or max(map(abs, self.mean)) > 1000:
-            raise ValueError(f"augment.mean = {self.mean}, std = {self.std}: expected numbers to 1000, std above 0")
+        if not 1e-6 <= min(self.std) <= max(self.std) <= 1000 or max(map(abs, self.mean)) > 1000:
+            raise ValueError(
+                f"augment.mean = {self.mean}, std = {self.std}: expected numbers to 1000, std above 0, from 1e-6"
+            )
 
 
 class Augment(nn.Module):

@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae_data.errors import NotFoundError
 from vmae_data.format import NOT_JSON
-from vmae_data.storage import commit_bytes
+from vmae_data.storage import commit_bytes, read_bytes
 from vmae_train.clips.frame_sampling import ClipSpec
 
 __all__ = [
@@ -131,8 +132,8 @@ AnyScores = Scores | LabelScores | ValueScores
 def read_scores(path: Path) -> AnyScores | None:
     """The scores in a file; None if there is none, or if it is damaged: then the model is scored again."""
     try:
-        scores: AnyScores = msgspec.json.decode(path.read_bytes(), type=AnyScores)
-    except (FileNotFoundError, *NOT_JSON):
+        scores: AnyScores = msgspec.json.decode(read_bytes(path), type=AnyScores)
+    except (NotFoundError, *NOT_JSON):
         return None
     return scores
 

@@ -15,7 +15,7 @@ from vmae_data.decode import DecodedVideo
 from vmae_data.encode.open_source import open_source, read_pictures
 from vmae_data.errors import DataError, MisuseError, SourceError
 from vmae_data.format import INDEX
-from vmae_data.storage import copy_here, exists, node_folder, storage_path
+from vmae_data.storage import copy_here, exists, node_folder, refuse_special, storage_path
 from vmae_data.storage.remote import stat
 from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.frame_sampling import ClipSpec, stride_positions
@@ -35,6 +35,7 @@ def local_video(url: str) -> Path | None:
     if source.name == INDEX:
         return None
     if isinstance(source, Path):
+        refuse_special(source, folder=True)
         return source if source.is_file() else None
     # A web server may answer for a folder as for a file.
     version = None if exists(source / INDEX) else stat(source)

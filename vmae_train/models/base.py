@@ -52,8 +52,10 @@ class VideoModel(nn.Module):
         Resizes with antialias, as transformers' processors; without, as VideoMAE's own evaluation.
         Raises ValueError for other axes than B T H W 3, another type than uint8, and another number of frames.
         """
+        if not isinstance(frames_BTHWC, Tensor):
+            raise ValueError(f"frames are {type(frames_BTHWC).__name__}; expected a tensor of uint8")
         shape, kind = tuple(frames_BTHWC.shape), str(frames_BTHWC.dtype).removeprefix("torch.")
-        if frames_BTHWC.ndim != 5 or shape[-1] != 3 or frames_BTHWC.dtype != torch.uint8:
+        if len(shape) != 5 or shape[-1] != 3 or 0 in shape or frames_BTHWC.dtype != torch.uint8:
             raise ValueError(f"frames are {kind} of shape {shape}; expected a tensor of uint8 with the axes B T H W 3")
         if shape[1] != self.geometry.num_frames:
             raise ValueError(f"{shape[1]} frames given; a clip has {self.geometry.num_frames}")

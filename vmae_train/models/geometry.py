@@ -5,6 +5,7 @@ Sizes: Tong et al., "VideoMAE", NeurIPS 2022, from its scripts; g: Wang et al., 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -75,8 +76,16 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.position_grid is not None and min(self.position_grid) < 1:
             raise ValueError(f"model.position_grid = {self.position_grid}: expected slices and side of 1 or more")
         self._check_limits()
-        if min(self.std) <= 0:
-            raise ValueError(f"std = {self.std}: expected above 0 in every channel")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("encoder_eps", "decoder_eps", "decoder_norm_eps", "fc_eps"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name} = {getattr(self, name)}: expected 0 to 1")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std = {self.std}: expected above 0 in every channel, and finite")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean = {self.mean}: expected finite numbers")
 
     def _check_limits(self) -> None:
         channels = max(self.embed_dim, self.decoder_embed_dim)
@@ -127,8 +136,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             grid = self.position_grid or (self.slices, self.side)
         new = msgspec.structs.replace(
             self,
-            image_size=image_size or self.image_size,
-            num_frames=num_frames or self.num_frames,
+            image_size=self.image_size if image_size is None else image_size,
+            num_frames=self.num_frames if num_frames is None else num_frames,
             position_grid=grid,
         )
         if (new.slices, new.side) == (self.slices, self.side):

@@ -12,6 +12,7 @@ from vmae_data.errors import DataError, VmaeError
 from vmae_data.format import NOT_JSON
 from vmae_data.read.dataset import Shards
 from vmae_data.read.mixture import Mixture
+from vmae_data.storage import read_bytes
 from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.runs.layout import EVALUATION, MARKER, newest_checkpoint
 from vmae_train.runs.log import read_log
@@ -86,8 +87,8 @@ def read_run(url: str | Path) -> StoredRun:
 
 def _decode(path: Path, file_type: Any) -> Any:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=file_type)
-    except (OSError, *NOT_JSON) as error:
+        return msgspec.json.decode(read_bytes(path), type=file_type)
+    except NOT_JSON as error:
         raise DataError(f"{path}: can't be read ({error}). The run is damaged or of another version") from error
 
 

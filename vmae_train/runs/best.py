@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, NotFoundError
 from vmae_data.format import NOT_JSON
-from vmae_data.storage import commit_bytes
+from vmae_data.storage import commit_bytes, read_bytes
 from vmae_train.runs.layout import BEST, CHECKPOINTS, MARKER, checkpoint_name
 
 __all__ = ["Best", "best_checkpoint", "read_best", "write_best"]
@@ -36,10 +36,10 @@ def read_best(run: Path) -> Best | None:
     """None before the first validation. Raises DataError for a damaged file."""
     path = run / BEST
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Best)
-    except FileNotFoundError:
+        return msgspec.json.decode(read_bytes(path), type=Best)
+    except NotFoundError:
         return None
-    except (OSError, *NOT_JSON) as error:
+    except NOT_JSON as error:
         raise DataError(f"{path}: can't be read ({error}). Remove it to choose the best checkpoint again") from error
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, NotFoundError
 from vmae_data.format import NOT_JSON
-from vmae_data.storage import StoragePath, hash_file
+from vmae_data.storage import StoragePath, hash_file, read_bytes
 from vmae_train.runs.layout import DESCRIPTION, EMA_FILE, MARKER, OPTIMIZER, WEIGHTS
 
 __all__ = ["damaged_files", "hash_files", "verify_files"]
@@ -36,10 +36,10 @@ def damaged_files(folder: Path, names: Iterable[str] = _FILES) -> list[str]:
     """
     path = folder / MARKER
     try:
-        sha256 = msgspec.json.decode(path.read_bytes(), type=_Marker).sha256
-    except FileNotFoundError:
+        sha256 = msgspec.json.decode(read_bytes(path), type=_Marker).sha256
+    except NotFoundError:
         return []
-    except (OSError, *NOT_JSON) as error:
+    except NOT_JSON as error:
         raise DataError(f"{path}: can't be read ({error}). Use another checkpoint") from error
     present = [name for name in names if name in sha256 and (folder / name).is_file()]
     return [name for name in present if hash_file(folder / name) != sha256[name]]

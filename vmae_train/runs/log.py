@@ -9,6 +9,7 @@ import msgspec
 
 from vmae_data.format import NOT_JSON
 from vmae_data.recipes import check_bounds
+from vmae_data.storage import read_bytes
 from vmae_train.runs.layout import LOG, MAX_STEPS
 
 __all__ = ["LogSpec", "is_validated", "read_log"]
@@ -36,7 +37,7 @@ def read_log(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for raw in path.read_bytes().split(b"\n"):
+    for raw in read_bytes(path).split(b"\n"):
         try:
             line = msgspec.json.decode(raw, type=dict[str, Any])
         except NOT_JSON:

@@ -12,7 +12,7 @@ from vmae_data.format import NOT_JSON
 from vmae_data.read.batches import DataStage
 from vmae_data.read.mixture import Mixture
 from vmae_data.recipes import build_spec, difference, shorten_digests, with_defaults
-from vmae_data.storage import commit_bytes
+from vmae_data.storage import commit_bytes, read_bytes
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.runs.layout import EVALUATION, RUN, newest_checkpoint
 from vmae_train.runs.log import read_log
@@ -166,12 +166,11 @@ def read_facts(folder: Path) -> RunFacts:
     """What a run was started with. Raises DataError if `folder` is not a run."""
     path = folder / RUN
     try:
-        facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
-    except FileNotFoundError as error:
+        facts = msgspec.json.decode(read_bytes(path), type=RunFacts)
+    except NotFoundError as error:
         raise NotFoundError(f"{folder}: is not a run: it has no {RUN}. Name the --out of a training") from error
-    except (OSError, *NOT_JSON) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{folder}: is not a run ({RUN}: {reason}). Name the folder of a run") from error
+    except NOT_JSON as error:
+        raise DataError(f"{folder}: is not a run ({RUN}: {error}). Name the folder of a run") from error
     try:
         msgspec.convert(facts.recipe, _Tables)
         msgspec.convert(facts.recipe, _Recipe)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vmae_data.errors import DataError
 from vmae_data.format import NOT_JSON
 from vmae_data.recipes import check_bounds
-from vmae_data.storage import TEMPORARY, commit_bytes, sync_folder
+from vmae_data.storage import TEMPORARY, commit_bytes, read_bytes, refuse_special, sync_folder
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model
@@ -115,8 +115,8 @@ def read_state(checkpoint: Path) -> RunState:
     """The state of a checkpoint. Raises DataError if it can't be read, or is of another step than the directory's."""
     path = checkpoint / MARKER
     try:
-        state = msgspec.json.decode(path.read_bytes(), type=RunState)
-    except (OSError, *NOT_JSON) as error:
+        state = msgspec.json.decode(read_bytes(path), type=RunState)
+    except NOT_JSON as error:
         raise _damaged(path, f"can't be read ({error})") from error
     if checkpoint_name(state.step) != checkpoint.name:
         raise _damaged(path, f"is of step {state.step}, unlike its folder")
@@ -131,6 +131,7 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
     verify_files(checkpoint, advice=_ADVICE)
     load_weights(checkpoint, model)
     path = checkpoint / OPTIMIZER
+    refuse_special(path)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -19,7 +19,7 @@ from vmae_train.distributed import Distributed
 from vmae_train.models.base import VideoModel
 from vmae_train.training.optimizer import build_optimizer
 from vmae_train.training.setup import TrainingSetup
-from vmae_train.training.step_sync import StepStatus, StepSync
+from vmae_train.training.step_sync import StepStatus, StepSync, WaitInterrupted
 
 __all__ = ["Engine", "StepResult"]
 
@@ -66,24 +66,32 @@ class Engine:
         """One optimizer step on the global batch. The gradient is the mean over all samples of weight 1.
 
         Each process accumulates the gradients of its micro-batches. Only its last backward pass averages them over the
-        processes. Raises DataError if no sample can be read, and the first error of any process's loader.
+        processes. A step that a signal interrupted changes nothing but gradients; its status says so.
+        Raises DataError if no sample can be read, and the first error of any process's loader.
         """
         lr = self.schedule.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         loss = torch.zeros((), device=self.device)
-        num_valid, error, last = 0, None, None
+        num_valid, error, last, interrupted = 0, None, None, False
         try:
             with self.data_parallel.no_sync():
                 for _ in range(self.layout.grad_accum_steps - 1):
-                    batch = next(batches)
+                    with sync.interruptible():
+                        batch = next(batches)
                     loss += self._backward(batch)
                     num_valid += batch.valid
-            last = next(batches)
+            with sync.interruptible():
+                last = next(batches)
             num_valid += last.valid
         except (VmaeError, OSError) as caught:
             error = caught
-        status = sync.exchange(num_valid, error)  # before the pass that waits for other processes
+        except WaitInterrupted:
+            interrupted = True
+        # Before the pass that waits for other processes.
+        status = sync.exchange(num_valid, error, interrupted=interrupted)
+        if status.interrupted:
+            return StepResult(loss, loss, lr, status)
         if status.valid == 0:
             self._distributed.raise_first(
                 DataError(f"step {step}: no sample of the batch can be read. Run `vmae-shard verify` on the shards")

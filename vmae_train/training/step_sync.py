@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from vmae_data.errors import DataError, StopRequested
@@ -15,9 +17,13 @@ from vmae_data.processes import STOP_SIGNALS, ignore_further_hangups, stop_signa
 from vmae_train.clips.loader import UnreadableSamples
 from vmae_train.distributed import Distributed
 
-__all__ = ["StepStatus", "StepSync"]
+__all__ = ["StepStatus", "StepSync", "WaitInterrupted"]
 
 _SAME_SIGNAL_SECONDS = 1.0  # torchrun forwards the Ctrl-C that the terminal has already sent to all processes
+
+
+class WaitInterrupted(StopRequested):
+    """A signal to stop came while this process waited for data, or before."""
 
 
 class StepStatus(NamedTuple):
@@ -26,13 +32,15 @@ class StepStatus(NamedTuple):
     valid: int  # samples of weight 1
     save: bool
     stop: int | None  # an exit status
+    interrupted: bool  # a process has no batch, because a signal ended its wait: nobody makes this step
 
 
 class StepSync:
     """Handles signals, and shares the state of a step between processes. Use as a context manager.
 
-    SIGTERM, SIGINT and SIGHUP: save at the end of the step, then end with status 143, 130 or 129. SIGUSR1: save and
-    continue. A second signal to stop, at least a second after the first, ends the process at once.
+    SIGTERM, SIGINT and SIGHUP: save at the end of the step, then end with status 143, 130 or 129. A process that waits
+    for data waits no longer: all leave out this step, and save the one before. SIGUSR1: save and continue.
+    A second signal to stop, at least a second after the first, ends the process at once.
     """
 
     def __init__(self, distributed: Distributed, unreadable: UnreadableSamples) -> None:
@@ -40,6 +48,7 @@ class StepSync:
         self._save = False
         self._stop: int | None = None
         self._stopped_at = 0.0
+        self._waits = False
         self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StepSync:
@@ -61,8 +70,21 @@ class StepSync:
         self._save = True
         if number != signal.SIGUSR1:
             self._stop, self._stopped_at = 128 + number, time.monotonic()
+            if self._waits:
+                raise WaitInterrupted(self._stop)
 
-    def exchange(self, valid: int, error: Exception | None) -> StepStatus:
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Around a wait for data, which may take hours. Raises WaitInterrupted once a signal asks to stop."""
+        self._waits = True
+        try:
+            if self._stop is not None:
+                raise WaitInterrupted(self._stop)
+            yield
+        finally:
+            self._waits = False
+
+    def exchange(self, valid: int, error: Exception | None, *, interrupted: bool = False) -> StepStatus:
         """Share this process's valid samples and error. Every process calls it once per step.
 
         Raises the error of the first process that has one, and DataError if too many samples are unreadable.
@@ -70,13 +92,13 @@ class StepSync:
         save, self._save = self._save, False
         stops = [self._stop == 128 + number for number in STOP_SIGNALS]
         fresh = self._unreadable.drain_new()
-        sums = self._distributed.all_reduce_sum([valid, error is not None, bool(fresh), save, *stops])
+        sums = self._distributed.all_reduce_sum([valid, error is not None, bool(fresh), save, interrupted, *stops])
         if sums[1]:
             self._distributed.raise_first(error)
         if sums[2]:
             self._share_unreadable(fresh)
-        stop = next((128 + number for number, count in zip(STOP_SIGNALS, sums[4:], strict=True) if count), None)
-        return StepStatus(sums[0], bool(sums[3]), stop)
+        stop = next((128 + number for number, count in zip(STOP_SIGNALS, sums[5:], strict=True) if count), None)
+        return StepStatus(sums[0], bool(sums[3]), stop, bool(sums[4]))
 
     def _share_unreadable(self, fresh: dict[str, str]) -> None:
         try:

@@ -27,7 +27,7 @@ from vmae_train.training.objective import Objective
 from vmae_train.training.resume import resume_run
 from vmae_train.training.run_spec import RunSpec
 from vmae_train.training.setup import TrainingSetup, set_up_training
-from vmae_train.training.step_sync import StepSync
+from vmae_train.training.step_sync import StepSync, WaitInterrupted
 from vmae_train.training.summary import print_summary, training_rows
 from vmae_train.training.throughput import Throughput, progress_note
 
@@ -135,9 +135,12 @@ class Trainer:
         ):
             self._warn(self.warnings, progress)
             if self.owes_validation():  # the run stopped before this validation
-                self.validate()
+                self.validate(sync)
             while self.step < self.last_step:
                 result = engine.step(self.step, batches, sync)
+                if result.status.interrupted:
+                    self.save()
+                    sync.stop_if_requested(result.status)
                 self.step += 1
                 if self.step % spec.log.every_steps == 0 or self.step == self.last_step or self.is_dry_run:
                     self.log(result, loader, progress)
@@ -146,7 +149,7 @@ class Trainer:
                     self.save()
                 sync.stop_if_requested(result.status)
                 if self.owes_validation():
-                    self.validate()
+                    self.validate(sync)
                     self.throughput.restart()
             sync.stop_if_requested(sync.exchange(0, None))  # a signal that came after the last step
 
@@ -228,9 +231,17 @@ class Trainer:
             is_done = self.distributed.is_main and is_validated(self.run.path, self.step)
         return not self.distributed.all_gather(is_done, bool)[0]
 
-    def validate(self) -> None:
-        """Score the model and keep the best checkpoint. The log line is last: a killed run validates again."""
-        scores = self.objective.evaluate(self.engine, self.distributed, final=False, style=ProgressStyle.QUIET)
+    def validate(self, sync: StepSync) -> None:
+        """Score the model and keep the best checkpoint. The log line is last: a killed run validates again.
+
+        A signal ends the validation of one process at once. Several have to end it together, and stop after it.
+        """
+        try:
+            with sync.interruptible() if self.distributed.world_size == 1 else nullcontext():
+                scores = self.objective.evaluate(self.engine, self.distributed, final=False, style=ProgressStyle.QUIET)
+        except WaitInterrupted:
+            self.save()
+            raise
         assert scores is not None
         headline = scores.headline
         best = Best(
