@@ -165,7 +165,7 @@ def test_the_version_is_one_line(program: str) -> None:
     ("words", "error"),
     [
         (["build", "NOWHERE"], "neither a folder"),
-        (["build", "VIDEOS", "OUT", "--recipe", "k401"], "known:"),
+        (["build", "VIDEOS", "OUT", "--recipe", "k401"], "known are"),
         (["build", "VIDEOS", "OUT", "--set", "strid=1"], "strid: no such key"),
         (["build", "VIDEOS", "OUT", "--classes", "NOWHERE"], "can't be read"),
         (["build", "ftp://host/x", "OUT"], "unknown scheme"),
