@@ -380,7 +380,8 @@ def decode_record(data: bytes, kind: type[T], where: str) -> T:
             )
         return msgspec.json.decode(data, type=kind)
     except NOT_JSON as error:
-        raise DataError(f"{where}: can't be read as {kind.__name__} ({error}). Remove it and build again") from error
+        advice = "Restore it, or build into another folder" if kind is PlanFacts else "Remove it and build again"
+        raise DataError(f"{where}: can't be read as {kind.__name__} ({error}). {advice}") from error
 
 
 def series_of(numbers: Sequence[int]) -> Series:

@@ -18,7 +18,7 @@ from vmae_data.build import BuildReport
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.executors.jobs import BuildJobs
 from vmae_data.executors.ray_cluster import NodeRequirements, make_shard
 from vmae_data.format import (
@@ -400,3 +400,17 @@ def test_an_append_in_a_bucket_has_the_bytes_of_a_local_one(grown: Grown, s3: Se
     grown.append(s3.folder)
     assert digests(s3.folder) == digests(grown.after)
     assert read_sources(s3.folder, read_plan(s3.folder)) == read_sources(grown.after, _plan(grown.after))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(None, "holds shards, but no plan.json"), (b"{", "plan.json: can't be read")]
+)
+def test_shards_whose_plan_is_lost_are_not_built_over(
+    grown: Grown, tmp_path: Path, data: bytes | None, said: str
+) -> None:
+    dest = Path(shutil.copytree(grown.after, tmp_path / "dest"))
+    (dest / PLAN).unlink() if data is None else (dest / PLAN).write_bytes(data)
+    before = digests(dest)
+    with pytest.raises(VmaeError, match=f"{said}.*another folder"):
+        grown.small.build(dest, grown.many)
+    assert before.items() <= digests(dest).items()

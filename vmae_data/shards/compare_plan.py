@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.format import RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_line, path_to_text
+from vmae_data.format import PLAN, RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_line, path_to_text
 from vmae_data.labels import label_text
 from vmae_data.recipes import with_defaults
 from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest
 from vmae_data.sources.video_files import file_sizes
-from vmae_data.storage import StoragePath
+from vmae_data.storage import StoragePath, list_names
 
 __all__ = ["ComparedPlan", "SizeChanges", "compare_plan"]
 
 MOST_NAMED = 3  # videos in a message
+_MARKER = re.compile(r"shard-\d{6,}\.json")
 
 
 class ComparedPlan(NamedTuple):
@@ -76,6 +78,10 @@ def compare_plan(dest: StoragePath, plan: Plan, *, source: str, append: bool) ->
     try:
         stored = read_plan(dest)
     except NotFoundError:
+        if any(map(_MARKER.fullmatch, list_names(dest))):
+            raise MisuseError(
+                f"{dest}: holds shards, but no {PLAN}, which says what they are. Restore it, or name another folder"
+            ) from None
         return ComparedPlan(plan)
     same_sources = stored.listing == plan.facts.listing
     _refuse_other_settings(dest, stored, plan, append=append, same_sources=same_sources)
