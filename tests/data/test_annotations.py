@@ -439,6 +439,7 @@ def test_every_kind_of_label_reads_the_same_from_every_table(
 
 def test_class_numbers_that_a_column_with_gaps_made_floats_stay_class_numbers(tmp_path: Path, videos: Path) -> None:
     _touch(videos, "a.mp4", "b.mp4", "c.mp4")
+    _touch(videos, "run/a.mp4")
     listing = _find(videos, _write(tmp_path / "t.csv", "path,label\na.mp4,3.0\nb.mp4,0.0\nc.mp4,\n"))
     assert [s.label for s in listing.sources] == [3, 0, None]
 
@@ -585,3 +586,15 @@ def test_text_files_named_after_splits_are_the_splits_of_a_folder(tmp_path: Path
         _find(videos, lists, "test")
     _write(lists / "train.csv", "path,label\nc.mp4,0\n")  # as before: text files beside tables are notes
     assert [s.path for s in _find(videos, lists, "train").sources] == [b"c.mp4"]
+
+
+def test_a_python_list_in_a_cell_is_several_labels(videos: Path, tmp_path: Path) -> None:
+    _touch(videos, "run/a.mp4")
+    listing = _find(videos, _write(tmp_path / "t.csv", "path,label\nrun/a.mp4,\"['run', 'jump']\"\n"))
+    assert set(listing.classes) == {"run", "jump"}
+
+
+def test_a_video_that_a_json_object_names_twice_is_refused(videos: Path, tmp_path: Path) -> None:
+    _touch(videos, "run/a.mp4")
+    with pytest.raises(MisuseError, match="names 'run/a.mp4' twice"):
+        _find(videos, _write(tmp_path / "t.json", '{"run/a.mp4": "run", "run/a.mp4": "jump"}'))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -30,8 +32,20 @@ def json_entries(data: bytes, file: StoragePath, path_columns: tuple[str, ...]) 
     except NOT_JSON:  # several objects
         lines = [line for line in data.splitlines() if line.strip()]
         return [_decode_line(line, file, number) for number, line in enumerate(lines, 1)]
+    _refuse_repeated_keys(data, file)
     known = {name.casefold() for name in path_columns}
     return [whole] if known & {name.casefold() for name in whole} else _entries_by_key(whole) or [whole]
+
+
+def _refuse_repeated_keys(data: bytes, file: StoragePath) -> None:
+    """JSON keeps the last of equal keys; here each would be a video's label."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        repeated = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
+        if repeated is not None:
+            raise MisuseError(f"{file}: names {repeated[:80]!r} twice in one object. Keep one")
+
+    json.loads(data, object_pairs_hook=unique)
 
 
 def _decode_line(line: bytes, file: StoragePath, number: int) -> dict[str, Any]:

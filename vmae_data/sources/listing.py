@@ -5,9 +5,11 @@ The content decides the format, not the file name: Parquet, JSON, CSV or TSV wit
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -199,9 +201,9 @@ def _find_column(
 
 
 def raw_label(cell: Any, file: StoragePath, number: int) -> RawLabel:
-    """A cell as a label. A JSON array, a list, or the cells of several columns are several labels."""
+    """A cell as a label. An array of JSON or of Python, or the cells of several columns, are several labels."""
     if isinstance(cell, str | bytes):
-        several = _json_array(cell)
+        several = _array(cell)
         if several is None:
             return _text(cell) or None
         cell = several
@@ -216,13 +218,16 @@ def raw_label(cell: Any, file: StoragePath, number: int) -> RawLabel:
     return tuple(_single_label(one, file, number) for one in cell)
 
 
-def _json_array(text: str | bytes) -> list[Any] | None:
+def _array(text: str | bytes) -> list[Any] | None:
+    """The items of `["a", "b"]`, or of `['a', 'b']` as pandas writes a list; None for any other text."""
     if text[:1] not in ("[", b"["):
         return None
-    try:
+    with suppress(*NOT_JSON):
         return msgspec.json.decode(text, type=list)
-    except NOT_JSON:
-        return None  # a name that begins with a bracket
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        several = ast.literal_eval(_text(text))
+        return several if isinstance(several, list) else None
+    return None  # a name that begins with a bracket
 
 
 def _single_label(value: Any, file: StoragePath, number: int) -> str:
