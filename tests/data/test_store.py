@@ -265,3 +265,9 @@ def test_two_outputs_have_two_paths(tmp_path):
             writable_paths({"--out": rows, "--html": same})
     with pytest.raises(MisuseError, match="is the file of --out too"):
         writable_paths({"--out": "s3://bucket/a", "--html": "s3://bucket/a"})
+
+
+@pytest.mark.parametrize("path", ["a" * 256, "b/" * 2100, f"file:///{'é' * 128}"])
+def test_a_path_that_no_file_system_takes_is_refused(path: str) -> None:
+    with pytest.raises(MisuseError, match="is too long for a path"):
+        storage_path(path)

@@ -15,6 +15,7 @@ __all__ = ["RemotePath", "StoragePath", "local_path", "storage_path", "writable_
 _SCHEMES = ("s3", "gs", "az", "http", "https")
 _ALIASES = {"s3a": "s3", "gcs": "gs", "azure": "az"}
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?")
+MAX_PATH, MAX_NAME = 4095, 255  # bytes, of Linux
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
@@ -77,6 +78,14 @@ class RemotePath:
 StoragePath = Path | RemotePath
 
 
+def _local_path(text: str) -> Path:
+    """Raises MisuseError for a path that no file system of Linux takes: each use of it would end in another error."""
+    path = Path(text)
+    if len(os.fsencode(text)) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):
+        raise MisuseError(f"{text[:60]}…: is too long for a path ({len(text)} characters). Check where it comes from")
+    return path
+
+
 def storage_path(url: str | Path) -> StoragePath:
     """Parse a URL or a path.
 
@@ -87,10 +96,10 @@ def storage_path(url: str | Path) -> StoragePath:
         raise MisuseError(f"{url}: contains a NUL character. Check where this path comes from")
     match = _URL.fullmatch(str(url))
     if match is None:
-        return Path(url)
+        return _local_path(str(url))
     scheme, rest = match[1].lower(), match[2]
     if scheme == "file":
-        return Path(rest)
+        return _local_path(rest)
     root_scheme = _ALIASES.get(scheme, scheme)
     if root_scheme not in _SCHEMES:
         known = ", ".join(f"{known}://" for known in _SCHEMES)

@@ -94,7 +94,7 @@ def load_model(
     if ema:
         average = read.path.parent / EMA_FILE
         if not average.is_file():
-            raise DataError(f"{average}: does not exist. Only training runs with ema.decay keep a moving average")
+            raise DataError(f"{path}: has no {EMA_FILE}. Only training runs with ema.decay keep a moving average")
         verify_files(average.parent, (EMA_FILE,))
         read = read._replace(state=read_weights(average))
     read.warn()
