@@ -138,6 +138,7 @@ def test_the_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "data"),
     [("pretrain", ["--data", EXAMPLE]), ("finetune", ["--data", EXAMPLE, "--val", EXAMPLE])],

@@ -224,6 +224,7 @@ def test_accumulated_micro_batches_give_the_whole_batchs_losses(
     np.testing.assert_allclose([line["grad_norm"] for line in micro], [line["grad_norm"] for line in whole], rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precisions_learn_the_same_within_their_digits(
     demo_shards: Path, undisturbed: Path, tmp_path: Path, precision: str
