@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import http.server
 import socket
@@ -221,6 +222,20 @@ def test_a_store_that_is_down_refuses_connections_until_it_is_up(store: str) -> 
         proxy.change(Faults())
         with Client(proxy) as client:
             assert client.request() == (200, BODY)
+
+
+def test_a_proxy_that_ends_while_clients_connect_leaves_no_socket_open(store: str) -> None:
+    # An open socket is a ResourceWarning when it is collected, and warnings are errors here.
+    for _ in range(20):
+        clients = []
+        with proxy_thread(store) as proxy:
+            for number in range(12):
+                clients.append(socket.create_connection(("127.0.0.1", urlsplit(proxy.url).port or 0)))
+                if number % 2:
+                    clients[-1].sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        for client in clients:
+            client.close()
+        gc.collect()
 
 
 def test_all_connections_share_the_limit_of_bytes_per_second(store: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -37,9 +39,8 @@ class Relay:
     def __init__(self, host: str, port: int, faults: Faults) -> None:
         self._host, self._to_port = host, port
         self.port = 0
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._peers: set[Peer] = set()
         self._outage: asyncio.Task[None] | None = None
         self._free_at = 0.0
         self._number = 0
@@ -49,12 +50,15 @@ class Relay:
         self._faults, self._met = faults, [0] * len(faults.faults)
 
     async def start(self, port: int = 0) -> None:
-        await self._listen(port)
+        self._listen(port)
         await self.change(self._faults)
 
-    async def _listen(self, port: int) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=2 * PIECE)
-        self.port = self._server.sockets[0].getsockname()[1]
+    def _listen(self, port: int) -> None:
+        # asyncio.start_server() leaves sockets open that it accepts as it is closed.
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=100)
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     async def change(self, faults: Faults) -> None:
         """Set other faults from now on. Request numbers and counts continue."""
@@ -62,8 +66,8 @@ class Relay:
         if self._outage is not None:
             self._outage.cancel()
             self._outage = None
-        if self._server is None:
-            await self._listen(self.port)
+        if self._listener is None:
+            self._listen(self.port)
         if faults.down_seconds:
             self._outage = asyncio.create_task(self._go_down(faults.down_from_seconds, faults.down_seconds))
 
@@ -71,12 +75,13 @@ class Relay:
         await asyncio.sleep(begin)
         self._close()
         await asyncio.sleep(seconds)
-        await self._listen(self.port)
+        self._listen(self.port)
 
     def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         for task in list(self._tasks):
             task.cancel()
 
@@ -84,28 +89,36 @@ class Relay:
         if self._outage is not None:
             self._outage.cancel()
         self._close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.gather(*others, return_exceptions=True)
         await asyncio.sleep(0)  # aborted transports close their sockets in the loop's next turn
 
     def seen(self) -> Seen:
         exchanges = tuple(Exchange(one.method, one.path, one.range, one.status, one.fault) for one in self._records)
         return Seen(exchanges, dict(self._happened), self._connections, self._bytes_up, self._bytes_down)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(Peer(reader, writer)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = listener.accept()
+            task = asyncio.create_task(self._serve(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            # A task that is cancelled before it starts runs none of its own clean-up.
+            task.add_done_callback(lambda _: connection.close())
 
-    async def _serve(self, client: Peer) -> None:
+    async def _serve(self, accepted: socket.socket) -> None:
         self._connections += 1
+        client = Peer(*await asyncio.open_connection(sock=accepted, limit=2 * PIECE))
         connection = _Connection(self, client)
         # Forwarded bytes are sent before a reset drops the rest.
         client.writer.transport.set_write_buffer_limits(0)
         try:
-            while True:
-                await connection.exchange()
-        except (HangUpError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            with contextlib.suppress(HangUpError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                while True:
+                    await connection.exchange()
             client.writer.close()
+            with contextlib.suppress(OSError):
+                await client.writer.wait_closed()
         except asyncio.CancelledError:
             client.reset()
             raise
