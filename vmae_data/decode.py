@@ -5,8 +5,9 @@ The build accepts an encoded file only if this decoder reads it, and training us
 
 from __future__ import annotations
 
+import contextlib
 import io
-import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 
 from vmae_data.errors import SampleError
 from vmae_data.format import Packets, Rational
+from vmae_data.mp4 import PacketTable, check_claims, packet_table
 
 __all__ = [
     "MAX_PIXELS",
     "MAX_SIDE",
     "DecodedVideo",
     "FramePlanes",
+    "PacketChoice",
+    "choose_packets",
     "decode_all",
     "decode_frames",
     "decode_some",
@@ -35,9 +39,9 @@ U8 = NDArray[np.uint8]
 # Limits for a frame in a shard: twice 8K. Larger claims only exhaust the memory.
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26
-_PADDING = 64  # of coded frames, in pixels
-# A table of frame sizes: its name, version and flags, one size for all or a width, and the frame count.
-_SIZE_TABLE = re.compile(rb"(?:stsz|stz2).{8}(.{4})", re.DOTALL)
+# Decoders check coded frames by the same limit, and mpeg4 a buffer of one padded line of pixels times 280.
+_PADDING = 192
+_BUFFER_LINES = 280
 
 
 class FramePlanes(NamedTuple):
@@ -57,12 +61,12 @@ class DecodedVideo(NamedTuple):
     v_THW: U8
 
 
-class PacketTable(NamedTuple):
-    """What a reader needs to decode a member without a demuxer."""
+class PacketChoice(NamedTuple):
+    """A packet to decode, the number of its frame, and whether that frame is wanted or only precedes wanted ones."""
 
-    codec: str
-    extradata: bytes
-    packets: Packets
+    packet: int
+    number: int
+    wanted: bool
 
 
 def decode_frames(
@@ -74,10 +78,75 @@ def decode_frames(
     decode, or not to `size` (height, width). A claim of the file allocates no memory before it is checked.
     """
     av.logging.set_level(None)
+    check_claims(data, key)
     decoded = 0
-    _check_claims(data, key)
-    pixels = MAX_PIXELS if size is None else (size[0] + _PADDING) * (size[1] + _PADDING)
-    limit = {"max_pixels": str(pixels)}
+    if (table := packet_table(data)) is not None:
+        for frame in _decode_packets(data, table, numbers, key, size):
+            yield frame
+            decoded += 1
+    # FFmpeg's demuxer reads files of other forms, and states what is wrong with a file.
+    if decoded < len(numbers):
+        yield from _decode_container(data, numbers[decoded:], key, size)
+
+
+def choose_packets(packets: Packets, numbers: Sequence[int]) -> list[PacketChoice]:
+    """The packets from a key frame to the last that the frames `numbers` need; none if the table lacks one of them."""
+    step = packets.dts[1] - packets.dts[0] if len(packets.dts) > 1 else 1
+    number_of = [pts // step for pts in packets.pts]
+    packet_of = {number: packet for packet, number in enumerate(number_of)}
+    if not numbers or not packet_of.keys() >= set(numbers) or any(pts % step for pts in packets.pts):
+        return []
+    needed = [packet_of[number] for number in numbers]
+    starts = [packet for packet in packets.keys if packet <= min(needed) and number_of[packet] <= numbers[0]]
+    if not starts:
+        return []
+    wanted = set(needed)
+    return [PacketChoice(n, number_of[n], n in wanted) for n in range(max(starts), max(needed) + 1)]
+
+
+def _decode_packets(
+    data: bytes, table: PacketTable, numbers: Sequence[int], key: str, size: tuple[int, int] | None
+) -> Iterator[FramePlanes]:
+    """The frames `numbers` up to the first that does not decode."""
+    left = deque(numbers)
+    with contextlib.suppress(av.FFmpegError):
+        for frame in _decoded(data, table, choose_packets(table.packets, numbers), size):
+            number = -1 if frame.pts is None else frame.pts
+            if not left or number < left[0]:
+                continue
+            if number > left[0] or not _is_planar(frame):
+                return
+            yield _planes(frame, left.popleft(), key, size)
+
+
+def _decoded(
+    data: bytes, table: PacketTable, choices: Sequence[PacketChoice], size: tuple[int, int] | None
+) -> Iterator[av.VideoFrame]:
+    # A context for each clip: to reuse them saves nothing for H.264, and packets could change what a context holds.
+    context = av.CodecContext.create(table.codec, "r")
+    assert isinstance(context, av.VideoCodecContext)
+    context.extradata, context.options, context.thread_count = table.extradata, _limit(size), 1
+    for choice in choices:
+        start, length = table.packets.positions[choice.packet], table.packets.sizes[choice.packet]
+        packet = av.Packet(length)  # with zeros after its end, which decoders read; a packet of given bytes has none
+        packet.update(data[start : start + length])
+        packet.pts = choice.number
+        # A frame that no other frame needs is decoded only if it is wanted.
+        context.skip_frame = "DEFAULT" if choice.wanted else "NONREF"
+        yield from context.decode(packet)
+    yield from context.decode(None)
+
+
+def _limit(size: tuple[int, int] | None) -> dict[str, str]:
+    """Options of a decoder that refuses larger frames."""
+    pixels = MAX_PIXELS if size is None else (max(size[0], _BUFFER_LINES) + _PADDING) * (size[1] + _PADDING)
+    return {"max_pixels": str(pixels)}
+
+
+def _decode_container(
+    data: bytes, numbers: Sequence[int], key: str, size: tuple[int, int] | None
+) -> Iterator[FramePlanes]:
+    limit, decoded = _limit(size), 0
     try:
         with av.open(io.BytesIO(data), mode="r", format="mp4", metadata_errors="replace", options=limit) as container:
             stream = container.streams.video[0]
@@ -95,13 +164,9 @@ def decode_frames(
                 number = _number(frame.pts, step)
                 if number < numbers[decoded]:
                     continue
-                if number > numbers[decoded] or frame.format.name not in ("yuv420p", "yuvj420p"):
+                if number > numbers[decoded] or not _is_planar(frame):
                     break
-                if size is not None and (frame.height, frame.width) != size:
-                    raise SampleError(
-                        key, f"decodes to {frame.width} × {frame.height} pixels; expected {size[1]} × {size[0]}"
-                    )
-                yield FramePlanes(number, *(_plane(frame, i) for i in range(3)))
+                yield _planes(frame, number, key, size)
                 decoded += 1
                 if decoded == len(numbers):
                     return
@@ -111,41 +176,22 @@ def decode_frames(
         raise SampleError(key, f"frame {numbers[decoded]} does not decode ({decoded} of {len(numbers)} did)")
 
 
-def _check_claims(data: bytes, key: str) -> None:
-    """Raises SampleError if the boxes claim more frames than bytes: FFmpeg allocates memory for every claimed frame.
-
-    Checks all boxes: FFmpeg accepts a table of sizes where the standard allows none.
-    """
-    for box in _metadata_boxes(data):
-        if b"moof" in box:
-            raise SampleError(key, "its mp4 is fragmented; expected one piece")
-        for match in _SIZE_TABLE.finditer(box):
-            if (count := int.from_bytes(match[1])) > len(data):
-                raise SampleError(key, f"its mp4 claims {count} frames in {len(data)} bytes")
+def _is_planar(frame: av.VideoFrame) -> bool:
+    return frame.format.name in ("yuv420p", "yuvj420p")
 
 
-def _metadata_boxes(data: bytes) -> Iterator[bytes]:
-    """The top-level boxes of an mp4, except those with frame data."""
-    start = 0
-    while len(data) - start >= 8:
-        length, kind, head = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8], 8
-        if length == 1:
-            length, head = int.from_bytes(data[start + 8 : start + 16]), 16
-        elif length == 0:  # up to the end
-            length = len(data) - start
-        if length < head:
-            return
-        if kind != b"mdat":
-            yield data[start : start + length]
-        start += length
+def _planes(frame: av.VideoFrame, number: int, key: str, size: tuple[int, int] | None) -> FramePlanes:
+    """Views of a frame's planes. Raises SampleError if the frame is not of `size`."""
+    if size is not None and (frame.height, frame.width) != size:
+        raise SampleError(key, f"decodes to {frame.width} × {frame.height} pixels; expected {size[1]} × {size[0]}")
+    return FramePlanes(number, *(_plane(plane) for plane in frame.planes))
 
 
 def _number(pts: int | None, step: Fraction) -> int:
     return -1 if pts is None else round(pts / step)
 
 
-def _plane(frame: av.VideoFrame, i: int) -> U8:
-    plane = frame.planes[i]
+def _plane(plane: av.video.plane.VideoPlane) -> U8:
     # The lines of the buffer are padded; return a view of the visible part.
     lines = np.frombuffer(memoryview(plane), np.uint8)
     return lines.reshape(-1, plane.line_size)[: plane.height, : plane.width]

@@ -1,0 +1,102 @@
+"""A member is decoded by its own packet table, exactly as FFmpeg's demuxer would."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.test_resize import _encode, _write
+from vmae_data import decode
+from vmae_data.decode import decode_frames, decode_some, read_packets
+from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.errors import SampleError
+from vmae_data.mp4 import packet_table
+
+FRAMES = 40
+PROFILES = ("h264", "mpeg4", "mjpeg", "copy")
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoded file of 40 frames, 66 × 50 pixels, with key frames 16 apart."""
+    folder = tmp_path_factory.mktemp(request.param)
+    moving = (
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=size=66x50:rate=25,noise=alls=30:allf=t:all_seed=1",
+        "-frames:v",
+        str(FRAMES),
+    )
+    options = ("-c:v", "libx264", "-g", "16", "-pix_fmt", "yuv420p", folder / "v.mp4")
+    subprocess.run([find_ffmpeg().path, *moving, *options], check=True, capture_output=True)
+    (sample,) = _encode(folder / "v.mp4", folder, profile=request.param, stride=1, short_side=50).samples
+    return folder / sample.members[0].file
+
+
+def _frames(data: bytes, numbers: Sequence[int]) -> list[tuple[bytes, ...]]:
+    return [tuple(plane.tobytes() for plane in frame[1:]) for frame in decode_frames(data, numbers, "v", (50, 66))]
+
+
+def test_the_packet_table_equals_what_ffmpegs_demuxer_reads(member: Path) -> None:
+    assert packet_table(member.read_bytes()) == read_packets(member, "v")
+
+
+def test_frames_from_every_start_equal_those_of_ffmpegs_demuxer(member: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = member.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "packet_table", lambda data: None)
+        expected = _frames(data, range(FRAMES))
+    assert len(set(expected)) == FRAMES
+    # Nothing below may need the demuxer.
+    monkeypatch.setattr(decode, "_decode_container", lambda *_: pytest.fail("the demuxer was used"))
+    for start in range(FRAMES):
+        for step in (1, 3):
+            numbers = range(start, min(FRAMES, start + 8 * step), step)
+            assert _frames(data, numbers) == [expected[number] for number in numbers]
+
+
+def test_a_member_of_one_frame_is_decoded_by_its_table(tmp_path: Path) -> None:
+    _write(tmp_path / "v.mp4", 1)
+    (sample,) = _encode(tmp_path / "v.mp4", tmp_path).samples
+    path = tmp_path / sample.members[0].file
+    assert packet_table(path.read_bytes()) == read_packets(path, "v")
+    assert len(decode_some(path.read_bytes(), [0], "v").y_THW) == 1
+
+
+def test_damaged_tables_change_no_frame_that_ffmpegs_demuxer_reads(
+    member: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = member.read_bytes()
+    tables = range(data.index(b"mdia"), data.index(b"mdat") - 4)
+    numbers, compared = [5, 6, 30], 0
+    rng = random.Random(0)
+    for _ in range(150):
+        changed = bytearray(data)
+        changed[rng.choice(tables)] = rng.choice((0, 1, 2, 0x7F, 0xFF))
+        frames = _frames_or_refusal(bytes(changed), numbers)
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "packet_table", lambda data: None)
+            expected = _frames_or_refusal(bytes(changed), numbers)
+        if expected is not None:
+            compared += 1
+            assert frames == expected
+    assert compared > 30
+
+
+def _frames_or_refusal(data: bytes, numbers: Sequence[int]) -> list[tuple[bytes, ...]] | None:
+    try:
+        return _frames(data, numbers)
+    except SampleError:
+        return None
+
+
+def test_planes_are_views_that_a_reader_may_copy(member: Path) -> None:
+    for frame in decode_frames(member.read_bytes(), [3], "v"):
+        assert (frame.y.shape, frame.u.shape, frame.v.shape) == ((50, 66), (25, 33), (25, 33))
+        assert frame.y.dtype == np.uint8
