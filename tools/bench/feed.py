@@ -3,17 +3,18 @@
     python -m tools.bench.feed                                     # ffmpeg's test sources
     python -m tools.bench.feed --videos FOLDER --markdown feed.md  # real videos, and the section for docs/benchmarks.md
 
-A clip is 16 frames, every 4th frame of the source, from a random start. The same 10 s videos are read in three forms:
-720 lines; 256 lines by x264's defaults at full frame rate; shards of the default build recipe. Each measurement is a
-process on one core. Measurements take turns, so that a slow minute of the machine meets every reader.
-Rates are clips for each second of CPU time. Packages: pip install decord torchcodec (of a version made for your torch).
+A clip is 16 frames, every 4th frame of the source, from a random start. The same 10 s videos are read in these forms:
+720 lines; 256 lines by x264's defaults at full frame rate; shards of the default build recipe, and of one with key
+frames 8 apart. Each measurement is a process on one core. Measurements take turns, so that a slow minute of the machine
+meets every reader. Rates are clips for each second of CPU time. "FFmpeg alone" is `ffmpeg -f null` on the members of
+the shards: frames a second, divided by the frames that a reader with FFmpeg's demuxer decodes for a clip.
+Packages: pip install decord torchcodec (of a version made for your torch).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import itertools
 import json
 import os
 import platform
@@ -22,7 +23,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -31,16 +31,26 @@ from statistics import median
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from tools.bench.feed_shards import (
+    AT_KEY_FRAMES,
+    BARE,
+    BY_DEMUXER,
+    FRAMES,
+    OURS,
+    Measured,
+    ShardReader,
+    measure_ffmpeg,
+    timed,
+)
 from tools.bench.sources import FRAME_RATE, make_originals, run_ffmpeg
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.dataset import Shards
 
-FRAMES, STRIDE = 16, 4
-BATCH = 4
+STRIDE = 4
 ROWS = (
     ("originals", "decord"),
     ("originals", "PyAV"),
@@ -48,7 +58,11 @@ ROWS = (
     ("256-pixel files", "decord"),
     ("256-pixel files", "PyAV"),
     ("256-pixel files", "torchcodec"),
-    ("shards", "vmae-shard"),
+    ("shards", BARE),
+    ("shards", BY_DEMUXER),
+    ("shards", OURS),
+    ("shards", AT_KEY_FRAMES),
+    ("shards, key frames 8 apart", OURS),
 )
 NOTE = (
     "PyAV and this reader return YUV planes; decord and torchcodec convert to RGB. "
@@ -57,13 +71,17 @@ NOTE = (
 
 
 class Row(msgspec.Struct):
-    """One reader on one form of the videos: clips per CPU second of each round, or why it was skipped."""
+    """One reader on one form of the videos: its measurement in each round, or why it was skipped."""
 
     files: str
     reader: str
     kilobytes: float  # of one video, on average
-    rounds: list[float] = []
+    rounds: list[Measured] = []
     skipped: str = ""
+
+    @property
+    def rate(self) -> float:
+        return median(measured.rate for measured in self.rounds)
 
 
 class Report(msgspec.Struct):
@@ -92,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         reader, files = options.measure
-        print(json.dumps(measure(reader, json.loads(files), options.seed, options.seconds)))
+        print(msgspec.json.encode(measure(reader, json.loads(files), options.seed, options.seconds)).decode())
         return
     with tempfile.TemporaryDirectory() as name:
         report = compare(options, options.folder or Path(name))
@@ -125,7 +143,7 @@ def compare(options: argparse.Namespace, folder: Path) -> Report:
                 row.skipped = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 print(f"{row.files}, {row.reader}: skipped ({row.skipped})", file=sys.stderr)
             else:
-                row.rounds.append(json.loads(done.stdout.splitlines()[-1]))
+                row.rounds.append(msgspec.json.decode(done.stdout.splitlines()[-1], type=Measured))
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     return Report(
         date=datetime.now(UTC).date().isoformat(),
@@ -145,22 +163,23 @@ def make_files(options: argparse.Namespace, folder: Path) -> dict[str, list[str]
     small.mkdir(exist_ok=True)
     for path in originals:
         run_ffmpeg("-i", path, "-vf", "scale=-2:256", small / path.name)
-    build_shards(str(folder / "originals"), folder / "shards", BuildSpec(stride=STRIDE), style=ProgressStyle.QUIET)
+    forms = {"shards": BuildSpec(stride=STRIDE), "shards, key frames 8 apart": BuildSpec(stride=STRIDE, gop=8)}
+    for number, spec in enumerate(forms.values()):
+        build_shards(str(folder / "originals"), folder / f"shards-{number}", spec, style=ProgressStyle.QUIET)
     return {
         "originals": [str(path) for path in originals],
         "256-pixel files": [str(path) for path in sorted(small.iterdir())],
-        "shards": [str(folder / "shards")],
+        **{form: [str(folder / f"shards-{number}")] for number, form in enumerate(forms)},
     }
 
 
-def measure(reader: str, files: Sequence[str], seed: int, seconds: float) -> float:
+def measure(reader: str, files: Sequence[str], seed: int, seconds: float) -> Measured:
     """Clips per CPU second of this process. The first read is not counted. Raises SystemExit with what is missing."""
-    clips = read_shards(files) if reader == "vmae-shard" else read_files(READERS[reader](), files, seed)
-    next(clips)
-    count, started_at = 0, time.process_time()
-    while (used := time.process_time() - started_at) < seconds or not count:
-        count += next(clips)
-    return count / used
+    if reader == BARE:
+        return measure_ffmpeg(files[0], seconds)
+    if reader not in READERS:
+        return ShardReader(files[0], reader, seed).measure(seconds)
+    return Measured(1 / float(np.mean(timed(read_files(READERS[reader](), files, seed), seconds))))
 
 
 Read = Callable[[str, list[int]], Any]
@@ -177,22 +196,6 @@ def read_files(read: Read, files: Sequence[str], seed: int) -> Iterator[int]:
         if len(read(path, frames)) != FRAMES:
             raise SystemExit(f"{path}: not all of frames {frames} were decoded")
         yield 1
-
-
-def read_shards(files: Sequence[str]) -> Iterator[int]:
-    """Batches of the training's loader, in this process: read a range, check it, decode it into the shared buffer."""
-    from vmae_data.read.batches import Request
-    from vmae_train.clips.frame_sampling import StrideSampler
-    from vmae_train.clips.loader import ClipLoader, LoaderSpec
-
-    shards = Shards.open(files[0])
-    samples = tuple(n % len(shards) for n in range(BATCH))
-    requests = (Request(epoch, epoch, samples) for epoch in itertools.count())
-    spec = LoaderSpec(workers=0, ahead=1)
-    sampler = StrideSampler(FRAMES, 1)
-    with ClipLoader(shards, sampler, requests, batch=BATCH, frames=FRAMES, seed=0, spec=spec) as loader:
-        for batch in loader:
-            yield batch.valid
 
 
 def decord_reader() -> Read:
@@ -294,17 +297,32 @@ def markdown(report: Report) -> str:
     lines = [f"`{report.command}`, {report.date}, {report.machine}; {listed}.", ""]
     lines += ["| files | kB a video | reader | clips per CPU second | range of the rounds | × the first row |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
-    base = next((median(row.rounds) for row in report.rows if row.rounds), 0.0)
+    base = next((row.rate for row in report.rows if row.rounds), 0.0)
     for row in report.rows:
         label = f"{report.lines}p originals" if row.files == "originals" else row.files
         start = f"| {label} | {row.kilobytes:.0f} | {row.reader} |"
         if row.skipped:
             lines.append(f"{start} skipped: {row.skipped} | | |")
         else:
-            rate = median(row.rounds)
-            spread = f"{min(row.rounds):.1f} to {max(row.rounds):.1f}"
-            lines.append(f"{start} {rate:.1f} | {spread} | {rate / base:.1f} |")
-    return "\n".join([*lines, "", NOTE, ""])
+            rates = [measured.rate for measured in row.rounds]
+            spread = f"{min(rates):.1f} to {max(rates):.1f}"
+            lines.append(f"{start} {row.rate:.1f} | {spread} | {row.rate / base:.1f} |")
+    return "\n".join([*lines, "", NOTE, "", *markdown_of_clips(report), ""])
+
+
+def markdown_of_clips(report: Report) -> list[str]:
+    """The second table: what a clip costs each reader of shards."""
+    lines = ["| files | reader | ms a clip: median, p95, p99 | frames decoded | CPU time by stage |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for row in report.rows:
+        if not any(measured.milliseconds for measured in row.rounds):
+            continue
+        times = [f"{median(numbers):.1f}" for numbers in zip(*(one.milliseconds for one in row.rounds), strict=True)]
+        decoded = median(measured.decoded for measured in row.rounds)
+        shares = [f"{name} {median(one.shares[name] for one in row.rounds):.0%}" for name in row.rounds[0].shares]
+        cells = [row.files, row.reader, ", ".join(times), f"{decoded:.1f}" if decoded else "", ", ".join(shares)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":
