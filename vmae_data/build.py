@@ -91,7 +91,7 @@ def build_shards(
     with workspace.locked("build", part):
         # Read what is there before anything is written: a newer version may have written it.
         old_index = _read_index(dest / INDEX)
-        compared = compare_plan(dest, plan, source=source, append=append)
+        compared = compare_plan(dest, plan, source=source, append=append, class_folders=listing.class_folders)
         plan = compared.plan
         jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         jobs.require_ffmpeg(binary.sha256, retry_failed=retry_failed)

@@ -1,0 +1,124 @@
+"""A new plan against the stored one: labels and class folders of an append, without an encode."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.errors import MisuseError
+from vmae_data.shards.compare_plan import compare_plan
+from vmae_data.shards.plan import Plan, make_plan, read_sources, write_appended_plan, write_plan
+from vmae_data.sources.find import find_sources
+
+
+def _append_listed(dest: Path, source: Path, **options: str) -> Plan:
+    """The plan of a folder or a listing, appended to the one of `dest`, without an encode."""
+    listing = find_sources(str(source), **options)  # type: ignore[arg-type]
+    plan = make_plan(listing, BuildSpec(), split=None, ffmpeg="", ffmpeg_sha256="")
+    compared = compare_plan(dest, plan, source=str(source), append=True, class_folders=listing.class_folders)
+    write_appended_plan(dest, compared.plan) if compared.appended else write_plan(dest, compared.plan)
+    return compared.plan
+
+
+@pytest.mark.parametrize(
+    ("given", "classes", "labels"),
+    [
+        (["b", "c", "a", "c"], ("b", "c", "a"), [0, 1, 2, 1]),
+        ([1, 0, 5, 2], ("0", "1", "2", "3", "4", "5"), [1, 0, 5, 2]),
+        ([["b"], ["c", "b"], ["a", "c"], []], ("b", "c", "a"), [(0,), (0, 1), (1, 2), ()]),
+        ([[1.5, 2], [0.5, 1], [3, 0.25], [1, 1]], (), [(1.5, 2.0), (0.5, 1.0), (3.0, 0.25), (1.0, 1.0)]),
+        ([None, None, "a", None], ("a",), [None, None, 0, None]),
+    ],
+)
+def test_labels_of_every_kind_keep_their_numbers(
+    tmp_path: Path, given: list[object], classes: tuple[str, ...], labels: list[object]
+) -> None:
+    table, plans = tmp_path / "table.jsonl", []
+    rows = [json.dumps({"path": f"{n}.mp4", "label": label}) for n, label in enumerate(given)]
+    for count in (2, 4):
+        table.write_text("\n".join(rows[:count]))
+        plans.append(_append_listed(tmp_path, table))
+    first, second = plans
+    assert second.facts.classes == classes
+    assert {source.path: source.label for source in second.sources} == {
+        b"%d.mp4" % n: label for n, label in enumerate(labels)
+    }
+    assert second.sources[:2] == first.sources == read_sources(tmp_path, first.facts)
+    assert second.sources == read_sources(tmp_path, second.facts)
+
+
+@pytest.mark.parametrize(
+    ("stages", "classes"),
+    [
+        (["01 02", "00"], "01 02 00"),  # names, then numbers if they were read anew
+        (["01 02", "00", "03 abc", "4"], "01 02 00 03 abc 4"),
+        (["1 2", "0"], "1 2 0"),
+        (["00 01", "90"], "0 1 90"),  # numbers, then names
+        (["00 01", "abc", "02"], "0 1 abc 2"),
+        (["00 01 02", "-00"], "0 1 2"),
+        (["0 1", "90", "2"], "0 1 90 2"),
+        (["0 1", "00"], "0 1 00"),
+        (["90 180", "0", "360"], "180 90 0 360"),
+    ],
+)
+def test_an_append_reads_the_names_of_class_folders_as_the_first_build_did(
+    tmp_path: Path, stages: list[str], classes: str
+) -> None:
+    source, dest, labels = tmp_path / "source", tmp_path / "dest", {}
+    dest.mkdir()
+    for stage in stages:
+        for name in stage.split():
+            if name.startswith("-"):
+                shutil.rmtree(source / name[1:])
+                continue
+            (source / name).mkdir(parents=True)
+            (source / name / "a.mp4").write_bytes(b"")
+        plan = _append_listed(dest, source)
+        now = {one.path: plan.class_name(one.label) for one in plan.sources}
+        assert labels.items() <= now.items()
+        labels = now
+        assert _append_listed(dest, source).facts == plan.facts
+    assert plan.facts.classes == tuple(classes.split())
+    assert plan.sources == read_sources(dest, plan.facts)
+
+
+def test_an_append_refuses_two_class_folders_of_one_number(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("00", "01"):
+        (source / name).mkdir(parents=True)
+        (source / name / "a.mp4").write_bytes(b"")
+    _append_listed(tmp_path, source)
+    shutil.copytree(source / "00", source / "0")
+    with pytest.raises(MisuseError, match="'0' and '00' are both class 0. Rename one of them"):
+        _append_listed(tmp_path, source)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "said", "mended"),
+    [
+        (["01", "abc"], ["01", "", "02"], "names.* read as class numbers.* no number", ["01", "abc", "02"]),
+        (["00", "01"], ["00", "01", "abc"], "class numbers.* read as names.* one class number", ["00", "01", "2"]),
+        (["0", "1"], ["0", "1", 1.5], "class numbers.* read as values.* one class number", ["0", "1", "5"]),
+        (["a", "b"], ["a", "b", ["a", "b"]], "names.* read as several classes.* one label", ["a", "b", "c"]),
+        ([["a"], "b"], ["a", "b", "c"], "several classes.* read as names.* as a list", ["a", "b", ["c"]]),
+        ([1.5, 2], [1, 2, 3], "values.* read as class numbers.* a fraction", [1.5, 2, 3]),
+    ],
+)
+def test_labels_that_are_read_in_another_way_are_refused_and_the_advice_works(
+    tmp_path: Path, first: list[object], later: list[object], said: str, mended: list[object]
+) -> None:
+    table = tmp_path / "table.jsonl"
+
+    def write(labels: list[object]) -> Path:
+        rows = [json.dumps({"path": f"{n}.mp4", "label": label}) for n, label in enumerate(labels) if label]
+        table.write_text("\n".join(rows))
+        return table
+
+    _append_listed(tmp_path, write(first))
+    with pytest.raises(MisuseError, match=f"Its labels are {said}"):
+        _append_listed(tmp_path, write(later))
+    assert len(_append_listed(tmp_path, write(mended)).sources) == 3
