@@ -1,18 +1,27 @@
-"""A new plan against the stored one: labels and class folders of an append, without an encode."""
+"""A new plan against the stored one: labels and class folders of an append; plans that do not bind."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from tests.builds import QUIET, SmallBuild, digests
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import MisuseError
+from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.format import FAILURES, INDEX, PLAN, PLAN_TABLE, SAMPLES
 from vmae_data.shards.compare_plan import compare_plan
-from vmae_data.shards.plan import Plan, make_plan, read_sources, write_appended_plan, write_plan
+from vmae_data.shards.plan import Plan, make_plan, read_plan, read_sources, write_appended_plan, write_plan
+from vmae_data.shards.workspace import STAGING
 from vmae_data.sources.find import find_sources
+from vmae_data.storage import lock
+from vmae_data.verify.verify import verify_shards
+
+INDEXES = (INDEX, SAMPLES, FAILURES)
 
 
 def _append_listed(dest: Path, source: Path, **options: str) -> Plan:
@@ -122,3 +131,64 @@ def test_labels_that_are_read_in_another_way_are_refused_and_the_advice_works(
     with pytest.raises(MisuseError, match=f"Its labels are {said}"):
         _append_listed(tmp_path, write(later))
     assert len(_append_listed(tmp_path, write(mended)).sources) == 3
+
+
+_NO_THREADS = 'case "$*" in *.mp4*) echo "[vf#0:0 @ 0x1] [fatal] pthread_create() failed: no" >&2; exit 1;; esac'
+
+
+def _failing(small: SmallBuild, folder: Path) -> str:
+    """An ffmpeg that can't encode on this machine."""
+    path = folder / "ffmpeg"
+    shell, rest = small.ffmpeg.read_text().split("\n", 1)
+    path.write_text("\n".join([shell, _NO_THREADS, rest]))
+    path.chmod(0o755)
+    return str(path)
+
+
+def _intact(small: SmallBuild, folder: Path, *classes: str) -> Path:
+    """Class folders with the videos that are not broken: a broken one is finished by its failure."""
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for path in (small.videos / name).glob("scene-*"):
+            shutil.copy(path, folder / name)
+    return folder
+
+
+def test_a_plan_of_which_nothing_is_finished_does_not_bind(small_build: SmallBuild, tmp_path: Path) -> None:
+    dest, source = tmp_path / "dest", _intact(small_build, tmp_path / "source", "pan-left")
+    other = small_build._replace(spec=msgspec.structs.replace(small_build.spec, crf=20))
+    with pytest.raises(VmaeError, match="ffmpeg failed on this machine"):
+        other.build(dest, source, ffmpeg=_failing(small_build, tmp_path))
+    assert read_plan(dest).recipe["crf"] == 20
+    small_build.build(dest, source)
+    assert read_plan(dest).recipe["crf"] == small_build.spec.crf
+    assert verify_shards(dest, workers=1, style=QUIET).problems == ()
+
+
+@pytest.mark.parametrize("finished", ["shard-000002.json", "shard-000002.tar", ".staging/a.staged.json", ".lock"])
+def test_a_plan_of_which_something_is_finished_or_built_now_binds(
+    small_build: SmallBuild, tmp_path: Path, finished: str
+) -> None:
+    shutil.copy(small_build.shards / PLAN, tmp_path / PLAN)
+    (tmp_path / STAGING).mkdir()
+    (tmp_path / finished).write_bytes(b"")
+    other = small_build._replace(spec=msgspec.structs.replace(small_build.spec, crf=20))
+    with lock(tmp_path, "build") if finished == ".lock" else nullcontext(), pytest.raises(VmaeError, match="crf|another build"):
+        other.build(tmp_path)
+    assert (tmp_path / PLAN).read_bytes() == (small_build.shards / PLAN).read_bytes()
+
+
+def test_an_append_of_which_nothing_is_finished_does_not_bind(small_build: SmallBuild, tmp_path: Path) -> None:
+    dest, source = tmp_path / "dest", _intact(small_build, tmp_path / "source", "pan-left")
+    small_build.build(dest, source)
+    before = digests(dest)
+    _intact(small_build, source, "pan-up")
+    mistake = (source / "pan-up").rename(source / "mistake")
+    with pytest.raises(VmaeError, match="ffmpeg failed on this machine"):
+        small_build.build(dest, source, append=True, ffmpeg=_failing(small_build, tmp_path))
+    assert len(read_plan(dest).appended_to) == 1
+    mistake.rename(source / "pan-up")
+    report = small_build.build(dest, source, append=True)
+    assert (report.appended, report.removed) == (len(list((source / "pan-up").iterdir())), ())
+    assert before.items() - digests(dest).items() <= {(name, before[name]) for name in (PLAN, PLAN_TABLE, *INDEXES)}
+    assert verify_shards(dest, workers=1, style=QUIET).problems == ()

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.format import PLAN, RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_line, path_to_text
+from vmae_data.encode.encode_source import staged_name
+from vmae_data.errors import DataError, MisuseError, NotFoundError, VmaeError
+from vmae_data.format import (
+    PLAN,
+    RULES,
+    Label,
+    PlanFacts,
+    PlanStage,
+    SourceFacts,
+    encode_record,
+    path_to_line,
+    path_to_text,
+)
 from vmae_data.labels import label_text
 from vmae_data.recipes import with_defaults
 from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
+from vmae_data.shards.workspace import Workspace
 from vmae_data.sources.find import Listing, SourceVideo, class_number, listing_digest
 from vmae_data.sources.video_files import file_sizes
-from vmae_data.storage import StoragePath, list_names
+from vmae_data.storage import TEMPORARY, StoragePath, commit_bytes, list_names, lock, remove
 
-__all__ = ["ComparedPlan", "SizeChanges", "compare_plan"]
+__all__ = ["ComparedPlan", "SizeChanges", "compare_plan", "discard_unstarted"]
 
 MOST_NAMED = 3  # videos in a message
 _MARKER = re.compile(r"shard-\d{6,}\.json")
+_SHARD_FILE = re.compile(r"shard-(\d{6,})\.(json|tar)")
 # A kind of labels → what makes a listing have that kind.
 _ADVICE = {
     "names": "Give every video one label, and at least one video a name that is no number",
@@ -74,6 +88,37 @@ class _Change(NamedTuple):
             if names:
                 parts.append(f"{len(items)} {what} ({', '.join([*names, *['…'] * (len(items) > MOST_NAMED)])})")
         return ", ".join(parts)
+
+
+def discard_unstarted(workspace: Workspace, plan: Plan, *, append: bool) -> None:
+    """Remove a stored plan that differs from `plan` if nothing of it is finished. With `append`, so for its last append.
+
+    Only if locks and staging are in the destination: elsewhere nobody sees what another machine has begun.
+    """
+    if workspace.staging_is_outside or _unstarted(workspace, plan) is None:
+        return
+    with suppress(VmaeError), lock(workspace.locks, "build"):  # else a build is running
+        stored = _unstarted(workspace, plan)
+        if stored is None or (stored.appended_to and not append):
+            return
+        if stored.appended_to:
+            commit_bytes(workspace.dest / PLAN, encode_record(stored.stages()[-2]))
+        else:
+            remove(workspace.dest / PLAN)
+
+
+def _unstarted(workspace: Workspace, plan: Plan) -> PlanFacts | None:
+    """The stored plan, if it is another one, and no source and no shard of its last stage is finished."""
+    try:
+        stored = read_plan(workspace.dest)
+    except DataError:
+        return None
+    first = stored.appended_to[-1].shards if stored.appended_to else 0
+    shards = map(_SHARD_FILE.fullmatch, list_names(workspace.dest))
+    records = (path.name for path in workspace.staging.glob(staged_name("*")))
+    if stored.digest() == plan.facts.digest() or any(match and int(match[1]) >= first for match in shards):
+        return None
+    return stored if all(name.startswith(TEMPORARY) for name in records) else None
 
 
 def compare_plan(
