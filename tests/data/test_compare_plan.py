@@ -165,7 +165,9 @@ def test_a_plan_of_which_nothing_is_finished_does_not_bind(small_build: SmallBui
     assert verify_shards(dest, workers=1, style=QUIET).problems == ()
 
 
-@pytest.mark.parametrize("finished", ["shard-000002.json", "shard-000002.tar", ".staging/a.staged.json", ".lock"])
+@pytest.mark.parametrize(
+    "finished", ["shard-000002.json", "shard-000002.tar", SAMPLES, ".staging/a.staged.json", ".lock"]
+)
 def test_a_plan_of_which_something_is_finished_or_built_now_binds(
     small_build: SmallBuild, tmp_path: Path, finished: str
 ) -> None:
@@ -173,7 +175,10 @@ def test_a_plan_of_which_something_is_finished_or_built_now_binds(
     (tmp_path / STAGING).mkdir()
     (tmp_path / finished).write_bytes(b"")
     other = small_build._replace(spec=msgspec.structs.replace(small_build.spec, crf=20))
-    with lock(tmp_path, "build") if finished == ".lock" else nullcontext(), pytest.raises(VmaeError, match="crf|another build"):
+    with (
+        lock(tmp_path, "build") if finished == ".lock" else nullcontext(),
+        pytest.raises(VmaeError, match="crf|another build"),
+    ):
         other.build(tmp_path)
     assert (tmp_path / PLAN).read_bytes() == (small_build.shards / PLAN).read_bytes()
 

@@ -12,8 +12,11 @@ import msgspec
 from vmae_data.encode.encode_source import staged_name
 from vmae_data.errors import DataError, MisuseError, NotFoundError, VmaeError
 from vmae_data.format import (
+    FAILURES,
+    INDEX,
     PLAN,
     RULES,
+    SAMPLES,
     Label,
     PlanFacts,
     PlanStage,
@@ -108,17 +111,18 @@ def discard_unstarted(workspace: Workspace, plan: Plan, *, append: bool) -> None
 
 
 def _unstarted(workspace: Workspace, plan: Plan) -> PlanFacts | None:
-    """The stored plan, if it is another one, and no source and no shard of its last stage is finished."""
+    """The stored plan, if its settings or sources are others, and no source and no shard of its last stage is finished."""
     try:
         stored = read_plan(workspace.dest)
     except DataError:
         return None
-    first = stored.appended_to[-1].shards if stored.appended_to else 0
-    shards = map(_SHARD_FILE.fullmatch, list_names(workspace.dest))
-    records = (path.name for path in workspace.staging.glob(staged_name("*")))
-    if stored.digest() == plan.facts.digest() or any(match and int(match[1]) >= first for match in shards):
+    if msgspec.structs.replace(_completed(stored, plan), rules=plan.facts.rules) == plan.facts:
         return None
-    return stored if all(name.startswith(TEMPORARY) for name in records) else None
+    names, first = list_names(workspace.dest), stored.appended_to[-1].shards if stored.appended_to else 0
+    finished = not stored.appended_to and not names.keys().isdisjoint((INDEX, SAMPLES, FAILURES))
+    finished |= any(match and int(match[1]) >= first for match in map(_SHARD_FILE.fullmatch, names))
+    finished |= not all(path.name.startswith(TEMPORARY) for path in workspace.staging.glob(staged_name("*")))
+    return None if finished else stored
 
 
 def compare_plan(
@@ -162,14 +166,13 @@ def _refuse_other_settings(
     dest: StoragePath, stored: PlanFacts, plan: Plan, *, append: bool, same_sources: bool
 ) -> None:
     """Compare all but the sources. Appended shards may come from another ffmpeg."""
-    completed = msgspec.structs.replace(stored, recipe=plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
     not_compared = {"rules", "appended_to", "listing", "sources", "shards"}
     if stored.appended_to or not same_sources:
         not_compared.add("classes")
     if append:
         not_compared |= {"ffmpeg", "ffmpeg_sha256"}
     same = {name: getattr(stored, name) for name in not_compared}
-    refuse_difference(dest, completed, msgspec.structs.replace(plan.facts, **same))
+    refuse_difference(dest, _completed(stored, plan), msgspec.structs.replace(plan.facts, **same))
 
 
 def _keep_reading(
@@ -203,6 +206,11 @@ def _keep_reading(
             )
     facts = msgspec.structs.replace(plan.facts, classes=classes, listing=listing_digest(plan.sources, classes))
     return plan._replace(facts=facts)
+
+
+def _completed(stored: PlanFacts, plan: Plan) -> PlanFacts:
+    """The stored plan, the recipe keys that it lacks by their defaults."""
+    return msgspec.structs.replace(stored, recipe=plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
 
 
 def _compare_sources(before: Sequence[SourceVideo], classes: Sequence[str], plan: Plan) -> _Change:
