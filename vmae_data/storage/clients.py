@@ -20,7 +20,7 @@ __all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_clien
 
 LONGEST_WAIT = 15.0  # seconds between two tries
 UPLOAD_TRIES = 8  # of each part
-UPLOAD_PATIENCE = 15  # times the silence that ends a read
+UPLOAD_PATIENCE = 15  # times the silence that ends a read: for a request of an upload, sent and answered
 NO_OTHER_HOST = "127.0.0.1:0"  # a proxy that refuses, for every host but the store's
 # What may change where a store is, and who we are. Other clients of this process keep what they were opened with.
 _ENVIRONMENT = re.compile(
@@ -73,7 +73,7 @@ def open_client(path: RemotePath) -> Client:
     client = _only_host(access) if access.has_token else access.client
     limit = timedelta(seconds=access.give_up)
     backoff = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
-    # While a part is uploaded nothing is read, and a link may be slow.
+    # While a part is uploaded nothing is read, so this bounds all of its request. A link may be slow.
     slow = {**client, "read_timeout": UPLOAD_PATIENCE * access.client["read_timeout"]}
 
     def twice(make: Callable[..., Any], target: str, **options: Any) -> Client:

@@ -151,7 +151,8 @@ def put(path: RemotePath, data: bytes | Path) -> None:
     import obstore
 
     def call(store: Any, _progress: Progress) -> None:
-        obstore.put(store, path.path, data, chunk_size=PART_BYTES)
+        # Few parts share a slow link, because each request has limited time.
+        obstore.put(store, path.path, data, chunk_size=PART_BYTES, max_concurrency=CONCURRENT_PARTS)
 
     retried(path, "written", call, writes=True)
 
