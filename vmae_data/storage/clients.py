@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -12,11 +13,11 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.storage.paths import RemotePath
+from vmae_data.storage.paths import RemotePath, StoragePath
 from vmae_data.storage.store_options import VARIABLE, Access, access_of, missing_key_file
 from vmae_data.storage.web import WebStore
 
-__all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_client", "open_client"]
+__all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_client", "open_client", "path_digest"]
 
 LONGEST_WAIT = 15.0  # seconds between two tries
 UPLOAD_TRIES = 8  # of each part
@@ -61,6 +62,16 @@ def forget_client(path: RemotePath) -> None:
 def _key(path: RemotePath) -> _Key:
     settings = (item for item in os.environ.items() if item[0] == VARIABLE or _ENVIRONMENT.fullmatch(item[0]))
     return os.getpid(), path.root, tuple(sorted(settings))
+
+
+def path_digest(path: StoragePath) -> str:
+    """A name for what this machine keeps of a path. Buckets of one name on two servers, or of two accounts, differ."""
+    text = str(path)
+    if isinstance(path, RemotePath) and not path.is_web:
+        access = access_of(path.scheme, text)
+        server = access.server if path.scheme == "az" else access.endpoint
+        text = f"{server.rstrip('/').lower()} {text}" if server else text
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def open_client(path: RemotePath) -> Client:
