@@ -30,7 +30,7 @@ from vmae_data.format import (
     path_to_text,
 )
 from vmae_data.progress import ProgressBar, ProgressStyle
-from vmae_data.shards.compare_plan import SizeChanges, compare_plan, discard_unstarted
+from vmae_data.shards.compare_plan import ComparedPlan, SizeChanges, compare_plan, discard_unstarted
 from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures
 from vmae_data.shards.pack import ShardJob, pack_shard
 from vmae_data.shards.plan import WHOLE, Part, make_plan, write_appended_plan, write_plan
@@ -97,14 +97,13 @@ def build_shards(
         jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         jobs.require_ffmpeg(binary.sha256, retry_failed=retry_failed)
         on_start(listing)
-        _write_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
             workspace.remove_temporary_files()
         if retry_failed:
             jobs.reset_failures()
 
-        write = write_appended_plan if compared.appended else write_plan
-        encoded, encoded_bytes = _encode_and_pack(jobs, partial(write, dest, plan), old_index, execute, style)
+        write = partial(_write_plan, dest, compared, listing.unlisted)
+        encoded, encoded_bytes = _encode_and_pack(jobs, write, old_index, execute, style)
 
         index, changes = None, SizeChanges(listing if append else None)
         if part is None:
@@ -158,7 +157,13 @@ def _encode_and_pack(
     return encoded, encoded_bytes
 
 
+def _write_plan(dest: StoragePath, compared: ComparedPlan, unlisted: tuple[bytes, ...]) -> None:
+    (write_appended_plan if compared.appended else write_plan)(dest, compared.plan)
+    _write_unlisted(dest / UNLISTED, unlisted)
+
+
 def _planned(jobs: BuildJobs, write: Callable[[], None], index: Index | None) -> Iterator[ShardJob]:
+    """The shards that remain. The executor is ready when it asks for the first: then the plan is written."""
     write()
     # The index says that the data set is complete, but a shard is missing.
     if index is None or jobs.breaks(index):

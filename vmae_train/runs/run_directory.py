@@ -7,6 +7,7 @@ The bucket holds the run. The local directory is a copy: it is discarded if it b
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import shutil
 from contextlib import suppress
@@ -25,7 +26,6 @@ from vmae_data.storage import (
     exists,
     list_names,
     node_folder,
-    path_digest,
     read_bytes,
     remove,
     storage_path,
@@ -91,7 +91,7 @@ class RunDirectory:
             raise MisuseError(f"--out {out}: is a whole bucket. Name a folder in it, such as {out}/run")
         self._remote = remote
         # Below the given scratch folder, not the folder itself: a copy of another run may be removed.
-        self.path = (scratch or node_folder("runs")) / path_digest(remote)[:32]
+        self.path = (scratch or node_folder("runs")) / hashlib.sha256(str(remote).encode()).hexdigest()[:32]
 
     def _refuse_shards(self) -> None:
         out = self._remote or self.path
