@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,9 @@ from vmae_data.format import (
     path_to_text,
 )
 from vmae_data.progress import ProgressBar, ProgressStyle
-from vmae_data.shards.compare_plan import SizeChanges, compare_plan
+from vmae_data.shards.compare_plan import ComparedPlan, SizeChanges, compare_plan, discard_unstarted
 from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures
-from vmae_data.shards.pack import pack_shard
+from vmae_data.shards.pack import ShardJob, pack_shard
 from vmae_data.shards.plan import WHOLE, Part, make_plan, write_appended_plan, write_plan
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.sources.exclude import exclude_sources
@@ -88,22 +88,22 @@ def build_shards(
 
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     _check_destination(dest, listing.folder)
+    discard_unstarted(workspace, plan, append=append)
     with workspace.locked("build", part):
         # Read what is there before anything is written: a newer version may have written it.
         old_index = _read_index(dest / INDEX)
-        compared = compare_plan(dest, plan, source=source, append=append)
+        compared = compare_plan(dest, plan, source=source, append=append, class_folders=listing.class_folders)
         plan = compared.plan
         jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         jobs.require_ffmpeg(binary.sha256, retry_failed=retry_failed)
-        write_appended_plan(dest, plan) if compared.appended else write_plan(dest, plan)
         on_start(listing)
-        _write_unlisted(dest / UNLISTED, listing.unlisted)
         if part is None:
             workspace.remove_temporary_files()
         if retry_failed:
             jobs.reset_failures()
 
-        encoded, encoded_bytes = _encode_and_pack(jobs, old_index, execute, style)
+        write = partial(_write_plan, dest, compared, listing.unlisted)
+        encoded, encoded_bytes = _encode_and_pack(jobs, write, old_index, execute, style)
 
         index, changes = None, SizeChanges(listing if append else None)
         if part is None:
@@ -127,9 +127,12 @@ def build_shards(
     )
 
 
-def _encode_and_pack(jobs: BuildJobs, index: Index | None, execute: Executor, style: ProgressStyle) -> tuple[int, int]:
+def _encode_and_pack(
+    jobs: BuildJobs, write: Callable[[], None], index: Index | None, execute: Executor, style: ProgressStyle
+) -> tuple[int, int]:
     """Encode every remaining source, pack each shard when its sources are encoded.
 
+    `write` writes the plan, which binds later builds: not before the executor is ready, and asks for its first shard.
     `index` is that of `dest`. It is removed if it lists what this run makes. An append keeps it: until the end, the data
     set is what it was.
 
@@ -139,13 +142,10 @@ def _encode_and_pack(jobs: BuildJobs, index: Index | None, execute: Executor, st
     failed = sum(len(head.failures) for head in jobs.done.values())
     with ProgressBar("videos", jobs.num_sources(), style, start=jobs.num_done()) as bar:
         if jobs.finished:
+            write()
             return 0, 0
         jobs.staging.mkdir(parents=True, exist_ok=True)
-        # The index says that the data set is complete, but a shard is missing.
-        if index is None or jobs.breaks(index):
-            for name in (INDEX, SAMPLES, FAILURES):
-                remove(jobs.dest / name)
-        with closing(execute(jobs.remaining(), encode_source, pack_shard)) as results:
+        with closing(execute(_planned(jobs, write, index), encode_source, pack_shard)) as results:
             for result in results:
                 if isinstance(result, ShardHead):
                     jobs.done[result.shard] = result
@@ -155,6 +155,21 @@ def _encode_and_pack(jobs: BuildJobs, index: Index | None, execute: Executor, st
                 failed += result.failed
                 bar.advance(1, f"{encoded_bytes / bar.seconds() / 1e6:.1f} MB/s, {failed} failed")
     return encoded, encoded_bytes
+
+
+def _write_plan(dest: StoragePath, compared: ComparedPlan, unlisted: tuple[bytes, ...]) -> None:
+    (write_appended_plan if compared.appended else write_plan)(dest, compared.plan)
+    _write_unlisted(dest / UNLISTED, unlisted)
+
+
+def _planned(jobs: BuildJobs, write: Callable[[], None], index: Index | None) -> Iterator[ShardJob]:
+    """The shards that remain. The executor is ready when it asks for the first: then the plan is written."""
+    write()
+    # The index says that the data set is complete, but a shard is missing.
+    if index is None or jobs.breaks(index):
+        for name in (INDEX, SAMPLES, FAILURES):
+            remove(jobs.dest / name)
+    yield from jobs.remaining()
 
 
 def _check_destination(dest: StoragePath, source: Folder) -> None:

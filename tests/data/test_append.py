@@ -15,7 +15,6 @@ from tests.builds import QUIET, SmallBuild, digests, staged_keys, start_process,
 from tests.command import call_command
 from vmae_data import __version__
 from vmae_data.build import BuildReport
-from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, VmaeError
@@ -33,12 +32,10 @@ from vmae_data.format import (
     tar_name,
 )
 from vmae_data.read.dataset import Shards
-from vmae_data.shards.compare_plan import compare_plan
 from vmae_data.shards.merge import merge_parts
 from vmae_data.shards.pack import pack_shard
-from vmae_data.shards.plan import Part, Plan, make_plan, read_plan, read_sources, write_appended_plan, write_plan
+from vmae_data.shards.plan import Part, Plan, read_plan, read_sources
 from vmae_data.shards.workspace import STAGING, workspace_of
-from vmae_data.sources.find import find_sources
 from vmae_data.storage import StoragePath
 from vmae_data.verify.verify import verify_shards
 
@@ -200,36 +197,6 @@ def test_changed_labels_and_another_source_are_refused(grown: Grown, tmp_path: P
     with pytest.raises(MisuseError, match=r"removed \(.*Check SOURCE"):
         grown.append(dest, grown.many / "pan-up")
     assert digests(dest) == digests(grown.before)
-
-
-@pytest.mark.parametrize(
-    ("given", "classes", "labels"),
-    [
-        (["b", "c", "a", "c"], ("b", "c", "a"), [0, 1, 2, 1]),
-        ([1, 0, 5, 2], ("0", "1", "2", "3", "4", "5"), [1, 0, 5, 2]),
-        ([["b"], ["c", "b"], ["a", "c"], []], ("b", "c", "a"), [(0,), (0, 1), (1, 2), ()]),
-        ([[1.5, 2], [0.5, 1], [3, 0.25], [1, 1]], (), [(1.5, 2.0), (0.5, 1.0), (3.0, 0.25), (1.0, 1.0)]),
-        ([None, None, "a", None], ("a",), [None, None, 0, None]),
-    ],
-)
-def test_labels_of_every_kind_keep_their_numbers(
-    tmp_path: Path, given: list[object], classes: tuple[str, ...], labels: list[object]
-) -> None:
-    table, plans = tmp_path / "table.jsonl", []
-    rows = [json.dumps({"path": f"{n}.mp4", "label": label}) for n, label in enumerate(given)]
-    for count in (2, 4):
-        table.write_text("\n".join(rows[:count]))
-        plan = make_plan(find_sources(str(table)), BuildSpec(), split=None, ffmpeg="", ffmpeg_sha256="")
-        compared = compare_plan(tmp_path, plan, source=str(table), append=True)
-        plans.append(compared.plan)
-        write_appended_plan(tmp_path, compared.plan) if compared.appended else write_plan(tmp_path, compared.plan)
-    first, second = plans
-    assert second.facts.classes == classes
-    assert {source.path: source.label for source in second.sources} == {
-        b"%d.mp4" % n: label for n, label in enumerate(labels)
-    }
-    assert second.sources[:2] == first.sources == read_sources(tmp_path, first.facts)
-    assert second.sources == read_sources(tmp_path, second.facts)
 
 
 def test_other_settings_are_refused_but_another_ffmpeg_only_makes_new_shards(

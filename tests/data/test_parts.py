@@ -20,9 +20,9 @@ from tests.command import call_command
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.format import PLAN, marker_name
+from vmae_data.format import PLAN, marker_name, tar_name
 from vmae_data.shards.merge import merge_parts
-from vmae_data.shards.plan import Part
+from vmae_data.shards.plan import Part, read_plan
 from vmae_data.shards.workspace import STAGING
 from vmae_data.storage import create_bytes
 from vmae_data.verify.verify import verify_shards
@@ -151,11 +151,24 @@ def test_merge_makes_the_index_again_from_markers_alone(demo_shards: Path, tmp_p
 
 
 def test_a_part_with_another_plan_is_refused(demo_videos: Path, tmp_path: Path, demo_shards: Path) -> None:
-    shutil.copy(demo_shards / PLAN, tmp_path / PLAN)
+    for name in (PLAN, tar_name(1)):
+        shutil.copy(demo_shards / name, tmp_path / name)
     other = BuildSpec(short_side=36, stride=2, crf=20, samples_per_shard=8, may_flip=False)
     with pytest.raises(MisuseError, match="has a different plan"):
         build_shards(str(demo_videos), tmp_path, other, workers=1, part=Part(0, 2), style=QUIET)
     assert (tmp_path / PLAN).read_bytes() == (demo_shards / PLAN).read_bytes()
+
+
+def test_a_part_replaces_a_plan_of_which_nothing_is_finished_but_not_while_another_part_runs(
+    demo_videos: Path, tmp_path: Path, demo_shards: Path
+) -> None:
+    shutil.copy(demo_shards / PLAN, tmp_path / PLAN)
+    other = BuildSpec(short_side=36, stride=2, crf=20, samples_per_shard=8, may_flip=False)
+    lock = "lock_part(Path(sys.argv[1]), 'build', 1, 91)"
+    with _locked_elsewhere(tmp_path, lock), pytest.raises(MisuseError, match="has a different plan"):
+        build_shards(str(demo_videos), tmp_path, other, workers=1, part=Part(90, 91), style=QUIET)
+    build_shards(str(demo_videos), tmp_path, other, workers=1, part=Part(90, 91), style=QUIET)
+    assert read_plan(tmp_path).recipe["crf"] == 20
 
 
 def _create(path: Path, text: str) -> bool:

@@ -30,7 +30,7 @@ from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.executors.jobs import BuildJobs
 from vmae_data.executors.local_processes import run_local
 from vmae_data.executors.ray_cluster import NodeRequirements, make_shard, run_on_ray
-from vmae_data.format import ShardHead
+from vmae_data.format import PLAN, ShardHead
 from vmae_data.shards.merge import merge_parts
 from vmae_data.shards.pack import ShardJob, pack_shard
 from vmae_data.shards.plan import Part, make_plan, write_plan
@@ -235,6 +235,7 @@ def test_an_error_of_a_task_is_one_line_with_its_shard_and_node(
 def test_more_workers_than_any_node_has_cpus_is_misuse(cluster: str, demo_videos: Path, tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="the largest node of the cluster has 2 CPUs"):
         build_shards(str(demo_videos), tmp_path, BuildSpec(), executor="ray", address=cluster, workers=64, style=QUIET)
+    assert not (tmp_path / PLAN).exists()  # the next build may have other settings, in a bucket too
 
 
 @pytest.mark.parametrize("address", ["ray://localhost:1", "nonsense", "127.0.0.1:1", "127.0.0.1:99999"])

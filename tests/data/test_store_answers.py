@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import logging
 import os
 import random
 import signal
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 from tests.scripted_server import FACTS, Answer, Request, ScriptedServer, redirect_to, scripted_server
 from vmae_data.errors import DataError, MisuseError, StoreError, VmaeError
 from vmae_data.read.cache import CacheSpec, ShardCache
+from vmae_data.shards.workspace import workspace_of
 from vmae_data.storage import (
     RemotePath,
     commit_bytes,
@@ -28,6 +31,7 @@ from vmae_data.storage import (
     is_folder,
     list_names,
     node_folder,
+    path_digest,
     read_bytes,
     read_each,
     read_range,
@@ -350,9 +354,12 @@ def _listing(*entries: tuple[str, int]) -> Iterator[None]:
     def answer(request: Request) -> Answer:
         shown, groups = [], set()
         for name, size in entries:
-            rest = name.removeprefix("set/")
+            prefix = urllib.parse.parse_qs(request.path.partition("?")[2])["prefix"][0]
+            rest = name.removeprefix(prefix)
+            if not name.startswith(prefix):
+                continue
             if "delimiter" in request.path and "/" in rest:
-                groups.add(f"set/{rest.partition('/')[0]}/")
+                groups.add(f"{prefix}{rest.partition('/')[0]}/")
             else:
                 shown.append(ENTRY.format(name, size))
         shown += [f"<CommonPrefixes><Prefix>{group}</Prefix></CommonPrefixes>" for group in sorted(groups)]
@@ -372,10 +379,36 @@ def test_markers_of_folders_are_no_files() -> None:
         ("set/sub/b", 1),
         ("set/sub/c/", 0),
         ("set/sub/c/d", 0),
+        ("set/none/", 0),
+        ("set/sub/none/", 0),
     ):
         folder = _path("s3://bucket/set")
         assert list_names(folder) == {"a": 3, "empty": 0}
         assert remote.list_tree(folder) == {"a": 3, "empty": 0, "sub/b": 1, "sub/c/d": 0}
+
+
+def test_what_is_kept_of_a_bucket_differs_between_servers_and_accounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMAE_CACHE", str(tmp_path))
+    url = "s3://bucket/set"
+    assert path_digest(_path(url)) == hashlib.sha256(url.encode()).hexdigest()
+    digests = {path_digest(_path(url))}
+    with contextlib.ExitStack() as stack:
+        for endpoint in ("http://host:9000", "http://host:9001", "https://host"):
+            set_options([f"endpoint={endpoint}"])
+            digests.add(path_digest(_path(url)))
+            workspace = workspace_of(_path(url))
+            stack.enter_context(workspace.locked("build"))  # beside the builds into the others
+            set_options([f"endpoint={endpoint}/"])
+            assert workspace_of(_path(url)) == workspace
+            with pytest.raises(VmaeError, match="another build"), workspace.locked("build"):
+                pass
+    monkeypatch.setenv(VARIABLE, "{}")
+    for account in ("one", "two"):
+        set_options([f"account_name={account}"])
+        digests.add(path_digest(_path("az://bucket/set")))
+    assert len(digests) == 6
 
 
 def test_a_size_in_a_listing_has_bounds() -> None:

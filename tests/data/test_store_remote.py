@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.s3_server import S3Bucket
@@ -131,6 +132,35 @@ def test_uploads_are_retried_too(folder: RemotePath, network: Proxy, tmp_path: P
     commit_file(tmp_path / "x", folder / "x")
     network.change(Faults())
     assert read_bytes(folder / "x") == data
+
+
+@pytest.mark.parametrize("size", [1000, 17 * 10**6])
+def test_an_upload_that_stalls_is_tried_again_then_given_up(
+    folder: RemotePath, network: Proxy, tmp_path: Path, size: int
+) -> None:
+    set_options(["read_timeout=0.2"])  # an upload's request has 15 times that
+    (tmp_path / "x").write_bytes(bytes(size))
+    stalls = Fault(kind=Kind.STALL, seconds=600)
+    network.change(_faults(msgspec.structs.replace(stalls, most=1)))
+    remote.put(folder / "x", tmp_path / "x")
+    assert network.seen().faults == {Kind.STALL: 1}
+    assert file_size(folder / "x") == size
+    set_options(["read_timeout=0.1", "give_up=0.1"])
+    network.change(_faults(stalls))
+    with pytest.raises(StoreError, match=r"x: can't be written \(no answer in time, .* Check the store"):
+        remote.put(folder / "x", tmp_path / "x")
+
+
+def test_few_parts_of_an_upload_share_a_link_so_that_each_ends_in_its_time(
+    folder: RemotePath, network: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)  # the least that S3 takes
+    (tmp_path / "x").write_bytes(bytes(30 << 20))
+    set_options(["read_timeout=0.1", "give_up=0.1"])
+    network.change(Faults(faults=(Fault(kind=Kind.STALL, seconds=600),), methods=("PUT",)))
+    with pytest.raises(StoreError):
+        remote.put(folder / "x", tmp_path / "x")
+    assert network.seen().count("PUT") <= remote.CONCURRENT_PARTS == 4
 
 
 def test_a_create_whose_answer_was_lost_is_recognised_as_ours(folder: RemotePath, network: Proxy) -> None:

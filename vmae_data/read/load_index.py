@@ -17,6 +17,7 @@ from vmae_data.storage import (
     file_size,
     is_folder,
     node_folder,
+    path_digest,
     read_bytes,
     writer_name,
 )
@@ -52,7 +53,7 @@ def _local_index(path: Path) -> bytes:
 
 def _remote_index(path: RemotePath, digest: str | None) -> tuple[bytes, str | None]:
     """Keeps a copy on this machine, for processes that know the checksum and for times without a network."""
-    copy = node_folder("indexes") / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    copy = node_folder("indexes") / f"{path_digest(path)}.json"
     copied = copy.read_bytes() if copy.exists() else None
     if copied is not None and digest == hashlib.sha256(copied).hexdigest():
         return copied, None

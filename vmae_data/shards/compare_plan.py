@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.format import PLAN, RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_line, path_to_text
+from vmae_data.encode.encode_source import staged_name
+from vmae_data.errors import DataError, MisuseError, NotFoundError, VmaeError
+from vmae_data.format import (
+    FAILURES,
+    INDEX,
+    PLAN,
+    RULES,
+    SAMPLES,
+    Label,
+    PlanFacts,
+    PlanStage,
+    SourceFacts,
+    encode_record,
+    path_to_line,
+    path_to_text,
+)
 from vmae_data.labels import label_text
 from vmae_data.recipes import with_defaults
 from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
-from vmae_data.sources.find import Listing, SourceVideo, listing_digest
+from vmae_data.shards.workspace import Workspace
+from vmae_data.sources.find import Listing, SourceVideo, class_number, listing_digest
 from vmae_data.sources.video_files import file_sizes
-from vmae_data.storage import StoragePath, list_names
+from vmae_data.storage import TEMPORARY, StoragePath, commit_bytes, list_names, lock, remove
 
-__all__ = ["ComparedPlan", "SizeChanges", "compare_plan"]
+__all__ = ["ComparedPlan", "SizeChanges", "compare_plan", "discard_unstarted"]
 
 MOST_NAMED = 3  # videos in a message
 _MARKER = re.compile(r"shard-\d{6,}\.json")
+_SHARD_FILE = re.compile(r"shard-(\d{6,})\.(json|tar)")
+# A kind of labels → what makes a listing have that kind.
+_ADVICE = {
+    "names": "Give every video one label, and at least one video a name that is no number",
+    "class numbers": "Give every video one class number, such as 0",
+    "several classes": 'Write at least one label as a list, such as ["a"]',
+    "values": "Give every video a number, and at least one a fraction, such as 0.5",
+}
 
 
 class ComparedPlan(NamedTuple):
@@ -58,6 +82,7 @@ class _Change(NamedTuple):
     added: tuple[SourceVideo, ...]  # in plan order
     removed: tuple[str, ...]
     relabelled: tuple[str, ...]  # path and both labels
+    kinds: tuple[str, ...] = ()  # of the stored and the new labels, if the same labels are read in another way
 
     def __str__(self) -> str:
         parts = []
@@ -68,11 +93,46 @@ class _Change(NamedTuple):
         return ", ".join(parts)
 
 
-def compare_plan(dest: StoragePath, plan: Plan, *, source: str, append: bool) -> ComparedPlan:
+def discard_unstarted(workspace: Workspace, plan: Plan, *, append: bool) -> None:
+    """Remove a stored plan that differs from `plan` if nothing of it is finished. With `append`, so for its last append.
+
+    Only if locks and staging are in the destination: elsewhere nobody sees what another machine has begun.
+    """
+    if workspace.staging_is_outside or _unstarted(workspace, plan) is None:
+        return
+    with suppress(VmaeError), lock(workspace.locks, "build"):  # else a build is running
+        stored = _unstarted(workspace, plan)
+        if stored is None or (stored.appended_to and not append):
+            return
+        if stored.appended_to:
+            commit_bytes(workspace.dest / PLAN, encode_record(stored.stages()[-2]))
+        else:
+            remove(workspace.dest / PLAN)
+
+
+def _unstarted(workspace: Workspace, plan: Plan) -> PlanFacts | None:
+    """The stored plan, if its settings or sources are others, and no source and no shard of its last stage is finished."""
+    try:
+        stored = read_plan(workspace.dest)
+    except DataError:
+        return None
+    if msgspec.structs.replace(_completed(stored, plan), rules=plan.facts.rules) == plan.facts:
+        return None
+    names, first = list_names(workspace.dest), stored.appended_to[-1].shards if stored.appended_to else 0
+    finished = not stored.appended_to and not names.keys().isdisjoint((INDEX, SAMPLES, FAILURES))
+    finished |= any(match and int(match[1]) >= first for match in map(_SHARD_FILE.fullmatch, names))
+    finished |= not all(path.name.startswith(TEMPORARY) for path in workspace.staging.glob(staged_name("*")))
+    return None if finished else stored
+
+
+def compare_plan(
+    dest: StoragePath, plan: Plan, *, source: str, append: bool, class_folders: tuple[str, ...] = ()
+) -> ComparedPlan:
     """The plan with the facts stored in `dest`, if any: digests are those of the stored plan.
 
     A recipe key that the stored plan lacks is compared by its default. Older rules of a stored plan hold: equal plans
     give equal shards, whichever version makes them. With `append`, sources that the stored plan lacks are added to it.
+    `class_folders` are those of the listing: whether their names are names or numbers stays as the stored plan has it.
     Raises MisuseError with the difference: a destination holds one plan.
     """
     try:
@@ -94,6 +154,7 @@ def compare_plan(dest: StoragePath, plan: Plan, *, source: str, append: bool) ->
             raise
         refuse_difference(dest, stored, plan.facts)  # without the names
         raise
+    plan = _keep_reading(dest, stored, before, plan, class_folders)
     change = _compare_sources(before, stored.classes, plan)
     _refuse_change(dest, change, source, append=append, all_removed=len(change.removed) == len(before))
     if not change.added:
@@ -105,27 +166,77 @@ def _refuse_other_settings(
     dest: StoragePath, stored: PlanFacts, plan: Plan, *, append: bool, same_sources: bool
 ) -> None:
     """Compare all but the sources. Appended shards may come from another ffmpeg."""
-    completed = msgspec.structs.replace(stored, recipe=plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
     not_compared = {"rules", "appended_to", "listing", "sources", "shards"}
     if stored.appended_to or not same_sources:
         not_compared.add("classes")
     if append:
         not_compared |= {"ffmpeg", "ffmpeg_sha256"}
     same = {name: getattr(stored, name) for name in not_compared}
-    refuse_difference(dest, completed, msgspec.structs.replace(plan.facts, **same))
+    refuse_difference(dest, _completed(stored, plan), msgspec.structs.replace(plan.facts, **same))
+
+
+def _keep_reading(
+    dest: StoragePath, stored: PlanFacts, before: Sequence[SourceVideo], plan: Plan, folders: tuple[str, ...]
+) -> Plan:
+    """The plan with class folders read as names, or as class numbers, as the stored plan has them.
+
+    One more folder, or one less, may change the reading: `01` and `02` are names, with `00` they are class numbers.
+    Raises MisuseError if two folders would become one class.
+    """
+    kept = {
+        (path_to_text(source.path).partition("/")[0], stored.classes[source.label])
+        for source in before
+        if isinstance(source.label, int)
+    }
+    found = dict(zip(folders, plan.facts.classes, strict=True)) if folders else {}
+    if all(found.get(folder, name) == name for folder, name in kept):
+        return plan
+    if all(folder == name for folder, name in kept):
+        classes = folders
+    elif all(class_number(folder) == name for folder, name in kept):
+        classes = tuple(map(class_number, folders))
+    else:
+        return plan
+    first: dict[str, str] = {}
+    for folder, name in zip(folders, classes, strict=True):
+        if first.setdefault(name, folder) != folder:
+            raise MisuseError(
+                f"{dest}: its class folders are class numbers, and {first[name]!r} and {folder!r} are both class {name}. "
+                "Rename one of them, or name another folder for the shards"
+            )
+    facts = msgspec.structs.replace(plan.facts, classes=classes, listing=listing_digest(plan.sources, classes))
+    return plan._replace(facts=facts)
+
+
+def _completed(stored: PlanFacts, plan: Plan) -> PlanFacts:
+    """The stored plan, the recipe keys that it lacks by their defaults."""
+    return msgspec.structs.replace(stored, recipe=plan_recipe(with_defaults(stored.recipe, type(plan.spec))))
 
 
 def _compare_sources(before: Sequence[SourceVideo], classes: Sequence[str], plan: Plan) -> _Change:
     old = {source.path: label_text(source.label, classes) for source in before}
     new = {source.path: label_text(source.label, plan.facts.classes) for source in plan.sources}
-    changed = ((path, old[path], new[path]) for path in old.keys() & new.keys() if old[path] != new[path])
+    changed = [(path, old[path], new[path]) for path in old.keys() & new.keys() if old[path] != new[path]]
+    kinds = _kind(before, classes), _kind(plan.sources, plan.facts.classes)
+    reread = kinds[0] != kinds[1] and all(a and b for _, a, b in changed)
+    if set(kinds) == {"names", "class numbers"}:
+        reread = reread and all(class_number(a) == class_number(b) for _, a, b in changed)
     return _Change(
         added=tuple(source for source in plan.sources if source.path not in old),
         removed=tuple(sorted(path_to_line(path) for path in old.keys() - new.keys())),
         relabelled=tuple(
             sorted(f"{path_to_line(path)}: {a or 'no label'} → {b or 'no label'}" for path, a, b in changed)
         ),
+        kinds=kinds if reread else (),
     )
+
+
+def _kind(sources: Sequence[SourceVideo], classes: Sequence[str]) -> str:
+    """What the labels are read as: a key of `_ADVICE`."""
+    several = [source.label for source in sources if isinstance(source.label, tuple)]
+    if several:
+        return "values" if any(isinstance(one, float) for label in several for one in label) else "several classes"
+    return "class numbers" if all(name.isdecimal() and class_number(name) == name for name in classes) else "names"
 
 
 def _refuse_change(dest: StoragePath, change: _Change, source: str, *, append: bool, all_removed: bool) -> None:
@@ -133,8 +244,16 @@ def _refuse_change(dest: StoragePath, change: _Change, source: str, *, append: b
     found = f"{dest}: was built from other videos than those of {source}: {change}"
     if all_removed:
         raise MisuseError(f"{found}. Check SOURCE, or name another folder")
+    if change.relabelled and change.kinds:
+        old, new = change.kinds
+        raise MisuseError(
+            f"{found}. Its labels are {old}, but those of {source} are read as {new}. {_ADVICE[old]}, or name another folder"
+        )
     if change.relabelled:
-        raise MisuseError(f"{found}. A data set keeps its labels: restore them, or name another folder")
+        raise MisuseError(
+            f"{found}. A data set keeps its labels: restore them, with the same --annotations and --classes, "
+            "or name another folder"
+        )
     if change.added and not append:
         raise MisuseError(f"{found}. Add --append to build the new ones into new shards, or name another folder")
     if change.removed and not append:

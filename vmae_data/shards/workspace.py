@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from vmae_data.errors import VmaeError
 from vmae_data.shards.plan import Part
-from vmae_data.storage import LOCK, TEMPORARY, StoragePath, lock, lock_part, node_folder, writable
+from vmae_data.storage import LOCK, TEMPORARY, StoragePath, lock, lock_part, node_folder, path_digest, writable
 
 __all__ = ["STAGING", "Workspace", "workspace_of"]
 
@@ -73,6 +72,6 @@ def workspace_of(dest: StoragePath, staging: Path | None = None) -> Workspace:
         return Workspace(dest, dest, dest / STAGING)
     full = dest.absolute() if isinstance(dest, Path) else dest
     # A readable name, and a hash that keeps destinations of the same name apart.
-    name = f"{dest.name or 'root'}-{hashlib.sha256(str(full).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    name = f"{dest.name or 'root'}-{path_digest(full)[:16]}"
     home = (staging.absolute() if staging else node_folder("staging")) / name
     return Workspace(dest, dest if isinstance(dest, Path) else home, home / STAGING)

@@ -20,7 +20,7 @@ from vmae_data.sources.near_names import missing_notes, near_names, near_pairs
 from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, is_video
 from vmae_data.storage import StoragePath, exists, is_folder, storage_path
 
-__all__ = ["Listing", "SourceVideo", "find_sources", "listing_digest"]
+__all__ = ["Listing", "SourceVideo", "class_number", "find_sources", "listing_digest"]
 
 MAX_CLASSES = 1_000_000
 CLASS_NUMBER = re.compile(r"\+?0*([0-9]+)(\.0*)?")  # tables write 3 as 3.0 in a column with gaps
@@ -44,6 +44,7 @@ class Listing(NamedTuple):
     folder: Folder
     sources: tuple[SourceVideo, ...]
     classes: tuple[str, ...]
+    class_folders: tuple[str, ...] = ()  # the folder of each class, if the names of folders are the classes
     unlisted: tuple[bytes, ...] = ()  # videos of the folder that its annotations don't name, sorted
     num_excluded: int = 0
     unmatched: tuple[bytes, ...] = ()  # paths in the file of exclusions that match no source
@@ -87,6 +88,9 @@ def find_sources(
     labels, names = _number_labels(rows, classes or parsed.classes, file or source, by_folder=file is None)
     sources = tuple(SourceVideo(key_of(row.path), row.path, label) for row, label in zip(rows, labels, strict=True))
     listing = Listing(folder, sources, names)
+    if file is None and not classes:
+        folder_of = {label: str(row.label) for row, label in zip(rows, labels, strict=True)}
+        listing = listing._replace(class_folders=tuple(folder_of[number] for number in range(len(names))))
     if not is_file:
         unlisted = videos.paths - {row.path for row in parsed.rows} - parsed.other_splits
         listing = listing._replace(
@@ -176,6 +180,12 @@ def _are_names(digits: dict[str, str], classes: tuple[str, ...], *, by_folder: b
             len(number) > len(str(MAX_CLASSES)) or int(number) >= len(classes) for number in digits.values()
         )
     return by_folder and not classes and sorted(map(int, digits.values())) != list(range(len(digits)))
+
+
+def class_number(name: str) -> str:
+    """A class number as the classes write it (`01` and `1.0`: 1); any other name as it is."""
+    match = CLASS_NUMBER.fullmatch(name)
+    return match[1] if match else name
 
 
 def _class_notes(listing: Listing, source: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Files by path or URL, on this machine, in buckets, on web servers: read, list, commit, lock."""
 
+from vmae_data.storage.clients import path_digest
 from vmae_data.storage.files import (
     Span,
     commit_bytes,
@@ -65,6 +66,7 @@ __all__ = [
     "node_folder",
     "options_text",
     "part_name",
+    "path_digest",
     "read_bytes",
     "read_each",
     "read_range",

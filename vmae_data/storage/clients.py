@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -12,15 +13,15 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.storage.paths import RemotePath
+from vmae_data.storage.paths import RemotePath, StoragePath
 from vmae_data.storage.store_options import VARIABLE, Access, access_of, missing_key_file
 from vmae_data.storage.web import WebStore
 
-__all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_client", "open_client"]
+__all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_client", "open_client", "path_digest"]
 
 LONGEST_WAIT = 15.0  # seconds between two tries
 UPLOAD_TRIES = 8  # of each part
-UPLOAD_PATIENCE = 15  # times the silence that ends a read
+UPLOAD_PATIENCE = 15  # times the silence that ends a read: for a request of an upload, sent and answered
 NO_OTHER_HOST = "127.0.0.1:0"  # a proxy that refuses, for every host but the store's
 # What may change where a store is, and who we are. Other clients of this process keep what they were opened with.
 _ENVIRONMENT = re.compile(
@@ -63,6 +64,16 @@ def _key(path: RemotePath) -> _Key:
     return os.getpid(), path.root, tuple(sorted(settings))
 
 
+def path_digest(path: StoragePath) -> str:
+    """A name for what this machine keeps of a path. Buckets of one name on two servers, or of two accounts, differ."""
+    text = str(path)
+    if isinstance(path, RemotePath) and not path.is_web:
+        access = access_of(path.scheme, text)
+        server = access.server if path.scheme == "az" else access.endpoint
+        text = f"{server.rstrip('/').lower()} {text}" if server else text
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def open_client(path: RemotePath) -> Client:
     """Open the store of a path. Raises MisuseError for options that it does not accept."""
     from obstore import exceptions
@@ -73,7 +84,7 @@ def open_client(path: RemotePath) -> Client:
     client = _only_host(access) if access.has_token else access.client
     limit = timedelta(seconds=access.give_up)
     backoff = {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=LONGEST_WAIT)}
-    # While a part is uploaded nothing is read, and a link may be slow.
+    # While a part is uploaded nothing is read, so this bounds all of its request. A link may be slow.
     slow = {**client, "read_timeout": UPLOAD_PATIENCE * access.client["read_timeout"]}
 
     def twice(make: Callable[..., Any], target: str, **options: Any) -> Client:

@@ -151,7 +151,8 @@ def put(path: RemotePath, data: bytes | Path) -> None:
     import obstore
 
     def call(store: Any, _progress: Progress) -> None:
-        obstore.put(store, path.path, data, chunk_size=PART_BYTES)
+        # Few parts share a slow link, because each request has limited time.
+        obstore.put(store, path.path, data, chunk_size=PART_BYTES, max_concurrency=CONCURRENT_PARTS)
 
     retried(path, "written", call, writes=True)
 
@@ -228,7 +229,12 @@ def list_tree(path: RemotePath) -> dict[str, int]:
 
     sizes = retried(path, "listed", call)
     folders = {name[: match.start()] for name in sizes for match in re.finditer("/", name)}
-    return dict(sorted(_without_markers(sizes, folders).items(), key=lambda item: item[0].encode()))
+    sizes = _without_markers(sizes, folders)
+    # obstore shows the marker of an empty folder as an empty file. A listing of the folder above tells them apart.
+    above = {name.rpartition("/")[0] for name, size in sizes.items() if not size}
+    files = {parent: list_folder(path / parent if parent else path) for parent in above}
+    names = (name for name, size in sizes.items() if size or name.rpartition("/")[2] in files[name.rpartition("/")[0]])
+    return {name: sizes[name] for name in sorted(names, key=str.encode)}
 
 
 def _without_markers(sizes: dict[str, int], folders: set[str]) -> dict[str, int]:
