@@ -38,7 +38,7 @@ def with_steady_rate(run: FfmpegRun, info: VideoInfo) -> VideoInfo:
     if abs(float(info.frame_rate) / float(mean) - 1) <= _TOLERANCE:
         return info
     rate = likely if likely == info.codec_rate else Rational(mean.numerator, mean.denominator)
-    remark = f"its time stamps state {float(info.frame_rate):.3g} frames a second: {float(rate):.3g} is used"
+    remark = f"its time stamps state {float(info.frame_rate):.4g} frames a second: {float(rate):.4g} is used"
     return info._replace(frame_rate=rate, remarks=(*info.remarks, remark))
 
 
@@ -49,7 +49,7 @@ def _likely_rate(stamps: Sequence[int], info: VideoInfo) -> Rational:
     for step in steps:
         for rate in filter(None, (info.frame_rate, info.codec_rate)):
             nominal = second * rate.den / rate.num
-            if nominal >= second / _HIGHEST_RATE and abs(nominal - step) <= max(1, second / 1000):
+            if nominal >= second / _HIGHEST_RATE and abs(nominal - step) <= max(Fraction(1), second / 1000):
                 return rate
     if not steps:
         return info.codec_rate or _ASSUMED_RATE
