@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_rising_time_stamps_are_the_times(steps: list[int], step: int) -> None:
 def test_one_wrong_time_stamp_anywhere_is_ignored(wrong: int, frame: int) -> None:
     times = list(range(0, 4000, 40))
     stamps = [time + wrong if n == frame else time for n, time in enumerate(times)]
-    found, restarts, outliers = mended_times(stamps, 40, 1000)
+    found, restarts, outliers = mended_times(stamps, Fraction(40), 1000)
     assert ([time - found[1] + 40 for time in found], restarts, outliers) == (times, 0, 1)
 
 
@@ -99,20 +100,29 @@ def test_a_clock_that_wrong_time_stamps_hold_is_released(first: int, more: int) 
     for number, time in enumerate(times):
         wrong = 3_600_000 if number % 10 == first else 0
         stamps.append(max(time + wrong, stamps[-1] + more if stamps else 0))
-    found, restarts, _ = mended_times(stamps, 40, 1000)
+    found, restarts, _ = mended_times(stamps, Fraction(40), 1000)
     assert ([time - found[0] for time in found], restarts) == (times, 0)
+
+
+@pytest.mark.parametrize("frames_before", [0, 10])
+def test_a_held_clock_keeps_the_exact_rate(frames_before: int) -> None:
+    """A thousandth of a second is no multiple of 1/29.97 s."""
+    times = [round(1001 * n / 30) for n in range(3000)]
+    stamps = [time if n < frames_before else 3_600_000 for n, time in enumerate(times)]
+    found = mended_times(stamps, Fraction(1001, 30), 1000).times
+    assert all(abs(a - b - found[0]) <= 2 for a, b in zip(found, times, strict=True))
 
 
 def test_a_clock_that_is_held_for_two_seconds_catches_up() -> None:
     times = list(range(0, 4000, 40))
     stamps = [max(time, 2400) if n >= 10 else time for n, time in enumerate(times)]
-    assert mended_times(stamps, 40, 1000) == (times, 0, 51)
+    assert mended_times(stamps, Fraction(40), 1000) == (times, 0, 51)
 
 
 @given(st.lists(st.integers(1, 10**9), max_size=60), st.integers(1, 5000))
 def test_rising_time_stamps_with_gaps_are_the_times(steps: list[int], step: int) -> None:
     times = np.cumsum([0, 3000, *(2 * one for one in steps), 3000]).tolist()
-    assert mended_times(times, step, 1000) == (times, 0, 0)
+    assert mended_times(times, Fraction(step), 1000) == (times, 0, 0)
 
 
 def test_time_stamps_that_only_change_places_are_kept() -> None:

@@ -9,7 +9,7 @@ from statistics import median
 
 from vmae_data.encode.ffmpeg import FfmpegRun
 from vmae_data.encode.probe import VideoInfo
-from vmae_data.encode.times import far_ticks, mended_times, step_ticks, time_stamps
+from vmae_data.encode.times import far_ticks, mended_times, time_stamps
 from vmae_data.format import Rational
 
 __all__ = ["with_steady_rate"]
@@ -30,7 +30,7 @@ def with_steady_rate(run: FfmpegRun, info: VideoInfo) -> VideoInfo:
     likely = _likely_rate(stamps, info)
     if likely == info.frame_rate:
         return info
-    times, restarts, outliers = mended_times(stamps, step_ticks(base, likely), far_ticks(info))
+    times, restarts, outliers = mended_times(stamps, info._replace(frame_rate=likely).frame_ticks, far_ticks(info))
     ticks = times[-1] - times[0]
     if not restarts + outliers or ticks <= 0:
         return info
@@ -60,8 +60,7 @@ def _likely_rate(stamps: Sequence[int], info: VideoInfo) -> Rational:
 def _median_steps(stamps: Sequence[int]) -> Iterator[Fraction]:
     """The median ticks from frame to frame: if frames at one time share the time until the next, and as they are."""
     moves = [0, *(n for n in range(1, len(stamps)) if not 0 <= stamps[n] - stamps[n - 1] <= 1)]
-    shares = [Fraction(stamps[b] - stamps[a], b - a) for a, b in pairwise(moves) for _ in range(b - a)]
-    shared = Fraction(median(shares)) if shares else Fraction(0)
-    if shared > _LEAST_SHARED:
-        yield shared
+    shares = [(stamps[b] - stamps[a]) / (b - a) for a, b in pairwise(moves) for _ in range(b - a)]
+    if shares and (shared := median(shares)) > _LEAST_SHARED:
+        yield Fraction(shared)
     yield Fraction(median(after - now for now, after in pairwise(stamps)))

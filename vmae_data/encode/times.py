@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ __all__ = [
     "first_clean_frame",
     "frame_times",
     "mended_times",
-    "step_ticks",
     "time_remarks",
     "time_stamps",
 ]
@@ -43,7 +43,7 @@ class ContinuousTimes(NamedTuple):
 
 def time_stamps(run: FfmpegRun, info: VideoInfo) -> list[int]:
     """The time stamps of the decoded frames in ticks. A frame without one is one step after the previous frame."""
-    step = step_ticks(info.time_base, info.frame_rate)
+    step = _step(info)
     stamps: list[int] = []
     for pts in run.pts:
         stamps.append(pts if pts is not None else (stamps[-1] if stamps else 0) + step)
@@ -77,13 +77,13 @@ def _continuous(run: FfmpegRun, info: VideoInfo) -> ContinuousTimes:
     stamps = time_stamps(run, info)
     if info.rules < 2:
         return ContinuousTimes(stamps, 0, 0)
-    mend = mended_times if info.rules >= 3 else continuous_times
-    return mend(stamps, step_ticks(info.time_base, info.frame_rate), far_ticks(info))
+    if info.rules < 3:
+        return continuous_times(stamps, _step(info), far_ticks(info))
+    return mended_times(stamps, info.frame_ticks, far_ticks(info))
 
 
-def step_ticks(base: Rational, frame_rate: Rational) -> int:
-    """The ticks from frame to frame at this rate, at least 1."""
-    return max(1, round(base.den * frame_rate.den / (base.num * frame_rate.num)))
+def _step(info: VideoInfo) -> int:
+    return max(1, round(float(info.frame_ticks)))
 
 
 def far_ticks(info: VideoInfo) -> float:
@@ -91,9 +91,12 @@ def far_ticks(info: VideoInfo) -> float:
     return _OUTLIER_SECONDS * info.time_base.den / info.time_base.num
 
 
-def mended_times(stamps: Sequence[int], step: int, far: float) -> ContinuousTimes:
-    """As `continuous_times`, but also ignores a wrong time stamp of the first or last frame, and clocks that it held."""
-    stamps, held = _release_clock(stamps, step, far)
+def mended_times(stamps: Sequence[int], exact_step: Fraction, far: float) -> ContinuousTimes:
+    """As `continuous_times`, but also ignores a wrong time stamp of the first or last frame, and clocks that are held."""
+    step = max(1, round(exact_step))
+    if all(_largest_still(step) < after - now <= far for now, after in pairwise(stamps)):
+        return ContinuousTimes(list(stamps), 0, 0)
+    stamps, held = _release_clock(stamps, exact_step, far)
     enough = len(stamps) > _MAX_REORDER
     ahead = enough and stamps[0] - max(stamps[1:3]) > far
     behind = enough and min(stamps[-3:-1]) - stamps[-1] > far
@@ -113,23 +116,23 @@ def mended_times(stamps: Sequence[int], step: int, far: float) -> ContinuousTime
     return ContinuousTimes(times, restarts, outliers + held + sum((ahead, behind, early, late)))
 
 
-def _release_clock(stamps: Sequence[int], step: int, far: float) -> tuple[list[int], int]:
+def _release_clock(stamps: Sequence[int], step: Fraction, far: float) -> tuple[list[int], int]:
     """The time stamps without held clocks, and how many were wrong.
 
-    Jumps into a held clock are undone. If the later frames are where they belong, the held ones share the time until
-    then.
+    Jumps into a held clock are undone. Held frames share the time until the next frame, if that is where it belongs.
+    Else they get the nominal step, but a few frames count as held only after a jump or at the end.
     """
     released: list[int] = []
     offset = wrong = 0
-    for start, stop in _held_runs(stamps, _largest_still(step)):
+    for start, stop in _held_runs(stamps, _largest_still(round(step))):
         count, time = stop - start, stamps[start] + offset
-        jump = time - released[-1] - step if released else 0
+        jump = time - released[-1] - round(step) if released else 0
         jump = jump if count >= _MIN_HELD and jump > far else 0
         later = [(stamps[stop] + one - time + jump, one) for one in (offset, offset - jump) if stop < len(stamps)]
         fits = next(((span, one) for span, one in later if abs(span - count * step) * 4 <= step), None)
-        if count >= _MIN_HELD and (fits or jump):
+        if count >= _MIN_HELD and (fits or jump or count >= _MAX_REORDER or stop == len(stamps)):
             span, offset = fits or (count * step, offset - jump)
-            released += [time - jump + span * number // count for number in range(count)]
+            released += [time - jump + round(Fraction(span * number, count)) for number in range(count)]
             wrong += count if jump else count - 1
         else:
             released += [stamp + offset for stamp in stamps[start:stop]]

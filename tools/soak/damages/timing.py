@@ -186,7 +186,7 @@ WRONG_TIMES: tuple[Damage, ...] = (
         for frames, which, number in (
             (24, "the first frame", "N"),
             (1, "the last frame", "N-24"),
-            (23, "every 10th frame", "mod(N\\,10)"),
+            (22, "every 10th frame", "mod(N\\,10)"),
         )
     ),
     _hour_ahead("pts", ".mkv", 1, "the first frame", "N"),
