@@ -20,6 +20,7 @@ _HIGHEST_RATE = 1000
 _LEAST_SHARED = 16
 _ASSUMED_RATE = Rational(25, 1)
 _TOLERANCE = 0.05
+_MAX_DENOMINATOR = 1 << 20  # ffmpeg counts with 31 bits
 
 
 def with_steady_rate(run: FfmpegRun, info: VideoInfo) -> VideoInfo:
@@ -34,7 +35,7 @@ def with_steady_rate(run: FfmpegRun, info: VideoInfo) -> VideoInfo:
     ticks = times[-1] - times[0]
     if not restarts + outliers or ticks <= 0:
         return info
-    mean = Fraction((len(times) - 1) * base.den, ticks * base.num)
+    mean = Fraction((len(times) - 1) * base.den, ticks * base.num).limit_denominator(_MAX_DENOMINATOR)
     if abs(float(info.frame_rate) / float(mean) - 1) <= _TOLERANCE:
         return info
     rate = likely if likely == info.codec_rate else Rational(mean.numerator, mean.denominator)
