@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-RULES = 2
+RULES = 3
 """The rules by which this version encodes. A mend that encodes a source differently, or no longer refuses it, makes new
 rules. docs/format.md, section "Rules", lists what they changed."""
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

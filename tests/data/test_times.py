@@ -1,9 +1,9 @@
-"""Times, tracks and first frames of unusual sources, and faults that are not a video's."""
+"""Times and first frames of unusual sources."""
 
 from __future__ import annotations
 
 import os
-import shlex
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,16 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.encodes import encode, kept_frames, planes, reason, sample_of
 from tools.soak.damages.clips import Bench, picture_is_right
 from tools.soak.damages.mp4_boxes import patched
-from vmae_data.decode import decode_all
-from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.encode_source import EncodeJob, StagedSample, StagedSource, encode_source
-from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.open_source import open_source
 from vmae_data.encode.probe import probe_video
-from vmae_data.encode.times import continuous_times, exact_times
-from vmae_data.errors import DataError, VmaeError
-from vmae_data.format import Rational, expand_series, key_of
+from vmae_data.encode.times import continuous_times, exact_times, mended_times
+from vmae_data.format import RULES, Rational, expand_series
 
 pytestmark = pytest.mark.processes
 
@@ -32,47 +29,6 @@ _SINE = "-f lavfi -i sine=d=1.6"
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
-
-
-def _encode(
-    path: Path, *, rules: int = 2, ffmpeg: str = "", folder: Path | None = None, **spec: object
-) -> StagedSource:
-    staging = path.parent / "staging"
-    staging.mkdir(exist_ok=True)
-    job = EncodeJob(
-        key=key_of(os.fsencode(path.name)),
-        path=os.fsencode(path.name),
-        folder=bytes(folder or path.parent),
-        label=None,
-        class_name=None,
-        split=None,
-        spec=BuildSpec(**{"short_side": 32, "crf": 10, **({} if "rate" in spec else {"stride": 1}), **spec}),
-        ffmpeg=ffmpeg or find_ffmpeg().path,
-        staging=staging,
-        rules=rules,
-        plan_rules=rules,
-    )
-    return encode_source(job)
-
-
-def _sample(path: Path, **options: object) -> StagedSample:
-    staged = _encode(path, **options)  # type: ignore[arg-type]
-    assert staged.failure is None, staged.failure
-    return staged.samples[0]
-
-
-def _reason(path: Path, **options: object) -> str:
-    failure = _encode(path, **options).failure  # type: ignore[arg-type]
-    return failure.reason if failure else "none"
-
-
-def _kept(sample: StagedSample) -> list[int]:
-    return expand_series(sample.facts.phases[0].source_frames).tolist()
-
-
-def _planes(path: Path, sample: StagedSample) -> np.ndarray:
-    data = (path.parent / "staging" / sample.members[0].file).read_bytes()
-    return decode_all(data, len(_kept(sample)), "v").y_THW
 
 
 def _damaged(source: Path, path: Path, *numbers: int) -> Path:
@@ -126,6 +82,49 @@ def test_rising_time_stamps_are_the_times(steps: list[int], step: int) -> None:
     assert continuous_times(times, step, 1000) == (times, 0, 0)
 
 
+@pytest.mark.parametrize("wrong", [3_600_000, -3_600_000])
+@pytest.mark.parametrize("frame", [0, 49, 99])
+def test_one_wrong_time_stamp_anywhere_is_ignored(wrong: int, frame: int) -> None:
+    times = list(range(0, 4000, 40))
+    stamps = [time + wrong if n == frame else time for n, time in enumerate(times)]
+    found, restarts, outliers = mended_times(stamps, Fraction(40), 1000)
+    assert ([time - found[1] + 40 for time in found], restarts, outliers) == (times, 0, 1)
+
+
+@pytest.mark.parametrize("first", [0, 5, 9])
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_clock_that_wrong_time_stamps_hold_is_released(first: int, more: int) -> None:
+    """Every 10th frame is stamped an hour ahead. Muxers raise all later time stamps to that."""
+    times = list(range(0, 4000, 40))
+    stamps: list[int] = []
+    for number, time in enumerate(times):
+        wrong = 3_600_000 if number % 10 == first else 0
+        stamps.append(max(time + wrong, stamps[-1] + more if stamps else 0))
+    found, restarts, _ = mended_times(stamps, Fraction(40), 1000)
+    assert ([time - found[0] for time in found], restarts) == (times, 0)
+
+
+@pytest.mark.parametrize("frames_before", [0, 10])
+def test_a_held_clock_keeps_the_exact_rate(frames_before: int) -> None:
+    """A thousandth of a second is no multiple of 1/29.97 s."""
+    times = [round(1001 * n / 30) for n in range(3000)]
+    stamps = [time if n < frames_before else 3_600_000 for n, time in enumerate(times)]
+    found = mended_times(stamps, Fraction(1001, 30), 1000).times
+    assert all(abs(a - b - found[0]) <= 2 for a, b in zip(found, times, strict=True))
+
+
+def test_a_clock_that_is_held_for_two_seconds_catches_up() -> None:
+    times = list(range(0, 4000, 40))
+    stamps = [max(time, 2400) if n >= 10 else time for n, time in enumerate(times)]
+    assert mended_times(stamps, Fraction(40), 1000) == (times, 0, 51)
+
+
+@given(st.lists(st.integers(1, 10**9), max_size=60), st.integers(1, 5000))
+def test_rising_time_stamps_with_gaps_are_the_times(steps: list[int], step: int) -> None:
+    times = np.cumsum([0, 3000, *(2 * one for one in steps), 3000]).tolist()
+    assert mended_times(times, Fraction(step), 1000) == (times, 0, 0)
+
+
 def test_time_stamps_that_only_change_places_are_kept() -> None:
     stamps = [0, 40, 120, 80, 160, 240, 200, *range(280, 2000, 40)]
     assert continuous_times(stamps, 40, 1000).times == stamps
@@ -159,10 +158,10 @@ def test_a_clock_of_milliseconds_keeps_the_frames_that_an_exact_one_does(
     rounded = bench.clip("thirty.mkv", source="-r 30")
     path = tmp_path / f"v{suffix}"
     bench.run("-i", str(rounded), "-c", "copy", str(path))
-    sample = _sample(path, rate=7.5)
-    assert _kept(sample) == list(range(0, 25, 4))
-    assert picture_is_right(_planes(path, sample), _kept(sample))
-    assert _kept(_sample(path, rate=7.5, rules=1)) != _kept(sample)
+    sample = sample_of(path, rate=7.5)
+    assert kept_frames(sample) == list(range(0, 25, 4))
+    assert picture_is_right(planes(path, sample), kept_frames(sample))
+    assert kept_frames(sample_of(path, rate=7.5, rules=1)) != kept_frames(sample)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +177,11 @@ def test_a_longer_audio_explains_the_duration_of_the_file(
 ) -> None:
     path = tmp_path / f"v{suffix}"
     bench.run("-i", str(bench.clip("intact.mp4")), *_SINE.split(), *codecs.split(), str(path))
-    assert len(_kept(_sample(path))) == 25
-    assert _reason(path, rules=1) == "truncated"
+    assert len(kept_frames(sample_of(path))) == 25
+    assert reason(path, rules=1) == "truncated"
     if suffix == ".flv":  # libavformat reads no duration from the others if they are cut
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        assert _reason(path) == "truncated"
+        assert reason(path) == "truncated"
 
 
 @pytest.mark.parametrize(
@@ -198,32 +197,32 @@ def test_a_longer_audio_explains_the_duration_of_the_file(
 )
 def test_a_damaged_first_packet_costs_one_frame(bench: Bench, tmp_path: Path, suffix: str, codec: str) -> None:
     path = _damaged(bench.clip(f"{codec.split()[1]}{suffix}", codec), tmp_path / f"v{suffix}", 0)
-    sample = _sample(path)
+    sample = sample_of(path)
     assert sample.facts.source.frames == 24
     assert any("ffmpeg complained" in remark for remark in sample.facts.remarks)
-    assert picture_is_right(_planes(path, sample), list(range(1, 25)))
-    assert _reason(path, rules=1) == "unreadable"
+    assert picture_is_right(planes(path, sample), list(range(1, 25)))
+    assert reason(path, rules=1) == "unreadable"
 
 
 def test_a_container_whose_frames_all_fail_is_undecodable(bench: Bench, tmp_path: Path) -> None:
     path = _damaged(bench.clip("intact.mp4"), tmp_path / "v.mp4", *range(25))
-    assert _reason(path) == "undecodable"
+    assert reason(path) == "undecodable"
 
 
 def test_encrypted_frames_are_named(bench: Bench, tmp_path: Path) -> None:
     keys = f"-encryption_scheme cenc-aes-ctr -encryption_key {'0' * 32} -encryption_kid {'1' * 32}"
     clip = bench.clip("intact.mp4")
     bench.run("-i", str(clip), "-c", "copy", *keys.split(), str(tmp_path / "v.mp4"))
-    failure = _encode(tmp_path / "v.mp4").failure
+    failure = encode(tmp_path / "v.mp4").failure
     assert failure and (failure.reason, failure.detail) == ("undecodable", "the frames are encrypted")
 
 
 def test_frames_that_decode_are_kept_though_most_are_damaged(bench: Bench, tmp_path: Path) -> None:
     clip = bench.clip("mjpeg.mov", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p")
     path = _damaged(clip, tmp_path / "v.mov", *range(1, 24))
-    assert _reason(path) == "damaged"
-    assert _kept(_sample(path, keep_truncated=True)) == [0, 1]
-    assert _reason(path, keep_truncated=True, rules=1) == "ffmpeg-failed"
+    assert reason(path) == "damaged"
+    assert kept_frames(sample_of(path, keep_truncated=True)) == [0, 1]
+    assert reason(path, keep_truncated=True, rules=1) == "ffmpeg-failed"
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".avi", "mpeg4"), (".mkv", "wmv2"), (".flv", "flv")])
@@ -231,34 +230,34 @@ def test_frames_before_the_first_key_frame_are_left_out(bench: Bench, tmp_path: 
     whole = bench.clip(f"gop-{codec}{suffix}", f"-c:v {codec} -q:v 2 -g 6 -sc_threshold 1000000000")
     path = tmp_path / f"v{suffix}"
     bench.run("-i", str(whole), "-ss", "0.08", "-c", "copy", "-copyinkf", str(path))
-    sample = _sample(path, stride=2)
+    sample = sample_of(path, stride=2)
     assert "begins with 4 frames that lack their references: they are left out" in sample.facts.remarks
-    assert (sample.facts.source.frames, _kept(sample)) == (23, list(range(4, 23, 2)))
-    assert picture_is_right(_planes(path, sample), [frame + 2 for frame in _kept(sample)])
-    assert _kept(_sample(path, stride=2, rules=1)) == list(range(0, 23, 2))
+    assert (sample.facts.source.frames, kept_frames(sample)) == (23, list(range(4, 23, 2)))
+    assert picture_is_right(planes(path, sample), [frame + 2 for frame in kept_frames(sample)])
+    assert kept_frames(sample_of(path, stride=2, rules=1)) == list(range(0, 23, 2))
 
 
 def test_a_video_without_any_key_frame_keeps_all_frames(bench: Bench, tmp_path: Path) -> None:
     whole = bench.clip("one-gop.avi", "-c:v mpeg4 -q:v 2 -g 100")
     bench.run("-i", str(whole), "-ss", "0.08", "-c", "copy", "-copyinkf", str(tmp_path / "v.avi"))
-    assert len(_kept(_sample(tmp_path / "v.avi"))) == 23
+    assert len(kept_frames(sample_of(tmp_path / "v.avi"))) == 23
 
 
 def test_a_frame_a_minute_is_built(bench: Bench, tmp_path: Path) -> None:
     path = bench.clip("slow.avi", "-c:v mpeg4 -q:v 2", source="-r 1/60")
     path = Path(os.path.realpath(path)).rename(tmp_path / "slow.avi")
-    sample = _sample(path)
+    sample = sample_of(path)
     assert sample.facts.rate == Rational(1, 60)
-    assert picture_is_right(_planes(path, sample), list(range(25)))
-    assert _reason(path, rules=1) == "encode-mismatch"
+    assert picture_is_right(planes(path, sample), list(range(25)))
+    assert reason(path, rules=1) == "encode-mismatch"
 
 
 def test_a_display_matrix_of_zeros_turns_nothing(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     path.write_bytes(patched(bench.clip("intact.mp4").read_bytes(), "moov/trak/tkhd", 40, ">9i", *[0] * 9))
-    sample = _sample(path)
+    sample = sample_of(path)
     assert (sample.facts.source.rotation, sample.facts.remarks) == (0, ())
-    assert picture_is_right(_planes(path, sample), list(range(25)))
+    assert picture_is_right(planes(path, sample), list(range(25)))
 
 
 @pytest.mark.parametrize(("size", "rate"), [("720x576", "25"), ("720x480", "30000/1001")])
@@ -275,21 +274,21 @@ def test_raw_dv_has_the_rate_of_its_frames(bench: Bench, tmp_path: Path, size: s
 def test_packets_that_mp4_refuses_are_encoded_in_profile_copy(bench: Bench, tmp_path: Path) -> None:
     path, plain = tmp_path / "v.mkv", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
     bench.run("-itsoffset", "-0.5", "-i", str(plain), "-c", "copy", "-avoid_negative_ts", "disabled", str(path))
-    sample = _sample(path, profile="copy", short_side=64)
+    sample = sample_of(path, profile="copy", short_side=64)
     assert sample.facts.profile == "h264"
-    assert picture_is_right(_planes(path, sample), list(range(25)))
-    assert _reason(path, profile="copy", short_side=64, rules=1) == "ffmpeg-failed"
+    assert picture_is_right(planes(path, sample), list(range(25)))
+    assert reason(path, profile="copy", short_side=64, rules=1) == "ffmpeg-failed"
 
 
 def test_the_time_stamps_of_joined_live_files_continue(bench: Bench, tmp_path: Path) -> None:
     part = bench.clip("live.webm", "-c:v libvpx -b:v 1M -f webm -live 1").read_bytes()
     path = tmp_path / "v.webm"
     path.write_bytes(part + part)
-    sample = _sample(path, rate=6.25)
-    assert _kept(sample) == list(range(0, 50, 4))
+    sample = sample_of(path, rate=6.25)
+    assert kept_frames(sample) == list(range(0, 50, 4))
     assert expand_series(sample.facts.phases[0].source_times).tolist() == list(range(0, 2000, 160))
     assert any("start again 1 times" in remark for remark in sample.facts.remarks)
-    assert len(_kept(_sample(path, rate=6.25, rules=1))) < 9
+    assert len(kept_frames(sample_of(path, rate=6.25, rules=1))) < 9
 
 
 @pytest.mark.parametrize(("field", "ignored"), [("ts", 15), ("pts", 1)])
@@ -297,77 +296,58 @@ def test_a_frame_stamped_an_hour_ahead_hides_no_other(bench: Bench, tmp_path: Pa
     path, plain = tmp_path / "v.mkv", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
     wrong = f"setts={field}=if(eq(N\\,10)\\,{field.upper()}+3600/TB\\,{field.upper()})"
     bench.run("-i", str(plain), "-c", "copy", "-bsf:v", wrong, str(path))
-    sample = _sample(path, rate=6.25)
-    assert _kept(sample) == list(range(0, 25, 4))
+    sample = sample_of(path, rate=6.25)
+    assert kept_frames(sample) == list(range(0, 25, 4))
     assert sample.facts.remarks == (
         f"the time stamps of {ignored} frames are far from their neighbours': they are ignored",
     )
 
 
-@pytest.mark.parametrize(("suffix", "noise"), [(".mkv", "drop=1"), (".mp4", "amount=1"), (".nut", "amount=1")])
-def test_a_track_without_frames_is_passed_over(bench: Bench, tmp_path: Path, suffix: str, noise: str) -> None:
-    clip = str(bench.clip("intact.mp4"))
-    path = tmp_path / f"v{suffix}"
-    maps = ["-i", clip, "-i", clip, "-map", "0:v", "-map", "1:v"]
-    bench.run(*maps, "-c", "copy", "-bsf:v:0", f"noise={noise}", str(path))
-    sample = _sample(path, rate=6.25)
-    assert "video track 2 of 2 is used, because none before it decodes" in sample.facts.remarks
-    assert picture_is_right(_planes(path, sample), _kept(sample))
-    assert _reason(path, rate=6.25, rules=1) in ("undecodable", "unreadable")
+_AVC, _VP9 = "-c:v libx264 -bf 0", "-c:v libvpx-vp9 -b:v 1M -cpu-used 8 -deadline realtime"
 
 
-def _wrapper(folder: Path, script: str) -> str:
-    path = folder / "ffmpeg"
-    path.write_text(f'#!/bin/sh\n{script}\nexec {shlex.quote(find_ffmpeg().path)} "$@"\n')
-    path.chmod(0o755)
-    return str(path)
-
-
-_THREADS = "echo '[vf#0:0 @ 0x1] [fatal] pthread_create() failed: Resource temporarily unavailable' >&2; exit 1"
-_OUTPUT = "echo '[out#0/mp4 @ 0x1] [error] Error opening output x: Permission denied' >&2; exit 243"
-
-
+# In mp4, a wrong pts hides frames by an edit list, or ffmpeg takes the dts of later frames for their pts.
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("suffix", "field", "frames", "codec"),
     [
-        (_THREADS, "pthread_create"),
-        (f'case "$*" in *v.mp4*) {_THREADS};; esac', "pthread_create"),  # passes by
-        (_OUTPUT, "Permission denied"),
-        (
-            "echo '[AVIOContext @ 0x1] [error] Error writing x: Read-only file system' >&2; exit 1",
-            "Read-only file system",
+        (".mp4", "pts", "N-24", _AVC),
+        *(
+            (suffix, field, frames, codec)
+            for suffix, field, codec in (
+                (".mp4", "ts", _AVC), (".mp4", "ts", _VP9), (".mkv", "ts", _AVC), (".mkv", "pts", _VP9),
+            )
+            for frames in ("N", "N-24", "N-10", "mod(N\\,10)", "mod(N\\,10)-5")
         ),
     ],
-)
-def test_a_fault_of_the_machine_is_booked_on_no_video(bench: Bench, tmp_path: Path, script: str, message: str) -> None:
-    path = bench.clip("intact.mp4")
-    (tmp_path / "v.mp4").write_bytes(path.read_bytes())
-    for spoil in (bytes, lambda data: b"text" + data[:100]):  # also for a file that fails by itself
-        (tmp_path / "v.mp4").write_bytes(spoil(path.read_bytes()))
-        with pytest.raises(VmaeError, match=message):
-            _encode(tmp_path / "v.mp4", ffmpeg=_wrapper(tmp_path, script))
-    assert not list((tmp_path / "staging").iterdir())
-
-
-def test_a_name_with_the_words_of_a_fault_is_no_fault(tmp_path: Path) -> None:
-    path = tmp_path / "pthread_create() failed (No space left on device).mp4"
-    path.write_bytes(b"no video")
-    assert _reason(path) == "unreadable"
-
-
-def test_videos_of_a_folder_that_is_gone_are_not_missing(bench: Bench, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is gone. Run the same command when it is back"):
-        _encode(tmp_path / "v.mp4", folder=tmp_path / "unmounted")
-    assert _reason(tmp_path / "v.mp4") == "missing"
-
-
-def test_too_many_open_files_are_booked_on_no_video(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+)  # fmt: skip
+def test_frames_stamped_an_hour_ahead_spoil_neither_times_nor_rate(
+    bench: Bench, tmp_path: Path, suffix: str, field: str, frames: str, codec: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(24, os.strerror(24))
+    path, plain = tmp_path / f"v{suffix}", bench.clip(f"plain-{codec.split()[1]}.mp4", codec)
+    wrong = f"setts={field}=if(eq({frames}\\,0)\\,{field.upper()}+3600/TB\\,{field.upper()})"
+    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", wrong, str(path))
+    sample = sample_of(path, rate=6.25)
+    assert kept_frames(sample) == list(range(0, 25, 4))
+    assert (sample.facts.source.rate, sample.facts.rate) == (Rational(25, 1), Rational(25, 4))
+    times = expand_series(sample.facts.phases[0].source_times)
+    base = sample.facts.phases[0].source_time_base
+    assert set(np.diff(times).tolist()) == {4 * base.den // 25}
+    assert any("far from their neighbours': they are ignored" in remark for remark in sample.facts.remarks)
+    assert picture_is_right(planes(path, sample), kept_frames(sample))
 
-    (tmp_path / "v.mp4").write_bytes(bench.clip("intact.mp4").read_bytes())
-    monkeypatch.setattr(av, "open", refuse)
-    with pytest.raises(VmaeError, match=r"v\.mp4: this machine can't read it \(Too many open files\)"):
-        _encode(tmp_path / "v.mp4")
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_an_hour_without_frames_stays_in_the_times(bench: Bench, tmp_path: Path, suffix: str) -> None:
+    path = bench.clip(f"gap{suffix}", "-bf 0 -vf setpts=N+gte(N\\,12)*90000 -fps_mode passthrough")
+    path = path.rename(tmp_path / path.name)
+    newer, older = (sample_of(path, rate=6.25, rules=rules) for rules in (RULES, 2))
+    assert newer == older
+    assert not any("ignored" in remark for remark in newer.facts.remarks)
+
+
+def test_inference_takes_the_rate_of_a_build(bench: Bench, tmp_path: Path) -> None:
+    path, plain = tmp_path / "v.mp4", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
+    wrong = "setts=ts=if(eq(N\\,0)\\,TS+3600/TB\\,TS)"
+    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", wrong, str(path))
+    assert open_source(path).frames_at_rate(6.25) == tuple(range(0, 25, 4))
+    assert sample_of(path, profile="copy", short_side=64).facts.profile == "h264"

@@ -28,9 +28,10 @@ from vmae_data.encode.ffmpeg_arguments import (
 )
 from vmae_data.encode.ffmpeg_result import check_result, refuse_machine_fault, source_remarks
 from vmae_data.encode.open_source import describe_source
-from vmae_data.encode.packets import changes_of_shape, packet_times
+from vmae_data.encode.packets import changes_of_shape, hidden_packets, packet_times
 from vmae_data.encode.probe import VideoInfo, scaled_size, with_picture_size
 from vmae_data.encode.profiles import can_copy, encoded_colour
+from vmae_data.encode.steady_rate import with_steady_rate
 from vmae_data.encode.thinning import SegmentCut, choose_frames, kept_frame_rate, select_by_stride, select_frames
 from vmae_data.encode.times import first_clean_frame, frame_times
 from vmae_data.errors import DataError, NotFoundError, SampleError, SourceError, VmaeError
@@ -188,6 +189,8 @@ def _copy_packets(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stage
         return ()  # mp4 refuses these packets or their times
     if job.rules >= 2 and (run.changed_at is not None or run.sizes[0].size != info.coded):
         return ()  # the packets hold no single picture, or a larger one than the container crops
+    if with_steady_rate(run, info) != info:
+        return ()
     cuts = choose_frames(frame_times(run, info), info, job.spec.thinning)
     with suppress(SampleError, SourceError):
         return _commit_samples(job, source, info, run, cuts)
@@ -204,12 +207,15 @@ def _encode_frames(job: EncodeJob, source: bytes, info: VideoInfo) -> tuple[Stag
     expected: tuple[SegmentCut, ...] | None = None
     if not thinning.is_plain_stride and (times := packet_times(source, info.track)):
         expected = choose_frames(times, info, thinning)
-    for _ in range(4):
+    for _ in range(5):
         outputs = _outputs(job, expected)
         arguments = encode_arguments(job.ffmpeg, job.spec, info, source, outputs, _scratch(job), rules=job.rules)
         run = _run_and_check(job, source, info, arguments, may_change=may_change)
         if run.sizes and run.sizes[0].size != info.coded:  # ffmpeg crops as the container says, the probe does not
             info = with_picture_size(info, *run.sizes[0].size)
+            continue
+        if (steady := with_steady_rate(run, info)) != info:
+            info = steady
             continue
         first = first_clean_frame(run, info)
         cuts = choose_frames(frame_times(run, info), info, thinning, first)
@@ -302,6 +308,8 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
             f"the picture's size changes at frame {other.frame} from {first.width} × {first.height} to "
             f"{other.width} × {other.height}: all pictures are scaled to the first size"
         )
+    if job.rules >= 3 and info.table_frames > 2 * len(run.pts) and (hidden := hidden_packets(source, info.track)):
+        yield f"its edit list hides {hidden} of its {info.table_frames} frames"
     if change := changes_of_shape(source, info.track):
         yield change
     if info.unconverted:

@@ -17,10 +17,12 @@ import numpy as np
 
 from vmae_data.decode import DecodedVideo
 from vmae_data.encode.build_spec import BuildSpec, Thinning
+from vmae_data.encode.container_end import truncated_box
 from vmae_data.encode.ffmpeg import FfmpegRun, find_ffmpeg, run_ffmpeg
 from vmae_data.encode.ffmpeg_arguments import decode_arguments, picture_arguments, read_arguments
 from vmae_data.encode.ffmpeg_result import check_output_size, check_result, refuse_machine_fault
-from vmae_data.encode.probe import ENCRYPTED, VideoInfo, probe_video, scaled_size, truncated_box, with_picture_size
+from vmae_data.encode.probe import ENCRYPTED, VideoInfo, probe_video, scaled_size, with_picture_size
+from vmae_data.encode.steady_rate import with_steady_rate
 from vmae_data.encode.thinning import choose_frames
 from vmae_data.encode.times import first_clean_frame, frame_times
 from vmae_data.errors import SourceError
@@ -73,6 +75,7 @@ def open_source(path: Path) -> OpenedSource:
     run = _run(decode_arguments(ffmpeg, info, source), info, source)
     if run.sizes[0].size != info.coded:  # the container crops its pictures
         info = with_picture_size(info, *run.sizes[0].size)
+    info = with_steady_rate(run, info)
     return OpenedSource(source, info, tuple(frame_times(run, info)), first_clean_frame(run, info))
 
 

@@ -10,7 +10,7 @@ import av
 from vmae_data.encode.probe import MAX_PIXELS, frame_rotation, open_container, video_stream
 from vmae_data.errors import SourceError
 
-__all__ = ["changes_of_shape", "packet_duration", "packet_ends", "packet_times"]
+__all__ = ["changes_of_shape", "hidden_packets", "packet_duration", "packet_ends", "packet_times"]
 
 # Their pictures alone state sample aspect and rotation.
 _WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
@@ -40,6 +40,15 @@ def packet_times(path: bytes, track: int) -> tuple[int, ...]:
             return tuple(sorted(p.pts for p in packets if p.size and p.pts is not None and not p.is_discard))
     except (av.FFmpegError, ValueError, OSError, MemoryError):
         return ()
+
+
+def hidden_packets(path: bytes, track: int) -> int:
+    """The number of packets that an edit list hides."""
+    hidden = 0
+    with suppress(av.FFmpegError, ValueError, OSError, MemoryError), open_container(path) as container:  # a damaged end
+        for packet in container.demux(video_stream(container, track)):
+            hidden += packet.is_discard
+    return hidden
 
 
 def packet_ends(path: bytes, track: int) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import av
 
+from vmae_data.encode.container_end import joined_file, truncated_box
 from vmae_data.encode.picture import is_full_range, is_gray, turn_filters, unconverted_matrix
 from vmae_data.errors import SourceError, VmaeError
 from vmae_data.format import RULES, Rational, path_to_text
@@ -29,7 +29,6 @@ __all__ = [
     "open_container",
     "probe_video",
     "scaled_size",
-    "truncated_box",
     "video_stream",
     "with_picture_size",
 ]
@@ -61,9 +60,6 @@ _MATRIX_NAMES = {
     0: "rgb", 1: "bt709", 2: "unknown", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
     10: "bt2020c",
 }  # fmt: skip
-_BOX_HEADER = 8
-_BOX = struct.Struct(">I4s")
-_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
 # libavformat gives every stream the one duration that these declare.
@@ -96,6 +92,8 @@ class VideoInfo(NamedTuple):
     unconverted: str = ""  # the name of a matrix that ffmpeg's scaler refuses
     track: int = 0  # its number among the video tracks: 0:V:TRACK in ffmpeg
     duration_of_all: bool = False  # whether another track may explain the duration
+    codec_rate: Rational | None = None  # the frame rate that the coded pictures state
+    table_frames: int = 0  # that the tables of an mp4 list
     rules: int = RULES  # by which these facts were read
 
     @property
@@ -126,8 +124,8 @@ def probe_video(path: bytes, rules: int = RULES) -> VideoInfo:
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
         _refuse_machine_fault(path, error)
         raise SourceError("unreadable", _error_text(error)) from error
-    cut = truncated_box(path)
-    return info._replace(remarks=(*info.remarks, cut)) if cut else info
+    ends = (truncated_box(path), joined_file(path) if rules >= 3 else "")
+    return info._replace(remarks=(*info.remarks, *filter(None, ends)))
 
 
 def _refuse_machine_fault(path: bytes, error: Exception) -> None:
@@ -139,26 +137,62 @@ def _refuse_machine_fault(path: bytes, error: Exception) -> None:
 
 
 def _first_usable(path: bytes, rules: int) -> VideoInfo:
-    """The facts of the first video track that decodes. If none does, the error of the first one."""
+    """The facts of the first video track that decodes, in the order of `_tracks`. If none does, the error of the first."""
+    with open_container(path) as container:
+        if rules < 2 or len(_video_streams(container)) == 1:
+            return _describe(container, 0, rules)
+        tracks, cause = _tracks(container, rules)
     first_error: SourceError | None = None
-    track, num_tracks = 0, 1
-    while track < num_tracks:
+    for track in tracks:
         with open_container(path) as container:
-            num_tracks = len(_video_streams(container)) if rules >= 2 else 1
             try:
                 info = _describe(container, track, rules)
             except SourceError as error:
                 if error.reason != "undecodable":
                     raise
                 first_error = first_error or error
-                track += 1
+                cause = "none before it decodes"
                 continue
-        if first_error:
-            used = f"video track {track + 1} of {num_tracks} is used, because none before it decodes"
+        if cause:
+            used = f"video track {track + 1} of {len(tracks)} is used, because {cause}"
             return info._replace(remarks=(*info.remarks, used))
         return info
     assert first_error is not None
     raise first_error
+
+
+def _tracks(container: av.container.InputContainer, rules: int) -> tuple[list[int], str]:
+    """The numbers of the video tracks in the order to try them, and why the first of these is not track 0.
+
+    The container's default track comes first; mp4 disables others. If it is a single picture, as a thumbnail is, the
+    tracks with the most frames come first.
+    """
+    streams = _video_streams(container)
+    tracks = list(range(len(streams)))
+    if rules < 3:
+        return tracks, ""
+    default = next((n for n in tracks if streams[n].disposition & av.stream.Disposition.default), 0)
+    tracks.sort(key=lambda track: track != default)
+    frames = _num_frames(container, streams, default)
+    if frames[default] == 1:
+        tracks.sort(key=lambda track: -frames[track])
+    if tracks[0] == 0:
+        return tracks, ""
+    return tracks, "track 1 is a single picture" if frames[0] == 1 else "it is the container's default"
+
+
+def _num_frames(
+    container: av.container.InputContainer, streams: list[av.VideoStream], until_second_of: int
+) -> list[int]:
+    """The frames of each track, counted until the given one has a second frame."""
+    indices = {stream.index: track for track, stream in enumerate(streams)}
+    frames = [0] * len(streams)
+    with suppress(av.FFmpegError):  # a damaged end
+        for packet in container.demux(streams):
+            frames[indices[packet.stream.index]] += packet.size > 0
+            if frames[until_second_of] > 1:
+                break
+    return frames
 
 
 @contextmanager
@@ -228,6 +262,8 @@ def _describe(container: av.container.InputContainer, track: int, rules: int) ->
         unconverted=unconverted_matrix(frame),
         track=track,
         duration_of_all=duration_of_all,
+        table_frames=stream.frames if container.format.name.startswith("mov,") else 0,
+        codec_rate=_stated_rate(stream.codec_context.framerate),
         rules=rules,
     )
 
@@ -250,6 +286,10 @@ def _frame_rate(stream: av.VideoStream, rules: int) -> Fraction | None:
     if rules >= 2 and mean and guessed and stream.time_base and mean * stream.time_base == 1 and guessed < mean:
         return guessed
     return mean or guessed or stream.base_rate
+
+
+def _stated_rate(rate: Fraction | None) -> Rational | None:
+    return Rational(rate.numerator, rate.denominator) if rate and rate > 0 else None
 
 
 def frame_rotation(frame: av.VideoFrame, rules: int = RULES) -> int:
@@ -315,26 +355,6 @@ def _declared_duration(container: av.container.InputContainer, stream: av.VideoS
     audio = [float(s.duration * s.time_base) for s in container.streams.audio if s.duration and s.time_base]
     # If audio lasts as long as the container, the duration of the video remains unknown.
     return (None, False) if audio and max(audio) >= total - 0.001 else (total, True)
-
-
-def truncated_box(path: bytes) -> str:
-    """A message that names the mp4 box in which the file ends, as an interrupted download does. Empty if none."""
-    with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
-        end = os.fstat(file.fileno()).st_size
-        start = 0
-        while start + _BOX_HEADER <= end:
-            file.seek(start)
-            size, kind = _BOX.unpack(file.read(_BOX_HEADER))
-            if start == 0 and kind not in _FIRST_BOXES:
-                return ""
-            if size == 1:  # a 64-bit size follows
-                size = int.from_bytes(file.read(8), "big")
-            if size < _BOX_HEADER:  # 0: up to the end of the file; 2 to 7: not a box
-                return ""
-            if start + size > end:
-                return f"the file ends inside its box {kind.decode('ascii', 'replace')}, {end - start} of {size} bytes"
-            start += size
-    return ""
 
 
 def scaled_size(info: VideoInfo, short_side: int) -> tuple[int, int]:

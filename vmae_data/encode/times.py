@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,12 +12,25 @@ from vmae_data.encode.ffmpeg import FfmpegRun
 from vmae_data.encode.probe import VideoInfo
 from vmae_data.format import Rational
 
-__all__ = ["continuous_times", "exact_times", "first_clean_frame", "frame_times", "time_remarks", "time_stamps"]
+__all__ = [
+    "continuous_times",
+    "exact_times",
+    "far_ticks",
+    "first_clean_frame",
+    "frame_times",
+    "mended_times",
+    "time_remarks",
+    "time_stamps",
+]
 
 # No codec displays a frame later than this many frames after it is decoded.
 _MAX_REORDER = 16
 # A frame this far from its neighbours has a wrong time stamp. Jitter of damaged files is shorter.
 _OUTLIER_SECONDS = 1
+# A first or last frame this many times further from all others has a wrong time stamp, if those are close together.
+_LONE_FACTOR = 600
+# After a time stamp that is too large, muxers hold their clock. Fewer frames at one time may be jitter.
+_MIN_HELD = 4
 # Their decoders omit frames without references. Streams with a gradual refresh have no key frame, and are clean.
 _OMITS_UNCLEAN = ("h264", "hevc", "vvc")
 
@@ -63,11 +77,72 @@ def _continuous(run: FfmpegRun, info: VideoInfo) -> ContinuousTimes:
     stamps = time_stamps(run, info)
     if info.rules < 2:
         return ContinuousTimes(stamps, 0, 0)
-    return continuous_times(stamps, _step(info), _OUTLIER_SECONDS * info.time_base.den / info.time_base.num)
+    if info.rules < 3:
+        return continuous_times(stamps, _step(info), far_ticks(info))
+    return mended_times(stamps, info.frame_ticks, far_ticks(info))
 
 
 def _step(info: VideoInfo) -> int:
     return max(1, round(float(info.frame_ticks)))
+
+
+def far_ticks(info: VideoInfo) -> float:
+    """Ticks that no jitter reaches."""
+    return _OUTLIER_SECONDS * info.time_base.den / info.time_base.num
+
+
+def mended_times(stamps: Sequence[int], exact_step: Fraction, far: float) -> ContinuousTimes:
+    """As `continuous_times`, but also ignores a wrong time stamp of the first or last frame, and clocks that are held."""
+    step = max(1, round(exact_step))
+    if all(_largest_still(step) < after - now <= far for now, after in pairwise(stamps)):
+        return ContinuousTimes(list(stamps), 0, 0)
+    stamps, held = _release_clock(stamps, exact_step, far)
+    enough = len(stamps) > _MAX_REORDER
+    ahead = enough and stamps[0] - max(stamps[1:3]) > far
+    behind = enough and min(stamps[-3:-1]) - stamps[-1] > far
+    times, restarts, outliers = continuous_times(stamps[ahead : len(stamps) - behind], step, far)
+    if ahead:
+        times.insert(0, times[0] - step)
+        times = [time + max(0, -times[0]) for time in times]  # the container counts from the wrong time stamp
+    if behind:
+        times.append(times[-1] + _last_step(times, step))
+    steps = [after - now for now, after in pairwise(times)]
+    early = enough and steps[0] > _LONE_FACTOR * far and max(steps[1:]) <= far
+    late = enough and steps[-1] > _LONE_FACTOR * far and max(steps[:-1]) <= far
+    if early:
+        times[0] = times[1] - step
+    if late:
+        times[-1] = times[-2] + _last_step(times[:-1], step)
+    return ContinuousTimes(times, restarts, outliers + held + sum((ahead, behind, early, late)))
+
+
+def _release_clock(stamps: Sequence[int], step: Fraction, far: float) -> tuple[list[int], int]:
+    """The time stamps without held clocks, and how many were wrong.
+
+    Jumps into a held clock are undone. Held frames share the time until the next frame, if that is where it belongs.
+    Else they get the nominal step, but a few frames count as held only after a jump or at the end.
+    """
+    released: list[int] = []
+    offset = wrong = 0
+    for start, stop in _held_runs(stamps, _largest_still(round(step))):
+        count, time = stop - start, stamps[start] + offset
+        jump = time - released[-1] - round(step) if released else 0
+        jump = jump if count >= _MIN_HELD and jump > far else 0
+        later = [(stamps[stop] + one - time + jump, one) for one in (offset, offset - jump) if stop < len(stamps)]
+        fits = next(((span, one) for span, one in later if abs(span - count * step) * 4 <= step), None)
+        if count >= _MIN_HELD and (fits or jump or count >= _MAX_REORDER or stop == len(stamps)):
+            span, offset = fits or (count * step, offset - jump)
+            released += [time - jump + round(Fraction(span * number, count)) for number in range(count)]
+            wrong += count if jump else count - 1
+        else:
+            released += [stamp + offset for stamp in stamps[start:stop]]
+    return released, wrong
+
+
+def _held_runs(stamps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of each run of frames whose time stamps rise by at most `most`."""
+    moves = (n for n in range(1, len(stamps)) if not 0 <= stamps[n] - stamps[n - 1] <= most)
+    return pairwise((0, *moves, len(stamps)) if stamps else ())
 
 
 def continuous_times(stamps: Sequence[int], step: int, far: float) -> ContinuousTimes:
@@ -110,11 +185,16 @@ def _last_step(times: Sequence[int], step: int) -> int:
 
 def _is_still(stamps: Sequence[int], number: int, step: int, before: bool) -> bool:
     """Whether the time stamps stand still. Muxers write the largest one again for all that are smaller."""
-    most = 1 if step > _MAX_REORDER else 0  # some muxers add a tick
+    most = _largest_still(step)
     if before:
         return 0 <= stamps[number] - stamps[number - 1] <= most
     steps = [after - now for now, after in pairwise(stamps[number : number + _MAX_REORDER])]
     return len(steps) >= 3 and all(0 <= one <= most for one in steps)
+
+
+def _largest_still(step: int) -> int:
+    """The largest step of time stamps that stand still: some muxers add a tick."""
+    return 1 if step > _MAX_REORDER else 0
 
 
 def _num_ahead(times: Sequence[int], time: int, far: float) -> int:

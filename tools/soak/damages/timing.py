@@ -124,15 +124,15 @@ ENCRYPTED: tuple[Damage, ...] = tuple(
 
 _D = "Durations and time stamps"
 _LONG_AUDIO = "-f lavfi -i sine=d=1.6"
-_HOUR_AHEAD = "-c copy -bsf:v setts={0}=if(eq(N\\,10)\\,{1}+3600/TB\\,{1})"
+_HOUR_AHEAD = "-c copy -bsf:v setts={0}=if(eq({2}\\,0)\\,{1}+3600/TB\\,{1})"
 _PLAIN = {"clip": "plain.mp4", "options": "-bf 0"}
 
 
-def _hour_ahead(field: str, suffix: str, frames: int) -> Damage:
+def _hour_ahead(field: str, suffix: str, frames: int, which: str = "one frame", number: str = "N-10") -> Damage:
     return remuxed(
         _D,
-        f"the {field} of one frame an hour ahead, {suffix[1:]}",
-        f"-i CLIP {_HOUR_AHEAD.format(field, field.upper())}",
+        f"the {field} of {which} an hour ahead, {suffix[1:]}",
+        f"-i CLIP {_HOUR_AHEAD.format(field, field.upper(), number)}",
         built(f"the time stamps of {frames} frames are far"),
         **_PLAIN,
         suffix=suffix,
@@ -162,6 +162,10 @@ def _joined(name: str, clip: str, options: str, words: str) -> Damage:
     return made(_D, f"two live files joined, {name}", clip, options, _twice, built(words, frames=50, right=False))
 
 
+def _second_file(name: str, clip: str, options: str) -> Damage:
+    return made(_D, f"two files joined, {name}", clip, options, _twice, built("a second file begins"))
+
+
 WRONG_TIMES: tuple[Damage, ...] = (
     _longer_audio("H.264 in FLV", "-c:v copy -c:a aac", ".flv"),
     _longer_audio("Sorenson H.263 in FLV", "-c:v flv -q:v 2 -c:a libmp3lame -ar 44100", ".flv"),
@@ -176,6 +180,22 @@ WRONG_TIMES: tuple[Damage, ...] = (
     _hour_ahead("ts", ".mkv", 15),
     _hour_ahead("ts", ".flv", 15),
     _hour_ahead("ts", ".mp4", 15),
+    *(
+        _hour_ahead("ts", suffix, frames, which, number)
+        for suffix in (".mp4", ".mkv")
+        for frames, which, number in (
+            (24, "the first frame", "N"),
+            (1, "the last frame", "N-24"),
+            (22, "every 10th frame", "mod(N\\,10)"),
+        )
+    ),
+    _hour_ahead("pts", ".mkv", 1, "the first frame", "N"),
+    _hour_ahead("pts", ".mkv", 3, "every 10th frame", "mod(N\\,10)"),
+    _second_file("mp4", "plain.mp4", "-bf 0"),
+    _second_file("MJPEG in mov", "joined.mov", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p"),
+    _second_file("FLV", "joined.flv", "-bf 0"),
+    _second_file("FLV without its size", "joined0.flv", "-bf 0 -flvflags no_duration_filesize"),
+    _second_file("WMV", "joined.wmv", "-c:v wmv2 -q:v 2"),
     made(_D, "a frame a minute, MPEG-4 in AVI", "minute.avi", "-c:v mpeg4 -q:v 2", bytes, built(), source="-r 1/60"),
     made(_D, "a frame an hour, MJPEG in AVI", "hour.avi", "-c:v mjpeg -q:v 2", bytes, built(), source="-r 1/3600"),
     made(_D, "a frame a minute, H.264 in Matroska", "minute.mkv", "", bytes, built(), source="-r 1/60"),
@@ -218,7 +238,43 @@ def _unusable_first(name: str, noise: str, suffix: str) -> Damage:
     )
 
 
+def _single_picture_first(codec: str, suffix: str) -> Damage:
+    """The picture is the track that the container prefers."""
+
+    def make(bench: Bench, path: Path) -> None:
+        still = str(bench.clip(f"still-{codec.split()[0]}.nut", f"-c:v {codec}", frames=1))
+        words = ["-i", still, "-i", str(bench.clip(_PLAIN["clip"], _PLAIN["options"])), "-map", "0:v", "-map", "1:v"]
+        bench.run(*words, "-c", "copy", "-disposition:v:0", "default", "-disposition:v:1", "0", str(path))
+
+    name = f"the first track is a single picture, {codec.split()[0]} in {suffix[1:]}"
+    return Damage(_T, name, make, (built("track 1 is a single picture"),), suffix)
+
+
+def _short_track_first(name: str, suffix: str) -> Damage:
+    def make(bench: Bench, path: Path) -> None:
+        short = str(bench.clip("short.mp4", "-bf 0", frames=5))
+        words = ["-i", short, "-i", str(bench.clip(_PLAIN["clip"], _PLAIN["options"])), "-map", "0:v", "-map", "1:v"]
+        bench.run(*words, "-c", "copy", "-disposition:v:0", "0", "-disposition:v:1", "default", str(path))
+
+    return Damage(_T, f"{name}, {suffix[1:]}", make, (built("it is the container's default"),), suffix)
+
+
 TRACKS: tuple[Damage, ...] = (
+    *(
+        _single_picture_first(codec, suffix)
+        for codec, suffix in (
+            ("mjpeg -pix_fmt yuvj420p", ".mp4"),
+            ("mjpeg -pix_fmt yuvj420p", ".mov"),
+            ("mjpeg -pix_fmt yuvj420p", ".mkv"),
+            ("mjpeg -pix_fmt yuvj420p", ".avi"),
+            ("png -pix_fmt rgb24", ".mov"),
+            ("png -pix_fmt rgb24", ".mkv"),
+            ("gif -pix_fmt pal8", ".mov"),
+            ("gif -pix_fmt pal8", ".nut"),
+        )
+    ),
+    _short_track_first("the first track is disabled", ".mp4"),
+    _short_track_first("the first track is not the default one", ".mkv"),
     _unusable_first("the first track is empty", "drop=1", ".mkv"),
     _unusable_first("the first track is noise", "amount=1", ".mp4"),
     _unusable_first("the first track is noise", "amount=1", ".mkv"),
