@@ -131,7 +131,7 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
     Raises DataError if a file is missing, damaged, or belongs to another model.
     """
     for name in NEEDED_FILES:
-        if not (checkpoint / name).is_file():
+        if not (checkpoint / name).exists():  # what is no file is refused when it is read
             raise _damaged(checkpoint / name, "is missing")
     verify_files(checkpoint, advice=_ADVICE)
     load_weights(checkpoint, model)
