@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,7 +37,6 @@ def call_command(
     """
     words = [str(word) for word in arguments]
     main = importlib.import_module(f"{words[0]}.cli").main
-    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGUSR1)}
     out, err = io.StringIO(), io.StringIO()
     try:
         with (
@@ -45,15 +45,24 @@ def call_command(
             contextlib.chdir(cwd or "."),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
+            restored_handlers(),
         ):
             main()
     except SystemExit as end:
         code = end.code
+    assert isinstance(code, int)
+    return _checked(subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue()), status)
+
+
+@contextlib.contextmanager
+def restored_handlers() -> Iterator[None]:
+    """Around a command in this process: the handlers of signals that it sets are removed."""
+    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGUSR1)}
+    try:
+        yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert isinstance(code, int)
-    return _checked(subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue()), status)
 
 
 def _checked(done: subprocess.CompletedProcess[str], status: int) -> subprocess.CompletedProcess[str]:

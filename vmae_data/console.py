@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,29 +172,19 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
 
     1: failed; 2: misused; 129, 130 or 143: stopped by SIGHUP, SIGINT or SIGTERM.
     """
-    from vmae_data.processes import stop_on_signals
     from vmae_data.streams import secure_streams
 
-    def stop(status: int) -> None:
-        raise StopRequested(status)
-
     secure_streams()
-    stop_on_signals(stop)
     status = 0
     try:
+        _handle_signals()
         status = app(prog_name=name, standalone_mode=False) or 0
         sys.stdout.flush()  # here: a full disk is an error of this command, not of the interpreter's end
     except ReportedElsewhere as error:
         status = error.exit_status
-    except VmaeError as error:
-        status = _print_error(name, str(error), error.exit_status)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        where = f"{error.filename}: " if error.filename else ""
-        advice = "Check the path, its permissions and the free disk space, then run the same command again"
-        status = _print_error(name, f"{where}{error.strerror or error}. {advice}", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except StopRequested as stopped:
         if _is_first_process():
             advice = "Run the same command again to resume"
@@ -201,13 +192,64 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
             print(f"{name}: stopped. {advice if stopped.resumes else lost}", file=sys.stderr)
         status = stopped.exit_status
     except Exception as error:
-        # Errors of the parser: a missing argument, an unknown option, a value of another type.
-        if not hasattr(error, "format_message"):
-            raise
-        status, message = 2, error.format_message()
-        if message and _is_first_process():  # without a command typer prints the help, and has no message
-            _print_error(name, f"{message} (see --help)", 2)
+        text, status = _describe_error(name, error)
+        # Without a command typer prints the help, and there is no text.
+        if text and (not hasattr(error, "format_message") or _is_first_process()):
+            _print_error(name, text)
     sys.exit(status)
+
+
+def _handle_signals() -> None:
+    from vmae_data.processes import stop_on_signals
+
+    def stop(status: int) -> None:
+        raise StopRequested(status)
+
+    stop_on_signals(stop)
+
+
+def _describe_error(name: str, error: Exception) -> tuple[str, int]:
+    """The text and the exit status of an error that a user can mend. Raises any other error again."""
+    if isinstance(error, VmaeError):
+        return str(error), error.exit_status
+    if module := _module_that_failed(error):
+        return _import_error(name, module, error), 1
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({_first_line(error)}). Raise the limit (`ulimit -v`), or free memory", 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "Check the path, its permissions and the free disk space, then run the same command again"
+        return f"{where}{error.strerror or error}. {advice}", 1
+    # Errors of the parser: a missing argument, an unknown option, a value of another type.
+    if not hasattr(error, "format_message"):
+        raise error
+    message = error.format_message()
+    return f"{message} (see --help)" if message else "", 2
+
+
+def _module_that_failed(error: BaseException) -> str | None:
+    """The module whose import raised the error, whatever its type. None if nothing was being imported."""
+    # The traceback begins in `run_app`, so each module in it was being imported.
+    running = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    module = str(running[-1].f_globals["__name__"]) if running else None
+    if isinstance(error, ModuleNotFoundError) or module is None or module.startswith("vmae_"):
+        return getattr(error, "name", None) or module
+    return module  # a package that failed to load a part of itself: the error names the part only
+
+
+def _import_error(name: str, module: str, error: BaseException) -> str:
+    packages = "vmae[train]" if name == "vmae-train" else "vmae"
+    advice = f"Run `python -m pip install '{packages}'`"
+    if not isinstance(error, ModuleNotFoundError):
+        advice = f"Raise the memory limit (`ulimit -v`) if there is one. Else reinstall {packages}"
+    return f"can't import {module} ({_first_line(error)}). {advice}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The reason in one line. Some packages wrap it in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -225,15 +267,12 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _print_error(name: str, text: str, status: int) -> int:
+def _print_error(name: str, text: str) -> None:
     """One line on stderr, even if a path in it has line breaks; with --debug the traceback instead."""
     if "--debug" in sys.argv:
-        import traceback
-
         traceback.print_exc()
-        return status
-    print(f"{name}: {_one_line(text)}", file=sys.stderr)
-    return status
+    else:
+        print(f"{name}: {_one_line(text)}", file=sys.stderr)
 
 
 def _one_line(text: str) -> str:

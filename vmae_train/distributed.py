@@ -23,7 +23,7 @@ from vmae_data.errors import MisuseError, ReportedElsewhere, VmaeError
 from vmae_data.processes import STOP_SIGNALS
 from vmae_data.progress import ProgressStyle
 
-__all__ = ["DataParallelLoss", "Distributed", "choose_device", "init_distributed"]
+__all__ = ["DataParallelLoss", "Distributed", "check_device", "choose_device", "init_distributed"]
 
 
 class DataParallelLoss(NamedTuple):
@@ -235,14 +235,20 @@ def choose_device(
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and distributed is not None and distributed.world_size > 1:
         name = f"cuda:{distributed.local_rank}"
+    device = check_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises VmaeError for one that does not exist."""
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("nothing is computed there")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise VmaeError(f"device {name!r}: not available ({reason}). Use cpu or cuda") from error
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+        raise VmaeError(f"device {str(name)!r}: not available ({reason}). Use cpu or cuda") from error
     return device

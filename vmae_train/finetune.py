@@ -20,7 +20,7 @@ from vmae_train.clips.loader import Batch
 from vmae_train.clips.mixup import MixupSpec, mix_targets, mixup_clips, sample_mixup, soft_targets
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores
-from vmae_train.evaluation.predict_videos import check_classes, predict_videos
+from vmae_train.evaluation.predict_videos import check_classes, own_batches, predict_videos
 from vmae_train.evaluation.predictions import compute_scores
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
 from vmae_train.models.heads import Classifier, HeadModel, Regressor
@@ -30,6 +30,7 @@ from vmae_train.training.head import Probe, build_head_model, check_labels, labe
 from vmae_train.training.objective import Objective
 from vmae_train.training.run_spec import RunSpec
 from vmae_train.training.setup import TrainingSetup, check_cache
+from vmae_train.training.step_sync import StepSync
 from vmae_train.training.trainer import Trainer, train
 
 __all__ = ["FinetuneObjective", "FinetuneSpec", "check_mix_groups", "finetune", "label_loss"]
@@ -114,9 +115,11 @@ class FinetuneObjective(Objective):
             self.model, batch, self.augment, spec.mix, repeats=spec.train.repeats, value_loss=spec.value_loss
         )
 
-    def evaluate(self, engine: Engine, distributed: Distributed, *, final: bool, style: ProgressStyle) -> AnyScores:
+    def evaluate(
+        self, engine: Engine, distributed: Distributed, *, style: ProgressStyle, sync: StepSync | None = None
+    ) -> AnyScores:
         spec = self.spec
-        views = spec.evaluate.views if final else spec.evaluate.every_views
+        views = spec.evaluate.views if sync is None else spec.evaluate.every_views
         predictions = predict_videos(
             self.model,
             self.validation,
@@ -128,6 +131,7 @@ class FinetuneObjective(Objective):
             autocast=engine.autocast,
             style=style,
             distributed=distributed,
+            turns=sync.validation_batches if sync is not None else own_batches,
         )
         self.model.train()
         with distributed.all_or_none():

@@ -20,7 +20,8 @@ import typer
 from rich.text import Text
 from typer.testing import CliRunner
 
-from tests.command import call_command, command_line, run_command
+from tests.command import call_command, command_line, restored_handlers, run_command
+from vmae_data.console import new_app, run_app
 from vmae_data.recipes import list_recipes
 
 pytestmark = pytest.mark.processes
@@ -381,6 +382,68 @@ def test_a_default_destination_is_named_after_the_source(few_videos: Path, tmp_p
 def test_a_traceback_is_printed_only_with_debug(tmp_path: Path) -> None:
     assert "Traceback" not in call_command("vmae_data", "build", tmp_path / "no", status=2).stderr
     assert "Traceback" in call_command("vmae_data", "build", tmp_path / "no", "--debug", status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "raise ImportError('libheavy.so: failed to map segment from shared object', name='lib')",
+            "vmae-shard: can't import heavy (libheavy.so: failed to map segment from shared object). "
+            "Raise the memory limit (`ulimit -v`) if there is one. Else reinstall vmae",
+        ),
+        (
+            "try:\n    raise ImportError('no libheavy.so')\nexcept ImportError as e:\n    raise ImportError('\\n\\nREAD') from e",
+            "vmae-shard: can't import heavy (no libheavy.so). "
+            "Raise the memory limit (`ulimit -v`) if there is one. Else reinstall vmae",
+        ),
+        (
+            "raise OSError('libheavy.so: cannot open shared object file')",
+            "vmae-shard: can't import heavy (libheavy.so: cannot open shared object file). "
+            "Raise the memory limit (`ulimit -v`) if there is one. Else reinstall vmae",
+        ),
+        (
+            "raise MemoryError",
+            "vmae-shard: can't import heavy (MemoryError). "
+            "Raise the memory limit (`ulimit -v`) if there is one. Else reinstall vmae",
+        ),
+        (
+            "import module_that_is_missing",
+            "vmae-shard: can't import module_that_is_missing (No module named 'module_that_is_missing'). "
+            "Run `python -m pip install 'vmae'`",
+        ),
+        (
+            "def work():\n    raise MemoryError('Unable to allocate 9 GiB')",
+            "vmae-shard: not enough memory (Unable to allocate 9 GiB). Raise the limit (`ulimit -v`), or free memory",
+        ),
+    ],
+)
+def test_an_import_that_fails_is_one_line_that_names_the_module(
+    body: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "heavy.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vmae-shard", "use"])
+    monkeypatch.delitem(sys.modules, "heavy", raising=False)
+
+    def use() -> None:
+        importlib.import_module("heavy").work()
+
+    with pytest.raises(SystemExit) as end, restored_handlers():
+        run_app(new_app("vmae-shard", "", "0", (use, use)), "vmae-shard")
+    assert (end.value.code, capsys.readouterr().err) == (1, f"{line}\n")
+    monkeypatch.delitem(sys.modules, "heavy", raising=False)
+
+
+def test_a_command_without_its_packages_is_one_line(tmp_path: Path) -> None:
+    for package, module, words in (
+        ("vmae_train", "torch", ("pretrain", "--recipe", "pretrain/demo", "--data", "a", "--out", "b")),
+        ("vmae_data", "pyarrow", ("verify", "a")),
+    ):
+        (tmp_path / f"{module}.py").write_text(f"raise ImportError('lib{module}.so: failed to map', name='lib')")
+        done = run_command(package, *words, status=1, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"})
+        assert f"can't import {module} (lib{module}.so: failed to map)" in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_an_error_of_the_system_is_one_line_that_names_the_file(demo_videos: Path, tmp_path: Path) -> None:

@@ -84,10 +84,45 @@ def test_a_checkpoint_of_an_older_version_has_no_checksums_and_is_read(run: Path
     marker = run / "checkpoints" / STEP / "state.json"
     state = json.loads(marker.read_text())
     assert sorted(state.pop("sha256")) == sorted([WEIGHTS, OPTIMIZER, EMA, DESCRIPTION])
+    assert state.pop("format") == 2
     marker.write_text(json.dumps(state))
     _flip(marker.parent / WEIGHTS)
     assert resume(run, *_training()).step == 3
     load_model(run, ema=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sha256": None}, "lacks the sha256 of model.safetensors, model.json, optimizer.safetensors"),
+        ({"sha256": {WEIGHTS: "0" * 64}}, "lacks the sha256 of model.json, optimizer.safetensors"),
+        ({"format": 3}, "format 3, but this version reads up to 2. Update vmae"),
+    ],
+)
+def test_a_checkpoint_that_lost_its_checksums_is_not_taken_for_an_older_versions(
+    run: Path, changes: dict[str, object], problem: str
+) -> None:
+    marker = run / "checkpoints" / STEP / "state.json"
+    state = json.loads(marker.read_text()) | changes
+    marker.write_text(json.dumps({name: value for name, value in state.items() if value is not None}))
+    for read in (lambda: resume(run, *_training()), lambda: load_model(run), lambda: load_model(marker.parent)):
+        with pytest.raises(DataError, match=f"{STEP}/state.json: {problem}") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, DESCRIPTION, EMA])
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_file_that_is_missing_from_a_checkpoint_is_noticed_before_the_run_resumes(
+    run: Path, name: str, has_checksums: bool
+) -> None:
+    marker = run / "checkpoints" / STEP / "state.json"
+    if not has_checksums:  # as of an older version
+        marker.write_text('{"step": 3, "samples": 24}')
+    (marker.parent / name).unlink()
+    with pytest.raises(DataError, match=f"{STEP}/{name}: ") as caught:
+        resume(run, *_training())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_flipped_bit_in_a_converted_model_is_refused(run: Path, tmp_path: Path) -> None:

@@ -181,6 +181,43 @@ def _process_of_rank(launcher: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+STOP_IN_VALIDATION = """
+import os, signal, sys
+import vmae_train.evaluation.predict_videos as predict_videos
+from vmae_train.cli import main
+whole, calls = predict_videos._view_clips, []
+def view_clips(*arguments):
+    calls.append(0)
+    if os.environ["RANK"] == "1" and len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if len(calls) > 2:
+        print("a batch after the signal")
+    return whole(*arguments)
+if __name__ == "__main__":  # decode workers import this file
+    predict_videos._view_clips = view_clips
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_a_validation_of_two(demo_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text(STOP_IN_VALIDATION)
+    out, data = tmp_path / "run", ("--data", demo_shards, "--val", demo_shards)
+    arguments = ["finetune", "--recipe", "finetune/demo", *data, "--out", out, "--quiet"]
+    settings = ("train.steps=4", "model.depth=1", "optim.warmup_steps=2", "evaluate.every_steps=2", "evaluate.batch=2")
+    arguments += [word for setting in settings for word in ("--set", setting)]
+    launcher = _torchrun(2, "none")[:-2]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*launcher, str(tmp_path / "stop.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_SECONDS, check=False, env=paths)
+    assert "exitcode  : 143" in done.stderr, done.stderr
+    assert done.stderr.count("vmae-train: stopped. Run the same command again to resume") == 1
+    assert "a batch after the signal" not in done.stdout
+    assert [path.parent.name for path in out.glob("checkpoints/*/state.json")] == ["step-000000002"]
+    _run(2, "vmae_train.cli", *arguments)
+    assert [line["step"] for line in read_log(out) if line["kind"] == "validation"] == [2, 4]
+
+
 @pytest.mark.slow
 def test_batches_that_no_number_divides_finish(demo_shards: Path, tmp_path: Path) -> None:
     """Batches of 7 on 3 processes in micro-batches of at most 7, and 3 epochs of 24 samples."""

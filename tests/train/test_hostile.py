@@ -363,7 +363,7 @@ def test_optimizer_moments_of_other_shapes_are_refused_before_the_first_step(
     path = last / "optimizer.safetensors"
     tensors = load_file(path)
     save_file({name: torch.zeros(3, 3) for name in tensors}, path)
-    _edit(last / "state.json", sha256={})
+    _edit(last / "state.json", format=1, sha256={})
     resume = partial(finetune_tiny, demo_shards, run, "evaluate.every_steps=2", init=tiny_pretraining)
     assert "do not have its shape" in _refusal(resume)
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train import load_model
+from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.native import save_model
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import ModelSpec
@@ -28,6 +31,17 @@ def folder(tmp_path: Path) -> Path:
     path.mkdir()
     save_model(path, PretrainModel(TINY, seed=1))
     return path
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One classifier without names in two formats."""
+    paths = {name: tmp_path_factory.mktemp("numbered") / name for name in ("native", "hf")}
+    geometry = ModelSpec(size="tiny", depth=1, decoder_depth=1, position="sinusoid-1d").geometry()
+    paths["native"].mkdir()
+    save_model(paths["native"], Classifier(geometry, ("0", "1")))
+    convert(str(paths["native"]), paths["hf"], to="hf")
+    return paths
 
 
 def _refusal(path: Path, kind: type[VmaeError] = DataError, **model: object) -> str:
@@ -109,6 +123,49 @@ def test_a_field_that_differs_is_refused_with_both_values(folder: Path) -> None:
 
 def test_class_names_for_a_pretraining_model_are_refused(folder: Path) -> None:
     assert "has no classes to name" in _refusal(folder, MisuseError, classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"classes": [0, 1]}, "classes[0] = 0: expected a name, a text that is not empty"),
+        ({"classes": ["a", None]}, "classes[1] = None: expected a name, a text that is not empty"),
+        ({"classes": ["a", ""]}, "classes[1] = '': expected a name, a text that is not empty"),
+        ({"classes": ["a", "a"]}, "classes name 'a' twice. Give every class its own name"),
+        ({"classes": "ab"}, "classes are of type str: expected a list of names"),
+        ({"classes": {"a": 0, "b": 1}}, "classes are of type dict: expected a list of names"),
+        ({"classes": 2}, "classes are of type int: expected a list of names"),
+        ({"classes": ("a", "b", "c")}, "the head has 2 outputs, but you gave 3 classes"),
+        ({"best": None}, "best = None: expected True or False"),
+        ({"ema": "no"}, "ema = 'no': expected True or False"),
+        ({"path": None}, "path = None: expected a path or a URL"),
+        ({"device": "meta"}, "device 'meta': not available (nothing is computed there). Use cpu or cuda"),
+        ({"device": "gpu"}, "device 'gpu': not available"),
+        ({"device": [0]}, "device '[0]': not available"),
+        ({"device": None}, "device 'None': not available"),
+        ({"device": "cuda:99"}, "device 'cuda:99': not available"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["native", "hf"])
+def test_arguments_of_a_wrong_type_are_refused_in_one_line(
+    kind: str, wrong: dict[str, Any], problem: str, numbered: dict[str, Path]
+) -> None:
+    with pytest.raises(VmaeError, match=re.escape(problem)) as caught:
+        load_model(**({"path": numbered[kind]} | wrong))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*every q and v bias is 0")  # of new weights
+def test_names_replace_the_numbers_of_a_model(numbered: dict[str, Path]) -> None:
+    for path in numbered.values():
+        assert load_model(path, classes=["left", "right"]).classes == ("left", "right")
+
+
+def test_an_unknown_format_to_convert_to_is_refused(folder: Path, tmp_path: Path) -> None:
+    layout: Any = "videomae"
+    with pytest.raises(MisuseError, match="^to = 'videomae': expected native, official or hf$"):
+        convert(str(folder), tmp_path / "out", to=layout)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_field_is_refused_by_name(folder: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -473,6 +474,77 @@ def test_preprocess_refuses_another_number_of_frames() -> None:
 def test_preprocess_refuses_what_is_not_rgb_frames_of_bytes(frames: torch.Tensor, found: str) -> None:
     with pytest.raises(ValueError, match=re.escape(found)):
         PretrainModel(TINY, seed=None).preprocess(frames)
+
+
+def test_preprocess_refuses_frames_that_the_resize_would_make_huge() -> None:
+    text = (
+        "frames of 1 × 100000 pixels (H × W) would be 32 × 3200000 with a short side of 32; "
+        "the limit of a side is 16384. Crop them first"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        PretrainModel(TINY, seed=None).preprocess(torch.zeros(1, 16, 1, 100_000, 3, dtype=torch.uint8))
+    widest = torch.zeros(1, 16, 1, 512, 3, dtype=torch.uint8)
+    assert PretrainModel(TINY, seed=None).preprocess(widest).shape == (1, 3, 16, 32, 32)
+
+
+CLIP = (3, 16, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("clips", "found"),
+    [
+        (torch.zeros(2, *CLIP, dtype=torch.uint8), "uint8 of shape (2, 3, 16, 32, 32) on cpu"),
+        (torch.zeros(2, *CLIP, dtype=torch.float64), "float64 of shape (2, 3, 16, 32, 32) on cpu"),
+        (torch.zeros(2, *CLIP, dtype=torch.float16), "float16 of shape (2, 3, 16, 32, 32) on cpu"),
+        (torch.zeros(*CLIP), "float32 of shape (3, 16, 32, 32) on cpu"),
+        (torch.zeros(2, 16, 32, 32, 3), "float32 of shape (2, 16, 32, 32, 3) on cpu"),
+        (torch.zeros(2, 16, 3, 32, 32), "float32 of shape (2, 16, 3, 32, 32) on cpu"),
+        (torch.zeros(2, 3, 8, 32, 32), "float32 of shape (2, 3, 8, 32, 32) on cpu"),
+        (torch.zeros(2, 3, 16, 64, 32), "float32 of shape (2, 3, 16, 64, 32) on cpu"),
+        (torch.zeros(2, *CLIP, device="meta"), "float32 of shape (2, 3, 16, 32, 32) on meta"),
+        (torch.zeros(()), "float32 of shape () on cpu"),
+    ],
+)
+def test_clips_of_another_type_or_other_axes_are_refused_in_one_line(clips: torch.Tensor, found: str) -> None:
+    text = (
+        f"clips are {found}; expected a tensor of float32 with the axes B 3 16 32 32 on cpu, as `preprocess` gives it"
+    )
+    pretrained, classifier = _model(torch.device("cpu")), Classifier(TINY, CLASSES)
+    mask = _mask(torch.device("cpu"))
+    for call in (
+        pretrained.features,
+        classifier.features,
+        classifier,
+        lambda clips: pretrained(clips, mask),
+        lambda clips: pretrained.loss(clips, mask),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            call(clips)
+
+
+def test_autocast_takes_clips_of_half_precision() -> None:
+    model, clips = Classifier(TINY, CLASSES).eval(), _clips(torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(clips.bfloat16()), model(clips.bfloat16().float()))
+        with pytest.raises(ValueError, match="float64"):
+            model(clips.double())
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda tokens: tokens[:1], "mask.visible_BV is int64 of shape (1, 32) on cpu"),
+        (lambda tokens: tokens[0], "mask.visible_BV is int64 of shape (32,) on cpu"),
+        (lambda tokens: tokens.int(), "mask.visible_BV is int32 of shape (2, 32) on cpu"),
+    ],
+)
+def test_a_mask_of_another_type_or_other_axes_is_refused_in_one_line(
+    change: Callable[[torch.Tensor], torch.Tensor], found: str
+) -> None:
+    model, mask = _model(torch.device("cpu")), _mask(torch.device("cpu"))
+    text = f"{found}; expected int64 with the axes B = 2 and tokens on cpu"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        model(_clips(torch.device("cpu")), mask._replace(visible_BV=change(mask.visible_BV)))
 
 
 def test_preprocess_without_antialias_is_torchs_plain_bilinear() -> None:

@@ -179,6 +179,22 @@ def test_a_video_file_is_drawn(tiny_pretraining: Path, tmp_path: Path) -> None:
         assert still.width > 8 * 128
 
 
+def test_a_video_that_is_too_narrow_for_the_model_is_refused_in_one_line(
+    tiny_pretraining: Path, tmp_path: Path
+) -> None:
+    with av.open(str(tmp_path / "strip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(10))
+        stream.width, stream.height, stream.pix_fmt = 8256, 16, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 8256, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    out = tmp_path / "video.png"
+    with pytest.raises(DataError, match=r"strip\.mp4: frames of 16 × 8256 pixels .* limit of a side is 16384"):
+        reconstruct_file(
+            str(tiny_pretraining), str(tmp_path / "strip.mp4"), out, videos=1, ratio=None, seed=0, device="cpu"
+        )
+
+
 @pytest.mark.parametrize("suffix", [".jpg", "", ".mp4"])
 def test_another_suffix_is_refused_before_anything_is_read(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(MisuseError, match=r"\.png or \.gif"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from torch import Tensor
@@ -35,6 +35,8 @@ def convert(
     `dest` is a new file for official, a new folder for the other formats.
     Raises DataError for what can't be read, MisuseError for what the format can't hold or an existing `dest`.
     """
+    if to not in get_args(Layout):
+        raise MisuseError(f"to = {to!r}: expected native, official or hf")
     if dest.exists():
         raise MisuseError(f"{dest}: already exists. Choose a new path")
     if not dest.absolute().parent.is_dir():

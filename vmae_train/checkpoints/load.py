@@ -25,6 +25,7 @@ from vmae_train.checkpoints.infer import (
 )
 from vmae_train.checkpoints.native import ModelFile, empty_model, read_native, read_weights
 from vmae_train.checkpoints.official import DEEPSPEED_FILE, read_official
+from vmae_train.distributed import check_device
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, PositionResize, hidden_dim
 from vmae_train.models.heads import is_numbered
@@ -88,8 +89,12 @@ def load_model(
     """A model in eval mode, from any path that `read_model` reads. Raises as it does; notes become warnings.
 
     `best`: the run's best checkpoint [default: the last]. `ema`: the moving average of the weights; raises DataError
-    if the training kept none.
+    if the training kept none. Raises VmaeError for a device that does not exist.
     """
+    device = check_device(device)
+    for name, value in (("best", best), ("ema", ema)):
+        if not isinstance(value, bool):
+            raise MisuseError(f"{name} = {value!r}: expected True or False")
     read = read_model(path, model, classes=classes, position_resize=position_resize, best=best)
     if ema:
         average = read.path.parent / EMA_FILE
@@ -158,6 +163,10 @@ def read_model(
     `classes`: names of the outputs, if the file has none or calls them 0, 1, 2 ….
     Raises DataError for what can't be read, MisuseError for a field that does not fit the file.
     """
+    if not isinstance(path, str | Path):
+        raise MisuseError(f"path = {path!r}: expected a path or a URL")
+    if classes is not None:
+        _check_names(classes)
     for name in user_fields:
         if name not in Geometry.__struct_fields__:
             known = ", ".join(Geometry.__struct_fields__)
@@ -179,6 +188,18 @@ def read_model(
     if classes is not None:
         read = read._replace(description=_named(read, tuple(classes)))
     return _resized(read, resize, **{name: user_fields.get(name) for name in CLIP_FIELDS})
+
+
+def _check_names(classes: Sequence[str]) -> None:
+    """Raises MisuseError unless these are distinct texts, in order."""
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise MisuseError(f"classes are of type {type(classes).__name__}: expected a list of names")
+    for number, name in enumerate(classes):
+        if not isinstance(name, str) or not name:
+            raise MisuseError(f"classes[{number}] = {name!r}: expected a name, a text that is not empty")
+    if len(set(classes)) != len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise MisuseError(f"classes name {twice!r} twice. Give every class its own name")
 
 
 def _named(read: ReadModel, classes: tuple[str, ...]) -> ModelFile:

@@ -5,8 +5,8 @@ B videos of a batch, V clips of a video, R crops of a frame, T frames, K classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from vmae_train.evaluation.predictions import Predictions, activate, gather_outp
 from vmae_train.evaluation.protocol import EvaluationProtocol
 from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor, is_numbered
 
-__all__ = ["check_classes", "check_same_classes", "padded_requests", "predict_videos"]
+__all__ = ["check_classes", "check_same_classes", "own_batches", "padded_requests", "predict_videos"]
 
 _MODELS = {
     LabelKind.CLASS: (Classifier, "one class a video"),
@@ -75,6 +75,11 @@ def check_same_classes(shards: Shards, classes: tuple[str, ...], whose: str, adv
         raise MisuseError(f"{shards.url}: its classes differ from {whose} ({first}). {advice}")
 
 
+def own_batches(own: Iterable[Batch], turns: int) -> Iterable[Batch]:
+    """The batches of this process, each as soon as it is loaded."""
+    return own
+
+
 def predict_videos(
     model: HeadModel,
     shards: Shards,
@@ -87,11 +92,13 @@ def predict_videos(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     style: ProgressStyle = ProgressStyle.AUTO,
     distributed: Distributed | None = None,
+    turns: Callable[[Iterable[Batch], int], Iterable[Batch]] = own_batches,
 ) -> Predictions:
     """The model's prediction for every video: the mean over its views, and over the segments of one source.
 
     `protocol.merge` is softmax for the mean over the views' probabilities (sigmoid for several classes), logit for
     the mean over their logits. The processes share the batches; all return the same predictions as one process.
+    `turns` gives this process's batches, one in each of a number of turns; a training ends them after a signal.
     Unreadable videos are skipped and named.
     Raises MisuseError if labels and model don't fit, DataError if too many videos are unreadable.
     """
@@ -110,14 +117,15 @@ def predict_videos(
     samples: list[int] = []
     outputs: list[NDArray[np.float32]] = []
     model.eval()
-    with (
-        distributed.all_or_none(),
-        ClipLoader(
-            shards, sampler, own, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
-        ) as batches,
-    ):
-        with ProgressBar("videos evaluated", len(shards), distributed.style(style)) as progress, torch.inference_mode():
-            for turn, loaded in enumerate(batches):
+    with ExitStack() as stack:
+        with distributed.all_or_none():
+            opened = ClipLoader(
+                shards, sampler, own, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
+            )
+            batches = stack.enter_context(opened)
+        progress = stack.enter_context(ProgressBar("videos evaluated", len(shards), distributed.style(style)))
+        with distributed.all_or_none(), torch.inference_mode():
+            for turn, loaded in enumerate(turns(batches, -(-len(requests) // distributed.world_size))):
                 clips = _view_clips(loaded, augment, protocol, num_frames)
                 with autocast():
                     logits = model(clips).float()

@@ -160,7 +160,10 @@ def _reconstruct_video(model: PretrainModel, path: Path, clip: ClipSpec, ratio: 
     """The middle clip of a video file."""
     geometry, device = model.geometry, model.mean_C.device
     frames = read_clip(path, geometry.num_frames, clip, short_side=max(SHORT_SIDE, geometry.image_size))
-    clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
+    try:
+        clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     rgb01 = clips * per_colour(model.std_C) + per_colour(model.mean_C)
     rng = ClipRng.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))
     return reconstruct_clips(model, rgb01, rng, ratio, [path.name])[0]

@@ -50,19 +50,34 @@ class VideoModel(nn.Module):
         """RGB frames, uint8 (B, T, H, W, 3), to clips: short side resized to the model's size, centre crop, (rgb / 255 - mean) / std.
 
         Resizes with antialias, as transformers' processors; without, as VideoMAE's own evaluation.
-        Raises ValueError for other axes than B T H W 3, another type than uint8, and another number of frames.
+        Raises ValueError for other axes than B T H W 3, another type than uint8, another number of frames, and frames so
+        narrow that a side of more than 16384 pixels would result.
         """
-        if not isinstance(frames_BTHWC, Tensor):
-            raise ValueError(f"frames are {type(frames_BTHWC).__name__}; expected a tensor of uint8")
-        shape, kind = tuple(frames_BTHWC.shape), str(frames_BTHWC.dtype).removeprefix("torch.")
+        shape = tuple(getattr(frames_BTHWC, "shape", ()))
         if len(shape) != 5 or shape[-1] != 3 or 0 in shape or frames_BTHWC.dtype != torch.uint8:
-            raise ValueError(f"frames are {kind} of shape {shape}; expected a tensor of uint8 with the axes B T H W 3")
+            raise ValueError(
+                f"frames are {_described(frames_BTHWC)}; expected a tensor of uint8 with the axes B T H W 3"
+            )
         if shape[1] != self.geometry.num_frames:
             raise ValueError(f"{shape[1]} frames given; a clip has {self.geometry.num_frames}")
         frames = rearrange(frames_BTHWC.to(self.mean_C.device), "b t h w c -> (b t) c h w").float()
         frames = _centre_square(frames, self.geometry.image_size, antialias=antialias) / 255
         rgb01 = rearrange(frames, "(b t) c h w -> b c t h w", b=len(frames_BTHWC))
         return (rgb01 - per_colour(self.mean_C)) / per_colour(self.std_C)
+
+    def _check_clips(self, clips_BCTHW: Tensor) -> None:
+        """Raises ValueError for clips of other axes, another type or on another device than the model's."""
+        size, device, dtype = self.geometry.image_size, self.mean_C.device, next(self.parameters()).dtype
+        shape = tuple(getattr(clips_BCTHW, "shape", ()))
+        fits = shape == (*shape[:1], 3, self.geometry.num_frames, size, size) and clips_BCTHW.device == device
+        if fits and clips_BCTHW.dtype == dtype:
+            return
+        if fits and torch.is_autocast_enabled(device.type) and clips_BCTHW.dtype in _AUTOCAST_TYPES:
+            return
+        raise ValueError(
+            f"clips are {_described(clips_BCTHW)}; expected a tensor of {_name(dtype)} with the axes "
+            f"B 3 {self.geometry.num_frames} {size} {size} on {device}, as `preprocess` gives it"
+        )
 
     def _materialise(self, seed: int | None, init: Init) -> torch.Generator | None:
         """Memory for the parts built on the meta device, first weights from the seed, then the constant buffers.
@@ -87,11 +102,31 @@ class VideoModel(nn.Module):
         return drop_path_scale(rng, depth=self.geometry.depth, rate=self.drop_path)
 
 
+# Autocast converts these by itself.
+_AUTOCAST_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_SIDE = 16384  # as of a frame in a shard
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"of type {type(value).__name__}"
+    return f"{_name(value.dtype)} of shape {tuple(value.shape)} on {value.device}"
+
+
 def _centre_square(frames: Tensor, size: int, *, antialias: bool) -> Tensor:
     height, width = frames.shape[-2:]
     if min(height, width) != size:
         short = min(height, width)
         resized = (size * height // short, size * width // short)
+        if max(resized) > _MAX_SIDE:
+            raise ValueError(
+                f"frames of {height} × {width} pixels (H × W) would be {resized[0]} × {resized[1]} with a short side of "
+                f"{size}; the limit of a side is {_MAX_SIDE}. Crop them first"
+            )
         frames = F.interpolate(frames, resized, mode="bilinear", antialias=antialias, align_corners=False)
         height, width = resized
     top, left = round((height - size) / 2), round((width - size) / 2)  # half a pixel to even, as `view_boxes`

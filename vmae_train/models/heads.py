@@ -72,8 +72,12 @@ class HeadModel(VideoModel):
         self.head.load_state_dict({name: value[rows] for name, value in self.head.state_dict().items()})
         self.classes = classes
 
-    def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], rng: ClipRng | None = None) -> Float[Tensor, "B E"]:
-        """One vector per clip: the mean or the attentive pooling of its tokens, normalised."""
+    def features(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B E"]:
+        """One vector per clip, float (B, 3, T, H, W): the mean or the attentive pooling of its tokens, normalised.
+
+        Raises ValueError for clips of other axes, another type or on another device.
+        """
+        self._check_clips(clips_BCTHW)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             x_BNE = self.patch_embed(clips_BCTHW) + self.position_NE
             scale = None if self.frozen else self._drop_path_scale(rng)
@@ -88,8 +92,8 @@ class HeadModel(VideoModel):
         features_BE: Tensor = self.fc_norm(pooled_BE)
         return features_BE
 
-    def forward(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], rng: ClipRng | None = None) -> Float[Tensor, "B K"]:
-        """The head's outputs: logits, in the order of `classes`."""
+    def forward(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B K"]:
+        """The head's outputs: logits, in the order of `classes`. Takes clips, and raises ValueError, as `features`."""
         features_BE = self.features(clips_BCTHW, rng)
         rate = self.fc_drop_rate
         if rng is not None and self.training and rate:
@@ -134,7 +138,7 @@ class Regressor(HeadModel):
         self.register_buffer("value_mean_K", torch.tensor([value.mean for value in values]), persistent=False)
         self.register_buffer("spread_K", torch.tensor([value.spread for value in values]), persistent=False)
 
-    def forward(self, clips_BCTHW: Float[Tensor, "B 3 T H W"], rng: ClipRng | None = None) -> Float[Tensor, "B K"]:
+    def forward(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B K"]:
         """Values, in the order of `values`, float32."""
         outputs_BK: Tensor = super().forward(clips_BCTHW, rng).float()
         return outputs_BK * self.spread_K + self.value_mean_K

@@ -52,10 +52,13 @@ class PretrainModel(VideoModel):
         embedding_NE = position_embedding(geometry, geometry.decoder_embed_dim)
         self.register_buffer("decoder_position_NE", embedding_NE, persistent=False)
 
-    def forward(
-        self, clips_BCTHW: Float[Tensor, "B 3 T H W"], mask: TokenMask, rng: ClipRng | None = None
-    ) -> Float[Tensor, "B M D"]:
-        """Cubes of `mask.predicted_BK`, in that order, in units of `cube_targets`."""
+    def forward(self, clips_BCTHW: Tensor, mask: TokenMask, rng: ClipRng | None = None) -> Float[Tensor, "B M D"]:
+        """Cubes of `mask.predicted_BK`, in that order, in units of `cube_targets`. `clips_BCTHW`: float (B, 3, T, H, W).
+
+        Raises ValueError for clips and masks of other axes, another type or on another device.
+        """
+        self._check_clips(clips_BCTHW)
+        _check_mask(mask, clips_BCTHW)
         visible_BV, predicted_BM = mask.visible_BV, mask.predicted_BK
         checkpointing = self.activation_checkpointing
         position_BVE, scale_LB2 = self.position_NE[visible_BV], self._drop_path_scale(rng)
@@ -68,15 +71,16 @@ class PretrainModel(VideoModel):
         cubes_BMD: Tensor = self.decoder(tokens_BNE, predicted_BM.shape[1], checkpointing=checkpointing)
         return cubes_BMD
 
-    def features(self, clips_BCTHW: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B E"]:
-        """One vector per clip: the mean of the encoder's output over all tokens."""
+    def features(self, clips_BCTHW: Tensor) -> Float[Tensor, "B E"]:
+        """One vector per clip: the mean of the encoder's output over all tokens. Raises ValueError as `forward`."""
+        self._check_clips(clips_BCTHW)
         all_BN = torch.arange(self.geometry.num_tokens, device=clips_BCTHW.device).expand(len(clips_BCTHW), -1)
         encoded_BNE: Tensor = self.encoder(clips_BCTHW, all_BN, self.position_NE[all_BN])
         return encoded_BNE.mean(dim=1)
 
     def loss(
         self,
-        clips_BCTHW: Float[Tensor, "B 3 T H W"],
+        clips_BCTHW: Tensor,
         mask: TokenMask,
         *,
         targets_BMD: Float[Tensor, "B M D"] | None = None,
@@ -86,11 +90,23 @@ class PretrainModel(VideoModel):
         """Mean squared error over the predicted cubes, then the (weighted) mean over samples.
 
         Without targets, they are made from the clips, un-normalised with the model's mean and std.
+        Raises ValueError as `forward`.
         """
+        self._check_clips(clips_BCTHW)
         if targets_BMD is None:
             rgb01 = clips_BCTHW.float() * per_colour(self.std_C) + per_colour(self.mean_C)
             targets_BMD = cube_targets(rgb01, mask.predicted_BK, self.geometry)
         return reconstruction_loss(self(clips_BCTHW, mask, rng), targets_BMD, weight_B)
+
+
+def _check_mask(mask: TokenMask, clips_BCTHW: Tensor) -> None:
+    count, device = len(clips_BCTHW), clips_BCTHW.device
+    for name, token_BK in mask._asdict().items():
+        if token_BK is None:
+            continue
+        if token_BK.dtype != torch.int64 or token_BK.shape[:-1] != (count,) or token_BK.device != device:
+            found = f"{token_BK.dtype} of shape {tuple(token_BK.shape)} on {token_BK.device}".removeprefix("torch.")
+            raise ValueError(f"mask.{name} is {found}; expected int64 with the axes B = {count} and tokens on {device}")
 
 
 class Encoder(nn.Module):

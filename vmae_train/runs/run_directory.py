@@ -236,7 +236,7 @@ class RunDirectory:
         temporary.mkdir(parents=True)
         for file in _CHECKPOINT_FILES:
             _download_file(source, temporary, file)
-        for file in damaged_files(temporary):
+        for file in damaged_files(temporary, where=source):
             _download_file(source, temporary, file)
         verify_files(temporary, where=source, advice=_ADVICE)
         temporary.rename(folder / name)

@@ -162,7 +162,7 @@ def _copy(url: RemotePath, copies: dict[str, RemotePath]) -> Path:
     checkpoints = {(folder / name).parent: file.parent for name, file, _ in present if file.name == MARKER}
     with _locked(folder.parent / ".lock"):
         _copy_missing(folder, present)
-        if damaged := [path / name for path in checkpoints for name in damaged_files(path)]:
+        if damaged := [path / name for path, url in checkpoints.items() for name in damaged_files(path, where=url)]:
             for path in damaged:
                 path.unlink()
             _copy_missing(folder, present)  # once more: the way here, or this machine's disk, may have damaged them

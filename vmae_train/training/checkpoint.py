@@ -21,7 +21,7 @@ from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model
 from vmae_train.models.base import VideoModel
 from vmae_train.runs.best import read_best
-from vmae_train.runs.checksums import hash_files, verify_files
+from vmae_train.runs.checksums import MARKER_FORMAT, NEEDED_FILES, hash_files, verify_files
 from vmae_train.runs.layout import CHECKPOINTS, MARKER, MAX_STEPS, OPTIMIZER, checkpoint_name, newest_checkpoint
 from vmae_train.training.optimizer import trained_parameters
 
@@ -56,7 +56,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     unreadable: dict[str, str] = {}
     scaler: dict[str, Any] | None = None
-    sha256: dict[str, str] = {}  # of the checkpoint's files, set when they are written; older versions wrote none
+    # Set when the files are written; older versions wrote neither.
+    format: int = 1
+    sha256: dict[str, str] = {}  # of the checkpoint's files
 
 
 def save_checkpoint(
@@ -85,7 +87,7 @@ def save_checkpoint(
     commit_bytes(temporary / OPTIMIZER, save(_optimizer_tensors(model, optimizer)))
     if ema is not None:
         ema.save(temporary)
-    marker = msgspec.structs.replace(state, sha256=hash_files(temporary))
+    marker = msgspec.structs.replace(state, format=MARKER_FORMAT, sha256=hash_files(temporary))
     commit_bytes(temporary / MARKER, msgspec.json.format(msgspec.json.encode(marker)) + b"\n")
     temporary.rename(final)
     sync_folder(folder)
@@ -126,8 +128,11 @@ def read_state(checkpoint: Path) -> RunState:
 def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> None:
     """Load a checkpoint's weights and moments into a model and its optimizer.
 
-    Raises DataError if a file is damaged or belongs to another model.
+    Raises DataError if a file is missing, damaged, or belongs to another model.
     """
+    for name in NEEDED_FILES:
+        if not (checkpoint / name).exists():  # what is no file is refused when it is read
+            raise _damaged(checkpoint / name, "is missing")
     verify_files(checkpoint, advice=_ADVICE)
     load_weights(checkpoint, model)
     path = checkpoint / OPTIMIZER

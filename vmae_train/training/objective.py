@@ -15,6 +15,7 @@ from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.models.base import VideoModel
 from vmae_train.training.engine import Engine
 from vmae_train.training.setup import TrainingSetup
+from vmae_train.training.step_sync import StepSync
 
 __all__ = ["Objective"]
 
@@ -48,7 +49,10 @@ class Objective(ABC):
         """The weighted mean of the losses of a micro-batch's samples. Everything runs on the device."""
 
     def evaluate(
-        self, engine: Engine, distributed: Distributed, *, final: bool, style: ProgressStyle
+        self, engine: Engine, distributed: Distributed, *, style: ProgressStyle, sync: StepSync | None = None
     ) -> AnyScores | None:
-        """The validation scores, by all processes together; `final` for the finished run. None without a validation set."""
+        """The validation scores, by all processes together. None without a validation set.
+
+        `sync`: of the running training, which a signal stops here too; None: the run is finished.
+        """
         return None

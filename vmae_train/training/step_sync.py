@@ -1,20 +1,21 @@
 """What all processes agree on in every step: how many samples count, who received a signal, who failed.
 
-It takes one small all-reduce on the CPU per step. A signal to one process, or a sample that one process can't read,
-takes effect in all processes at the same step, and none waits for one that has ended.
+It takes one small all-reduce on the CPU per step, and one per batch of a validation. A signal to one process, or a
+sample that one process can't read, takes effect in all processes at the same step, and none waits for one that has
+ended.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from vmae_data.errors import DataError, StopRequested
+from vmae_data.errors import DataError, StopRequested, VmaeError
 from vmae_data.processes import STOP_SIGNALS, ignore_further_hangups, stop_signals
-from vmae_train.clips.loader import UnreadableSamples
+from vmae_train.clips.loader import Batch, UnreadableSamples
 from vmae_train.distributed import Distributed
 
 __all__ = ["StepStatus", "StepSync", "WaitInterrupted"]
@@ -90,15 +91,45 @@ class StepSync:
         Raises the error of the first process that has one, and DataError if too many samples are unreadable.
         """
         save, self._save = self._save, False
-        stops = [self._stop == 128 + number for number in STOP_SIGNALS]
         fresh = self._unreadable.drain_new()
-        sums = self._distributed.all_reduce_sum([valid, error is not None, bool(fresh), save, interrupted, *stops])
+        sums = self._distributed.all_reduce_sum(
+            [valid, error is not None, bool(fresh), save, interrupted, *self._stops()]
+        )
         if sums[1]:
             self._distributed.raise_first(error)
         if sums[2]:
             self._share_unreadable(fresh)
-        stop = next((128 + number for number, count in zip(STOP_SIGNALS, sums[5:], strict=True) if count), None)
-        return StepStatus(sums[0], bool(sums[3]), stop, bool(sums[4]))
+        return StepStatus(sums[0], bool(sums[3]), _agreed_stop(sums[5:]), bool(sums[4]))
+
+    def validation_batches(self, own: Iterable[Batch], turns: int) -> Iterator[Batch]:
+        """This process's batches of a validation; it has one in each of the `turns`, or none in the last.
+
+        Before each batch all processes agree whether to go on. Raises WaitInterrupted in all of them after a signal to
+        one. After an error of one process, which it raises, the others get no more batches.
+        """
+        batches = iter(own)
+        for _ in range(turns):
+            batch: Batch | None = None
+            error: Exception | None = None
+            try:
+                with self.interruptible():
+                    batch = next(batches, None)
+            except (VmaeError, OSError) as caught:
+                error = caught
+            except WaitInterrupted:
+                pass  # all learn it below
+            failed, *stops = self._distributed.all_reduce_sum([error is not None, *self._stops()])
+            if error is not None:
+                raise error
+            if failed:
+                return
+            if (stop := _agreed_stop(stops)) is not None:
+                raise WaitInterrupted(stop)
+            if batch is not None:
+                yield batch
+
+    def _stops(self) -> list[int]:
+        return [self._stop == 128 + number for number in STOP_SIGNALS]
 
     def _share_unreadable(self, fresh: dict[str, str]) -> None:
         try:
@@ -107,8 +138,13 @@ class StepSync:
         except DataError as error:
             self._distributed.raise_first(error)  # all processes have the same list
 
-    def stop_if_requested(self, status: StepStatus) -> None:
-        """End all processes together after a signal. Raises StopRequested."""
-        if status.stop is not None:
+    def stop_if_requested(self, stop: int | None) -> None:
+        """End all processes together after a signal that they agreed on. Raises StopRequested."""
+        if stop is not None:
             self._distributed.ignore_signals()
-            raise StopRequested(status.stop)
+            raise StopRequested(stop)
+
+
+def _agreed_stop(counts: list[int]) -> int | None:
+    """The exit status of the first signal to stop that any process got."""
+    return next((128 + number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), None)

@@ -140,18 +140,18 @@ class Trainer:
                 result = engine.step(self.step, batches, sync)
                 if result.status.interrupted:
                     self.save()
-                    sync.stop_if_requested(result.status)
+                    sync.stop_if_requested(result.status.stop)
                 self.step += 1
                 if self.step % spec.log.every_steps == 0 or self.step == self.last_step or self.is_dry_run:
                     self.log(result, loader, progress)
                 progress.advance()
                 if self.step % spec.checkpoint.every_steps == 0 or self.step == self.last_step or result.status.save:
                     self.save()
-                sync.stop_if_requested(result.status)
+                sync.stop_if_requested(result.status.stop)
                 if self.owes_validation():
                     self.validate(sync)
                     self.throughput.restart()
-            sync.stop_if_requested(sync.exchange(0, None))  # a signal that came after the last step
+            sync.stop_if_requested(sync.exchange(0, None).stop)  # a signal that came after the last step
 
     def _open_recorder(self) -> RunRecorder | None:
         if not self.distributed.is_main or self.is_dry_run:
@@ -234,14 +234,13 @@ class Trainer:
     def validate(self, sync: StepSync) -> None:
         """Score the model and keep the best checkpoint. The log line is last: a killed run validates again.
 
-        A signal ends the validation of one process at once. Several have to end it together, and stop after it.
+        A signal to one process ends it in all of them before the next batch.
         """
         try:
-            with sync.interruptible() if self.distributed.world_size == 1 else nullcontext():
-                scores = self.objective.evaluate(self.engine, self.distributed, final=False, style=ProgressStyle.QUIET)
-        except WaitInterrupted:
+            scores = self.objective.evaluate(self.engine, self.distributed, style=ProgressStyle.QUIET, sync=sync)
+        except WaitInterrupted as stopped:
             self.save()
-            raise
+            sync.stop_if_requested(stopped.exit_status)
         assert scores is not None
         headline = scores.headline
         best = Best(
@@ -265,7 +264,7 @@ class Trainer:
         self.scores = self.distributed.all_gather(scores, AnyScores | None)[0]
         if self.scores is not None:
             return
-        self.scores = self.objective.evaluate(self.engine, self.distributed, final=True, style=style)
+        self.scores = self.objective.evaluate(self.engine, self.distributed, style=style)
         with self.distributed.all_or_none():
             if self.scores is not None and self.distributed.is_main:
                 write_scores(self.run.path / EVALUATION, self.scores)
