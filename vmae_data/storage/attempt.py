@@ -1,15 +1,17 @@
-"""One call to a store, in a thread of its own: the caller's wait for it ends by a signal, and if the answer only trickles.
+"""One call to a store, in a thread that nobody else uses: the caller's wait for it ends by a signal, and if the answer only trickles.
 
 A call of obstore holds its thread until the answer is complete, and no signal interrupts it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 __all__ = ["CHUNK_BYTES", "Progress", "Transient", "attempt", "pause", "stopping", "thread_pool"]
@@ -43,16 +45,15 @@ class Progress:
 
 
 class _Call(Generic[Result]):
-    """A call in its own thread. A daemon: an abandoned call must not keep the process alive."""
+    """A call that another thread runs."""
 
     def __init__(self, call: Callable[[Progress], Result]) -> None:
         self.progress, self.done = Progress(), threading.Event()
         self._call = call
         self._result: Result
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, name="store", daemon=True).start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             self._result = self._call(self.progress)
         except BaseException as error:  # a panic of the client is no Exception
@@ -65,12 +66,41 @@ class _Call(Generic[Result]):
         return self._result
 
 
+class _Runner:
+    """A thread that runs one call after the other: a new thread for each costs more than a call's own work.
+
+    A daemon: an abandoned call must not keep the process alive.
+    """
+
+    def __init__(self) -> None:
+        self.calls: SimpleQueue[_Call[Any]] = SimpleQueue()
+        threading.Thread(target=self._run, name="store", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self.calls.get().run()
+            _idle.append(self)
+
+
+_idle: list[_Runner] = []  # a child process has none of these threads
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _start(call: _Call[Any]) -> None:
+    try:
+        runner = _idle.pop()
+    except IndexError:
+        runner = _Runner()
+    runner.calls.put(call)
+
+
 def attempt(call: Callable[[Progress], Result], period: float | None) -> Result:
     """`call(progress)`, which must bring a chunk, or end, in each `period` of seconds; None: it may take any time.
 
     Raises Transient if it does not, or if this thread is to stop, and what the call raises.
     """
     running = _Call(call)
+    _start(running)
     try:
         chunks, since = 0, time.monotonic()
         while not running.done.wait(POLL_SECONDS):

@@ -262,13 +262,14 @@ def _get(store: Any, path: RemotePath, **options: Any) -> Iterator[Any]:
 
 def _body(response: Any, most: int, progress: Progress) -> bytes:
     """The bytes of an answer. Raises Transient if there are more than `most`."""
-    data = bytearray()
+    chunks, size = [], 0
     for chunk in response.stream(min_chunk_size=CHUNK_BYTES):
         progress.add_chunk()
-        data += chunk
-        if len(data) > most:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > most:
             raise Transient("more bytes than announced")
-    return bytes(data)
+    return b"".join(chunks)
 
 
 def _size(meta: Any, path: RemotePath) -> int:
