@@ -10,11 +10,16 @@ __all__ = ["key_of", "marker_name", "member_suffix", "path_from_text", "path_to_
 
 SLUG_LENGTH = 60
 HASH_LENGTH = 16
+NOT_OF_SLUG = re.compile(r"[^a-z0-9_-]+")
 
 
 def path_to_text(path: bytes) -> str:
     r"""A path as text: bytes that are not UTF-8 become \xNN, a backslash is doubled."""
-    text = path.replace(b"\\", b"\\\\").decode("utf-8", "surrogateescape")
+    escaped = path.replace(b"\\", b"\\\\")
+    try:
+        return escaped.decode("utf-8")
+    except UnicodeDecodeError:
+        text = escaped.decode("utf-8", "surrogateescape")
     return "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
 
 
@@ -36,8 +41,12 @@ def path_from_text(text: str) -> bytes:
 def key_of(path: bytes, segment: int | None = None) -> str:
     """KEY of a source: slug of its stem, a dash, 16 hex digits of its path's sha256 (and -sNNNN)."""
     suffix = "" if segment is None else f"-s{segment:04d}"
-    stem = PurePosixPath(path.decode("utf-8", "replace")).stem.lower()
-    slug = re.sub(r"[^a-z0-9_-]+", "-", stem)[:SLUG_LENGTH]
+    text = path.decode("utf-8", "replace")
+    name = text.rpartition("/")[2]
+    if name in ("", "."):
+        name = PurePosixPath(text).name
+    stem, _, ending = name.rpartition(".")
+    slug = NOT_OF_SLUG.sub("-", (stem if stem and ending else name).lower())[:SLUG_LENGTH]
     return f"{slug}-{hashlib.sha256(path).hexdigest()[:HASH_LENGTH]}{suffix}"
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -39,6 +42,14 @@ def test_a_key_is_short_ascii_without_a_dot(path: bytes) -> None:
         assert key.isascii()
         assert "." not in key
         assert "/" not in key
+
+
+@given(
+    st.lists(st.sampled_from(["", ".", "..", "a", ".mp4", "a.", "A.B.MOV", "..a", "é x.mp4"]), max_size=5).map("/".join)
+)
+def test_a_key_begins_with_the_stem_that_the_standard_library_finds(path: str) -> None:
+    slug = re.sub(r"[^a-z0-9_-]+", "-", PurePosixPath(path).stem.lower())
+    assert key_of(path.encode()).rpartition("-")[0] == slug
 
 
 def test_keys_of_equal_names_in_different_folders_differ() -> None:

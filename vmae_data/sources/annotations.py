@@ -189,7 +189,7 @@ def _locate_listed(row: Row, videos: VideoFiles, file: StoragePath, *, by_stem: 
         raise MisuseError(
             f"{file}: {path_to_text(row.path[:200])} is {kind}. Write paths relative to the folder of the videos"
         )
-    return row._replace(path=_locate(row.path, videos, by_stem=by_stem))
+    return Row(_locate(row.path, videos, by_stem=by_stem), row.label, row.split)
 
 
 def _locate(listed: bytes, videos: VideoFiles, *, by_stem: bool) -> bytes:

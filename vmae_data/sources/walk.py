@@ -92,8 +92,9 @@ def walk_videos(folder: Folder) -> FoundVideos:
         visited.add((status.st_dev, status.st_ino))
         found.system_folders.extend(os.path.join(parent, name) for name in folders if _is_system(name))
         folders[:] = sorted(name for name in folders if not _is_system(name) and not name.startswith(b"."))
+        below = os.path.relpath(parent, folder)
         for name in sorted(names):
-            _sort_file(os.path.relpath(os.path.join(parent, name), folder), found)
+            _sort_file(os.path.normpath(os.path.join(below, name)), found)
     return found
 
 
