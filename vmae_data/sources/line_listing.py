@@ -42,13 +42,14 @@ def line_rows(text: ListingText, file: StoragePath, is_path: Callable[[bytes], b
 
 def _numbered_lines(lines: Sequence[bytes]) -> list[list[bytes]]:
     """Path and numbers of each line; nothing unless every line has numbers, and some more than others."""
-    split: list[tuple[bytes, list[bytes]]] = []
+    counts = set()
     for line in lines:
         match = NUMBERS_LINE.fullmatch(line.strip())
         if match is None:
             return []
-        split.append((match[1], match[2].split()))
-    return [[_path(path), *numbers] for path, numbers in split] if len({len(n) for _, n in split}) > 1 else []
+        counts.add(len(match[2].split()))
+    matches = map(NUMBERS_LINE.fullmatch, map(bytes.strip, lines if len(counts) > 1 else ()))
+    return [[_path(match[1]), *match[2].split()] for match in matches if match]
 
 
 def moments_rows(text: ListingText, file: StoragePath) -> list[Row]:
