@@ -23,15 +23,6 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, NewerFormatError
-from vmae_data.names import (
-    key_of,
-    marker_name,
-    member_suffix,
-    path_from_text,
-    path_to_line,
-    path_to_text,
-    tar_name,
-)
 
 __all__ = [
     "FAILURES",
@@ -66,14 +57,7 @@ __all__ = [
     "decode_record",
     "encode_record",
     "expand_series",
-    "key_of",
-    "marker_name",
-    "member_suffix",
-    "path_from_text",
-    "path_to_line",
-    "path_to_text",
     "series_of",
-    "tar_name",
 ]
 
 FORMAT_VERSION = 1

@@ -9,18 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmae_data.errors import DataError
-from vmae_data.format import (
-    FORMAT_VERSION,
-    Index,
-    Regular,
-    decode_record,
-    encode_record,
-    expand_series,
-    key_of,
-    path_from_text,
-    path_to_text,
-    series_of,
-)
+from vmae_data.format import FORMAT_VERSION, Index, Regular, decode_record, encode_record, expand_series, series_of
+from vmae_data.names import key_of, path_from_text, path_to_text
 
 
 @given(st.binary(min_size=1, max_size=40))

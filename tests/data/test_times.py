@@ -22,7 +22,8 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.probe import probe_video
 from vmae_data.encode.times import continuous_times, exact_times
 from vmae_data.errors import DataError, VmaeError
-from vmae_data.format import Rational, expand_series, key_of
+from vmae_data.format import Rational, expand_series
+from vmae_data.names import key_of
 
 pytestmark = pytest.mark.processes
 

@@ -45,11 +45,9 @@ from vmae_data.format import (
     SegmentFacts,
     SourceFacts,
     encode_record,
-    key_of,
-    member_suffix,
-    path_to_text,
     series_of,
 )
+from vmae_data.names import key_of, member_suffix, path_to_text
 from vmae_data.sources.video_files import Folder, remote_path
 from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_path
 

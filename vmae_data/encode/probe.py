@@ -16,7 +16,8 @@ import av
 
 from vmae_data.encode.picture import is_full_range, is_gray, turn_filters, unconverted_matrix
 from vmae_data.errors import SourceError, VmaeError
-from vmae_data.format import RULES, Rational, path_to_text
+from vmae_data.format import RULES, Rational
+from vmae_data.names import path_to_text
 from vmae_data.processes import limit_memory_growth
 
 __all__ = [

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.format import PLAN, RULES, Label, PlanFacts, PlanStage, SourceFacts, path_to_line, path_to_text
+from vmae_data.format import PLAN, RULES, Label, PlanFacts, PlanStage, SourceFacts
 from vmae_data.labels import label_text
+from vmae_data.names import path_to_line, path_to_text
 from vmae_data.recipes import with_defaults
 from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest

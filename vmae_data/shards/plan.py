@@ -11,19 +11,9 @@ import pyarrow as pa
 
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError, MisuseError, NewerFormatError
-from vmae_data.format import (
-    FORMAT_VERSION,
-    PLAN,
-    PLAN_TABLE,
-    RULES,
-    Label,
-    PlanFacts,
-    decode_record,
-    encode_record,
-    path_from_text,
-    path_to_text,
-)
+from vmae_data.format import FORMAT_VERSION, PLAN, PLAN_TABLE, RULES, Label, PlanFacts, decode_record, encode_record
 from vmae_data.labels import label_columns, table_labels
+from vmae_data.names import path_from_text, path_to_text
 from vmae_data.recipes import difference, shorten_digests
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest
 from vmae_data.sources.video_files import Folder

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.sources.classes import numbered_classes, read_numbered_lines
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.line_listing import line_rows, moments_rows

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import Label, key_of, path_to_text
+from vmae_data.format import Label
 from vmae_data.labels import label_text
+from vmae_data.names import key_of, path_to_text
 from vmae_data.sources.annotations import Annotations, read_annotations
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.listing import Columns, Row

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.sources.listing import ListingText, Row, raw_label
 from vmae_data.sources.text import SEPARATORS, Record, quote_line, records, spaced_fields, unquote, wrong_fields
 from vmae_data.sources.video_files import is_video

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import NOT_JSON, path_to_text
+from vmae_data.format import NOT_JSON
+from vmae_data.names import path_to_text
 from vmae_data.sources.json_listing import json_entries
 from vmae_data.sources.text import (
     SEPARATORS,

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.video_files import suffix
 

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.storage import StoragePath, read_bytes
 
 __all__ = [

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.storage import RemotePath, file_size, in_threads, list_tree
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vmae_data.console import plural
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.sources.video_files import Folder, is_video, suffix
 from vmae_data.storage import RemotePath, list_tree
 

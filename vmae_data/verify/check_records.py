@@ -25,11 +25,9 @@ from vmae_data.format import (
     ShardMarker,
     decode_record,
     encode_record,
-    key_of,
-    path_from_text,
-    tar_name,
 )
 from vmae_data.labels import label_text, table_labels
+from vmae_data.names import key_of, path_from_text, tar_name
 from vmae_data.pages.html import printable
 from vmae_data.storage import StoragePath, exists, hash_file, read_bytes
 from vmae_data.verify.check_member import REWRITTEN, TableRow, abbreviate, without_name

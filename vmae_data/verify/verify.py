@@ -10,19 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import NewerFormatError
-from vmae_data.format import (
-    FAILURES,
-    INDEX,
-    PLAN,
-    PLAN_TABLE,
-    SAMPLES,
-    UNLISTED,
-    Index,
-    PlanFacts,
-    marker_name,
-    path_to_text,
-    tar_name,
-)
+from vmae_data.format import FAILURES, INDEX, PLAN, PLAN_TABLE, SAMPLES, UNLISTED, Index, PlanFacts
+from vmae_data.names import marker_name, path_to_text, tar_name
 from vmae_data.pages.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle
