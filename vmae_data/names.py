@@ -1,12 +1,23 @@
-"""Names: of a source as text, of its samples, and of the files of a data set."""
+"""Names: of a source as text, of its samples, and of the files of a data set; lists of names in messages."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-__all__ = ["key_of", "marker_name", "member_suffix", "path_from_text", "path_to_line", "path_to_text", "tar_name"]
+__all__ = [
+    "first_names",
+    "key_of",
+    "marker_name",
+    "member_suffix",
+    "path_from_text",
+    "path_to_line",
+    "path_to_text",
+    "tar_name",
+]
 
 SLUG_LENGTH = 60
 HASH_LENGTH = 16
@@ -61,3 +72,9 @@ def marker_name(shard: int) -> str:
 def member_suffix(phase: int) -> str:
     """The file extension of a phase's member: mp4, p1.mp4, p2.mp4, …"""
     return "mp4" if phase == 0 else f"p{phase}.mp4"
+
+
+def first_names(names: Iterable[str], most: int) -> str:
+    """A list for a message: `a, b, …` if there are more than `most` names. Reads one name more than it shows."""
+    first = list(itertools.islice(names, most + 1))
+    return ", ".join(first if len(first) <= most else [*first[:most], "…"])

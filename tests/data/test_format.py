@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vmae_data.errors import DataError
 from vmae_data.format import FORMAT_VERSION, Index, Regular, decode_record, encode_record, expand_series, series_of
-from vmae_data.names import key_of, path_from_text, path_to_text
+from vmae_data.names import first_names, key_of, path_from_text, path_to_text
 
 
 @given(st.binary(min_size=1, max_size=40))
@@ -74,3 +74,8 @@ def test_bytes_that_are_not_a_record_give_a_one_line_error(data: bytes) -> None:
 def test_the_same_record_gives_the_same_bytes() -> None:
     record = Regular(first=1, step=2, count=3)
     assert encode_record(record) == encode_record(msgspec.json.decode(encode_record(record), type=Regular))
+
+
+def test_a_message_shows_the_first_names_and_that_there_are_more() -> None:
+    assert first_names(["a", "b"], 2) == "a, b"
+    assert first_names(map(str, range(9)), 2) == "0, 1, …"

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from vmae_data.names import path_to_text
+from vmae_data.names import first_names, path_to_text
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.video_files import suffix
 
@@ -48,10 +48,9 @@ def missing_notes(paths: Sequence[bytes], videos: VideoFiles, source: str, *, wa
             near.append((path, other))
     if not near:
         return []
-    shown = ", ".join(f"{path_to_text(path)} (file: {path_to_text(other)})" for path, other in near[:MAX_SHOWN])
-    more = ", …" if len(near) > MAX_SHOWN else ""
+    shown = first_names((f"{path_to_text(path)} (file: {path_to_text(other)})" for path, other in near), MAX_SHOWN)
     return [
-        f"{source}: files that differ only in case or accents from missing paths: {len(near)}, {shown}{more}. "
+        f"{source}: files that differ only in case or accents from missing paths: {len(near)}, {shown}. "
         "Correct the listing or the names"
     ]
 
