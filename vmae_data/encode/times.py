@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ _OMITS_UNCLEAN = ("h264", "hevc", "vvc")
 
 
 class ContinuousTimes(NamedTuple):
-    times: list[int]
+    times: Sequence[int]
     restarts: int  # how often the time stamps start again
     outliers: int  # frames whose time stamp is ignored
 
@@ -36,7 +37,7 @@ def time_stamps(run: FfmpegRun, info: VideoInfo) -> list[int]:
     return stamps
 
 
-def frame_times(run: FfmpegRun, info: VideoInfo) -> list[int]:
+def frame_times(run: FfmpegRun, info: VideoInfo) -> Sequence[int]:
     """When each decoded frame is displayed, in ticks."""
     return _continuous(run, info).times
 
@@ -59,6 +60,7 @@ def first_clean_frame(run: FfmpegRun, info: VideoInfo) -> int:
     return 0 if info.rules < 2 or info.codec in _OMITS_UNCLEAN else run.first_key_frame or 0
 
 
+@lru_cache(maxsize=2)  # each check of a video asks for its times
 def _continuous(run: FfmpegRun, info: VideoInfo) -> ContinuousTimes:
     stamps = time_stamps(run, info)
     if info.rules < 2:
