@@ -300,7 +300,7 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
             f"the picture's size changes at frame {other.frame} from {first.width} × {first.height} to "
             f"{other.width} × {other.height}: all pictures are scaled to the first size"
         )
-    if change := changes_of_shape(source, info.track):
+    if info.shape_can_change and (change := changes_of_shape(source, info.track)):
         yield change
     if info.unconverted:
         yield f"its colours are coded as {info.unconverted} and not converted, so they are wrong"

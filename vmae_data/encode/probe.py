@@ -67,6 +67,8 @@ _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
+# The pictures alone state sample aspect and rotation, so these can change midway.
+_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
 # libavformat gives every stream the one duration that these declare.
 _ONE_DURATION = frozenset(("asf", "wtv"))
 _MAX_ANGLE = 360  # degrees
@@ -97,6 +99,7 @@ class VideoInfo(NamedTuple):
     unconverted: str = ""  # the name of a matrix that ffmpeg's scaler refuses
     track: int = 0  # its number among the video tracks: 0:V:TRACK in ffmpeg
     duration_of_all: bool = False  # whether another track may explain the duration
+    shape_can_change: bool = False  # sample aspect or rotation, midway
     rules: int = RULES  # by which these facts were read
 
     @property
@@ -229,6 +232,7 @@ def _describe(container: av.container.InputContainer, track: int, rules: int) ->
         unconverted=unconverted_matrix(frame),
         track=track,
         duration_of_all=duration_of_all,
+        shape_can_change=container.format.name in _WITHOUT_SHAPE,
         rules=rules,
     )
 
