@@ -17,18 +17,8 @@ from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundE
 from vmae_data.executors.jobs import BuildJobs, Executor
 from vmae_data.executors.local_processes import run_local
 from vmae_data.executors.ray_cluster import require_ray, run_on_ray
-from vmae_data.format import (
-    FAILURES,
-    INDEX,
-    PLAN,
-    SAMPLES,
-    UNLISTED,
-    Index,
-    ShardHead,
-    decode_record,
-    path_to_line,
-    path_to_text,
-)
+from vmae_data.format import FAILURES, INDEX, PLAN, SAMPLES, UNLISTED, Index, ShardHead, decode_record
+from vmae_data.names import path_to_line, path_to_text
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.shards.compare_plan import ComparedPlan, SizeChanges, compare_plan, discard_unstarted
 from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures

@@ -19,7 +19,8 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.encode_source import EncodeJob, StagedSource, encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.executors.jobs import encode_job
-from vmae_data.format import Failure, encode_record, path_to_text
+from vmae_data.format import Failure, encode_record
+from vmae_data.names import path_to_text
 from vmae_data.pages.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle

@@ -23,15 +23,6 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, NewerFormatError
-from vmae_data.names import (
-    key_of,
-    marker_name,
-    member_suffix,
-    path_from_text,
-    path_to_line,
-    path_to_text,
-    tar_name,
-)
 
 __all__ = [
     "FAILURES",
@@ -40,6 +31,8 @@ __all__ = [
     "NOT_JSON",
     "PLAN",
     "PLAN_TABLE",
+    "REBUILD",
+    "RESTORE_PLAN",
     "RULES",
     "SAMPLES",
     "UNLISTED",
@@ -66,17 +59,12 @@ __all__ = [
     "decode_record",
     "encode_record",
     "expand_series",
-    "key_of",
-    "marker_name",
-    "member_suffix",
-    "path_from_text",
-    "path_to_line",
-    "path_to_text",
     "series_of",
-    "tar_name",
 ]
 
 FORMAT_VERSION = 1
+REBUILD = "Remove it and build again"  # what to do with a damaged file
+RESTORE_PLAN = "Restore it, or build into another folder"  # nothing else says what a plan says
 RULES = 3
 """The rules by which this version encodes. A mend that encodes a source differently, or no longer refuses it, makes new
 rules. docs/format.md, section "Rules", lists what they changed."""
@@ -366,10 +354,10 @@ def encode_record(record: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record, order="deterministic"), indent=1) + b"\n"
 
 
-def decode_record(data: bytes, kind: type[T], where: str) -> T:
+def decode_record(data: bytes, kind: type[T], where: str, *, advice: str = REBUILD) -> T:
     """Decode one of the records above.
 
-    Raises DataError naming `where` if the bytes are not that record, or have a newer version.
+    Raises DataError naming `where`, with `advice`, if the bytes are not that record, or have a newer version.
     """
     try:
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -380,7 +368,6 @@ def decode_record(data: bytes, kind: type[T], where: str) -> T:
             )
         return msgspec.json.decode(data, type=kind)
     except NOT_JSON as error:
-        advice = "Restore it, or build into another folder" if kind is PlanFacts else "Remove it and build again"
         raise DataError(f"{where}: can't be read as {kind.__name__} ({error}). {advice}") from error
 
 

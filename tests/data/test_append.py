@@ -20,17 +20,8 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.executors.jobs import BuildJobs
 from vmae_data.executors.ray_cluster import NodeRequirements, make_shard
-from vmae_data.format import (
-    INDEX,
-    PLAN,
-    PLAN_TABLE,
-    RULES,
-    PlanFacts,
-    decode_record,
-    encode_record,
-    marker_name,
-    tar_name,
-)
+from vmae_data.format import INDEX, PLAN, PLAN_TABLE, RULES, PlanFacts, decode_record, encode_record
+from vmae_data.names import marker_name, tar_name
 from vmae_data.read.dataset import Shards
 from vmae_data.shards.merge import merge_parts
 from vmae_data.shards.pack import pack_shard

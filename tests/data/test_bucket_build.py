@@ -18,7 +18,8 @@ from tests.command import call_command, command_line
 from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import Proxy
 from vmae_data.errors import DataError
-from vmae_data.format import INDEX, key_of, marker_name
+from vmae_data.format import INDEX
+from vmae_data.names import key_of, marker_name
 from vmae_data.read.dataset import Shards
 from vmae_data.shards.merge import merge_parts
 from vmae_data.shards.plan import Part

@@ -15,8 +15,9 @@ from tests.s3_server import PUBLIC
 from tools.soak.faults.proxy import Proxy
 from vmae_data.audit.audit import AuditSpec, audit_shards, write_table
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.format import INDEX, tar_name
+from vmae_data.format import INDEX
 from vmae_data.inspect.inspect import inspect_shards
+from vmae_data.names import tar_name
 from vmae_data.read.dataset import Shards
 from vmae_data.sources.classes import read_classes
 from vmae_data.storage import (

@@ -21,17 +21,8 @@ from tests.command import call_command, command_line
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError, NewerFormatError, VmaeError
-from vmae_data.format import (
-    FAILURES,
-    PLAN,
-    RULES,
-    Failure,
-    PlanFacts,
-    ShardMarker,
-    decode_record,
-    encode_record,
-    tar_name,
-)
+from vmae_data.format import FAILURES, PLAN, RULES, Failure, PlanFacts, ShardMarker, decode_record, encode_record
+from vmae_data.names import tar_name
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import Purpose, bits, uniform
 from vmae_data.shards.workspace import STAGING

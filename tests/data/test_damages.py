@@ -28,7 +28,7 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.ffmpeg_result import ticks_in_gaps
 from vmae_data.encode.probe import truncated_box
 from vmae_data.errors import DataError
-from vmae_data.format import key_of
+from vmae_data.names import key_of
 from vmae_data.progress import ProgressStyle
 from vmae_data.shards.pack import write_tar
 

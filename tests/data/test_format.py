@@ -1,23 +1,16 @@
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmae_data.errors import DataError
-from vmae_data.format import (
-    FORMAT_VERSION,
-    Index,
-    Regular,
-    decode_record,
-    encode_record,
-    expand_series,
-    key_of,
-    path_from_text,
-    path_to_text,
-    series_of,
-)
+from vmae_data.format import FORMAT_VERSION, Index, Regular, decode_record, encode_record, expand_series, series_of
+from vmae_data.names import first_names, key_of, path_from_text, path_to_text
 
 
 @given(st.binary(min_size=1, max_size=40))
@@ -39,6 +32,14 @@ def test_a_key_is_short_ascii_without_a_dot(path: bytes) -> None:
         assert key.isascii()
         assert "." not in key
         assert "/" not in key
+
+
+@given(
+    st.lists(st.sampled_from(["", ".", "..", "a", ".mp4", "a.", "A.B.MOV", "..a", "é x.mp4"]), max_size=5).map("/".join)
+)
+def test_a_key_begins_with_the_stem_that_the_standard_library_finds(path: str) -> None:
+    slug = re.sub(r"[^a-z0-9_-]+", "-", PurePosixPath(path).stem.lower())
+    assert key_of(path.encode()).rpartition("-")[0] == slug
 
 
 def test_keys_of_equal_names_in_different_folders_differ() -> None:
@@ -73,3 +74,8 @@ def test_bytes_that_are_not_a_record_give_a_one_line_error(data: bytes) -> None:
 def test_the_same_record_gives_the_same_bytes() -> None:
     record = Regular(first=1, step=2, count=3)
     assert encode_record(record) == encode_record(msgspec.json.decode(encode_record(record), type=Regular))
+
+
+def test_a_message_shows_the_first_names_and_that_there_are_more() -> None:
+    assert first_names(["a", "b"], 2) == "a, b"
+    assert first_names(map(str, range(9)), 2) == "0, 1, …"

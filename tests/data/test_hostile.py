@@ -21,7 +21,7 @@ from tests.command import call_command
 from tests.s3_server import S3Bucket
 from vmae_data.decode import decode_frames, decode_some
 from vmae_data.errors import DataError, SampleError
-from vmae_data.format import marker_name, tar_name
+from vmae_data.names import marker_name, tar_name
 from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher

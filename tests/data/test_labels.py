@@ -13,10 +13,11 @@ import pytest
 from tests.command import call_command
 from vmae_data.build import BuildReport, build_shards
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.format import FAILURES, PLAN_TABLE, SAMPLES, UNLISTED, Label, path_from_text
+from vmae_data.format import FAILURES, PLAN_TABLE, SAMPLES, UNLISTED, Label
 from vmae_data.inspect.inspect import inspect_shards
 from vmae_data.inspect.inspect_page import write_inspect_page
 from vmae_data.labels import label_columns, label_text, table_labels
+from vmae_data.names import path_from_text
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.verify.verify import verify_shards

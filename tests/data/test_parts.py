@@ -20,7 +20,8 @@ from tests.command import call_command
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.format import PLAN, marker_name, tar_name
+from vmae_data.format import PLAN
+from vmae_data.names import marker_name, tar_name
 from vmae_data.shards.merge import merge_parts
 from vmae_data.shards.plan import Part, read_plan
 from vmae_data.shards.workspace import STAGING

@@ -12,7 +12,8 @@ import pytest
 from vmae_data import Shards
 from vmae_data.decode import decode_all, decode_frames
 from vmae_data.errors import DataError, SampleError
-from vmae_data.format import INDEX, SAMPLES, Index, tar_name
+from vmae_data.format import INDEX, SAMPLES, Index
+from vmae_data.names import tar_name
 from vmae_data.read.dataset import SampleView
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches

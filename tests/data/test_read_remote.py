@@ -17,7 +17,8 @@ from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import Proxy
 from vmae_data import Shards
 from vmae_data.errors import ReplacedError, SampleError, StoreError
-from vmae_data.format import INDEX, tar_name
+from vmae_data.format import INDEX
+from vmae_data.names import tar_name
 from vmae_data.read import load_index, prefetch
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.prefetch import GAP_BYTES, RANGE_BYTES, Prefetcher, RemoteMember, RemoteShard, merge_neighbours

@@ -17,7 +17,8 @@ from vmae_data.encode.ffmpeg_arguments import Output, encode_arguments
 from vmae_data.encode.probe import probe_video
 from vmae_data.encode.thinning import select_by_stride
 from vmae_data.errors import VmaeError
-from vmae_data.format import RULES, Regular, expand_series, key_of
+from vmae_data.format import RULES, Regular, expand_series
+from vmae_data.names import key_of
 
 
 def _write(

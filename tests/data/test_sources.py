@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tools.soak.listings import LISTINGS, ListingCase, check_listing
 from vmae_data.errors import MisuseError
 from vmae_data.sources.classes import read_classes
 from vmae_data.sources.find import find_sources
+from vmae_data.sources.video_files import relative_path, suffix
 
 
 def _listing(tmp_path: Path, text: str | bytes, name: str = "list.txt") -> str:
@@ -475,3 +478,22 @@ def test_a_lone_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
 def test_every_listing_of_the_soak_table_gives_its_sources(tmp_path: Path, case: ListingCase) -> None:
     result = check_listing(case, tmp_path / "case")
     assert result.as_expected, result
+
+
+PARTS = [b"", b".", b"..", b"...", b"a", b"f", b"g", b".mp4", b"a.", b"A.B.MOV", b"\xff", b" "]
+PATHS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map(b"/".join)
+
+
+@given(PATHS, st.sampled_from([b"/", b"/f", b"/f/g"]), st.booleans())
+def test_a_path_inside_the_folder_is_relative_as_the_standard_library_says(
+    path: bytes, folder: bytes, absolute: bool
+) -> None:
+    listed = os.path.join(folder, path) if absolute else path
+    expected = os.path.relpath(os.path.join(folder, listed), folder)
+    if not os.path.isabs(listed) or not expected.startswith(b".."):
+        assert relative_path(listed, folder) == expected
+
+
+@given(PATHS)
+def test_a_suffix_is_that_of_the_standard_library_in_lower_case(path: bytes) -> None:
+    assert suffix(path) == os.path.splitext(path)[1].lower()

@@ -17,7 +17,8 @@ from vmae_data.encode.build_spec import BuildSpec, Thinning
 from vmae_data.encode.encode_source import StagedSample
 from vmae_data.encode.thinning import cut_video, select_frames
 from vmae_data.errors import RecipeError
-from vmae_data.format import Rational, expand_series, key_of
+from vmae_data.format import Rational, expand_series
+from vmae_data.names import key_of
 from vmae_data.recipes import load_recipe
 
 RATES = [Rational(25, 1), Rational(30000, 1001), Rational(24, 1)]

@@ -28,9 +28,8 @@ from vmae_data.format import (
     ShardMarker,
     decode_record,
     encode_record,
-    marker_name,
-    tar_name,
 )
+from vmae_data.names import marker_name, tar_name
 from vmae_data.progress import ProgressStyle
 from vmae_data.verify.check_records import failure_problems, index_problems, plan_problems, read_rows
 from vmae_data.verify.check_shard import ShardTask, check_shard

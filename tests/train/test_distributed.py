@@ -20,7 +20,7 @@ import pytest
 from tests.command import call_command
 from tools.soak.batches import own_clips
 from vmae_data.errors import MisuseError
-from vmae_data.format import tar_name
+from vmae_data.names import tar_name
 from vmae_data.read.batches import PADDING, BatchLayout
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe

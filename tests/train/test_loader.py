@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vmae_data.errors import DataError
-from vmae_data.format import tar_name
+from vmae_data.names import tar_name
 from vmae_data.read.batches import PADDING, BatchLayout, Request, TrainingOrder
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import Rng

@@ -22,7 +22,7 @@ from tools.soak.faults.proxy import Proxy
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError, ReplacedError, StopRequested, StoreError
-from vmae_data.format import tar_name
+from vmae_data.names import tar_name
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.batches import BatchLayout, TrainingOrder
 from vmae_data.read.cache import CacheSpec, ShardCache

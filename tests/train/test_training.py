@@ -16,7 +16,7 @@ import torch
 
 from tests.command import call_command, command_line
 from vmae_data.errors import MisuseError
-from vmae_data.format import tar_name
+from vmae_data.names import tar_name
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe

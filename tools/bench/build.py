@@ -41,9 +41,8 @@ from vmae_data.format import (
     SampleEntry,
     ShardMarker,
     encode_record,
-    marker_name,
-    tar_name,
 )
+from vmae_data.names import marker_name, tar_name
 from vmae_data.shards.plan import make_plan, read_plan, write_plan
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.sources.find import find_sources

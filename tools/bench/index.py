@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from tools.data_sets import write_enlarged
-from vmae_data.format import ShardListing, tar_name
+from vmae_data.format import ShardListing
+from vmae_data.names import tar_name
 from vmae_data.read.dataset import Shards
 from vmae_data.read.order import epoch_batches
 

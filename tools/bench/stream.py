@@ -35,7 +35,8 @@ from tests.s3_server import S3Bucket, s3_server
 from tools.data_sets import write_enlarged
 from tools.soak.faults.network import Faults
 from tools.soak.faults.proxy import proxy_process
-from vmae_data.format import ShardListing, tar_name
+from vmae_data.format import ShardListing
+from vmae_data.names import tar_name
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches

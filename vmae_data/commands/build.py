@@ -27,6 +27,7 @@ from vmae_data.console import (
     resumable,
 )
 from vmae_data.errors import MisuseError
+from vmae_data.names import first_names
 
 if TYPE_CHECKING:
     from vmae_data.encode.build_spec import BuildSpec
@@ -202,8 +203,7 @@ def _print_sources(
         (report.changed, f"of {source} changed since it was built"),
     ):
         if paths:
-            names = ", ".join([*paths[:NAMED], *["…"] * (len(paths) > NAMED)])
-            print(f"{plural(len(paths), 'video')} {what}: {names}. The data set keeps its samples")
+            print(f"{plural(len(paths), 'video')} {what}: {first_names(paths, NAMED)}. The data set keeps its samples")
     if report.unlisted:
         print(f"{annotations} has no row for {plural(report.unlisted, 'video')}, listed in {folder / UNLISTED}")
     if report.unmatched:

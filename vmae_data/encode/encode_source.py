@@ -46,11 +46,9 @@ from vmae_data.format import (
     SegmentFacts,
     SourceFacts,
     encode_record,
-    key_of,
-    member_suffix,
-    path_to_text,
     series_of,
 )
+from vmae_data.names import key_of, member_suffix, path_to_text
 from vmae_data.sources.video_files import Folder, remote_path
 from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_path
 
@@ -310,7 +308,7 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
         )
     if job.rules >= 3 and info.table_frames > 2 * len(run.pts) and (hidden := hidden_packets(source, info.track)):
         yield f"its edit list hides {hidden} of its {info.table_frames} frames"
-    if change := changes_of_shape(source, info.track):
+    if info.shape_can_change and (change := changes_of_shape(source, info.track)):
         yield change
     if info.unconverted:
         yield f"its colours are coded as {info.unconverted} and not converted, so they are wrong"

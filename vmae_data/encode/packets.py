@@ -12,9 +12,6 @@ from vmae_data.errors import SourceError
 
 __all__ = ["changes_of_shape", "hidden_packets", "packet_duration", "packet_ends", "packet_times"]
 
-# Their pictures alone state sample aspect and rotation.
-_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
-
 
 def packet_duration(path: bytes, track: int, pts: int | None) -> float:
     """Seconds that the container displays the packet with this time stamp; 0 if unknown."""
@@ -65,7 +62,7 @@ def packet_ends(path: bytes, track: int) -> tuple[float, float]:
 
 
 def changes_of_shape(path: bytes, track: int) -> str:
-    """A note if the sample aspect or the rotation changes midway, in a container that states neither itself.
+    """A note if the sample aspect or the rotation changes midway. Asked only if the probe says that they can.
 
     ffmpeg and players give every picture the first aspect. Decodes the key frames only.
     """
@@ -73,8 +70,6 @@ def changes_of_shape(path: bytes, track: int) -> str:
     rotations: set[int] = set()
     try:
         with open_container(path) as container:
-            if container.format.name not in _WITHOUT_SHAPE:
-                return ""
             stream = video_stream(container, track)
             aspects.add(stream.sample_aspect_ratio or Fraction(1))
             context = stream.codec_context

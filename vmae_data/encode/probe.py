@@ -16,7 +16,8 @@ import av
 from vmae_data.encode.container_end import joined_file, truncated_box
 from vmae_data.encode.picture import is_full_range, is_gray, turn_filters, unconverted_matrix
 from vmae_data.errors import SourceError, VmaeError
-from vmae_data.format import RULES, Rational, path_to_text
+from vmae_data.format import RULES, Rational
+from vmae_data.names import path_to_text
 from vmae_data.processes import limit_memory_growth
 
 __all__ = [
@@ -62,6 +63,8 @@ _MATRIX_NAMES = {
 }  # fmt: skip
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
+# The pictures alone state sample aspect and rotation, so these can change midway.
+_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
 # libavformat gives every stream the one duration that these declare.
 _ONE_DURATION = frozenset(("asf", "wtv"))
 _MAX_ANGLE = 360  # degrees
@@ -94,6 +97,7 @@ class VideoInfo(NamedTuple):
     duration_of_all: bool = False  # whether another track may explain the duration
     codec_rate: Rational | None = None  # the frame rate that the coded pictures state
     table_frames: int = 0  # that the tables of an mp4 list
+    shape_can_change: bool = False  # sample aspect or rotation, midway
     rules: int = RULES  # by which these facts were read
 
     @property
@@ -264,6 +268,7 @@ def _describe(container: av.container.InputContainer, track: int, rules: int) ->
         duration_of_all=duration_of_all,
         table_frames=stream.frames if container.format.name.startswith("mov,") else 0,
         codec_rate=_stated_rate(stream.codec_context.framerate),
+        shape_can_change=container.format.name in _WITHOUT_SHAPE,
         rules=rules,
     )
 

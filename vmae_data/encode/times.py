@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ _OMITS_UNCLEAN = ("h264", "hevc", "vvc")
 
 
 class ContinuousTimes(NamedTuple):
-    times: list[int]
+    times: Sequence[int]
     restarts: int  # how often the time stamps start again
     outliers: int  # frames whose time stamp is ignored
 
@@ -50,7 +51,7 @@ def time_stamps(run: FfmpegRun, info: VideoInfo) -> list[int]:
     return stamps
 
 
-def frame_times(run: FfmpegRun, info: VideoInfo) -> list[int]:
+def frame_times(run: FfmpegRun, info: VideoInfo) -> Sequence[int]:
     """When each decoded frame is displayed, in ticks."""
     return _continuous(run, info).times
 
@@ -73,6 +74,7 @@ def first_clean_frame(run: FfmpegRun, info: VideoInfo) -> int:
     return 0 if info.rules < 2 or info.codec in _OMITS_UNCLEAN else run.first_key_frame or 0
 
 
+@lru_cache(maxsize=2)  # each check of a video asks for its times
 def _continuous(run: FfmpegRun, info: VideoInfo) -> ContinuousTimes:
     stamps = time_stamps(run, info)
     if info.rules < 2:
@@ -100,7 +102,8 @@ def mended_times(stamps: Sequence[int], exact_step: Fraction, far: float) -> Con
     enough = len(stamps) > _MAX_REORDER
     ahead = enough and stamps[0] - max(stamps[1:3]) > far
     behind = enough and min(stamps[-3:-1]) - stamps[-1] > far
-    times, restarts, outliers = continuous_times(stamps[ahead : len(stamps) - behind], step, far)
+    continuous, restarts, outliers = continuous_times(stamps[ahead : len(stamps) - behind], step, far)
+    times = list(continuous)
     if ahead:
         times.insert(0, times[0] - step)
         times = [time + max(0, -times[0]) for time in times]  # the container counts from the wrong time stamp

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from vmae_data.encode.encode_source import EncodeJob, StagedSource, staged_name
 from vmae_data.executors.jobs import Encode
-from vmae_data.format import Failure, encode_record, path_to_text
+from vmae_data.format import Failure, encode_record
+from vmae_data.names import path_to_text
 from vmae_data.processes import Finished, Pool, WorkerDied
 from vmae_data.storage import commit_bytes
 

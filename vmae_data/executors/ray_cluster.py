@@ -21,7 +21,7 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.executors.encoder_pool import EncodeTask, encode_result, submit_encode
 from vmae_data.executors.jobs import Encode, Pack, Progress, SourceDone
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.processes import STOP_SIGNALS, Pool, next_finished
 from vmae_data.shards.pack import ShardJob, adopt_staged, clean_staging
 from vmae_data.shards.plan import read_plan

@@ -13,6 +13,7 @@ import msgspec
 from vmae_data.console import format_bytes, format_seconds
 from vmae_data.format import FAILURES, NOT_JSON, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.inspect.inspect import DataFacts
+from vmae_data.names import first_names
 from vmae_data.pages.histogram import histogram
 from vmae_data.pages.html import (
     LONG_LIST,
@@ -97,7 +98,7 @@ def _overview(facts: DataFacts) -> Iterator[Part]:
     empty = [name for name, count in facts.per_class.items() if not count]
     if empty:
         classes = f"{len(empty)} classes have" if len(empty) > 1 else "1 class has"
-        yield Note(f"{classes} no sample: {', '.join(empty[:20])}{', …' if len(empty) > 20 else ''}", warning=True)
+        yield Note(f"{classes} no sample: {first_names(empty, 20)}", warning=True)
 
 
 def _videos(facts: DataFacts) -> Iterator[Part]:

@@ -8,17 +8,8 @@ from typing import NamedTuple
 
 from vmae_data.decode import DecodedVideo, decode_some
 from vmae_data.errors import DataError, SampleError
-from vmae_data.format import (
-    INDEX,
-    Label,
-    PhaseFacts,
-    Regular,
-    SampleFacts,
-    Series,
-    ShardMarker,
-    decode_record,
-    marker_name,
-)
+from vmae_data.format import INDEX, Label, PhaseFacts, Regular, SampleFacts, Series, ShardMarker, decode_record
+from vmae_data.names import marker_name
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
 from vmae_data.read.stream import ClipFrames, Sampler

@@ -22,10 +22,9 @@ from vmae_data.format import (
     PlanStage,
     SourceFacts,
     encode_record,
-    path_to_line,
-    path_to_text,
 )
 from vmae_data.labels import label_text
+from vmae_data.names import first_names, path_to_line, path_to_text
 from vmae_data.recipes import with_defaults
 from vmae_data.shards.plan import Plan, plan_recipe, read_plan, read_sources, refuse_difference
 from vmae_data.shards.workspace import Workspace
@@ -87,9 +86,9 @@ class _Change(NamedTuple):
     def __str__(self) -> str:
         parts = []
         for items, what in ((self.added, "added"), (self.removed, "removed"), (self.relabelled, "with another label")):
-            names = [path_to_line(item.path) if isinstance(item, SourceVideo) else item for item in items[:MOST_NAMED]]
-            if names:
-                parts.append(f"{len(items)} {what} ({', '.join([*names, *['…'] * (len(items) > MOST_NAMED)])})")
+            names = (path_to_line(item.path) if isinstance(item, SourceVideo) else item for item in items)
+            if items:
+                parts.append(f"{len(items)} {what} ({first_names(names, MOST_NAMED)})")
         return ", ".join(parts)
 
 

@@ -33,9 +33,9 @@ from vmae_data.format import (
     decode_record,
     encode_record,
     expand_series,
-    marker_name,
 )
 from vmae_data.labels import label_columns
+from vmae_data.names import marker_name
 from vmae_data.shards.pack import facts_name
 from vmae_data.shards.plan import spec_of
 from vmae_data.storage import Span, StoragePath, commit_bytes, hash_file, read_each, read_spans

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmae_data.console import plural
 from vmae_data.errors import DataError
 from vmae_data.format import UNLISTED, Index, PlanFacts, ShardHead, SourceFacts
+from vmae_data.names import first_names
 from vmae_data.shards.index import failure_lines, write_index
 from vmae_data.shards.pack import read_heads
 from vmae_data.shards.plan import Part, read_plan, read_sources
@@ -90,18 +92,14 @@ def merge_parts(dest: StoragePath, staging: Path | None = None) -> BuildReport:
 
 
 def _missing_shards(workspace: Workspace, missing: Sequence[int]) -> str:
-    plural = "" if len(missing) == 1 else "s"
-    text = f"{workspace.dest}: {len(missing)} shard{plural} not built yet ({_first(missing)}). "
+    shown = first_names(map(str, missing), MOST_NAMED)
+    text = f"{workspace.dest}: {plural(len(missing), 'shard')} not built yet ({shown}). "
     counts = {_count_of(name) for name in (*list_names(workspace.dest), *list_names(workspace.locks))} - {None}
     if len(counts) != 1:
         return text + "Run the parts that make them (shard modulo N), or the whole build"
     count = counts.pop() or 1
     parts = sorted({shard % count for shard in missing})
-    return text + f"Run --part {_first([f'{number}/{count}' for number in parts])}, then merge again"
-
-
-def _first(items: Sequence[object]) -> str:
-    return ", ".join([str(item) for item in items[:MOST_NAMED]] + ["…"] * (len(items) > MOST_NAMED))
+    return text + f"Run --part {first_names((f'{part}/{count}' for part in parts), MOST_NAMED)}, then merge again"
 
 
 def _count_of(name: str) -> int | None:

@@ -28,12 +28,8 @@ from vmae_data.format import (
     ShardMarker,
     decode_record,
     encode_record,
-    key_of,
-    marker_name,
-    member_suffix,
-    path_from_text,
-    tar_name,
 )
+from vmae_data.names import key_of, marker_name, member_suffix, path_from_text, tar_name
 from vmae_data.storage import (
     StoragePath,
     commit_bytes,

@@ -15,15 +15,15 @@ from vmae_data.format import (
     FORMAT_VERSION,
     PLAN,
     PLAN_TABLE,
+    RESTORE_PLAN,
     RULES,
     Label,
     PlanFacts,
     decode_record,
     encode_record,
-    path_from_text,
-    path_to_text,
 )
 from vmae_data.labels import label_columns, table_labels
+from vmae_data.names import path_from_text, path_to_text
 from vmae_data.recipes import difference, shorten_digests
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest
 from vmae_data.sources.video_files import Folder
@@ -139,7 +139,7 @@ def refuse_difference(dest: StoragePath, stored: PlanFacts, new: PlanFacts) -> N
 
 def read_plan(dest: StoragePath) -> PlanFacts:
     """The plan of a destination. Raises NotFoundError if there is none, NewerFormatError for rules of a newer version."""
-    plan = decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN))
+    plan = decode_record(read_bytes(dest / PLAN), PlanFacts, str(dest / PLAN), advice=RESTORE_PLAN)
     if plan.rules > RULES:
         raise NewerFormatError(
             f"{dest / PLAN}: its rules {plan.rules} are newer than this program's {RULES}. Update vmae"
@@ -161,9 +161,9 @@ def read_sources(dest: StoragePath, plan: PlanFacts) -> tuple[SourceVideo, ...]:
         sources = tuple(SourceVideo(key, path_from_text(text), label) for key, text, label in rows)
         found = listing_digest(sources, plan.classes)
     except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: can't be read ({error}). Restore it, or build into another folder") from error
+        raise DataError(f"{path}: can't be read ({error}). {RESTORE_PLAN}") from error
     if found != plan.listing:
-        raise DataError(f"{path}: is not the table of {PLAN}. Restore it, or build into another folder")
+        raise DataError(f"{path}: is not the table of {PLAN}. {RESTORE_PLAN}")
     return sources
 
 

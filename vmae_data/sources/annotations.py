@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.sources.classes import numbered_classes, read_numbered_lines
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.line_listing import line_rows, moments_rows
@@ -189,7 +189,7 @@ def _locate_listed(row: Row, videos: VideoFiles, file: StoragePath, *, by_stem: 
         raise MisuseError(
             f"{file}: {path_to_text(row.path[:200])} is {kind}. Write paths relative to the folder of the videos"
         )
-    return row._replace(path=_locate(row.path, videos, by_stem=by_stem))
+    return Row(_locate(row.path, videos, by_stem=by_stem), row.label, row.split)
 
 
 def _locate(listed: bytes, videos: VideoFiles, *, by_stem: bool) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_from_text, path_to_text
+from vmae_data.names import path_from_text, path_to_text
 from vmae_data.sources.find import Listing, listing_digest
 from vmae_data.sources.near_names import near_names
 from vmae_data.sources.text import decode_text, read_text, unquote

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import Label, key_of, path_to_text
+from vmae_data.format import Label
 from vmae_data.labels import label_text
+from vmae_data.names import first_names, key_of, path_to_text
 from vmae_data.sources.annotations import Annotations, read_annotations
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.listing import Columns, Row
@@ -166,7 +167,7 @@ def _number_labels(
     if unknown is not None:
         hint = "".join(f", but {near!r} differs only in case or accents" for _, near in near_names([unknown], known))
         raise MisuseError(
-            f"{source}: class {unknown!r} is not among the {len(known)} given classes ({', '.join(known[:5])}…){hint}. "
+            f"{source}: class {unknown!r} is not among the {len(known)} given classes ({first_names(known, MAX_SHOWN)}){hint}. "
             "Correct the labels or --classes"
         )
     several = any(isinstance(row.label, tuple) for row in rows)
@@ -204,9 +205,9 @@ def _class_notes(listing: Listing, source: str) -> list[str]:
         )
     unused = [name for number, name in enumerate(listing.classes) if number not in used]
     if unused:
-        shown = ", ".join(unused[:MAX_SHOWN]) + (", …" if len(unused) > MAX_SHOWN else "")
         notes.append(
-            f"{source}: {len(unused)} of {len(listing.classes)} class numbers have no video ({shown}). "
+            f"{source}: {len(unused)} of {len(listing.classes)} class numbers have no video "
+            f"({first_names(unused, MAX_SHOWN)}). "
             "Check that the classes count from 0"
         )
     return notes

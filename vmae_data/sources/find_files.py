@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, is_video, remote_path, suffix
 from vmae_data.sources.walk import FoundVideos, walk_videos
 from vmae_data.storage import RemotePath, exists

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.sources.listing import ListingText, Row, raw_label
 from vmae_data.sources.text import SEPARATORS, Record, quote_line, records, spaced_fields, unquote, wrong_fields
 from vmae_data.sources.video_files import is_video
@@ -29,8 +29,7 @@ def line_rows(text: ListingText, file: StoragePath, is_path: Callable[[bytes], b
     """
     if not text.lines:
         return []
-    numbers = [NUMBERS_LINE.fullmatch(line.strip()) for line in text.lines]
-    several = _several_numbers([[_path(match[1]), *match[2].split()] if match else [] for match in numbers])
+    several = _several_numbers(_numbered_lines(text.lines))
     first = text.lines[0].strip()
     if several or b"\t" in first or is_video(_path(first)) or is_video(_path(first.rpartition(b" ")[0])):
         return several or _label_rows(text, file, is_path)
@@ -39,6 +38,18 @@ def line_rows(text: ListingText, file: StoragePath, is_path: Callable[[bytes], b
     if (fields := FRAMES_LINE.fullmatch(first)) is not None:
         raise _number_of_frames(file, fields[1], fields[2])
     return _label_rows(text, file, is_path)
+
+
+def _numbered_lines(lines: Sequence[bytes]) -> list[list[bytes]]:
+    """Path and numbers of each line; nothing unless every line has numbers, and some more than others."""
+    counts = set()
+    for line in lines:
+        match = NUMBERS_LINE.fullmatch(line.strip())
+        if match is None:
+            return []
+        counts.add(len(match[2].split()))
+    matches = map(NUMBERS_LINE.fullmatch, map(bytes.strip, lines if len(counts) > 1 else ()))
+    return [[_path(match[1]), *match[2].split()] for match in matches if match]
 
 
 def moments_rows(text: ListingText, file: StoragePath) -> list[Row]:
@@ -103,12 +114,10 @@ def _label_rows(text: ListingText, file: StoragePath, is_path: Callable[[bytes],
     if table is not None and (several := _several_numbers([row.fields for row in table])):
         return several
     rows = table or [Record(spaced_fields(line), line) for line in text.lines]
-    names = [row.fields[0] for row in rows if not is_video(row.fields[0])]
-    are_names = all(len(row.fields) == 1 for row in rows) and not any(
-        mark in name for name in names for mark in SEPARATORS
-    )
-    if are_names and any(map(is_path, names)):
-        return [Row(_path(row.fields[0]), None) for row in rows]
+    if all(len(row.fields) == 1 for row in rows):
+        names = [row.fields[0] for row in rows if not is_video(row.fields[0])]
+        if not any(mark in name for name in names for mark in SEPARATORS) and any(map(is_path, names)):
+            return [Row(_path(row.fields[0]), None) for row in rows]
     _refuse_label_first(rows[0], file, is_path)
     labelled = [_label_row(row, file, number, is_path) for number, row in enumerate(rows, 1)]
     for number, row in enumerate(labelled if table is None else (), 1):
@@ -162,14 +171,16 @@ def _label_row(row: Record, file: StoragePath, number: int, is_path: Callable[[b
 def _path(field: bytes) -> bytes:
     """A path without quotes around it."""
     field = unquote(field.strip())
-    quoted = SHELL_QUOTED.fullmatch(field)
+    quoted = SHELL_QUOTED.fullmatch(field) if field.startswith(b"'") else None
     return quoted[1] if quoted and is_video(quoted[1]) else field
 
 
 def _refuse_spaces_in_label(row: Row, file: StoragePath, number: int) -> None:
     """`a.mp4 run fast`, `a.mp4, 3`: the text before the last space is a path and more."""
+    if is_video(row.path):
+        return
     mark = next((mark for mark in SEPARATORS if is_video(row.path.partition(mark)[0])), None)
-    if mark is not None and not is_video(row.path):
+    if mark is not None:
         raise MisuseError(
             f"{file}: entry {number} has {mark.decode()!r} after {quote_line(row.path.partition(mark)[0])}, but other "
             "lines have none. Separate path and label in the same way in every line"
@@ -177,7 +188,7 @@ def _refuse_spaces_in_label(row: Row, file: StoragePath, number: int) -> None:
     path, *rest = re.split(rb"(?<=[^ ]) +", row.path)
     while rest and not is_video(path):
         path += b" " + rest.pop(0)
-    if rest and not is_video(row.path) and b"/" not in b"".join(rest):
+    if rest and b"/" not in b"".join(rest):
         raise MisuseError(
             f"{file}: entry {number} has {len(rest) + 2} fields, {quote_line(path)} and the label "
             f"{path_to_text(b' '.join(rest))} {row.label}. If a class name has spaces, separate path and label by a tab "

@@ -6,7 +6,6 @@ The content decides the format, not the file name: Parquet, JSON, CSV or TSV wit
 from __future__ import annotations
 
 import ast
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import NOT_JSON, path_to_text
+from vmae_data.format import NOT_JSON
+from vmae_data.names import first_names, path_to_text
 from vmae_data.sources.json_listing import json_entries
 from vmae_data.sources.text import (
     SEPARATORS,
@@ -84,8 +84,7 @@ class ListingTable(NamedTuple):
 
     def column_names(self) -> str:
         """The first names, for an error."""
-        names = [name[:NAME_CHARACTERS] for name in itertools.islice(self.columns, MAX_NAMES)]
-        return ", ".join([*names, "…"] if len(self.columns) > MAX_NAMES else names)
+        return first_names((name[:NAME_CHARACTERS] for name in self.columns), MAX_NAMES)
 
 
 class ListingText(NamedTuple):

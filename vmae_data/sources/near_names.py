@@ -6,8 +6,9 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from vmae_data.format import path_to_text
+from vmae_data.names import first_names, path_to_text
 from vmae_data.sources.find_files import VideoFiles
+from vmae_data.sources.video_files import suffix
 
 __all__ = ["missing_notes", "near_names", "near_pairs"]
 
@@ -39,15 +40,17 @@ def missing_notes(paths: Sequence[bytes], videos: VideoFiles, source: str, *, wa
     stems = {_plain(os.fsdecode(_stem(path))): path for path in walked_paths}
     near: list[tuple[bytes, bytes]] = []
     for path, other in missing:
-        found = other or stems.get(_plain(os.fsdecode(_stem(path))))
-        if found is not None and (found == other or _stem(found) != _stem(path)):
-            near.append((path, found))
+        if other is None and stems:
+            stem = _stem(path)
+            found = stems.get(_plain(os.fsdecode(stem)))
+            other = found if found is not None and _stem(found) != stem else None
+        if other is not None:
+            near.append((path, other))
     if not near:
         return []
-    shown = ", ".join(f"{path_to_text(path)} (file: {path_to_text(other)})" for path, other in near[:MAX_SHOWN])
-    more = ", …" if len(near) > MAX_SHOWN else ""
+    shown = first_names((f"{path_to_text(path)} (file: {path_to_text(other)})" for path, other in near), MAX_SHOWN)
     return [
-        f"{source}: files that differ only in case or accents from missing paths: {len(near)}, {shown}{more}. "
+        f"{source}: files that differ only in case or accents from missing paths: {len(near)}, {shown}. "
         "Correct the listing or the names"
     ]
 
@@ -70,6 +73,7 @@ class Folders:
         self._top = top
         self._names: dict[bytes, frozenset[bytes]] = {}
         self._by_plain: dict[bytes, dict[str, bytes]] = {}
+        self._near_folders: dict[bytes, bytes | None] = {b"": b""}
 
     def _names_in(self, folder: bytes) -> frozenset[bytes] | None:
         """None for a folder above the limit."""
@@ -88,26 +92,37 @@ class Folders:
 
     def near(self, path: bytes) -> bytes | None:
         """The path whose every part is equal or near; None if there is none."""
-        found = b""
+        parent, _, name = path.rpartition(b"/")
+        if parent not in self._near_folders:
+            self._near_folders[parent] = self._near_folder(parent)
+        folder = self._near_folders[parent]
+        return None if folder is None else self._near_in(folder, name)
+
+    def _near_folder(self, path: bytes) -> bytes | None:
+        found: bytes | None = b""
         for part in path.split(b"/"):
-            names = self._names_in(found) or frozenset()
-            if part in names or part in (b"..", b""):
-                name: bytes | None = part
-            else:
-                if found not in self._by_plain:
-                    self._by_plain[found] = {_plain(os.fsdecode(name)): name for name in sorted(names)}
-                name = self._by_plain[found].get(_plain(os.fsdecode(part)))
-            if name is None:
-                return None
-            found = os.path.join(found, name)
+            if found is not None:
+                found = self._near_in(found, part)
         return found
+
+    def _near_in(self, folder: bytes, name: bytes) -> bytes | None:
+        names = self._names_in(folder) or frozenset()
+        if name in names or name in (b"..", b""):
+            return os.path.join(folder, name)
+        if folder not in self._by_plain:
+            self._by_plain[folder] = {_plain(os.fsdecode(name)): name for name in sorted(names)}
+        near = self._by_plain[folder].get(_plain(os.fsdecode(name)))
+        return None if near is None else os.path.join(folder, near)
 
 
 def _stem(path: bytes) -> bytes:
-    return os.path.splitext(os.path.basename(path))[0]
+    name = path[path.rfind(b"/") + 1 :]
+    return name[: len(name) - len(suffix(name))]
 
 
 def _plain(name: str) -> str:
     """The name without case and accents, equal for every Unicode form."""
+    if name.isascii():
+        return name.lower()
     decomposed = unicodedata.normalize("NFKD", name)
     return "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()

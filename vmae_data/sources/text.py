@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.storage import StoragePath, read_bytes
 
 __all__ = [
@@ -108,9 +108,10 @@ def _quoted_records(data: bytes, separator: bytes, file: StoragePath) -> list[Re
             ) from error
         if fields is None:
             return found
-        if any(map(str.strip, fields)):
+        fields = [field.strip() for field in fields]
+        if any(fields):
             text = "".join(lines[start : reader.line_num]).strip()
-            found.append(Record([_encoded(field.strip()) for field in fields], _encoded(text)))
+            found.append(Record([_encoded(field) for field in fields], _encoded(text)))
         start = reader.line_num
 
 
@@ -121,6 +122,8 @@ def _encoded(text: str) -> bytes:
 def spaced_fields(line: bytes) -> list[bytes]:
     """Path and label of a line. Paths may have spaces, so only the last space separates, or the one before a quote."""
     text = line.strip()
+    if b'"' not in text:
+        return [field.strip() for field in text.rsplit(b" ", 1)]
     if _QUOTED.fullmatch(text):
         return [unquote(text)]
     label = _QUOTED_LABEL.fullmatch(text)
@@ -129,7 +132,7 @@ def spaced_fields(line: bytes) -> list[bytes]:
 
 def unquote(field: bytes) -> bytes:
     """The content of a field in double quotes. Any other field stays as it is."""
-    quoted = _QUOTED.fullmatch(field)
+    quoted = _QUOTED.fullmatch(field) if field.startswith(b'"') else None
     return quoted[1].replace(b'""', b'"') if quoted else field
 
 

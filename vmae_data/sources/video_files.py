@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import path_to_text
 from vmae_data.storage import RemotePath, file_size, in_threads, list_tree
 
 __all__ = [
@@ -42,7 +42,8 @@ def is_video(name: bytes) -> bool:
 
 
 def suffix(name: bytes) -> bytes:
-    return os.path.splitext(name)[1].lower()
+    stem, dot, ending = name[name.rfind(b"/") + 1 :].rpartition(b".")
+    return (dot + ending).lower() if stem.strip(b".") else b""  # as os.path.splitext, which takes longer
 
 
 def remote_path(folder: RemotePath, path: bytes) -> RemotePath:
@@ -73,10 +74,14 @@ def _local_size(path: bytes) -> int | None:
 def relative_path(path: bytes, folder: Folder) -> bytes:
     """An absolute or relative path as a path relative to the folder, so that each file has one spelling.
 
-    Removes `..` and `.` from the text and resolves no links. Raises MisuseError for a path outside a store's folder.
+    Removes `..` and `.` from the text and resolves no links. A local folder is absolute and resolved.
+    Raises MisuseError for a path outside a store's folder.
     """
     if isinstance(folder, RemotePath):
         return _relative_key(path, folder)
+    inside = os.path.normpath(path.removeprefix(folder + b"/"))
+    if not os.path.isabs(inside) and inside != b".." and not inside.startswith(b"../"):
+        return inside  # as below, but os.path.relpath takes much longer
     relative = os.path.relpath(os.path.join(folder, path), folder)
     if os.path.isabs(path) and relative.startswith(b".."):
         # `folder` is resolved, but `path` may go through a link.

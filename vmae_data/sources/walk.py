@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vmae_data.console import plural
 from vmae_data.errors import MisuseError
-from vmae_data.format import path_to_text
+from vmae_data.names import first_names, path_to_text
 from vmae_data.sources.video_files import Folder, is_video, suffix
 from vmae_data.storage import RemotePath, list_tree
 
@@ -37,28 +37,25 @@ class FoundVideos(NamedTuple):
         """The folders whose videos are missing, as a sentence."""
         if not self.unreadable:
             return []
-        names = [path_to_text(path) for path in self.unreadable[:MAX_SHOWN]]
-        more = ", …" if len(self.unreadable) > MAX_SHOWN else ""
-        return [f"{plural(len(self.unreadable), 'folder')} without permission left out ({', '.join(names)}{more})"]
+        names = first_names(map(path_to_text, self.unreadable), MAX_SHOWN)
+        return [f"{plural(len(self.unreadable), 'folder')} without permission left out ({names})"]
 
     def notes(self) -> list[str]:
         """What else was left out, as sentences. Hidden files are not counted."""
         notes: list[str] = []
         if self.system_folders:
-            names = sorted({path_to_text(os.path.basename(path)) for path in self.system_folders})
-            notes.append(f"{plural(len(self.system_folders), 'system folder')} skipped ({', '.join(names)})")
+            names = ", ".join(sorted({path_to_text(os.path.basename(path)) for path in self.system_folders}))
+            notes.append(f"{plural(len(self.system_folders), 'system folder')} skipped ({names})")
         if self.repeated:
-            names = [path_to_text(path) for path in self.repeated[:MAX_SHOWN]]
-            more = ", …" if len(self.repeated) > MAX_SHOWN else ""
-            notes.append(
-                f"{plural(len(self.repeated), 'link')} to a folder found before skipped ({', '.join(names)}{more})"
-            )
+            names = first_names(map(path_to_text, self.repeated), MAX_SHOWN)
+            notes.append(f"{plural(len(self.repeated), 'link')} to a folder found before skipped ({names})")
         if self.other_suffixes:
-            common = self.other_suffixes.most_common(MAX_SHOWN)
-            names = [f"{count} {path_to_text(name) or 'without a suffix'}" for name, count in common]
-            more = ", …" if len(self.other_suffixes) > MAX_SHOWN else ""
+            common = self.other_suffixes.most_common()
+            names = first_names(
+                (f"{count} {path_to_text(name) or 'without a suffix'}" for name, count in common), MAX_SHOWN
+            )
             notes.append(
-                f"{plural(self.other_suffixes.total(), 'file')} without the suffix of a video left out ({', '.join(names)}{more}). "
+                f"{plural(self.other_suffixes.total(), 'file')} without the suffix of a video left out ({names}). "
                 "A listing can name them"
             )
         return notes
@@ -92,8 +89,9 @@ def walk_videos(folder: Folder) -> FoundVideos:
         visited.add((status.st_dev, status.st_ino))
         found.system_folders.extend(os.path.join(parent, name) for name in folders if _is_system(name))
         folders[:] = sorted(name for name in folders if not _is_system(name) and not name.startswith(b"."))
+        below = os.path.relpath(parent, folder)
         for name in sorted(names):
-            _sort_file(os.path.relpath(os.path.join(parent, name), folder), found)
+            _sort_file(os.path.normpath(os.path.join(below, name)), found)
     return found
 
 

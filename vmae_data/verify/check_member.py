@@ -20,8 +20,8 @@ from vmae_data.format import (
     ShardMarker,
     decode_record,
     encode_record,
-    member_suffix,
 )
+from vmae_data.names import member_suffix
 from vmae_data.pages.html import printable
 
 __all__ = [

@@ -18,6 +18,7 @@ from vmae_data.format import (
     NOT_JSON,
     PLAN,
     PLAN_TABLE,
+    REBUILD,
     SAMPLES,
     Failure,
     Index,
@@ -25,11 +26,9 @@ from vmae_data.format import (
     ShardMarker,
     decode_record,
     encode_record,
-    key_of,
-    path_from_text,
-    tar_name,
 )
 from vmae_data.labels import label_text, table_labels
+from vmae_data.names import key_of, path_from_text, tar_name
 from vmae_data.pages.html import printable
 from vmae_data.storage import StoragePath, exists, hash_file, read_bytes
 from vmae_data.verify.check_member import REWRITTEN, TableRow, abbreviate, without_name
@@ -40,11 +39,13 @@ __all__ = ["failure_problems", "index_problems", "plan_problems", "read_record",
 _UNREADABLE_TABLE = (DataError, OSError, pa.ArrowException, KeyError, IndexError, ValueError, TypeError)
 
 
-def read_record(folder: StoragePath, name: str, kind: type[Any], problems: list[Problem]) -> Any:
+def read_record(
+    folder: StoragePath, name: str, kind: type[Any], problems: list[Problem], *, advice: str = REBUILD
+) -> Any:
     """A record of the folder, or None and a problem."""
     try:
         data = read_bytes(folder / name)
-        record = decode_record(data, kind, str(folder / name))
+        record = decode_record(data, kind, str(folder / name), advice=advice)
     except NewerFormatError:
         raise
     except NotFoundError:

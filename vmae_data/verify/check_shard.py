@@ -16,17 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import DataError, NewerFormatError, NotFoundError
-from vmae_data.format import (
-    INDEX,
-    SAMPLES,
-    Index,
-    ShardListing,
-    ShardMarker,
-    decode_record,
-    encode_record,
-    marker_name,
-    tar_name,
-)
+from vmae_data.format import INDEX, SAMPLES, Index, ShardListing, ShardMarker, decode_record, encode_record
+from vmae_data.names import marker_name, tar_name
 from vmae_data.pages.html import printable
 from vmae_data.storage import StoragePath, copied, exists, hash_file, read_bytes
 from vmae_data.verify.check_member import REWRITTEN, TableRow, expected_members, extent_problems, without_name

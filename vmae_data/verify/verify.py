@@ -10,19 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from vmae_data.errors import NewerFormatError
-from vmae_data.format import (
-    FAILURES,
-    INDEX,
-    PLAN,
-    PLAN_TABLE,
-    SAMPLES,
-    UNLISTED,
-    Index,
-    PlanFacts,
-    marker_name,
-    path_to_text,
-    tar_name,
-)
+from vmae_data.format import FAILURES, INDEX, PLAN, PLAN_TABLE, RESTORE_PLAN, SAMPLES, UNLISTED, Index, PlanFacts
+from vmae_data.names import marker_name, path_to_text, tar_name
 from vmae_data.pages.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.progress import ProgressBar, ProgressStyle
@@ -52,7 +41,7 @@ def verify_shards(folder: StoragePath, *, workers: int, style: ProgressStyle = P
     if not exists(folder / INDEX):
         Shards.open(str(folder))  # raises if this is no data set; damage is reported below
     problems: list[Problem] = []
-    plan = read_record(folder, PLAN, PlanFacts, problems)
+    plan = read_record(folder, PLAN, PlanFacts, problems, advice=RESTORE_PLAN)
     index = read_record(folder, INDEX, Index, problems)
     rows = read_rows(folder, index, problems)
     files = _list_folder(folder)

@@ -10,6 +10,7 @@ import msgspec
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
+from vmae_data.names import first_names
 from vmae_data.storage import read_bytes, sync_folder, temporary_path
 from vmae_train.checkpoints.huggingface import write_hf
 from vmae_train.checkpoints.load import read_model
@@ -49,7 +50,7 @@ def convert(
     notes = read.notes
     not_finite = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if not_finite:
-        listed = ", ".join(not_finite[:3]) + (", …" if len(not_finite) > 3 else "")
+        listed = first_names(not_finite, 3)
         notes += (f"NaN or inf in {len(not_finite)} of {len(state)} weights ({listed}): the model is not usable",)
     if to == "official":
         return notes + write_official(dest, read.description, state)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError, UnusablePathError
+from vmae_data.names import first_names
 from vmae_train.checkpoints.huggingface import CONFIG, read_hf
 from vmae_train.checkpoints.infer import (
     CLIP_FIELDS,
@@ -312,7 +313,7 @@ def _check_state(path: Path, model: VideoModel, state: dict[str, Tensor]) -> Non
     expected = model.state_dict()
     for problem, names in (("missing", expected.keys() - state.keys()), ("unknown", state.keys() - expected.keys())):
         if names:
-            listed = ", ".join(name[:80] for name in sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+            listed = first_names((name[:80] for name in sorted(names)), 3)
             count = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
             raise DataError(f"{path}: {count} {problem}: {listed}. The file is incomplete or of another model")
     for name, value in expected.items():

@@ -100,7 +100,8 @@ def read_native(folder: Path) -> tuple[ModelFile, dict[str, Tensor]]:
     """The description and the weights, if their checksums are right. Raises DataError."""
     verify_files(folder, (DESCRIPTION, WEIGHTS))
     description = decode_description(read_bytes(folder / DESCRIPTION), str(folder / DESCRIPTION))
-    if description.weights_sha256 not in (msgspec.UNSET, hash_file(folder / WEIGHTS)):
+    stored = description.weights_sha256
+    if stored is not msgspec.UNSET and stored != hash_file(folder / WEIGHTS):
         raise DataError(
             f"{folder / WEIGHTS}: its checksum is not the one in {DESCRIPTION}. The file is damaged. Use another copy"
         )

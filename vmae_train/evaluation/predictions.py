@@ -22,7 +22,7 @@ from vmae_train.evaluation.protocol import EvaluationProtocol
 
 __all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
 
-_SEGMENT = re.compile(r"(?<=-[0-9a-f]{16})-s\d{4,}$")  # as `format.key_of` writes it
+_SEGMENT = re.compile(r"(?<=-[0-9a-f]{16})-s\d{4,}$")  # as `names.key_of` writes it
 
 
 class Predictions(NamedTuple):

@@ -17,16 +17,8 @@ from tools.soak.damages.records import Damage, Outcome
 from vmae_data.decode import decode_all
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.open_source import open_source, read_pictures
-from vmae_data.format import (
-    FAILURES,
-    Failure,
-    MemberEntry,
-    SampleFacts,
-    ShardMarker,
-    decode_record,
-    expand_series,
-    path_from_text,
-)
+from vmae_data.format import FAILURES, Failure, MemberEntry, SampleFacts, ShardMarker, decode_record, expand_series
+from vmae_data.names import path_from_text
 
 _LUMA_TOLERANCE = 4  # of noise that is scaled and encoded, on average
 
