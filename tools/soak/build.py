@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tools.soak.damages.check import check_all, make_all
 from tools.soak.damages.clips import Bench
+from tools.soak.damages.records import Damage
 from tools.soak.damages.table import DAMAGES, docs_page
 from tools.soak.faults.fault_run import Result, Workspace, command, left_over, run
 from tools.soak.faults.table import FAULTS
@@ -72,19 +73,24 @@ def show(result: Result) -> None:
 
 
 def damages(folder: Path) -> Iterator[Result]:
-    """Every damage of the table in one build."""
-    videos, dest = folder / "damages", folder / "shards"
-    print(f"making {len(DAMAGES)} sources …", flush=True)
-    make_all(DAMAGES, Bench(folder / "bench"), videos)
-    settings = [word for text in ("stride=2", "crf=18", "short_side=32") for word in ("--set", text)]
-    print("building …", flush=True)
+    """Every damage of the table, in one build for each recipe."""
+    for number, recipe in enumerate(dict.fromkeys(damage.recipe for damage in DAMAGES)):
+        chosen = [damage for damage in DAMAGES if damage.recipe == recipe]
+        print(f"{', '.join(recipe)}: making {len(chosen)} sources …", flush=True)
+        make_all(chosen, Bench(folder / "bench"), folder / f"damages-{number}")
+        print("building …", flush=True)
+        yield from _build_and_check(chosen, folder / f"damages-{number}", folder / f"shards-{number}", recipe)
+
+
+def _build_and_check(damages: list[Damage], videos: Path, dest: Path, recipe: tuple[str, ...]) -> Iterator[Result]:
+    settings = [word for text in recipe for word in ("--set", text)]
     started_at = time.monotonic()
     ended = run([*command(videos, dest, "--set", "samples_per_shard=40"), *settings])
     seconds = time.monotonic() - started_at
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
     yield Result("the build ends", f"status {ended.status} {ended.words}", "status 0 ", ended.status == 0)
     if ended.status == 0:
-        for finding in check_all(DAMAGES, videos, dest):
+        for finding in check_all(damages, videos, dest):
             expected = "; or ".join(outcome.text() for outcome in finding.damage.expected)
             yield Result(f"{finding.damage.group}: {finding.damage.name}", finding.found, expected, finding.as_expected)
     yield Result("largest process", f"{memory >> 20} MB", f"at most {_MOST_MEMORY >> 20} MB", memory < _MOST_MEMORY)

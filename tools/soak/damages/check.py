@@ -94,6 +94,10 @@ class _Built(NamedTuple):
         if expected.size not in (None, (facts.width, facts.height)):
             return f"expected {expected.size}"
         kept = [int(number) for number in expand_series(facts.phases[0].source_frames)]
+        if expected.kept is not None and kept != list(expected.kept):
+            return f"frames {kept} are kept, expected {list(expected.kept)}"
+        if expected.profile not in ("", facts.profile):
+            return f"encoded as {facts.profile}, expected {expected.profile}"
         planes = decode_all(self.data, len(kept), facts.key)  # raises if a frame is missing
         if expected.right and not picture_is_right(planes.y_THW, kept):
             return "the frames are not the right ones, upright"

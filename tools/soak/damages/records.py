@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from tools.soak.damages.clips import FRAMES, Bench
 
-__all__ = ["Damage", "Outcome", "built", "failed"]
+__all__ = ["RECIPE", "Damage", "Outcome", "built", "failed"]
+
+RECIPE = ("stride=2", "crf=18", "short_side=32")
 
 
 class Outcome(NamedTuple):
@@ -20,6 +22,8 @@ class Outcome(NamedTuple):
     size: tuple[int, int] | None = None
     right: bool = True  # the kept frames are compared with the pictures that their numbers stand for
     luma: str = ""  # filters by which ffmpeg alone makes the luma of all frames; WxH stands for the size
+    kept: range | None = None  # the numbers of the kept frames
+    profile: str = ""  # by which it is encoded
 
     def text(self) -> str:
         """One line of docs/damages.md."""
@@ -30,6 +34,8 @@ class Outcome(NamedTuple):
             "built"
             + (f", with the note{words}" if words else "")
             + (f", {self.size[0]} × {self.size[1]}" if self.size else "")
+            + (f", every {self.kept.step}th frame" if self.kept else "")
+            + (f", as `{self.profile}`" if self.profile else "")
         )
 
 
@@ -40,8 +46,11 @@ def built(
     size: tuple[int, int] | None = None,
     right: bool = True,
     luma: str = "",
+    kept: range | None = None,
+    profile: str = "",
 ) -> Outcome:
-    return Outcome("", words, range(frames, frames + 1) if isinstance(frames, int) else frames, size, right, luma)
+    numbers = range(frames, frames + 1) if isinstance(frames, int) else frames
+    return Outcome("", words, numbers, size, right, luma, kept, profile)
 
 
 def failed(reason: str, words: str = "") -> Outcome:
@@ -58,3 +67,4 @@ class Damage(NamedTuple):
     suffix: str = ".mp4"
     file: bytes = b""  # its name, if the name is the damage
     fast: bool = False  # in the subset that the tests build
+    recipe: tuple[str, ...] = RECIPE

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.s3_server import s3_server
 from tests.scripted_server import FACTS, Answer, Request, redirect_to, scripted_server
 from tools.soak.faults.fault_run import Result, Workspace, run, start
 
-__all__ = ["redirects", "slow_answers"]
+__all__ = ["folder_markers", "redirects", "server_numbers", "slow_answers"]
 
 SECRET = "hunter2"
 SECONDS = 10
@@ -52,6 +54,66 @@ def redirects(workspace: Workspace) -> Iterator[Result]:
         expected = "status 0, the other server got no header"
         found = expected if right else f"{ended}, header at the other server: {SECRET in other.seen()}"
         yield Result(f"redirect {status} to another server", found, expected, right)
+
+
+# What a server may state of a file of 3 bytes.
+_NUMBERS = (
+    {"Content-Length": "9" * 30},
+    {"Content-Length": str(1 << 62)},
+    {"Content-Length": "-5"},
+    {"Content-Range": "bytes 0-9999999999999999999/99999999999999999999"},
+    {"Content-Range": "bytes 5-1/3"},
+    {"Retry-After": "9" * 5000},
+    {"Retry-After": "-1"},
+)
+
+
+def server_numbers(workspace: Workspace) -> Iterator[Result]:
+    """Each number without sense, in the answers for each kind of file."""
+    for file in ("index.json", "samples.arrow", ".tar"):
+        for stated in _NUMBERS:
+            with scripted_server(
+                lambda request, file=file, stated=stated: _stating(workspace, request, file, stated)
+            ) as server:
+                limits = ("give_up=4", "read_timeout=1", "connect_timeout=1")
+                started_at = time.monotonic()
+                ended = run(_verify(server.url, *limits), VMAE_CACHE=str(workspace.dest("cache")))
+            seconds = time.monotonic() - started_at
+            one_line = len(ended.words.strip().splitlines()) == 1 and "Traceback" not in ended.words
+            # A range that nobody asked for, or a wait with a success, is ignored.
+            right = seconds < 6 * SECONDS and (ended.status == 0 or (ended.status == 1 and one_line))
+            name, value = next(iter(stated.items()))
+            expected = "status 1 and one line, or intact, within seconds"
+            found = (
+                f"status {ended.status}"
+                if right
+                else f"status {ended.status} after {seconds:.0f} s: {ended.words[-300:]}"
+            )
+            yield Result(f"{file}: {name} {value[:12]}", found, expected, right)
+
+
+def _stating(workspace: Workspace, request: Request, file: str, stated: dict[str, str]) -> Answer:
+    answer = _file(workspace.undisturbed, request)
+    if file not in request.path:
+        return answer
+    status = 503 if "Retry-After" in stated else 206 if "Content-Range" in stated else answer.status
+    return Answer(status, answer.body[:3], {**answer.headers, **stated})
+
+
+def folder_markers(workspace: Workspace) -> Iterator[Result]:
+    """A data set in a bucket, with empty objects as consoles make them for folders."""
+    with tempfile.TemporaryDirectory() as name, s3_server(Path(name)) as server:
+        bucket = server.bucket("markers")
+        url, store = bucket.upload(workspace.undisturbed), bucket.store()
+        for marker in ("set/", "set/empty/", "set/deep/below/"):
+            store.put(marker, b"")
+            ended = run(_verify(url), **bucket.environment, VMAE_CACHE=str(workspace.dest("cache")))
+            found = f"status {ended.status} {ended.words[-300:]}"
+            yield Result(f"the marker {marker}", found, "status 0", ended.status == 0)
+        store.put("set/foreign", b"")
+        ended = run(_verify(url), **bucket.environment, VMAE_CACHE=str(workspace.dest("cache")))
+        right = ended.status == 1 and "foreign" in ended.words
+        yield Result("an empty file", f"status {ended.status} {ended.words[-300:]}", "status 1, it is named", right)
 
 
 def _verify(url: str, *options: str) -> list[str]:
