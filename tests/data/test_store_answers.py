@@ -405,10 +405,14 @@ def test_what_is_kept_of_a_bucket_differs_between_servers_and_accounts(
             with pytest.raises(VmaeError, match="another build"), workspace.locked("build"):
                 pass
     monkeypatch.setenv(VARIABLE, "{}")
-    for account in ("one", "two"):
-        set_options([f"account_name={account}"])
-        digests.add(path_digest(_path("az://bucket/set")))
-    assert len(digests) == 6
+    for settings in (["endpoint=http://host:10000"], [], ["use_emulator=true"]):
+        monkeypatch.setenv(VARIABLE, "{}")
+        for account in ("one", "two"):
+            set_options([f"account_name={account}", *settings])
+            digests.add(path_digest(_path("az://bucket/set")))
+    monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", "http://host:10001")
+    digests.add(path_digest(_path("az://bucket/set")))
+    assert len(digests) == 4 + 6 + 1
 
 
 def test_a_size_in_a_listing_has_bounds() -> None:

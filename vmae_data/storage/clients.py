@@ -25,7 +25,7 @@ UPLOAD_PATIENCE = 15  # times the silence that ends a read: for a request of an 
 NO_OTHER_HOST = "127.0.0.1:0"  # a proxy that refuses, for every host but the store's
 # What may change where a store is, and who we are. Other clients of this process keep what they were opened with.
 _ENVIRONMENT = re.compile(
-    r"(AWS|AZURE|GOOGLE|IDENTITY|MSI)_\w+|(HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|HOME", re.IGNORECASE
+    r"(AWS|AZURE|AZURITE|GOOGLE|IDENTITY|MSI)_\w+|(HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|HOME", re.IGNORECASE
 )
 
 
@@ -69,8 +69,9 @@ def path_digest(path: StoragePath) -> str:
     text = str(path)
     if isinstance(path, RemotePath) and not path.is_web:
         access = access_of(path.scheme, text)
+        accounts = [value for key, value in access.config.items() if key.endswith("account_name")]
         server = access.server if path.scheme == "az" else access.endpoint
-        text = f"{server.rstrip('/').lower()} {text}" if server else text
+        text = " ".join([server.rstrip("/").lower(), *accounts, text]) if server else text
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
