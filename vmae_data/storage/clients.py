@@ -120,6 +120,7 @@ def open_client(path: RemotePath) -> Client:
 def _only_host(access: Access) -> dict[str, Any]:
     """Client options that reach the endpoint's host and no other: obstore follows redirects with tokens.
 
+    All ports of the host are reached: obstore 0.12 takes exclusions without a port, and can't refuse redirects.
     Not with a proxy of the user's, and not without an endpoint: Amazon and Microsoft redirect to themselves only.
     """
     host = urllib.parse.urlsplit(access.endpoint).hostname
