@@ -17,12 +17,18 @@ from tests.builds import SmallBuild, digests, wait_until
 from tests.command import call_command, command_line
 from tools.soak.faults.network import Fault, Faults, Kind
 from tools.soak.faults.proxy import Proxy
+from vmae_data.encode.encode_source import encode_source
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError
+from vmae_data.executors.jobs import BuildJobs
 from vmae_data.format import INDEX
 from vmae_data.names import key_of, marker_name
 from vmae_data.read.dataset import Shards
 from vmae_data.shards.merge import merge_parts
-from vmae_data.shards.plan import Part
+from vmae_data.shards.pack import adopt_staged
+from vmae_data.shards.plan import Part, make_plan
+from vmae_data.shards.workspace import workspace_of
+from vmae_data.sources.find import find_sources
 from vmae_data.storage import list_tree, remove, storage_path
 from vmae_data.storage.store_options import VARIABLE
 
@@ -65,6 +71,27 @@ def test_a_build_that_is_killed_resumes_from_the_bucket_and_from_staging(
     assert small_build.build(s3.folder).encoded == len(remaining) < len(every)
     assert digests(s3.folder) == digests(small_build.shards)
     assert list(s3.node.glob("staging/*")) == []
+
+
+@pytest.mark.parametrize("change", [{"short_side": 64}, {}], ids=["another recipe", "the same plan"])
+def test_encodes_wait_for_their_own_plan_only(
+    change: dict[str, int], small_build: SmallBuild, s3: Setting, tmp_path: Path
+) -> None:
+    """As if a build stopped, and its objects were deleted: what it encoded is on this machine."""
+    spec = msgspec.structs.replace(small_build.spec, **change)
+    binary = find_ffmpeg(str(small_build.ffmpeg))
+    listing = find_sources(str(small_build.videos))
+    plan = make_plan(listing, spec, split=None, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
+    workspace = workspace_of(s3.folder)
+    workspace.staging.mkdir(parents=True)
+    first = next(BuildJobs(workspace, plan, binary.path).remaining())
+    kept = [encode_source(job) for job in first.encodes]
+    assert any(one.failure for one in kept) and any(one.samples for one in kept)
+    for job, one in zip(first.encodes, kept, strict=True):
+        assert adopt_staged(workspace.staging, tmp_path, job.key, job.plan) == one
+        assert adopt_staged(workspace.staging, tmp_path, job.key, "another") is None
+    assert small_build.build(s3.folder).encoded == (12 if change else 12 - len(kept))
+    assert digests(s3.folder) == digests(small_build.shards)
 
 
 def test_parts_of_several_machines_meet_in_the_bucket(

@@ -75,6 +75,7 @@ class EncodeJob(NamedTuple):
     staging: Path
     rules: int = RULES  # to encode by
     plan_rules: int = RULES
+    plan: str = ""  # digest
 
 
 class StagedMember(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +100,7 @@ class StagedSource(msgspec.Struct, frozen=True, kw_only=True):
 
     samples: tuple[StagedSample, ...] = ()
     failure: Failure | None = None
+    plan: str = ""  # digest of the plan that has the source first; empty in a record of an older version
 
 
 def staged_name(key: str) -> str:
@@ -112,11 +114,12 @@ def encode_source(job: EncodeJob) -> StagedSource:
     A SourceError fails only this video. Any other error, such as a full destination, stops the build.
     """
     try:
-        staged = StagedSource(samples=_encode(job))
+        staged = StagedSource(samples=_encode(job), plan=job.plan)
     except SourceError as error:
         _require_fault_of_source(job, error)
         name = path_to_text(job.path)
-        staged = StagedSource(failure=Failure(key=job.key, path=name, reason=error.reason, detail=error.detail))
+        failure = Failure(key=job.key, path=name, reason=error.reason, detail=error.detail)
+        staged = StagedSource(failure=failure, plan=job.plan)
     commit_bytes(job.staging / staged_name(job.key), encode_record(staged))
     return staged
 

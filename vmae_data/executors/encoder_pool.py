@@ -40,7 +40,8 @@ def encode_result(pool: Pool, finished: Finished) -> StagedSource | None:
             return None
         job = task.job
         name, detail = path_to_text(job.path), f"{finished.error}, twice"
-        staged = StagedSource(failure=Failure(key=job.key, path=name, reason="crashed", detail=detail))
+        failure = Failure(key=job.key, path=name, reason="crashed", detail=detail)
+        staged = StagedSource(failure=failure, plan=job.plan)
         commit_bytes(job.staging / staged_name(job.key), encode_record(staged))
         return staged
     if finished.error is not None:

@@ -96,9 +96,11 @@ class BuildJobs:
         for shard in failed:
             unpack_shard(self.dest, self.staging, shard)
             del self.done[shard]
+        digests = [stage.digest() for stage in self.plan.facts.stages()]
         for shard in self.shards:
+            digest = digests[self.plan.facts.stage_of(shard)]
             for source in self.plan.shard_sources(shard):
-                staged = read_staged(self.staging, source.key)
+                staged = read_staged(self.staging, source.key, digest)
                 if staged is not None and staged.failure is not None:
                     (self.staging / staged_name(source.key)).unlink()
 
@@ -109,12 +111,11 @@ class BuildJobs:
         for shard in self.missing():
             number = self.plan.facts.stage_of(shard)
             plan_rules = stages[number].rules
-            encodes = tuple(
+            jobs = (
                 encode_job(self.plan, source, plan_rules=plan_rules, ffmpeg=self.ffmpeg, staging=self.staging)
                 for source in self.plan.shard_sources(shard)
             )
-            if self.retry_rules is not None:
-                encodes = tuple(job._replace(rules=self.retry_rules) for job in encodes)
+            encodes = tuple(job._replace(plan=digests[number], rules=self.retry_rules or job.rules) for job in jobs)
             yield ShardJob(self.dest, self.staging, shard, encodes, digests[number])
 
 

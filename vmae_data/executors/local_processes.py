@@ -38,7 +38,7 @@ def run_local(jobs: Iterable[ShardJob], encode: Encode, pack: Pack, *, workers: 
                 if job is None:
                     break
                 for source in job.encodes:
-                    staged = read_staged(source.staging, source.key)
+                    staged = read_staged(source.staging, source.key, source.plan)
                     if staged is not None:  # by an earlier run
                         yield SourceDone.of(staged, encoded=False)
                     else:

@@ -223,7 +223,7 @@ def make_shard(
     with tempfile.TemporaryDirectory(prefix=f"{_staging_prefix()}{os.getpid()}-") as name, Pool(workers) as encoders:
         staging = Path(name).resolve()
         for source in job.encodes:
-            staged = adopt_staged(job.staging, staging, source.key)
+            staged = adopt_staged(job.staging, staging, source.key, source.plan)
             if staged is not None:
                 yield SourceDone.of(staged, encoded=False)
             else:

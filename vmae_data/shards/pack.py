@@ -73,11 +73,17 @@ class ShardJob(NamedTuple):
         return tuple(job.key for job in self.encodes)
 
 
-def read_staged(staging: Path, key: str) -> StagedSource | None:
-    """The record of an encoded source; None if there is none, or if a file that it names is not complete.
+def read_staged(staging: Path, key: str, plan: str) -> StagedSource | None:
+    """The record of a source encoded for a plan; None if there is none, or if a file that it names is not complete.
 
+    The cache keeps the staging of a bucket whose objects were deleted: it may hold encodes for another plan.
     Only sizes are compared here; packing verifies the checksums.
     """
+    staged = _read_record(staging, key)
+    return staged if staged is not None and staged.plan in ("", plan) else None
+
+
+def _read_record(staging: Path, key: str) -> StagedSource | None:
     path = staging / staged_name(key)
     try:
         staged = msgspec.json.decode(path.read_bytes(), type=StagedSource)
@@ -87,9 +93,9 @@ def read_staged(staging: Path, key: str) -> StagedSource | None:
     return staged if all(complete) else None
 
 
-def adopt_staged(shared: Path, staging: Path, key: str) -> StagedSource | None:
+def adopt_staged(shared: Path, staging: Path, key: str, plan: str) -> StagedSource | None:
     """Copy what an earlier run encoded of a source into another staging folder; None if that is not complete."""
-    staged = read_staged(shared, key)
+    staged = read_staged(shared, key, plan)
     if staged is None:
         return None
     for sample in staged.samples:
@@ -151,7 +157,7 @@ def facts_name(shard: int) -> str:
 
 
 def _require_staged(job: ShardJob, key: str) -> StagedSource:
-    staged = read_staged(job.staging, key)
+    staged = read_staged(job.staging, key, job.plan)
     if staged is None:
         raise DataError(f"{job.staging / staged_name(key)}: is gone or damaged. Run the same build again")
     return staged
@@ -243,7 +249,7 @@ def _entries(path: Path, samples: Sequence[StagedSample]) -> Iterator[SampleEntr
 def clean_staging(staging: Path, keys: Sequence[str]) -> None:
     """Remove the staged files of packed sources; each record first, so that no record names a missing file."""
     for key in keys:
-        staged = read_staged(staging, key)
+        staged = _read_record(staging, key)
         (staging / staged_name(key)).unlink(missing_ok=True)
         for sample in staged.samples if staged else ():
             for member in sample.members:
@@ -285,7 +291,7 @@ def _unpack_tar(tar: Path, name: StoragePath, marker: ShardMarker, staging: Path
         key = key_of(path_from_text(facts.source.path))
         sources.setdefault(key, []).append(StagedSample(facts=facts, members=tuple(members)))
     for key, samples in sources.items():
-        commit_bytes(staging / staged_name(key), encode_record(StagedSource(samples=tuple(samples))))
+        commit_bytes(staging / staged_name(key), encode_record(StagedSource(samples=tuple(samples), plan=marker.plan)))
 
 
 def _member_bytes(tar: Path, name: StoragePath, extent: Extent) -> bytes:

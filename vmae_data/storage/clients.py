@@ -25,7 +25,7 @@ UPLOAD_PATIENCE = 15  # times the silence that ends a read: for a request of an 
 NO_OTHER_HOST = "127.0.0.1:0"  # a proxy that refuses, for every host but the store's
 # What may change where a store is, and who we are. Other clients of this process keep what they were opened with.
 _ENVIRONMENT = re.compile(
-    r"(AWS|AZURE|GOOGLE|IDENTITY|MSI)_\w+|(HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|HOME", re.IGNORECASE
+    r"(AWS|AZURE|AZURITE|GOOGLE|IDENTITY|MSI)_\w+|(HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|HOME", re.IGNORECASE
 )
 
 
@@ -69,8 +69,9 @@ def path_digest(path: StoragePath) -> str:
     text = str(path)
     if isinstance(path, RemotePath) and not path.is_web:
         access = access_of(path.scheme, text)
+        accounts = [value for key, value in access.config.items() if key.endswith("account_name")]
         server = access.server if path.scheme == "az" else access.endpoint
-        text = f"{server.rstrip('/').lower()} {text}" if server else text
+        text = " ".join([server.rstrip("/").lower(), *accounts, text]) if server else text
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -119,6 +120,7 @@ def open_client(path: RemotePath) -> Client:
 def _only_host(access: Access) -> dict[str, Any]:
     """Client options that reach the endpoint's host and no other: obstore follows redirects with tokens.
 
+    All ports of the host are reached: obstore 0.12 takes exclusions without a port, and can't refuse redirects.
     Not with a proxy of the user's, and not without an endpoint: Amazon and Microsoft redirect to themselves only.
     """
     host = urllib.parse.urlsplit(access.endpoint).hostname

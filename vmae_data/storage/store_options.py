@@ -210,11 +210,19 @@ def _cloud_server(scheme: str, config: Mapping[str, Any]) -> str:
     names = ("AWS_REGION", "AWS_DEFAULT_REGION")
     region = next((value for value in (config.get("region"), *map(os.environ.get, names)) if value), "us-east-1")
     account = next((value for key, value in config.items() if key.endswith("account_name")), "")
+    emulator = _emulator(config)
     return {
         "s3": f"https://s3.{region}.amazonaws.com",
         "gs": "https://storage.googleapis.com",
-        "az": f"https://{account}.blob.core.windows.net",
+        "az": f"{emulator}/{account}" if emulator else f"https://{account}.blob.core.windows.net",
     }.get(scheme, "")
+
+
+def _emulator(config: Mapping[str, Any]) -> str:
+    """The URL of Azure's emulator, if it is used; else empty."""
+    values = [str(value) for key, value in config.items() if key.endswith("use_emulator")]
+    used = [*values, os.environ.get("AZURE_STORAGE_USE_EMULATOR", "")][0].lower() in ("1", "true", "yes", "on", "y")
+    return (os.environ.get("AZURITE_BLOB_STORAGE_URL", "") or "http://127.0.0.1:10000").rstrip("/") if used else ""
 
 
 def _has_token(scheme: str, config: Mapping[str, Any]) -> bool:
