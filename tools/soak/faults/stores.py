@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.s3_server import s3_server
 from tests.scripted_server import FACTS, Answer, Request, redirect_to, scripted_server
 from tools.soak.faults.fault_run import Result, Workspace, run, start
 
-__all__ = ["folder_markers", "redirects", "server_numbers", "slow_answers"]
+__all__ = ["redirects", "server_numbers", "slow_answers"]
 
 SECRET = "hunter2"
 SECONDS = 10
@@ -98,22 +96,6 @@ def _stating(workspace: Workspace, request: Request, file: str, stated: dict[str
         return answer
     status = 503 if "Retry-After" in stated else 206 if "Content-Range" in stated else answer.status
     return Answer(status, answer.body[:3], {**answer.headers, **stated})
-
-
-def folder_markers(workspace: Workspace) -> Iterator[Result]:
-    """A data set in a bucket, with empty objects as consoles make them for folders."""
-    with tempfile.TemporaryDirectory() as name, s3_server(Path(name)) as server:
-        bucket = server.bucket("markers")
-        url, store = bucket.upload(workspace.undisturbed), bucket.store()
-        for marker in ("set/", "set/empty/", "set/deep/below/"):
-            store.put(marker, b"")
-            ended = run(_verify(url), **bucket.environment, VMAE_CACHE=str(workspace.dest("cache")))
-            found = f"status {ended.status} {ended.words[-300:]}"
-            yield Result(f"the marker {marker}", found, "status 0", ended.status == 0)
-        store.put("set/foreign", b"")
-        ended = run(_verify(url), **bucket.environment, VMAE_CACHE=str(workspace.dest("cache")))
-        right = ended.status == 1 and "foreign" in ended.words
-        yield Result("an empty file", f"status {ended.status} {ended.words[-300:]}", "status 1, it is named", right)
 
 
 def _verify(url: str, *options: str) -> list[str]:

@@ -10,7 +10,7 @@ from tools.soak.faults.arguments import closed_streams, hangups, numbers, specia
 from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
 from tools.soak.faults.fault_run import Result, Workspace
 from tools.soak.faults.process_faults import hang, kills, retries_killed, signals, troubles, two_builds
-from tools.soak.faults.stores import folder_markers, redirects, server_numbers, slow_answers
+from tools.soak.faults.stores import redirects, server_numbers, slow_answers
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -77,7 +77,6 @@ FAULTS = (
         "`verify` of a web server that states lengths, ranges and waits without sense",
         "status 1 and one line, or the numbers change nothing",
     ),
-    Fault(folder_markers, "`verify` of a bucket with markers of folders", "they are no files; an empty file is named"),
     Fault(
         kills,
         "kill -9 at 100 random moments",
