@@ -28,14 +28,11 @@ __all__ = [
     "StorageOptions",
     "argument",
     "flag",
-    "format_bytes",
-    "format_seconds",
     "local_argument",
     "new_app",
     "num_cores",
     "option",
     "path_option",
-    "plural",
     "print_checks",
     "print_json",
     "print_recipes",
@@ -370,24 +367,3 @@ def _print_check_table(checks: Sequence[CheckResult]) -> None:
             found.append(f"\n→ {_one_line(check.advice)}", style="" if check.state == "ok" else "bold")
         table.add_row(Text(check.name), Text(check.state, style=colours[check.state]), found)
     Console(highlight=False).print(table)
-
-
-def plural(count: float, noun: str) -> str:
-    """`1 video`, `2 videos`, `0.5 videos`."""
-    return f"{count if isinstance(count, int) else f'{count:g}'} {noun}{'' if count == 1 else 's'}"
-
-
-def format_bytes(count: float) -> str:
-    """Bytes in a readable unit: `2.734 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB" if count >= 1000 else f"{count:.4g} GB"
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration in a readable unit: `2.12 min`."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 3600:.4g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"

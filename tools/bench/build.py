@@ -1,6 +1,7 @@
 """What a build costs in CPU seconds, compared with bare ffmpeg and with the usual way.
 
     python -m tools.bench.build [VIDEOS]            # 720p sources, made from the folder's videos
+    python -m tools.bench.build [VIDEOS] --one      # one 1080p file of 40 s: what starting costs
     python -m tools.bench.build [VIDEOS] --hours 2  # peak memory on one long 1080p file
     python -m tools.bench.build [VIDEOS] --skip     # what ffmpeg's skip_frame saves, and which frames it loses
     python -m tools.bench.build --listing 1000000   # planning and resuming a long listing
@@ -22,6 +23,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 from tools.bench.sources import FRAME_RATE, make_originals, run_ffmpeg
 from vmae_data.encode.build_spec import BuildSpec
@@ -57,6 +59,7 @@ FRAMES = SECONDS * FRAME_RATE
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", type=Path, nargs="?", help="a folder of videos [default: ffmpeg's test sources]")
+    parser.add_argument("--one", action="store_true", help="one 1080p file of 40 s, and one small file of 1 s")
     parser.add_argument("--hours", type=float, help="peak memory on a 1080p file of this length")
     parser.add_argument("--skip", action="store_true", help="decode with ffmpeg's skip_frame")
     parser.add_argument("--listing", type=int, help="plan and resume a listing of this many files")
@@ -66,6 +69,8 @@ def main() -> None:
             print(bench_listing(options.listing, Path(folder)))
         elif options.skip:
             print(bench_skip(options.videos, Path(folder)))
+        elif options.one:
+            print(bench_one(options.videos, Path(folder)))
         elif options.hours:
             print(bench_memory(options.videos, options.hours, Path(folder)))
         else:
@@ -95,6 +100,33 @@ def bench_cpu(videos: Path | None, folder: Path) -> str:
     lines = [f"{count} videos of {SECONDS} s, 720 lines, 25 frames a second; stride 4, short side 256", ""]
     lines += ["| way | CPU s a video | build needs |", "| --- | --- | --- |"]
     lines += [f"| {name} | {seconds / count:.3f} | {ours / seconds:.2f} × |" for name, seconds in rows]
+    return "\n".join(lines)
+
+
+def bench_one(videos: Path | None, folder: Path, rounds: int = 5) -> str:
+    """A build of one file, in turns with bare ffmpeg; then of a small file of a second, which is mostly start-up."""
+    (long,) = make_originals(videos, folder / "long", lines=1080, seconds=40, count=1)
+    (short,) = make_originals(videos, folder / "short", lines=360, seconds=1, count=1)
+    lines = ["| source | vmae-shard build, CPU s | bare ffmpeg | build needs |", "| --- | --- | --- | --- |"]
+    for name, path in (("1080p, 40 s", long), ("360p, 1 s", short)):
+        ours, bare = [], []
+        for number in range(rounds):
+            dest = str(folder / f"shards-{path.parent.name}-{number}")
+            words = [
+                sys.executable,
+                "-m",
+                "vmae_data.cli",
+                "build",
+                str(path.parent),
+                dest,
+                "--workers",
+                "1",
+                "--quiet",
+            ]
+            ours.append(_cpu(words))
+            bare.append(_cpu(_bare(path, folder / "bare.mp4")))
+        ratio = median(one / other for one, other in zip(ours, bare, strict=True))
+        lines.append(f"| {name} | {median(ours):.2f} | {median(bare):.2f} | {ratio:.2f} × |")
     return "\n".join(lines)
 
 

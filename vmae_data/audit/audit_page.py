@@ -9,7 +9,6 @@ import msgspec
 from vmae_data.audit.duplicates import Match
 from vmae_data.audit.flags import FLAGS, AuditReport, AuditSpec, Flag, Row
 from vmae_data.audit.measure_samples import MeasuredSample
-from vmae_data.console import format_seconds
 from vmae_data.errors import SampleError
 from vmae_data.pages.histogram import histogram
 from vmae_data.pages.html import (
@@ -29,6 +28,7 @@ from vmae_data.pages.html import (
 from vmae_data.pages.pictures import Picture, frame_pictures
 from vmae_data.read.fetch import Fetcher
 from vmae_data.storage import StoragePath
+from vmae_data.text import format_seconds
 
 __all__ = ["write_audit_page"]
 

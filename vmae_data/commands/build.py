@@ -21,13 +21,13 @@ from vmae_data.console import (
     flag,
     num_cores,
     option,
-    plural,
     print_json,
     progress_style,
     resumable,
 )
 from vmae_data.errors import MisuseError
 from vmae_data.names import first_names
+from vmae_data.text import plural
 
 if TYPE_CHECKING:
     from vmae_data.encode.build_spec import BuildSpec
