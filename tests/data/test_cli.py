@@ -63,14 +63,8 @@ def test_help_imports_the_command_line_and_nothing_else_of_ours() -> None:
     )
     ours, heavy = _run_python(code)
     files = [f"vmae_data.commands.{name}" for name in ("options", "output", *_commands("vmae-shard"))]
-    command_line = [
-        "vmae_data",
-        "vmae_data.cli",
-        "vmae_data.commands",
-        "vmae_data.console",
-        "vmae_data.errors",
-        "vmae_data.text",
-    ]
+    modules = ("cli", "commands", "console", "errors", "names", "text")
+    command_line = ["vmae_data", *(f"vmae_data.{name}" for name in modules)]
     assert ours.split() == sorted([*command_line, *files])
     assert heavy == ""
 
