@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.decode import read_packets
+from vmae_data.decode import check_key_frames, read_packets
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import FfmpegRun, run_ffmpeg
 from vmae_data.encode.ffmpeg_arguments import (
@@ -264,6 +264,7 @@ def _commit_samples(
     if job.rules != job.plan_rules:
         remarks = (*remarks, f"made later, by rules {job.rules}; the plan has rules {job.plan_rules}")
     width, height = scaled_size(info, job.spec.short_side)
+    copied_packets = job.spec.profile == "copy" and job.rules >= 3
     samples = []
     for number, cut in enumerate(cuts):
         segment = SegmentFacts(number=number, start=cut.start, stop=cut.stop) if len(cuts) > 1 else None
@@ -277,7 +278,8 @@ def _commit_samples(
                 source_time_base=info.time_base,
             )
             temporary = f"{_scratch(job)}.p{phase}{'' if segment is None else f'.{number:04d}'}.mp4"
-            members.append(_commit_member(Path(temporary), job.staging / f"{key}.{member_suffix(phase)}", phase_facts))
+            final = job.staging / f"{key}.{member_suffix(phase)}"
+            members.append(_commit_member(Path(temporary), final, phase_facts, foreign_key_frames=copied_packets))
         facts = SampleFacts(
             version=FORMAT_VERSION,
             key=key,
@@ -336,9 +338,14 @@ def _source_facts(job: EncodeJob, source: bytes, info: VideoInfo, num_frames: in
     )
 
 
-def _commit_member(temporary: Path, final: Path, phase: PhaseFacts) -> StagedMember:
-    """Rename an encoded file, after the trainer's decoder has read every frame of it."""
+def _commit_member(temporary: Path, final: Path, phase: PhaseFacts, *, foreign_key_frames: bool) -> StagedMember:
+    """Rename an encoded file, after the trainer's decoder has read every frame of it.
+
+    `foreign_key_frames`: whether another encoder chose the key frames. Then decoding is tested from each of them.
+    """
     table = read_packets(temporary, final.stem)
+    if foreign_key_frames:
+        check_key_frames(temporary.read_bytes(), table.packets, final.stem)
     encoded = len(table.packets.sizes)
     if encoded != phase.frames:
         raise SourceError("encode-mismatch", f"{encoded} frames were encoded, expected {phase.frames}")

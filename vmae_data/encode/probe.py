@@ -125,10 +125,10 @@ def probe_video(path: bytes, rules: int = RULES) -> VideoInfo:
     av.logging.set_level(None)
     try:
         info = _first_usable(path, rules)
+        ends = (truncated_box(path), joined_file(path) if rules >= 3 else "")
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
         _refuse_machine_fault(path, error)
         raise SourceError("unreadable", _error_text(error)) from error
-    ends = (truncated_box(path), joined_file(path) if rules >= 3 else "")
     return info._replace(remarks=(*info.remarks, *filter(None, ends)))
 
 
