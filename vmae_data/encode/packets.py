@@ -10,7 +10,18 @@ import av
 from vmae_data.encode.probe import MAX_PIXELS, frame_rotation, open_container, video_stream
 from vmae_data.errors import SourceError
 
-__all__ = ["changes_of_shape", "hidden_packets", "packet_duration", "packet_ends", "packet_times"]
+__all__ = [
+    "JUMP_SECONDS",
+    "changes_of_shape",
+    "hidden_packets",
+    "packet_duration",
+    "packet_ends",
+    "packet_times",
+    "time_jumps",
+]
+
+# ffmpeg leaves out longer jumps of the time stamps in containers that declare no duration (dts_delta_threshold).
+JUMP_SECONDS = 10
 
 
 def packet_duration(path: bytes, track: int, pts: int | None) -> float:
@@ -59,6 +70,21 @@ def packet_ends(path: bytes, track: int) -> tuple[float, float]:
                 other = packet.stream.index != video.index
                 ends[other] = max(ends[other], end)
     return ends[0], ends[1]
+
+
+def time_jumps(path: bytes, track: int) -> tuple[int, float]:
+    """How many jumps of the time stamps ffmpeg leaves out, and the seconds from the first packet to the last without these."""
+    jumps, seconds, before = 0, 0.0, None
+    with suppress(av.FFmpegError, ValueError, OSError, MemoryError), open_container(path) as container:  # a damaged end
+        stream = video_stream(container, track)
+        for packet in container.demux(stream):
+            if packet.dts is not None and stream.time_base:
+                now = float(packet.dts * stream.time_base)
+                step = 0.0 if before is None else now - before
+                jumps += abs(step) > JUMP_SECONDS
+                seconds += step if abs(step) <= JUMP_SECONDS else 0
+                before = now
+    return jumps, seconds
 
 
 def changes_of_shape(path: bytes, track: int) -> str:
