@@ -26,9 +26,15 @@ from vmae_data.encode.ffmpeg_arguments import (
     encode_arguments,
     trial_arguments,
 )
-from vmae_data.encode.ffmpeg_result import check_result, decoded_seconds, refuse_machine_fault, source_remarks
+from vmae_data.encode.ffmpeg_result import (
+    TRUNCATED_BELOW,
+    check_result,
+    decoded_seconds,
+    refuse_machine_fault,
+    source_remarks,
+)
 from vmae_data.encode.open_source import describe_source
-from vmae_data.encode.packets import JUMP_SECONDS, changes_of_shape, hidden_packets, packet_times, time_jumps
+from vmae_data.encode.packets import changes_of_shape, hidden_packets, packet_times, time_jumps
 from vmae_data.encode.probe import VideoInfo, scaled_size, with_picture_size
 from vmae_data.encode.profiles import can_copy, encoded_colour
 from vmae_data.encode.steady_rate import with_steady_rate
@@ -310,9 +316,8 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
         )
     if job.rules >= 3 and info.table_frames > 2 * len(run.pts) and (hidden := hidden_packets(source, info.track)):
         yield f"its edit list hides {hidden} of its {info.table_frames} frames"
-    unread = info.duration - decoded_seconds(run, info) if info.duration and info.duration_by_packets else 0
-    if job.rules >= 3 and unread > JUMP_SECONDS and (jumps := time_jumps(source, info.track)[0]):
-        yield f"its time stamps jump by more than {JUMP_SECONDS} s {jumps} times: ffmpeg leaves the jumps out"
+    if job.rules >= 3 and info.duration and decoded_seconds(run, info) < TRUNCATED_BELOW * info.duration:
+        yield from filter(None, [time_jumps(source, info).remark])
     if info.shape_can_change and (change := changes_of_shape(source, info.track)):
         yield change
     if info.unconverted:

@@ -111,12 +111,11 @@ def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
 def _explained_duration(info: VideoInfo, source: bytes) -> float:
     """The video's duration. If the declared one is that of a longer track, such as audio, it is that of its packets.
 
-    So it is without the jumps that ffmpeg leaves out, if the container declares none.
+    Jumps of the time stamps that ffmpeg does not follow are no part of it.
     """
     assert info.duration is not None
-    if info.rules >= 3 and info.duration_by_packets:
-        jumps, seconds = time_jumps(source, info.track)
-        return seconds if jumps else info.duration
+    if info.rules >= 3 and (seconds := time_jumps(source, info).seconds) is not None:
+        return seconds
     if info.rules >= 2 and info.duration_of_all:
         video, others = packet_ends(source, info.track)
         if others >= TRUNCATED_BELOW * info.duration:
