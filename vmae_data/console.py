@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from vmae_data.errors import MisuseError, ReportedElsewhere, StopRequested, VmaeError
+from vmae_data.errors import NO_THREAD, MisuseError, ReportedElsewhere, StopRequested, VmaeError
 
 __all__ = [
     "CheckResult",
@@ -213,6 +213,8 @@ def _describe_error(name: str, error: Exception) -> tuple[str, int]:
         return _import_error(name, module, error), 1
     if isinstance(error, MemoryError):
         return f"not enough memory ({_first_line(error)}). Raise the limit (`ulimit -v`), or free memory", 1
+    if str(error) == NO_THREAD:
+        return "this machine starts no more threads. Raise the limit (`ulimit -u`), or end other programs", 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         advice = "Check the path, its permissions and the free disk space, then run the same command again"

@@ -10,6 +10,7 @@ import io
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ __all__ = [
     "DecodedVideo",
     "FramePlanes",
     "PacketChoice",
+    "check_key_frames",
     "choose_packets",
     "decode_all",
     "decode_frames",
@@ -241,6 +243,22 @@ def read_packets(path: Path, key: str) -> PacketTable:
             key, f"the encoded file has {len(packets)} packets, but {len(numbers)} frames decode in order"
         )
     return PacketTable(codec, extradata, table)
+
+
+def check_key_frames(data: bytes, packets: Packets, key: str) -> None:
+    """Raises SampleError unless decoding from each key frame gives the frames that decoding from the first one gives.
+
+    Some containers list frames as key frames at which a gradual refresh only begins.
+    """
+    count = len(packets.pts)
+    step = packets.dts[1] - packets.dts[0] if count > 1 else 1
+    starts = sorted({0, *(packets.pts[packet] // step for packet in packets.keys)})
+    all_frames = decode_frames(data, range(count), key)
+    for start, stop in pairwise([*starts, count]):
+        # This order: the last of `all_frames` must not be taken when the part ends.
+        for frame, expected in zip(decode_frames(data, range(start, stop), key), all_frames, strict=False):
+            if not all(map(np.array_equal, frame[1:], expected[1:])):
+                raise SampleError(key, f"frame {frame.number} differs if decoding starts at frame {start}")
 
 
 def _known(value: int | None) -> int:

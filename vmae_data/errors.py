@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "NO_THREAD",
     "DataError",
     "MisuseError",
     "NewerFormatError",
@@ -17,6 +18,9 @@ __all__ = [
     "UnusablePathError",
     "VmaeError",
 ]
+
+# Python's error when the system starts no more threads: a fault of this machine, not of what it works on.
+NO_THREAD = "can't start new thread"
 
 
 class VmaeError(Exception):

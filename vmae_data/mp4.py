@@ -18,6 +18,8 @@ __all__ = ["PacketTable", "check_claims", "packet_table"]
 # A table of frame sizes: its name, version and flags, one size for all or a width, and the frame count.
 _SIZE_TABLE = re.compile(rb"(?:stsz|stz2).{8}(.{4})", re.DOTALL)
 _SAMPLE_ENTRY = 8 + 78  # a box's head, and what a video's sample entry holds before its own boxes
+# Of a packet, on average: any codec needs more. The table takes hundreds of bytes for each packet.
+_LEAST_BYTES = 4
 _MPEG4_CODECS = {0x20: "mpeg4", 0x6C: "mjpeg"}  # object types of ISO/IEC 14496-1
 
 
@@ -127,12 +129,12 @@ def _edit(data: bytes, start: int, _end: int) -> int:
 
 
 def _sizes(data: bytes, span: tuple[int, int]) -> NDArray[np.int64]:
-    """Bytes of each packet. Raises ValueError if a size for all packets has more packets than bytes."""
+    """Bytes of each packet. Raises ValueError for more packets of one size than the bytes can hold."""
     same, count = struct.unpack_from(">II", data, span[0] + 4)
     if not same:
         return _rows(data, (span[0] + 4, span[1]), 1)[:, 0]
-    if count > len(data):
-        raise ValueError("more packets than bytes")
+    if count * _LEAST_BYTES > len(data):
+        raise ValueError("more packets than the bytes can hold")
     return np.full(count, same, np.int64)
 
 

@@ -417,6 +417,10 @@ def test_a_traceback_is_printed_only_with_debug(tmp_path: Path) -> None:
             "def work():\n    raise MemoryError('Unable to allocate 9 GiB')",
             "vmae-shard: not enough memory (Unable to allocate 9 GiB). Raise the limit (`ulimit -v`), or free memory",
         ),
+        (
+            'def work():\n    raise RuntimeError("can\'t start new thread")',
+            "vmae-shard: this machine starts no more threads. Raise the limit (`ulimit -u`), or end other programs",
+        ),
     ],
 )
 def test_an_import_that_fails_is_one_line_that_names_the_module(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,24 @@ def test_damaged_tables_change_no_frame_that_ffmpegs_demuxer_reads(
             compared += 1
             assert frames == expected
     assert compared > 30
+
+
+def test_a_claim_of_tiny_packets_makes_no_table(tmp_path: Path) -> None:
+    """The table would take 300 times the bytes of the file."""
+    _write(tmp_path / "v.mp4", 9)
+    (sample,) = _encode(tmp_path / "v.mp4", tmp_path, profile="mpeg4", stride=1).samples
+    data = (tmp_path / sample.members[0].file).read_bytes()
+
+    def claim(count: int, size: int) -> bytes:
+        changed = bytearray(data + bytes(count * size))
+        for box, start, numbers in ((b"stts", 12, (count,)), (b"stsc", 16, (count,)), (b"stsz", 8, (size, count))):
+            struct.pack_into(f">{len(numbers)}I", changed, data.index(box) + start, *numbers)
+        return bytes(changed)
+
+    table = packet_table(claim(10_000, 8))
+    assert table is not None
+    assert table.packets.sizes == (8,) * 10_000
+    assert packet_table(claim(10_000, 1)) is None
 
 
 def _frames_or_refusal(data: bytes, numbers: Sequence[int]) -> list[tuple[bytes, ...]] | None:

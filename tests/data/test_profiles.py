@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.data.test_resize import _encode, _write
 from vmae_data.decode import decode_some
+from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.probe import probe_video
 from vmae_data.format import Rational, expand_series
 
@@ -84,3 +86,17 @@ def test_copy_encodes_a_source_that_it_cannot_copy(tmp_path: Path, why: str) -> 
     (sample,) = _encode(tmp_path / "v.mkv", tmp_path, profile="copy", stride=1, short_side=short_side).samples
     assert sample.facts.profile == "h264"
     assert sample.facts.phases[0].frames == 8
+
+
+@pytest.mark.parametrize(("x264", "profile"), [("intra-refresh=1", "h264"), ("open-gop=1:bframes=3", "copy")])
+def test_copied_packets_decode_from_each_of_their_key_frames(tmp_path: Path, x264: str, profile: str) -> None:
+    """A gradual refresh has no frame to start from, though containers list one. Leading frames need the frames before."""
+    source, options = "testsrc2=s=64x64:r=25:d=2", f"{x264}:keyint=12"
+    command = [find_ffmpeg().path, "-v", "error", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p"]
+    subprocess.run([*command, "-x264-params", options, str(tmp_path / "v.mp4")], check=True)
+    (sample,) = _encode(tmp_path / "v.mp4", tmp_path, profile="copy", stride=1, short_side=64).samples
+    assert sample.facts.profile == profile
+    data = (tmp_path / sample.members[0].file).read_bytes()
+    expected = decode_some(data, range(50), "v")
+    for number in range(50):
+        np.testing.assert_array_equal(decode_some(data, [number], "v").y_THW[0], expected.y_THW[number])

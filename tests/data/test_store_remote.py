@@ -195,6 +195,18 @@ def test_a_store_that_is_down_is_retried_for_a_bounded_time(seconds: float, fold
         read_bytes(folder / "x")
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError("no 8 MiB")])
+def test_a_fault_of_this_machine_is_not_said_to_be_the_stores(
+    error: Exception, folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_call: object, _period: float | None) -> None:
+        raise error
+
+    monkeypatch.setattr(retry, "attempt", fail)
+    with pytest.raises(type(error), match=str(error)):
+        read_bytes(folder / "a")
+
+
 def test_an_object_that_was_replaced_is_noticed(folder: RemotePath) -> None:
     commit_bytes(folder / "x", b"one")
     part = remote.read_part(folder / "x", 0, 2)

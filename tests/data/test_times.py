@@ -291,6 +291,32 @@ def test_the_time_stamps_of_joined_live_files_continue(bench: Bench, tmp_path: P
     assert len(kept_frames(sample_of(path, rate=6.25, rules=1))) < 9
 
 
+@pytest.mark.parametrize("starts", [(0, 100), (0, 36000), (36000, 0)])
+def test_recordings_of_other_times_that_are_joined_in_ts_are_whole(
+    bench: Bench, tmp_path: Path, starts: tuple[int, int]
+) -> None:
+    parts = [bench.clip(f"at{start}.ts", f"-bf 0 -output_ts_offset {start}").read_bytes() for start in starts]
+    path = tmp_path / "v.ts"
+    path.write_bytes(b"".join(parts))
+    sample = sample_of(path, rate=6.25)
+    assert kept_frames(sample) == list(range(0, 50, 4))
+    assert any("jump by more than 10 s 1 times" in remark for remark in sample.facts.remarks)
+    assert reason(path, rules=2) == "truncated"
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".flv", ".nut"])
+def test_a_first_frame_of_time_zero_before_times_of_the_day_loses_no_video(
+    bench: Bench, tmp_path: Path, suffix: str
+) -> None:
+    """Recorders write the first frame before they know the time: then seconds since 1970 follow."""
+    path, plain = tmp_path / f"v{suffix}", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
+    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", "setts=ts=if(N\\,TS+1700000000/TB\\,TS)", str(path))
+    sample = sample_of(path, rate=6.25)
+    assert kept_frames(sample) == list(range(0, 25, 4))
+    assert any("jump by more than 30 hours 1 times" in remark for remark in sample.facts.remarks)
+    assert reason(path, rules=2) == "truncated"
+
+
 @pytest.mark.parametrize(("field", "ignored"), [("ts", 15), ("pts", 1)])
 def test_a_frame_stamped_an_hour_ahead_hides_no_other(bench: Bench, tmp_path: Path, field: str, ignored: int) -> None:
     path, plain = tmp_path / "v.mkv", bench.clip("plain.mp4", "-c:v libx264 -bf 0")

@@ -108,6 +108,16 @@ def test_a_second_file_after_the_end_of_the_first_is_told(
     assert told not in sample_of(path, rules=2).facts.remarks
 
 
+@pytest.mark.parametrize("declared", [1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_a_file_may_declare_a_size_that_no_file_has(bench: Bench, tmp_path: Path, declared: int) -> None:
+    data, path = bytearray(bench.clip("sized.wmv", "-c:v wmv2 -q:v 2").read_bytes()), tmp_path / "v.wmv"
+    field = data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 40
+    data[field : field + 8] = declared.to_bytes(8, "little")
+    path.write_bytes(data)
+    assert joined_file(bytes(path)) == ""
+    assert probe_video(bytes(path)).remarks == ()
+
+
 def test_frames_that_an_edit_list_hides_are_told(bench: Bench, tmp_path: Path) -> None:
     """An mp4 whose first frame is stamped an hour ahead begins there: ffmpeg shows nothing before it."""
     path, plain = tmp_path / "v.mp4", bench.clip("one-group.mp4", "-bf 0 -g 100")

@@ -63,7 +63,7 @@ def joined_file(path: bytes) -> str:
         if header.startswith(_FLV):
             start = _second_flv(file, header, end)
         elif header.startswith(_ASF):
-            start = _second_asf(file, header)
+            start = _second_asf(file, header, end)
         else:
             return _second_mp4(file, end)
     return f"a second file begins at byte {start}: its frames are not read" if start else ""
@@ -87,7 +87,7 @@ def _second_flv(file: BinaryIO, header: bytes, end: int) -> int:
     if field >= 0 and len(number := header[field + 9 : field + 17]) == 8:
         declared = struct.unpack(">d", number)[0]
         if 0 < declared <= end:
-            return int(declared) if _has(file, int(declared), _FLV) else 0
+            return int(declared) if _has(file, int(declared), end, _FLV) else 0
     start = int.from_bytes(header[5:9], "big") + 4
     file.seek(start)
     while len(tag := file.read(_FLV_TAG_BYTES - 4)) == _FLV_TAG_BYTES - 4 and tag[0] in _FLV_TAGS:
@@ -96,12 +96,15 @@ def _second_flv(file: BinaryIO, header: bytes, end: int) -> int:
     return start if tag.startswith(_FLV) else 0
 
 
-def _second_asf(file: BinaryIO, header: bytes) -> int:
+def _second_asf(file: BinaryIO, header: bytes, end: int) -> int:
     field = header.find(_ASF_PROPERTIES) + _ASF_SIZE_OFFSET
     declared = int.from_bytes(header[field : field + 8], "little") if field >= _ASF_SIZE_OFFSET else 0
-    return declared if declared and _has(file, declared, _ASF) else 0
+    return declared if declared and _has(file, declared, end, _ASF) else 0
 
 
-def _has(file: BinaryIO, start: int, magic: bytes) -> bool:
+def _has(file: BinaryIO, start: int, end: int, magic: bytes) -> bool:
+    """Whether these bytes are at `start`, which a header declares: it may be beyond the end, or no position at all."""
+    if start + len(magic) > end:
+        return False
     file.seek(start)
     return file.read(len(magic)) == magic

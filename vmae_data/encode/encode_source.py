@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.decode import read_packets
+from vmae_data.decode import check_key_frames, read_packets
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import FfmpegRun, run_ffmpeg
 from vmae_data.encode.ffmpeg_arguments import (
@@ -26,9 +26,15 @@ from vmae_data.encode.ffmpeg_arguments import (
     encode_arguments,
     trial_arguments,
 )
-from vmae_data.encode.ffmpeg_result import check_result, refuse_machine_fault, source_remarks
+from vmae_data.encode.ffmpeg_result import (
+    TRUNCATED_BELOW,
+    check_result,
+    decoded_seconds,
+    refuse_machine_fault,
+    source_remarks,
+)
 from vmae_data.encode.open_source import describe_source
-from vmae_data.encode.packets import changes_of_shape, hidden_packets, packet_times
+from vmae_data.encode.packets import changes_of_shape, hidden_packets, packet_times, time_jumps
 from vmae_data.encode.probe import VideoInfo, scaled_size, with_picture_size
 from vmae_data.encode.profiles import can_copy, encoded_colour
 from vmae_data.encode.steady_rate import with_steady_rate
@@ -267,6 +273,7 @@ def _commit_samples(
     if job.rules != job.plan_rules:
         remarks = (*remarks, f"made later, by rules {job.rules}; the plan has rules {job.plan_rules}")
     width, height = scaled_size(info, job.spec.short_side)
+    copied_packets = job.spec.profile == "copy" and job.rules >= 3
     samples = []
     for number, cut in enumerate(cuts):
         segment = SegmentFacts(number=number, start=cut.start, stop=cut.stop) if len(cuts) > 1 else None
@@ -280,7 +287,8 @@ def _commit_samples(
                 source_time_base=info.time_base,
             )
             temporary = f"{_scratch(job)}.p{phase}{'' if segment is None else f'.{number:04d}'}.mp4"
-            members.append(_commit_member(Path(temporary), job.staging / f"{key}.{member_suffix(phase)}", phase_facts))
+            final = job.staging / f"{key}.{member_suffix(phase)}"
+            members.append(_commit_member(Path(temporary), final, phase_facts, foreign_key_frames=copied_packets))
         facts = SampleFacts(
             version=FORMAT_VERSION,
             key=key,
@@ -311,6 +319,8 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
         )
     if job.rules >= 3 and info.table_frames > 2 * len(run.pts) and (hidden := hidden_packets(source, info.track)):
         yield f"its edit list hides {hidden} of its {info.table_frames} frames"
+    if job.rules >= 3 and info.duration and decoded_seconds(run, info) < TRUNCATED_BELOW * info.duration:
+        yield from filter(None, [time_jumps(source, info).remark])
     if info.shape_can_change and (change := changes_of_shape(source, info.track)):
         yield change
     if info.unconverted:
@@ -339,9 +349,14 @@ def _source_facts(job: EncodeJob, source: bytes, info: VideoInfo, num_frames: in
     )
 
 
-def _commit_member(temporary: Path, final: Path, phase: PhaseFacts) -> StagedMember:
-    """Rename an encoded file, after the trainer's decoder has read every frame of it."""
+def _commit_member(temporary: Path, final: Path, phase: PhaseFacts, *, foreign_key_frames: bool) -> StagedMember:
+    """Rename an encoded file, after the trainer's decoder has read every frame of it.
+
+    `foreign_key_frames`: whether another encoder chose the key frames. Then decoding is tested from each of them.
+    """
     table = read_packets(temporary, final.stem)
+    if foreign_key_frames:
+        check_key_frames(temporary.read_bytes(), table.packets, final.stem)
     encoded = len(table.packets.sizes)
     if encoded != phase.frames:
         raise SourceError("encode-mismatch", f"{encoded} frames were encoded, expected {phase.frames}")

@@ -15,12 +15,19 @@ from statistics import median
 
 from vmae_data.encode.build_spec import Thinning
 from vmae_data.encode.ffmpeg import FfmpegRun, silence_seconds
-from vmae_data.encode.packets import packet_duration, packet_ends, packet_times
+from vmae_data.encode.packets import packet_duration, packet_ends, packet_times, time_jumps
 from vmae_data.encode.probe import MACHINE_FAULTS, MAX_PIXELS, VideoInfo
 from vmae_data.encode.times import frame_times, time_remarks, time_stamps
 from vmae_data.errors import SourceError, VmaeError
 
-__all__ = ["check_output_size", "check_result", "refuse_machine_fault", "source_remarks", "ticks_in_gaps"]
+__all__ = [
+    "check_output_size",
+    "check_result",
+    "decoded_seconds",
+    "refuse_machine_fault",
+    "source_remarks",
+    "ticks_in_gaps",
+]
 
 TRUNCATED_BELOW = 0.9  # of the declared duration
 DAMAGED_ABOVE = 0.1  # of the frames, lost anywhere
@@ -90,10 +97,10 @@ def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
     """The last decoded frame must end at 90 % of the declared duration or later."""
     if info.duration is None:
         return
-    seconds = _decoded_seconds(run, info, 1 / float(info.frame_rate))
+    seconds = decoded_seconds(run, info, 1 / float(info.frame_rate))
     if seconds < TRUNCATED_BELOW * info.duration:
         # The last frame may last long, as in screen recordings. Only its packet states that.
-        seconds = _decoded_seconds(run, info, packet_duration(source, info.track, run.pts[-1]))
+        seconds = decoded_seconds(run, info, packet_duration(source, info.track, run.pts[-1]))
     if seconds < TRUNCATED_BELOW * _explained_duration(info, source):
         messages = f" ({run.error_text()})" if run.messages else ""
         raise SourceError(
@@ -102,8 +109,13 @@ def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
 
 
 def _explained_duration(info: VideoInfo, source: bytes) -> float:
-    """The video's duration. If the declared one is that of a longer track, such as audio, it is that of its packets."""
+    """The video's duration. If the declared one is that of a longer track, such as audio, it is that of its packets.
+
+    Jumps of the time stamps that ffmpeg does not follow are no part of it.
+    """
     assert info.duration is not None
+    if info.rules >= 3 and (seconds := time_jumps(source, info).seconds) is not None:
+        return seconds
     if info.rules >= 2 and info.duration_of_all:
         video, others = packet_ends(source, info.track)
         if others >= TRUNCATED_BELOW * info.duration:
@@ -111,7 +123,7 @@ def _explained_duration(info: VideoInfo, source: bytes) -> float:
     return info.duration
 
 
-def _decoded_seconds(run: FfmpegRun, info: VideoInfo, last_frame: float) -> float:
+def decoded_seconds(run: FfmpegRun, info: VideoInfo, last_frame: float = 0) -> float:
     """The duration from the first frame, or from time 0 if the video begins later: containers declare either.
 
     Containers count by the largest time stamp, also if it is far off.

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from contextlib import suppress
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 
-from vmae_data.encode.probe import MAX_PIXELS, frame_rotation, open_container, video_stream
+from vmae_data.encode.probe import MAX_PIXELS, VideoInfo, frame_rotation, open_container, video_stream
 from vmae_data.errors import SourceError
 
-__all__ = ["changes_of_shape", "hidden_packets", "packet_duration", "packet_ends", "packet_times"]
+__all__ = [
+    "TimeJumps",
+    "changes_of_shape",
+    "hidden_packets",
+    "packet_duration",
+    "packet_ends",
+    "packet_times",
+    "time_jumps",
+]
+
+# ffmpeg leaves out longer jumps of the time stamps in containers that declare no duration (dts_delta_threshold). In
+# others it ignores the time stamps after a jump that is longer still (dts_error_threshold).
+_JUMP_SECONDS, _JUMP_HOURS = 10, 30
+
+
+class TimeJumps(NamedTuple):
+    """`seconds`: from the first packet to the last without the jumps, None if there are none. `remark`: a note on them."""
+
+    seconds: float | None
+    remark: str
 
 
 def packet_duration(path: bytes, track: int, pts: int | None) -> float:
@@ -59,6 +79,25 @@ def packet_ends(path: bytes, track: int) -> tuple[float, float]:
                 other = packet.stream.index != video.index
                 ends[other] = max(ends[other], end)
     return ends[0], ends[1]
+
+
+def time_jumps(path: bytes, info: VideoInfo) -> TimeJumps:
+    """The jumps of the time stamps that ffmpeg does not follow."""
+    limit = _JUMP_SECONDS if info.duration_by_packets else _JUMP_HOURS * 3600
+    jumps, seconds, before = 0, 0.0, None
+    with suppress(av.FFmpegError, ValueError, OSError, MemoryError), open_container(path) as container:  # a damaged end
+        stream = video_stream(container, info.track)
+        for packet in container.demux(stream):
+            if packet.dts is not None and stream.time_base:
+                now = float(packet.dts * stream.time_base)
+                step = 0.0 if before is None else now - before
+                jumps += abs(step) > limit
+                seconds += step if abs(step) <= limit else 0
+                before = now
+    said = f"{_JUMP_SECONDS} s {jumps} times: ffmpeg leaves the jumps out"
+    if not info.duration_by_packets:
+        said = f"{_JUMP_HOURS} hours {jumps} times: ffmpeg ignores the time stamps after a jump"
+    return TimeJumps(seconds if jumps else None, f"its time stamps jump by more than {said}" if jumps else "")
 
 
 def changes_of_shape(path: bytes, track: int) -> str:

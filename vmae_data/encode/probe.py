@@ -95,6 +95,7 @@ class VideoInfo(NamedTuple):
     unconverted: str = ""  # the name of a matrix that ffmpeg's scaler refuses
     track: int = 0  # its number among the video tracks: 0:V:TRACK in ffmpeg
     duration_of_all: bool = False  # whether another track may explain the duration
+    duration_by_packets: bool = False  # declared nowhere: the time of the last packet
     codec_rate: Rational | None = None  # the frame rate that the coded pictures state
     table_frames: int = 0  # that the tables of an mp4 list
     shape_can_change: bool = False  # sample aspect or rotation, midway
@@ -125,10 +126,10 @@ def probe_video(path: bytes, rules: int = RULES) -> VideoInfo:
     av.logging.set_level(None)
     try:
         info = _first_usable(path, rules)
+        ends = (truncated_box(path), joined_file(path) if rules >= 3 else "")
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
         _refuse_machine_fault(path, error)
         raise SourceError("unreadable", _error_text(error)) from error
-    ends = (truncated_box(path), joined_file(path) if rules >= 3 else "")
     return info._replace(remarks=(*info.remarks, *filter(None, ends)))
 
 
@@ -266,6 +267,7 @@ def _describe(container: av.container.InputContainer, track: int, rules: int) ->
         unconverted=unconverted_matrix(frame),
         track=track,
         duration_of_all=duration_of_all,
+        duration_by_packets=container.format.name in _WITHOUT_DURATION,
         table_frames=stream.frames if container.format.name.startswith("mov,") else 0,
         codec_rate=_stated_rate(stream.codec_context.framerate),
         shape_can_change=container.format.name in _WITHOUT_SHAPE,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from vmae_data.errors import DataError, MisuseError, StoreError, VmaeError
+from vmae_data.errors import NO_THREAD, DataError, MisuseError, StoreError, VmaeError
 from vmae_data.storage.attempt import Progress, attempt, pause, stopping
 from vmae_data.storage.clients import LONGEST_WAIT, Client, client_of, forget_client
 from vmae_data.storage.paths import RemotePath
@@ -88,7 +88,8 @@ def _problem(error: BaseException, path: RemotePath, client: Client) -> Problem:
         raise MisuseError(
             f"{path}: the client does not accept an option or variable. Check endpoint, keys and tokens"
         ) from None
-    if isinstance(error, VmaeError) or not isinstance(error, Exception):
+    of_this_machine = isinstance(error, MemoryError) or str(error) == NO_THREAD
+    if isinstance(error, VmaeError) or not isinstance(error, Exception) or of_this_machine:
         raise error
     return problem_of(error, path, lambda: _refusal(client, path))
 
