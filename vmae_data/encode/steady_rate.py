@@ -36,7 +36,7 @@ def with_steady_rate(run: FfmpegRun, info: VideoInfo) -> VideoInfo:
     if not restarts + outliers or ticks <= 0:
         return info
     mean = Fraction((len(times) - 1) * base.den, ticks * base.num).limit_denominator(_MAX_DENOMINATOR)
-    if abs(float(info.frame_rate) / float(mean) - 1) <= _TOLERANCE:
+    if not mean or abs(float(info.frame_rate) / float(mean) - 1) <= _TOLERANCE:
         return info
     rate = likely if likely == info.codec_rate else Rational(mean.numerator, mean.denominator)
     remark = f"its time stamps state {float(info.frame_rate):.4g} frames a second: {float(rate):.4g} is used"

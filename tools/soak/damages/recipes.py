@@ -83,6 +83,10 @@ COPIED: tuple[Damage, ...] = (
         "uneven times, Matroska", "-i CLIP -c copy -bsf:v setts=ts=TS+mod(N\\,3)*5", ".mkv", built(), "-bf 0",
     ),
     _copied("gray", "-i CLIP -c:v libx264 -pix_fmt gray -crf 5", ".mp4", built(profile="copy")),
+    *(
+        _copied(f"gradual refresh, {suffix[1:]}", f"-i CLIP -c:v libx264 -x264-params intra-refresh=1:keyint={keyint}", suffix, built(profile="h264", right=False))
+        for suffix, keyint in ((".mp4", 12), (".mkv", 12), (".flv", 8))
+    ),
     _copied("10 bits", "-i CLIP -c:v libx264 -pix_fmt yuv420p10le -crf 5", ".mp4", built(profile="h264")),
     _copied("MPEG-4", "-i CLIP -c:v mpeg4 -q:v 2", ".mp4", built(profile="h264")),
     _copied("turned by 90 degrees", "-display_rotation 90 -i CLIP -c copy", ".mp4", built(profile="h264", right=False)),

@@ -154,6 +154,21 @@ def _twice(data: bytes) -> bytes:
     return data + data
 
 
+def _apart(suffix: str, seconds: int, words: str) -> Damage:
+    """Two recordings of one clip, joined; the second is stamped `seconds` later."""
+
+    def make(bench: Bench, path: Path) -> None:
+        source, joined = str(bench.clip("plain.mp4", "-bf 0")), b""
+        for offset in (0, seconds):
+            part = bench.folder / f"part-{offset}{suffix}"
+            bench.run("-i", source, "-c", "copy", "-output_ts_offset", str(offset), str(part))
+            joined += part.read_bytes()
+        path.write_bytes(joined)
+
+    outcome = built(words, frames=50, right=False)
+    return Damage(_D, f"two recordings {seconds} s apart, joined, {suffix[1:]}", make, (outcome,), suffix)
+
+
 def _no_rotation(data: bytes) -> bytes:
     return patched(data, "moov/trak/tkhd", 40, ">9i", *[0] * 9)
 
@@ -176,6 +191,9 @@ WRONG_TIMES: tuple[Damage, ...] = (
     _joined("VP9 in WebM", "live9.webm", "-c:v libvpx-vp9 -b:v 1M -f webm -live 1", "start again 1 times"),
     _joined("H.264 in Matroska", "live.mkv", "-bf 0 -f matroska -live 1", "start again 1 times"),
     _joined("H.264 in TS", "live.ts", "-bf 0", "no declared duration"),
+    _apart(".ts", 100, "ffmpeg leaves the jumps out"),
+    _apart(".ts", 36000, "ffmpeg leaves the jumps out"),
+    _apart(".m2ts", 100, "ffmpeg leaves the jumps out"),
     _hour_ahead("pts", ".mkv", 1),
     _hour_ahead("ts", ".mkv", 15),
     _hour_ahead("ts", ".flv", 15),
