@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -110,7 +110,7 @@ def read_rates(paths: Sequence[Path]) -> Rates:
             found = found or bool(values)
             rates = rates._replace(**values)
         if logged:
-            rates = rates._replace(device_seconds_a_video=Value(median(logged), "measured"))
+            rates = rates._replace(device_seconds_a_video=Value(fmean(logged), "measured"))
         if not found and not logged:
             raise MisuseError(f"--rates {path}: {_NOT_RATES}")
     return rates

@@ -125,7 +125,7 @@ FEED = {
 DRY_RUN = {"step_seconds": 2.0, "wait_seconds": 0.5, "batch": 10, "memory_mb": 2000.0}
 LOG = [
     {"kind": "train", "step": 1, "clips_per_second": None, "data_wait": 0.9},
-    *({"kind": "train", "step": 2, "clips_per_second": speed, "data_wait": 0.5} for speed in (5.0, 10.0, 20.0)),
+    *({"kind": "train", "step": 2, "clips_per_second": speed, "data_wait": 0.5} for speed in (5.0, 10.0)),
     {"kind": "validation", "step": 2},
 ]
 
@@ -144,7 +144,7 @@ def test_rates_come_from_feed_a_dry_run_or_a_log(tmp_path: Path) -> None:
     assert rates.device_seconds_a_video == (0.15, "measured")
     assert rates.memory_mb == (2000.0, "measured")
     logged = read_rates([dry, _write(tmp_path / "log", *LOG)])
-    assert logged.device_seconds_a_video == (0.05, "measured")
+    assert logged.device_seconds_a_video == (pytest.approx((0.1 + 0.05) / 2), "measured")
     assert read_rates([_write(tmp_path / "own", {"kb_a_video": 7})]).kb_a_video == (7.0, "measured")
     assert read_rates([]).cpu_seconds_a_video.source == "assumed"
     plan = plan_of(rates=rates)
