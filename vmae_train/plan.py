@@ -8,7 +8,6 @@ of processes for each other.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import msgspec
 
@@ -65,14 +64,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
             raise MisuseError(f"--price {self.price:g}: expected the price of a GPU and an hour, 0 or more")
 
 
-class Stage(NamedTuple):
+class Stage(msgspec.Struct, frozen=True):
     """How many videos per second a stage delivers, if it alone limits."""
 
     name: str
     videos_per_second: float
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True):
     """The same training with something else."""
 
     what: str
@@ -181,7 +180,7 @@ def _changes(job: Job, machine: Machine, costs: Rates, decoding: int) -> tuple[C
     changed: list[tuple[str, Job, Rates]] = []
     for factor in (2, 4):
         repeats, steps = factor * job.repeats, max(1, job.steps // factor)
-        more = costs._replace(device_seconds_a_video=device._replace(value=factor * device.value))
+        more = costs._replace(device_seconds_a_video=Value(factor * device.value, device.source))
         fewer = msgspec.structs.replace(job, repeats=repeats, steps=steps)
         changed.append((f"{repeats} clips of each video, 1 / {factor} of the steps", fewer, more))
     workers = math.ceil(decoding / machine.gpus)
@@ -189,8 +188,8 @@ def _changes(job: Job, machine: Machine, costs: Rates, decoding: int) -> tuple[C
         changed.append((f"loader.workers={workers}", msgspec.structs.replace(job, workers=workers), costs))
     for name, (time, bytes_) in PROFILES.items():
         other = costs._replace(
-            cpu_seconds_a_video=cpu._replace(value=time * cpu.value),
-            kb_a_video=size._replace(value=bytes_ * size.value),
+            cpu_seconds_a_video=Value(time * cpu.value, cpu.source),
+            kb_a_video=Value(bytes_ * size.value, size.source),
         )
         changed.append((f"profile {name}", job, other))
     result = []

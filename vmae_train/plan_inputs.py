@@ -18,7 +18,7 @@ __all__ = ["GPUS", "Gpu", "Rates", "Value", "find_gpu", "read_rates", "videos_of
 Source = Literal["given", "measured", "data sheet", "assumed", "computed"]
 
 
-class Value(NamedTuple):
+class Value(msgspec.Struct, frozen=True):
     """A number of a plan, and where it comes from."""
 
     value: float

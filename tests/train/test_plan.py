@@ -32,9 +32,13 @@ def plan_of(job: Job = JOB, machine: Machine = MACHINE, rates: Rates = RATES) ->
     return make_plan(job, machine, rates)
 
 
+def speeds(plan: Plan) -> dict[str, float]:
+    return {stage.name: stage.videos_per_second for stage in plan.stages}
+
+
 def test_the_slowest_stage_decides() -> None:
     plan = plan_of()
-    assert dict(plan.stages) == pytest.approx({"network": 1250, "decode": 400, "transfer": 20_000, "compute": 200})
+    assert speeds(plan) == pytest.approx({"network": 1250, "decode": 400, "transfer": 20_000, "compute": 200})
     assert (plan.limit, plan.videos_per_second) == ("compute", pytest.approx(200))
     assert plan.hours == pytest.approx(360_000 / 200 / 3600)
     assert plan.gpu_hours == 2 * plan.hours and plan.cost is None
@@ -52,7 +56,7 @@ def test_the_slowest_stage_decides() -> None:
 def test_every_stage_can_be_the_limit(limit: str, machine: dict[str, object], rates: dict[str, Value]) -> None:
     plan = plan_of(machine=msgspec.structs.replace(MACHINE, **machine), rates=RATES._replace(**rates))
     assert plan.limit == limit
-    assert plan.videos_per_second == dict(plan.stages)[limit] == min(rate for _, rate in plan.stages)
+    assert plan.videos_per_second == speeds(plan)[limit] == min(speeds(plan).values())
 
 
 def test_what_is_needed_makes_compute_the_limit() -> None:
@@ -138,18 +142,18 @@ def _write(path: Path, *objects: object) -> Path:
 def test_rates_come_from_feed_a_dry_run_or_a_log(tmp_path: Path) -> None:
     feed, dry = _write(tmp_path / "feed", FEED), _write(tmp_path / "dry", DRY_RUN)
     rates = read_rates([feed, dry])
-    assert rates.cpu_seconds_a_video == (0.02, "measured")
-    assert rates.kb_a_video == (300.0, "measured")
-    assert rates.transfer_seconds_a_video == (0.001, "measured")
-    assert rates.device_seconds_a_video == (0.15, "measured")
-    assert rates.memory_mb == (2000.0, "measured")
+    assert rates.cpu_seconds_a_video == Value(0.02, "measured")
+    assert rates.kb_a_video == Value(300.0, "measured")
+    assert rates.transfer_seconds_a_video == Value(0.001, "measured")
+    assert rates.device_seconds_a_video == Value(0.15, "measured")
+    assert rates.memory_mb == Value(2000.0, "measured")
     logged = read_rates([dry, _write(tmp_path / "log", *LOG)])
-    assert logged.device_seconds_a_video == (pytest.approx((0.1 + 0.05) / 2), "measured")
-    assert read_rates([_write(tmp_path / "own", {"kb_a_video": 7})]).kb_a_video == (7.0, "measured")
+    assert logged.device_seconds_a_video == Value(pytest.approx((0.1 + 0.05) / 2), "measured")
+    assert read_rates([_write(tmp_path / "own", {"kb_a_video": 7})]).kb_a_video == Value(7.0, "measured")
     assert read_rates([]).cpu_seconds_a_video.source == "assumed"
     plan = plan_of(rates=rates)
     assert plan.stages[-1].videos_per_second == pytest.approx(2 / 0.15)
-    assert plan.peak_gib == (pytest.approx(2e9 / 2**30), "measured")
+    assert plan.peak_gib == Value(pytest.approx(2e9 / 2**30), "measured")
 
 
 NO_RATES = """
@@ -197,8 +201,8 @@ def test_the_command_names_the_limit_and_what_is_assumed() -> None:
     done = call_command("vmae_train", *ARGUMENTS, "--recipe", "pretrain/k400", "--mfu", "0.4", "--price", "3", "--json")
     plan = json.loads(done.stdout)
     assert plan["job"]["steps"] == 800 * (240_000 // 1024)
-    assert plan["machine"]["mfu"] == [0.4, "given"]
-    assert plan["peak_gib"][1] == "computed"
+    assert plan["machine"]["mfu"] == {"value": 0.4, "source": "given"}
+    assert plan["peak_gib"]["source"] == "computed"
     assert plan["cost"] == pytest.approx(3 * plan["gpu_hours"])
     assert plan["limit"] == "decode"  # 8 workers of each process
     text = call_command("vmae_train", *ARGUMENTS, "--recipe", "pretrain/k400").stdout

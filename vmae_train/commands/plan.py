@@ -150,30 +150,32 @@ _NAMES = {
 }
 
 
+_RATE_OF = {
+    "network": "kb_a_video",
+    "decode": "cpu_seconds_a_video",
+    "transfer": "transfer_seconds_a_video",
+    "compute": "device_seconds_a_video",
+}
+
+
 def _cost_of(plan: Plan, stage: str) -> str:
-    machine, job = plan.machine, plan.job
-    rates = plan.rates
+    machine, job, rate = plan.machine, plan.job, plan.rates[_RATE_OF[stage]]
     if stage == "network":
-        kb, source = rates["kb_a_video"]
-        return f"{machine.store_gbps:g} Gbit/s (given), {kb:.4g} kB a video ({source})"
+        return f"{machine.store_gbps:g} Gbit/s (given), {rate.value:.4g} kB a video ({rate.source})"
+    cost = f"{1000 * rate.value:.3g} ms a video"
     if stage == "decode":
-        seconds, source = rates["cpu_seconds_a_video"]
         workers = plural(job.workers, "worker")
-        return f"{1000 * seconds:.3g} ms of a core a video ({source}), {machine.cores} cores, {workers} of each process"
-    if stage == "transfer":
-        seconds, source = rates["transfer_seconds_a_video"]
-        return f"{1000 * seconds:.3g} ms a video ({source})"
-    seconds, source = rates["device_seconds_a_video"]
-    if source == "measured" or machine.tflops is None:
-        return f"{1000 * seconds:.4g} ms a video (measured)"
+        return f"{cost} and core ({rate.source}), {machine.cores} cores (given), {workers} of each process"
+    if stage == "transfer" or rate.source == "measured":
+        return f"{cost} ({rate.source})"
     return (
-        f"{1000 * seconds:.4g} ms a video: {job.gflop_a_clip:,.4g} GFLOP a clip (computed), {machine.mfu.value:g} "
-        f"({source}) of {machine.tflops:g} TFLOP/s (data sheet)"
+        f"{cost}: {job.gflop_a_clip:,.4g} GFLOP a clip (computed), {machine.mfu.value:g} ({rate.source}) of "
+        f"{machine.tflops:g} TFLOP/s (data sheet)"
     )
 
 
 def _memory(plan: Plan) -> str:
-    peak, source = plan.peak_gib
+    peak, source = plan.peak_gib.value, plan.peak_gib.source
     text = f"{peak:.1f} GiB at the peak ({source}) with micro-batches of {plan.job.micro_batch}"
     if plan.machine.memory_gib is None:
         return text
