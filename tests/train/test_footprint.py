@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
 from vmae_train import footprint as module
 from vmae_train.commands.options import spec_of
+from vmae_train.finetune import FinetuneSpec
 from vmae_train.footprint import (
     Footprint,
     find_footprint,
@@ -18,6 +23,7 @@ from vmae_train.footprint import (
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec
+from vmae_train.training.optimizer import build_optimizer
 
 TABLE = {name: row for row in known_footprints() for name in row.recipes}
 
@@ -85,6 +91,29 @@ def test_memory_is_counted_from_the_creation_of_a_tensor_to_its_end() -> None:
     assert (memory.live, memory.peak) == (4096, 4096 + 8192)
     del kept
     assert memory.live == 0
+
+
+def test_the_peak_is_that_of_the_allocator_in_a_real_step() -> None:
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, ["train.precision=float32"])
+    counted = measure_footprint(spec)
+    model = module._build_model(spec)
+    augment, batch = module._build_augment(spec), module._fake_batch(spec.train.batch, 16, frame_size(32))
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
+    numbers = torch.zeros(spec.train.batch, dtype=torch.int64)
+    planes = batch.planes._replace(size_B2=torch.tensor([frame_size(32)] * spec.train.batch), matrix_B=numbers)
+    batch = batch._replace(planes=planes, label_B=numbers, weight_B=torch.ones(spec.train.batch))
+    optimizer = build_optimizer(model, spec.optim, depth=model.geometry.depth)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        module._loss(spec, model, augment, batch).backward()
+        optimizer.step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(event.nbytes() for event in events)) / 2**20
+    assert counted.state_mib + peak == pytest.approx(counted.peak_mib, rel=0.02)
 
 
 def test_a_known_footprint_is_not_measured_and_another_micro_batch_is(monkeypatch: pytest.MonkeyPatch) -> None:

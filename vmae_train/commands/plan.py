@@ -48,9 +48,7 @@ def plan(
     Nothing is trained and no data is read. The result names what is given, measured and assumed.
 
     Examples:
-        vmae-train plan --recipe pretrain/k400 --gpus 8 --gpu H100 --cores 128 --store-gbps 10 --mfu 0.4 --price 3
-        vmae-train feed --recipe pretrain/k400 --data shards/k400 --json > feed.json
-        vmae-train plan --recipe pretrain/k400 --gpus 8 --gpu H100 --cores 128 --store-gbps 10 --rates feed.json
+        vmae-train plan --recipe my.toml --gpus 1 --gpu H100 --cores 16 --store-gbps 5
     """
     need_torch()
     from vmae_data.recipes import load_recipe
