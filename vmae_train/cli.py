@@ -11,6 +11,7 @@ from vmae_train.commands.convert import convert
 from vmae_train.commands.evaluate import evaluate
 from vmae_train.commands.feed import feed
 from vmae_train.commands.finetune import finetune
+from vmae_train.commands.plan import plan
 from vmae_train.commands.pretrain import pretrain
 from vmae_train.commands.recipes import recipes
 from vmae_train.commands.reconstruct import reconstruct
@@ -22,7 +23,7 @@ app = new_app(
     "vmae-train",
     "Pretrain, finetune and evaluate masked video autoencoders on shards.",
     __version__,
-    (pretrain, finetune, evaluate, reconstruct, convert, report, feed, recipes),
+    (pretrain, finetune, evaluate, reconstruct, convert, report, feed, plan, recipes),
 )
 
 
