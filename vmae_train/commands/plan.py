@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vmae_data.console import Debug, Json, Quiet, Settings, local_argument, option, plural, print_json, print_rows
+from vmae_data.console import Debug, Json, Quiet, Settings, local_argument, option, print_json, print_rows
 from vmae_data.errors import MisuseError
+from vmae_data.text import plural
 from vmae_train.commands.options import Recipe, need_torch, spec_of
 
 if TYPE_CHECKING:
-    from vmae_train.plan import Plan
+    from vmae_train.training_plan import Plan
 
 
 def plan(
@@ -52,8 +53,8 @@ def plan(
     """
     need_torch()
     from vmae_data.recipes import load_recipe
-    from vmae_train.plan import Machine, make_plan
     from vmae_train.plan_inputs import Value, find_gpu, read_rates
+    from vmae_train.training_plan import Machine, make_plan
 
     spec = load_recipe("vmae_train", recipe, spec_of(recipe), settings or ())
     sheet = find_gpu(gpu)
@@ -79,8 +80,8 @@ def plan(
 
 def _job(spec: Any, recipe: str, gpus: int, videos: int | None) -> Any:
     from vmae_train.footprint import find_footprint, frame_size
-    from vmae_train.plan import Job
     from vmae_train.plan_inputs import videos_of
+    from vmae_train.training_plan import Job
 
     train, geometry = spec.train, spec.geometry()
     count = videos or videos_of(recipe)

@@ -8,8 +8,8 @@ import pytest
 
 from tests.command import call_command
 from vmae_data.errors import MisuseError
-from vmae_train.plan import Job, Machine, Plan, make_plan
 from vmae_train.plan_inputs import GPUS, Rates, Value, find_gpu, read_rates, videos_of
+from vmae_train.training_plan import Job, Machine, Plan, make_plan
 
 JOB = Job(
     steps=3600,

@@ -1,6 +1,6 @@
 """Hours that `vmae-train plan` predicts, compared with real trainings on this CPU.
 
-    python -m tools.bench.plan shards/example [--steps 400] [--rounds 3]
+    python -m tools.bench.training_plan shards/example [--steps 400] [--rounds 3]
 
 Each case measures rates as a user does: `vmae-train feed --json`, and the logs of two short trainings, one before and
 one after a longer one. The plan is that of the longer one. Its measured time is the sum of its log's intervals.
