@@ -84,8 +84,10 @@ class ShardedDataParallel(DataParallel):
     def whole_model(self) -> VideoModel:
         """A copy: processes that evaluate different numbers of batches can't gather weights in their passes."""
         model = empty_model(describe(self.model))
+        weights = model.state_dict()
         with self._distributed.waiting_for_peers():
-            model.load_state_dict({name: whole(value) for name, value in self.model.state_dict().items()})
+            for name, value in self.model.state_dict().items():
+                weights[name].copy_(whole(value))
         return model.to(self.device)
 
 
