@@ -126,12 +126,14 @@ def test_two_processes_train_as_one_does(demo_shards: Path, one_process: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resumes(
-    demo_shards: Path, one_process: Path, tmp_path: Path
+    demo_shards: Path, tmp_path: Path, engine: str
 ) -> None:
     out = tmp_path / "stopped"
     # Many steps, so that it still runs when the signal comes. The learning rates are those of the short run.
-    arguments = _pretrain(demo_shards, out, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=100000)
+    long = ("checkpoint.every_steps=1000", "optim.min_lr=0.0256")
+    arguments = _pretrain(demo_shards, out, *long, f"train.engine={engine}", "train.micro_batch=2", steps=100000)
     process = subprocess.Popen(torchrun(2, "vmae_train.cli", *arguments), stderr=subprocess.PIPE, text=True)
     wait_for_lines(process, out, 3)
     os.kill(process_of_rank(process.pid, 1), signal.SIGTERM)
@@ -143,7 +145,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resum
     step = json.loads(saved.read_text())["step"]
     assert len(read_log(out, "train")) == step >= 3
     whole = tmp_path / "whole"
-    more = _pretrain(demo_shards, whole, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=100000)
+    more = _pretrain(demo_shards, whole, *long, steps=100000)
     _until(whole, step + 4, torchrun(1, "vmae_train.cli", *more))
     _until(out, step + 4, torchrun(3, "vmae_train.cli", *arguments))
     np.testing.assert_allclose(_losses(out)[: step + 4], _losses(whole)[: step + 4], rtol=1e-4)
@@ -255,7 +257,10 @@ def test_more_processes_than_samples_of_a_batch_are_refused_once_and_by_all(demo
 
 
 @pytest.mark.slow
-def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [(), ("train.engine=fsdp2", "train.micro_batch=2")], ids=["ddp", "fsdp2"])
+def test_unreadable_samples_of_all_processes_are_in_one_list(
+    demo_shards: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
     shards = Shards.open(str(folder))
     for number in (4, 5, 11):
@@ -263,7 +268,9 @@ def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, 
         with (folder / tar_name(place.shard)).open("r+b") as file:
             file.seek(place.offset)
             file.write(b"0" * 64)
-    done = run_torchrun(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "two", "checkpoint.every_steps=3"))
+    done = run_torchrun(
+        2, "vmae_train.cli", *_pretrain(folder, tmp_path / "two", "checkpoint.every_steps=3", *settings)
+    )
     call_command("vmae_train", *_pretrain(folder, tmp_path / "one"))
     np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(tmp_path / "one"), rtol=2e-5)
     (state,) = (tmp_path / "two").glob(f"checkpoints/step-{STEPS:09d}/state.json")
@@ -271,7 +278,7 @@ def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, 
     assert done.stderr.count(f"skipped, unreadable: {shards.key(4)}") == 1
     for shard in range(len(shards.shard_sizes) - 1):  # enough is left for a step
         (folder / tar_name(shard)).write_bytes(bytes((folder / tar_name(shard)).stat().st_size))
-    done = run_torchrun(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "lost"), status=1)
+    done = run_torchrun(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "lost", *settings), status=1)
     (line,) = _printed(done)
     assert "samples can't be read, which exceeds the limit of 8" in line
 
