@@ -215,7 +215,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint. All processes wait, so that none ends before it is written."""
         self._refuse_not_finite()
-        if self.is_dry_run:
+        if self.is_dry_run or self.step == 0:  # no step has made moments; a resumed run starts at step 0 without them
             return
         with self.distributed.waiting_for_peers():
             tensors = self.engine.gather()
