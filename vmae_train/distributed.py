@@ -1,36 +1,27 @@
-"""The processes of a training: ranks, collective operations, the data-parallel wrapper, and devices.
+"""The processes of a training: ranks, collective operations, sharded tensors, and devices.
 
 torchrun sets rank and world size by environment variables. Without it a training is one process, and no group is made.
-Collectives of this module use a gloo group and exchange numbers and JSON only, so that no step waits for a GPU.
+Collectives of `Distributed` use a gloo group and exchange numbers and JSON only, so that no step waits for a GPU.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NoReturn
 
 import msgspec
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from vmae_data.errors import MisuseError, ReportedElsewhere, VmaeError
 from vmae_data.processes import STOP_SIGNALS
 from vmae_data.progress import ProgressStyle
 
-__all__ = ["DataParallelLoss", "Distributed", "check_device", "choose_device", "init_distributed"]
-
-
-class DataParallelLoss(NamedTuple):
-    """A loss whose backward pass averages gradients over all processes, except inside `no_sync()`."""
-
-    loss: Callable[..., Tensor]
-    no_sync: Callable[[], AbstractContextManager[Any]]
+__all__ = ["Distributed", "check_device", "choose_device", "init_distributed", "shard_like", "whole"]
 
 
 class Distributed:
@@ -151,41 +142,26 @@ class Distributed:
             raise
         held.__exit__(None, None, None)
 
-    def data_parallel(self, model: nn.Module, loss: Callable[..., Tensor]) -> DataParallelLoss:
-        """The loss of a model that all processes train together.
-
-        DistributedDataParallel wraps the loss and not the model, so the model keeps its parameter names.
-        """
-        if self.world_size == 1:
-            return DataParallelLoss(loss, nullcontext)
-        with self.waiting_for_peers():
-            ddp = DistributedDataParallel(_LossModule(model, loss), gradient_as_bucket_view=True, **_NO_BUFFER_SYNC)
-        return DataParallelLoss(ddp, ddp.no_sync)
-
-
-# Buffers are constants, equal in all processes. Older versions of torch name this option differently.
-_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
-_NO_BUFFER_SYNC: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
-}
-
-
-class _LossModule(nn.Module):
-    """DistributedDataParallel has to see the whole forward pass, down to the loss."""
-
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = loss
-
-    def forward(self, batch: Any) -> Tensor:
-        return self._loss(batch)
-
 
 def _is_lost_peer(error: RuntimeError) -> bool:
     """NCCL has an error class for it. Gloo has none, so its message is searched."""
     messages = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
     return isinstance(error, dist.DistError) or any(message in str(error) for message in messages)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process has a shard (DTensor), gathered by all of them together. Another as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a tensor that all processes have, if `like` is sharded. Nothing is sent."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor  # takes half a second
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -120,8 +120,10 @@ class FinetuneObjective(Objective):
     ) -> AnyScores:
         spec = self.spec
         views = spec.evaluate.views if sync is None else spec.evaluate.every_views
+        model = engine.whole_model()
+        assert isinstance(model, HeadModel)
         predictions = predict_videos(
-            self.model,
+            model,
             self.validation,
             protocol=EvaluationProtocol(parse_views(views), spec.clip, spec.evaluate.merge, spec.augment.antialias),
             loader=spec.loader,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command import call_command
+from tests.torchrun import HANGS_SECONDS, process_of_rank, run_torchrun, torchrun, wait_for_lines
 from tools.soak.batches import own_clips
 from vmae_data.errors import MisuseError
 from vmae_data.names import tar_name
-from vmae_data.read.batches import PADDING, BatchLayout
+from vmae_data.read.batches import PADDING, BatchLayout, TrainingOrder
 from vmae_data.read.dataset import Shards
+from vmae_data.read.mixture import Mixture
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.fingerprint import ClipFingerprint
 from vmae_train.distributed import Distributed
@@ -33,20 +35,6 @@ pytestmark = pytest.mark.processes
 
 STEPS = 8
 BATCHES = 7
-HANGS_SECONDS = 120
-
-
-def _torchrun(processes: int, module: str, *arguments: str | Path) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, "-m", module, *map(str, arguments)]
-
-
-def _run(processes: int, module: str, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run with a time limit: a hang is a failure."""
-    command = _torchrun(processes, module, *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_SECONDS, check=False)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 def _printed(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -107,7 +95,7 @@ def test_the_processes_of_torchrun_see_the_same_batches(demo_shards: Path, tmp_p
     out = tmp_path / "batches.jsonl"
     settings = ("augment.crop=multiscale", "augment.flip=true", f"train.steps={BATCHES}", "train.micro_batch=2")
     arguments = [word for setting in settings for word in ("--set", setting)]
-    _run(3, "tools.soak.batches", "--recipe", "pretrain/demo", "--data", demo_shards, "--out", out, *arguments)
+    run_torchrun(3, "tools.soak.batches", "--recipe", "pretrain/demo", "--data", demo_shards, "--out", out, *arguments)
     result = [msgspec.json.decode(line, type=list[ClipFingerprint]) for line in out.read_bytes().splitlines()]
     assert result == _batches(1, 0, [str(demo_shards)], "train.micro_batch=2")
 
@@ -126,7 +114,7 @@ def test_a_mixture_is_the_same_on_any_number_of_processes(demo_shards: Path, oth
 
 
 def test_two_processes_train_as_one_does(demo_shards: Path, one_process: Path, tmp_path: Path) -> None:
-    _run(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "two", "train.micro_batch=2"))
+    run_torchrun(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "two", "train.micro_batch=2"))
     np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(one_process), rtol=2e-5)
     names = [
         {path.name for path in run.glob(f"checkpoints/step-{STEPS:09d}/*")} for run in (one_process, tmp_path / "two")
@@ -138,17 +126,17 @@ def test_two_processes_train_as_one_does(demo_shards: Path, one_process: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resumes(
-    demo_shards: Path, one_process: Path, tmp_path: Path
+    demo_shards: Path, tmp_path: Path, engine: str
 ) -> None:
     out = tmp_path / "stopped"
     # Many steps, so that it still runs when the signal comes. The learning rates are those of the short run.
-    arguments = _pretrain(demo_shards, out, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=100000)
-    process = subprocess.Popen(_torchrun(2, "vmae_train.cli", *arguments), stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + HANGS_SECONDS
-    while len(read_log(out, "train")) < 3 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    os.kill(_process_of_rank(process.pid, 1), signal.SIGTERM)
+    long = ("checkpoint.every_steps=1000", "optim.min_lr=0.0256")
+    arguments = _pretrain(demo_shards, out, *long, f"train.engine={engine}", "train.micro_batch=2", steps=100000)
+    process = subprocess.Popen(torchrun(2, "vmae_train.cli", *arguments), stderr=subprocess.PIPE, text=True)
+    wait_for_lines(process, out, 3)
+    os.kill(process_of_rank(process.pid, 1), signal.SIGTERM)
     _, printed = process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == 1  # torchrun's own status; ours is in its table
     assert "exitcode  : 143" in printed
@@ -157,28 +145,19 @@ def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resum
     step = json.loads(saved.read_text())["step"]
     assert len(read_log(out, "train")) == step >= 3
     whole = tmp_path / "whole"
-    more = _pretrain(demo_shards, whole, "checkpoint.every_steps=1000", "optim.min_lr=0.0256", steps=100000)
-    _until(whole, step + 4, _torchrun(1, "vmae_train.cli", *more))
-    _until(out, step + 4, _torchrun(3, "vmae_train.cli", *arguments))
+    more = _pretrain(demo_shards, whole, *long, steps=100000)
+    _until(whole, step + 4, torchrun(1, "vmae_train.cli", *more))
+    _until(out, step + 4, torchrun(3, "vmae_train.cli", *arguments))
     np.testing.assert_allclose(_losses(out)[: step + 4], _losses(whole)[: step + 4], rtol=1e-4)
 
 
 def _until(run: Path, lines: int, command: list[str]) -> None:
     """Let a run continue until its log has `lines` lines, then stop its launcher."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + HANGS_SECONDS
-    while len(read_log(run, "train")) < lines and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
+    wait_for_lines(process, run, lines)
     process.terminate()
     process.wait(timeout=HANGS_SECONDS)
     assert len(read_log(run, "train")) >= lines
-
-
-def _process_of_rank(launcher: int, rank: int) -> int:
-    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
-    raise AssertionError(f"no process of rank {rank}")
 
 
 STOP_IN_VALIDATION = """
@@ -206,7 +185,7 @@ def test_a_signal_to_one_process_ends_a_validation_of_two(demo_shards: Path, tmp
     arguments = ["finetune", "--recipe", "finetune/demo", *data, "--out", out, "--quiet"]
     settings = ("train.steps=4", "model.depth=1", "optim.warmup_steps=2", "evaluate.every_steps=2", "evaluate.batch=2")
     arguments += [word for setting in settings for word in ("--set", setting)]
-    launcher = _torchrun(2, "none")[:-2]
+    launcher = torchrun(2, "none")[:-2]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*launcher, str(tmp_path / "stop.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_SECONDS, check=False, env=paths)
@@ -214,7 +193,7 @@ def test_a_signal_to_one_process_ends_a_validation_of_two(demo_shards: Path, tmp
     assert done.stderr.count("vmae-train: stopped. Run the same command again to resume") == 1
     assert "a batch after the signal" not in done.stdout
     assert [path.parent.name for path in out.glob("checkpoints/*/state.json")] == ["step-000000002"]
-    _run(2, "vmae_train.cli", *arguments)
+    run_torchrun(2, "vmae_train.cli", *arguments)
     assert [line["step"] for line in read_log(out) if line["kind"] == "validation"] == [2, 4]
 
 
@@ -222,7 +201,7 @@ def test_a_signal_to_one_process_ends_a_validation_of_two(demo_shards: Path, tmp
 def test_batches_that_no_number_divides_finish(demo_shards: Path, tmp_path: Path) -> None:
     """Batches of 7 on 3 processes in micro-batches of at most 7, and 3 epochs of 24 samples."""
     settings = ("train.batch=7", "loader.workers=0")
-    _run(3, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "three", *settings))
+    run_torchrun(3, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "three", *settings))
     call_command("vmae_train", *_pretrain(demo_shards, tmp_path / "one", *settings))
     np.testing.assert_allclose(_losses(tmp_path / "three"), _losses(tmp_path / "one"), rtol=2e-5)
 
@@ -241,10 +220,36 @@ def test_every_sample_has_one_position_and_every_process_as_many_micro_batches(
     assert all(any(n != PADDING for portion in share for n in portion) for share in shares)
 
 
+def _global_batches(
+    data: Mixture, world_size: int, micro: int | None, start: int, stop: int
+) -> list[list[tuple[int, int]]]:
+    """The (epoch, sample) pairs of each step, put together from what each process requests."""
+    order = TrainingOrder(data, seed=3, batch=960)
+    order.global_batch = functools.cache(order.global_batch)  # all processes compute the same
+    layout = BatchLayout.of(960, micro, world_size)
+    steps: list[list[tuple[int, int]]] = [[] for _ in range(start, stop)]
+    for rank in range(world_size):
+        for request in order.requests(start, stop, layout, rank):
+            pairs = zip(request.epochs, request.samples, strict=True)
+            steps[request.step - start] += [pair for pair in pairs if pair[1] != PADDING]
+    return steps
+
+
+def test_a_run_of_15_processes_resumes_on_1_to_120_with_the_same_batches(demo_shards: Path) -> None:
+    """The numbers of mosaicml-streaming's test of resumption. Steps 5 and 6 are in two epochs, of 3 steps each."""
+    data = Mixture([Shards.open(str(demo_shards))] * 120)
+    whole = _global_batches(data, 15, None, 0, 7)
+    assert [len(clips) for clips in whole] == [960] * 7
+    assert len({clip for clips in whole[3:6] for clip in clips}) == 960 * 3
+    for world_size in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24, 30, 40, 60, 120):
+        for micro in (None, 7):
+            assert _global_batches(data, world_size, micro, 5, 7) == whole[5:], (world_size, micro)
+
+
 def test_more_processes_than_samples_of_a_batch_are_refused_once_and_by_all(demo_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="smaller than the 4 processes"):
         BatchLayout.of(3, None, 4)
-    done = _run(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "run", "train.batch=1"), status=1)
+    done = run_torchrun(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "run", "train.batch=1"), status=1)
     (line,) = _printed(done)
     assert "train.batch = 1 is smaller than the 2 processes" in line
     assert "vmae_train/" not in done.stderr  # torchrun prints its own traceback, none of ours
@@ -252,7 +257,10 @@ def test_more_processes_than_samples_of_a_batch_are_refused_once_and_by_all(demo
 
 
 @pytest.mark.slow
-def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [(), ("train.engine=fsdp2", "train.micro_batch=2")], ids=["ddp", "fsdp2"])
+def test_unreadable_samples_of_all_processes_are_in_one_list(
+    demo_shards: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
     folder = Path(shutil.copytree(demo_shards, tmp_path / "damaged"))
     shards = Shards.open(str(folder))
     for number in (4, 5, 11):
@@ -260,7 +268,9 @@ def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, 
         with (folder / tar_name(place.shard)).open("r+b") as file:
             file.seek(place.offset)
             file.write(b"0" * 64)
-    done = _run(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "two", "checkpoint.every_steps=3"))
+    done = run_torchrun(
+        2, "vmae_train.cli", *_pretrain(folder, tmp_path / "two", "checkpoint.every_steps=3", *settings)
+    )
     call_command("vmae_train", *_pretrain(folder, tmp_path / "one"))
     np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(tmp_path / "one"), rtol=2e-5)
     (state,) = (tmp_path / "two").glob(f"checkpoints/step-{STEPS:09d}/state.json")
@@ -268,7 +278,7 @@ def test_unreadable_samples_of_all_processes_are_in_one_list(demo_shards: Path, 
     assert done.stderr.count(f"skipped, unreadable: {shards.key(4)}") == 1
     for shard in range(len(shards.shard_sizes) - 1):  # enough is left for a step
         (folder / tar_name(shard)).write_bytes(bytes((folder / tar_name(shard)).stat().st_size))
-    done = _run(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "lost"), status=1)
+    done = run_torchrun(2, "vmae_train.cli", *_pretrain(folder, tmp_path / "lost", *settings), status=1)
     (line,) = _printed(done)
     assert "samples can't be read, which exceeds the limit of 8" in line
 
@@ -297,7 +307,7 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
         "ema.decay=0.9",
     ):
         arguments += ["--set", setting]
-    _run(2, "vmae_train.cli", "finetune", *arguments, "--quiet")
+    run_torchrun(2, "vmae_train.cli", "finetune", *arguments, "--quiet")
     two = json.loads((out / "evaluation.json").read_text())
     assert two["videos"] == len(Shards.open(str(demo_shards)))
     assert [line["step"] for line in read_log(out) if line["kind"] == "validation"] == [3, 6]
@@ -308,7 +318,7 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     again += ["--ema", "--merge", "logit", "--predictions"]
     one_process, together = tmp_path / "one_process.parquet", tmp_path / "together.parquet"
     mean = json.loads(call_command("vmae_train", *again, one_process).stdout)
-    done = _run(2, "vmae_train.cli", *(word for word in again if word != "--quiet"), together)
+    done = run_torchrun(2, "vmae_train.cli", *(word for word in again if word != "--quiet"), together)
     assert json.loads(done.stdout) == mean
     printed = [json.loads(line) for line in done.stderr.splitlines() if '"videos evaluated"' in line]
     assert (printed[-1]["done"], printed[-1]["total"]) == (two["videos"], two["videos"])
@@ -325,4 +335,4 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     segments = ["evaluate", out, "--data", cut, "--views", "1x1", "--batch", "3", "--quiet", "--json"]
     scores = json.loads(call_command("vmae_train", *segments).stdout)
     assert scores["videos"] == 24 < len(Shards.open(str(cut)))
-    assert json.loads(_run(2, "vmae_train.cli", *segments).stdout) == scores
+    assert json.loads(run_torchrun(2, "vmae_train.cli", *segments).stdout) == scores

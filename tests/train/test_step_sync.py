@@ -6,14 +6,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.command import restored_handlers
-from vmae_data.errors import DataError
+from tests.tiny_runs import pretrain_tiny
+from vmae_data.errors import DataError, StopRequested
 from vmae_data.processes import STOP_SIGNALS
-from vmae_train.clips.loader import UnreadableSamples
+from vmae_train.clips.loader import Batch, ClipLoader, UnreadableSamples
 from vmae_train.distributed import Distributed
 from vmae_train.training.step_sync import StepStatus, StepSync, WaitInterrupted
 
@@ -133,3 +135,22 @@ def test_an_error_of_one_process_ends_the_validation_of_the_other() -> None:
     first, second, _ = _both(_validate(seen[0], _batches(5), 5), _validate(seen[1], _batches(5, 3, _fail), 5))
     assert (first, str(second)) == (None, "unreadable")
     assert seen == ([0, 1, 2], [0, 1, 2])
+
+
+@pytest.mark.processes
+def test_a_signal_before_the_first_batch_ends_a_run_that_has_nothing_to_save(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = ClipLoader.__iter__
+
+    def signal_first(loader: ClipLoader) -> Iterator[Batch]:
+        signal.raise_signal(signal.SIGTERM)
+        yield from batches(loader)
+
+    monkeypatch.setattr(ClipLoader, "__iter__", signal_first)
+    with pytest.raises(StopRequested) as stopped:
+        pretrain_tiny(demo_shards, tmp_path / "run")
+    assert stopped.value.exit_status == 143
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+    assert pretrain_tiny(demo_shards, tmp_path / "run").step == 4

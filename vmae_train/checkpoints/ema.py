@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from vmae_data.errors import DataError
-from vmae_train.checkpoints.native import read_weights, write_weights
+from vmae_train.checkpoints.native import read_weights
+from vmae_train.distributed import shard_like
 from vmae_train.runs.layout import EMA_FILE
 
 __all__ = ["EmaSpec", "ModelEma"]
@@ -39,26 +40,21 @@ class ModelEma:
         if not 0 <= decay < 1:
             raise ValueError(f"decay = {decay}: expected 0 or more, below 1")
         self.decay = decay
-        self._average = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
+        self.averages = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Add the weights after an optimizer step."""
         weights = model.state_dict()
-        averages = list(self._average.values())
-        torch._foreach_lerp_(averages, [weights[name].detach().float() for name in self._average], 1 - self.decay)
-
-    def save(self, folder: Path) -> None:
-        """Write ema.safetensors into a checkpoint's folder. Raises VmaeError if it can't be written."""
-        state = {name: value.cpu().contiguous() for name, value in self._average.items()}
-        write_weights(folder / EMA_FILE, state)
+        averages = list(self.averages.values())
+        torch._foreach_lerp_(averages, [weights[name].detach().float() for name in self.averages], 1 - self.decay)
 
     def load(self, folder: Path) -> None:
         """Resume from a checkpoint's averages, bit for bit. Raises DataError if they are another model's."""
         path = folder / EMA_FILE
         state = read_weights(path)
-        shapes = {name: value.shape for name, value in self._average.items()}
+        shapes = {name: value.shape for name, value in self.averages.items()}
         if {name: value.shape for name, value in state.items()} != shapes:
             raise DataError(f"{path}: names or shapes of the weights differ from the model's. It is of another model")
-        for name, average in self._average.items():
-            average.copy_(state[name])
+        for name, average in self.averages.items():
+            average.copy_(shard_like(state[name], average))

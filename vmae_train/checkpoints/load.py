@@ -26,7 +26,7 @@ from vmae_train.checkpoints.infer import (
 )
 from vmae_train.checkpoints.native import ModelFile, empty_model, read_native, read_weights
 from vmae_train.checkpoints.official import DEEPSPEED_FILE, read_official
-from vmae_train.distributed import check_device
+from vmae_train.distributed import check_device, shard_like
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, PositionResize, hidden_dim
 from vmae_train.models.heads import is_numbered
@@ -144,7 +144,8 @@ def load_weights(folder: Path, model: VideoModel) -> None:
     """Set a model's weights to a checkpoint's, bit for bit. Raises DataError if they belong to another model."""
     state = read_weights(folder / WEIGHTS)
     _check_state(folder / WEIGHTS, model, state)
-    model.load_state_dict(state)
+    own = model.state_dict()
+    model.load_state_dict({name: shard_like(value, own[name]) for name, value in state.items()})
 
 
 def read_model(

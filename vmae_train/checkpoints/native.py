@@ -30,6 +30,7 @@ __all__ = [
     "Kind",
     "ModelFile",
     "decode_description",
+    "describe",
     "empty_model",
     "encode_description",
     "read_native",
@@ -75,18 +76,25 @@ class _FormatVersion(msgspec.Struct):
     format: int
 
 
-def save_model(folder: Path, model: VideoModel) -> None:
-    """Write a model into an existing folder. Raises VmaeError if a file can't be written."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    description = ModelFile(
+def describe(model: VideoModel) -> ModelFile:
+    """What model.json says of a model. `empty_model` is the reverse."""
+    return ModelFile(
         format=MODEL_FORMAT,
         kind=next(kind for model_class, kind in _KINDS.items() if isinstance(model, model_class)),
         geometry=model.geometry,
         classes=model.classes,
         values=model.values if isinstance(model, Regressor) else (),
     )
-    write_weights(folder / WEIGHTS, state)
-    commit_bytes(folder / DESCRIPTION, encode_description(description))
+
+
+def save_model(folder: Path, model: VideoModel, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a model into an existing folder. `weights`: its state dict, if processes share the model.
+
+    Raises VmaeError if a file can't be written.
+    """
+    state = model.state_dict() if weights is None else weights
+    write_weights(folder / WEIGHTS, {name: value.detach().cpu().contiguous() for name, value in state.items()})
+    commit_bytes(folder / DESCRIPTION, encode_description(describe(model)))
 
 
 def write_native(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> None:

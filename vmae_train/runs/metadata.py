@@ -38,6 +38,7 @@ _MAY_CHANGE = (
     ("checkpoint",),
     ("train", "micro_batch"),
     ("train", "threads"),
+    ("train", "engine"),
     ("model", "compile"),
     ("model", "activation_checkpointing"),
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -18,16 +19,27 @@ from vmae_data.recipes import check_bounds
 from vmae_data.storage import TEMPORARY, commit_bytes, read_bytes, refuse_special, sync_folder
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.load import load_weights
-from vmae_train.checkpoints.native import save_model
+from vmae_train.checkpoints.native import save_model, write_weights
+from vmae_train.distributed import shard_like, whole
 from vmae_train.models.base import VideoModel
 from vmae_train.runs.best import read_best
 from vmae_train.runs.checksums import MARKER_FORMAT, NEEDED_FILES, hash_files, verify_files
-from vmae_train.runs.layout import CHECKPOINTS, MARKER, MAX_STEPS, OPTIMIZER, checkpoint_name, newest_checkpoint
+from vmae_train.runs.layout import (
+    CHECKPOINTS,
+    EMA_FILE,
+    MARKER,
+    MAX_STEPS,
+    OPTIMIZER,
+    checkpoint_name,
+    newest_checkpoint,
+)
 from vmae_train.training.optimizer import trained_parameters
 
 __all__ = [
     "CheckpointSpec",
+    "CheckpointTensors",
     "RunState",
+    "gather_tensors",
     "last_checkpoint",
     "load_checkpoint",
     "read_state",
@@ -61,14 +73,39 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     sha256: dict[str, str] = {}  # of the checkpoint's files
 
 
+class CheckpointTensors(NamedTuple):
+    """The tensors of a checkpoint's files, by name, on the CPU. They are whole, however processes share the model."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+
+
+def gather_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma | None = None, *, keep: bool = True
+) -> CheckpointTensors:
+    """What a checkpoint holds. All processes call it together; those without `keep` get nothing."""
+
+    def gather(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        wholes = ((name, whole(tensor.detach())) for name, tensor in tensors)
+        return {name: tensor.cpu().contiguous() for name, tensor in wholes if keep}
+
+    moments = (
+        (f"{moment}/{name}", optimizer.state[parameter][moment])
+        for name, parameter in trained_parameters(model)
+        for moment in _MOMENTS
+    )
+    averages = None if ema is None else gather(ema.averages.items())
+    return CheckpointTensors(gather(model.state_dict().items()), gather(moments), averages)
+
+
 def save_checkpoint(
     run: Path,
     model: VideoModel,
-    optimizer: torch.optim.Optimizer,
+    tensors: CheckpointTensors,
     state: RunState,
     *,
     keep: int,
-    ema: ModelEma | None = None,
 ) -> Path:
     """Write RUN/checkpoints/step-…, then remove all but the last `keep` checkpoints and the best one.
 
@@ -83,10 +120,10 @@ def save_checkpoint(
     for leftover in (temporary, final):  # a folder without its marker is unfinished, or half removed
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
-    save_model(temporary, model)
-    commit_bytes(temporary / OPTIMIZER, save(_optimizer_tensors(model, optimizer)))
-    if ema is not None:
-        ema.save(temporary)
+    save_model(temporary, model, tensors.weights)
+    commit_bytes(temporary / OPTIMIZER, save(tensors.moments))
+    if tensors.ema is not None:
+        write_weights(temporary / EMA_FILE, tensors.ema)
     marker = msgspec.structs.replace(state, format=MARKER_FORMAT, sha256=hash_files(temporary))
     commit_bytes(temporary / MARKER, msgspec.json.format(msgspec.json.encode(marker)) + b"\n")
     temporary.rename(final)
@@ -148,9 +185,12 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
         shapes = [tensors[f"{moment}/{name}"].shape for moment in _MOMENTS]
         if shapes != [parameter.shape, parameter.shape, torch.Size()]:
             raise DataError(f"{path}: the moments of {name} do not have its shape. The run had another recipe")
-    state["state"] = {
-        number: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS} for name, number in numbers.items()
-    }
+    for name, parameter in trained_parameters(model):
+        moments = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
+        moments = {
+            moment: value if moment == "step" else shard_like(value, parameter) for moment, value in moments.items()
+        }
+        state["state"][numbers[name]] = moments
     optimizer.load_state_dict(state)
 
 
@@ -174,12 +214,3 @@ def _parameter_numbers(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """The optimizer numbers parameters by group. This maps names to those numbers."""
     order = {id(parameter): n for n, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     return {name: order[id(parameter)] for name, parameter in trained_parameters(model)}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in trained_parameters(model):
-        state = optimizer.state[parameter]
-        for moment in _MOMENTS:
-            tensors[f"{moment}/{name}"] = state[moment].detach().cpu().contiguous()
-    return tensors

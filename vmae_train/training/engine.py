@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from vmae_data.errors import DataError, VmaeError
 from vmae_train.clips.loader import Batch
-from vmae_train.distributed import Distributed
+from vmae_train.distributed import Distributed, whole
 from vmae_train.models.base import VideoModel
+from vmae_train.training.checkpoint import CheckpointTensors, gather_tensors
 from vmae_train.training.optimizer import build_optimizer
+from vmae_train.training.parallel import PARALLEL
 from vmae_train.training.setup import TrainingSetup
 from vmae_train.training.step_sync import StepStatus, StepSync, WaitInterrupted
 
@@ -44,20 +46,31 @@ class Engine:
         device: torch.device,
         distributed: Distributed,
     ) -> None:
-        self.model, self.device = model, device
+        self.device = device
         self.schedule, self.layout, self.batch = setup.schedule, setup.layout, setup.spec.train.batch
         self.clip_grad = setup.spec.optim.clip_grad
+        parallel = PARALLEL[setup.spec.train.engine if distributed.world_size > 1 else "ddp"]
+        self.parallel = parallel(model, loss, device, distributed)
+        self.model = model
         self.optimizer = build_optimizer(model, setup.spec.optim, depth=setup.geometry.depth)
         self.ema = setup.spec.ema.build(model)
         self.dtype = _choose_dtype(setup.spec.train.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         # The first step whose loss was not finite. On the device, so that no step waits for it.
         self.not_finite_at = torch.full((), math.inf, device=device)
-        self._loss, self._distributed = loss, distributed
+        self._distributed = distributed
 
     def wrap(self) -> None:
         """Prepare the backward pass that averages gradients over all processes. All call it together."""
-        self.data_parallel = self._distributed.data_parallel(self.model, self._loss)
+        self.parallel.wrap()
+
+    def gather(self) -> CheckpointTensors:
+        """All tensors of a checkpoint. All processes call it together; only the main process gets them."""
+        return gather_tensors(self.model, self.optimizer, self.ema, keep=self._distributed.is_main)
+
+    def whole_model(self) -> VideoModel:
+        """The model with all its weights, for an evaluation. All processes call it together."""
+        return self.parallel.whole_model()
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device.type, dtype=self.dtype)
@@ -65,51 +78,52 @@ class Engine:
     def step(self, step: int, batches: Iterator[Batch], sync: StepSync) -> StepResult:
         """One optimizer step on the global batch. The gradient is the mean over all samples of weight 1.
 
-        Each process accumulates the gradients of its micro-batches. Only its last backward pass averages them over the
-        processes. A step that a signal interrupted changes nothing but gradients; its status says so.
+        Each process accumulates the gradients of its micro-batches. With `ddp` only the last backward pass averages them
+        over the processes. A step that a signal interrupted changes nothing but gradients; its status says so.
         Raises DataError if no sample can be read, and the first error of any process's loader.
         """
         lr = self.schedule.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         loss = torch.zeros((), device=self.device)
-        num_valid, error, last, interrupted = 0, None, None, False
-        try:
-            with self.data_parallel.no_sync():
-                for _ in range(self.layout.grad_accum_steps - 1):
-                    with sync.interruptible():
-                        batch = next(batches)
-                    loss += self._backward(batch)
-                    num_valid += batch.valid
-            with sync.interruptible():
-                last = next(batches)
-            num_valid += last.valid
-        except (VmaeError, OSError) as caught:
-            error = caught
-        except WaitInterrupted:
-            interrupted = True
-        # Before the pass that waits for other processes.
-        status = sync.exchange(num_valid, error, interrupted=interrupted)
-        if status.interrupted:
-            return StepResult(loss, loss, lr, status)
-        if status.valid == 0:
-            self._distributed.raise_first(
-                DataError(f"step {step}: no sample of the batch can be read. Run `vmae-shard verify` on the shards")
-            )
-        assert last is not None
-        with self._distributed.waiting_for_peers():
-            loss += self._backward(last)
+        num_valid, save, status = 0, False, None
+        for left in reversed(range(self.layout.grad_accum_steps)):
+            batch, error = None, None
+            try:
+                with sync.interruptible():
+                    batch = next(batches)
+                num_valid += batch.valid
+            except (VmaeError, OSError) as caught:
+                error = caught
+            except WaitInterrupted:
+                pass
+            # Before a pass that waits for other processes, and in place of one.
+            if left == 0 or batch is None or self.parallel.waits_in_forward:
+                status = sync.exchange(num_valid, error, interrupted=batch is None and error is None)
+                save |= status.save
+                if status.interrupted:
+                    return StepResult(loss, loss, lr, status._replace(save=save))
+                if left == 0 and status.valid == 0:
+                    self._distributed.raise_first(
+                        DataError(
+                            f"step {step}: no sample of the batch can be read. Run `vmae-shard verify` on the shards"
+                        )
+                    )
+            assert batch is not None
+            with self.parallel.no_sync() if left else nullcontext(), self._distributed.waiting_for_peers():
+                loss += self._backward(batch)
+        assert status is not None
         self._check_finite(loss, step)
         scale = self.batch / status.valid  # above 1 if samples are unreadable
         grad_norm = self._update(scale)
         if not self.scaler.is_enabled():  # a scaler meets infinite gradients now and then, and skips the step
             self._check_finite(grad_norm, step)
-        return StepResult(loss * (scale / self.layout.world_size), grad_norm, lr, status)
+        return StepResult(loss * (scale / self.layout.world_size), grad_norm, lr, status._replace(save=save))
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Add a micro-batch's gradients, divided by the global batch. `world_size` cancels the division of DDP."""
+        """Add a micro-batch's gradients, divided by the global batch. `world_size` cancels the mean over the processes."""
         with self.autocast():
-            loss: Tensor = self.data_parallel.loss(batch) * (batch.valid * self.layout.world_size / self.batch)
+            loss: Tensor = self.parallel.loss(batch) * (batch.valid * self.layout.world_size / self.batch)
         torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach()
 
@@ -120,7 +134,7 @@ class Engine:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if scale != 1:
             torch._foreach_mul_(gradients, scale)
-        grad_norm: Tensor = nn.utils.get_total_norm(gradients)
+        grad_norm: Tensor = whole(nn.utils.get_total_norm(gradients))
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, grad_norm)
         self.scaler.step(self.optimizer)

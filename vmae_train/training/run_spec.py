@@ -27,7 +27,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `batch` is the global batch of an optimizer step, over all processes. `micro_batch` is what one process takes at a
     time, and changes no result. Both count videos: `repeats` clips are made of each decoded video, with their own crop,
-    mask and augmentation.
+    mask and augmentation. `engine` is how the processes share the model, and changes no result either.
     """
 
     batch: int
@@ -37,6 +37,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     steps: int | None = None
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int | None = None
+    engine: Literal["ddp", "fsdp2"] = "ddp"
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):

@@ -95,7 +95,9 @@ def _layout_text(setup: TrainingSetup) -> str:
     layout = setup.layout
     steps = layout.grad_accum_steps
     text = f"in {steps} micro-batches of {layout.micro_batch}" if steps > 1 else "at once"
-    return f"{layout.world_size} processes, each {text}" if layout.world_size > 1 else text
+    engine = setup.spec.train.engine
+    processes = f"{layout.world_size} processes" + ("" if engine == "ddp" else f" by {engine}")
+    return f"{processes}, each {text}" if layout.world_size > 1 else text
 
 
 def _cache_row(setup: TrainingSetup) -> dict[str, str]:

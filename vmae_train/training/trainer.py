@@ -215,11 +215,15 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint. All processes wait, so that none ends before it is written."""
         self._refuse_not_finite()
+        if self.is_dry_run or self.step == 0:  # no step has made moments; a resumed run starts at step 0 without them
+            return
+        with self.distributed.waiting_for_peers():
+            tensors = self.engine.gather()
         with self.distributed.all_or_none():
             if self.recorder is not None:
                 self.recorder.sync()
-                engine, keep = self.engine, self.spec.checkpoint.keep
-                save_checkpoint(self.run.path, engine.model, engine.optimizer, self.state(), keep=keep, ema=engine.ema)
+                keep = self.spec.checkpoint.keep
+                save_checkpoint(self.run.path, self.engine.model, tensors, self.state(), keep=keep)
                 self.run.upload_checkpoint(keep)
 
     def owes_validation(self) -> bool:
