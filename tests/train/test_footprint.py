@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
 from vmae_train import footprint as module
+from vmae_train.clips import erasing
+from vmae_train.clips.rng import ClipRng
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.footprint import (
@@ -131,3 +134,13 @@ def test_more_clips_of_a_video_take_more_memory() -> None:
     twice = measure_footprint(load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["train.repeats=2"]))
     assert twice.peak_mib > once.peak_mib
     assert twice.gflop_a_clip == pytest.approx(once.gflop_a_clip, rel=0.01)
+
+
+def test_a_step_on_fake_tensors_leaves_no_noise_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasing, "_noise_tables", {})
+    settings = ["model.depth=1", "train.batch=8", "train.micro_batch=8", "augment.erasing.prob=1"]
+    measure_footprint(load_recipe("vmae_train", "finetune/demo", FinetuneSpec, settings))
+    clips = torch.zeros(1, 3, 2, 32, 32)
+    boxes = erasing.ErasedBoxes(*(np.array([number]) for number in (0, 4, 4, 8, 8)))
+    erasing.erase(clips, ClipRng.on("cpu", seed=0, epoch=0, sample=[0]), boxes)
+    assert clips[:, :, :, 4:12, 4:12].std() > 0.5

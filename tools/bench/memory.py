@@ -7,6 +7,7 @@ Run it after a change of a model, of augmentation or of a recipe. It also update
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ TABLE = Path(vmae_train.__file__).with_name("footprints.json")
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     recipes: dict[str, list[str]] = {}
     measured: dict[str, Footprint] = {}
     for name in list_recipes("vmae_train"):

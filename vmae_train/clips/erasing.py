@@ -8,7 +8,6 @@ B clips, N erased clips, C colours, T frames, H rows, W columns, A attempts.
 from __future__ import annotations
 
 import math
-from functools import cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -113,12 +112,19 @@ def _pixels(start_N: NDArray[np.int64], extent_N: NDArray[np.int64]) -> NDArray[
     return start_N[:, None] + np.minimum(step, extent_N[:, None] - 1)
 
 
-@cache
+_noise_tables: dict[torch.device, Tensor] = {}
+
+
 def _noise_table(device: torch.device) -> Float32[Tensor, " G"]:
     """Standard normal numbers at the middles of 2^16 equal shares: a lookup is equal on every device."""
+    if device in _noise_tables:
+        return _noise_tables[device]
     count = 2**_NOISE_BITS
     inverse = NormalDist().inv_cdf
-    return torch.tensor([inverse((k + 0.5) / count) for k in range(count)], dtype=torch.float32, device=device)
+    table = torch.tensor([inverse((k + 0.5) / count) for k in range(count)], dtype=torch.float32, device=device)
+    if type(table) is Tensor:  # a fake tensor has no values: no later step may get it
+        _noise_tables[device] = table
+    return table
 
 
 def _to(values: NDArray[np.int64], device: torch.device) -> Tensor:
