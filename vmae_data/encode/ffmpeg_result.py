@@ -94,18 +94,28 @@ def check_output_size(run: FfmpegRun) -> None:
 
 
 def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
-    """The last decoded frame must end at 90 % of the declared duration or later."""
+    """The last decoded frame must end at 90 % of the declared duration or later.
+
+    If it does, but too many of the first frames are missing, the source is damaged, not truncated.
+    """
     if info.duration is None:
         return
     seconds = decoded_seconds(run, info, 1 / float(info.frame_rate))
     if seconds < TRUNCATED_BELOW * info.duration:
         # The last frame may last long, as in screen recordings. Only its packet states that.
         seconds = decoded_seconds(run, info, packet_duration(source, info.track, run.pts[-1]))
-    if seconds < TRUNCATED_BELOW * _explained_duration(info, source):
-        messages = f" ({run.error_text()})" if run.messages else ""
-        raise SourceError(
-            "truncated", f"its {len(run.pts)} frames last {seconds:.2f} of {info.duration:.2f} s{messages}"
-        )
+    wanted = TRUNCATED_BELOW * _explained_duration(info, source)
+    if seconds < wanted:
+        lost = _lost_start(run, info)
+        if seconds + lost >= wanted:
+            _check_losses(run, info, source)
+            raise SourceError("damaged", f"no frames for its first {lost:.2f} s{_messages(run)}")
+        detail = f"its {len(run.pts)} frames last {seconds:.2f} of {info.duration:.2f} s{_messages(run)}"
+        raise SourceError("truncated", detail)
+
+
+def _messages(run: FfmpegRun) -> str:
+    return f" ({run.error_text()})" if run.messages else ""
 
 
 def _explained_duration(info: VideoInfo, source: bytes) -> float:
@@ -132,16 +142,24 @@ def decoded_seconds(run: FfmpegRun, info: VideoInfo, last_frame: float = 0) -> f
     return span * info.time_base.num / info.time_base.den + last_frame + max(0.0, info.start)
 
 
+def _lost_start(run: FfmpegRun, info: VideoInfo) -> float:
+    """Seconds from the first packet, whose time ffmpeg counts from the container's start, to the first decoded frame."""
+    if info.rules < 3 or info.begins is None:
+        return 0.0
+    first = min(*frame_times(run, info), *time_stamps(run, info))
+    return max(0.0, first * info.time_base.num / info.time_base.den - info.begins)
+
+
 def _check_losses(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
-    """A file may be damaged in its middle only. Then ffmpeg reports errors, and frames are missing."""
+    """A file may be damaged in its middle or at its start. Then frames are missing, and ffmpeg mostly reports errors."""
     packets = packet_times(source, info.track)
     lost = _num_lost_packets(packets, sorted(time_stamps(run, info)), info) if packets else 0
     if lost > DAMAGED_ABOVE * len(packets):
-        raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode ({run.error_text()})")
+        raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode{_messages(run)}")
     times, tick = sorted(frame_times(run, info)), info.time_base.num / info.time_base.den
     gaps, span = ticks_in_gaps(times) * tick, (times[-1] - times[0]) * tick
     if gaps > DAMAGED_ABOVE * span:
-        raise SourceError("damaged", f"no frames for {gaps:.2f} of {span:.2f} s ({run.error_text()})")
+        raise SourceError("damaged", f"no frames for {gaps:.2f} of {span:.2f} s{_messages(run)}")
 
 
 def _num_lost_packets(packets: Sequence[int], times: Sequence[int], info: VideoInfo) -> int:
@@ -178,6 +196,9 @@ def source_remarks(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> tuple
     remarks = [*info.remarks, *time_remarks(run, info)]
     if run.messages:
         remarks.append(f"ffmpeg complained: {run.error_text()}")
+        lost, shown = _lost_start(run, info), decoded_seconds(run, info) - max(0.0, info.start)
+        if lost > DAMAGED_ABOVE * (lost + shown):
+            remarks.append(f"its first {lost:.2f} s do not decode")
     if info.duration is None:
         remarks.append("no declared duration: truncation was not tested")
     frame_rate = _mean_frame_rate(run, info)
