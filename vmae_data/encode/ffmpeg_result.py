@@ -24,6 +24,7 @@ __all__ = [
     "check_output_size",
     "check_result",
     "decoded_seconds",
+    "place_of_change",
     "refuse_machine_fault",
     "source_remarks",
     "ticks_in_gaps",
@@ -41,7 +42,14 @@ _MACHINE_FAULT = re.compile(
 
 
 def check_result(
-    run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated: bool, may_change: bool, staging: Path
+    run: FfmpegRun,
+    info: VideoInfo,
+    source: bytes,
+    *,
+    thinning: Thinning,
+    keep_truncated: bool,
+    may_change: bool,
+    staging: Path,
 ) -> None:
     """Raise SourceError if the source is damaged. ffmpeg exits with 0 on damaged files: frames and times decide.
 
@@ -54,9 +62,8 @@ def check_result(
     if run.status < 0:
         raise SourceError("killed", f"ffmpeg ended by signal {-run.status}, twice")
     if run.changed_at is not None and not may_change:
-        raise SourceError(
-            "size-changes", f"the picture's size changes at frame {run.changed_at}; encode it with one size"
-        )
+        place = place_of_change(run, info, thinning)
+        raise SourceError("size-changes", f"the picture's size changes {place}; encode it with one size")
     if not run.pts:
         check_output_size(run)
         raise SourceError("undecodable", run.error_text())
@@ -74,6 +81,16 @@ def check_result(
         _check_end(run, info, source)
         if run.messages:
             _check_losses(run, info, source)
+
+
+def place_of_change(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> str:
+    """Where the pictures change their size. Only kept frames reach the scaler, which reports it."""
+    frame = run.changed_at
+    if frame is None or info.rules < 3 or thinning.stride == 1 or run.restarted_at is not None:
+        return f"at frame {frame}"
+    if thinning.stride and thinning.longest_seconds is None:
+        return f"between frames {frame - thinning.stride} and {frame}"
+    return f"at or before frame {frame}"
 
 
 def refuse_machine_fault(run: FfmpegRun, staging: Path) -> None:
