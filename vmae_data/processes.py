@@ -12,6 +12,7 @@ import os
 import queue
 import resource
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,8 @@ _PARENTS_SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 _SPAWN = multiprocessing.get_context("spawn")
 _READY = None  # a worker's first message
 # Each worker imports the script that started it.
-_START_ADVICE = 'If a script of yours called this, put the call below `if __name__ == "__main__":`'
+_GUARD_ADVICE = 'If a script of yours called this, put the call below `if __name__ == "__main__":`'
+_FILE_ADVICE = "Workers import the script, but this one came from standard input. Save it as a file, and run that"
 
 
 class WorkerDied(Exception):
@@ -195,7 +197,7 @@ class Pool:
         status = worker.process.exitcode or 0
         cause = f"signal {-status}" if status < 0 else f"status {status}"
         if not worker.ready:
-            advice = _START_ADVICE if status > 0 else "Run the same command again"
+            advice = _start_advice() if status > 0 else "Run the same command again"
             raise VmaeError(f"a worker process ended ({cause}) before it accepted work. {advice}")
         if worker.tasks:
             tag, _ = worker.tasks.popleft()
@@ -219,6 +221,11 @@ class Pool:
             worker.tasks.popleft()
             self._done.append(finished)
         self._assign()
+
+
+def _start_advice() -> str:
+    """What to do if a worker fails while it imports the script."""
+    return _FILE_ADVICE if getattr(sys.modules["__main__"], "__file__", None) == "<stdin>" else _GUARD_ADVICE
 
 
 def next_finished(pools: Sequence[Pool], timeout: float | None = None) -> Finished | None:

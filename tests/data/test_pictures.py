@@ -185,8 +185,8 @@ def test_pictures_of_another_size_are_scaled_to_the_first_and_noted(tmp_path: Pa
         facts = staged.samples[0].facts
         assert (facts.width, facts.height) == ((64, 86) if turned else (86, 64))
         assert facts.source.frames == 75
-        note = "the picture's size changes at frame 28 from 160 × 120 to 96 × 64: all pictures are scaled to the first size"
-        assert facts.remarks == (note,)
+        note = "from 160 × 120 to 96 × 64: all pictures are scaled to the first size"
+        assert facts.remarks == (f"the picture's size changes between frames 24 and 28 {note}",)
     video = _planes(_encode(path, tmp_path, short_side=64, crf=1, stride=1), tmp_path)
     for number, part in enumerate(parts):
         first = _first_picture(part, "transpose=cclock," if turned else "", facts.width, facts.height)
@@ -210,6 +210,32 @@ def _size_change(folder: Path) -> Path:
         for size in ("96x64", "128x96")
     ]
     return _joined(*parts)
+
+
+@pytest.mark.parametrize(
+    ("keys", "place"),
+    [
+        ({"stride": 1}, "at frame 12"),
+        ({"stride": 5}, "between frames 10 and 15"),
+        ({"stride": 5, "rules": 2}, "at frame 15"),
+    ],
+)
+def test_the_place_of_a_change_of_size_is_as_exact_as_the_kept_frames(
+    tmp_path: Path, keys: dict[str, object], place: str
+) -> None:
+    """The second part begins with frame 12."""
+    path = _size_change(tmp_path)
+    facts = _encode(path, tmp_path, short_side=64, **keys).samples[0].facts  # type: ignore[arg-type]
+    assert any(f"size changes {place} from 96 × 64 to 128 × 96" in remark for remark in facts.remarks)
+    failure = _encode(path, tmp_path, short_side=64, size_changes="refuse", **keys).failure  # type: ignore[arg-type]
+    assert failure is not None
+    assert failure.detail == f"the picture's size changes {place}; encode it with one size"
+
+
+def test_the_place_of_a_change_of_size_is_an_upper_bound_if_a_rate_chooses_the_frames(tmp_path: Path) -> None:
+    path = _size_change(tmp_path)
+    facts = _encode(path, tmp_path, short_side=64, stride=None, rate=5.0).samples[0].facts
+    assert any("size changes at or before frame 15 from 96 × 64 to 128 × 96" in remark for remark in facts.remarks)
 
 
 @pytest.mark.parametrize("keys", [{"size_changes": "refuse"}, {"rules": 1}])

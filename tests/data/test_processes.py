@@ -120,6 +120,21 @@ def test_a_script_without_a_guard_is_told_and_no_video_is_blamed(demo_videos: Pa
     assert not list((tmp_path / "shards").rglob("*.staged.json"))
 
 
+def test_a_script_from_standard_input_is_told_to_become_a_file() -> None:
+    """It has the guard, so the advice must be another."""
+    script = (
+        "from vmae_data.processes import Pool, next_finished\n"
+        "if __name__ == '__main__':\n"
+        "    with Pool(1) as pool:\n"
+        "        pool.submit(0, print, 1)\n"
+        "        next_finished((pool,))\n"
+    )
+    run = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "before it accepted work." in run.stderr.splitlines()[-1]
+    assert run.stderr.splitlines()[-1].endswith("Save it as a file, and run that")
+
+
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(

@@ -204,6 +204,31 @@ def test_a_damaged_first_packet_costs_one_frame(bench: Bench, tmp_path: Path, su
     assert reason(path, rules=1) == "unreadable"
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "decoded"),
+    [
+        (".mp4", "-c:v libx264 -bf 0", 43),
+        (".mov", "-output_ts_offset 3 -c:v libx264 -bf 0", 43),
+        (".mp4", "-c:v libx265 -x265-params log-level=error:pools=1", 40),
+        (".webm", "-c:v libvpx-vp9 -cpu-used 8 -deadline realtime", 40),
+    ],
+)
+def test_a_damaged_first_key_frame_is_no_early_end(
+    bench: Bench, tmp_path: Path, suffix: str, codec: str, decoded: int
+) -> None:
+    """The last frame ends where the container says. The first group of pictures is lost."""
+    clip = bench.clip(f"groups-{len(codec)}{suffix}", f"{codec} -g 10", frames=50)
+    path = _damaged(clip, tmp_path / f"v{suffix}", 0)
+    failure = encode(path).failure
+    assert failure and failure.reason == "damaged"
+    assert failure.detail.startswith(f"{50 - decoded} of 50 frames don't decode (")
+    sample = sample_of(path, keep_truncated=True)
+    assert sample.facts.source.frames == decoded
+    assert sample.facts.remarks[1:] == (f"its first {(50 - decoded) / 25:.2f} s do not decode",)
+    if "offset" not in codec:
+        assert reason(path, rules=2) == "truncated"
+
+
 def test_a_container_whose_frames_all_fail_is_undecodable(bench: Bench, tmp_path: Path) -> None:
     path = _damaged(bench.clip("intact.mp4"), tmp_path / "v.mp4", *range(25))
     assert reason(path) == "undecodable"

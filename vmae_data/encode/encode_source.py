@@ -30,6 +30,7 @@ from vmae_data.encode.ffmpeg_result import (
     TRUNCATED_BELOW,
     check_result,
     decoded_seconds,
+    place_of_change,
     refuse_machine_fault,
     source_remarks,
 )
@@ -255,6 +256,7 @@ def _run_and_check(
         run,
         info,
         source,
+        thinning=job.spec.thinning,
         keep_truncated=job.spec.keep_truncated,
         may_change=may_change,
         staging=job.staging,
@@ -314,7 +316,7 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
     if len(run.sizes) > 1:
         first, other = run.sizes[0], run.sizes[1]
         yield (
-            f"the picture's size changes at frame {other.frame} from {first.width} × {first.height} to "
+            f"the picture's size changes {place_of_change(run, info, job.spec.thinning)} from {first.width} × {first.height} to "
             f"{other.width} × {other.height}: all pictures are scaled to the first size"
         )
     if job.rules >= 3 and info.table_frames > 2 * len(run.pts) and (hidden := hidden_packets(source, info.track)):

@@ -24,6 +24,7 @@ __all__ = [
     "check_output_size",
     "check_result",
     "decoded_seconds",
+    "place_of_change",
     "refuse_machine_fault",
     "source_remarks",
     "ticks_in_gaps",
@@ -41,7 +42,14 @@ _MACHINE_FAULT = re.compile(
 
 
 def check_result(
-    run: FfmpegRun, info: VideoInfo, source: bytes, *, keep_truncated: bool, may_change: bool, staging: Path
+    run: FfmpegRun,
+    info: VideoInfo,
+    source: bytes,
+    *,
+    thinning: Thinning,
+    keep_truncated: bool,
+    may_change: bool,
+    staging: Path,
 ) -> None:
     """Raise SourceError if the source is damaged. ffmpeg exits with 0 on damaged files: frames and times decide.
 
@@ -54,9 +62,8 @@ def check_result(
     if run.status < 0:
         raise SourceError("killed", f"ffmpeg ended by signal {-run.status}, twice")
     if run.changed_at is not None and not may_change:
-        raise SourceError(
-            "size-changes", f"the picture's size changes at frame {run.changed_at}; encode it with one size"
-        )
+        place = place_of_change(run, info, thinning)
+        raise SourceError("size-changes", f"the picture's size changes {place}; encode it with one size")
     if not run.pts:
         check_output_size(run)
         raise SourceError("undecodable", run.error_text())
@@ -74,6 +81,16 @@ def check_result(
         _check_end(run, info, source)
         if run.messages:
             _check_losses(run, info, source)
+
+
+def place_of_change(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> str:
+    """Where the pictures change their size. Only kept frames reach the scaler, which reports it."""
+    frame = run.changed_at
+    if frame is None or info.rules < 3 or thinning.stride == 1 or run.restarted_at is not None:
+        return f"at frame {frame}"
+    if thinning.stride and thinning.longest_seconds is None:
+        return f"between frames {frame - thinning.stride} and {frame}"
+    return f"at or before frame {frame}"
 
 
 def refuse_machine_fault(run: FfmpegRun, staging: Path) -> None:
@@ -94,18 +111,28 @@ def check_output_size(run: FfmpegRun) -> None:
 
 
 def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
-    """The last decoded frame must end at 90 % of the declared duration or later."""
+    """The last decoded frame must end at 90 % of the declared duration or later.
+
+    If it does, but too many of the first frames are missing, the source is damaged, not truncated.
+    """
     if info.duration is None:
         return
     seconds = decoded_seconds(run, info, 1 / float(info.frame_rate))
     if seconds < TRUNCATED_BELOW * info.duration:
         # The last frame may last long, as in screen recordings. Only its packet states that.
         seconds = decoded_seconds(run, info, packet_duration(source, info.track, run.pts[-1]))
-    if seconds < TRUNCATED_BELOW * _explained_duration(info, source):
-        messages = f" ({run.error_text()})" if run.messages else ""
-        raise SourceError(
-            "truncated", f"its {len(run.pts)} frames last {seconds:.2f} of {info.duration:.2f} s{messages}"
-        )
+    wanted = TRUNCATED_BELOW * _explained_duration(info, source)
+    if seconds < wanted:
+        lost = _lost_start(run, info)
+        if seconds + lost >= wanted:
+            _check_losses(run, info, source)
+            raise SourceError("damaged", f"no frames for its first {lost:.2f} s{_messages(run)}")
+        detail = f"its {len(run.pts)} frames last {seconds:.2f} of {info.duration:.2f} s{_messages(run)}"
+        raise SourceError("truncated", detail)
+
+
+def _messages(run: FfmpegRun) -> str:
+    return f" ({run.error_text()})" if run.messages else ""
 
 
 def _explained_duration(info: VideoInfo, source: bytes) -> float:
@@ -132,16 +159,24 @@ def decoded_seconds(run: FfmpegRun, info: VideoInfo, last_frame: float = 0) -> f
     return span * info.time_base.num / info.time_base.den + last_frame + max(0.0, info.start)
 
 
+def _lost_start(run: FfmpegRun, info: VideoInfo) -> float:
+    """Seconds from the first packet, whose time ffmpeg counts from the container's start, to the first decoded frame."""
+    if info.rules < 3 or info.begins is None:
+        return 0.0
+    first = min(*frame_times(run, info), *time_stamps(run, info))
+    return max(0.0, first * info.time_base.num / info.time_base.den - info.begins)
+
+
 def _check_losses(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
-    """A file may be damaged in its middle only. Then ffmpeg reports errors, and frames are missing."""
+    """A file may be damaged in its middle or at its start. Then frames are missing, and ffmpeg mostly reports errors."""
     packets = packet_times(source, info.track)
     lost = _num_lost_packets(packets, sorted(time_stamps(run, info)), info) if packets else 0
     if lost > DAMAGED_ABOVE * len(packets):
-        raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode ({run.error_text()})")
+        raise SourceError("damaged", f"{lost} of {len(packets)} frames don't decode{_messages(run)}")
     times, tick = sorted(frame_times(run, info)), info.time_base.num / info.time_base.den
     gaps, span = ticks_in_gaps(times) * tick, (times[-1] - times[0]) * tick
     if gaps > DAMAGED_ABOVE * span:
-        raise SourceError("damaged", f"no frames for {gaps:.2f} of {span:.2f} s ({run.error_text()})")
+        raise SourceError("damaged", f"no frames for {gaps:.2f} of {span:.2f} s{_messages(run)}")
 
 
 def _num_lost_packets(packets: Sequence[int], times: Sequence[int], info: VideoInfo) -> int:
@@ -178,6 +213,9 @@ def source_remarks(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> tuple
     remarks = [*info.remarks, *time_remarks(run, info)]
     if run.messages:
         remarks.append(f"ffmpeg complained: {run.error_text()}")
+        lost, shown = _lost_start(run, info), decoded_seconds(run, info) - max(0.0, info.start)
+        if lost > DAMAGED_ABOVE * (lost + shown):
+            remarks.append(f"its first {lost:.2f} s do not decode")
     if info.duration is None:
         remarks.append("no declared duration: truncation was not tested")
     frame_rate = _mean_frame_rate(run, info)

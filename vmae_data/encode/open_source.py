@@ -101,7 +101,8 @@ def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -
 
 def _run(arguments: list[str], info: VideoInfo, source: bytes) -> FfmpegRun:
     run = run_ffmpeg(arguments, _names(source))
-    check_result(run, info, source, keep_truncated=True, may_change=True, staging=Path(tempfile.gettempdir()))
+    staging = Path(tempfile.gettempdir())
+    check_result(run, info, source, thinning=Thinning(1), keep_truncated=True, may_change=True, staging=staging)
     return run
 
 

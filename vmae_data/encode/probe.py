@@ -99,6 +99,7 @@ class VideoInfo(NamedTuple):
     codec_rate: Rational | None = None  # the frame rate that the coded pictures state
     table_frames: int = 0  # that the tables of an mp4 list
     shape_can_change: bool = False  # sample aspect or rotation, midway
+    begins: float | None = None  # seconds from the container's start to the first packet; None if unknown
     rules: int = RULES  # by which these facts were read
 
     @property
@@ -271,8 +272,15 @@ def _describe(container: av.container.InputContainer, track: int, rules: int) ->
         table_frames=stream.frames if container.format.name.startswith("mov,") else 0,
         codec_rate=_stated_rate(stream.codec_context.framerate),
         shape_can_change=container.format.name in _WITHOUT_SHAPE,
+        begins=_begins(container, stream),
         rules=rules,
     )
+
+
+def _begins(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    if stream.start_time is None or container.start_time is None or stream.time_base is None:
+        return None
+    return float(stream.start_time * stream.time_base - Fraction(container.start_time, 1_000_000))
 
 
 def _first_frame(container: av.container.InputContainer, stream: av.VideoStream) -> av.VideoFrame | None:

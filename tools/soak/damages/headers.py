@@ -125,7 +125,7 @@ FALSE_HEADERS: tuple[Damage, ...] = (
     false_header(
         "16383 × 16383 in VP8",
         _at(b"\x9d\x01\x2a", 3, b"\xff\x3f\xff\x3f"),
-        failed("truncated", "16383x16383 is invalid"),
+        failed("damaged", "16383x16383 is invalid"),
         clip="claim-vp8.webm",
         options="-c:v libvpx -b:v 1M -g 100",
         fast=True,

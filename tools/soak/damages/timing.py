@@ -43,17 +43,16 @@ def remuxed(group: str, name: str, words: str, *expected: Outcome, clip: str, op
     return Damage(group, name, make, expected, suffix)
 
 
-def _without_first_packet(codec: str, suffix: str) -> Damage:
-    """A clip of key frames, its first packet all zeros."""
+def _without_first_packet(codec: str, suffix: str, outcome: Outcome, what: str = "first packet") -> Damage:
+    """A clip, its first packet all zeros."""
 
     def make(bench: Bench, path: Path) -> None:
-        clip = bench.clip(f"keys-{codec.split()[0]}{suffix}", f"-c:v {codec}")
+        clip = bench.clip(f"{what}-{codec.split()[0]}{suffix}", f"-c:v {codec}")
         with av.open(str(clip)) as container:
             packet = bytes(next(container.demux(video=0)))
         path.write_bytes(clip.read_bytes().replace(packet, bytes(len(packet)), 1))
 
-    name = f"first packet of {codec.split()[0]} in {suffix[1:]} damaged"
-    return Damage(_F, name, make, (built("ffmpeg complained", frames=24),), suffix)
+    return Damage(_F, f"{what} of {codec.split()[0]} in {suffix[1:]} damaged", make, (outcome,), suffix)
 
 
 def _cut_before_key_frame(codec: str, suffix: str) -> Damage:
@@ -71,7 +70,7 @@ def _cut_before_key_frame(codec: str, suffix: str) -> Damage:
 _F = "First frames"
 FIRST_FRAMES: tuple[Damage, ...] = (
     *(
-        _without_first_packet(codec, suffix)
+        _without_first_packet(codec, suffix, built("ffmpeg complained", frames=24))
         for codec, suffix in (
             ("libx264 -g 1", ".mp4"),
             ("libx264 -g 1", ".mkv"),
@@ -80,6 +79,13 @@ FIRST_FRAMES: tuple[Damage, ...] = (
             ("prores -pix_fmt yuv422p10le", ".mov"),
             ("ffv1 -g 1", ".mkv"),
             ("libvpx-vp9 -b:v 1M -g 1 -cpu-used 8 -deadline realtime", ".webm"),
+        )
+    ),
+    *(
+        _without_first_packet(codec, suffix, failed("damaged", "of 25 frames"), "first of several key frames")
+        for codec, suffix in (
+            ("libx264 -g 10 -bf 0", ".mp4"),
+            ("libvpx-vp9 -b:v 1M -g 10 -cpu-used 8 -deadline realtime", ".webm"),
         )
     ),
     *(
