@@ -63,7 +63,7 @@ def test_help_imports_the_command_line_and_nothing_else_of_ours() -> None:
     )
     ours, heavy = _run_python(code)
     files = [f"vmae_data.commands.{name}" for name in ("options", "output", *_commands("vmae-shard"))]
-    modules = ("cli", "commands", "console", "errors", "names", "text")
+    modules = ("amounts", "cli", "commands", "console", "errors", "names")
     command_line = ["vmae_data", *(f"vmae_data.{name}" for name in modules)]
     assert ours.split() == sorted([*command_line, *files])
     assert heavy == ""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from vmae_data.amounts import format_seconds
 from vmae_data.audit.duplicates import Match
 from vmae_data.audit.flags import FLAGS, AuditReport, AuditSpec, Flag, Row
 from vmae_data.audit.measure_samples import MeasuredSample
@@ -28,7 +29,6 @@ from vmae_data.pages.html import (
 from vmae_data.pages.pictures import Picture, frame_pictures
 from vmae_data.read.fetch import Fetcher
 from vmae_data.storage import StoragePath
-from vmae_data.text import format_seconds
 
 __all__ = ["write_audit_page"]
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from vmae_data.amounts import plural
 from vmae_data.commands.options import MaxFailures, Staging, failure_limit
 from vmae_data.commands.output import check_failures, print_build
 from vmae_data.console import (
@@ -27,7 +28,6 @@ from vmae_data.console import (
 )
 from vmae_data.errors import MisuseError
 from vmae_data.names import first_names
-from vmae_data.text import plural
 
 if TYPE_CHECKING:
     from vmae_data.encode.build_spec import BuildSpec

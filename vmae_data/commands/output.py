@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vmae_data.amounts import format_bytes, format_seconds, plural
 from vmae_data.console import print_json, print_rows
 from vmae_data.errors import VmaeError
-from vmae_data.text import format_bytes, format_seconds, plural
 
 if TYPE_CHECKING:
     from vmae_data.shards.merge import BuildReport

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from vmae_data.amounts import plural
 from vmae_data.commands.options import Dest, Workers
 from vmae_data.console import Debug, Json, Quiet, StorageOptions, num_cores, print_json, progress_style
 from vmae_data.errors import VmaeError
-from vmae_data.text import plural
 
 
 def verify(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from vmae_data.amounts import format_bytes
 from vmae_data.console import CheckResult, CheckState
 from vmae_data.doctor.machine import core_quota, cores, existing_part, memory_bytes, shared_memory_bytes, try_folder
 from vmae_data.doctor.storage_access import failed_check, storage_checks, url_checks
@@ -21,7 +22,6 @@ from vmae_data.doctor.training import training_checks
 from vmae_data.encode.ffmpeg import Ffmpeg, encoders_of, ffmpeg_python, find_ffmpeg, owners_of
 from vmae_data.errors import VmaeError
 from vmae_data.storage import RemotePath, StoragePath
-from vmae_data.text import format_bytes
 
 __all__ = ["examine"]
 

@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vmae_data.amounts import format_bytes
 from vmae_data.console import CheckResult
-from vmae_data.text import format_bytes
 
 __all__ = ["training_checks"]
 

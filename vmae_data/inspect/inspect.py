@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae_data.amounts import format_bytes, format_seconds
 from vmae_data.console import print_rows
 from vmae_data.format import Index
 from vmae_data.inspect.markers import seconds_and_profiles
 from vmae_data.read.dataset import Shards
-from vmae_data.text import format_bytes, format_seconds
 
 __all__ = ["DataFacts", "Range", "inspect_shards", "print_table"]
 

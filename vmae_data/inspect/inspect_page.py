@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from vmae_data.amounts import format_bytes, format_seconds
 from vmae_data.format import FAILURES, NOT_JSON, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.inspect.inspect import DataFacts
 from vmae_data.names import first_names
@@ -32,7 +33,6 @@ from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
 from vmae_data.read.dataset import Shards, sample_seconds
 from vmae_data.storage import Span, StoragePath, read_bytes, read_each, read_spans
-from vmae_data.text import format_bytes, format_seconds
 
 __all__ = ["write_inspect_page"]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmae_data.amounts import plural
 from vmae_data.errors import DataError
 from vmae_data.format import UNLISTED, Index, PlanFacts, ShardHead, SourceFacts
 from vmae_data.names import first_names
@@ -17,7 +18,6 @@ from vmae_data.shards.pack import read_heads
 from vmae_data.shards.plan import Part, read_plan, read_sources
 from vmae_data.shards.workspace import Workspace, workspace_of
 from vmae_data.storage import LOCK, StoragePath, commit_bytes, exists, list_names, part_name, read_bytes, remove
-from vmae_data.text import plural
 
 __all__ = ["BuildReport", "finish_build", "merge_parts", "part_failures_name", "write_part_failures"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from vmae_data.amounts import plural
 from vmae_data.errors import MisuseError
 from vmae_data.names import first_names, path_to_text
 from vmae_data.sources.video_files import Folder, is_video, suffix
 from vmae_data.storage import RemotePath, list_tree
-from vmae_data.text import plural
 
 __all__ = ["FoundVideos", "walk_videos"]
 

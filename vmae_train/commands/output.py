@@ -6,8 +6,8 @@ import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from vmae_data.amounts import plural
 from vmae_data.console import print_json, print_rows
-from vmae_data.text import plural
 
 if TYPE_CHECKING:
     from vmae_train.feed import FeedReport

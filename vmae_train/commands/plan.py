@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from vmae_data.amounts import plural
 from vmae_data.console import Debug, Json, Quiet, Settings, local_argument, option, print_json, print_rows
 from vmae_data.errors import MisuseError
-from vmae_data.text import plural
 from vmae_train.commands.options import Recipe, need_torch, spec_of
 
 if TYPE_CHECKING:
