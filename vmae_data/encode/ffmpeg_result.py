@@ -121,6 +121,8 @@ def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
     if seconds < TRUNCATED_BELOW * info.duration:
         # The last frame may last long, as in screen recordings. Only its packet states that.
         seconds = decoded_seconds(run, info, packet_duration(source, info.track, run.pts[-1]))
+    if TRUNCATED_BELOW * info.duration <= seconds <= info.duration / TRUNCATED_BELOW:
+        return  # they agree; to explain a duration, all packets are read
     wanted = TRUNCATED_BELOW * _explained_duration(info, source)
     if seconds < wanted:
         lost = _lost_start(run, info)
