@@ -86,9 +86,9 @@ def decode_frames(
         for frame in _decode_packets(data, table, numbers, key, size):
             yield frame
             decoded += 1
-    # FFmpeg's demuxer reads files of other forms, and states what is wrong with a file.
+    # FFmpeg's demuxer also reads files of other forms, and its errors state the cause.
     if decoded < len(numbers):
-        yield from _decode_container(data, numbers[decoded:], key, size)
+        yield from _decode_container(data, numbers, key, size, decoded)
 
 
 def choose_packets(packets: Packets, numbers: Sequence[int]) -> list[PacketChoice]:
@@ -124,7 +124,7 @@ def _decode_packets(
 def _decoded(
     data: bytes, table: PacketTable, choices: Sequence[PacketChoice], size: tuple[int, int] | None
 ) -> Iterator[av.VideoFrame]:
-    # A context for each clip: to reuse them saves nothing for H.264, and packets could change what a context holds.
+    # A new context for each clip: reuse saves no time for H.264, and packets could change the state of a context.
     context = av.CodecContext.create(table.codec, "r")
     assert isinstance(context, av.VideoCodecContext)
     context.extradata, context.options, context.thread_count = table.extradata, _limit(size), 1
@@ -146,9 +146,10 @@ def _limit(size: tuple[int, int] | None) -> dict[str, str]:
 
 
 def _decode_container(
-    data: bytes, numbers: Sequence[int], key: str, size: tuple[int, int] | None
+    data: bytes, numbers: Sequence[int], key: str, size: tuple[int, int] | None, decoded: int
 ) -> Iterator[FramePlanes]:
-    limit, decoded = _limit(size), 0
+    """The frames `numbers` but for the first `decoded`, which the caller has."""
+    limit = _limit(size)
     try:
         with av.open(io.BytesIO(data), mode="r", format="mp4", metadata_errors="replace", options=limit) as container:
             stream = container.streams.video[0]
@@ -160,8 +161,8 @@ def _decode_container(
             if not stream.time_base or not stream.average_rate:
                 raise SampleError(key, "the mp4 states no time base or frame rate")
             step = 1 / (stream.average_rate * stream.time_base)
-            if numbers and numbers[0] > 0:
-                container.seek(int(numbers[0] * step), stream=stream, backward=True)
+            if numbers[decoded] > 0:
+                container.seek(int(numbers[decoded] * step), stream=stream, backward=True)
             for frame in container.decode(stream):
                 number = _number(frame.pts, step)
                 if number < numbers[decoded]:
