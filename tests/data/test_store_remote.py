@@ -33,7 +33,7 @@ from vmae_data.storage import (
     set_options,
     storage_path,
 )
-from vmae_data.storage.attempt import pause
+from vmae_data.storage.attempt import attempt, pause
 from vmae_data.storage.store_options import VARIABLE
 
 pytestmark = pytest.mark.processes
@@ -273,3 +273,8 @@ def test_credentials_that_were_renewed_meanwhile_are_used(
 
     monkeypatch.setattr("vmae_data.storage.retry.random.uniform", renew)
     assert read_bytes(folder / "x") == b"hello"
+
+
+def test_calls_one_after_the_other_use_one_thread_and_not_the_callers() -> None:
+    threads = {attempt(lambda _: threading.get_ident(), None) for _ in range(5)}
+    assert len(threads) == 1 and threads != {threading.get_ident()}

@@ -1,4 +1,6 @@
-"""One call to a store, in a thread that nobody else uses: the caller's wait for it ends by a signal, and if the answer only trickles.
+"""One call to a store, in a thread that nobody else uses meanwhile.
+
+The caller's wait for it ends by a signal, and if the answer only trickles.
 
 A call of obstore holds its thread until the answer is complete, and no signal interrupts it.
 """
@@ -58,7 +60,6 @@ class _Call(Generic[Result]):
             self._result = self._call(self.progress)
         except BaseException as error:  # a panic of the client is no Exception
             self._error = error
-        self.done.set()
 
     def result(self) -> Result:
         if self._error is not None:
@@ -78,8 +79,11 @@ class _Runner:
 
     def _run(self) -> None:
         while True:
-            self.calls.get().run()
-            _idle.append(self)
+            call = self.calls.get()
+            call.run()
+            _idle.append(self)  # first: the caller's next call gets this thread
+            call.done.set()
+            del call  # its result may be large
 
 
 _idle: list[_Runner] = []  # a child process has none of these threads
