@@ -114,9 +114,8 @@ def make_plan(job: Job, machine: Machine, rates: Rates) -> Plan:
         )
     costs = _costs(job, machine, rates)
     stages = _stages(job, machine, costs, decoding)
-    slowest = min(stages, key=lambda stage: stage.videos_per_second)
+    slowest, hours = _slowest(job, stages)
     compute = stages[-1].videos_per_second
-    hours = job.videos / slowest.videos_per_second / 3600
     cores = _cores(job, machine, compute, costs)
     measured = rates.memory_mb
     peak = Value(measured.value * 1e6 / 2**30, "measured") if measured else Value(job.peak_mib / 1024, "computed")
@@ -168,6 +167,12 @@ def _stages(job: Job, machine: Machine, costs: Rates, decoding: int) -> tuple[St
     )
 
 
+def _slowest(job: Job, stages: tuple[Stage, ...]) -> tuple[Stage, float]:
+    """The stage that limits, and the hours of the training at its speed."""
+    stage = min(stages, key=lambda stage: stage.videos_per_second)
+    return stage, job.videos / stage.videos_per_second / 3600
+
+
 def _cores(job: Job, machine: Machine, compute: float, costs: Rates) -> int:
     """A core for each thread of a process, and those that decode."""
     return machine.gpus * job.threads + (math.ceil(compute * costs.cpu_seconds_a_video.value) if job.workers else 0)
@@ -195,8 +200,7 @@ def _changes(job: Job, machine: Machine, costs: Rates, decoding: int) -> tuple[C
     result = []
     for what, other_job, other_costs in changed:
         stages = _stages(other_job, machine, other_costs, decoding)
-        slowest = min(stages, key=lambda stage: stage.videos_per_second)
-        hours = other_job.videos / slowest.videos_per_second / 3600
+        slowest, hours = _slowest(other_job, stages)
         cores = _cores(other_job, machine, stages[-1].videos_per_second, other_costs)
         result.append(Change(what, slowest.name, hours, cores))
     return tuple(result)

@@ -9,7 +9,7 @@ from statistics import median
 
 from vmae_data.encode.ffmpeg import FfmpegRun
 from vmae_data.encode.probe import VideoInfo
-from vmae_data.encode.times import far_ticks, mended_times, time_stamps
+from vmae_data.encode.times import far_ticks, held_runs, mended_times, time_stamps
 from vmae_data.format import Rational
 
 __all__ = ["with_steady_rate"]
@@ -60,8 +60,8 @@ def _likely_rate(stamps: Sequence[int], info: VideoInfo) -> Rational:
 
 def _median_steps(stamps: Sequence[int]) -> Iterator[Fraction]:
     """The median ticks from frame to frame: if frames at one time share the time until the next, and as they are."""
-    moves = [0, *(n for n in range(1, len(stamps)) if not 0 <= stamps[n] - stamps[n - 1] <= 1)]
-    shares = [(stamps[b] - stamps[a]) / (b - a) for a, b in pairwise(moves) for _ in range(b - a)]
+    *runs, _ = held_runs(stamps, 1)  # nothing follows the last one
+    shares = [(stamps[b] - stamps[a]) / (b - a) for a, b in runs for _ in range(b - a)]
     if shares and (shared := median(shares)) > _LEAST_SHARED:
         yield Fraction(shared)
     yield Fraction(median(after - now for now, after in pairwise(stamps)))

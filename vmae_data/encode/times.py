@@ -19,6 +19,7 @@ __all__ = [
     "far_ticks",
     "first_clean_frame",
     "frame_times",
+    "held_runs",
     "mended_times",
     "time_remarks",
     "time_stamps",
@@ -127,7 +128,7 @@ def _release_clock(stamps: Sequence[int], step: Fraction, far: float) -> tuple[l
     """
     released: list[int] = []
     offset = wrong = 0
-    for start, stop in _held_runs(stamps, _largest_still(round(step))):
+    for start, stop in held_runs(stamps, _largest_still(round(step))):
         count, time = stop - start, stamps[start] + offset
         jump = time - released[-1] - round(step) if released else 0
         jump = jump if count >= _MIN_HELD and jump > far else 0
@@ -142,7 +143,7 @@ def _release_clock(stamps: Sequence[int], step: Fraction, far: float) -> tuple[l
     return released, wrong
 
 
-def _held_runs(stamps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+def held_runs(stamps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     """Start and stop of each run of frames whose time stamps rise by at most `most`."""
     moves = (n for n in range(1, len(stamps)) if not 0 <= stamps[n] - stamps[n - 1] <= most)
     return pairwise((0, *moves, len(stamps)) if stamps else ())

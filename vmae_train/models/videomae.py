@@ -92,8 +92,8 @@ class PretrainModel(VideoModel):
         Without targets, they are made from the clips, un-normalised with the model's mean and std.
         Raises ValueError as `forward`.
         """
-        self._check_clips(clips_BCTHW)
         if targets_BMD is None:
+            self._check_clips(clips_BCTHW)
             rgb01 = clips_BCTHW.float() * per_colour(self.std_C) + per_colour(self.mean_C)
             targets_BMD = cube_targets(rgb01, mask.predicted_BK, self.geometry)
         return reconstruction_loss(self(clips_BCTHW, mask, rng), targets_BMD, weight_B)
