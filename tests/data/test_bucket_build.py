@@ -77,7 +77,7 @@ def test_a_build_that_is_killed_resumes_from_the_bucket_and_from_staging(
 def test_encodes_wait_for_their_own_plan_only(
     change: dict[str, int], small_build: SmallBuild, s3: Setting, tmp_path: Path
 ) -> None:
-    """As if a build stopped, and its objects were deleted: what it encoded is on this machine."""
+    """A build stopped, its objects were deleted, and its encodes remain on this machine."""
     spec = msgspec.structs.replace(small_build.spec, **change)
     binary = find_ffmpeg(str(small_build.ffmpeg))
     listing = find_sources(str(small_build.videos))

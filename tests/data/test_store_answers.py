@@ -427,7 +427,7 @@ def test_what_is_kept_of_a_bucket_differs_between_servers_and_accounts(
             set_options([f"endpoint={endpoint}"])
             digests.add(path_digest(_path(url)))
             workspace = workspace_of(_path(url))
-            stack.enter_context(workspace.locked("build"))  # beside the builds into the others
+            stack.enter_context(workspace.locked("build"))  # at the same time as the builds on the other servers
             set_options([f"endpoint={endpoint}/"])
             assert workspace_of(_path(url)) == workspace
             with pytest.raises(VmaeError, match="another build"), workspace.locked("build"):

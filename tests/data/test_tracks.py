@@ -1,4 +1,4 @@
-"""Which video track is used, and what a file holds besides it."""
+"""The choice of a video track, and files with further tracks or a second file."""
 
 from __future__ import annotations
 

@@ -311,7 +311,7 @@ def markdown(report: Report) -> str:
 
 
 def markdown_of_clips(report: Report) -> list[str]:
-    """The second table: what a clip costs each reader of shards."""
+    """The second table: latency and CPU time of a clip, for each reader of shards."""
     lines = ["| files | reader | ms a clip: median, p95, p99 | frames decoded | CPU time by stage |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for row in report.rows:

@@ -45,7 +45,7 @@ FRAMES_BY_DEMUXER = 23.5
 
 
 class Measured(msgspec.Struct):
-    """One measurement. A rate is clips per CPU second; what a reader does not tell is empty."""
+    """One measurement. A rate is clips per CPU second; fields that a reader does not measure are empty."""
 
     rate: float
     milliseconds: list[float] = []  # of a clip: 50th, 95th and 99th percentile
