@@ -17,13 +17,13 @@ from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundE
 from vmae_data.executors.jobs import BuildJobs, Executor
 from vmae_data.executors.local_processes import run_local
 from vmae_data.executors.ray_cluster import require_ray, run_on_ray
-from vmae_data.format import FAILURES, INDEX, PLAN, SAMPLES, UNLISTED, Index, ShardHead, decode_record
+from vmae_data.format import FAILURES, INDEX, PLAN, RULES, SAMPLES, UNLISTED, Index, ShardHead, decode_record
 from vmae_data.names import path_to_line, path_to_text
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.shards.compare_plan import ComparedPlan, SizeChanges, compare_plan, discard_unstarted
 from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures
 from vmae_data.shards.pack import ShardJob, pack_shard
-from vmae_data.shards.plan import WHOLE, Part, make_plan, write_appended_plan, write_plan
+from vmae_data.shards.plan import WHOLE, Part, Plan, make_plan, stored_rules, write_appended_plan, write_plan
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import Listing, find_sources
@@ -73,12 +73,17 @@ def build_shards(
         execute = partial(run_on_ray, workers=workers, address=address, ffmpeg=ffmpeg)
     binary = find_ffmpeg(ffmpeg)
 
-    sources = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
-    listing = exclude_sources(sources, exclude)
+    find = partial(find_sources, source, classes, annotations=annotations, split=split, columns=spec.columns)
 
-    plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
+    def planned(rules: int) -> tuple[Listing, Plan]:
+        listing = exclude_sources(find(rules=rules), exclude)
+        return listing, make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
+
+    rules = RULES if append else stored_rules(dest)
+    listing, plan = planned(rules)
     _check_destination(dest, listing.folder)
-    discard_unstarted(workspace, plan, append=append)
+    if discard_unstarted(workspace, plan, append=append) and rules < RULES:
+        listing, plan = planned(RULES)
     with workspace.locked("build", part):
         # Read what is there before anything is written: a newer version may have written it.
         old_index = _read_index(dest / INDEX)

@@ -261,7 +261,7 @@ class PlanStage(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """plan.json: everything that the bytes of the shards depend on. Equal plans give equal shards.
+    """plan.json: everything that the bytes of the tars depend on. Equal plans give equal tars, whichever version makes them.
 
     A new field needs a default, which is not written: the digest of a stored plan must not change.
     """

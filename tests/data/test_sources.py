@@ -237,15 +237,16 @@ def test_folders_of_the_system_are_skipped_and_counted(tmp_path: Path, name: str
 
 
 def test_files_that_are_no_videos_by_their_suffix_are_counted_and_a_listing_takes_them(tmp_path: Path) -> None:
-    _touch(tmp_path, "a/x.gif", "b/y.vob", "c/z.RMVB", "d/w.r3d", "d/notes", ".hidden")
+    _touch(tmp_path, "a/x.gif", "b/y.vob", "c/z.RMVB", "d/w.dat", "d/notes", ".hidden")
     listing = find_sources(str(tmp_path))
     assert listing.classes == ("a", "b", "c")
     assert listing.notes == (
-        f"{tmp_path}: 2 files without the suffix of a video left out (1 without a suffix, 1 .r3d). A listing can name them",
+        f"{tmp_path}: 2 files without the suffix of a video left out (1 without a suffix, 1 .dat). "
+        "If some are videos in a format that builds open, a listing can name them",
     )
-    for text in ("d/w.r3d 1\n", "d/w.r3d\n", "path\nd/w.r3d\n", "d/w.r3d,1\n", "d/w.r3d 0 -1 1\n"):
+    for text in ("d/w.dat 1\n", "d/w.dat\n", "path\nd/w.dat\n", "d/w.dat,1\n", "d/w.dat 0 -1 1\n"):
         found = find_sources(_listing(tmp_path, text))
-        assert [s.path for s in found.sources] == [b"d/w.r3d"], text
+        assert [s.path for s in found.sources] == [b"d/w.dat"], text
 
 
 def test_a_stem_means_the_usual_container_before_a_rare_one(tmp_path: Path) -> None:

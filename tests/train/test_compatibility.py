@@ -17,13 +17,14 @@ import torch
 from tests.command import call_command
 from tests.compatibility.make import LAYOUT, PHASES, THINNED, machine
 from tools.soak.batches import own_clips
-from vmae_data.build import build_shards
+from vmae_data.build import BuildReport, build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import MisuseError
-from vmae_data.format import PlanFacts
+from vmae_data.format import RULES, PlanFacts
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe, with_settings
+from vmae_data.shards.plan import read_plan
 from vmae_train import load_model
 from vmae_train.clips.fingerprint import ClipFingerprint
 from vmae_train.distributed import Distributed
@@ -157,6 +158,27 @@ class _LaterPretrainSpec(PretrainSpec, frozen=True, kw_only=True, forbid_unknown
 
 class _LaterBuildSpec(BuildSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     a_later_key: str = "as before"
+
+
+def test_suffixes_that_are_taken_since_do_not_change_an_older_plan(made: Path) -> None:
+    """An append has the newest rules. So has a plan that replaces one of which nothing is finished."""
+    _needs_the_same_ffmpeg()
+    values = [setting for setting in THINNED if setting != "--set"]
+
+    def build(dest: str, *settings: str, **options: bool) -> BuildReport:
+        spec = with_settings({}, BuildSpec, [*values, *settings], "the test's recipe")
+        return build_shards("sources", made / dest, spec, workers=1, style=ProgressStyle.QUIET, **options)
+
+    for name in ("d.gif", "d.nut", "d.y4m"):
+        shutil.copy(made / "sources/cells/a.mp4", made / "sources/cells" / name)
+    build("unfinished")
+    assert _digests(made / "unfinished") == _digests(MADE / "shards")
+    assert build("unfinished", append=True).appended == 3
+
+    (made / "unstarted").mkdir()
+    shutil.copy(MADE / "unfinished/plan.json", made / "unstarted")
+    assert build("unstarted", "crf=30").sources == 12
+    assert read_plan(made / "unstarted").rules == RULES
 
 
 def test_a_run_resumes_when_the_program_has_gained_a_key(made: Path) -> None:

@@ -35,11 +35,13 @@ __all__ = [
 ]
 
 # Only containers of a single file: a playlist or a concatenation script could name any other file.
-DEMUXERS = (
+_DEMUXERS_UNTIL_RULES_2 = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,asf,flv,ogg,mxf"
     ",h264,hevc,ivf,nut,dv,gif,rm,wtv"
 )
-_OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+DEMUXERS = f"{_DEMUXERS_UNTIL_RULES_2},yuv4mpegpipe,mjpeg,jpeg_pipe,apng,obu,dirac,vvc"
+# libavformat takes raw Motion JPEG for one or the other, by the headers of its pictures.
+_SINGLE_PICTURES = "jpeg_pipe"
 
 # A header of a few bytes may claim any size, and a decoder allocates it. The limit is twice the largest frame of the
 # highest level of H.264, HEVC and AV1 (8K). A frame of this size with 8 bits in 4:2:0 takes 100 MB.
@@ -64,7 +66,7 @@ _MATRIX_NAMES = {
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
 # The pictures alone state sample aspect and rotation, so these can change midway.
-_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"))
+_WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "obu", "dirac", "vvc"))
 # libavformat gives every stream the one duration that these declare.
 _ONE_DURATION = frozenset(("asf", "wtv"))
 _MAX_ANGLE = 360  # degrees
@@ -144,13 +146,13 @@ def _refuse_machine_fault(path: bytes, error: Exception) -> None:
 
 def _first_usable(path: bytes, rules: int) -> VideoInfo:
     """The facts of the first video track that decodes, in the order of `_tracks`. If none does, the error of the first."""
-    with open_container(path) as container:
-        if rules < 2 or len(_video_streams(container)) == 1:
+    with open_container(path, rules) as container:
+        if rules < 2 or (len(_video_streams(container)) == 1 and container.format.name != _SINGLE_PICTURES):
             return _describe(container, 0, rules)
         tracks, cause = _tracks(container, rules)
     first_error: SourceError | None = None
     for track in tracks:
-        with open_container(path) as container:
+        with open_container(path, rules) as container:
             try:
                 info = _describe(container, track, rules)
             except SourceError as error:
@@ -181,6 +183,8 @@ def _tracks(container: av.container.InputContainer, rules: int) -> tuple[list[in
     tracks.sort(key=lambda track: track != default)
     frames = _num_frames(container, streams, default)
     if frames[default] == 1:
+        if container.format.name == _SINGLE_PICTURES:
+            raise SourceError("no-video", "the file is a single picture")
         tracks.sort(key=lambda track: -frames[track])
     if tracks[0] == 0:
         return tracks, ""
@@ -202,11 +206,13 @@ def _num_frames(
 
 
 @contextmanager
-def open_container(path: bytes) -> Iterator[av.container.InputContainer]:
+def open_container(path: bytes, rules: int = RULES) -> Iterator[av.container.InputContainer]:
     """An open container. Limits the memory that its header can make libraries allocate."""
+    demuxers = DEMUXERS if rules >= 3 else _DEMUXERS_UNTIL_RULES_2
+    options = {"format_whitelist": demuxers, "protocol_whitelist": "file"}
     with (
         limit_memory_growth(_MAX_BYTES),
-        av.open(os.fsdecode(path), options=dict(_OPEN_OPTIONS), metadata_errors="replace") as container,
+        av.open(os.fsdecode(path), options=options, metadata_errors="replace") as container,
     ):
         yield container
 

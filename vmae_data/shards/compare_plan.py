@@ -92,21 +92,24 @@ class _Change(NamedTuple):
         return ", ".join(parts)
 
 
-def discard_unstarted(workspace: Workspace, plan: Plan, *, append: bool) -> None:
+def discard_unstarted(workspace: Workspace, plan: Plan, *, append: bool) -> bool:
     """Remove a stored plan that differs from `plan` if nothing of it is finished. With `append`, so for its last append.
 
     Only if locks and staging are in the destination: elsewhere nobody sees what another machine has begun.
+    Returns whether it removed one.
     """
     if workspace.staging_is_outside or _unstarted(workspace, plan) is None:
-        return
+        return False
     with suppress(VmaeError), lock(workspace.locks, "build"):  # else a build is running
         stored = _unstarted(workspace, plan)
         if stored is None or (stored.appended_to and not append):
-            return
+            return False
         if stored.appended_to:
             commit_bytes(workspace.dest / PLAN, encode_record(stored.stages()[-2]))
         else:
             remove(workspace.dest / PLAN)
+        return True
+    return False
 
 
 def _unstarted(workspace: Workspace, plan: Plan) -> PlanFacts | None:
@@ -130,7 +133,7 @@ def compare_plan(
     """The plan with the facts stored in `dest`, if any: digests are those of the stored plan.
 
     A recipe key that the stored plan lacks is compared by its default. Older rules of a stored plan hold: equal plans
-    give equal shards, whichever version makes them. With `append`, sources that the stored plan lacks are added to it.
+    give equal tars, whichever version makes them. With `append`, sources that the stored plan lacks are added to it.
     `class_folders` are those of the listing: whether their names are names or numbers stays as the stored plan has it.
     Raises MisuseError with the difference: a destination holds one plan.
     """

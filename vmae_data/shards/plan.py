@@ -39,6 +39,7 @@ __all__ = [
     "read_sources",
     "refuse_difference",
     "spec_of",
+    "stored_rules",
     "write_appended_plan",
     "write_plan",
 ]
@@ -145,6 +146,14 @@ def read_plan(dest: StoragePath) -> PlanFacts:
             f"{dest / PLAN}: its rules {plan.rules} are newer than this program's {RULES}. Update vmae"
         )
     return plan
+
+
+def stored_rules(dest: StoragePath) -> int:
+    """The rules of the plan that a destination holds. The newest if there is none that this version can read."""
+    try:
+        return read_plan(dest).rules
+    except DataError:
+        return RULES
 
 
 def read_sources(dest: StoragePath, plan: PlanFacts) -> tuple[SourceVideo, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import Label
+from vmae_data.format import RULES, Label
 from vmae_data.labels import label_text
 from vmae_data.names import first_names, key_of, path_to_text
 from vmae_data.sources.annotations import Annotations, read_annotations
@@ -60,11 +60,13 @@ def find_sources(
     annotations: str | None = None,
     split: str | None = None,
     columns: Columns | None = None,
+    rules: int = RULES,
 ) -> Listing:
     """Read a folder, a folder and its annotations, or a listing.
 
     `classes` fixes the class numbers. Without it they come from the annotations, if these number their classes.
     Else integer labels are the numbers, and names are sorted. `split` chooses rows of the annotations.
+    `rules` are those of the plan: they say which suffixes are those of videos.
     Raises MisuseError for a wrong path, an unknown format, contradictory labels, or if no video is found.
     """
     path = storage_path(source)
@@ -77,7 +79,7 @@ def find_sources(
     if not is_file and not is_folder(path):
         raise MisuseError(f"{source}: is neither a folder of videos nor a listing. Check the path")
     folder = _resolved(path.resolve().parent if is_file else path)
-    videos = VideoFiles(folder)
+    videos = VideoFiles(folder, rules)
     file = source if is_file else annotations
     if file is None:
         parsed = Annotations(_class_folders(videos.found.videos))

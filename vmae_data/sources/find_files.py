@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vmae_data.errors import MisuseError
+from vmae_data.format import RULES
 from vmae_data.names import path_to_text
 from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, is_video, remote_path, suffix
 from vmae_data.sources.walk import FoundVideos, walk_videos
@@ -22,8 +23,8 @@ KINETICS_STEM = re.compile(rb"([\w-]{11})_\d{6}_\d{6}")
 class VideoFiles:
     """The videos below a folder. The first question about them walks the folder, once."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, rules: int = RULES) -> None:
+        self.folder, self.rules = folder, rules
 
     def contains(self, path: bytes) -> bool:
         """Whether a file exists at this path. Does not walk the folder."""
@@ -33,7 +34,7 @@ class VideoFiles:
 
     @cached_property
     def found(self) -> FoundVideos:
-        return walk_videos(self.folder)
+        return walk_videos(self.folder, self.rules)
 
     @cached_property
     def paths(self) -> frozenset[bytes]:

@@ -9,10 +9,12 @@ import os
 from collections.abc import Sequence
 
 from vmae_data.errors import MisuseError
+from vmae_data.format import RULES
 from vmae_data.names import path_to_text
 from vmae_data.storage import RemotePath, file_size, in_threads, list_tree
 
 __all__ = [
+    "UNOPENED_SUFFIXES",
     "USUAL_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Folder",
@@ -21,6 +23,7 @@ __all__ = [
     "relative_path",
     "remote_path",
     "suffix",
+    "video_suffixes",
 ]
 
 Folder = bytes | RemotePath
@@ -30,10 +33,25 @@ USUAL_SUFFIXES = frozenset(
     b".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .wmv .asf .flv .f4v .3gp .3g2 .ts .m2ts .mts .ogv .mxf".split()
 )
 # Also containers that the probe opens (encode/probe.py). A folder may hold such a file beside its usual copy.
-VIDEO_SUFFIXES = USUAL_SUFFIXES | frozenset(
+_SINCE_RULES_2 = frozenset(
     b".gif .vob .vro .evo .mpe .m1v .m2p .m2t .tp .trp .tod .rm .rmvb .rv .divx .xvid .mk3d .mp4v .3gpp .3gp2"
     b" .mj2 .ogm .dv .wtv .nut .ivf .h264 .264 .h265 .265 .hevc".split()
 )
+_SINCE_RULES_3 = frozenset(b".y4m .mjpeg .mjpg .apng .obu .drc .vc2 .266 .h266 .vvc".split())
+VIDEO_SUFFIXES = USUAL_SUFFIXES | _SINCE_RULES_2 | _SINCE_RULES_3
+# Videos that no build opens, also if a listing names them. Playlists and scripts could name any other file. SWF is a
+# program. The libraries don't decode animated WebP and AVS2. They invent the frame rate of H.261, H.263 and some GXF.
+UNOPENED_SUFFIXES = frozenset(
+    b".m3u .m3u8 .mpd .ffconcat .avs .swf .webp .avs2 .avs3 .cavs .gxf .h261 .h263 .vc1 .dnxhd .r3d .braw"
+    b" .bik .smk .nsv .nuv".split()
+)
+
+
+def video_suffixes(rules: int = RULES) -> frozenset[bytes]:
+    """The suffixes that a folder's videos have by these rules: a plan with older ones finds the same videos again."""
+    if rules >= 3:
+        return VIDEO_SUFFIXES
+    return USUAL_SUFFIXES if rules < 2 else USUAL_SUFFIXES | _SINCE_RULES_2
 
 
 def is_video(name: bytes) -> bool:

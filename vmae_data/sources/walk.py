@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.amounts import plural
 from vmae_data.errors import MisuseError
+from vmae_data.format import RULES
 from vmae_data.names import first_names, path_to_text
-from vmae_data.sources.video_files import Folder, is_video, suffix
+from vmae_data.sources.video_files import UNOPENED_SUFFIXES, Folder, suffix, video_suffixes
 from vmae_data.storage import RemotePath, list_tree
 
 __all__ = ["FoundVideos", "walk_videos"]
@@ -49,27 +50,35 @@ class FoundVideos(NamedTuple):
         if self.repeated:
             names = first_names(map(path_to_text, self.repeated), MAX_SHOWN)
             notes.append(f"{plural(len(self.repeated), 'link')} to a folder found before skipped ({names})")
-        if self.other_suffixes:
-            common = self.other_suffixes.most_common()
-            names = first_names(
-                (f"{count} {path_to_text(name) or 'without a suffix'}" for name, count in common), MAX_SHOWN
-            )
+        unopened = Counter({name: n for name, n in self.other_suffixes.items() if name in UNOPENED_SUFFIXES})
+        if unopened:
             notes.append(
-                f"{plural(self.other_suffixes.total(), 'file')} without the suffix of a video left out ({names}). "
-                "A listing can name them"
+                f"{plural(unopened.total(), 'file')} in a format that builds don't open left out ({_counts(unopened)}). "
+                "Convert its videos, for example to .mp4"
+            )
+        if others := self.other_suffixes - unopened:
+            notes.append(
+                f"{plural(others.total(), 'file')} without the suffix of a video left out ({_counts(others)}). "
+                "If some are videos in a format that builds open, a listing can name them"
             )
         return notes
 
 
-def walk_videos(folder: Folder) -> FoundVideos:
+def _counts(suffixes: Counter[bytes]) -> str:
+    common = suffixes.most_common()
+    return first_names((f"{count} {path_to_text(name) or 'without a suffix'}" for name, count in common), MAX_SHOWN)
+
+
+def walk_videos(folder: Folder, rules: int = RULES) -> FoundVideos:
     """Every video below a folder. Skips names that begin with a dot, folders of the system, and folders without permission.
 
+    `rules`: those of the plan. They say which suffixes are those of videos.
     Follows links to folders, but visits each real folder once: a loop of links ends.
     Raises MisuseError if a folder can't be read for another reason: its videos would be lost.
     """
-    found = FoundVideos([], [], [], [], Counter())
+    found, suffixes = FoundVideos([], [], [], [], Counter()), video_suffixes(rules)
     if isinstance(folder, RemotePath):
-        _sort_keys(map(str.encode, list_tree(folder)), found)
+        _sort_keys(map(str.encode, list_tree(folder)), found, suffixes)
         return found
     visited: set[tuple[int, int]] = set()
 
@@ -91,7 +100,7 @@ def walk_videos(folder: Folder) -> FoundVideos:
         folders[:] = sorted(name for name in folders if not _is_system(name) and not name.startswith(b"."))
         below = os.path.relpath(parent, folder)
         for name in sorted(names):
-            _sort_file(os.path.normpath(os.path.join(below, name)), found)
+            _sort_file(os.path.normpath(os.path.join(below, name)), found, suffixes)
     return found
 
 
@@ -99,7 +108,7 @@ def _is_system(name: bytes) -> bool:
     return name.lower() in SYSTEM_FOLDERS
 
 
-def _sort_keys(keys: Iterable[bytes], found: FoundVideos) -> None:
+def _sort_keys(keys: Iterable[bytes], found: FoundVideos, suffixes: Set[bytes]) -> None:
     system_folders: dict[bytes, None] = {}
     for key in keys:
         parents = key.split(b"/")[:-1]
@@ -107,15 +116,15 @@ def _sort_keys(keys: Iterable[bytes], found: FoundVideos) -> None:
         if number is not None:
             system_folders[b"/".join(parents[: number + 1])] = None
         elif not any(name.startswith(b".") for name in parents):
-            _sort_file(key, found)
+            _sort_file(key, found, suffixes)
     found.system_folders.extend(system_folders)
 
 
-def _sort_file(path: bytes, found: FoundVideos) -> None:
+def _sort_file(path: bytes, found: FoundVideos, suffixes: Set[bytes]) -> None:
     name = os.path.basename(path)
     if name.startswith(b".") or not name:
         return
-    if is_video(name):
+    if suffix(name) in suffixes:
         found.videos.append(path)
     else:
         found.other_suffixes[suffix(name)] += 1

@@ -66,6 +66,7 @@ def _tar() -> bytes:
 
 
 _NONE = failed("unreadable")
+_PICTURE = failed("no-video", "a single picture")
 _SINE = "-f lavfi -i sine=duration=1"
 _UNKNOWN = (failed("unreadable"), failed("undecodable"), failed("no-video"))
 OTHERS: tuple[Damage, ...] = (
@@ -86,7 +87,7 @@ OTHERS: tuple[Damage, ...] = (
     written("a ZIP", _zip(), _NONE),
     written("a tar", _tar(), _NONE),
     written("a program", b"\x7fELF" + bytes(1000), _NONE),
-    by_ffmpeg(_N, "a JPEG named .mp4", "-i CLIP -frames:v 1 -f image2 -c:v mjpeg -update 1", _NONE, fast=True),
+    by_ffmpeg(_N, "a JPEG named .mp4", "-i CLIP -frames:v 1 -f image2 -c:v mjpeg -update 1", _PICTURE, fast=True),
     by_ffmpeg(_N, "a PNG named .mp4", "-i CLIP -frames:v 1 -f image2 -c:v png -update 1", _NONE),
     by_ffmpeg(_N, "audio only, AAC", f"{_SINE} -c:a aac", failed("no-video"), fast=True),
     by_ffmpeg(_N, "audio only, Vorbis in WebM", f"{_SINE} -c:a libvorbis", failed("no-video"), suffix=".webm"),

@@ -143,9 +143,19 @@ _COPY_OF = (
     ("H.264 without a container", "", ".h264"),
     ("HEVC without a container", "-c:v libx265 -x265-params log-level=error:pools=1", ".hevc"),
     ("VP8 in IVF", "-c:v libvpx -b:v 1M", ".ivf"),
+    ("uncompressed in YUV4MPEG", "-c:v wrapped_avframe", ".y4m"),
+    ("MJPEG without a container", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p", ".mjpeg"),
+    ("MJPEG without a container, JFIF", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p -vf setsar=1,scale=192:128", ".mjpg"),
+    ("APNG", "-c:v apng -pix_fmt rgb24", ".apng"),
+    ("AV1 without a container", "-c:v libaom-av1 -cpu-used 8 -crf 20", ".obu"),
+    ("VC-2 without a container", "-c:v vc2 -pix_fmt yuv422p", ".drc"),
+    ("VVC without a container", "-c:v libvvenc -pix_fmt yuv420p10le -qp 10 -f vvc", ".266"),
     ("fragmented mp4", "-movflags frag_keyframe+empty_moov", ".mp4"),
 )
-_NO_DURATION = (".ts", ".m2ts", ".mpg", ".ogv", ".vob", ".h264", ".hevc")
+_NO_DURATION = (
+    *(".ts", ".m2ts", ".mpg", ".ogv", ".vob"),
+    *(".h264", ".hevc", ".mjpeg", ".mjpg", ".apng", ".obu", ".drc", ".266"),
+)
 CONTAINERS: tuple[Damage, ...] = (
     *(
         encoded(
