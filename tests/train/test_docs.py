@@ -21,11 +21,14 @@ from vmae_data.recipes import list_recipes, load_recipe
 from vmae_train.checkpoints.convert import ConvertSpec
 from vmae_train.checkpoints.native import save_model
 from vmae_train.cli import app as train_app
+from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
+from vmae_train.inference.read_video import read_clip
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
 from vmae_train.pretrain import PretrainSpec
+from vmae_train.runs.metadata import RunFacts, run_clip
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -233,6 +236,33 @@ def test_the_python_that_is_shown_runs(
     answer = capsys.readouterr().out
     assert answer[0] in "ab"
     assert str(geometry.embed_dim) in answer
+
+
+@pytest.mark.parametrize("clip", [ClipSpec(stride=2), ClipSpec(rate=6.25), None])
+def test_the_python_that_is_shown_takes_the_clips_of_the_checkpoints_run(
+    tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, clip: ClipSpec | None
+) -> None:
+    """A path of a run and one of a checkpoint in it. A published file has no run: then it takes 4 frames' spacing."""
+    monkeypatch.chdir(tmp_path)
+    geometry, video = ModelSpec(size="tiny").geometry(), next(demo_videos.rglob("*.mp4"))
+    checkpoint = Path("runs/k400-finetune/checkpoints/step-8")
+    for folder in (checkpoint, checkpoint.parents[1]):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(folder, Classifier(geometry, ("a", "b"), seed=0))
+    if clip is not None:
+        recipe = msgspec.to_builtins(load_recipe("vmae_train", "finetune/k400", FinetuneSpec))
+        recipe["clip"] = msgspec.to_builtins(clip)
+        facts = RunFacts(kind="finetune", recipe=recipe, data=("shards",), data_digest=("0",))
+        Path("runs/k400-finetune/run.json").write_bytes(msgspec.json.encode(facts))
+    shutil.copy(video, "video.mp4")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("moving.md"), flags=re.DOTALL | re.MULTILINE)
+    expected = read_clip(video, geometry.num_frames, clip or ClipSpec(stride=4))
+    for path in ("runs/k400-finetune", str(checkpoint)):
+        variables: dict[str, Any] = {}
+        exec(compile(block.replace('"runs/k400-finetune"', repr(path)), "moving.md", "exec"), variables)
+        assert run_clip(path) == clip
+        assert variables["clip"] == (clip or ClipSpec(stride=4))
+        assert (variables["frames"] == expected).all()
 
 
 def test_all_questions_are_answered_with_a_command() -> None:
