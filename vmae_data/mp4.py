@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vmae_data.errors import SampleError
 from vmae_data.format import Packets, Rational
 
-__all__ = ["PacketTable", "check_claims", "packet_table"]
+__all__ = ["PacketTable", "check_claims", "child_boxes", "list_boxes", "packet_table", "table_rows"]
 
 # A table of frame sizes: its name, version and flags, one size for all or a width, and the frame count.
 _SIZE_TABLE = re.compile(rb"(?:stsz|stz2).{8}(.{4})", re.DOTALL)
@@ -36,7 +36,7 @@ def check_claims(data: bytes, key: str) -> None:
 
     Checks all boxes: FFmpeg accepts a table of sizes where the standard allows none.
     """
-    for kind, start, end in _boxes(data, 0, len(data)):
+    for kind, start, end in list_boxes(data, 0, len(data)):
         if kind == b"mdat":
             continue
         box = data[start:end]
@@ -60,15 +60,15 @@ def packet_table(data: bytes) -> PacketTable | None:
 
 def _packet_table(data: bytes) -> PacketTable | None:
     """Raises KeyError for a missing box, ValueError or struct.error for a malformed one."""
-    [movie] = [span for kind, *span in _boxes(data, 0, len(data)) if kind == b"moov"]
-    [track] = [span for kind, *span in _boxes(data, *movie) if kind == b"trak"]
-    boxes = _children(data, *track)
-    media = _children(data, *boxes[b"mdia"])
-    tables = _children(data, *_children(data, *media[b"minf"])[b"stbl"])
+    [movie] = [span for kind, *span in list_boxes(data, 0, len(data)) if kind == b"moov"]
+    [track] = [span for kind, *span in list_boxes(data, *movie) if kind == b"trak"]
+    boxes = child_boxes(data, *track)
+    media = child_boxes(data, *boxes[b"mdia"])
+    tables = child_boxes(data, *child_boxes(data, *media[b"minf"])[b"stbl"])
 
     (scale,) = struct.unpack_from(">I", data, media[b"mdhd"][0] + 12)
-    shift = _edit(data, *_children(data, *boxes[b"edts"])[b"elst"])
-    durations = _rows(data, tables[b"stts"], 2)
+    shift = _edit(data, *child_boxes(data, *boxes[b"edts"])[b"elst"])
+    durations = table_rows(data, tables[b"stts"], 2)
     sizes = _sizes(data, tables[b"stsz"])
     count, duration = durations[0].tolist()
     if len(durations) != 1 or count != len(sizes) or not duration or not scale:
@@ -78,7 +78,7 @@ def _packet_table(data: bytes) -> PacketTable | None:
     positions = _positions(data, tables, sizes)
     if positions is None or offsets is None or positions[-1] + sizes[-1] > len(data):
         return None
-    keys = _rows(data, tables[b"stss"], 1)[:, 0] - 1 if b"stss" in tables else np.arange(count)
+    keys = table_rows(data, tables[b"stss"], 1)[:, 0] - 1 if b"stss" in tables else np.arange(count)
     if not len(keys) or keys.min() < 0 or keys.max() >= count:
         return None
     packets = Packets(
@@ -92,7 +92,7 @@ def _packet_table(data: bytes) -> PacketTable | None:
     return PacketTable(*_codec(data, *tables[b"stsd"]), packets)
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def list_boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """The boxes between two positions: the kind of each, where its content starts and ends."""
     while end - start >= 8:
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -107,11 +107,11 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         start += length
 
 
-def _children(data: bytes, start: int, end: int) -> dict[bytes, tuple[int, int]]:
-    return {kind: (start, end) for kind, start, end in _boxes(data, start, end)}
+def child_boxes(data: bytes, start: int, end: int) -> dict[bytes, tuple[int, int]]:
+    return {kind: (start, end) for kind, start, end in list_boxes(data, start, end)}
 
 
-def _rows(data: bytes, span: tuple[int, int], columns: int) -> NDArray[np.int64]:
+def table_rows(data: bytes, span: tuple[int, int], columns: int) -> NDArray[np.int64]:
     """A table with a count and rows of signed numbers. Raises ValueError if it is cut."""
     start, end = span
     (count,) = struct.unpack_from(">I", data, start + 4)
@@ -132,7 +132,7 @@ def _sizes(data: bytes, span: tuple[int, int]) -> NDArray[np.int64]:
     """Bytes of each packet. Raises ValueError for more packets of one size than the bytes can hold."""
     same, count = struct.unpack_from(">II", data, span[0] + 4)
     if not same:
-        return _rows(data, (span[0] + 4, span[1]), 1)[:, 0]
+        return table_rows(data, (span[0] + 4, span[1]), 1)[:, 0]
     if count * _LEAST_BYTES > len(data):
         raise ValueError("more packets than the bytes can hold")
     return np.full(count, same, np.int64)
@@ -142,7 +142,7 @@ def _offsets(data: bytes, span: tuple[int, int] | None, count: int) -> NDArray[n
     """From decoding to presentation, a packet each."""
     if span is None:
         return np.zeros(count, np.int64)
-    rows = _rows(data, span, 2)
+    rows = table_rows(data, span, 2)
     if rows[:, 0].min() < 0 or rows[:, 0].sum() != count:
         return None
     return np.repeat(rows[:, 1], rows[:, 0])
@@ -150,8 +150,8 @@ def _offsets(data: bytes, span: tuple[int, int] | None, count: int) -> NDArray[n
 
 def _positions(data: bytes, tables: dict[bytes, tuple[int, int]], sizes: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Where each packet starts; None unless the packets follow each other."""
-    chunks = _rows(data, tables[b"stco"], 1)[:, 0]
-    runs = _rows(data, tables[b"stsc"], 3)
+    chunks = table_rows(data, tables[b"stco"], 1)[:, 0]
+    runs = table_rows(data, tables[b"stsc"], 3)
     lengths = np.diff(runs[:, 0], append=len(chunks) + 1)
     if runs[0, 0] != 1 or lengths.min() < 1 or runs[:, 1].min() < 1 or sizes.min() < 1:
         return None
@@ -165,8 +165,8 @@ def _positions(data: bytes, tables: dict[bytes, tuple[int, int]], sizes: NDArray
 
 def _codec(data: bytes, start: int, _end: int) -> tuple[str, bytes]:
     """FFmpeg's name of the decoder, and its extradata. Raises KeyError for codecs that no build writes."""
-    [(kind, first, last)] = _boxes(data, start + 8, _end)
-    boxes = _children(data, first + _SAMPLE_ENTRY - 8, last)
+    [(kind, first, last)] = list_boxes(data, start + 8, _end)
+    boxes = child_boxes(data, first + _SAMPLE_ENTRY - 8, last)
     if kind == b"avc1":
         return "h264", data[slice(*boxes[b"avcC"])]
     if kind != b"mp4v":

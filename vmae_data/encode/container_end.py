@@ -7,9 +7,10 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["joined_file", "truncated_box"]
+__all__ = ["joined_file", "movie_box", "truncated_box"]
 
 _BOX_HEADER = 8
+_LARGEST_MOVIE = 1 << 28  # of 20 million frames
 _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _HEADER_BYTES = 1 << 16  # that hold what FLV and ASF declare
@@ -34,6 +35,16 @@ def truncated_box(path: bytes) -> str:
             if start + size > end:
                 return f"the file ends inside its box {kind.decode('ascii', 'replace')}, {end - start} of {size} bytes"
     return ""
+
+
+def movie_box(path: bytes) -> bytes:
+    """The content of an mp4's box `moov`, which locates its frames. Empty if there is none."""
+    with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
+        for kind, start, size in _top_level_boxes(file, os.fstat(file.fileno()).st_size):
+            if kind == b"moov":
+                file.seek(start + _BOX_HEADER)
+                return file.read(size - _BOX_HEADER) if size <= _LARGEST_MOVIE else b""
+    return b""
 
 
 def _top_level_boxes(file: BinaryIO, end: int) -> Iterator[_Box]:

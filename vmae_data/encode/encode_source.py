@@ -35,7 +35,7 @@ from vmae_data.encode.ffmpeg_result import (
     source_remarks,
 )
 from vmae_data.encode.open_source import describe_source
-from vmae_data.encode.packets import changes_of_shape, hidden_packets, packet_times, time_jumps
+from vmae_data.encode.packets import changes_of_shape, hidden_packets, jump_remarks, packet_times
 from vmae_data.encode.probe import VideoInfo, scaled_size, with_picture_size
 from vmae_data.encode.profiles import can_copy, encoded_colour
 from vmae_data.encode.steady_rate import with_steady_rate
@@ -321,8 +321,9 @@ def _picture_remarks(job: EncodeJob, source: bytes, info: VideoInfo, run: Ffmpeg
         )
     if job.rules >= 3 and info.table_frames > 2 * len(run.pts) and (hidden := hidden_packets(source, info.track)):
         yield f"its edit list hides {hidden} of its {info.table_frames} frames"
-    if job.rules >= 3 and info.duration and decoded_seconds(run, info) < TRUNCATED_BELOW * info.duration:
-        yield from filter(None, [time_jumps(source, info).remark])
+    if job.rules >= 3:
+        is_short = decoded_seconds(run, info) < TRUNCATED_BELOW * (info.duration or 0)
+        yield from jump_remarks(source, info, is_short=is_short)
     if info.shape_can_change and (change := changes_of_shape(source, info.track)):
         yield change
     if info.unconverted:

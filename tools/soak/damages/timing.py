@@ -134,12 +134,25 @@ _HOUR_AHEAD = "-c copy -bsf:v setts={0}=if(eq({2}\\,0)\\,{1}+3600/TB\\,{1})"
 _PLAIN = {"clip": "plain.mp4", "options": "-bf 0"}
 
 
-def _hour_ahead(field: str, suffix: str, frames: int, which: str = "one frame", number: str = "N-10") -> Damage:
+def _hour_ahead(
+    field: str, suffix: str, frames: int, which: str = "one frame", number: str = "N-10", words: str = "far"
+) -> Damage:
     return remuxed(
         _D,
         f"the {field} of {which} an hour ahead, {suffix[1:]}",
         f"-i CLIP {_HOUR_AHEAD.format(field, field.upper(), number)}",
-        built(f"the time stamps of {frames} frames are far"),
+        built(f"the time stamps of {frames} frames are {words}"),
+        **_PLAIN,
+        suffix=suffix,
+    )
+
+
+def _days_ahead(suffix: str, which: str, condition: str, words: str) -> Damage:
+    return remuxed(
+        _D,
+        f"the pts of {which} 31 hours ahead, {suffix[1:]}",
+        f"-i CLIP -c copy -bsf:v setts=pts=if({condition}\\,PTS+111600/TB\\,PTS)",
+        built(words),
         **_PLAIN,
         suffix=suffix,
     )
@@ -215,6 +228,29 @@ WRONG_TIMES: tuple[Damage, ...] = (
     ),
     _hour_ahead("pts", ".mkv", 1, "the first frame", "N"),
     _hour_ahead("pts", ".mkv", 3, "every 10th frame", "mod(N\\,10)"),
+    _hour_ahead("pts", ".flv", 1, words="wrong"),
+    _hour_ahead("pts", ".flv", 1, "the last frame", "N-24", "wrong"),
+    _hour_ahead("pts", ".flv", 3, "every 10th frame", "mod(N\\,10)", "wrong"),
+    *(
+        _days_ahead(".mp4", which, condition, f"of {frames} frames are more than 30 hours off")
+        for which, condition, frames in (
+            ("the last frame", "eq(N\\,24)", 1),
+            ("the last three frames", "gte(N\\,22)", 3),
+            ("the last half", "gte(N\\,13)", 12),
+        )
+    ),
+    _days_ahead(".mkv", "the first frame", "eq(N\\,0)", "jump by more than 30 hours 1 times"),
+    *(
+        remuxed(
+            _D,
+            f"the last three frames an hour later, {suffix[1:]}",
+            "-i CLIP -c copy -bsf:v setts=ts=TS+gte(N\\,22)*3600/TB",
+            built(),
+            **_PLAIN,
+            suffix=suffix,
+        )
+        for suffix in (".mp4", ".mkv", ".flv")
+    ),
     _second_file("mp4", "plain.mp4", "-bf 0"),
     _second_file("MJPEG in mov", "joined.mov", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p"),
     _second_file("FLV", "joined.flv", "-bf 0"),
