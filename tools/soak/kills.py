@@ -1,9 +1,9 @@
-"""A training killed at many random moments must end with the weights of one that was never killed.
+"""A training that is killed or stopped at many random moments must end with the losses and weights of one that never was.
 
     python -m tools.soak.kills [--kills 40] [--steps 60] [--seed 0]
 
 Then videos are appended to its data set, and the run continues on them, killed again.
-Exit status 1 if the weights differ.
+SIGHUP, SIGTERM and SIGINT must also save what was trained. Exit status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,12 @@ from vmae_data.demo.videos import write_demo
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
+from vmae_train.runs.log import read_log
 
 _SETTINGS = ["samples_per_shard=8"]
+_SIGNALS = (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+_MOST_SECONDS = 300  # until the next steps are logged
+_SAME = "same losses and weights"
 
 
 def main() -> None:
@@ -40,16 +45,16 @@ def main() -> None:
         shards = demo_shards(folder, videos=32, seed=1, settings=_SETTINGS)
         undisturbed, killed = folder / "undisturbed", folder / "killed"
         subprocess.run(command(shards, undisturbed, options.steps), check=True)
-        kill_often(command(shards, killed, options.steps), killed, options.kills, rng)
-        same = digest(undisturbed, options.steps) == digest(killed, options.steps)
-        print("same weights" if same else "DIFFERENT WEIGHTS", flush=True)
-        same = same and continue_on_appended(folder, shards, undisturbed, options.steps, options.kills // 2, rng)
-    sys.exit(0 if same else 1)
+        wrong = kill_often(command(shards, killed, options.steps), killed, options.kills, rng)
+        wrong += differences(undisturbed, killed, options.steps)
+        print("; ".join(wrong) or _SAME, flush=True)
+        wrong = wrong or continue_on_appended(folder, shards, undisturbed, options.steps, options.kills // 2, rng)
+    sys.exit(1 if wrong else 0)
 
 
 def continue_on_appended(
     folder: Path, shards: Path, undisturbed: Path, steps: int, kills: int, rng: random.Random
-) -> bool:
+) -> list[str]:
     """Go back to the middle of an epoch, append videos, and continue: once without kills, once with."""
     killed = folder / "killed-appended"
     for checkpoint in (undisturbed / "checkpoints").glob("step-*"):
@@ -61,23 +66,48 @@ def continue_on_appended(
     spec = load_recipe("vmae_data", "demo", BuildSpec, _SETTINGS)
     build_shards(str(folder / "videos"), shards, spec, workers=2, append=True, style=ProgressStyle.QUIET)
     subprocess.run([*command(shards, undisturbed, steps), "--accept-appended"], check=True)
-    kill_often([*command(shards, killed, steps), "--accept-appended"], killed, kills, rng)
-    same = digest(undisturbed, steps) == digest(killed, steps)
-    print("appended: same weights" if same else "appended: DIFFERENT WEIGHTS")
-    return same
+    wrong = kill_often([*command(shards, killed, steps), "--accept-appended"], killed, kills, rng)
+    wrong += differences(undisturbed, killed, steps)
+    print(f"appended: {'; '.join(wrong) or _SAME}")
+    return wrong
 
 
-def kill_often(words: list[str], run: Path, kills: int, rng: random.Random) -> None:
-    """Kill a training at random moments, then let it end."""
+def kill_often(words: list[str], run: Path, kills: int, rng: random.Random) -> list[str]:
+    """Kill and stop a training at random moments, then let it end. Returns what went wrong."""
+    wrong = []
     for kill in range(kills):
-        process = subprocess.Popen(words)
-        # Python, torch and the first batch take some seconds. Most kills should fall into the training steps.
-        time.sleep(rng.uniform(3.0, 9.0))
-        process.kill()
-        complete = len(list(run.rglob("state.json")))
-        print(f"kill {kill + 1} of {kills}: {complete} checkpoints", flush=True)
-        process.wait()
+        process = subprocess.Popen(["env", "--default-signal=HUP", *words])
+        # Most kills should fall into the training steps, on a slow machine too.
+        seen, more, until = steps_of(run), rng.choice((0, 1, 2, 4)), time.monotonic() + _MOST_SECONDS
+        while len(steps_of(run)) < len(seen) + more and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.3 if more else 9.0))
+        number = _SIGNALS[kill % len(_SIGNALS)]
+        process.send_signal(number)
+        status = process.wait()
+        logged, saved = max(steps_of(run), default=0), newest_checkpoint(run)
+        print(
+            f"{number.name} {kill + 1} of {kills}: status {status}, step {logged}, checkpoint of step {saved}",
+            flush=True,
+        )
+        if status not in (0, -number, 128 + number):
+            wrong.append(f"{number.name} {kill + 1}: status {status}")
+        # A signal that is handled saves; before its handler is set a process has trained nothing.
+        if number != signal.SIGKILL and saved < logged and (status > 0 or more):
+            wrong.append(f"{number.name} {kill + 1}: step {logged} is not saved, step {saved} is")
+        if status == 0:
+            break
     subprocess.run(words, check=True)
+    return wrong
+
+
+def steps_of(run: Path) -> dict[int, float]:
+    """The logged loss of each step."""
+    return {line["step"]: line["loss"] for line in read_log(run, "train")}
+
+
+def newest_checkpoint(run: Path) -> int:
+    return max((int(path.parent.name.removeprefix("step-")) for path in run.rglob("step-*/state.json")), default=0)
 
 
 def command(shards: Path, run: Path, steps: int) -> list[str]:
@@ -87,9 +117,14 @@ def command(shards: Path, run: Path, steps: int) -> list[str]:
     return [sys.executable, "-m", "vmae_train.cli", *words]
 
 
-def digest(run: Path, steps: int) -> str:
-    path = run / "checkpoints" / f"step-{steps:09d}" / "model.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def differences(undisturbed: Path, killed: Path, steps: int) -> list[str]:
+    """Whether another run has the same weights, and the same loss at each step."""
+    digests = [
+        hashlib.sha256((run / "checkpoints" / f"step-{steps:09d}" / "model.safetensors").read_bytes()).hexdigest()
+        for run in (undisturbed, killed)
+    ]
+    wrong = [] if digests[0] == digests[1] else ["different weights"]
+    return wrong if steps_of(undisturbed) == steps_of(killed) else [*wrong, "different losses"]
 
 
 if __name__ == "__main__":

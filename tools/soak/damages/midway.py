@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tools.soak.damages.clips import Bench
 from tools.soak.damages.mp4_boxes import replace_mkv_colours, replace_mp4_colours
-from tools.soak.damages.records import Damage, Outcome, built
+from tools.soak.damages.records import LUMA, Damage, Outcome, built
 
 __all__ = ["MIDWAY"]
 
@@ -21,7 +21,6 @@ _MPEG2 = "-c:v mpeg2video -q:v 2"
 _VP9 = "-c:v libvpx-vp9 -deadline realtime -b:v 2M"
 _TAGS = "-color_range tv -colorspace bt709 -color_trc bt709 -color_primaries bt709"
 _PART = 12  # frames; ffmpeg's MPEG-2 decoder loses one where the stream changes
-_SCALE = "scale=WxH:flags=bicubic:out_color_matrix=bt709:out_range=tv,format=yuv420p,extractplanes=y"
 _NO_DURATION = "no declared duration"
 
 
@@ -50,7 +49,7 @@ def joined(
         script.write_text("".join(f"file '{part.resolve()}'\n" for part in parts))
         bench.run("-f", "concat", "-safe", "0", "-i", str(script), "-c", "copy", str(path))
 
-    outcome = built(note, frames=range(2 * _PART - 1, 2 * _PART + 1), size=(48, 32), right=False, luma=_SCALE)
+    outcome = built(note, frames=range(2 * _PART - 1, 2 * _PART + 1), size=(48, 32), right=False, luma=LUMA)
     return Damage("Pictures that change midway", name, make, (outcome,), suffix, fast=fast)
 
 
@@ -129,8 +128,8 @@ _CHANGES = (
 )
 
 _GRAY_LUMA = "setparams=range=pc,format=gray,scale=WxH:flags=bicubic"  # no change of levels
-_CLAP = built(size=(42, 32), right=False, luma=_SCALE)
-_CROP = built(size=(64, 32), right=False, luma=_SCALE)
+_CLAP = built(size=(42, 32), right=False, luma=LUMA)
+_CROP = built(size=(64, 32), right=False, luma=LUMA)
 _STATED = (
     _gray(
         "gray of limited range, FFV1 with 12 bits", "-c:v ffv1 -pix_fmt gray12le", built(luma=_GRAY_LUMA), suffix=".mkv"
@@ -189,10 +188,10 @@ _STATED = (
             f"{matrix}, FFV1",
             f"-c:v ffv1 -vf format=yuv420p,setparams=colorspace={matrix}",
             bytes,
-            built("not converted"),
+            built("not converted", luma=f"setparams=colorspace={taken_for},{LUMA}"),
             suffix=".mkv",
         )
-        for matrix in ("ictcp", "ycgco", "bt2020c")
+        for matrix, taken_for in (("ictcp", "unknown"), ("ycgco", "unknown"), ("bt2020c", "bt2020nc"))
     ),
 )
 MIDWAY = (*_CHANGES, *_STATED)

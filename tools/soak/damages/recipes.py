@@ -82,7 +82,9 @@ COPIED: tuple[Damage, ...] = (
     _copied(
         "uneven times, Matroska", "-i CLIP -c copy -bsf:v setts=ts=TS+mod(N\\,3)*5", ".mkv", built(), "-bf 0",
     ),
-    _copied("gray", "-i CLIP -c:v libx264 -pix_fmt gray -crf 5", ".mp4", built(profile="copy")),
+    _copied(
+        "gray", "-i CLIP -c:v libx264 -pix_fmt gray -crf 5", ".mp4", built(profile="copy", luma="format=gray"),
+    ),
     *(
         _copied(f"gradual refresh, {suffix[1:]}", f"-i CLIP -c:v libx264 -x264-params intra-refresh=1:keyint={keyint}", suffix, built(profile="h264", right=False))
         for suffix, keyint in ((".mp4", 12), (".mkv", 12), (".flv", 8))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tools.soak.damages.clips import FRAMES, Bench
 
-__all__ = ["RECIPE", "Damage", "Outcome", "built", "failed"]
+__all__ = ["LUMA", "RECIPE", "Damage", "Outcome", "built", "failed"]
 
 RECIPE = ("stride=2", "crf=18", "short_side=32")
+# Filters by which ffmpeg alone makes what a build makes. ffmpeg turns pictures upright before them.
+LUMA = "scale=WxH:flags=bicubic+accurate_rnd:out_color_matrix=bt709:out_range=tv,format=yuv420p,extractplanes=y"
 
 
 class Outcome(NamedTuple):
@@ -22,8 +24,10 @@ class Outcome(NamedTuple):
     size: tuple[int, int] | None = None
     right: bool = True  # the kept frames are compared with the pictures that their numbers stand for
     luma: str = ""  # filters by which ffmpeg alone makes the luma of all frames; WxH stands for the size
-    kept: range | None = None  # the numbers of the kept frames
+    kept: Sequence[int] | None = None  # the numbers of the kept frames
     profile: str = ""  # by which it is encoded
+    rate: str = ""  # of the source, in frames a second
+    track: int = 0  # the video track that is built
 
     def text(self) -> str:
         """One line of docs/damages.md."""
@@ -34,7 +38,8 @@ class Outcome(NamedTuple):
             "built"
             + (f", with the note{words}" if words else "")
             + (f", {self.size[0]} × {self.size[1]}" if self.size else "")
-            + (f", every {self.kept.step}th frame" if self.kept else "")
+            + (f", every {self.kept.step}th frame" if isinstance(self.kept, range) else "")
+            + (f", {self.rate} frames a second" if self.rate else "")
             + (f", as `{self.profile}`" if self.profile else "")
         )
 
@@ -45,12 +50,14 @@ def built(
     frames: int | range = FRAMES,
     size: tuple[int, int] | None = None,
     right: bool = True,
-    luma: str = "",
-    kept: range | None = None,
+    luma: str = LUMA,
+    kept: Sequence[int] | None = None,
     profile: str = "",
+    rate: str = "",
+    track: int = 0,
 ) -> Outcome:
     numbers = range(frames, frames + 1) if isinstance(frames, int) else frames
-    return Outcome("", words, numbers, size, right, luma, kept, profile)
+    return Outcome("", words, numbers, size, right, luma, kept, profile, rate, track)
 
 
 def failed(reason: str, words: str = "") -> Outcome:

@@ -292,7 +292,7 @@ def _unusable_first(name: str, noise: str, suffix: str) -> Damage:
         _T,
         f"{name}, {suffix[1:]}",
         f"{_TWO} noise={noise}",
-        built("video track 2 of 2 is used"),
+        built("video track 2 of 2 is used", track=1),
         **_PLAIN,
         suffix=suffix,
     )
@@ -307,7 +307,7 @@ def _single_picture_first(codec: str, suffix: str) -> Damage:
         bench.run(*words, "-c", "copy", "-disposition:v:0", "default", "-disposition:v:1", "0", str(path))
 
     name = f"the first track is a single picture, {codec.split()[0]} in {suffix[1:]}"
-    return Damage(_T, name, make, (built("track 1 is a single picture"),), suffix)
+    return Damage(_T, name, make, (built("track 1 is a single picture", track=1),), suffix)
 
 
 def _short_track_first(name: str, suffix: str) -> Damage:
@@ -316,7 +316,7 @@ def _short_track_first(name: str, suffix: str) -> Damage:
         words = ["-i", short, "-i", str(bench.clip(_PLAIN["clip"], _PLAIN["options"])), "-map", "0:v", "-map", "1:v"]
         bench.run(*words, "-c", "copy", "-disposition:v:0", "0", "-disposition:v:1", "default", str(path))
 
-    return Damage(_T, f"{name}, {suffix[1:]}", make, (built("it is the container's default"),), suffix)
+    return Damage(_T, f"{name}, {suffix[1:]}", make, (built("it is the container's default", track=1),), suffix)
 
 
 TRACKS: tuple[Damage, ...] = (

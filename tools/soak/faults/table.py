@@ -11,6 +11,7 @@ from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_spa
 from tools.soak.faults.fault_run import Result, Workspace
 from tools.soak.faults.process_faults import hang, kills, retries_killed, signals, troubles, two_builds
 from tools.soak.faults.stores import redirects, server_numbers, slow_answers
+from tools.soak.faults.worker_starts import worker_starts
 
 __all__ = ["FAULTS", "Fault"]
 
@@ -29,6 +30,11 @@ FAULTS = (
         two_builds,
         "two builds into one destination at once",
         "one is refused with status 1, the other is not disturbed",
+    ),
+    Fault(
+        worker_starts,
+        "workers that fail or die before they accept work: a script without a guard, an exit, a signal",
+        f"status 1, the cause in one line, nothing is recorded; {_RESUMES}",
     ),
     Fault(signals, "SIGTERM, SIGINT", f"status 143, 130, one line; no process is left; {_RESUMES}"),
     Fault(hangups, "SIGHUP; SIGHUP under nohup", f"status 129, one line, and {_RESUMES}; the build continues"),
