@@ -5,6 +5,7 @@ Each is compared with ffmpeg's own decode, by filters that are written here by h
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from tools.soak.damages.clips import Bench
 from tools.soak.damages.mp4_boxes import replace_mkv_colours, replace_mp4_colours
 from tools.soak.damages.records import LUMA, Damage, Outcome, built
+from tools.soak.damages.ts_packets import with_stream_descriptor
 
 __all__ = ["MIDWAY"]
 
@@ -22,6 +24,7 @@ _VP9 = "-c:v libvpx-vp9 -deadline realtime -b:v 2M"
 _TAGS = "-color_range tv -colorspace bt709 -color_trc bt709 -color_primaries bt709"
 _PART = 12  # frames; ffmpeg's MPEG-2 decoder loses one where the stream changes
 _NO_DURATION = "no declared duration"
+_STATES = "What the container states of pictures"
 
 
 def joined(
@@ -66,7 +69,7 @@ def stated(
         clip = bench.clip(f"{stem}{suffix}", f"{options} {tags} {aspect} {atoms}")
         path.write_bytes(change(clip.read_bytes()))
 
-    return Damage("What the container states of pictures", name, make, expected, suffix, fast=fast)
+    return Damage(_STATES, name, make, expected, suffix, fast=fast)
 
 
 def _gray(name: str, options: str, *expected: Outcome, suffix: str, fast: bool = False) -> Damage:
@@ -85,11 +88,34 @@ def _pixel_crop(data: bytes) -> bytes:
     return replace_mkv_colours(data, bytes.fromhex("54bb8108 54aa8108"))
 
 
-def _dolby_vision(kind: bytes, profile: int, compatible: int = 0) -> Callable[[bytes], bytes]:
-    """State a profile. A base layer that is `compatible` with nothing has colours that no plain decoder shows."""
+def _dolby_vision_record(profile: int, compatible: int) -> bytes:
+    """A base layer that is `compatible` with nothing (0) has colours that no plain decoder shows."""
     level, has_pictures = 1, 5
-    record = bytes((1, 0, profile << 1, level << 3 | has_pictures, compatible << 4)) + bytes(19)
+    return bytes((1, 0, profile << 1, level << 3 | has_pictures, compatible << 4))
+
+
+def _dolby_vision(kind: bytes, profile: int, compatible: int = 0) -> Callable[[bytes], bytes]:
+    """State a profile."""
+    record = _dolby_vision_record(profile, compatible) + bytes(19)
     return lambda data: replace_mp4_colours(data, kind, record)
+
+
+def _dolby_vision_in(name: str, profile: int, compatible: int, words: str, suffix: str, *notes: str) -> Damage:
+    """HEVC whose mp4 states a profile, packed again by ffmpeg."""
+    change = _dolby_vision(b"dvcC", profile, compatible)
+    stem = f"dolby-{profile}-{compatible}"
+    first = stated(stem, f"{_HEVC} -tag:v hvc1 -pix_fmt yuv420p10le", change, suffix=".mp4")
+
+    def make(bench: Bench, path: Path) -> None:
+        plain = bench.folder / f"{stem}-stated.mp4"
+        first.make(bench, plain)
+        bench.run("-i", str(plain), "-c", "copy", "-strict", "unofficial", *words.split(), str(path))
+        if suffix == ".ts":  # ffmpeg's muxer leaves the record out
+            path.write_bytes(with_stream_descriptor(path.read_bytes(), 0xB0, _dolby_vision_record(profile, compatible)))
+        elif not re.search(b"dv[cv]C", path.read_bytes()):
+            raise ValueError(f"{name}: ffmpeg left the record of Dolby Vision out")
+
+    return Damage(_STATES, f"Dolby Vision {name}", make, tuple(map(built, notes or ("",))), suffix)
 
 
 def _tags(matrix: str, pixels: str = "yuv420p", level_range: str = "tv") -> str:
@@ -183,6 +209,16 @@ _STATED = (
         built("Dolby Vision, profile 10"),
         suffix=".mp4",
     ),
+    _dolby_vision_in("5, HEVC in Matroska", 5, 0, "", ".mkv", "Dolby Vision, profile 5"),
+    _dolby_vision_in("5, HEVC in TS", 5, 0, "", ".ts", "Dolby Vision, profile 5"),
+    _dolby_vision_in(
+        "5, HEVC in fragments", 5, 0, "-movflags frag_keyframe+empty_moov", ".mp4", "Dolby Vision, profile 5"
+    ),
+    _dolby_vision_in("7 without a base, HEVC in mp4 named mov", 7, 0, "-f mp4", ".mov", "Dolby Vision, profile 7"),
+    _dolby_vision_in("7 with a base, HEVC in Matroska", 7, 6, "", ".mkv"),
+    _dolby_vision_in("8.1, HEVC in Matroska", 8, 1, "", ".mkv"),
+    _dolby_vision_in("8.2, HEVC in TS", 8, 2, "", ".ts", _NO_DURATION),
+    _dolby_vision_in("8.4, HEVC in mp4 named mov", 8, 4, "-f mp4", ".mov"),
     *(
         stated(
             f"{matrix}, FFV1",

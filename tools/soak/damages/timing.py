@@ -258,7 +258,17 @@ WRONG_TIMES: tuple[Damage, ...] = (
     _second_file("WMV", "joined.wmv", "-c:v wmv2 -q:v 2"),
     made(_D, "a frame a minute, MPEG-4 in AVI", "minute.avi", "-c:v mpeg4 -q:v 2", bytes, built(), source="-r 1/60"),
     made(_D, "a frame an hour, MJPEG in AVI", "hour.avi", "-c:v mjpeg -q:v 2", bytes, built(), source="-r 1/3600"),
-    made(_D, "a frame a minute, H.264 in Matroska", "minute.mkv", "", bytes, built(), source="-r 1/60"),
+    *(
+        made(_D, f"a frame {often}, {name}", file, options, bytes, built(rate=rate), source=f"-r {rate}")
+        for often, name, file, options, rate in (
+            ("a minute", "H.264 in Matroska", "minute.mkv", "", "1/60"),
+            ("a minute", "MS-MPEG-4 in AVI", "minute-ms.avi", "-c:v msmpeg4 -q:v 2", "1/60"),
+            ("in 45 s", "H.264 in FLV", "slow.flv", "-bf 0", "1/45"),
+            ("in 10 minutes", "VP9 in WebM", "slow.webm", "-c:v libvpx-vp9 -b:v 1M -cpu-used 8", "1/600"),
+            ("an hour", "ProRes in mov", "slow.mov", "-c:v prores -pix_fmt yuv422p10le", "1/3600"),
+            ("in 10 minutes", "HEVC in mp4", "slow.mp4", "-c:v libx265 -x265-params log-level=error:pools=1", "1/600"),
+        )
+    ),
     *(
         made(_D, f"a display matrix of zeros, {suffix[1:]}", f"zeros{suffix}", "", _no_rotation, built())
         for suffix in (".mp4", ".mov", ".3gp")
@@ -270,7 +280,7 @@ WRONG_TIMES: tuple[Damage, ...] = (
             f"{size}.dv",
             f"-c:v dvvideo -pix_fmt {pixels}",
             bytes,
-            built("interlaced"),
+            built("interlaced", rate=rate),
             source=f"-r {rate}",
             size=size,
             suffix=suffix,
