@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tools.soak.damages.clips import Bench
 from tools.soak.damages.records import Damage, Outcome, built
+from tools.soak.damages.timing import JUMPS
 
-__all__ = ["AT_A_RATE", "COPIED"]
+__all__ = ["AT_A_RATE", "COPIED", "JUMPS_AT_A_RATE"]
 
 
 def _clip(
@@ -53,6 +54,18 @@ AT_A_RATE: tuple[Damage, ...] = (
         )
     ),
 )  # fmt: skip
+
+_W = "Time stamps that jump, at a rate of 5 frames a second"
+
+
+def _at_5(damage: Damage) -> Damage:
+    """The same source, whose clips have 25 frames a second. Every 5th frame shows that its times are the right ones."""
+    (outcome,) = damage.expected
+    kept = range(0, outcome.frames.start, 5)
+    return damage._replace(group=_W, recipe=("rate=5", *_RATE[1:]), expected=(outcome._replace(kept=kept),))
+
+
+JUMPS_AT_A_RATE = tuple(map(_at_5, JUMPS))
 
 _C = "Packets copied"
 _COPY = ("profile=copy", "stride=1", "short_side=64")

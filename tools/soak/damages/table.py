@@ -9,7 +9,7 @@ from tools.soak.damages.cuts import CUTS, FLIPS, SIZES
 from tools.soak.damages.headers import FALSE_HEADERS
 from tools.soak.damages.midway import MIDWAY
 from tools.soak.damages.others import LINKS, NAMES, OTHERS, STREAMS
-from tools.soak.damages.recipes import AT_A_RATE, COPIED
+from tools.soak.damages.recipes import AT_A_RATE, COPIED, JUMPS_AT_A_RATE
 from tools.soak.damages.records import Damage
 from tools.soak.damages.timing import ENCRYPTED, FIRST_FRAMES, TRACKS, WRONG_TIMES
 from tools.soak.damages.unusual import CONTAINERS, PICTURES, TIMES
@@ -19,7 +19,7 @@ __all__ = ["DAMAGES", "FAST", "docs_page"]
 
 DAMAGES: tuple[Damage, ...] = (
     *PICTURES, *MIDWAY, *CONTAINERS, *TIMES, *FIRST_FRAMES, *WRONG_TIMES, *TRACKS, *ENCRYPTED, *STREAMS, *NAMES, *LINKS,
-    *OTHERS, *CUTS, *FALSE_HEADERS, *SIZES, *FLIPS, *AT_A_RATE, *COPIED,
+    *OTHERS, *CUTS, *FALSE_HEADERS, *SIZES, *FLIPS, *AT_A_RATE, *JUMPS_AT_A_RATE, *COPIED,
 )  # fmt: skip
 FAST = tuple(damage for damage in DAMAGES if damage.fast)
 

@@ -11,7 +11,7 @@ from tools.soak.damages.clips import Bench
 from tools.soak.damages.mp4_boxes import patched
 from tools.soak.damages.records import Damage, Outcome, built, failed
 
-__all__ = ["ENCRYPTED", "FIRST_FRAMES", "TRACKS", "WRONG_TIMES"]
+__all__ = ["ENCRYPTED", "FIRST_FRAMES", "JUMPS", "TRACKS", "WRONG_TIMES"]
 
 
 def made(
@@ -200,12 +200,7 @@ def _second_file(name: str, clip: str, options: str) -> Damage:
     return made(_D, f"two files joined, {name}", clip, options, _twice, built("a second file begins"))
 
 
-WRONG_TIMES: tuple[Damage, ...] = (
-    _longer_audio("H.264 in FLV", "-c:v copy -c:a aac", ".flv"),
-    _longer_audio("Sorenson H.263 in FLV", "-c:v flv -q:v 2 -c:a libmp3lame -ar 44100", ".flv"),
-    _longer_audio("WMV", "-c:v wmv2 -q:v 2 -c:a wmav2", ".wmv"),
-    _longer_audio("MPEG-2 in WTV, named .wmv", "-c:v mpeg2video -q:v 2 -c:a mp2 -f wtv", ".wmv"),
-    Damage(_D, "audio longer than the video, Matroska without tags of tracks", _without_track_tags, (built(),), ".mkv"),
+JUMPS: tuple[Damage, ...] = (
     _joined("VP8 in WebM", "live.webm", "-c:v libvpx -b:v 1M -f webm -live 1", "start again 1 times"),
     _joined("VP9 in WebM", "live9.webm", "-c:v libvpx-vp9 -b:v 1M -f webm -live 1", "start again 1 times"),
     _joined("H.264 in Matroska", "live.mkv", "-bf 0 -f matroska -live 1", "start again 1 times"),
@@ -251,6 +246,14 @@ WRONG_TIMES: tuple[Damage, ...] = (
         )
         for suffix in (".mp4", ".mkv", ".flv")
     ),
+)
+WRONG_TIMES: tuple[Damage, ...] = (
+    _longer_audio("H.264 in FLV", "-c:v copy -c:a aac", ".flv"),
+    _longer_audio("Sorenson H.263 in FLV", "-c:v flv -q:v 2 -c:a libmp3lame -ar 44100", ".flv"),
+    _longer_audio("WMV", "-c:v wmv2 -q:v 2 -c:a wmav2", ".wmv"),
+    _longer_audio("MPEG-2 in WTV, named .wmv", "-c:v mpeg2video -q:v 2 -c:a mp2 -f wtv", ".wmv"),
+    Damage(_D, "audio longer than the video, Matroska without tags of tracks", _without_track_tags, (built(),), ".mkv"),
+    *JUMPS,
     _second_file("mp4", "plain.mp4", "-bf 0"),
     _second_file("MJPEG in mov", "joined.mov", "-c:v mjpeg -q:v 2 -pix_fmt yuvj420p"),
     _second_file("FLV", "joined.flv", "-bf 0"),
