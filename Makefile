@@ -45,6 +45,7 @@ test-fast: $(INSTALLED)
 soak: $(INSTALLED)
 	$(BIN)/python -m tools.soak.build
 	$(BIN)/python -m tools.soak.kills
+	$(BIN)/python -m tools.soak.inference
 	$(BIN)/python -m tools.soak.read
 	$(BIN)/python -m tools.soak.order
 	$(BIN)/python -m tools.soak.checkpoints
