@@ -42,7 +42,10 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fin
     make_all(FAST, Bench(folder / "bench"), folder / "videos")
     spec = BuildSpec(short_side=32, stride=2, crf=18, samples_per_shard=20)
     build_shards(str(folder / "videos"), folder / "shards", spec, workers=2, style=ProgressStyle.QUIET)
-    yield {_title(finding.damage): finding for finding in check_all(FAST, folder / "videos", folder / "shards")}
+    yield {
+        _title(finding.damage): finding
+        for finding in check_all(FAST, folder / "videos", folder / "shards", opener=False)
+    }
 
 
 def _title(damage: Damage) -> str:

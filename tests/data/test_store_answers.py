@@ -11,12 +11,13 @@ import random
 import signal
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.listed_bucket import OPTIONS as KEYS
+from tests.listed_bucket import listed_bucket
 from tests.scripted_server import FACTS, Answer, Request, ScriptedServer, redirect_to, scripted_server
 from vmae_data.errors import DataError, MisuseError, StoreError, VmaeError
 from vmae_data.read.cache import CacheSpec, ShardCache
@@ -44,7 +45,6 @@ from vmae_data.storage.clients import client_of
 from vmae_data.storage.problems import requested_wait
 from vmae_data.storage.store_options import VARIABLE, access_of
 
-KEYS = ("access_key_id=AK", "secret_access_key=hunter1", "session_token=hunter2", "region=us-east-1")
 SAS = ("account_name=a", "sas_key=sv=1&sig=hunter2")
 
 
@@ -371,29 +371,10 @@ def test_numbers_of_a_server_have_bounds(header: tuple[str, ...], headers: dict[
             assert "\n" not in str(caught.value)
 
 
-LISTING = """<ListBucketResult><Name>bucket</Name><IsTruncated>false</IsTruncated>{}</ListBucketResult>"""
-ENTRY = """<Contents><Key>{}</Key><LastModified>2020-12-01T10:00:00.000Z</LastModified><Size>{}</Size></Contents>"""
-
-
 @contextlib.contextmanager
 def _listing(*entries: tuple[str, int]) -> Iterator[None]:
-    """A bucket that lists these objects below `set/`, and groups them as S3 does."""
-
-    def answer(request: Request) -> Answer:
-        shown, groups = [], set()
-        for name, size in entries:
-            prefix = urllib.parse.parse_qs(request.path.partition("?")[2])["prefix"][0]
-            rest = name.removeprefix(prefix)
-            if not name.startswith(prefix):
-                continue
-            if "delimiter" in request.path and "/" in rest:
-                groups.add(f"{prefix}{rest.partition('/')[0]}/")
-            else:
-                shown.append(ENTRY.format(name, size))
-        shown += [f"<CommonPrefixes><Prefix>{group}</Prefix></CommonPrefixes>" for group in sorted(groups)]
-        return Answer(body=LISTING.format("".join(shown)).encode())
-
-    with scripted_server(answer) as server:
+    """A bucket that lists these objects, with their sizes."""
+    with listed_bucket(dict(entries)) as server:
         set_options([*KEYS, f"endpoint={server.url}"])
         yield
 
@@ -409,10 +390,14 @@ def test_markers_of_folders_are_no_files() -> None:
         ("set/sub/c/d", 0),
         ("set/none/", 0),
         ("set/sub/none/", 0),
+        ("set_$folder$", 0),
+        ("set/sub_$folder$", 0),
+        ("set/sub/gone_$folder$", 0),
+        ("set/price_$folder$", 1),
     ):
         folder = _path("s3://bucket/set")
-        assert list_names(folder) == {"a": 3, "empty": 0}
-        assert remote.list_tree(folder) == {"a": 3, "empty": 0, "sub/b": 1, "sub/c/d": 0}
+        assert list_names(folder) == {"a": 3, "empty": 0, "price_$folder$": 1}
+        assert remote.list_tree(folder) == {"a": 3, "empty": 0, "price_$folder$": 1, "sub/b": 1, "sub/c/d": 0}
 
 
 def test_what_is_kept_of_a_bucket_differs_between_servers_and_accounts(

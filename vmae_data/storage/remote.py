@@ -34,6 +34,7 @@ __all__ = [
 PART_BYTES = 8 << 20  # of a download or an upload
 CONCURRENT_PARTS = 4
 LARGEST_BYTES = 1 << 50  # that an object may claim to have; no store takes a larger one
+_HADOOP_FOLDER = "_$folder$"  # the end of the name of an empty object
 
 
 class ObjectInfo(NamedTuple):
@@ -238,8 +239,12 @@ def list_tree(path: RemotePath) -> dict[str, int]:
 
 
 def _without_markers(sizes: dict[str, int], folders: set[str]) -> dict[str, int]:
-    """Consoles make a folder as an empty object `folder/`; obstore lists it as `folder`."""
-    return {name: size for name, size in sizes.items() if name and (size or name not in folders)}
+    """Consoles make a folder as an empty object `folder/`; obstore lists it as `folder`. Hadoop: `folder_$folder$`."""
+    return {
+        name: size
+        for name, size in sizes.items()
+        if name and (size or not (name in folders or name.endswith(_HADOOP_FOLDER)))
+    }
 
 
 def _prefix(path: RemotePath) -> str | None:

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.listed_bucket import OPTIONS, listed_bucket
 from tests.scripted_server import FACTS, Answer, Request, redirect_to, scripted_server
-from tools.soak.faults.fault_run import Result, Workspace, run, start
+from tools.soak.faults.fault_run import Result, Workspace, command, finished, run, start
+from vmae_data.names import key_of
 
-__all__ = ["redirects", "server_numbers", "slow_answers"]
+__all__ = ["folder_markers", "redirects", "server_numbers", "slow_answers"]
 
 SECRET = "hunter2"
 SECONDS = 10
@@ -96,6 +98,44 @@ def _stating(workspace: Workspace, request: Request, file: str, stated: dict[str
         return answer
     status = 503 if "Retry-After" in stated else 206 if "Content-Range" in stated else answer.status
     return Answer(status, answer.body[:3], {**answer.headers, **stated})
+
+
+# Objects without bytes, by which programs state that there is a folder: below a data set, and below a folder of videos.
+_MARKERS: dict[str, tuple[str, ...]] = {
+    "consoles: folder/": ("set/", "set/shards/", "videos/", "videos/new/"),
+    "consoles, nested": ("set/a/", "set/a/b/", "set/a/b/c/", "videos/a/b/", "videos/new/c/"),
+    "consoles, nested, without those above": ("set/a/b/c/d/", "videos/a/b/c/"),
+    "Hadoop: folder_$folder$": ("set_$folder$", "set/shards_$folder$", "videos_$folder$", "videos/new_$folder$"),
+    "Hadoop, nested": ("set/a_$folder$", "set/a/b_$folder$", "videos/new/c_$folder$"),
+    "both": ("set/a/", "set/a_$folder$", "videos/new/", "videos/new_$folder$"),
+    "a folder without a slash": ("set/a", "set/a/", "videos/new", "videos/new/"),
+}
+
+
+def folder_markers(workspace: Workspace) -> Iterator[Result]:
+    """`verify` and `build` see what the server was given, without its markers. An object with bytes is no marker."""
+    shards = {f"set/{path.name}": path.read_bytes() for path in workspace.undisturbed.iterdir()}
+    good = sorted(workspace.videos.glob("*/scene-*.mp4"))[:3]
+    videos = {f"videos/{path.parent.name}/{path.name}": path.read_bytes() for path in good}
+    keys = {key_of(name.removeprefix("videos/").encode()) for name in videos}
+    for form, names in _MARKERS.items():
+        dest = workspace.dest("markers")
+        with listed_bucket(shards | videos | dict.fromkeys(names, b""), "application/x-directory") as server:
+            options = (*OPTIONS, f"endpoint={server.url}")
+            cache = str(workspace.dest("cache"))
+            verified = run(_verify("s3://bucket/set", *options), VMAE_CACHE=cache)
+            words = [word for option in options for word in ("--storage-option", option)]
+            build = [word if word != "VIDEOS" else "s3://bucket/videos" for word in command(Path("VIDEOS"), dest)]
+            ended = run([*build, *words], VMAE_CACHE=cache)
+        right = verified.status == ended.status == 0 and finished(dest) == keys
+        expected = f"verify finds nothing, {len(keys)} sources are built"
+        found = expected if right else f"verify: {verified}; build: {ended}, {finished(dest)}"
+        yield Result(f"markers of {form}", found, expected, right)
+    for name in ("set/other", "set/other_$folder$"):
+        with listed_bucket(shards | {name: b"x"}) as server:
+            ended = run(_verify("s3://bucket/set", *OPTIONS, f"endpoint={server.url}"))
+        right, expected = ended.status == 1 and "1 problem in" in ended.words, "verify finds 1 problem"
+        yield Result(f"an object with bytes, {name}", expected if right else str(ended), expected, right)
 
 
 def _verify(url: str, *options: str) -> list[str]:

@@ -10,7 +10,7 @@ from tools.soak.faults.arguments import closed_streams, hangups, numbers, specia
 from tools.soak.faults.disks import file_sizes, link_loop, no_permission, no_space, small_disk
 from tools.soak.faults.fault_run import Result, Workspace
 from tools.soak.faults.process_faults import hang, kills, retries_killed, signals, troubles, two_builds
-from tools.soak.faults.stores import redirects, server_numbers, slow_answers
+from tools.soak.faults.stores import folder_markers, redirects, server_numbers, slow_answers
 from tools.soak.faults.worker_starts import worker_starts
 
 __all__ = ["FAULTS", "Fault"]
@@ -77,6 +77,11 @@ FAULTS = (
     ),
     Fault(
         redirects, "`verify` of a web server that redirects to another", "it is read there without the user's headers"
+    ),
+    Fault(
+        folder_markers,
+        "`verify` of a bucket, and a build of its videos, with markers of folders among the objects",
+        "the markers are no files",
     ),
     Fault(
         server_numbers,
