@@ -49,6 +49,7 @@ soak: $(INSTALLED)
 	$(BIN)/python -m tools.soak.read
 	$(BIN)/python -m tools.soak.order
 	$(BIN)/python -m tools.soak.checkpoints
+	$(BIN)/python -m tools.soak.flat
 
 example: $(INSTALLED)
 	$(BIN)/python -m tools.demo.example

@@ -59,9 +59,15 @@ def _prose(text: str) -> str:
     return "\n".join(lines)
 
 
-def _commands(text: str) -> Iterator[str]:
+def _lines(text: str) -> Iterator[str]:
+    """The lines of all code blocks. Continued lines are joined, and what Slurm starts is taken as if it were not there."""
     for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
-        yield from (line.partition("   #")[0] for line in block.splitlines() if line.startswith(("vmae-", "torchrun")))
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            yield line.removeprefix("srun ").removesuffix(" &")
+
+
+def _commands(text: str) -> Iterator[str]:
+    yield from (line.partition("   #")[0] for line in _lines(text) if line.startswith(("vmae-", "torchrun")))
     yield from (
         code for code in INLINE.findall(text) if re.match(r"(vmae-(shard|train)|torchrun\b.* vmae_train\.cli) \w", code)
     )
@@ -118,11 +124,10 @@ OTHERS = [ROOT / "README.md", *(path for path in sorted(DOCS.glob("*.md")) if pa
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
 def test_complete_commands_on_other_pages_are_understood(path: Path) -> None:
-    for block in re.findall(r"^```\w*\n(.*?)^```$", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE):
-        for line in block.splitlines():
-            command = re.split(r"   #| > |\s#", line)[0]
-            if command.startswith(("vmae-", "torchrun")) and not re.search(r"[…|\[]", command):
-                _check_settings(_parsed(command), command)
+    for line in _lines(path.read_text("utf-8")):
+        command = re.split(r"   #| > |\s#", line)[0]
+        if command.startswith(("vmae-", "torchrun")) and not re.search(r"[…|\[]", command):
+            _check_settings(_parsed(command), command)
 
 
 @pytest.mark.parametrize(
