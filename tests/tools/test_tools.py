@@ -12,9 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "tools").rglob("*.py"))
-
-
-COMMANDS = [module for module in MODULES if "__main__" in (ROOT / f"{module.replace('.', '/')}.py").read_text()]
+COMMANDS = [module for module in MODULES if "\nif __name__ ==" in (ROOT / f"{module.replace('.', '/')}.py").read_text()]
 
 
 @pytest.mark.parametrize("module", COMMANDS)

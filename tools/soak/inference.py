@@ -7,6 +7,7 @@ Exit status 1 if any outcome differs.
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -83,6 +84,7 @@ _SCRIPTS = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as name:
         results = []
         for result in check_inference(Path(name)):
