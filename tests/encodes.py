@@ -9,8 +9,9 @@ import numpy as np
 
 from vmae_data.decode import decode_all
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.encode_source import EncodeJob, StagedSample, StagedSource, encode_source
+from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.staged import EncodeJob, StagedSample, StagedSource
 from vmae_data.format import RULES, expand_series
 from vmae_data.names import key_of
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import ffmpeg_python, find_ffmpeg
 from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundError
+from vmae_data.executors.encode_later import encode_later
 from vmae_data.executors.jobs import BuildJobs, Executor
 from vmae_data.executors.local_processes import run_local
 from vmae_data.executors.ray_cluster import require_ray, run_on_ray
@@ -140,7 +140,7 @@ def _encode_and_pack(
             write()
             return 0, 0
         jobs.staging.mkdir(parents=True, exist_ok=True)
-        with closing(execute(_planned(jobs, write, index), encode_source, pack_shard)) as results:
+        with closing(execute(_planned(jobs, write, index), encode_later, pack_shard)) as results:
             for result in results:
                 if isinstance(result, ShardHead):
                     jobs.done[result.shard] = result

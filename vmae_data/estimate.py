@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.encode_source import EncodeJob, StagedSource, encode_source
+from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
+from vmae_data.encode.staged import EncodeJob, StagedSource
 from vmae_data.executors.jobs import encode_job
 from vmae_data.format import Failure, encode_record
 from vmae_data.names import path_to_text

@@ -218,8 +218,8 @@ class Pool:
             if finished is _READY:
                 worker.ready = True
                 return
-            worker.tasks.popleft()
-            self._done.append(finished)
+            tag, _ = worker.tasks.popleft()
+            self._done.append(finished._replace(tag=tag))
         self._assign()
 
 
@@ -268,7 +268,7 @@ class _Worker:
 
     def send(self, task: _Task) -> None:
         self.tasks.append(task)
-        self.connection.send(task)
+        self.connection.send(task[1])  # without the tag: the worker would import what it is made of
 
     def end(self) -> None:
         self.process.kill()
@@ -298,13 +298,13 @@ def _serve_one_step(connection: Connection, make: Callable[..., Any] | None, mak
     """Task after task, until the pipe is closed (EOFError and the like)."""
     handler: Callable[..., Any] | None = None
     while True:
-        tag, arguments = connection.recv()
+        arguments = connection.recv()
         try:
             if handler is None:
                 handler = make(*make_arguments) if make else _call
-            finished = Finished(tag, handler(*arguments), None)
+            finished = Finished(None, handler(*arguments), None)
         except Exception as error:
-            finished = Finished(tag, None, error)
+            finished = Finished(None, None, error)
         connection.send(finished)
 
 
@@ -318,13 +318,13 @@ def _serve_two_steps(
         nonlocal handler
         with suppress(EOFError, ConnectionResetError):
             while True:
-                tag, arguments = connection.recv()
+                arguments = connection.recv()
                 try:
                     if handler is None:
                         handler = make(*make_arguments)
-                    task = Finished(tag, handler.prepare(*arguments), None)
+                    task = Finished(None, handler.prepare(*arguments), None)
                 except Exception as error:
-                    task = Finished(tag, None, error)
+                    task = Finished(None, None, error)
                 prepared.put(task)
         prepared.put(None)
 
@@ -335,5 +335,5 @@ def _serve_two_steps(
             try:
                 task = task._replace(result=handler.finish(task.result))
             except Exception as error:
-                task = Finished(task.tag, None, error)
+                task = Finished(None, None, error)
         connection.send(task)

@@ -6,17 +6,12 @@ import sys
 import time
 from enum import Enum
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["ProgressBar", "ProgressStyle"]
 
@@ -39,18 +34,7 @@ class ProgressBar:
         self._started_at = self._printed_at = time.monotonic()
         self._rich: Progress | None = None
         if style is ProgressStyle.AUTO and sys.stderr.isatty():
-            self._rich = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}/s"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-                console=Console(stderr=True),
-                refresh_per_second=5,
-            )
+            self._rich = _new_bar()
             self._rich.start()
             self._rich.add_task(what, total=total, completed=start, status="", rate="–")
 
@@ -111,6 +95,31 @@ class ProgressBar:
         elif self._style is ProgressStyle.AUTO:
             parts = [f"{self.what}: {self.done} of {self.total}", f"{rate:.1f}/s", f"{left:.0f} s left", self.status]
             print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+
+def _new_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=Console(stderr=True),
+        refresh_per_second=5,
+    )
 
 
 def _print_json(line: dict[str, object]) -> None:

@@ -1,34 +1,22 @@
-"""The command line of vmae-train. `--help` imports no more than this file does."""
+"""The command line of vmae-train.
+
+Worker processes import the module that started the program. They need no commands, so `main` imports these.
+"""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-from vmae_data import __version__
-from vmae_data.console import new_app, run_app
-from vmae_data.processes import stop_with_torchrun
-from vmae_train.commands.convert import convert
-from vmae_train.commands.evaluate import evaluate
-from vmae_train.commands.feed import feed
-from vmae_train.commands.finetune import finetune
-from vmae_train.commands.plan import plan
-from vmae_train.commands.pretrain import pretrain
-from vmae_train.commands.recipes import recipes
-from vmae_train.commands.reconstruct import reconstruct
-from vmae_train.commands.report import report
-
-__all__ = ["app", "main"]
-
-app = new_app(
-    "vmae-train",
-    "Pretrain, finetune and evaluate masked video autoencoders on shards.",
-    __version__,
-    (pretrain, finetune, evaluate, reconstruct, convert, report, feed, plan, recipes),
-)
+__all__ = ["main"]
 
 
 def main() -> NoReturn:
+    from vmae_data.processes import stop_with_torchrun
+
     stop_with_torchrun()
+    from vmae_data.console import run_app
+    from vmae_train.commands.app import app
+
     run_app(app, "vmae-train")
 
 

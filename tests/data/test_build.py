@@ -375,3 +375,12 @@ def test_a_note_on_the_recipe_waits_until_the_build_begins(demo_videos: Path, tm
     done = call_command("vmae_data", *words, "--set", "seed=3", status=2)
     assert "note: short_side" not in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_process_of_a_build_leaves_the_libraries_that_decode_to_its_workers() -> None:
+    code = "import sys, vmae_data.commands.app, vmae_data.build; print({'av', 'jinja2', 'rich', 'webdataset'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    code = "import sys, vmae_data.cli, vmae_data.executors.encode_later; print({'typer', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -30,7 +30,7 @@ APPS = {"vmae-shard": "vmae_data", "vmae-train": "vmae_train"}
 
 
 def _commands(program: str) -> dict[str, Any]:
-    root: Any = typer.main.get_command(importlib.import_module(f"{APPS[program]}.cli").app)
+    root: Any = typer.main.get_command(importlib.import_module(f"{APPS[program]}.commands.app").app)
     return dict(root.commands)
 
 
@@ -41,9 +41,9 @@ COMMANDS = [(program, name) for program in APPS for name in _commands(program)]
 def test_no_command_line_and_no_part_of_the_data_side_imports_torch() -> None:
     code = (
         "import sys, typer.testing as t\n"
-        "import vmae_data.cli, vmae_train.cli\n"
-        "for app, words in ((vmae_data.cli.app, ['--help']), (vmae_data.cli.app, ['build', '--help']),\n"
-        "                   (vmae_train.cli.app, ['pretrain', '--help'])):\n"
+        "import vmae_data.commands.app, vmae_train.commands.app\n"
+        "for app, words in ((vmae_data.commands.app.app, ['--help']), (vmae_data.commands.app.app, ['build', '--help']),\n"
+        "                   (vmae_train.commands.app.app, ['pretrain', '--help'])):\n"
         "    assert not t.CliRunner().invoke(app, words).exit_code\n"
         "import vmae_data.encode.encode_source, vmae_data.shards.pack, vmae_data.build, vmae_data.demo.videos\n"
         "import vmae_data.read.stream, vmae_data.verify.verify, vmae_data.inspect.inspect, vmae_data.audit.audit_page\n"
@@ -56,14 +56,14 @@ def test_no_command_line_and_no_part_of_the_data_side_imports_torch() -> None:
 
 def test_help_imports_the_command_line_and_nothing_else_of_ours() -> None:
     code = (
-        "import sys, vmae_data.cli, typer.testing as t\n"
-        "assert not t.CliRunner().invoke(vmae_data.cli.app, ['build', '--help']).exit_code\n"
+        "import sys, vmae_data.commands.app, typer.testing as t\n"
+        "assert not t.CliRunner().invoke(vmae_data.commands.app.app, ['build', '--help']).exit_code\n"
         "print(*sorted(name for name in sys.modules if name.startswith('vmae')))\n"
         "print(*sorted({'msgspec', 'numpy', 'pyarrow', 'av', 'PIL', 'ffmpeg', 'torch'} & set(sys.modules)))"
     )
     ours, heavy = _run_python(code)
-    files = [f"vmae_data.commands.{name}" for name in ("options", "output", *_commands("vmae-shard"))]
-    modules = ("amounts", "cli", "commands", "console", "errors", "names")
+    files = [f"vmae_data.commands.{name}" for name in ("app", "options", "output", *_commands("vmae-shard"))]
+    modules = ("amounts", "commands", "console", "errors", "names")
     command_line = ["vmae_data", *(f"vmae_data.{name}" for name in modules)]
     assert ours.split() == sorted([*command_line, *files])
     assert heavy == ""
@@ -87,7 +87,7 @@ def test_no_bracket_of_a_help_text_is_taken_for_markup(program: str) -> None:
 
 def _help(program: str, command: str, width: int) -> str:
     """The help as a terminal of that width shows it."""
-    app = importlib.import_module(f"{APPS[program]}.cli").app
+    app = importlib.import_module(f"{APPS[program]}.commands.app").app
     done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": str(width)})
     assert done.exit_code == 0
     return done.output

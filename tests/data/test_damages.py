@@ -23,10 +23,11 @@ from tools.soak.faults.disks import at_limit
 from tools.soak.faults.fault_run import Workspace, left_over
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.encode_source import EncodeJob, encode_source
+from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.ffmpeg_result import ticks_in_gaps
 from vmae_data.encode.probe import truncated_box
+from vmae_data.encode.staged import EncodeJob
 from vmae_data.errors import DataError
 from vmae_data.names import key_of
 from vmae_data.progress import ProgressStyle

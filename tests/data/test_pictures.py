@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tests.data.test_resize import _encode
 from tools.soak.damages.mp4_boxes import replace_mkv_colours, replace_mp4_colours
 from vmae_data.decode import DecodedVideo, decode_all
-from vmae_data.encode.encode_source import StagedSource
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.open_source import open_source, read_pictures
+from vmae_data.encode.staged import StagedSource
 from vmae_data.format import expand_series
 
 pytestmark = pytest.mark.processes

@@ -11,10 +11,11 @@ import pytest
 
 from vmae_data.decode import decode_all
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.encode.encode_source import EncodeJob, StagedSource, encode_source
+from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.ffmpeg_arguments import Output, encode_arguments
 from vmae_data.encode.probe import probe_video
+from vmae_data.encode.staged import EncodeJob, StagedSource
 from vmae_data.encode.thinning import select_by_stride
 from vmae_data.errors import VmaeError
 from vmae_data.format import RULES, Regular, expand_series

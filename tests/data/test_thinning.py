@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.data.test_resize import _encode, _write
 from vmae_data.decode import decode_all
 from vmae_data.encode.build_spec import BuildSpec, Thinning
-from vmae_data.encode.encode_source import StagedSample
+from vmae_data.encode.staged import StagedSample
 from vmae_data.encode.thinning import cut_video, select_frames
 from vmae_data.errors import RecipeError
 from vmae_data.format import Rational, expand_series

@@ -14,14 +14,14 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from vmae_data.cli import app as shard_app
+from vmae_data.commands.app import app as shard_app
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import RecipeError
 from vmae_data.recipes import list_recipes, load_recipe
 from vmae_train.checkpoints.convert import ConvertSpec
 from vmae_train.checkpoints.native import save_model
-from vmae_train.cli import app as train_app
 from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.commands.app import app as train_app
 from vmae_train.commands.options import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.inference.read_video import read_clip

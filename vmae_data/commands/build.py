@@ -112,7 +112,6 @@ def build(
     """
     from vmae_data.build import build_shards
     from vmae_data.encode.build_spec import BuildSpec
-    from vmae_data.estimate import estimate_build, estimate_lines
     from vmae_data.recipes import load_recipe
     from vmae_data.sources.classes import read_classes
     from vmae_data.storage import storage_path, writable
@@ -139,6 +138,8 @@ def build(
     if dry_run and append:
         raise MisuseError("--dry-run --append: the estimate is of a whole build. Remove one of them")
     if dry_run:
+        from vmae_data.estimate import estimate_build, estimate_lines
+
         estimate = estimate_build(source, spec, workers=workers or num_cores(), **common)
         if as_json:
             print_json(estimate)

@@ -166,7 +166,8 @@ def _trial_encode(binary: Ffmpeg) -> CheckResult:
     name = "encode and decode"
     try:
         from vmae_data.encode.build_spec import BuildSpec
-        from vmae_data.encode.encode_source import EncodeJob, encode_source
+        from vmae_data.encode.encode_source import encode_source
+        from vmae_data.encode.staged import EncodeJob
 
         with tempfile.TemporaryDirectory() as folder:
             write_trial_video(Path(folder) / "trial.mp4")

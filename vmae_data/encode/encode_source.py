@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from vmae_data.decode import check_key_frames, read_packets
-from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import FfmpegRun, run_ffmpeg
 from vmae_data.encode.ffmpeg_arguments import (
     Output,
@@ -38,16 +36,14 @@ from vmae_data.encode.open_source import describe_source
 from vmae_data.encode.packets import changes_of_shape, hidden_packets, jump_remarks, packet_times
 from vmae_data.encode.probe import VideoInfo, scaled_size, with_picture_size
 from vmae_data.encode.profiles import can_copy, encoded_colour
+from vmae_data.encode.staged import EncodeJob, StagedMember, StagedSample, StagedSource, staged_name
 from vmae_data.encode.steady_rate import with_steady_rate
 from vmae_data.encode.thinning import SegmentCut, choose_frames, kept_frame_rate, select_by_stride, select_frames
 from vmae_data.encode.times import first_clean_frame, frame_times
 from vmae_data.errors import DataError, NotFoundError, SampleError, SourceError, VmaeError
 from vmae_data.format import (
     FORMAT_VERSION,
-    RULES,
     Failure,
-    Label,
-    Packets,
     PhaseFacts,
     SampleFacts,
     SegmentFacts,
@@ -56,63 +52,16 @@ from vmae_data.format import (
     series_of,
 )
 from vmae_data.names import key_of, member_suffix, path_to_text
-from vmae_data.sources.video_files import Folder, remote_path
+from vmae_data.sources.video_files import remote_path
 from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_path
 
 _DOLBY_VISION_CODECS = ("hevc", "av1", "libdav1d")  # those that may have no compatible base
 
-__all__ = ["EncodeJob", "StagedMember", "StagedSample", "StagedSource", "encode_source", "staged_name"]
+__all__ = ["encode_source"]
 
 
 # Reasons that ffmpeg's own troubles on a machine would cause too.
 _REASONS_OF_FFMPEG = ("unreadable", "undecodable", "ffmpeg-failed", "encode-mismatch")
-
-
-class EncodeJob(NamedTuple):
-    """The input of one encode; small, so that it can be sent to any process."""
-
-    key: str
-    path: bytes
-    folder: Folder
-    label: Label | None
-    class_name: str | None
-    split: str | None
-    spec: BuildSpec
-    ffmpeg: str
-    staging: Path
-    rules: int = RULES  # to encode by
-    plan_rules: int = RULES
-    plan: str = ""  # digest
-
-
-class StagedMember(msgspec.Struct, frozen=True, kw_only=True):
-    """An encoded file in staging."""
-
-    file: str
-    size: int
-    sha256: str
-    phase: PhaseFacts
-    codec: str
-    extradata: bytes
-    packets: Packets
-
-
-class StagedSample(msgspec.Struct, frozen=True, kw_only=True):
-    facts: SampleFacts
-    members: tuple[StagedMember, ...]
-
-
-class StagedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a source: samples (one, or one per segment), or a failure."""
-
-    samples: tuple[StagedSample, ...] = ()
-    failure: Failure | None = None
-    plan: str = ""  # digest of the plan that has the source first; empty in a record of an older version
-
-
-def staged_name(key: str) -> str:
-    """The file name of a source's record in staging. It is written last: if it exists, the encoded files do."""
-    return f"{key}.staged.json"
 
 
 def encode_source(job: EncodeJob) -> StagedSource:

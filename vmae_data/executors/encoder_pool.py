@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vmae_data.encode.encode_source import EncodeJob, StagedSource, staged_name
+from vmae_data.encode.staged import EncodeJob, StagedSource, staged_name
 from vmae_data.executors.jobs import Encode
 from vmae_data.format import Failure, encode_record
 from vmae_data.names import path_to_text

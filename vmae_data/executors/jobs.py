@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.encode.encode_source import EncodeJob, StagedSource, staged_name
+from vmae_data.encode.staged import EncodeJob, StagedSource, staged_name
 from vmae_data.errors import MisuseError
 from vmae_data.format import INDEX, RULES, Index, ShardHead
 from vmae_data.shards.pack import ShardJob, read_heads, read_staged, unpack_shard

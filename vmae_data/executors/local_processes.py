@@ -1,4 +1,4 @@
-"""The local executor: a pool of encodes across shard borders, and one process that packs."""
+"""The local executor: a pool of encodes across shard borders, and a process that packs while others encode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def run_local(jobs: Iterable[ShardJob], encode: Encode, pack: Pack, *, workers: 
         def pack_if_staged(shard: int) -> None:
             if unstaged[shard] == 0:
                 del unstaged[shard]
-                packer.submit(shard, pack, started.pop(shard))
+                # With nothing to encode an encoder packs, because another process would take 0.3 s to start.
+                pool = packer if waiting or encoders.unfinished else encoders
+                pool.submit(shard, pack, started.pop(shard))
 
         while True:
             # One waiting task for each worker keeps it busy; more would only hold memory.

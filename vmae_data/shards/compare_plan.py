@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.encode.encode_source import staged_name
+from vmae_data.encode.staged import staged_name
 from vmae_data.errors import DataError, MisuseError, NotFoundError, VmaeError
 from vmae_data.format import (
     FAILURES,

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
-from vmae_data.encode.encode_source import EncodeJob, StagedMember, StagedSample, StagedSource, staged_name
+from vmae_data.encode.staged import EncodeJob, StagedMember, StagedSample, StagedSource, staged_name
 from vmae_data.errors import DataError, NewerFormatError
 from vmae_data.format import (
     FORMAT_VERSION,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.encode.encode_source import StagedSource
+from vmae_data.encode.staged import StagedSource
 from vmae_data.format import ShardMarker, decode_record
 from vmae_data.shards.workspace import STAGING
 from vmae_data.storage import hash_file

@@ -1,0 +1,24 @@
+"""The commands of vmae-train. `--help` imports no more than this file does."""
+
+from __future__ import annotations
+
+from vmae_data import __version__
+from vmae_data.console import new_app
+from vmae_train.commands.convert import convert
+from vmae_train.commands.evaluate import evaluate
+from vmae_train.commands.feed import feed
+from vmae_train.commands.finetune import finetune
+from vmae_train.commands.plan import plan
+from vmae_train.commands.pretrain import pretrain
+from vmae_train.commands.recipes import recipes
+from vmae_train.commands.reconstruct import reconstruct
+from vmae_train.commands.report import report
+
+__all__ = ["app"]
+
+app = new_app(
+    "vmae-train",
+    "Pretrain, finetune and evaluate masked video autoencoders on shards.",
+    __version__,
+    (pretrain, finetune, evaluate, reconstruct, convert, report, feed, plan, recipes),
+)
