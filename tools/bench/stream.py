@@ -37,11 +37,12 @@ from tools.soak.faults.network import Faults
 from tools.soak.faults.proxy import proxy_process
 from vmae_data.format import ShardListing
 from vmae_data.names import tar_name
+from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
-from vmae_data.read.prefetch import CONCURRENT_RANGES
-from vmae_data.storage import commit_bytes, commit_file, remote, storage_path
+from vmae_data.read.prefetch import CONCURRENT_RANGES, RemoteShard
+from vmae_data.storage import RemotePath, commit_bytes, commit_file, remote, storage_path
 
 PER_SHARD = 250
 BATCH = 64
@@ -141,11 +142,11 @@ def _order(shards: Shards) -> list[int]:
     return [int(n) for n in epoch_batches(shards.shard_sizes, seed=0, epoch=0, batch=BATCH).ravel()]
 
 
-def _ours() -> Iterator[int]:
+def _ours(cache: ShardCache | None = None) -> Iterator[int]:
     """As a decode worker reads: the next job is prefetched during this one; every checksum is verified."""
     shards = Shards.open(URL)
     order = _order(shards)
-    fetcher = Fetcher(shards)
+    fetcher = Fetcher(shards, cache=cache)
     pieces = [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
     fetcher.prefetch([(number, 0) for number in pieces[0]])
     for position, piece in enumerate(pieces):
@@ -154,6 +155,35 @@ def _ours() -> Iterator[int]:
         for number in piece:
             yield len(fetcher.fetch(number))
     fetcher.close()
+
+
+def _cached() -> Iterator[int]:
+    """A first epoch with `cache.dir`: ranges, until a shard has been downloaded completely."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = ShardCache(CacheSpec(dir=folder, bytes=1 << 40))
+        yield from _ours(cache)
+        cache.close()
+
+
+def _downloaded() -> Iterator[int]:
+    """Complete shards only: all are downloaded into `cache.dir`, then all samples are read from there."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = _full_cache(folder)
+        yield from _ours(cache)
+        cache.close()
+
+
+def _full_cache(folder: str) -> ShardCache:
+    cache = ShardCache(CacheSpec(dir=folder, bytes=1 << 40))
+    shards = Shards.open(URL)
+    for number, one in enumerate(shards.index.shardlist):
+        path = shards.shard_path(number)
+        assert isinstance(path, RemotePath)
+        shard = RemoteShard(path, one.filesize, one.sha256)
+        while not cache.contains(shard):
+            cache.submit(shard)
+            time.sleep(0.01)
+    return cache
 
 
 def _plain() -> Iterator[int]:
@@ -201,6 +231,8 @@ def _litdata() -> Iterator[int]:
 READERS: dict[str, Callable[[], Iterator[int]]] = {
     "plain GETs": _plain,
     "vmae-shard, checksums verified": _ours,
+    "vmae-shard, first epoch with `cache.dir`": _cached,
+    "vmae-shard, complete shards in `cache.dir`": _downloaded,
     "webdataset, pipe:curl": _webdataset,
     "litdata raw": _litdata,
 }
