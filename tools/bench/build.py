@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, help="peak memory on a 1080p file of this length")
     parser.add_argument("--skip", action="store_true", help="decode with ffmpeg's skip_frame")
     parser.add_argument("--listing", type=int, help="plan and resume a listing of this many files")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of --one, in turns [default: %(default)s]")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.listing:
@@ -70,7 +71,7 @@ def main() -> None:
         elif options.skip:
             print(bench_skip(options.videos, Path(folder)))
         elif options.one:
-            print(bench_one(options.videos, Path(folder)))
+            print(bench_one(options.videos, Path(folder), options.rounds))
         elif options.hours:
             print(bench_memory(options.videos, options.hours, Path(folder)))
         else:
@@ -108,7 +109,7 @@ def bench_cpu(videos: Path | None, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def bench_one(videos: Path | None, folder: Path, rounds: int = 5) -> str:
+def bench_one(videos: Path | None, folder: Path, rounds: int) -> str:
     """A build of one file, in turns with bare ffmpeg; then of a small file of a second, which is mostly start-up."""
     (long,) = make_originals(videos, folder / "long", lines=1080, seconds=40, count=1)
     (short,) = make_originals(videos, folder / "short", lines=360, seconds=1, count=1)
