@@ -23,8 +23,8 @@ from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_train.checkpoints.load import load_model
-from vmae_train.cli import app
 from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.commands.app import app
 from vmae_train.evaluation.metrics import Merge, average_precision, label_scores, value_scores
 from vmae_train.evaluation.predictions import Predictions, activate, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol, Views
