@@ -96,6 +96,8 @@ class FinetuneObjective(Objective):
         )
         check_classes(model, self.validation)
         self.augment = Augment(self.setup.augment).to(device)
+        if self.spec.model.compile and device.type == "cuda":
+            self.augment.compile_boxes()
         self.model = model.to(device).train()
         return self.model
 

@@ -164,7 +164,9 @@ def _build_model(spec: PretrainSpec | FinetuneSpec) -> PretrainModel | Classifie
 def _build_augment(spec: PretrainSpec | FinetuneSpec) -> Augment:
     """`random` reads sizes on a CPU, and fake tensors have no values; `multiscale` allocates the same."""
     crop = "multiscale" if spec.augment.crop == "random" else spec.augment.crop
-    return Augment(msgspec.structs.replace(spec.augment, size=spec.geometry().image_size, crop=crop))
+    augment = Augment(msgspec.structs.replace(spec.augment, size=spec.geometry().image_size, crop=crop))
+    augment.reads_boxes = False  # as on a GPU
+    return augment
 
 
 def _make_fake(module: nn.Module) -> None:

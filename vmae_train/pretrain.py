@@ -64,6 +64,8 @@ class PretrainObjective(Objective):
             model = start
         model.set_options(self.spec.model)
         self.augment = Augment(self.setup.augment).to(device)
+        if self.spec.model.compile and device.type == "cuda":
+            self.augment.compile_boxes()
         self.model = model.to(device).train()
         return self.model
 

@@ -48,12 +48,16 @@ PRETRAININGS = {
     "running cell": ("mask.decoder=running-cell",),
     "random crop": ("augment.crop=random",),
     "without antialias": ("augment.antialias=false",),
+    "boxes": ("augment.convert=box",),
+    "random boxes": ("augment.convert=box", "augment.crop=random", "train.repeats=2"),
 }
 FINETUNINGS = {
     "plain": (),
     "every augmentation": EVERY_AUGMENTATION,
     "two clips of each sample": (*EVERY_AUGMENTATION, "train.repeats=2"),
     "resized crop": ("augment.crop=resized",),
+    "resized boxes": ("augment.convert=box", "augment.crop=resized", "augment.antialias=false"),
+    "boxes with every augmentation": ("augment.convert=box", *EVERY_AUGMENTATION),
     "center crop": ("augment.crop=center",),
 }
 

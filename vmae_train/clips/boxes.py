@@ -25,6 +25,7 @@ __all__ = [
     "Boxes",
     "multiscale_boxes",
     "random_boxes",
+    "region_of",
     "resized_boxes",
     "view_boxes",
 ]
@@ -42,6 +43,8 @@ MULTISCALE_OFFSETS = (
 # Attempts at a box of random area and ratio, before the centre of the frame is taken.
 RESIZED_ATTEMPTS = 10
 
+REGION_MARGIN = 2
+
 
 class Boxes(NamedTuple):
     """One box per clip, in pixels of its frame.
@@ -56,6 +59,27 @@ class Boxes(NamedTuple):
     width_B: Float32[Tensor, " B"]
     flip_B: Bool[Tensor, " B"]
     limits_B4: Float32[Tensor, "B 4"]
+
+    def moved(self, start_B2: Int64[Tensor, "B 2"]) -> Boxes:
+        """The same boxes in a region of the frame whose first row and column are given."""
+        top_B, left_B = start_B2.float().unbind(-1)
+        limits_B4 = self.limits_B4 - torch.cat((start_B2, start_B2), dim=-1)
+        return self._replace(top_B=self.top_B - top_B, left_B=self.left_B - left_B, limits_B4=limits_B4)
+
+
+def region_of(boxes: Boxes, *, size: int) -> tuple[Int64[Tensor, "B 2"], Int64[Tensor, "B 2"]]:
+    """The first row and column of each frame that the boxes need, both even, and those after the last.
+
+    They are what the filter reads and `REGION_MARGIN` pixels more, as the chroma of a pixel comes from its neighbours.
+    They may lie outside the frame.
+    """
+    start_B2 = torch.stack((boxes.top_B, boxes.left_B), dim=-1)
+    extent_B2 = torch.stack((boxes.height_B, boxes.width_B), dim=-1)
+    support_B2 = (extent_B2 / size).clamp_min(1)
+    low_B2 = torch.maximum(start_B2 - support_B2, boxes.limits_B4[:, :2])
+    high_B2 = torch.minimum(start_B2 + extent_B2 + support_B2, boxes.limits_B4[:, 2:])
+    first_B2 = (low_B2 - REGION_MARGIN).div(2, rounding_mode="floor").long() * 2
+    return first_B2, high_B2.ceil().long() + REGION_MARGIN
 
 
 def multiscale_boxes(size_B2: Tensor, rng: ClipRng, *, size: int) -> Boxes:

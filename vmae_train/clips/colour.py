@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
-__all__ = ["Planes", "per_colour", "planes_of_views", "planes_to_rgb"]
+__all__ = ["Planes", "per_colour", "planes_of_region", "planes_of_views", "planes_to_rgb"]
 
 
 class Planes(NamedTuple):
@@ -44,13 +44,44 @@ def planes_of_views(planes: Planes, index_BVT: Int64[Tensor, "B V T"] | None) ->
     return planes._replace(y_BTHW=pick(planes.y_BTHW), u_BTHW=pick(planes.u_BTHW), v_BTHW=pick(planes.v_BTHW))
 
 
+def planes_of_region(planes: Planes, start_B2: Int64[Tensor, "B 2"], height: int, width: int) -> Planes:
+    """A part of each sample's frames: `height` and `width` pixels from `start_B2`. All are even, or those of the frames.
+
+    RGB made of it equals that of the full frame, except along the edges that cut through the frame: there 1 row and
+    1 column differ.
+    """
+    if (height, width) == planes.y_BTHW.shape[2:]:
+        return planes
+    size_B2 = planes.size_B2 - start_B2
+    if len(start_B2) == 1 and start_B2.device.type == "cpu":  # a view
+        top, left = start_B2[0].tolist()
+
+        def part(plane: Tensor, step: int) -> Tensor:
+            rows = slice(top // step, -(-(top + height) // step))
+            return plane[:, :, rows, left // step : -(-(left + width) // step)]
+    else:
+        sample_B = torch.arange(len(start_B2), device=start_B2.device)[:, None, None, None]
+        frame_T = torch.arange(planes.y_BTHW.shape[1], device=start_B2.device)[:, None, None]
+
+        def part(plane: Tensor, step: int) -> Tensor:
+            row_BH, column_BW = (
+                (start_B // step)[:, None] + torch.arange(-(-extent // step), device=start_B2.device)
+                for start_B, extent in zip(start_B2.unbind(-1), (height, width), strict=True)
+            )
+            return plane[sample_B, frame_T, row_BH[:, None, :, None], column_BW[:, None, None, :]]
+
+    return planes._replace(
+        y_BTHW=part(planes.y_BTHW, 1), u_BTHW=part(planes.u_BTHW, 2), v_BTHW=part(planes.v_BTHW, 2), size_B2=size_B2
+    )
+
+
 def planes_to_rgb(planes: Planes) -> Float32[Tensor, "B 3 T H W"]:
     """RGB of 0..255, clamped, not rounded. Pixels outside a sample's own frame are arbitrary.
 
     Chroma is upsampled bilinearly, sited left: on even columns, between the rows (MPEG-2, and ffmpeg's assumption for
     streams that do not state it).
     """
-    num_frames, height, width = planes.y_BTHW.shape[1:]
+    height, width = planes.y_BTHW.shape[2:]
     chroma = torch.cat((planes.u_BTHW, planes.v_BTHW), dim=1).float() - 128
     chroma = _double_rows(_double_columns(chroma, planes.size_B2[:, 1]), planes.size_B2[:, 0])
     u_BTHW, v_BTHW = rearrange(chroma[..., :height, :width], "b (two t) h w -> two b t h w", two=2)
@@ -66,11 +97,11 @@ def planes_to_rgb(planes: Planes) -> Float32[Tensor, "B 3 T H W"]:
     v_to_red, u_to_blue = c_scale * (1 - red), c_scale * (1 - blue)
     v_to_green, u_to_green = -v_to_red * red / green, -u_to_blue * blue / green
 
-    rgb = y_BTHW.new_empty((len(y_BTHW), 3, num_frames, height, width))
-    torch.addcmul(y_BTHW, v_BTHW, v_to_red[:, None, None, None], out=rgb[:, 0])
-    torch.addcmul(y_BTHW, v_BTHW, v_to_green[:, None, None, None], out=rgb[:, 1])
+    rgb = repeat(y_BTHW, "b t h w -> b c t h w", c=3).contiguous()
+    rgb[:, 0].addcmul_(v_BTHW, v_to_red[:, None, None, None])
+    rgb[:, 1].addcmul_(v_BTHW, v_to_green[:, None, None, None])
     rgb[:, 1].addcmul_(u_BTHW, u_to_green[:, None, None, None])
-    torch.addcmul(y_BTHW, u_BTHW, u_to_blue[:, None, None, None], out=rgb[:, 2])
+    rgb[:, 2].addcmul_(u_BTHW, u_to_blue[:, None, None, None])
     return rgb.clamp_(0, 255)
 
 

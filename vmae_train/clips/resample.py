@@ -1,6 +1,6 @@
-"""A box of a frame → a square of the model's size, a batch at once, as a Kornia augmentation fed by `params`.
+"""A box of a frame → a square of the model's size, a batch at once.
 
-B batch, S the model's image size, N pixels of a frame's row or column.
+B batch, N colours and frames, S the model's image size, H and W pixels of a frame's column and row.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from kornia.augmentation import GeometricAugmentationBase2D
 from kornia.geometry import remap
 from torch import Tensor
 
-__all__ = ["BoxCrop", "resample_weights"]
+from vmae_train.clips.boxes import Boxes
+
+__all__ = ["BoxCrop", "resample", "resample_weights"]
 
 
 class BoxCrop(GeometricAugmentationBase2D):
-    """Crop and resize; its params are the fields of Boxes.
-
-    With `antialias`: PIL's antialiased bilinear filter, as two batched matrix products.
-    Without: plain bilinear interpolation of four pixels, equal to `torch.nn.functional.interpolate` of the crop.
-    Positions stop at the limits, which warp_affine cannot do. Float32 positions cost up to 0.02 grey levels.
-    """
+    """Crop and resize as a Kornia augmentation; its params are the fields of Boxes. It does not flip."""
 
     def __init__(self, *, size: int, antialias: bool) -> None:
         super().__init__(p=1.0)
@@ -35,38 +32,55 @@ class BoxCrop(GeometricAugmentationBase2D):
     def apply_transform(
         self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
     ) -> Tensor:
-        return self._separable(input, params) if self.antialias else self._bilinear(input, params)
+        boxes = Boxes(*(params[name] for name in Boxes._fields))
+        return resample(input, boxes, size=self.size, antialias=self.antialias)
 
-    def _separable(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
-        num_channels, height, width = input.shape[1:]
-        top_B, left_B, bottom_B, right_B = params["limits_B4"].unbind(-1)
-        rows_BSH = resample_weights(params["top_B"], params["height_B"], top_B, bottom_B, length=height, size=self.size)
-        columns_BSW = resample_weights(
-            params["left_B"], params["width_B"], left_B, right_B, length=width, size=self.size
-        )
-        narrow = rearrange(input, "b n h w -> b (n h) w") @ columns_BSW.mT
-        narrow = rearrange(narrow, "b (n h) s -> b n h s", n=num_channels)
-        return rows_BSH[:, None] @ narrow
 
-    def _bilinear(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
-        top_B, left_B, bottom_B, right_B = params["limits_B4"].unbind(-1)
-        row_BS = self._positions(params["top_B"], params["height_B"], top_B, bottom_B, input.shape[-2])
-        column_BS = self._positions(params["left_B"], params["width_B"], left_B, right_B, input.shape[-1])
-        return remap(
-            input,
-            repeat(column_BS, "b w -> b h w", h=self.size),
-            repeat(row_BS, "b h -> b h w", w=self.size),
-            padding_mode="border",
-            align_corners=False,
-            normalized_coordinates=True,
-        )
+def resample(
+    image_BNHW: Float32[Tensor, "B N H W"], boxes: Boxes, *, size: int, antialias: bool, flip: bool = False
+) -> Float32[Tensor, "B N S S"]:
+    """Crop and resize. `flip`: also mirror the clips of `boxes.flip_B`.
 
-    def _positions(self, start_B: Tensor, extent_B: Tensor, low_B: Tensor, high_B: Tensor, length: int) -> Tensor:
-        """The centre of each pixel, from -1 to 1 between the edges of the padded frame."""
-        offset_S = torch.arange(self.size, device=start_B.device, dtype=torch.float32) + 0.5
-        centre_BS = start_B[:, None] + offset_S * (extent_B / self.size)[:, None]
-        centre_BS = torch.maximum(centre_BS, low_B[:, None] + 0.5)
-        return torch.minimum(centre_BS, high_B[:, None] - 0.5) * (2 / length) - 1
+    With `antialias`: PIL's antialiased bilinear filter, as two batched matrix products.
+    Without: plain bilinear interpolation of four pixels, equal to `torch.nn.functional.interpolate` of the crop.
+    Positions stop at the limits, which warp_affine cannot do. Float32 positions cost up to 0.02 grey levels.
+    """
+    return (_separable if antialias else _bilinear)(image_BNHW, boxes, size, flip)
+
+
+def _separable(image_BNHW: Tensor, boxes: Boxes, size: int, flip: bool) -> Tensor:
+    num_images, height, width = image_BNHW.shape[1:]
+    top_B, left_B, bottom_B, right_B = boxes.limits_B4.unbind(-1)
+    rows_BSH = resample_weights(boxes.top_B, boxes.height_B, top_B, bottom_B, length=height, size=size)
+    columns_BSW = resample_weights(boxes.left_B, boxes.width_B, left_B, right_B, length=width, size=size)
+    if flip:
+        columns_BSW = torch.where(boxes.flip_B[:, None, None], columns_BSW.flip(1), columns_BSW)
+    narrow = rearrange(image_BNHW, "b n h w -> b (n h) w") @ columns_BSW.mT
+    return rows_BSH[:, None] @ rearrange(narrow, "b (n h) s -> b n h s", n=num_images)
+
+
+def _bilinear(image_BNHW: Tensor, boxes: Boxes, size: int, flip: bool) -> Tensor:
+    top_B, left_B, bottom_B, right_B = boxes.limits_B4.unbind(-1)
+    row_BS = _positions(boxes.top_B, boxes.height_B, top_B, bottom_B, image_BNHW.shape[-2], size)
+    column_BS = _positions(boxes.left_B, boxes.width_B, left_B, right_B, image_BNHW.shape[-1], size)
+    if flip:
+        column_BS = torch.where(boxes.flip_B[:, None], column_BS.flip(1), column_BS)
+    return remap(
+        image_BNHW,
+        repeat(column_BS, "b w -> b h w", h=size),
+        repeat(row_BS, "b h -> b h w", w=size),
+        padding_mode="border",
+        align_corners=False,
+        normalized_coordinates=True,
+    )
+
+
+def _positions(start_B: Tensor, extent_B: Tensor, low_B: Tensor, high_B: Tensor, length: int, size: int) -> Tensor:
+    """The centre of each pixel, from -1 to 1 between the edges of the padded frame."""
+    offset_S = torch.arange(size, device=start_B.device, dtype=torch.float32) + 0.5
+    centre_BS = start_B[:, None] + offset_S * (extent_B / size)[:, None]
+    centre_BS = torch.maximum(centre_BS, low_B[:, None] + 0.5)
+    return torch.minimum(centre_BS, high_B[:, None] - 0.5) * (2 / length) - 1
 
 
 def resample_weights(
