@@ -66,6 +66,10 @@ class SharedBuffers:
         self._descriptor = descriptor
         self._map = mmap.mmap(descriptor, max(1, count * layout.bytes))
 
+    def whole(self) -> NDArray[np.uint8]:
+        """The bytes of all buffers."""
+        return np.frombuffer(self._map, np.uint8)
+
     def flat(self, buffer: int) -> NDArray[np.uint8]:
         """The bytes of a buffer."""
         return np.frombuffer(self._map, np.uint8, self.layout.bytes, buffer * self.layout.bytes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -117,6 +118,69 @@ def padded_size(data: Shards | Mixture) -> tuple[int, int]:
     return height, width
 
 
+class _Copies:
+    """Copies of page-locked buffers to a GPU, on a stream of their own: they overlap with the kernels of a step.
+
+    A buffer is in use until the event behind its copy has come. `cuda` is torch.cuda, or has its functions.
+    """
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        self._device, self._cuda = device, cuda
+        self._stream = cuda.Stream(device)
+        self._running: deque[tuple[Any, int]] = deque()  # each event with its buffer, in the order of the copies
+        self._locked: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def on(cls, device: torch.device) -> _Copies | None:
+        """None for a device without such copies."""
+        return cls(device) if device.type == "cuda" else None
+
+    def lock(self, memory: NDArray[np.uint8]) -> bool:
+        """Page-lock the memory, which workers share. False if CUDA refuses it."""
+        if int(self._cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) != 0:
+            with suppress(RuntimeError):
+                torch.ones(1, device=self._device)  # takes the error, which CUDA else reports of a later kernel
+            return False
+        self._locked = memory
+        return True
+
+    def start(self, flat: Tensor, buffer: int) -> Tensor:
+        """Start the copy of a buffer. What the current stream is given from now on waits for it, the host does not."""
+        with self._cuda.stream(self._stream):
+            copied = self._upload(flat)
+            event = self._cuda.Event()
+            event.record(self._stream)
+        self._running.append((event, buffer))
+        current = self._cuda.current_stream(self._device)
+        current.wait_event(event)
+        # The memory belongs to the stream of the copies. Without this, a batch that the host has dropped would be
+        # overwritten by the next copy while kernels of the current stream still read it.
+        copied.record_stream(current)
+        return copied
+
+    def _upload(self, flat: Tensor) -> Tensor:
+        return flat.to(self._device, copy=True, non_blocking=True)
+
+    def finished(self, *, wait: bool) -> list[int]:
+        """The buffers whose copies have ended since the last call. `wait` for one, if there is any."""
+        if wait and self._running:
+            self._running[0][0].synchronize()
+        buffers = []
+        while self._running and self._running[0][0].query():
+            buffers.append(self._running.popleft()[1])
+        return buffers
+
+    def close(self) -> None:
+        """Wait for the copies and unlock the memory."""
+        try:
+            self._stream.synchronize()
+        finally:
+            self._running.clear()
+            if self._locked is not None:
+                self._cuda.cudart().cudaHostUnregister(self._locked.ctypes.data)
+                self._locked = None
+
+
 class ClipLoader:
     """Loads the requested batches in their order. Use as a context manager.
 
@@ -144,9 +208,13 @@ class ClipLoader:
         self.layout = BufferLayout(batch, frames, *padded_size(self.mixture))
         self._targets = targets
         self._buffers = SharedBuffers(spec.ahead + 1, self.layout)
+        self._copies = _Copies.on(self.device)
         self.unreadable = UnreadableSamples(len(self.mixture))
         self.timings = ReadTimings()
         self.notes: dict[str, None] = {}
+        if self._copies is not None and not self._copies.lock(self._buffers.whole()):
+            self._copies = None
+            self.notes["the batch buffers can't be page-locked, so each copy to the GPU waits"] = None
         self._requests = iter(requests)
         arguments = (_parts(self.mixture, sampler), self._buffers, spec.read_ahead_bytes, cache)
         # A worker prefetches the remote data of a second task while it decodes the first.
@@ -163,10 +231,13 @@ class ClipLoader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.__exit__(kind, error, trace)
-        if self._decoder is not None:
-            self._decoder.close()
-        self._buffers.close()
+        with ExitStack() as closing:  # in reverse order, and each even if another fails
+            closing.callback(self._buffers.close)
+            if self._copies is not None:
+                closing.callback(self._copies.close)
+            if self._decoder is not None:
+                closing.callback(self._decoder.close)
+            self._pool.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Batch]:
         self._submit()
@@ -179,14 +250,17 @@ class ClipLoader:
             decoded_at = time.perf_counter()
             batch = self._assemble(request, buffer)
             transfer_seconds = time.perf_counter() - decoded_at
-            self._free.append(buffer)
+            if self._copies is None:
+                self._free.append(buffer)
             self._submit()
             wait_seconds = time.perf_counter() - started_at
             self.timings = self.timings.plus(ReadTimings(wait_seconds, transfer_seconds))
             yield batch
 
     def _submit(self) -> None:
-        """Submit the tasks of further batches while buffers are free."""
+        """Submit the tasks of further batches while buffers are free. Waits for a copy only if all buffers are copied."""
+        if self._copies is not None:
+            self._free += self._copies.finished(wait=not self._pending and not self._free)
         while self._free and (request := next(self._requests, None)) is not None:
             buffer = self._free.pop()
             self._pending.append((request, buffer))
@@ -235,8 +309,9 @@ class ClipLoader:
             plane[np.flatnonzero(~is_sample_B)] = 0
         numbers_B = np.asarray([mixture.sample_number(int(n)) for n in known_B], dtype=np.uint64)
         epochs_B = np.asarray(request.epochs, dtype=np.uint64)
-        # One copy to the device: the buffer is free at once, and nothing keeps a view of it.
-        flat = torch.from_numpy(self._buffers.flat(buffer)).to(self.device, copy=True)
+        # One copy to the device: nothing keeps a view of the buffer.
+        flat = torch.from_numpy(self._buffers.flat(buffer))
+        flat = flat.to(self.device, copy=True) if self._copies is None else self._copies.start(flat, buffer)
         y, u, v = self.layout.split(flat)
         return Batch(
             planes=Planes(
@@ -258,7 +333,10 @@ class ClipLoader:
         )
 
     def _to_device(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # torch frees this memory after the copy; from other memory it would wait
+        return tensor.to(self.device, non_blocking=True)
 
     def _view_index(self, clips: Sequence[DecodedClip]) -> Tensor | None:
         """None if every clip is its decoded frames in order, the common case in training."""
