@@ -37,7 +37,7 @@ from vmae_train.clips.frame_sampling import StrideSampler
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.clips.rng import ClipRng
 
-FRAMES, BOXES = 16, 10  # boxes of each sample that are compared
+FRAMES, BOXES = 16, 4  # boxes of each sample that are compared
 MIB = 1 << 20
 
 
