@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tools.bench import device as device_benchmark
 from vmae_data.recipes import list_recipes, load_recipe
 from vmae_train.clips.augment import CLIPS_AT_ONCE, Augment, AugmentSpec
 from vmae_train.clips.colour import Planes
@@ -80,6 +82,18 @@ def test_one_batch_takes_less_than_half_of_the_memory() -> None:
                 _clips(planes, convert, size=224)
             peaks[convert] = memory.peak
         assert peaks["box"] < 0.5 * peaks["frame"]
+
+
+def test_the_benchmark_compares_the_ways(
+    demo_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--clips", "2", "--rounds", "1", "--size", "32"]
+    monkeypatch.setattr("sys.argv", ["device", str(demo_shards), *small])
+    device_benchmark.main()
+    printed = capsys.readouterr().out
+    for way in ("full frames", "boxes", "Kornia VideoSequential", "PIL, RGB given"):
+        assert f"  {way} " in printed
+    assert printed.count("at most 0.0") == 4
 
 
 @pytest.mark.parametrize("name", list_recipes("vmae_train"))
