@@ -135,7 +135,8 @@ class Augment(nn.Module):
     def forward(self, planes: Planes, boxes: Boxes, policy: Policy | None = None) -> Float32[Tensor, "BR 3 T S S"]:
         """RGB of 0..255, neither rounded nor normalised (pretraining targets need it so).
 
-        R boxes per sample, sample-major, give R clips per sample.
+        R boxes per sample, sample-major, give R clips per sample. With `convert = "box"` on a GPU they are those of
+        `sample_boxes`: the size of the regions is decided by the kind of crop.
         """
         with _true_float32(planes.y_BTHW.device):
             return (self._from_boxes if self.spec.convert == "box" else self._from_frames)(planes, boxes, policy)
