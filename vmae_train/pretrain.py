@@ -94,7 +94,7 @@ def masked_loss(
     boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
     rgb = augment(planes, boxes, augment.sample_policy(rng))
     mask = sample_mask(mask_spec, rng, grid_of(model.geometry))
-    targets = cube_targets(rgb / 255, mask.predicted_BK, model.geometry)
+    targets = cube_targets(rgb, mask.predicted_BK, model.geometry, white=255)
     weight_B = repeat(batch.weight_B, "b -> (b r)", r=repeats)
     return model.loss(augment.normalise(rgb), mask, targets_BMD=targets, weight_B=weight_B, rng=rng)
 

@@ -36,6 +36,9 @@ MADE = Path(__file__).parent.parent / "compatibility"
 EXAMPLE = Path("shards/example").resolve()
 # Relative. Measured between SSE and AVX2 kernels: 1e-7 over the first 5 steps, 2.3e-7 over 100.
 FIRST_STEPS, FIRST_TOLERANCE, LATER_TOLERANCE = 5, 1e-6, 1e-4
+# Pretraining computes the decoder's last block for the predicted tokens only since 2026-12: the same loss in real
+# arithmetic, in other bits.
+SAME_BITS = ("finetune",)
 # Timings and memory differ from run to run.
 MEASURED = {"clips_per_second", "data_wait", "limits", "cache_hits", "read_mb", "memory_mb"}
 
@@ -76,8 +79,12 @@ def test_an_unfinished_build_finishes_with_the_same_bytes(made: Path) -> None:
     assert _digests(made / "unfinished") == _digests(MADE / "shards")
 
 
-def _assert_same_losses(found: list[float], expected: list[float], *, made_on: str) -> None:
-    if made_on == machine():
+def _has_same_bits(kind: str, made_on: str) -> bool:
+    return kind in SAME_BITS and made_on == machine()
+
+
+def _assert_same_losses(kind: str, found: list[float], expected: list[float], *, made_on: str) -> None:
+    if _has_same_bits(kind, made_on):
         assert found == expected
     else:
         np.testing.assert_allclose(found[:FIRST_STEPS], expected[:FIRST_STEPS], rtol=FIRST_TOLERANCE)
@@ -105,8 +112,11 @@ def test_a_run_resumes_and_ends_with_the_same_numbers(made: Path, kind: str, dat
     found = _train(kind, made / f"run-{kind}.toml", made / kind, data, made)
     assert [(line["kind"], line["step"]) for line in found] == [(line["kind"], line["step"]) for line in wanted]
     losses = [[line["loss"] for line in lines if line["kind"] == "train"] for lines in (found, wanted)]
-    _assert_same_losses(*losses, made_on=expected["machine"])
-    if expected["machine"] == machine():
+    _assert_same_losses(kind, *losses, made_on=expected["machine"])
+    assert [line["lr"] for line in found if line["kind"] == "train"] == [
+        line["lr"] for line in wanted if line["kind"] == "train"
+    ]
+    if _has_same_bits(kind, expected["machine"]):
         assert found == wanted
         assert _digests(max((made / kind / "checkpoints").iterdir())) == expected["sha256"]
 
@@ -149,7 +159,7 @@ def test_a_hundred_steps_have_the_same_losses(tmp_path: Path, kind: str, data: l
     lines = _train(kind, MADE / f"losses-{kind}.toml", tmp_path / "run", data, Path.cwd())
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses) == 100
-    _assert_same_losses(losses, expected[kind], made_on=expected["machine"])
+    _assert_same_losses(kind, losses, expected[kind], made_on=expected["machine"])
 
 
 class _LaterPretrainSpec(PretrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):

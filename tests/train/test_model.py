@@ -241,6 +241,44 @@ def test_the_decoder_of_a_running_cell_sees_what_videomae_v2s_sees(device: torch
     assert torch.allclose(model.loss(clips, mask, targets_BMD=targets), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_block_of_the_decoder_computes_what_is_predicted_as_if_it_computed_all(
+    device: torch.device, checkpointing: bool
+) -> None:
+    decoder = _model(device).decoder
+    tokens = torch.randn((2, 128, 96), generator=torch.Generator().manual_seed(3)).to(device).requires_grad_()
+    found = decoder(tokens, 96, checkpointing=checkpointing)
+    all_tokens = tokens
+    for block in decoder.blocks:
+        all_tokens = block(all_tokens)
+    expected = decoder.head(decoder.norm(all_tokens))[:, -96:]
+    assert torch.allclose(found, expected, atol=1e-5)
+    weight = torch.linspace(-1, 1, found.numel(), device=device).reshape(found.shape)
+    inputs = [tokens, *decoder.parameters()]
+    for own, whole in zip(
+        torch.autograd.grad((found * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(own, whole, rtol=1e-4, atol=1e-3 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_targets_of_grey_levels_and_of_normalised_clips_are_those_of_rgb(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    rgb = (_clips(device).abs() * 80).to(dtype)
+    tokens = _mask(device).masked_BM
+    before = rgb.clone()
+    expected = cube_targets(rgb.float() / 255, tokens, TINY)
+    assert torch.allclose(cube_targets(rgb, tokens, TINY, white=255), expected, atol=1e-5)
+    scale, shift = torch.tensor([2.0, 3.0, 4.0], device=device), torch.tensor([0.1, 0.2, 0.3], device=device)
+    moved = cube_targets(rgb / 255, tokens, TINY, scale_C=scale, shift_C=shift)
+    by_hand = (rgb / 255).float() * scale[:, None, None, None] + shift[:, None, None, None]
+    assert torch.allclose(moved, cube_targets(by_hand, tokens, TINY), atol=1e-5)
+    assert torch.equal(rgb, before)
+
+
 def test_only_the_cubes_to_decode_are_predicted(device: torch.device) -> None:
     model, clips, mask = _model(device), _clips(device), _mask(device)
     assert torch.equal(model(clips, mask._replace(decoded_BK=mask.masked_BM)), model(clips, mask))

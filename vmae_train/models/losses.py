@@ -1,7 +1,7 @@
 """Targets of pretraining, and the losses of pretraining, classification, multi-label and regression heads.
 
-B batch, C colours, T frames, H rows, W columns, M predicted tokens, D values of a cube, (p0 p1 p2) c, K classes,
-R regressed values.
+B batch, C colours, T frames, H rows, W columns, M predicted tokens, D values of a cube, (p0 p1 p2) c, P pixels of a
+cube, K classes, R regressed values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from vmae_train.models.geometry import Geometry
-from vmae_train.models.vit import take_tokens
+from vmae_train.models.vit import take_cubes
 
 __all__ = [
     "ValueDistance",
@@ -32,22 +32,29 @@ ValueDistance = Literal["mse", "l1"]
 
 @torch.no_grad()
 def cube_targets(
-    rgb01_BCTHW: Float32[Tensor, "B 3 T H W"], token_BM: Int64[Tensor, "B M"], geometry: Geometry
+    clips_BCTHW: Float[Tensor, "B 3 T H W"],
+    token_BM: Int64[Tensor, "B M"],
+    geometry: Geometry,
+    *,
+    scale_C: Float32[Tensor, " C"] | None = None,
+    shift_C: Float32[Tensor, " C"] | None = None,
+    white: int = 1,
 ) -> Float32[Tensor, "B M D"]:
     """Normalised pixels of the given cubes: (x - mean) / (sqrt(var) + 1e-6), for each cube and each colour separately.
 
-    RGB in 0..1; the unbiased variance. As in VideoMAE's pretraining loop; MAE-ST normalises the colours together.
+    x is RGB in 0..1: clips × scale + shift, divided by `white`. The variance is the unbiased one. As in VideoMAE's
+    pretraining loop; MAE-ST normalises the colours together.
     """
-    cubes = rearrange(
-        rgb01_BCTHW,
-        "b c (t p0) (h p1) (w p2) -> b (t h w) (p0 p1 p2 c)",
-        p0=geometry.tubelet_size,
-        p1=geometry.patch_size,
-        p2=geometry.patch_size,
-    )
-    cubes = rearrange(take_tokens(cubes, token_BM), "b m (p c) -> b m p c", c=3)
-    variance, mean = torch.var_mean(cubes, dim=2, unbiased=True, keepdim=True)
-    return rearrange((cubes - mean) / (variance.sqrt() + 1e-6), "b m p c -> b m (p c)")
+    size = {"tubelet_size": geometry.tubelet_size, "patch_size": geometry.patch_size}
+    # A new tensor of the predicted cubes alone: what follows can change it in place.
+    x_BMCP = take_cubes(clips_BCTHW, token_BM, **size).float()
+    if scale_C is not None and shift_C is not None:
+        x_BMCP.mul_(scale_C[:, None]).add_(shift_C[:, None])
+    if white != 1:
+        x_BMCP.div_(white)
+    variance, mean = torch.var_mean(x_BMCP, dim=-1, unbiased=True, keepdim=True)
+    x_BMCP.sub_(mean).div_(variance.sqrt() + 1e-6)
+    return rearrange(x_BMCP, "b m c p -> b m (p c)")
 
 
 def reconstruction_loss(
@@ -56,8 +63,9 @@ def reconstruction_loss(
     weight_B: Float[Tensor, " B"] | None = None,
 ) -> Float32[Tensor, ""]:
     """Mean squared error over the predicted cubes, then the (weighted) mean over samples."""
-    error_B: Tensor = (predictions_BMD.float() - targets_BMD).square().mean(dim=(1, 2))
-    return weighted_mean(error_B, weight_B)
+    error = F.mse_loss(predictions_BMD.float(), targets_BMD, reduction="none")
+    # A sum and a division of the sums: the backward pass of `mean` would write a tensor of this size.
+    return weighted_mean(error.sum(dim=(1, 2)) / predictions_BMD[0].numel(), weight_B)
 
 
 def soft_cross_entropy(logits_BK: Float[Tensor, "B K"], target_BK: Float32[Tensor, "B K"]) -> Float32[Tensor, " B"]:

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
-from vmae_train.clips.colour import per_colour
 from vmae_train.clips.mask import TokenMask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.models.base import VideoModel
@@ -94,8 +93,8 @@ class PretrainModel(VideoModel):
         """
         if targets_BMD is None:
             self._check_clips(clips_BCTHW)
-            rgb01 = clips_BCTHW.float() * per_colour(self.std_C) + per_colour(self.mean_C)
-            targets_BMD = cube_targets(rgb01, mask.predicted_BK, self.geometry)
+            scale, shift = self.std_C, self.mean_C
+            targets_BMD = cube_targets(clips_BCTHW, mask.predicted_BK, self.geometry, scale_C=scale, shift_C=shift)
         return reconstruction_loss(self(clips_BCTHW, mask, rng), targets_BMD, weight_B)
 
 
@@ -148,6 +147,6 @@ class Decoder(nn.Module):
     def forward(
         self, x_BNE: Float[Tensor, "B N E"], num_predicted: int, *, checkpointing: bool = False
     ) -> Float[Tensor, "B M D"]:
-        x_BNE = run_blocks(self.blocks, x_BNE, checkpointing=checkpointing)
-        cubes_BMD: Tensor = self.head(self.norm(x_BNE[:, -num_predicted:]))
+        x_BME = run_blocks(self.blocks, x_BNE, last=num_predicted, checkpointing=checkpointing)
+        cubes_BMD: Tensor = self.head(self.norm(x_BME))
         return cubes_BMD

@@ -3,7 +3,8 @@
 Parameter names are those of the published checkpoints. Pre-norm blocks, exact GELU, biases for q and v but not for k,
 no class token. Tong et al., "VideoMAE", NeurIPS 2022.
 
-B batch, C colours, T frames, H rows, W columns, N tokens, E channels, L blocks, D values of a cube (c p0 p1 p2).
+B batch, C colours, T frames, H rows, W columns, N tokens, K chosen tokens, Q tokens of an output, E channels, L blocks,
+P pixels of a cube (p0 p1 p2).
 """
 
 from __future__ import annotations
@@ -29,13 +30,25 @@ __all__ = [
     "encoder_blocks",
     "init_weights",
     "run_blocks",
-    "take_tokens",
+    "take_cubes",
 ]
 
 
-def take_tokens(values_BND: Float[Tensor, "B N D"], token_BK: Int64[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
-    """The given tokens of each sample."""
-    return values_BND.gather(1, token_BK[..., None].expand(-1, -1, values_BND.shape[-1]))
+def take_cubes(
+    clips_BCTHW: Float[Tensor, "B C T H W"], token_BK: Int64[Tensor, "B K"], *, tubelet_size: int, patch_size: int
+) -> Float[Tensor, "B K C P"]:
+    """A copy of the cubes of the given tokens. Pixels of other tokens are not read."""
+    cubes = rearrange(
+        clips_BCTHW,
+        "b c (t p0) (h p1) (w p2) -> b t h w c p0 p1 p2",
+        p0=tubelet_size,
+        p1=patch_size,
+        p2=patch_size,
+    )
+    rows, columns = cubes.shape[2:4]
+    sample_B1 = torch.arange(len(cubes), device=token_BK.device)[:, None]
+    slice_BK, patch_BK = token_BK // (rows * columns), token_BK % (rows * columns)
+    return cubes[sample_B1, slice_BK, patch_BK // columns, patch_BK % columns].flatten(3)
 
 
 class PatchEmbed(nn.Module):
@@ -51,17 +64,19 @@ class PatchEmbed(nn.Module):
         self, clips_BCTHW: Float[Tensor, "B 3 T H W"], token_BK: Int64[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B K E"]:
         """Tokens of the given cubes; None: of all."""
-        cubes_BND = rearrange(
-            clips_BCTHW,
-            "b c (t p0) (h p1) (w p2) -> b (t h w) (c p0 p1 p2)",
-            p0=self.tubelet_size,
-            p1=self.patch_size,
-            p2=self.patch_size,
-        )
         if token_BK is not None:
-            cubes_BND = take_tokens(cubes_BND, token_BK)
+            cubes = take_cubes(clips_BCTHW, token_BK, tubelet_size=self.tubelet_size, patch_size=self.patch_size)
+            values = cubes.flatten(2)
+        else:
+            values = rearrange(
+                clips_BCTHW,
+                "b c (t p0) (h p1) (w p2) -> b (t h w) (c p0 p1 p2)",
+                p0=self.tubelet_size,
+                p1=self.patch_size,
+                p2=self.patch_size,
+            )
         weight = rearrange(self.proj.weight, "e c p0 p1 p2 -> e (c p0 p1 p2)")
-        return F.linear(cubes_BND, weight, self.proj.bias)
+        return F.linear(values, weight, self.proj.bias)
 
 
 class Block(nn.Module):
@@ -75,10 +90,15 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, hidden_dim(dim, mlp_ratio))
 
     def forward(
-        self, x_BNE: Float[Tensor, "B N E"], scale_B2: Float32[Tensor, "B 2"] | None = None
-    ) -> Float[Tensor, "B N E"]:
-        x_BNE = x_BNE + _scaled(self.attn(self.norm1(x_BNE)), scale_B2, 0)
-        return x_BNE + _scaled(self.mlp(self.norm2(x_BNE)), scale_B2, 1)
+        self,
+        x_BNE: Float[Tensor, "B N E"],
+        scale_B2: Float32[Tensor, "B 2"] | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "B Q E"]:
+        """`last`: only the last so many tokens are computed. They attend to all."""
+        residual_BQE = x_BNE if last is None else x_BNE[:, -last:]
+        x_BQE = residual_BQE + _scaled(self.attn(self.norm1(x_BNE), last), scale_B2, 0)
+        return x_BQE + _scaled(self.mlp(self.norm2(x_BQE)), scale_B2, 1)
 
 
 def _scaled(branch_BNE: Tensor, scale_B2: Tensor | None, branch: int) -> Tensor:
@@ -98,16 +118,25 @@ def drop_path_scale(rng: ClipRng, *, depth: int, rate: float) -> Float32[Tensor,
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x_BNE: Tensor, scale_LB2: Tensor | None = None, *, checkpointing: bool = False
+    blocks: nn.ModuleList,
+    x_BNE: Tensor,
+    scale_LB2: Tensor | None = None,
+    *,
+    last: int | None = None,
+    checkpointing: bool = False,
 ) -> Tensor:
-    """All blocks in turn. `checkpointing` keeps only the activations between blocks and recomputes the others."""
+    """All blocks in turn; the last block computes only the last `last` tokens, or all.
+
+    `checkpointing` keeps only the activations between blocks and recomputes the others.
+    """
     for number, block in enumerate(blocks):
         scale_B2 = None if scale_LB2 is None else scale_LB2[number]
+        wanted = last if number == len(blocks) - 1 else None
         if checkpointing and torch.is_grad_enabled():
             # No generator is used inside a block, so no state has to be restored.
-            x_BNE = checkpoint(block, x_BNE, scale_B2, use_reentrant=False, preserve_rng_state=False)
+            x_BNE = checkpoint(block, x_BNE, scale_B2, wanted, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_BNE = block(x_BNE, scale_B2)
+            x_BNE = block(x_BNE, scale_B2, wanted)
     return x_BNE
 
 
@@ -119,7 +148,7 @@ def encoder_blocks(geometry: Geometry) -> nn.ModuleList:
 
 
 class Attention(nn.Module):
-    """Self-attention over all tokens."""
+    """Self-attention: all tokens, or the last ones, attend to all."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -129,7 +158,7 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BNE: Tensor) -> Tensor:
+    def forward(self, x_BNE: Tensor, last: int | None = None) -> Tensor:
         # A bias of k adds the same number to all scores of a query, which softmax cancels.
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         q, k, v = rearrange(
@@ -138,8 +167,10 @@ class Attention(nn.Module):
             three=3,
             h=self.num_heads,
         )
-        joined_BNE = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
-        return self.proj(joined_BNE)  # type: ignore[no-any-return]
+        if last is not None:
+            q = q[:, :, -last:]
+        joined_BQE = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
+        return self.proj(joined_BQE)  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
