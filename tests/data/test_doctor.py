@@ -53,10 +53,17 @@ def test_nothing_is_missing_where_the_tests_run(tmp_path: Path) -> None:
 
 
 def test_what_a_training_finds_is_told_and_never_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, torch, gpu, bfloat16 = training_checks("flags\t: fpu amx_bf16 amx_tile avx512_bf16\n")
+    has_both = "flags\t: fpu amx_bf16 amx_tile avx512_bf16\n"
+    monkeypatch.setattr("vmae_data.doctor.training._ASK_SPEED", "print('{\"ratio\": 3.71}')")
+    *_, torch, gpu, bfloat16 = training_checks(has_both)
     assert (torch.name, torch.state, torch.found) == ("torch", "ok", metadata.version("torch"))
     assert (gpu.name, gpu.state) == ("GPU", "warning")
-    assert bfloat16.found.startswith("AMX and AVX-512 BF16")
+    assert bfloat16.found.startswith("AMX and AVX-512 BF16: matrix products 3.7 × as fast as in float32")
+    assert "bfloat16 pays" in bfloat16.found
+    monkeypatch.setattr("vmae_data.doctor.training._ASK_SPEED", "print('{\"ratio\": 0.9}')")
+    assert "bfloat16 does not pay" in list(training_checks(has_both))[-1].found
+    monkeypatch.setattr("vmae_data.doctor.training._ASK_SPEED", "raise ImportError")
+    assert list(training_checks(has_both))[-1].found.endswith("bfloat16 pays on this CPU")
     assert "no AMX" in list(training_checks("flags\t: fpu\n"))[-1].found
 
     monkeypatch.setattr("vmae_data.doctor.training.GPU_DEVICES", ("/dev/null",))

@@ -22,24 +22,39 @@ __all__ = ["training_checks"]
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, WSL
 TORCH_SECONDS = 120
+WORTH_IT = 1.5  # a step is more than matrix products
 _ASK_TORCH = """\
 import json, torch
 cuda = torch.cuda
 found = [cuda.get_device_properties(n) for n in range(cuda.device_count())] if cuda.is_available() else []
 print(json.dumps({"cuda": torch.version.cuda or torch.version.hip, "gpus": [[p.name, p.total_memory] for p in found]}))
 """
+# CPU time, so that other programs do not count; the best of several products.
+_ASK_SPEED = """\
+import json, time, torch
+torch.set_num_threads(1)
+def seconds(dtype):
+    x = torch.ones(1024, 1024, dtype=dtype)
+    def once():
+        started_at = time.process_time()
+        x @ x
+        return time.process_time() - started_at
+    return min(once() for _ in range(6))
+print(json.dumps({"ratio": seconds(torch.float32) / seconds(torch.bfloat16)}))
+"""
 
 
 def training_checks(cpuinfo: str | None = None) -> Iterator[CheckResult]:
     """torch, GPU and bfloat16. `cpuinfo`: the text of /proc/cpuinfo."""
     advice = "a build works without it; to train: python -m pip install 'vmae[train]'"
+    version = None
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         yield CheckResult("torch", "warning", "not installed", advice)
     else:
         yield from _torch_checks(version)
-    yield _bfloat16(cpuinfo)
+    yield _bfloat16(cpuinfo, has_torch=version is not None)
 
 
 def _torch_checks(version: str) -> Iterator[CheckResult]:
@@ -48,7 +63,7 @@ def _torch_checks(version: str) -> Iterator[CheckResult]:
         yield CheckResult("torch", "ok", version)
         yield CheckResult("GPU", "warning", "none on this machine", "train on the CPU only what is small")
         return
-    answer = _ask_torch()
+    answer = _ask_torch(_ASK_TORCH)
     if isinstance(answer, str):
         advice = "python -m pip install --force-reinstall torch"
         yield CheckResult("torch", "warning", f"{version}: can't be imported ({answer})", advice)
@@ -62,9 +77,9 @@ def _torch_checks(version: str) -> Iterator[CheckResult]:
         yield CheckResult("GPU", "warning", "this machine has one, but torch can't use it", advice)
 
 
-def _ask_torch() -> dict[str, Any] | str:
-    """torch's answer, or why there is none."""
-    words = [sys.executable, "-c", _ASK_TORCH]
+def _ask_torch(program: str) -> dict[str, Any] | str:
+    """The answer of a process that imports torch, or why there is none."""
+    words = [sys.executable, "-c", program]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=TORCH_SECONDS, check=True)
         return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -74,13 +89,18 @@ def _ask_torch() -> dict[str, Any] | str:
         return str(error)
 
 
-def _bfloat16(cpuinfo: str | None) -> CheckResult:
-    """`train.precision = "bfloat16"` on a CPU is fast only with these instructions."""
+def _bfloat16(cpuinfo: str | None, *, has_torch: bool) -> CheckResult:
+    """`train.precision = "bfloat16"` pays on a CPU with these instructions: torch measures how much."""
     text = Path("/proc/cpuinfo").read_text("utf-8", "replace") if cpuinfo is None else cpuinfo
     flags = set(re.findall(r"\w+", text.partition("flags")[2].partition("\n")[0]))
     found = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")) if flag in flags]
     if found:
-        text = f"{' and '.join(found)}: train.precision=bfloat16 is fast on this CPU"
+        text = f"{' and '.join(found)}: train.precision=bfloat16 pays on this CPU"
+        answer = _ask_torch(_ASK_SPEED) if has_torch else ""
+        if isinstance(answer, dict):
+            text = f"{' and '.join(found)}: matrix products {answer['ratio']:.1f} × as fast as in float32. "
+            pays = answer["ratio"] >= WORTH_IT
+            text += f"train.precision=bfloat16 {'pays' if pays else 'does not pay'} on this CPU; auto is float32"
         return CheckResult("bfloat16 on the CPU", "ok", text)
     return CheckResult(
         "bfloat16 on the CPU", "ok", "no AMX, no AVX-512 BF16: float32 is the faster precision on this CPU"
