@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from vmae_data.errors import DataError, VmaeError
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed, whole
+from vmae_train.engines.choose import ENGINES
 from vmae_train.models.base import VideoModel
 from vmae_train.training.checkpoint import CheckpointTensors, gather_tensors
 from vmae_train.training.optimizer import build_optimizer
-from vmae_train.training.parallel import PARALLEL
 from vmae_train.training.setup import TrainingSetup
 from vmae_train.training.step_sync import StepStatus, StepSync, WaitInterrupted
 
@@ -49,7 +49,7 @@ class Engine:
         self.device = device
         self.schedule, self.layout, self.batch = setup.schedule, setup.layout, setup.spec.train.batch
         self.clip_grad = setup.spec.optim.clip_grad
-        parallel = PARALLEL[setup.spec.train.engine if distributed.world_size > 1 else "ddp"]
+        parallel = ENGINES[setup.spec.train.engine if distributed.world_size > 1 else "ddp"]
         self.parallel = parallel(model, loss, device, distributed)
         self.model = model
         self.optimizer = build_optimizer(model, setup.spec.optim, depth=setup.geometry.depth)

@@ -1,4 +1,4 @@
-"""How the processes share a model while they train it: the values of `train.engine`.
+"""`ddp`: each process has the whole model. Also what all engines have in common.
 
 All processes call the same methods in the same order. Weights, moments and their average have the same names and
 shapes in each engine; where processes hold shards of them, they are DTensors.
@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vmae_train.checkpoints.native import describe, empty_model
 from vmae_train.clips.loader import Batch
-from vmae_train.distributed import Distributed, whole
+from vmae_train.distributed import Distributed
 from vmae_train.models.base import VideoModel
-from vmae_train.models.vit import Block
 
-__all__ = ["PARALLEL", "DataParallel", "ShardedDataParallel"]
+__all__ = ["DataParallel"]
 
 
 class DataParallel:
@@ -55,43 +53,6 @@ class DataParallel:
         """The model with all its weights in this process, for an evaluation."""
         return self.model
 
-
-class ShardedDataParallel(DataParallel):
-    """`fsdp2`: each process has a shard of every weight, gradient and moment.
-
-    A pass gathers the weights of one block at a time. Every backward pass averages gradients over the processes and
-    keeps this process's shard, so that accumulation needs no memory for whole gradients.
-    """
-
-    waits_in_forward = True
-
-    def __init__(
-        self, model: VideoModel, loss: Callable[[Batch], Tensor], device: torch.device, distributed: Distributed
-    ) -> None:
-        super().__init__(model, loss, device, distributed)
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard  # takes a second
-
-        with distributed.waiting_for_peers():
-            mesh = init_device_mesh(device.type, (distributed.world_size,))
-            for block in [part for part in model.modules() if isinstance(part, Block)]:
-                fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
-
-    def wrap(self) -> None:
-        """Nothing: the model was sharded before its weights were loaded."""
-
-    def whole_model(self) -> VideoModel:
-        """A copy: processes that evaluate different numbers of batches can't gather weights in their passes."""
-        model = empty_model(describe(self.model))
-        weights = model.state_dict()
-        with self._distributed.waiting_for_peers():
-            for name, value in self.model.state_dict().items():
-                weights[name].copy_(whole(value))
-        return model.to(self.device)
-
-
-PARALLEL: dict[str, type[DataParallel]] = {"ddp": DataParallel, "fsdp2": ShardedDataParallel}
 
 # Buffers are constants, equal in all processes. Older versions of torch name this option differently.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
