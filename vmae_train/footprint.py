@@ -135,7 +135,7 @@ def measure_footprint(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) 
         nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         optimizer.step()
         if average is not None:
-            average.update(model)
+            average.update(model.state_dict())
     clips = layout.micro_batch * spec.train.repeats
     return Footprint(
         micro_batch=layout.micro_batch,

@@ -16,11 +16,13 @@ from vmae_train import load_model
 from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.load import load_init
+from vmae_train.distributed import Distributed
+from vmae_train.engines.ddp import DataParallel
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.runs.run_directory import RunDirectory
 from vmae_train.runs.run_files import local_copy
-from vmae_train.training.checkpoint import RunState, gather_tensors, resume, save_checkpoint
+from vmae_train.training.checkpoint import RunState, resume, save_checkpoint
 from vmae_train.training.optimizer import OptimSpec, build_optimizer
 
 TINY = ModelSpec(size="tiny", depth=1, decoder_depth=1).geometry()
@@ -42,7 +44,7 @@ def run(tmp_path: Path) -> Path:
     """A run with one checkpoint."""
     model, optimizer, ema = _training()
     run = tmp_path / "run"
-    tensors = gather_tensors(model, optimizer, ema)
+    tensors = DataParallel(model, model, torch.device("cpu"), Distributed()).gather(optimizer, ema)
     save_checkpoint(run, model, tensors, RunState(step=3, samples=24), keep=1)
     (run / "run.json").write_text("{}")
     return run

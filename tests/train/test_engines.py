@@ -20,7 +20,7 @@ pytestmark = pytest.mark.processes
 
 STEPS, HALF = 20, 10
 FILES = ("model", "optimizer", "ema")
-ENGINES = ("fsdp2",)
+ENGINES = ("fsdp2", "deepspeed")
 
 
 def _pretrain(shards: Path, out: Path, *settings: str, steps: int = STEPS) -> list[str | Path]:

@@ -26,9 +26,11 @@ from vmae_data.errors import VmaeError
 from vmae_train import load_model
 from vmae_train.checkpoints.convert import ConvertSpec, convert
 from vmae_train.checkpoints.ema import ModelEma
+from vmae_train.distributed import Distributed
+from vmae_train.engines.ddp import DataParallel
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier
-from vmae_train.training.checkpoint import RunState, gather_tensors, resume, save_checkpoint
+from vmae_train.training.checkpoint import RunState, resume, save_checkpoint
 from vmae_train.training.optimizer import OptimSpec, build_optimizer
 
 GEOMETRY = ModelSpec(size="tiny", depth=1, decoder_depth=1, position="sinusoid-1d").geometry()
@@ -79,7 +81,7 @@ def _training(seed: int = 1) -> tuple[Classifier, torch.optim.Optimizer, ModelEm
 
 def _run(folder: Path, seed: int = 1) -> Path:
     model, optimizer, ema = _training(seed)
-    tensors = gather_tensors(model, optimizer, ema)
+    tensors = DataParallel(model, model, torch.device("cpu"), Distributed()).gather(optimizer, ema)
     save_checkpoint(folder, model, tensors, RunState(step=3, samples=24), keep=1)
     return folder
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vmae_data.errors import DataError
 from vmae_train.checkpoints.native import read_weights
@@ -43,9 +44,8 @@ class ModelEma:
         self.averages = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Add the weights after an optimizer step."""
-        weights = model.state_dict()
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Add the weights after an optimizer step: a state dict, or this process's part of each of its tensors."""
         averages = list(self.averages.values())
         torch._foreach_lerp_(averages, [weights[name].detach().float() for name in self.averages], 1 - self.decay)
 

@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     ("train", "micro_batch"),
     ("train", "threads"),
     ("train", "engine"),
+    ("train", "zero_stage"),
     ("model", "compile"),
     ("model", "activation_checkpointing"),
 )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
 from vmae_data.errors import DataError
 from vmae_data.format import NOT_JSON
@@ -20,7 +19,8 @@ from vmae_data.storage import TEMPORARY, commit_bytes, read_bytes, refuse_specia
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model, write_weights
-from vmae_train.distributed import shard_like, whole
+from vmae_train.distributed import shard_like
+from vmae_train.engines.ddp import MOMENTS, CheckpointTensors
 from vmae_train.models.base import VideoModel
 from vmae_train.runs.best import read_best
 from vmae_train.runs.checksums import MARKER_FORMAT, NEEDED_FILES, hash_files, verify_files
@@ -37,9 +37,7 @@ from vmae_train.training.optimizer import trained_parameters
 
 __all__ = [
     "CheckpointSpec",
-    "CheckpointTensors",
     "RunState",
-    "gather_tensors",
     "last_checkpoint",
     "load_checkpoint",
     "read_state",
@@ -47,7 +45,6 @@ __all__ = [
     "save_checkpoint",
 ]
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _ADVICE = "Remove that checkpoint to resume from the one before"
 
 
@@ -71,32 +68,6 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     # Set when the files are written; older versions wrote neither.
     format: int = 1
     sha256: dict[str, str] = {}  # of the checkpoint's files
-
-
-class CheckpointTensors(NamedTuple):
-    """The tensors of a checkpoint's files, by name, on the CPU. They are whole, however processes share the model."""
-
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
-    ema: dict[str, Tensor] | None
-
-
-def gather_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma | None = None, *, keep: bool = True
-) -> CheckpointTensors:
-    """What a checkpoint holds. All processes call it together; those without `keep` get nothing."""
-
-    def gather(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        wholes = ((name, whole(tensor.detach())) for name, tensor in tensors)
-        return {name: tensor.cpu().contiguous() for name, tensor in wholes if keep}
-
-    moments = (
-        (f"{moment}/{name}", optimizer.state[parameter][moment])
-        for name, parameter in trained_parameters(model)
-        for moment in _MOMENTS
-    )
-    averages = None if ema is None else gather(ema.averages.items())
-    return CheckpointTensors(gather(model.state_dict().items()), gather(moments), averages)
 
 
 def save_checkpoint(
@@ -179,14 +150,14 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
     except (OSError, SafetensorError) as error:
         raise _damaged(path, f"can't be read ({error})") from error
     state, numbers = optimizer.state_dict(), _parameter_numbers(model, optimizer)
-    if tensors.keys() != {f"{moment}/{name}" for name in numbers for moment in _MOMENTS}:
+    if tensors.keys() != {f"{moment}/{name}" for name in numbers for moment in MOMENTS}:
         raise DataError(f"{path}: its parameters are not the model's. The run had another recipe")
     for name, parameter in trained_parameters(model):
-        shapes = [tensors[f"{moment}/{name}"].shape for moment in _MOMENTS]
+        shapes = [tensors[f"{moment}/{name}"].shape for moment in MOMENTS]
         if shapes != [parameter.shape, parameter.shape, torch.Size()]:
             raise DataError(f"{path}: the moments of {name} do not have its shape. The run had another recipe")
     for name, parameter in trained_parameters(model):
-        moments = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
+        moments = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}
         moments = {
             moment: value if moment == "step" else shard_like(value, parameter) for moment, value in moments.items()
         }

@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vmae_data.errors import DataError, VmaeError
 from vmae_train.clips.loader import Batch
-from vmae_train.distributed import Distributed, whole
-from vmae_train.engines.choose import ENGINES
+from vmae_train.distributed import Distributed
+from vmae_train.engines.choose import share_model
+from vmae_train.engines.ddp import CheckpointTensors
 from vmae_train.models.base import VideoModel
-from vmae_train.training.checkpoint import CheckpointTensors, gather_tensors
 from vmae_train.training.optimizer import build_optimizer
 from vmae_train.training.setup import TrainingSetup
 from vmae_train.training.step_sync import StepStatus, StepSync, WaitInterrupted
@@ -48,29 +48,33 @@ class Engine:
     ) -> None:
         self.device = device
         self.schedule, self.layout, self.batch = setup.schedule, setup.layout, setup.spec.train.batch
-        self.clip_grad = setup.spec.optim.clip_grad
-        parallel = ENGINES[setup.spec.train.engine if distributed.world_size > 1 else "ddp"]
-        self.parallel = parallel(model, loss, device, distributed)
-        self.model = model
+        self.model, self._loss = model, loss
+        train = setup.spec.train
+        self.dtype = _choose_dtype(train.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.parallel = share_model(
+            train.engine, train.zero_stage, distributed, model, self._autocast_loss, device, setup.spec.optim.clip_grad
+        )
         self.optimizer = build_optimizer(model, setup.spec.optim, depth=setup.geometry.depth)
         self.ema = setup.spec.ema.build(model)
-        self.dtype = _choose_dtype(setup.spec.train.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         # The first step whose loss was not finite. On the device, so that no step waits for it.
         self.not_finite_at = torch.full((), math.inf, device=device)
         self._distributed = distributed
 
     def wrap(self) -> None:
         """Prepare the backward pass that averages gradients over all processes. All call it together."""
-        self.parallel.wrap()
+        with self._distributed.waiting_for_peers():
+            self.parallel.wrap(self.optimizer, self.ema)
 
     def gather(self) -> CheckpointTensors:
         """All tensors of a checkpoint. All processes call it together; only the main process gets them."""
-        return gather_tensors(self.model, self.optimizer, self.ema, keep=self._distributed.is_main)
+        with self._distributed.waiting_for_peers():
+            return self.parallel.gather(self.optimizer, self.ema, keep=self._distributed.is_main)
 
     def whole_model(self) -> VideoModel:
         """The model with all its weights, for an evaluation. All processes call it together."""
-        return self.parallel.whole_model()
+        with self._distributed.waiting_for_peers():
+            return self.parallel.whole_model()
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device.type, dtype=self.dtype)
@@ -98,7 +102,7 @@ class Engine:
             except WaitInterrupted:
                 pass
             # Before a pass that waits for other processes, and in place of one.
-            if left == 0 or batch is None or self.parallel.waits_in_forward:
+            if left == 0 or batch is None or self.parallel.waits_in_passes:
                 status = sync.exchange(num_valid, error, interrupted=batch is None and error is None)
                 save |= status.save
                 if status.interrupted:
@@ -110,7 +114,7 @@ class Engine:
                         )
                     )
             assert batch is not None
-            with self.parallel.no_sync() if left else nullcontext(), self._distributed.waiting_for_peers():
+            with self.parallel.passes(last=left == 0), self._distributed.waiting_for_peers():
                 loss += self._backward(batch)
         assert status is not None
         self._check_finite(loss, step)
@@ -122,26 +126,20 @@ class Engine:
 
     def _backward(self, batch: Batch) -> Tensor:
         """Add a micro-batch's gradients, divided by the global batch. `world_size` cancels the mean over the processes."""
-        with self.autocast():
-            loss: Tensor = self.parallel.loss(batch) * (batch.valid * self.layout.world_size / self.batch)
-        torch.autograd.backward(self.scaler.scale(loss))
+        loss = self.parallel.loss(batch) * (batch.valid * self.layout.world_size / self.batch)
+        self.parallel.backward(self.scaler.scale(loss))
         return loss.detach()
 
+    def _autocast_loss(self, batch: Batch) -> Tensor:
+        with self.autocast():
+            return self._loss(batch)
+
     def _update(self, scale: float) -> Tensor:
-        """Scale and clip the gradients, then update the weights. Returns the gradient norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if scale != 1:
-            torch._foreach_mul_(gradients, scale)
-        grad_norm: Tensor = whole(nn.utils.get_total_norm(gradients))
-        if self.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        """Update the weights and their average. Returns the gradient norm before clipping."""
+        with self._distributed.waiting_for_peers():
+            grad_norm = self.parallel.update(self.optimizer, self.scaler, scale)
         if self.ema is not None:
-            self.ema.update(self.model)
-        self.optimizer.zero_grad(set_to_none=True)
+            self.ema.update(self.parallel.local_weights())
         return grad_norm
 
     def _check_finite(self, value: Tensor, step: int) -> None:

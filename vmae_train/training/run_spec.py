@@ -13,6 +13,7 @@ from vmae_train.checkpoints.ema import EmaSpec
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.clips.loader import LoaderSpec
+from vmae_train.engines.choose import EngineName, ZeroStage
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.runs.layout import MAX_STEPS
 from vmae_train.runs.log import LogSpec
@@ -27,7 +28,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `batch` is the global batch of an optimizer step, over all processes. `micro_batch` is what one process takes at a
     time, and changes no result. Both count videos: `repeats` clips are made of each decoded video, with their own crop,
-    mask and augmentation. `engine` is how the processes share the model, and changes no result either.
+    mask and augmentation. `engine` is how the processes share the model, and changes no result either. `zero_stage` is
+    what they share of it with `deepspeed`.
     """
 
     batch: int
@@ -37,7 +39,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     steps: int | None = None
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int | None = None
-    engine: Literal["ddp", "fsdp2"] = "ddp"
+    engine: EngineName = "ddp"
+    zero_stage: ZeroStage = 1
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):

@@ -19,6 +19,7 @@ from vmae_train.clips.frame_sampling import train_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed
+from vmae_train.engines.choose import check_engine
 from vmae_train.models.geometry import Geometry
 from vmae_train.runs.metadata import RunFacts, check_run, describe_other_data
 from vmae_train.runs.run_directory import RunDirectory
@@ -115,6 +116,7 @@ def set_up_training(
     Raises MisuseError if recipe and data don't fit each other, DataError for data that can't be read.
     """
     check_trackers(spec.log)
+    check_engine(spec.train.engine, distributed)
     mixture = Mixture.open([parse_data(text) for text in data])
     geometry = spec.geometry()
     augment = msgspec.structs.replace(spec.augment, size=geometry.image_size)

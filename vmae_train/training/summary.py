@@ -95,7 +95,8 @@ def _layout_text(setup: TrainingSetup) -> str:
     layout = setup.layout
     steps = layout.grad_accum_steps
     text = f"in {steps} micro-batches of {layout.micro_batch}" if steps > 1 else "at once"
-    engine = setup.spec.train.engine
+    train = setup.spec.train
+    engine = f"deepspeed, stage {train.zero_stage}" if train.engine == "deepspeed" else train.engine
     processes = f"{layout.world_size} processes" + ("" if engine == "ddp" else f" by {engine}")
     return f"{processes}, each {text}" if layout.world_size > 1 else text
 
