@@ -28,15 +28,15 @@ class _Part(NamedTuple):
 
     shape: torch.Size
     start: int  # in the flattened parameter
-    count: int
+    length: int
     partition: Tensor | None = None
     at: int = 0  # in the partition
 
     def of(self, whole_tensor: Tensor) -> Tensor:
-        return whole_tensor.flatten()[self.start : self.start + self.count]
+        return whole_tensor.flatten()[self.start : self.start + self.length]
 
     def in_partition(self, flat: Tensor) -> Tensor:
-        return flat[self.at : self.at + self.count]
+        return flat[self.at : self.at + self.length]
 
 
 class ZeroDataParallel(DataParallel):
@@ -124,7 +124,7 @@ class ZeroDataParallel(DataParallel):
             return weights
         # The end of the last part is padding.
         own: dict[str, Any] = dict(self.model.named_parameters())
-        parts = {name: own[name].ds_tensor.detach()[: part.count] for name, part in self._weight_parts.items()}
+        parts = {name: own[name].ds_tensor.detach()[: part.length] for name, part in self._weight_parts.items()}
         return {**weights, **parts}
 
     def whole_model(self) -> VideoModel:
