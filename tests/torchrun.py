@@ -21,11 +21,11 @@ def torchrun(processes: int, module: str, *arguments: str | Path) -> list[str]:
 
 
 def run_torchrun(
-    processes: int, module: str, *arguments: str | Path, status: int = 0
+    processes: int, module: str, *arguments: str | Path, status: int = 0, limit: float = HANGS_SECONDS
 ) -> subprocess.CompletedProcess[str]:
     """Run with a time limit: a hang is a failure."""
     command = torchrun(processes, module, *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_SECONDS, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -3,145 +3,214 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
+from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.command import call_command
 from tests.torchrun import HANGS_SECONDS, process_of_rank, run_torchrun, torchrun, wait_for_lines
+from tests.train.many_trainings import Training, train
+from vmae_data.errors import MisuseError
+from vmae_train.distributed import Distributed
+from vmae_train.engines import choose
 from vmae_train.runs.log import read_log
 
 pytestmark = pytest.mark.processes
 
-STEPS, HALF = 20, 10
+STEPS, SAVED = 20, 15
 FILES = ("model", "optimizer", "ema")
-ENGINES = ("fsdp2", "deepspeed")
+
+# The learning rates differ by layer: an engine that mixes up the optimizer's groups trains another model.
+SMALL = ("model.depth=1", "optim.warmup_steps=2", "optim.clip_grad=0.1", "optim.layer_decay=0.8", "ema.decay=0.9")
+SMALL += ("log.every_steps=1", f"train.steps={STEPS}", f"checkpoint.every_steps={SAVED}", "loader.workers=0")
+ZERO = {f"zero{stage}": ("train.engine=deepspeed", f"train.zero_stage={stage}") for stage in range(4)}
+SETTINGS = {"ddp": (), "fsdp2": ("train.engine=fsdp2",), **ZERO}
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
-def _pretrain(shards: Path, out: Path, *settings: str, steps: int = STEPS) -> list[str | Path]:
-    arguments: list[str | Path] = ["pretrain", "--recipe", "pretrain/demo", "--data", shards, "--out", out, "--quiet"]
-    small = ("model.depth=1", "optim.warmup_steps=2", "optim.clip_grad=0.1", "ema.decay=0.9", "log.every_steps=1")
-    for setting in (*small, f"train.steps={steps}", f"checkpoint.every_steps={HALF}", *settings):
-        arguments += ["--set", setting]
-    return arguments
+def engines(*names: str) -> pytest.MarkDecorator:
+    """A parameter `engine`. Those of DeepSpeed are skipped where it is not installed."""
+    return pytest.mark.parametrize(
+        "engine", [pytest.param(n, marks=needs_deepspeed if n in ZERO else ()) for n in names]
+    )
 
 
-def _numbers(run: Path, name: str = "loss") -> list[float]:
-    return [line[name] for line in read_log(run, "train")]
+class Runs:
+    """Runs of `pretrain` in a folder, by name."""
 
+    def __init__(self, folder: Path, shards: Path) -> None:
+        self.folder, self.shards = folder, shards
 
-def _assert_equal(run: Path, expected: Path, *, rtol: float = 1e-5) -> None:
-    """The same losses, and whole weights, moments and averages of the same names."""
-    assert len(_numbers(run)) == STEPS
-    for name in ("loss", "grad_norm"):
-        np.testing.assert_allclose(_numbers(run, name), _numbers(expected, name), rtol=rtol)
-    for name in FILES:
-        own, other = (load_file(path / f"checkpoints/step-{STEPS:09d}/{name}.safetensors") for path in (run, expected))
-        assert own.keys() == other.keys()
-        for key, value in own.items():
-            np.testing.assert_allclose(value, other[key], rtol=1e-4, atol=1e-6, err_msg=f"{name}: {key}")
+    def training(self, name: str, *settings: str, resumes: str | None = None, finetune: bool = False) -> Training:
+        source = None if resumes is None else str(self.folder / resumes)
+        out = str(self.folder / name)
+        return Training(data=str(self.shards), out=out, settings=SMALL + settings, resumes=source, finetune=finetune)
 
+    def by_processes(self, processes: int, *trainings: Training) -> None:
+        """All of them in one launch. Nothing is printed."""
+        listing = self.folder / "trainings.json"
+        listing.write_bytes(msgspec.json.encode(trainings))
+        done = run_torchrun(processes, "tests.train.many_trainings", listing, limit=2 * HANGS_SECONDS)
+        assert done.stdout + done.stderr == ""
 
-def _cut_to_half(run: Path, out: Path) -> Path:
-    """A copy of a finished run that was killed at step 10."""
-    shutil.copytree(run, out)
-    shutil.rmtree(out / f"checkpoints/step-{STEPS:09d}")
-    (out / "evaluation.json").unlink(missing_ok=True)
-    return out
+    def numbers(self, name: str, key: str = "loss") -> list[float]:
+        return [line[key] for line in read_log(self.folder / name, "train")]
+
+    def files(self, name: str) -> list[Path]:
+        return [self.folder / name / f"checkpoints/step-{STEPS:09d}/{file}.safetensors" for file in FILES]
+
+    def assert_same_bytes(self, *names: str) -> None:
+        for paths in zip(*map(self.files, names), strict=True):
+            assert len({path.read_bytes() for path in paths}) == 1, paths
+
+    def assert_same(self, name: str, expected: str = "one", *, rtol: float = 1e-5) -> None:
+        """The same losses, and whole weights, moments and averages of the same names."""
+        for key in ("loss", "grad_norm"):
+            assert len(self.numbers(name, key)) == STEPS
+            np.testing.assert_allclose(self.numbers(name, key), self.numbers(expected, key), rtol=rtol, err_msg=name)
+        for paths in zip(self.files(name), self.files(expected), strict=True):
+            own, other = map(load_file, paths)
+            assert own.keys() == other.keys()
+            for key, value in own.items():
+                np.testing.assert_allclose(value, other[key], rtol=1e-4, atol=1e-6, err_msg=f"{paths[0]}: {key}")
 
 
 @pytest.fixture(scope="module")
-def one_process(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "one_process"
-    call_command("vmae_train", *_pretrain(demo_shards, out))
+def runs(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs that tests compare others with: one process."""
+    runs = Runs(tmp_path_factory.mktemp("runs"), demo_shards)
+    train(runs.training("one"), Distributed())
     # Gradients are clipped, or these tests would not see whether an engine clips them.
-    assert min(_numbers(out, "grad_norm")) > 0.1
-    return out
+    assert min(runs.numbers("one", "grad_norm")) > 0.1
+    return runs
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_train_as_one_does_and_one_resumes_their_run(
-    demo_shards: Path, one_process: Path, tmp_path: Path, engine: str
-) -> None:
-    run_torchrun(2, "vmae_train.cli", *_pretrain(demo_shards, tmp_path / "two", f"train.engine={engine}"))
-    _assert_equal(tmp_path / "two", one_process)
-    resumed = _cut_to_half(tmp_path / "two", tmp_path / "resumed")
-    call_command("vmae_train", *_pretrain(demo_shards, resumed))
-    _assert_equal(resumed, one_process)
+def test_two_processes_of_fsdp2_train_as_one_does_and_one_resumes_their_run(runs: Runs) -> None:
+    fsdp2 = SETTINGS["fsdp2"]
+    runs.by_processes(2, runs.training("fsdp2", *fsdp2), runs.training("fsdp2 again", *fsdp2, resumes="fsdp2"))
+    train(runs.training("fsdp2 → one", resumes="fsdp2"), Distributed())
+    for name in ("fsdp2", "fsdp2 → one"):
+        runs.assert_same(name, rtol=1e-6)
+    runs.assert_same_bytes("fsdp2", "fsdp2 again")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_four_processes_resume_the_run_of_one(
-    demo_shards: Path, one_process: Path, tmp_path: Path, engine: str
-) -> None:
-    resumed = _cut_to_half(one_process, tmp_path / "resumed")
-    settings = (f"train.engine={engine}", "train.micro_batch=1", "model.activation_checkpointing=true")
-    run_torchrun(4, "vmae_train.cli", *_pretrain(demo_shards, resumed, *settings))
-    _assert_equal(resumed, one_process)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_of_an_engine_resumes_exactly(demo_shards: Path, tmp_path: Path, engine: str) -> None:
-    arguments = _pretrain(demo_shards, tmp_path / "whole", f"train.engine={engine}")
-    run_torchrun(2, "vmae_train.cli", *arguments)
-    resumed = _cut_to_half(tmp_path / "whole", tmp_path / "resumed")
-    run_torchrun(2, "vmae_train.cli", *_pretrain(demo_shards, resumed, f"train.engine={engine}"))
-    for name in FILES:
-        paths = (run / f"checkpoints/step-{STEPS:09d}/{name}.safetensors" for run in (tmp_path / "whole", resumed))
-        assert len({path.read_bytes() for path in paths}) == 1, name
+@needs_deepspeed
+def test_two_processes_of_deepspeed_train_as_one_does_and_others_resume_their_runs(runs: Runs) -> None:
+    zero1, zero3 = (SETTINGS[name] + ("train.micro_batch=2",) for name in ("zero1", "zero3"))
+    runs.by_processes(
+        2,
+        runs.training("zero1", *zero1),
+        runs.training("zero3", *zero3),
+        runs.training("zero3 again", *zero3, resumes="zero3"),
+        runs.training("zero1 → zero3", *zero3, resumes="zero1"),
+    )
+    train(runs.training("zero3 → one", resumes="zero3"), Distributed())
+    for name in ("zero1", "zero3", "zero1 → zero3", "zero3 → one"):
+        runs.assert_same(name, rtol=1e-6)
+    runs.assert_same_bytes("zero3", "zero3 again")
 
 
 @pytest.mark.parametrize("micro", [2, 1])
-def test_accumulation_in_one_process_changes_no_loss(
-    demo_shards: Path, one_process: Path, tmp_path: Path, micro: int
-) -> None:
-    call_command("vmae_train", *_pretrain(demo_shards, tmp_path / "run", f"train.micro_batch={micro}"))
-    _assert_equal(tmp_path / "run", one_process, rtol=1e-6)
+def test_accumulation_in_one_process_changes_no_loss(runs: Runs, micro: int) -> None:
+    train(runs.training(f"micro {micro}", f"train.micro_batch={micro}"), Distributed())
+    runs.assert_same(f"micro {micro}", rtol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_accumulation_in_two_processes_changes_no_loss(
-    demo_shards: Path, one_process: Path, tmp_path: Path, engine: str
-) -> None:
-    """A share of 4 samples: 1 × 4, 2 × 2, 4 × 1."""
-    for micro in (4, 2, 1):
-        out = tmp_path / str(micro)
-        settings = (f"train.engine={engine}", f"train.micro_batch={micro}")
-        run_torchrun(2, "vmae_train.cli", *_pretrain(demo_shards, out, *settings))
-        _assert_equal(out, one_process, rtol=1e-6)
+@engines(*SETTINGS)
+def test_every_engine_accumulates_resumes_and_stops_as_one_process_does(runs: Runs, engine: str) -> None:
+    """Two processes, each with a share of 4 samples: 1 × 4, 2 × 2, 4 × 1."""
+    own, other = SETTINGS[engine], "fsdp2" if engine in ZERO else "ddp"
+    names = {micro: f"{engine} × {micro}" for micro in (4, 2, 1)}
+    wild = ("optim.base_lr=1000", "optim.weight_decay=1000", "checkpoint.every_steps=1")
+    runs.by_processes(
+        2,
+        *(runs.training(name, *own, f"train.micro_batch={micro}") for micro, name in names.items()),
+        runs.training(f"{engine} × 2 again", *own, "train.micro_batch=2", resumes=names[2]),
+        runs.training(f"{engine} → {other}", *SETTINGS[other], resumes=names[1]),
+        runs.training(f"{other} for {engine}", *SETTINGS[other]),
+        runs.training(f"{other} → {engine}", *own, "train.micro_batch=1", resumes=f"{other} for {engine}"),
+        runs.training(f"{engine} bfloat16", *own, "train.precision=bfloat16"),
+        runs.training(f"{engine} wild", *own, *wild),
+    )
+    for name in (*names.values(), f"{engine} → {other}", f"{other} → {engine}"):
+        runs.assert_same(name, rtol=1e-6)
+    runs.assert_same_bytes(names[2], f"{engine} × 2 again")
+    assert runs.numbers(f"{engine} bfloat16") != runs.numbers("one")
+    np.testing.assert_allclose(runs.numbers(f"{engine} bfloat16"), runs.numbers("one"), rtol=1e-3)
+    for path in runs.files(f"{engine} bfloat16"):
+        assert {value.dtype for value in load_file(path).values()} == {np.dtype("float32")}
+    assert "is not finite" in (runs.folder / f"{engine} wild.error").read_text()
+    for path in (runs.folder / f"{engine} wild").glob("checkpoints/step-*/*.safetensors"):
+        assert all(np.isfinite(value).all() for value in load_file(path).values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_finetuning_validates_as_one_process_does(demo_shards: Path, tmp_path: Path, engine: str) -> None:
+@engines(*SETTINGS)
+def test_four_processes_train_as_one_does_and_resume_a_run_of_ddp(runs: Runs, engine: str) -> None:
+    four, ddp = f"{engine} by four", f"ddp for {engine}"
+    settings = (*SETTINGS[engine], "train.micro_batch=1", "model.activation_checkpointing=true")
+    resumed = runs.training(f"ddp → {engine} by four", *settings, resumes=ddp)
+    runs.by_processes(4, runs.training(four, *settings), runs.training(ddp), resumed)
+    for name in (four, ddp, f"ddp → {engine} by four"):
+        runs.assert_same(name)
+
+
+@pytest.mark.slow
+@engines("fsdp2", "zero1", "zero3")
+def test_a_finetuning_validates_as_one_process_does(runs: Runs, engine: str) -> None:
     """24 videos in batches of 5: the processes evaluate different numbers of batches."""
-    arguments: list[str | Path] = ["finetune", "--recipe", "finetune/demo", "--data", demo_shards]
-    arguments += ["--val", demo_shards, "--quiet"]
-    settings = ("train.steps=6", "model.depth=1", "optim.warmup_steps=2", "evaluate.every_steps=3", "evaluate.batch=5")
-    for setting in (*settings, "log.every_steps=1"):
-        arguments += ["--set", setting]
-    two = ["--out", tmp_path / "two", "--set", f"train.engine={engine}"]
-    run_torchrun(2, "vmae_train.cli", *arguments, *two)
-    call_command("vmae_train", *arguments, "--out", tmp_path / "one")
-    np.testing.assert_allclose(_numbers(tmp_path / "two"), _numbers(tmp_path / "one"), rtol=1e-5)
-    scores = [[line for line in read_log(tmp_path / run) if line["kind"] == "validation"] for run in ("two", "one")]
+    short = ("train.steps=6", "evaluate.every_steps=3", "evaluate.batch=5")
+    one, two = f"one finetuning for {engine}", f"finetuning by {engine}"
+    runs.by_processes(2, runs.training(two, *SETTINGS[engine], *short, finetune=True))
+    train(runs.training(one, *short, finetune=True), Distributed())
+    np.testing.assert_allclose(runs.numbers(two), runs.numbers(one), rtol=1e-5)
+    logs = [read_log(runs.folder / name) for name in (two, one)]
+    scores = [[line for line in log if line["kind"] == "validation"] for log in logs]
     assert [line["step"] for line in scores[0]] == [3, 6]
     assert [line["top1"] for line in scores[0]] == [line["top1"] for line in scores[1]]
 
 
+def test_a_missing_or_another_deepspeed_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    two = Distributed(0, 2)
+    monkeypatch.setattr(choose, "version", missing)
+    choose.check_engine("deepspeed", Distributed())  # one process has nothing to share
+    choose.check_engine("fsdp2", two)
+    with pytest.raises(
+        MisuseError, match=r"deepspeed is not installed. Run .*'vmae\[deepspeed\]'`, or set train.engine"
+    ):
+        choose.check_engine("deepspeed", two)
+    monkeypatch.setattr(choose, "version", lambda name: "0.20.1")
+    with pytest.raises(MisuseError, match=r"version 0.20.1 is installed, expected 0.19.x"):
+        choose.check_engine("deepspeed", two)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", *ENGINES])
+@engines("ddp", "fsdp2", "zero1", "zero3")
 def test_a_killed_process_ends_all_and_the_launcher_says_why(demo_shards: Path, tmp_path: Path, engine: str) -> None:
     out = tmp_path / "run"
-    arguments = _pretrain(demo_shards, out, f"train.engine={engine}", "train.micro_batch=2", steps=100000)
+    arguments: list[str | Path] = [
+        "pretrain",
+        "--recipe",
+        "pretrain/demo",
+        "--data",
+        demo_shards,
+        "--out",
+        out,
+        "--quiet",
+    ]
+    for setting in (*SMALL, *SETTINGS[engine], "train.micro_batch=2", "train.steps=100000"):
+        arguments += ["--set", setting]
     process = subprocess.Popen(torchrun(2, "vmae_train.cli", *arguments), stderr=subprocess.PIPE, text=True)
     wait_for_lines(process, out, 3)
     os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)

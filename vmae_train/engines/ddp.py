@@ -41,6 +41,8 @@ class DataParallel:
 
     # Whether each forward and backward pass waits for the other processes.
     waits_in_passes = False
+    # Whether `update` can undo what a gradient scaler for float16 did.
+    takes_scaled_gradients = True
 
     def __init__(
         self,

@@ -59,6 +59,7 @@ class ZeroDataParallel(DataParallel):
         super().__init__(model, loss, device, distributed, clip_grad)
         self.stage = stage
         self.waits_in_passes = stage >= 2
+        self.takes_scaled_gradients = not stage
         self._engine: Any = None
         self._weight_parts: dict[str, _Part] = {}  # stage 3
         self._moment_parts: dict[str, _Part] = {}  # from stage 1 on
@@ -196,6 +197,7 @@ def _gather(part: _Part, own: Tensor) -> Tensor:
 def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed for this device, without what it would compile, import for long, or print."""
     os.environ["DS_ACCELERATOR"] = device.type
+    os.environ.setdefault("LOCAL_RANK", "0")  # it refuses to start without
     import deepspeed
     from deepspeed.runtime import compiler
 

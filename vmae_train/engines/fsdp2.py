@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ class ShardedDataParallel(DataParallel):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # takes a second
 
+        # The model's output is a view, and nothing changes it in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         with self._distributed.waiting_for_peers():
             mesh = init_device_mesh(self.device.type, (self._distributed.world_size,))
             for block in [part for part in self.model.modules() if isinstance(part, Block)]:

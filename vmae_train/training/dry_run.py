@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
+from vmae_train.checkpoints.native import describe, empty_model
 from vmae_train.training.diagnostics import Diagnostic
 from vmae_train.training.engine import Engine
 from vmae_train.training.trainer import Trainer
@@ -74,12 +74,13 @@ def dry_run_report(train: Callable[..., Trainer], spec: object, **arguments: Any
 
 def _checkpoint_mb(engine: Engine) -> float:
     """The weights, the optimizer's two moments of each, and their moving average in float32 if there is one."""
-    weights: list[Tensor] = [*engine.model.state_dict().values()]
-    moments: list[Tensor] = [
-        value for state in engine.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
-    ]
-    average = sum(4 * weight.numel() for weight in weights) if engine.ema is not None else 0
-    return (average + sum(tensor.numel() * tensor.element_size() for tensor in [*weights, *moments])) / 1e6
+    trained = {name for name, parameter in engine.model.named_parameters() if parameter.requires_grad}
+    size = 0
+    for name, weight in empty_model(describe(engine.model)).state_dict().items():  # this process may hold parts only
+        moments = 4 * (2 * weight.numel() + 1) if name in trained else 0
+        average = 4 * weight.numel() if engine.ema is not None else 0
+        size += weight.numel() * weight.element_size() + moments + average
+    return size / 1e6
 
 
 def _peak_mb(device: torch.device) -> float:

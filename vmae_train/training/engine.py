@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vmae_data.errors import DataError, VmaeError
+from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed
 from vmae_train.engines.choose import share_model
@@ -55,6 +55,11 @@ class Engine:
         self.parallel = share_model(
             train.engine, train.zero_stage, distributed, model, self._autocast_loss, device, setup.spec.optim.clip_grad
         )
+        if self.scaler.is_enabled() and not self.parallel.takes_scaled_gradients:
+            raise MisuseError(
+                f"train.zero_stage = {train.zero_stage}: takes no float16. Set train.precision to bfloat16 or float32, "
+                "train.zero_stage to 0, or train.engine to ddp"
+            )
         self.optimizer = build_optimizer(model, setup.spec.optim, depth=setup.geometry.depth)
         self.ema = setup.spec.ema.build(model)
         # The first step whose loss was not finite. On the device, so that no step waits for it.
