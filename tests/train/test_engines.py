@@ -127,7 +127,7 @@ def test_accumulation_in_one_process_changes_no_loss(runs: Runs, micro: int) -> 
 @engines(*SETTINGS)
 def test_every_engine_accumulates_resumes_and_stops_as_one_process_does(runs: Runs, engine: str) -> None:
     """Two processes, each with a share of 4 samples: 1 × 4, 2 × 2, 4 × 1."""
-    own, other = SETTINGS[engine], "fsdp2" if engine in ZERO else "ddp"
+    own, other = SETTINGS[engine], "ddp" if engine == "fsdp2" else "fsdp2"
     names = {micro: f"{engine} × {micro}" for micro in (4, 2, 1)}
     wild = ("optim.base_lr=1000", "optim.weight_decay=1000", "checkpoint.every_steps=1")
     runs.by_processes(
