@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from vmae_train.runs.log import read_log
 
-__all__ = ["HANGS_SECONDS", "process_of_rank", "run_torchrun", "torchrun", "wait_for_lines"]
+__all__ = ["HANGS_SECONDS", "needs_deepspeed", "process_of_rank", "run_torchrun", "torchrun", "wait_for_lines"]
 
 HANGS_SECONDS = 120
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
 def torchrun(processes: int, module: str, *arguments: str | Path) -> list[str]:

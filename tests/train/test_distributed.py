@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tests.command import call_command
-from tests.torchrun import HANGS_SECONDS, process_of_rank, run_torchrun, torchrun, wait_for_lines
+from tests.torchrun import HANGS_SECONDS, needs_deepspeed, process_of_rank, run_torchrun, torchrun, wait_for_lines
 from tools.soak.batches import own_clips
 from vmae_data.errors import MisuseError
 from vmae_data.names import tar_name
@@ -128,7 +128,7 @@ def test_two_processes_train_as_one_does(demo_shards: Path, one_process: Path, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", pytest.param("deepspeed", marks=needs_deepspeed)])
 def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resumes(
     demo_shards: Path, tmp_path: Path, engine: str
 ) -> None:
@@ -259,7 +259,16 @@ def test_more_processes_than_samples_of_a_batch_are_refused_once_and_by_all(demo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [(), ("train.engine=fsdp2", "train.micro_batch=2")], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("train.engine=fsdp2", "train.micro_batch=2"),
+        pytest.param(("train.engine=deepspeed", "train.zero_stage=1", "train.micro_batch=2"), marks=needs_deepspeed),
+        pytest.param(("train.engine=deepspeed", "train.zero_stage=3", "train.micro_batch=2"), marks=needs_deepspeed),
+    ],
+    ids=["ddp", "fsdp2", "zero1", "zero3"],
+)
 def test_unreadable_samples_of_all_processes_are_in_one_list(
     demo_shards: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 from importlib.metadata import PackageNotFoundError
-from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.torchrun import HANGS_SECONDS, process_of_rank, run_torchrun, torchrun, wait_for_lines
+from tests.torchrun import HANGS_SECONDS, needs_deepspeed, process_of_rank, run_torchrun, torchrun, wait_for_lines
 from tests.train.many_trainings import Training, train
 from vmae_data.errors import MisuseError
 from vmae_train.distributed import Distributed
@@ -31,8 +30,6 @@ SMALL = ("model.depth=1", "optim.warmup_steps=2", "optim.clip_grad=0.1", "optim.
 SMALL += ("log.every_steps=1", f"train.steps={STEPS}", f"checkpoint.every_steps={SAVED}", "loader.workers=0")
 ZERO = {f"zero{stage}": ("train.engine=deepspeed", f"train.zero_stage={stage}") for stage in range(4)}
 SETTINGS = {"ddp": (), "fsdp2": ("train.engine=fsdp2",), **ZERO}
-
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
 def engines(*names: str) -> pytest.MarkDecorator:

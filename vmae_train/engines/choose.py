@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from vmae_data.errors import MisuseError
+from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed
 from vmae_train.engines.ddp import DataParallel
 from vmae_train.engines.deepspeed import ZeroDataParallel
 from vmae_train.engines.fsdp2 import ShardedDataParallel
+from vmae_train.models.base import VideoModel
 
 __all__ = ["EngineName", "ZeroStage", "check_engine", "share_model"]
 
@@ -35,10 +41,17 @@ def check_engine(name: EngineName, distributed: Distributed) -> None:
         )
 
 
-def share_model(name: EngineName, zero_stage: ZeroStage, distributed: Distributed, *arguments: Any) -> DataParallel:
-    """The engine for a model. `arguments` are those of DataParallel. One process has nothing to share."""
-    model, loss, device, *more = arguments
-    if name == "deepspeed" and distributed.world_size > 1:
-        return ZeroDataParallel(model, loss, device, distributed, *more, stage=zero_stage)
-    kind = ShardedDataParallel if name == "fsdp2" and distributed.world_size > 1 else DataParallel
-    return kind(model, loss, device, distributed, *more)
+def share_model(
+    name: EngineName,
+    zero_stage: ZeroStage,
+    model: VideoModel,
+    loss: Callable[[Batch], Tensor],
+    device: torch.device,
+    distributed: Distributed,
+    clip_grad: float | None,
+) -> DataParallel:
+    """The engine that trains a model. One process has nothing to share."""
+    arguments = (model, loss, device, distributed, clip_grad)
+    if name == "ddp" or distributed.world_size == 1:
+        return DataParallel(*arguments)
+    return ShardedDataParallel(*arguments) if name == "fsdp2" else ZeroDataParallel(*arguments, stage=zero_stage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -13,8 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vmae_train.checkpoints.ema import ModelEma
-from vmae_train.clips.loader import Batch
-from vmae_train.distributed import Distributed
 from vmae_train.engines.ddp import MOMENTS, DataParallel, LossModule, Named
 from vmae_train.models.base import VideoModel
 
@@ -46,17 +44,9 @@ class ZeroDataParallel(DataParallel):
     process, because DeepSpeed's checkpoints can't be read without it.
     """
 
-    def __init__(
-        self,
-        model: VideoModel,
-        loss: Callable[[Batch], Tensor],
-        device: torch.device,
-        distributed: Distributed,
-        clip_grad: float | None = None,
-        *,
-        stage: int,
-    ) -> None:
-        super().__init__(model, loss, device, distributed, clip_grad)
+    def __init__(self, *arguments: Any, stage: int) -> None:
+        """The `arguments` are those of DataParallel."""
+        super().__init__(*arguments)
         self.stage = stage
         self.waits_in_passes = stage >= 2
         self.takes_scaled_gradients = not stage

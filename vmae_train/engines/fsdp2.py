@@ -25,6 +25,7 @@ class ShardedDataParallel(DataParallel):
     waits_in_passes = True
 
     def __init__(self, *arguments: Any) -> None:
+        """The `arguments` are those of DataParallel."""
         super().__init__(*arguments)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # takes a second

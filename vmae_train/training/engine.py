@@ -52,9 +52,8 @@ class Engine:
         train = setup.spec.train
         self.dtype = _choose_dtype(train.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.parallel = share_model(
-            train.engine, train.zero_stage, distributed, model, self._autocast_loss, device, setup.spec.optim.clip_grad
-        )
+        arguments = (model, self._autocast_loss, device, distributed, setup.spec.optim.clip_grad)
+        self.parallel = share_model(train.engine, train.zero_stage, *arguments)
         if self.scaler.is_enabled() and not self.parallel.takes_scaled_gradients:
             raise MisuseError(
                 f"train.zero_stage = {train.zero_stage}: takes no float16. Set train.precision to bfloat16 or float32, "
