@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -56,8 +58,9 @@ class ZeroDataParallel(DataParallel):
 
     def wrap(self, optimizer: torch.optim.Optimizer, ema: ModelEma | None) -> None:
         deepspeed = _import_deepspeed(self.device)
-        moments = dict(super()._whole_moments(optimizer)) if optimizer.state else {}
+        moments: dict[str, Tensor] = {}
         if self.stage:
+            moments.update(super()._whole_moments(optimizer) if optimizer.state else ())
             optimizer.state.clear()  # the optimizer's parameters become flat partitions
         self._engine, *_ = deepspeed.initialize(
             model=LossModule(self.model, self.loss),
@@ -191,6 +194,11 @@ def _import_deepspeed(device: torch.device) -> Any:
     import deepspeed
     from deepspeed.runtime import compiler
 
+    # Standard output is for results.
+    for handler in (log := logging.getLogger("DeepSpeed")).handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+    log.setLevel(logging.ERROR)  # the training stops at what it warns of: gradients that are not finite
     # Its messages of torch's coming changes are for its own authors.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":  # it would be compiled, and the processes would wait for each other's lock
