@@ -78,6 +78,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(f"seed = {self.seed}: expected 0 or a positive number below 2^63")
         if self.augment.size is not None:
             raise ValueError(f"augment.size = {self.augment.size}: follows model.image_size. Remove it")
+        if self.model.compile and self.train.engine == "deepspeed" and self.train.zero_stage == 3:
+            raise ValueError(
+                "model.compile = true, train.zero_stage = 3: stage 3 can't be compiled. Change one of them"
+            )
 
     def geometry(self) -> Geometry:
         return self.model.geometry(mean=self.augment.mean, std=self.augment.std)
