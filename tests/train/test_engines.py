@@ -16,8 +16,10 @@ from safetensors.numpy import load_file
 from tests.torchrun import HANGS_SECONDS, needs_deepspeed, process_of_rank, run_torchrun, torchrun, wait_for_lines
 from tests.train.many_trainings import Training, train
 from vmae_data.errors import MisuseError
+from vmae_data.recipes import load_recipe
 from vmae_train.distributed import Distributed
 from vmae_train.engines import choose
+from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.log import read_log
 
 pytestmark = pytest.mark.processes
@@ -153,7 +155,9 @@ def test_an_engine_accumulates_resumes_and_stops_as_one_process_does(runs: Runs,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("ddp", "fsdp2"), pytest.param(tuple(ZERO), marks=needs_deepspeed)], ids=str)
+@pytest.mark.parametrize(
+    "names", [("ddp", "fsdp2"), pytest.param(tuple(ZERO), marks=needs_deepspeed)], ids=["torch", "deepspeed"]
+)
 def test_four_processes_train_as_one_does_and_resume_its_run(runs: Runs, names: tuple[str, ...]) -> None:
     more = ("train.micro_batch=1", "model.activation_checkpointing=true")
     whole = [runs.training(f"{name} by four", *SETTINGS[name], *more) for name in names]
@@ -176,6 +180,12 @@ def test_a_finetuning_validates_as_one_process_does(runs: Runs, engine: str) -> 
     scores = [[line for line in log if line["kind"] == "validation"] for log in logs]
     assert [line["step"] for line in scores[0]] == [3, 6]
     assert [line["top1"] for line in scores[0]] == [line["top1"] for line in scores[1]]
+
+
+def test_stage_3_refuses_compiled_blocks() -> None:
+    settings = ["model.compile=true", *SETTINGS["zero3"]]
+    with pytest.raises(MisuseError, match="stage 3 can't be compiled"):
+        load_recipe("vmae_train", "pretrain/demo", PretrainSpec, settings)
 
 
 def test_a_missing_or_another_deepspeed_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
