@@ -125,7 +125,7 @@ def test_accumulation_in_one_process_changes_no_loss(runs: Runs, micro: int) -> 
 
 
 @pytest.mark.slow
-@engines("fsdp2", "zero1", "zero2", "zero3")
+@engines("fsdp2", "zero2", "zero3")
 def test_an_engine_accumulates_resumes_and_stops_as_one_process_does(runs: Runs, engine: str) -> None:
     """Two processes, each with a share of 4 samples: 1 × 4, 4 × 1."""
     own, other = SETTINGS[engine], "ddp" if engine == "fsdp2" else "fsdp2"
