@@ -119,7 +119,8 @@ def transformers_model(model: VideoModel, attention: str) -> Any:
 
 
 def is_masked(mask: TokenMask, geometry: Geometry) -> Tensor:
-    nothing = torch.zeros(len(mask.masked_BM), geometry.num_tokens, dtype=torch.bool)
+    shape, device = (len(mask.masked_BM), geometry.num_tokens), mask.masked_BM.device
+    nothing = torch.zeros(shape, dtype=torch.bool, device=device)
     return nothing.scatter(1, mask.masked_BM, True)
 
 

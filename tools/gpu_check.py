@@ -1,0 +1,371 @@
+"""What a GPU does with this project, in at most 8 minutes: tests, crops, steps, memory, a training from shards.
+
+    python -m tools.gpu_check [--data SHARDS] [--out gpu-check] [--minutes 8]
+    python -m tools.gpu_check --small        # on a CPU too: the same checks with a tiny model
+
+Each check runs in a process of its own, so that a failure or too little memory in one leaves the others. Writes
+OUT.json and OUT.md, and prints the second. Exit status 1 if a check failed.
+
+tests: those of `pytest -m device` on the GPU. crops: planes to normalised clips, from full frames and from boxes.
+B, L: a pretraining step of the recipe in bfloat16, from planes to the update and of the model alone, eager and compiled;
+transformers' model with SDPA; a step in which every wait for the device is an error; the peak of memory beside the
+table's. pipeline: a training of ViT-B from shards, and its share of waiting.
+
+MFU is the operations of a step's forward and backward pass (docs/planning.md) / its time / the GPU's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tools.bench.device import FRAMES, measure, ours
+from tools.bench.step import is_masked, transformers_model
+from vmae_data.read.batches import Request
+from vmae_data.recipes import load_recipe
+from vmae_train.clips.augment import Augment
+from vmae_train.clips.colour import Planes
+from vmae_train.clips.loader import Batch
+from vmae_train.clips.mask import TokenMask, sample_mask
+from vmae_train.clips.rng import ClipRng
+from vmae_train.footprint import Footprint, find_footprint, frame_size
+from vmae_train.models.videomae import PretrainModel
+from vmae_train.plan_inputs import GPUS
+from vmae_train.pretrain import PretrainSpec, grid_of, masked_loss
+from vmae_train.training.optimizer import build_optimizer
+
+MIB = 1 << 20
+SMALL = ("model.position=sinusoid-1d", "train.batch=2")
+RECIPES = {"B": "pretrain/k400", "L": "pretrain/k400-l-1600"}
+CHECKS = ("tests", "crops", "B", "L", "pipeline")
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One number of a check, or a word about it."""
+
+    name: str
+    value: float | str
+    unit: str = ""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """`failed` is empty, or why the check has no figures or not all."""
+
+    name: str
+    seconds: float
+    figures: tuple[Figure, ...]
+    failed: str = ""
+
+
+class Setting(NamedTuple):
+    device: torch.device
+    small: bool
+    data: str
+    steps: int
+
+    def recipe(self, name: str) -> PretrainSpec:
+        if self.small:
+            return load_recipe("vmae_train", "pretrain/demo", PretrainSpec, SMALL)
+        return load_recipe("vmae_train", RECIPES[name], PretrainSpec)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="shards/example", help="shards of the training [default: %(default)s]")
+    parser.add_argument("--out", type=Path, default=Path("gpu-check"), metavar="OUT")
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--small", action="store_true", help="a tiny model and few steps")
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, help="[default: all; with --small all but L]")
+    parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.small and not torch.cuda.is_available():
+        parser.error("no GPU was found. --small runs the checks on the CPU")
+    if options.one:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        setting = Setting(device, options.small, options.data, 2 if options.small else 10)
+        sys.stdout.write(msgspec.json.encode(list(_RUN[options.one](options.one, setting))).decode())
+        return
+    ends_at = time.monotonic() + 60 * options.minutes
+    checks = [Check("machine", 0, tuple(machine()))]
+    for name in options.checks or [name for name in CHECKS if not (options.small and name == "L")]:
+        words = ["--one", name, "--data", options.data, *(["--small"] if options.small else [])]
+        checks.append(run(name, words, ends_at - time.monotonic()))
+        print(f"{name}: {checks[-1].failed or 'done'}, {checks[-1].seconds:.0f} s", file=sys.stderr, flush=True)
+        options.out.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(checks)))
+    page = markdown(checks)
+    options.out.with_suffix(".md").write_text(page)
+    print(page)
+    sys.exit(1 if any(check.failed for check in checks) else 0)
+
+
+def run(name: str, words: list[str], seconds: float) -> Check:
+    """Run a check in a process of its own."""
+    started_at = time.monotonic()
+    command = [sys.executable, "-m", "tools.gpu_check", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=max(1, seconds))
+    except subprocess.TimeoutExpired:
+        return Check(name, time.monotonic() - started_at, (), "the time is over")
+    taken = time.monotonic() - started_at
+    if done.returncode:
+        return Check(name, taken, (), (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1])
+    figures = msgspec.json.decode(done.stdout.splitlines()[-1], type=tuple[Figure, ...])
+    wrong = [figure for figure in figures if figure.unit == "failed"]
+    return Check(name, taken, figures, "; ".join(f"{figure.name}: {figure.value}" for figure in wrong))
+
+
+def machine() -> Iterator[Figure]:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    yield Figure("GPU", name)
+    yield Figure("versions", versions)
+    yield Figure("CPU cores", str(len(os.sched_getaffinity(0))))
+    yield Figure("date", time.strftime("%Y-%m-%d"))
+
+
+def check_tests(_: str, setting: Setting) -> Iterator[Figure]:
+    if setting.device.type == "cpu":
+        yield Figure("tests", "not run: there is no GPU")
+        return
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "device",
+        "-k",
+        "cuda",
+        "-p",
+        "no:cacheprovider",
+        "tests/train",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()
+    yield Figure("tests", summary, "failed" if done.returncode else "")
+    for line in re.findall(r"^FAILED (.*)$", done.stdout, flags=re.MULTILINE):
+        yield Figure("test", line)
+
+
+def check_crops(_: str, setting: Setting) -> Iterator[Figure]:
+    clips, size = (2, 32) if setting.small else (32, 224)
+    batch = made_batch(clips, FRAMES, size, setting.device)
+    for name, keys in (("full frames", {"convert": "frame"}), ("boxes", {"convert": "box"})):
+        for crop in ("resized", "multiscale"):
+            make = ours(batch, size, crop=crop, **keys)
+            rounds = [measure(make, setting.device) for _ in range(setting.steps + 1)][1:]
+            yield Figure(f"{name}, {crop}", 1000 * median(one for one, _ in rounds) / clips, "ms a clip")
+            yield Figure(f"{name}, {crop}", median(one for _, one in rounds) / clips, "MiB a clip")
+
+
+def made_batch(count: int, frames: int, size: int, device: torch.device) -> Batch:
+    """A batch of noise, as the loader gives it."""
+    height, width = frame_size(size)
+
+    def plane(divisor: int) -> Tensor:
+        shape = (count, frames, height // divisor, width // divisor)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+    no = torch.zeros(count, dtype=torch.bool, device=device)
+    sizes = torch.tensor([[height, width]] * count, device=device)
+    samples = np.arange(count)
+    return Batch(
+        planes=Planes(plane(1), plane(2), plane(2), sizes, no, no),
+        index_BVT=None,
+        label_B=torch.zeros(count, dtype=torch.int64, device=device),
+        weight_B=torch.ones(count, device=device),
+        may_flip_B=~no,
+        valid=count,
+        rng=ClipRng.on(device, seed=0, epoch=0, sample=samples),
+        request=Request(0, 0, tuple(samples.tolist())),
+    )
+
+
+def check_step(name: str, setting: Setting) -> Iterator[Figure]:
+    spec, device = setting.recipe(name), setting.device
+    footprint = find_footprint(spec)
+    batch = made_batch(footprint.micro_batch, spec.geometry().num_frames, spec.geometry().image_size, device)
+    peak_flops = next((gpu.tflops * 1e12 for key, gpu in GPUS.items() if key in _device_name(device)), None)
+    for compiled in (False, True):
+        if compiled and device.type == "cpu":
+            yield Figure("compiled", "not run on a CPU")
+            continue
+        way = "compiled" if compiled else "eager"
+        model = PretrainModel(spec.geometry(), seed=0).to(device).train()
+        model.set_options(msgspec.structs.replace(spec.model, compile=compiled))
+        optimizer = build_optimizer(model, spec.optim, depth=model.geometry.depth)
+        augment = Augment(msgspec.structs.replace(spec.augment, size=model.geometry.image_size)).to(device)
+        if compiled:
+            augment.compile_boxes()
+        whole = Stepper(partial(masked_loss, model, batch, augment, spec.mask), optimizer, device)
+        if device.type == "cuda" and not compiled:
+            yield waits(whole)
+        seconds, mib = whole.measure(setting.steps)
+        yield from speed(f"planes to update, {way}", seconds, footprint, peak_flops)
+        yield from peak(way, mib)
+        mask = sample_mask(spec.mask, batch.rng, grid_of(model.geometry))
+        alone = Stepper(partial(model.loss, made_clips(model, batch), mask), optimizer, device)
+        seconds, _ = alone.measure(setting.steps)
+        yield from speed(f"model alone, {way}", seconds, footprint, peak_flops)
+        if not compiled:
+            yield Figure("peak of memory by the table", footprint.peak_mib, "MiB")
+            yield from transformers_figures(model, mask, batch, setting.steps)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device).replace(" ", "") if device.type == "cuda" else ""
+
+
+def speed(name: str, seconds: float, footprint: Footprint, peak_flops: float | None) -> Iterator[Figure]:
+    clips = footprint.micro_batch
+    yield Figure(name, 1000 * seconds, "ms")
+    yield Figure(name, clips / seconds, "clips/s")
+    if peak_flops is not None:
+        yield Figure(name, 100 * clips * footprint.gflop_a_clip * 1e9 / seconds / peak_flops, "% MFU")
+
+
+def peak(name: str, mib: float | None) -> Iterator[Figure]:
+    if mib is not None:
+        yield Figure(f"peak of memory, {name}", mib, "MiB")
+
+
+class Stepper:
+    """Steps as an engine makes them, in bfloat16 autocast."""
+
+    def __init__(self, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.loss, self.optimizer, self.device = loss, optimizer, device
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(self) -> None:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            loss = self.loss()
+        torch.autograd.backward(loss)
+        nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def measure(self, steps: int) -> tuple[float, float | None]:
+        """Median seconds of a step after some others, and the peak of a GPU's memory in MiB."""
+        on_gpu, taken = self.device.type == "cuda", []
+        for _ in range(3 if on_gpu else 1):
+            self.step()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(steps):
+            self._synchronize()
+            started_at = time.perf_counter()
+            self.step()
+            self._synchronize()
+            taken.append(time.perf_counter() - started_at)
+        return median(taken), torch.cuda.max_memory_allocated() / MIB if on_gpu else None
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def waits(stepper: Stepper) -> Figure:
+    """Whether a step waits for the device somewhere."""
+    stepper.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stepper.step()
+    except RuntimeError as error:
+        return Figure("a step waits for the device", str(error).splitlines()[0], "failed")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Figure("a step waits for the device", "no")
+
+
+def made_clips(model: PretrainModel, batch: Batch) -> Tensor:
+    geometry = model.geometry
+    shape = (batch.valid, 3, geometry.num_frames, geometry.image_size, geometry.image_size)
+    return torch.randn(shape, device=batch.weight_B.device)
+
+
+def transformers_figures(model: PretrainModel, mask: TokenMask, batch: Batch, steps: int) -> Iterator[Figure]:
+    if find_spec("transformers") is None:
+        yield Figure("transformers", "not installed")
+        return
+    device = batch.weight_B.device
+    theirs = transformers_model(model.cpu(), "sdpa").to(device)
+    clips = made_clips(model, batch).transpose(1, 2).contiguous()
+    masked = is_masked(mask, model.geometry)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
+    stepper = Stepper(lambda: theirs(pixel_values=clips, bool_masked_pos=masked).loss, optimizer, device)
+    seconds, mib = stepper.measure(steps)
+    yield Figure("transformers with SDPA, model alone", 1000 * seconds, "ms")
+    yield Figure("transformers with SDPA, model alone", batch.valid / seconds, "clips/s")
+    yield from peak("transformers", mib)
+
+
+def check_pipeline(_: str, setting: Setting) -> Iterator[Figure]:
+    """A training from shards by the command line."""
+    steps = 8 if setting.small else 40
+    settings = {"train.steps": steps, "log.every_steps": steps // 4, "optim.warmup_steps": 1}
+    if setting.small:
+        recipe = "pretrain/demo"
+    else:
+        recipe = RECIPES["B"]
+        settings |= {"train.batch": 64, "loader.workers": max(1, len(os.sched_getaffinity(0)) - 2)}
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["pretrain", "--recipe", recipe, "--data", setting.data, "--out", f"{folder}/run", "--quiet"]
+        for key, value in settings.items():
+            words += ["--set", f"{key}={value}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "vmae_train.cli", *words], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            yield Figure("training", done.stderr.strip().splitlines()[-1], "failed")
+            return
+        lines = [msgspec.json.decode(line) for line in Path(folder, "run", "log.jsonl").read_bytes().splitlines()]
+    # The first line includes the start.
+    later = [line for line in lines if line["kind"] == "train" and line["clips_per_second"]][1:]
+    yield Figure("training from shards", fmean(line["clips_per_second"] for line in later), "clips/s")
+    yield Figure("waiting for data", 100 * fmean(line["data_wait"] for line in later), "% of the time")
+    yield Figure("limited by", later[-1]["limits"])
+    yield Figure("peak of memory", later[-1]["memory_mb"] * 1e6 / MIB, "MiB")
+
+
+_RUN: dict[str, Callable[[str, Setting], Iterator[Figure]]] = {
+    "tests": check_tests,
+    "crops": check_crops,
+    "B": check_step,
+    "L": check_step,
+    "pipeline": check_pipeline,
+}
+
+
+def markdown(checks: list[Check]) -> str:
+    lines = ["| check | what | value |", "| --- | --- | --- |"]
+    for check in checks:
+        for figure in check.figures:
+            value = (
+                f"{figure.value:,.1f}" if isinstance(figure.value, float) else figure.value or "not counted on a CPU"
+            )
+            lines.append(f"| {check.name} | {figure.name} | {value} {figure.unit} |".replace("  |", " |"))
+        if check.failed:
+            lines.append(f"| {check.name} | failed | {check.failed} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
