@@ -145,7 +145,7 @@ def _rows(plan: Plan, epochs: int | None, counted: str) -> list[tuple[str, str]]
 _NAMES = {
     "cpu_seconds_a_video": "the CPU time of a video",
     "kb_a_video": "the bytes of a video",
-    "transfer_seconds_a_video": "12 GB/s to the GPU",
+    "transfer_seconds_a_video": "the rate of copies to the GPU",
 }
 
 
