@@ -113,6 +113,30 @@ def test_a_single_picture_is_no_video(bench: Bench, tmp_path: Path) -> None:
         assert (failure.reason, failure.detail) == ("no-video", "the file is a single picture")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "options", "size"),
+    [
+        (".y4m", "-c:v wrapped_avframe", "96x64"),
+        (".gif", "-c:v gif -pix_fmt gray", "96x64"),
+        (".nut", "-bf 0", "96x64"),
+        (".dv", "-c:v dvvideo -pix_fmt yuv420p", "720x576"),
+    ],
+)
+def test_a_cut_of_a_format_without_a_declared_duration_is_noted(
+    bench: Bench, tmp_path: Path, suffix: str, options: str, size: str
+) -> None:
+    """libavformat reports the duration of the frames that are left."""
+    whole, path = bench.clip(f"whole{suffix}", options, size=size), tmp_path / f"v{suffix}"
+    with av.open(str(whole)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(whole.read_bytes()[: starts[10]])
+    sample = sample_of(path, stride=1)
+    assert kept_frames(sample) == list(range(10))
+    assert any("a cut may not show" in remark for remark in sample.facts.remarks)
+    if suffix != ".y4m":
+        assert not any("cut" in remark for remark in sample_of(path, stride=1, rules=2).facts.remarks)
+
+
 def test_a_name_with_a_pattern_opens_no_other_file(bench: Bench, tmp_path: Path) -> None:
     """A sequence of pictures would be read from the files 0.mjpeg, 1.mjpeg …"""
     options = next(options for _, options, demuxer in _OPENED if demuxer == "jpeg_pipe")

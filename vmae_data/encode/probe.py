@@ -65,6 +65,8 @@ _MATRIX_NAMES = {
 }  # fmt: skip
 # These declare no duration. libavformat reports the time of the last packet found, also for a truncated file.
 _WITHOUT_DURATION = frozenset(("mpegts", "mpeg", "ogg"))
+# Nor do these. libavformat counts the frames of the file, or divides its size by that of a frame.
+_COUNTED_DURATION = frozenset(("yuv4mpegpipe", "dv", "gif", "nut"))
 # The pictures alone state sample aspect and rotation, so these can change midway.
 _WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "obu", "dirac", "vvc"))
 # libavformat gives every stream the one duration that these declare.
@@ -344,7 +346,7 @@ def _remarks(container: av.container.InputContainer, frame: av.VideoFrame, rules
 
     Shards store these texts in KEY.json: another text changes their bytes.
     """
-    if container.format.name in _WITHOUT_DURATION:
+    if container.format.name in _WITHOUT_DURATION | (_COUNTED_DURATION if rules >= 3 else frozenset()):
         yield "no declared duration, only the time of the last packet: a cut may not show"
     transfer = _HDR_TRANSFERS.get(int(frame.color_trc))
     if transfer:

@@ -153,7 +153,7 @@ _COPY_OF = (
     ("fragmented mp4", "-movflags frag_keyframe+empty_moov", ".mp4"),
 )
 _NO_DURATION = (
-    *(".ts", ".m2ts", ".mpg", ".ogv", ".vob"),
+    *(".ts", ".m2ts", ".mpg", ".ogv", ".vob", ".gif", ".nut", ".y4m"),
     *(".h264", ".hevc", ".mjpeg", ".mjpg", ".apng", ".obu", ".drc", ".266"),
 )
 CONTAINERS: tuple[Damage, ...] = (
@@ -162,7 +162,7 @@ CONTAINERS: tuple[Damage, ...] = (
             _C,
             name,
             options,
-            built("no declared duration" if suffix in _NO_DURATION else "has transparency" if suffix == ".gif" else ""),
+            built("no declared duration" if suffix in _NO_DURATION else ""),
             suffix=suffix,
             fast=name in ("VP9", "H.264 in TS", "MPEG-4 part 2 in AVI"),
         )
