@@ -128,6 +128,25 @@ def test_files_that_are_no_videos_by_their_suffix_are_counted_and_a_listing_take
         assert [s.path for s in found.sources] == [b"d/w.dat"], text
 
 
+def test_a_plan_of_older_rules_counts_the_videos_that_only_an_append_takes(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.gif", "a/y.y4m", "a/z.dat", "a/v.mp4")
+    for rules, newer in ((1, "2 files left out, {} (1 .gif, 1 .y4m)"), (2, "1 file left out, {} (1 .y4m)")):
+        newer = newer.format("whose suffix the rules of this plan don't have")
+        assert find_sources(str(tmp_path), rules=rules).notes == (
+            f"{tmp_path}: {newer}. --append takes the newest suffixes",
+            f"{tmp_path}: 1 file without the suffix of a video left out (1 .dat). "
+            "If some are videos in a format that builds open, a listing can name them",
+        )
+
+
+def test_a_stem_that_ends_like_a_suffix_of_newer_rules_means_the_same_video(tmp_path: Path) -> None:
+    touch(tmp_path, "v/x.mp4", "v/x.264.mp4", "v/y.266.mp4", "v/z.y4m")
+    rows = listing_file(tmp_path, "path,label\nx.264,a\ny.266,b\nz.y4m,c\n", "l.csv")
+    for rules in (1, 3):
+        found = find_sources(str(tmp_path / "v"), annotations=rows, rules=rules)
+        assert [s.path for s in found.sources] == [b"x.264.mp4", b"y.266.mp4", b"z.y4m"]
+
+
 def test_a_stem_means_the_usual_container_before_a_rare_one(tmp_path: Path) -> None:
     touch(tmp_path, "v/0001.gif", "v/0001.mp4", "v/0002.gif")
     rows = listing_file(tmp_path, "path,label\n0001,a\n0002,b\n", "l.csv")

@@ -201,7 +201,7 @@ def _locate(listed: bytes, videos: VideoFiles, *, by_stem: bool) -> bytes:
     if b"\\" in path and not videos.contains(path):
         unix_path = relative_path(listed.replace(b"\\", b"/"), videos.folder)
         path = unix_path if videos.contains(unix_path) or not is_video(unix_path) else path
-    if by_stem and not is_video(path):
+    if by_stem and videos.is_stem(path):
         return videos.find(path) or videos.find_clip(path) or path
     return path
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from vmae_data.errors import MisuseError
 from vmae_data.format import RULES
 from vmae_data.names import path_to_text
-from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, is_video, remote_path, suffix
+from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, remote_path, suffix, video_suffixes
 from vmae_data.sources.walk import FoundVideos, walk_videos
 from vmae_data.storage import RemotePath, exists
 
@@ -31,6 +31,12 @@ class VideoFiles:
         if isinstance(self.folder, RemotePath):
             return exists(remote_path(self.folder, path))
         return Path(os.fsdecode(os.path.join(self.folder, path))).exists()
+
+    def is_stem(self, path: bytes) -> bool:
+        """Whether a listed path may be a stem: it has no suffix of a video by the rules, or a rare one and no file."""
+        if suffix(path) not in video_suffixes(self.rules):
+            return True
+        return self.rules >= 3 and suffix(path) not in USUAL_SUFFIXES and not self.contains(path)
 
     @cached_property
     def found(self) -> FoundVideos:
@@ -56,7 +62,7 @@ class VideoFiles:
         if path in self.paths:
             return path
         parent, name = os.path.split(path)
-        stem = os.path.splitext(name)[0] if is_video(name) else name
+        stem = name if self.is_stem(path) else os.path.splitext(name)[0]
         matches = [video for video in self._by_stem.get(stem, ()) if _folder_name(video) not in not_in]
         if len(matches) > 1 and parent:
             matches = [video for video in matches if _folder_name(video) == os.path.basename(parent)] or matches

@@ -12,7 +12,7 @@ from vmae_data.amounts import plural
 from vmae_data.errors import MisuseError
 from vmae_data.format import RULES
 from vmae_data.names import first_names, path_to_text
-from vmae_data.sources.video_files import UNOPENED_SUFFIXES, Folder, suffix, video_suffixes
+from vmae_data.sources.video_files import UNOPENED_SUFFIXES, VIDEO_SUFFIXES, Folder, suffix, video_suffixes
 from vmae_data.storage import RemotePath, list_tree
 
 __all__ = ["FoundVideos", "walk_videos"]
@@ -56,7 +56,13 @@ class FoundVideos(NamedTuple):
                 f"{plural(unopened.total(), 'file')} in a format that builds don't open left out ({_counts(unopened)}). "
                 "Convert its videos, for example to .mp4"
             )
-        if others := self.other_suffixes - unopened:
+        newer = Counter({name: n for name, n in self.other_suffixes.items() if name in VIDEO_SUFFIXES})
+        if newer:
+            notes.append(
+                f"{plural(newer.total(), 'file')} left out, whose suffix the rules of this plan don't have "
+                f"({_counts(newer)}). --append takes the newest suffixes"
+            )
+        if others := self.other_suffixes - unopened - newer:
             notes.append(
                 f"{plural(others.total(), 'file')} without the suffix of a video left out ({_counts(others)}). "
                 "If some are videos in a format that builds open, a listing can name them"
