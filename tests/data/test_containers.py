@@ -75,7 +75,10 @@ def test_no_note_advises_to_list_a_video_that_is_not_opened(
     shutil.copy(bench.clip(f"unopened{suffix}", options, size=size), tmp_path / f"v{suffix}")
     (tmp_path / "a.mp4").touch()
     note = _notes(tmp_path)
-    assert reason(tmp_path / f"v{suffix}") == "unreadable"
+    failure = encode(tmp_path / f"v{suffix}").failure
+    assert failure is not None
+    assert failure.reason == "unreadable"
+    assert failure.detail == "the file has a format that builds don't open"
     assert f"1 file in a format that builds don't open left out (1 {suffix}). Convert" in note
     assert "listing" not in note
 

@@ -62,6 +62,8 @@ def describe_source(ffmpeg: str, source: bytes, names: dict[str, str], staging: 
         check_output_size(run)
         own = error.reason == "no-video" or error.detail == ENCRYPTED
         message = run.error_text() if run.messages and not own else error.detail
+        if "Format not on whitelist" in message:  # ffmpeg names the whitelist, not the format
+            message = "the file has a format that builds don't open"
         with suppress(OSError):
             if cut := truncated_box(source):
                 raise SourceError("truncated", f"{cut} ({message})") from error
