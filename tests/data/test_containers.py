@@ -111,6 +111,10 @@ def test_older_rules_have_fewer_suffixes() -> None:
 def test_a_single_picture_is_no_video(bench: Bench, tmp_path: Path) -> None:
     for name in ("v.mjpeg", "v.jpg"):
         shutil.copy(bench.clip("still.mjpeg", _JPEG, frames=1), tmp_path / name)
+    two = bench.clip("two.apng", "-c:v apng -pix_fmt rgb24", frames=2).read_bytes()
+    second = two.rindex(b"fcTL") - 4
+    (tmp_path / "v.apng").write_bytes(two[:second] + two[two.rindex(b"IEND") - 4 :])
+    for name in ("v.mjpeg", "v.jpg", "v.apng"):
         failure = encode(tmp_path / name).failure
         assert failure is not None
         assert (failure.reason, failure.detail) == ("no-video", "the file is a single picture")

@@ -40,8 +40,8 @@ _DEMUXERS_UNTIL_RULES_2 = (
     ",h264,hevc,ivf,nut,dv,gif,rm,wtv"
 )
 DEMUXERS = f"{_DEMUXERS_UNTIL_RULES_2},yuv4mpegpipe,mjpeg,jpeg_pipe,apng,obu,dirac,vvc"
-# libavformat takes raw Motion JPEG for one or the other, by the headers of its pictures.
-_SINGLE_PICTURES = "jpeg_pipe"
+# A file of one of these formats may be a lone picture. libavformat opens some raw Motion JPEG as `jpeg_pipe`.
+_SINGLE_PICTURES = ("jpeg_pipe", "apng")
 
 # A header of a few bytes may claim any size, and a decoder allocates it. The limit is twice the largest frame of the
 # highest level of H.264, HEVC and AV1 (8K). A frame of this size with 8 bits in 4:2:0 takes 100 MB.
@@ -149,7 +149,7 @@ def _refuse_machine_fault(path: bytes, error: Exception) -> None:
 def _first_usable(path: bytes, rules: int) -> VideoInfo:
     """The facts of the first video track that decodes, in the order of `_tracks`. If none does, the error of the first."""
     with open_container(path, rules) as container:
-        if rules < 2 or (len(_video_streams(container)) == 1 and container.format.name != _SINGLE_PICTURES):
+        if rules < 2 or (len(_video_streams(container)) == 1 and container.format.name not in _SINGLE_PICTURES):
             return _describe(container, 0, rules)
         tracks, cause = _tracks(container, rules)
     first_error: SourceError | None = None
@@ -185,7 +185,7 @@ def _tracks(container: av.container.InputContainer, rules: int) -> tuple[list[in
     tracks.sort(key=lambda track: track != default)
     frames = _num_frames(container, streams, default)
     if frames[default] == 1:
-        if container.format.name == _SINGLE_PICTURES:
+        if container.format.name in _SINGLE_PICTURES:
             raise SourceError("no-video", "the file is a single picture")
         tracks.sort(key=lambda track: -frames[track])
     if tracks[0] == 0:
