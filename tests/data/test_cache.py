@@ -122,6 +122,87 @@ def test_the_first_sample_does_not_wait_for_its_shard_and_later_ones_come_from_t
     cache.close()
 
 
+def _arrive(cache: ShardCache, shard: RemoteShard, data: bytes) -> None:
+    """The file of a shard of which `data` has arrived, as a process that downloads it writes it."""
+    path = cache.directory.incomplete_path(shard.sha256)
+    content = data.ljust(shard.size, b"\0") + len(data).to_bytes(cache_directory.COUNT_BYTES, "little")
+    with path.open("r+b" if path.exists() else "wb") as file:  # the same file: readers have it open
+        file.write(content)
+        file.truncate()
+
+
+def test_what_has_arrived_of_a_shard_is_read_before_its_download_ends(
+    remote_shards: str, network: Proxy, demo_shards: Path, tmp_path: Path
+) -> None:
+    here, table = Shards.open(str(demo_shards)), Shards.open(remote_shards)
+    cache = ShardCache(CacheSpec(dir=str(tmp_path / "cache"), bytes=LIMIT))
+    fetcher = Fetcher(table, cache=cache)
+    (shard, *_) = _shards(table)
+    tar = (demo_shards / table.index.shardlist[0].url).read_bytes()
+    first, second, third = (table.member_range(n) for n in range(3))
+    arrived = tar[: second.offset + second.size - 1]
+    with cache.directory.lock_shard(shard.sha256):  # another process downloads the shard
+        _arrive(cache, shard, arrived)
+        fetcher.prefetch([(0, 0)])
+        assert fetcher.fetch(0) == here.sample(0).data
+        assert (fetcher.timings.cache_hits, fetcher.timings.cache_misses, fetcher.timings.range_bytes) == (1, 0, 0)
+        assert fetcher.fetch(1) == here.sample(1).data  # by range: its last byte has not arrived
+        assert (fetcher.timings.cache_hits, fetcher.timings.cache_misses) == (1, 1)
+        _arrive(cache, shard, bytes(third.offset + third.size))
+        assert fetcher.fetch(0) == here.sample(0).data  # what has arrived is wrong
+        assert (fetcher.timings.cache_hits, fetcher.timings.cache_misses) == (1, 2)
+        _arrive(cache, shard._replace(size=shard.size - 1), arrived)  # the index has another size
+        assert fetcher.fetch(0) == here.sample(0).data
+        assert (fetcher.timings.cache_hits, fetcher.timings.cache_misses) == (1, 3)
+    assert first.size > 0 and not cache.contains(shard)
+    fetcher.close()
+    cache.close()
+
+
+class _Clock:
+    """Time that passes only in a sleep. `when_slept` is called after each."""
+
+    def __init__(self) -> None:
+        self.now = self.slept = 0.0
+        self.when_slept: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+        self.when_slept()
+
+
+def test_a_reader_waits_for_bytes_that_come_soon_and_not_for_a_slow_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(cache_module, "time", clock)
+    cache = ShardCache(CacheSpec(dir=str(tmp_path), bytes=LIMIT))
+    data = bytes(range(100)) * 10
+    shard = RemoteShard(RemotePath("s3://b", "x.tar"), len(data), "0" * 64)
+    _arrive(cache, shard, data[:100])
+    assert not cache.expects(shard, 101)  # nothing is known of its speed
+    assert cache.read(shard, 0, 101) is None
+    clock.now = 10 * cache_module.WAIT_SECONDS
+    _arrive(cache, shard, data[:200])  # 10 bytes in WAIT_SECONDS
+    assert [cache.expects(shard, end) for end in (200, 210, 211)] == [True, True, False]
+    assert (cache.read(shard, 100, 100), clock.slept) == (data[100:200], 0)
+    assert (cache.read(shard, 201, 10), clock.slept) == (None, 0)
+    clock.when_slept = lambda: _arrive(cache, shard, data[:205])
+    assert (cache.read(shard, 195, 10), clock.slept) == (data[195:205], cache_module.POLL_SECONDS)
+    clock.when_slept, clock.slept = (lambda: None), 0.0  # the download stops
+    assert cache.read(shard, 195, 11) is None
+    assert 0 < clock.slept <= cache_module.WAIT_SECONDS + 2 * cache_module.POLL_SECONDS
+    clock.slept = 0.0
+    assert (cache.read(shard, 195, 11), clock.slept) == (None, 0)  # one wait for it was enough
+    cache.directory.incomplete_path(shard.sha256).unlink()  # the download has failed
+    assert cache.read(shard, 0, 10) is None
+    cache.close()
+
+
 def test_a_damaged_copy_is_removed_and_read_again_from_the_store(
     remote_shards: str, demo_shards: Path, tmp_path: Path
 ) -> None:

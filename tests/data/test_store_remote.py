@@ -100,6 +100,23 @@ def test_a_large_file_goes_there_and_back_in_parts(folder: RemotePath, network: 
     assert hash_file(folder / "x.tar") == hash_file(tmp_path / "y")
 
 
+@pytest.mark.parametrize("kind", [Kind.CUT, Kind.TRUNCATE, Kind.SHORTEN])
+def test_a_broken_stream_continues_where_it_broke_and_each_byte_comes_once(
+    folder: RemotePath, network: Proxy, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    monkeypatch.setattr(remote, "STREAM_BYTES", 800_000)
+    data = random.Random(3).randbytes(10**6)
+    commit_bytes(folder / "x", data)
+    network.change(Faults(faults=(Fault(kind=kind, most=2),), methods=("GET",)))
+    chunks: list[bytes] = []
+    remote.stream(folder / "x", lambda chunk: chunks.append(bytes(chunk)))
+    assert b"".join(chunks) == data
+    ranges = [one.range or "" for one in network.seen().exchanges if one.method == "GET"]
+    starts = [int(text.removeprefix("bytes=").partition("-")[0]) for text in ranges]
+    assert starts[0] == 0 < starts[1] < starts[2] < starts[3] == 800_000
+    assert [text.partition("-")[2] for text in ranges] == ["799999"] * 3 + ["999999"]
+
+
 FAULTS = {
     "busy": Fault(kind=Kind.STATUS, status=503, share=0.3),
     "broken": Fault(kind=Kind.STATUS, status=500, share=0.3),

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 
 from vmae_data.errors import VmaeError
-from vmae_data.read.cache_directory import TOUCH_SECONDS, CacheDirectory, is_disk_full
+from vmae_data.read.cache_directory import COUNT_BYTES, TOUCH_SECONDS, CacheDirectory, is_disk_full
 from vmae_data.read.prefetch import RemoteShard
 from vmae_data.recipes import byte_count
-from vmae_data.storage import remote
+from vmae_data.storage import remote, write_error
 
 __all__ = ["CacheSpec", "ShardCache"]
 
@@ -26,6 +26,8 @@ CONCURRENT_DOWNLOADS = 2  # in each process
 OPEN_SHARDS = 64
 RETRY_SECONDS = 60.0  # after a failed download, before the same shard is tried again
 DISK_FULL_SECONDS = 600.0  # after a full disk, before any shard is tried again
+WAIT_SECONDS = 1.0  # for a member of a shard that is being downloaded; one that is expected later is read by range
+POLL_SECONDS = 0.002
 
 
 class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,10 +53,44 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return byte_count(self.bytes or 0, "cache.bytes")
 
 
+class _OpenFile:
+    """A shard's file, complete, or incomplete while some process of this node downloads it."""
+
+    def __init__(self, descriptor: int, *, complete: bool) -> None:
+        self.descriptor, self.complete = descriptor, complete
+        self.touched_at = -math.inf
+        self.removed = False
+        self.arrived = 0  # bytes
+        self._since: tuple[float, int] | None = None  # when the speed began to be measured, bytes that had arrived
+
+    def look(self, size: int) -> None:
+        """How much of a shard of `size` bytes has arrived? Has the download ended?"""
+        facts = os.fstat(self.descriptor)
+        self.removed, self.complete = facts.st_nlink == 0, facts.st_size == size
+        if not self.complete:
+            is_whole = facts.st_size == size + COUNT_BYTES  # an index may state another size
+            self.arrived = (
+                int.from_bytes(_pread(self.descriptor, size, COUNT_BYTES) or b"", "little") if is_whole else 0
+            )
+            self._since = self._since or (time.monotonic(), self.arrived)
+
+    def expects(self, end: int) -> bool:
+        """Whether the bytes before `end` have arrived, or will soon at the speed of the download."""
+        if self.complete or self.arrived >= end:
+            return True
+        assert self._since is not None
+        seconds, gained = time.monotonic() - self._since[0], self.arrived - self._since[1]
+        return gained > 0 and (end - self.arrived) * seconds <= WAIT_SECONDS * gained
+
+    def measure_again(self) -> None:
+        self._since = (time.monotonic(), self.arrived)
+
+
 class ShardCache:
     """One process's view of the cache. Its own threads download shards.
 
-    A failure of the cache never stops a reader: a shard that is not in the cache is read by range.
+    A failure of the cache never stops a reader: what is not in the cache is read by range. The part of a shard that has
+    arrived can be read during its download, by every process of the node.
     `downloaded_bytes` is a running total. `notes` are messages for the user.
     """
 
@@ -69,7 +105,7 @@ class ShardCache:
         self.notes: tuple[str, ...] = ()
         # The prefetch thread checks the cache while another thread reads: this lock guards the next two.
         self._files_lock = threading.RLock()
-        self._open: OrderedDict[str, tuple[int, float]] = OrderedDict()  # descriptor, time of last touch
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
         self._checked_at = 0.0
         self._lock = threading.Lock()  # guards all below, and the two totals, which download threads change
         self._queue: queue.SimpleQueue[RemoteShard | None] = queue.SimpleQueue()
@@ -81,20 +117,32 @@ class ShardCache:
 
     def contains(self, shard: RemoteShard) -> bool:
         with self._files_lock:
-            return self._descriptor(shard) is not None
+            file = self._file(shard)
+            return file is not None and file.complete
+
+    def expects(self, shard: RemoteShard, end: int) -> bool:
+        """Whether the bytes of a shard before `end` are in the cache, or will be in about `WAIT_SECONDS`."""
+        with self._files_lock:
+            file = self._file(shard)
+            return file is not None and file.expects(end)
 
     def read(self, shard: RemoteShard, offset: int, size: int) -> bytes | None:
-        """Bytes of a shard; None if the shard is not in the cache. The caller verifies their checksum."""
-        with self._files_lock:
-            descriptor = self._descriptor(shard)
-            if descriptor is None:
-                return None
-            try:
-                # An index may state any size; allocate only what the file has.
-                available = max(0, os.fstat(descriptor).st_size - offset)
-                return os.pread(descriptor, min(size, available), offset) if available else b""
-            except OSError:
-                return None
+        """Bytes of a shard; None if they are not in the cache. The caller verifies their checksum.
+
+        Waits for bytes that are expected, at most `WAIT_SECONDS`.
+        """
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            with self._files_lock:
+                file = self._file(shard)
+                if file is None or not file.expects(offset + size):
+                    return None
+                if file.complete or file.arrived >= offset + size:
+                    return _pread(file.descriptor, offset, size)
+                if time.monotonic() > until:
+                    file.measure_again()  # do not wait for it again until it is as fast as expected
+                    return None
+            time.sleep(POLL_SECONDS)
 
     def evict(self, shard: RemoteShard) -> None:
         with self._files_lock:
@@ -124,38 +172,54 @@ class ShardCache:
             self._queue.put(None)
         with self._files_lock:
             while self._open:
-                os.close(self._open.popitem()[1][0])
+                os.close(self._open.popitem()[1].descriptor)
 
-    def _descriptor(self, shard: RemoteShard) -> int | None:
+    def _file(self, shard: RemoteShard) -> _OpenFile | None:
         now = time.monotonic()
         if now - self._checked_at > TOUCH_SECONDS:
             self._checked_at = now
             self._close_removed()
-        if shard.sha256 not in self._open:
-            try:
-                opened = os.open(self.directory.path(shard.sha256), os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
+        file = self._open.get(shard.sha256)
+        if file is not None and not file.complete:
+            file.look(shard.size)
+            if file.removed:  # the download has failed
+                self._close_file(shard.sha256)
+                file = None
+        if file is None:
+            file = self._open_file(shard)
+            if file is None:
                 return None
             if len(self._open) >= OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1][0])
-            self._open[shard.sha256] = (opened, -math.inf)
+                os.close(self._open.popitem(last=False)[1].descriptor)
+            self._open[shard.sha256] = file
         self._open.move_to_end(shard.sha256)
-        descriptor, touched_at = self._open[shard.sha256]
-        if now - touched_at > TOUCH_SECONDS:
-            self._open[shard.sha256] = (descriptor, now)
+        if file.complete and now - file.touched_at > TOUCH_SECONDS:
+            file.touched_at = now
             with suppress(OSError):  # the folder may be read-only
-                os.utime(descriptor)
-        return descriptor
+                os.utime(file.descriptor)
+        return file
+
+    def _open_file(self, shard: RemoteShard) -> _OpenFile | None:
+        for path, complete in (
+            (self.directory.path(shard.sha256), True),
+            (self.directory.incomplete_path(shard.sha256), False),
+        ):
+            with suppress(OSError):
+                file = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), complete=complete)
+                if not complete:
+                    file.look(shard.size)
+                return file
+        return None
 
     def _close_removed(self) -> None:
         """Close shards that another process has evicted: an open file keeps its disk space."""
-        for sha256, (descriptor, _) in list(self._open.items()):
-            if os.fstat(descriptor).st_nlink == 0:
+        for sha256, file in list(self._open.items()):
+            if os.fstat(file.descriptor).st_nlink == 0:
                 self._close_file(sha256)
 
     def _close_file(self, sha256: str) -> None:
         if sha256 in self._open:
-            os.close(self._open.pop(sha256)[0])
+            os.close(self._open.pop(sha256).descriptor)
 
     def _run(self) -> None:
         try:
@@ -199,14 +263,23 @@ class ShardCache:
     def _copy(self, shard: RemoteShard, to: Path) -> bool:
         digest, size = hashlib.sha256(), 0
         with to.open("r+b") as file:
-            for data in remote.stream(shard.path):
+
+            def take(data: bytes) -> None:
+                nonlocal size
                 size += len(data)
                 if self._closed or size > shard.size:  # only the size in the index was reserved
-                    return False
+                    raise VmaeError(f"{shard.path}: more than {shard.size} bytes, or not needed any more")
                 digest.update(data)
-                file.write(data)
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.pwrite(file.fileno(), size.to_bytes(COUNT_BYTES, "little"), shard.size)
+                except OSError as error:
+                    raise write_error(to, error) from error
                 with self._lock:
                     self.downloaded_bytes += len(data)
+
+            remote.stream(shard.path, take)
         return digest.hexdigest() == shard.sha256
 
     def _pause(self, error: OSError | VmaeError) -> None:
@@ -219,3 +292,12 @@ class ShardCache:
                 note = f"{self.directory.folder}: {reason}; shards that are not in the cache are read by range"
                 self.notes = (*self.notes, note)
             self._disk_full_until = time.monotonic() + DISK_FULL_SECONDS
+
+
+def _pread(descriptor: int, offset: int, size: int) -> bytes | None:
+    try:
+        # An index may state any size; allocate only what the file has.
+        available = max(0, os.fstat(descriptor).st_size - offset)
+        return os.pread(descriptor, min(size, available), offset) if available else b""
+    except OSError:
+        return None

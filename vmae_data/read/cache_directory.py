@@ -15,12 +15,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from vmae_data.errors import VmaeError
-from vmae_data.storage import TEMPORARY, commit_file, try_lock, write_error
+from vmae_data.storage import TEMPORARY, try_lock, write_error
 
-__all__ = ["FRESH_SECONDS", "TOUCH_SECONDS", "CacheDirectory", "is_disk_full"]
+__all__ = ["COUNT_BYTES", "FRESH_SECONDS", "TOUCH_SECONDS", "CacheDirectory", "is_disk_full"]
 
 TOUCH_SECONDS = 30.0  # resolution of a shard's time of last use
 FRESH_SECONDS = 120.0  # a shard used within this time is never evicted: a cache that is too small must not churn
+COUNT_BYTES = 8  # after the bytes of an incomplete shard: how many of them have arrived
 _SHARD_LOCK = ".lock-"
 _FOLDER_LOCK = ".room"
 
@@ -41,19 +42,23 @@ class CacheDirectory:
     def path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"
 
+    def incomplete_path(self, sha256: str) -> Path:
+        return self.folder / f"{TEMPORARY}{sha256}"
+
     def lock_shard(self, sha256: str) -> AbstractContextManager[bool]:
         """Try to lock a shard; yields whether this process holds the lock."""
         return try_lock(self.folder / f"{_SHARD_LOCK}{sha256}")
 
     def reserve(self, sha256: str, size: int) -> Path | None:
-        """A temporary file of `size` bytes, for the holder of the shard's lock; None if there is no space now.
+        """A file for a shard of `size` bytes and their count, for the holder of its lock; None if there is no space now.
 
         The least recently used shards are evicted first. Raises OSError if the disk is full and stays full.
         """
-        temporary = self.folder / f"{TEMPORARY}{sha256}"
+        temporary = self.incomplete_path(sha256)
         with self._locked():
             files = self._files()
-            excess = sum(facts.st_size for _, facts in files) + size - self.limit
+            counts = COUNT_BYTES * sum(path.suffix != ".tar" for path, _ in files)
+            excess = sum(facts.st_size for _, facts in files) - counts + size - self.limit
             fresh = time.time() - FRESH_SECONDS
             old = [(path, facts) for path, facts in files if facts.st_mtime < fresh and path.suffix == ".tar"]
             if excess > sum(facts.st_size for _, facts in old):
@@ -62,7 +67,7 @@ class CacheDirectory:
                 excess -= _remove_first(old)
             while True:
                 try:
-                    allocate(temporary, size)
+                    allocate(temporary, size + COUNT_BYTES)
                     return temporary
                 except OSError as error:
                     temporary.unlink(missing_ok=True)
@@ -71,7 +76,9 @@ class CacheDirectory:
                     _remove_first(old)
 
     def commit(self, temporary: Path, sha256: str) -> None:
-        commit_file(temporary, self.path(sha256))
+        """Make a complete shard visible. It is not synced: what a power failure damages, the readers' checks find."""
+        os.truncate(temporary, temporary.stat().st_size - COUNT_BYTES)
+        temporary.replace(self.path(sha256))
 
     def clean(self) -> None:
         """Remove incomplete files of killed processes: nobody holds their locks."""

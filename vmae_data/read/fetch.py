@@ -63,7 +63,7 @@ class Fetcher:
         """Start to read remote members: (sample number, phase). Each needs one call of `fetch` later."""
         if self._prefetcher is not None and isinstance(self.shards.folder, RemotePath):
             located = [self._locate(number, phase) for number, phase in members]
-            self._prefetcher.submit([member for member in located if not self._is_cached(member.shard)])
+            self._prefetcher.submit([member for member in located if not self._is_cached(member)])
 
     def fetch(self, number: int, phase: int = 0) -> bytes:
         """The bytes of a sample's mp4.
@@ -145,18 +145,17 @@ class Fetcher:
         shard = RemoteShard(path, listing.filesize, listing.sha256)
         return RemoteMember(self.shards.key(number), shard, member.offset, member.size, member.sha256)
 
-    def _is_cached(self, shard: RemoteShard) -> bool:
-        """Whether the cache has the shard. If not, its download starts."""
+    def _is_cached(self, member: RemoteMember) -> bool:
+        """Whether the cache has the member, or has it soon. If it does not have the shard, the download starts."""
         if self._cache is None:
             return False
-        if self._cache.contains(shard):
-            return True
-        self._cache.submit(shard)
-        return False
+        if not self._cache.contains(member.shard):
+            self._cache.submit(member.shard)
+        return self._cache.expects(member.shard, member.offset + member.size)
 
     def _read_cache(self, member: RemoteMember) -> bytes | None:
         """A member's bytes from the cache; None on a miss. A shard with wrong bytes is evicted."""
-        if self._cache is None or not self._is_cached(member.shard):
+        if self._cache is None or not self._is_cached(member):
             return None
         data = self._cache.read(member.shard, member.offset, member.size)
         if data is not None and hashlib.sha256(data).digest() != member.sha256:

@@ -192,8 +192,7 @@ def hash_file(path: StoragePath) -> str:
     if isinstance(path, Path):
         return local_files.hash_file(path)
     digest = hashlib.sha256()
-    for data in remote.stream(path):
-        digest.update(data)
+    remote.stream(path, digest.update)
     return digest.hexdigest()
 
 

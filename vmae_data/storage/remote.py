@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 PART_BYTES = 8 << 20  # of a download or an upload
+STREAM_BYTES = 64 << 20  # of a request of `stream`: a store that fails gets its time limit for each
 CONCURRENT_PARTS = 4
 LARGEST_BYTES = 1 << 50  # that an object may claim to have; no store takes a larger one
 _HADOOP_FOLDER = "_$folder$"  # the end of the name of an empty object
@@ -133,11 +135,43 @@ def download(path: RemotePath, to: Path) -> None:
         os.close(descriptor)
 
 
-def stream(path: RemotePath) -> Iterator[bytes]:
-    """An object's bytes, part after part. Raises NotFoundError, ReplacedError, StoreError."""
+def stream(path: RemotePath, take: Callable[[bytes], object]) -> None:
+    """Call `take` with an object's bytes, in their order. It runs in other threads, one call at a time.
+
+    Each byte comes once: a broken request continues where it broke. Raises NotFoundError, ReplacedError, StoreError, and
+    errors of `take` that are VmaeErrors.
+    """
     info = _stat(path)
-    for offset in range(0, info.size, PART_BYTES):
-        yield read_part(path, offset, min(PART_BYTES, info.size - offset), info.etag).data
+    for offset in range(0, info.size, STREAM_BYTES):
+        _stream_part(path, offset, min(info.size, offset + STREAM_BYTES), info.etag, take)
+
+
+def _stream_part(path: RemotePath, start: int, end: int, etag: str | None, take: Callable[[bytes], object]) -> None:
+    lock = threading.Lock()  # a call that nobody waits for any more may still run
+    taken = start
+
+    def call(store: Any, progress: Progress) -> None:
+        nonlocal taken
+        with lock:
+            first = taken
+        with _get(store, path, range=(first, end), if_match=etag) as response:
+            if response.range[0] != first:
+                raise Transient("another range than requested")
+            for chunk in response.stream(min_chunk_size=CHUNK_BYTES):
+                with lock:
+                    progress.add_chunk()
+                    if taken + len(chunk) > end:
+                        raise Transient("more bytes than announced")
+                    take(chunk)
+                    taken += len(chunk)
+        if taken < end:
+            raise Transient("fewer bytes than announced")
+
+    try:
+        retried(path, "read", call)
+    finally:
+        with lock:  # `take` is never called after this function has ended
+            pass
 
 
 def _stat(path: RemotePath) -> ObjectInfo:
