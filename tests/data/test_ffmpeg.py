@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from vmae_data.encode import ffmpeg
 from vmae_data.encode.ffmpeg import find_ffmpeg, parse_log, run_ffmpeg, select_and_log
 
 
@@ -23,6 +28,46 @@ def test_ffmpeg_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     _wait_until(lambda: not _ffmpegs(mark))
+
+
+def test_the_checksum_of_a_binary_is_kept_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
+    real = find_ffmpeg().path
+    hashed = []
+
+    def hash_file(path: Path) -> str:
+        hashed.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(ffmpeg, "hash_file", hash_file)
+    binary = tmp_path / "ffmpeg"
+    _script(binary, real, "one")
+    monkeypatch.setattr(ffmpeg, "SETTLED_SECONDS", 1e9)
+    first = [_sha256(binary) for _ in range(2)]
+    assert len(hashed) == 2  # it may still be written
+    monkeypatch.setattr(ffmpeg, "SETTLED_SECONDS", -1e9)
+    first += [_sha256(binary) for _ in range(3)]
+    assert (len(set(first)), len(hashed)) == (1, 3)
+    times = binary.stat()
+    _script(tmp_path / "other", real, "two")
+    os.utime(tmp_path / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (tmp_path / "other").replace(binary)  # same name, size and time, another content
+    changed = _sha256(binary)
+    assert changed == hashlib.sha256(binary.read_bytes()).hexdigest() != first[0]
+    (kept,) = (path for path in (tmp_path / "node" / "binaries").iterdir() if path.read_text() == changed)
+    kept.write_text("damaged")
+    assert (_sha256(binary), len(hashed)) == (changed, 5)
+
+
+def _script(path: Path, real: str, word: str) -> None:
+    path.write_text(f"#!/bin/sh\n# {word}\nexec '{real}' \"$@\"\n")
+    path.chmod(0o755)
+
+
+def _sha256(binary: Path) -> str:
+    return find_ffmpeg.__wrapped__(str(binary)).sha256
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

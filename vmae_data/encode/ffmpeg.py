@@ -5,6 +5,7 @@ This module alone runs ffmpeg: without a shell or stdin, and ffmpeg ends when th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import select
@@ -20,7 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from vmae_data.errors import MisuseError, VmaeError
 from vmae_data.processes import die_with_parent, limit_memory
-from vmae_data.storage import hash_file
+from vmae_data.storage import commit_bytes, hash_file, node_folder, writer_name
 
 __all__ = [
     "Ffmpeg",
@@ -42,6 +43,7 @@ SILENCE_SECONDS = 120.0
 # Between two reads of the log. A read per line costs 2 % of a build; a pipe holds 1,400 lines.
 _READ_SECONDS = 0.05
 KEPT_MESSAGES = 40
+SETTLED_SECONDS = 2.0  # a file that has not changed for so long has other times when it changes
 # A header may claim any size, and a decoder allocates it. 8K in 10 bits with 16 reference frames takes 2 GB.
 MAX_BYTES = 4 << 30
 
@@ -169,7 +171,24 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
         raise error_type(f"{path}: is not ffmpeg: its answer to -version {answer}. {advice}")
     if "libx264" not in encoders:
         raise error_type(f"{path}: is an ffmpeg without the libx264 encoder. {advice}")
-    return Ffmpeg(path, version[1], hash_file(Path(path).resolve()))
+    return Ffmpeg(path, version[1], _hash_binary(Path(path).resolve()))
+
+
+def _hash_binary(path: Path) -> str:
+    """sha256 of a binary. The cache of this machine keeps it until the file changes: hashing takes 0.15 s."""
+    facts = path.stat()
+    identity = (str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    name = hashlib.sha256(repr(identity).encode()).hexdigest()
+    with suppress(OSError, VmaeError, ValueError):
+        kept = (node_folder("binaries") / name).read_text("ascii")
+        if re.fullmatch("[0-9a-f]{64}", kept):
+            return kept
+    digest = hash_file(path)
+    # A file that is still being written can change again without a change of its times.
+    if time.time() - facts.st_ctime > SETTLED_SECONDS:
+        with suppress(OSError, VmaeError):
+            commit_bytes(node_folder("binaries") / name, digest.encode(), writer_name())
+    return digest
 
 
 def silence_seconds() -> float:

@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError
@@ -60,8 +61,13 @@ def forget_client(path: RemotePath) -> None:
 
 
 def _key(path: RemotePath) -> _Key:
-    settings = (item for item in os.environ.items() if item[0] == VARIABLE or _ENVIRONMENT.fullmatch(item[0]))
+    settings = ((name, os.environ.get(name, "")) for name in os.environ if _may_matter(name))
     return os.getpid(), path.root, tuple(sorted(settings))
+
+
+@cache
+def _may_matter(variable: str) -> bool:
+    return variable == VARIABLE or _ENVIRONMENT.fullmatch(variable) is not None
 
 
 def path_digest(path: StoragePath) -> str:
