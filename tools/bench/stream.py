@@ -175,14 +175,15 @@ def _downloaded() -> Iterator[int]:
 
 def _full_cache(folder: str) -> ShardCache:
     cache = ShardCache(CacheSpec(dir=folder, bytes=1 << 40))
-    shards = Shards.open(URL)
-    for number, one in enumerate(shards.index.shardlist):
-        path = shards.shard_path(number)
+    table, shards = Shards.open(URL), []
+    for number, one in enumerate(table.index.shardlist):
+        path = table.shard_path(number)
         assert isinstance(path, RemotePath)
-        shard = RemoteShard(path, one.filesize, one.sha256)
-        while not cache.contains(shard):
+        shards.append(RemoteShard(path, one.filesize, one.sha256))
+    while missing := [shard for shard in shards if not cache.contains(shard)]:
+        for shard in missing:
             cache.submit(shard)
-            time.sleep(0.01)
+        time.sleep(0.01)
     return cache
 
 

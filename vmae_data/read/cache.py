@@ -22,7 +22,7 @@ from vmae_data.storage import remote, write_error
 
 __all__ = ["CacheSpec", "ShardCache"]
 
-CONCURRENT_DOWNLOADS = 2  # in each process
+CONCURRENT_DOWNLOADS = 4  # in each process; with 2, one process got 0.8 of this speed
 OPEN_SHARDS = 64
 RETRY_SECONDS = 60.0  # after a failed download, before the same shard is tried again
 DISK_FULL_SECONDS = 600.0  # after a full disk, before any shard is tried again
