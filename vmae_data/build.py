@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import ffmpeg_python, find_ffmpeg
@@ -24,13 +24,30 @@ from vmae_data.shards.compare_plan import ComparedPlan, SizeChanges, compare_pla
 from vmae_data.shards.merge import BuildReport, finish_build, write_part_failures
 from vmae_data.shards.pack import ShardJob, pack_shard
 from vmae_data.shards.plan import WHOLE, Part, Plan, make_plan, stored_rules, write_appended_plan, write_plan
+from vmae_data.shards.subset import SUBSETS, Subset, refuse_parent
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import Listing, find_sources
+from vmae_data.sources.val_share import ValShare
 from vmae_data.sources.video_files import Folder, is_video
 from vmae_data.storage import StoragePath, commit_bytes, exists, list_names, read_bytes, remove, writer_name
 
-__all__ = ["BuildReport", "build_shards"]
+__all__ = ["BuildReport", "build_shards", "build_train_and_val"]
+
+
+def build_train_and_val(
+    source: str, dest: StoragePath, spec: BuildSpec, share: ValShare, **options: Any
+) -> Iterator[tuple[StoragePath, BuildReport]]:
+    """Build the data sets `dest`/train and `dest`/val of one source, each as `build_shards` does with these options.
+
+    Yields the folder and the report of each when it is built.
+    """
+    share = share.checked()
+    if exists(dest / PLAN):
+        raise MisuseError(f"{dest}: holds a data set that was built without --val-share. Name another folder")
+    for subset in (Subset(name, share, dest) for name in SUBSETS):
+        yield subset.dest, build_shards(source, subset.dest, spec, subset=subset, **options)
+        options.pop("on_start", None)  # the notes on SOURCE are those of both
 
 
 def build_shards(
@@ -50,6 +67,7 @@ def build_shards(
     append: bool = False,
     retry_failed: bool = False,
     staging: Path | None = None,
+    subset: Subset | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     on_start: Callable[[Listing], None] = lambda listing: None,
 ) -> BuildReport:
@@ -60,6 +78,7 @@ def build_shards(
     index is written; `merge_parts` writes it when all parts are done.
     Encodes wait for their shard in `staging` [default: inside `dest`; in this machine's cache if `dest` is remote].
     With `append` the videos that `source` gained go into new shards of the data set that `dest` holds.
+    `subset` chooses the sources for training, or those for validation: see `build_train_and_val`.
     Failed sources stay failed, unless `retry_failed`: then their shards are packed again.
     `on_start` is called with the sources when every check has passed.
     Raises VmaeError for problems of the whole build: a full disk, a different plan, another running build.
@@ -73,15 +92,19 @@ def build_shards(
         execute = partial(run_on_ray, workers=workers, address=address, ffmpeg=ffmpeg)
     binary = find_ffmpeg(ffmpeg)
 
+    classes = subset.classes(classes) if subset else classes
     find = partial(find_sources, source, classes, annotations=annotations, split=split, columns=spec.columns)
+    name, share = (split or subset.name, subset.share) if subset else (split, None)
 
     def planned(rules: int) -> tuple[Listing, Plan]:
-        listing = exclude_sources(find(rules=rules), exclude)
-        return listing, make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
+        found = find(rules=rules)
+        listing = subset.choose(found, exclude) if subset else exclude_sources(found, exclude)
+        version = {"ffmpeg": binary.version, "ffmpeg_sha256": binary.sha256}
+        return listing, make_plan(listing, spec, split=name, share=share, **version)
 
     rules = RULES if append else stored_rules(dest)
     listing, plan = planned(rules)
-    _check_destination(dest, listing.folder)
+    _check_destinations(dest, subset, listing.folder)
     if discard_unstarted(workspace, plan, append=append) and rules < RULES:
         listing, plan = planned(RULES)
     with workspace.locked("build", part):
@@ -153,7 +176,7 @@ def _encode_and_pack(
 
 
 def _write_plan(dest: StoragePath, compared: ComparedPlan, unlisted: tuple[bytes, ...]) -> None:
-    (write_appended_plan if compared.appended else write_plan)(dest, compared.plan)
+    (write_appended_plan if compared.grown else write_plan)(dest, compared.plan)
     _write_unlisted(dest / UNLISTED, unlisted)
 
 
@@ -165,6 +188,14 @@ def _planned(jobs: BuildJobs, write: Callable[[], None], index: Index | None) ->
         for name in (INDEX, SAMPLES, FAILURES):
             remove(jobs.dest / name)
     yield from jobs.remaining()
+
+
+def _check_destinations(dest: StoragePath, subset: Subset | None, source: Folder) -> None:
+    """Check also the folders of the other data set and of both, before hours of work on the first."""
+    if subset is None:
+        refuse_parent(dest)
+    for folder in (subset.parent, *subset.dests) if subset else (dest,):
+        _check_destination(folder, source)
 
 
 def _check_destination(dest: StoragePath, source: Folder) -> None:

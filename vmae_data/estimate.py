@@ -28,6 +28,7 @@ from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.shards.plan import make_plan
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import Listing, find_sources
+from vmae_data.sources.val_share import ValShare, split_sources
 from vmae_data.sources.video_files import file_sizes
 
 __all__ = ["Estimate", "Interval", "choose_sample", "estimate_build", "estimate_lines", "scale_up"]
@@ -78,6 +79,7 @@ def estimate_build(
     classes: tuple[str, ...] = (),
     exclude: str | None = None,
     ffmpeg: str | None = None,
+    share: ValShare | None = None,
     style: ProgressStyle = ProgressStyle.AUTO,
     on_start: Callable[[Listing], None] = lambda listing: None,
 ) -> Estimate:
@@ -87,6 +89,8 @@ def estimate_build(
     """
     binary = find_ffmpeg(ffmpeg)
     found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
+    if share is not None:
+        split_sources(found, share, {})  # the same errors; both data sets together are the whole listing
     listing = exclude_sources(found, exclude)
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     sizes = file_sizes(plan.folder, [video.path for video in plan.sources])

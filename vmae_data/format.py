@@ -260,6 +260,14 @@ class PlanStage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rules: int = 1
 
 
+def _grows(before: tuple[int, int, int], after: tuple[int, int, int]) -> bool:
+    """Whether a stage adds sources and shards, or classes alone: another data set of the same source has their videos."""
+    (sources, shards, classes), (all_sources, all_shards, all_classes) = before, after
+    if (sources, shards) == (all_sources, all_shards):
+        return classes < all_classes
+    return sources < all_sources and shards < all_shards
+
+
 class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """plan.json: everything that the bytes of the tars depend on. Equal plans give equal tars, whichever version makes them.
 
@@ -277,10 +285,13 @@ class PlanFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ffmpeg_sha256: str
     rules: int = 1  # see RULES
     appended_to: tuple[PlanStage, ...] = ()  # before each append, the first build first
+    val_share: float | None = None  # of the groups of the source, if this is one of two data sets made of it
+    group_by: str | None = None  # the pattern that names the group of a source
 
     def __post_init__(self) -> None:
-        counts = [*((stage.sources, stage.shards) for stage in self.appended_to), (self.sources, self.shards)]
-        if len(counts) > MAX_STAGES or any(a >= c or b >= d for (a, b), (c, d) in itertools.pairwise(counts)):
+        stages = [(stage.sources, stage.shards, stage.classes) for stage in self.appended_to]
+        stages.append((self.sources, self.shards, len(self.classes)))
+        if len(stages) > MAX_STAGES or not all(itertools.starmap(_grows, itertools.pairwise(stages))):
             raise ValueError(f"appended_to has more than {MAX_STAGES} stages, or they do not grow")
 
     @property

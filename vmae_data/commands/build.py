@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.amounts import plural
 from vmae_data.commands.options import MaxFailures, Staging, failure_limit
-from vmae_data.commands.output import check_failures, print_build
+from vmae_data.commands.output import build_json, check_failures, print_build
 from vmae_data.console import (
     Debug,
     Json,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmae_data.shards.merge import BuildReport
     from vmae_data.shards.plan import Part
     from vmae_data.sources.find import Listing
+    from vmae_data.sources.val_share import ValShare
     from vmae_data.storage import StoragePath
 
 NAMED = 3  # videos in a message
@@ -62,6 +63,14 @@ def build(
     ] = None,
     split: Annotated[
         str | None, option("SPLIT", "Build one split: train, val or test (UCF101, HMDB51: train1, …).", "all splits")
+    ] = None,
+    val_share: Annotated[
+        float | None,
+        option("SHARE", "Make DEST/train and DEST/val: this share of SOURCE is for validation.", "one data set"),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        option("PATTERN", "Keep videos together whose paths match this regular expression alike.", "split each video"),
     ] = None,
     classes: Annotated[
         str | None,
@@ -106,11 +115,11 @@ def build(
     Run the same command again to resume a stopped build.
 
     Examples:
-        vmae-shard build videos shards/mine
+        vmae-shard build videos shards/mine --val-share 0.2
         vmae-shard build videos s3://bucket/shards/k400 --recipe k400 --dry-run
         vmae-shard build videos shards/mine --append
     """
-    from vmae_data.build import build_shards
+    from vmae_data.build import build_shards, build_train_and_val
     from vmae_data.encode.build_spec import BuildSpec
     from vmae_data.recipes import load_recipe
     from vmae_data.sources.classes import read_classes
@@ -123,49 +132,60 @@ def build(
     if address is not None and executor is Executor.LOCAL:
         raise MisuseError(f"--address {address}: is for --executor ray only")
     folder = writable(storage_path(dest)) if dest is not None else _default_dest(storage_path(source))
+    share = _parse_share(val_share, group_by)
     class_names = read_classes(classes) if classes is not None else ()
     chosen = _parse_part(part)
-    style, on_start = progress_style(quiet, as_json), partial(_print_notes, spec, quiet)
     common: dict[str, Any] = {
         "annotations": annotations,
         "split": split,
         "classes": class_names,
         "exclude": exclude,
         "ffmpeg": ffmpeg,
-        "style": style,
-        "on_start": on_start,
+        "style": progress_style(quiet, as_json),
+        "on_start": partial(_print_notes, spec, quiet),
     }
     if dry_run and append:
         raise MisuseError("--dry-run --append: the estimate is of a whole build. Remove one of them")
     if dry_run:
-        from vmae_data.estimate import estimate_build, estimate_lines
-
-        estimate = estimate_build(source, spec, workers=workers or num_cores(), **common)
-        if as_json:
-            print_json(estimate)
-        elif not quiet:
-            print("\n".join(estimate_lines(estimate)))
+        _print_estimate(source, spec, {**common, "share": share, "workers": workers or num_cores()}, quiet, as_json)
         return
+    options = common | {
+        "workers": workers,
+        "executor": executor.value,
+        "address": address,
+        "part": chosen,
+        "append": append,
+        "retry_failed": retry_failed,
+        "staging": staging,
+    }
+    reports: dict[StoragePath, BuildReport] = {}
     with resumable():
-        report = build_shards(
-            source,
-            folder,
-            spec,
-            workers=workers,
-            executor=executor.value,
-            address=address,
-            part=chosen,
-            append=append,
-            retry_failed=retry_failed,
-            staging=staging,
-            **common,
-        )
-    if not quiet and not as_json:
-        _print_sources(report, source, annotations, exclude, folder)
-        if chosen is not None:
-            print(f"part {part} is done. After all parts, run: vmae-shard merge {folder}")
-    print_build(report, folder, _failure_list(folder, chosen), quiet=quiet, as_json=as_json)
-    check_failures(report, max_failures, limit)
+        if share is None:
+            builds = iter([(folder, build_shards(source, folder, spec, **options))])
+        else:
+            builds = build_train_and_val(source, folder, spec, share, **options)
+        for built, report in builds:
+            reports[built] = report
+            if not quiet and not as_json:
+                _print_sources(report, source, annotations, exclude, built)
+                if chosen is not None:
+                    print(f"part {part} is done. After all parts, run: vmae-shard merge {built}")
+                print_build(report, built, _failure_list(built, chosen))
+    if as_json:
+        results = [build_json(report, built) for built, report in reports.items()]
+        print_json(dict(zip(("train", "val"), results, strict=True)) if share else results[0])
+    for report in reports.values():
+        check_failures(report, max_failures, limit)
+
+
+def _print_estimate(source: str, spec: BuildSpec, options: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    from vmae_data.estimate import estimate_build, estimate_lines
+
+    estimate = estimate_build(source, spec, **options)
+    if as_json:
+        print_json(estimate)
+    elif not quiet:
+        print("\n".join(estimate_lines(estimate)))
 
 
 def _default_dest(source: StoragePath) -> Path:
@@ -173,6 +193,14 @@ def _default_dest(source: StoragePath) -> Path:
     from vmae_data.storage import exists
 
     return Path("shards") / ((source.stem if exists(source) else source.resolve().name) or "root")
+
+
+def _parse_share(share: float | None, group_by: str | None) -> ValShare | None:
+    from vmae_data.sources.val_share import ValShare
+
+    if share is None and group_by is not None:
+        raise MisuseError(f"--group-by {group_by}: needs --val-share, such as --val-share 0.2")
+    return ValShare(share, group_by).checked() if share is not None else None
 
 
 def _parse_part(text: str | None) -> Part | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from vmae_data.commands.options import MaxFailures, Staging, failure_limit
-from vmae_data.commands.output import check_failures, print_build
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, resumable
+from vmae_data.commands.output import build_json, check_failures, print_build
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, print_json, resumable
 from vmae_data.errors import MisuseError
 
 
@@ -36,5 +36,8 @@ def merge(
         raise MisuseError(f"{dest}: is a file. Name the folder of the parts")
     with resumable():
         report = merge_parts(folder, staging)
-    print_build(report, folder, folder / FAILURES, quiet=quiet, as_json=as_json)
+    if as_json:
+        print_json(build_json(report, folder))
+    elif not quiet:
+        print_build(report, folder, folder / FAILURES)
     check_failures(report, max_failures, limit)

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmae_data.amounts import format_bytes, format_seconds, plural
-from vmae_data.console import print_json, print_rows
+from vmae_data.console import print_rows
 from vmae_data.errors import VmaeError
 
 if TYPE_CHECKING:
     from vmae_data.shards.merge import BuildReport
     from vmae_data.storage import StoragePath
 
-__all__ = ["check_failures", "print_build"]
+__all__ = ["build_json", "check_failures", "print_build"]
 
 
-def print_build(report: BuildReport, folder: StoragePath, failures: StoragePath, *, quiet: bool, as_json: bool) -> None:
-    """Print a build's result. `failures` is the file that lists the failed sources."""
-    if as_json:
-        print_json(
-            {
-                "dest": str(folder),
-                "samples": report.samples,
-                "shards": report.shards,
-                "bytes": report.bytes,
-                "source_bytes": report.index.source_bytes if report.index else None,
-                "failures": report.failures,
-                "unlisted": report.unlisted,
-                "left_out": report.excluded,
-                "unmatched": report.unmatched,
-                "appended": report.appended,
-                "changed": list(report.changed),
-                "removed": list(report.removed),
-                "encoded": report.encoded,
-                "read_bytes": report.read_bytes,
-                "seconds": round(report.seconds, 3),
-            }
-        )
-    elif not quiet:
-        _print_build_table(report, folder, failures)
+def build_json(report: BuildReport, folder: StoragePath) -> dict[str, Any]:
+    """A build's result for --json."""
+    return {
+        "dest": str(folder),
+        "samples": report.samples,
+        "shards": report.shards,
+        "bytes": report.bytes,
+        "source_bytes": report.index.source_bytes if report.index else None,
+        "failures": report.failures,
+        "unlisted": report.unlisted,
+        "left_out": report.excluded,
+        "unmatched": report.unmatched,
+        "appended": report.appended,
+        "changed": list(report.changed),
+        "removed": list(report.removed),
+        "encoded": report.encoded,
+        "read_bytes": report.read_bytes,
+        "seconds": round(report.seconds, 3),
+    }
 
 
-def _print_build_table(report: BuildReport, folder: StoragePath, failures: StoragePath) -> None:
-    """The data set and this run; the last line counts the failed sources."""
+def print_build(report: BuildReport, folder: StoragePath, failures: StoragePath) -> None:
+    """Print the data set and this run; the last line counts the failed sources, which the file `failures` lists."""
     index = report.index
     classes = f" in {len(index.classes)} classes" if index and index.classes else ""
     rows = [("samples", f"{report.samples}{classes}"), ("shards", f"{report.shards}, {format_bytes(report.bytes)}")]

@@ -52,6 +52,7 @@ class ComparedPlan(NamedTuple):
     plan: Plan
     appended: int = 0
     removed: tuple[str, ...] = ()
+    grown: bool = False  # the plan has one more stage than the stored one: of new sources, or of new classes alone
 
 
 class SizeChanges:
@@ -147,7 +148,7 @@ def compare_plan(
         return ComparedPlan(plan)
     same_sources = stored.listing == plan.facts.listing
     _refuse_other_settings(dest, stored, plan, append=append, same_sources=same_sources)
-    if same_sources and not stored.appended_to:
+    if same_sources and not stored.appended_to and not (append and _extends(plan.facts.classes, stored.classes)):
         return ComparedPlan(plan._replace(facts=stored))
     try:
         before = read_sources(dest, stored)
@@ -159,9 +160,14 @@ def compare_plan(
     plan = _keep_reading(dest, stored, before, plan, class_folders)
     change = _compare_sources(before, stored.classes, plan)
     _refuse_change(dest, change, source, append=append, all_removed=len(change.removed) == len(before))
-    if not change.added:
+    if not change.added and not (append and _extends(plan.facts.classes, stored.classes)):
         return ComparedPlan(plan._replace(facts=stored, sources=before), removed=change.removed)
-    return ComparedPlan(_append(stored, before, change.added, plan), len(change.added), change.removed)
+    return ComparedPlan(_append(stored, before, change.added, plan), len(change.added), change.removed, grown=True)
+
+
+def _extends(classes: tuple[str, ...], stored: tuple[str, ...]) -> bool:
+    """Whether these are the stored classes and more. Labelled data sets only: nothing is appended to an empty list."""
+    return 0 < len(stored) < len(classes) and classes[: len(stored)] == stored
 
 
 def _refuse_other_settings(
@@ -169,7 +175,7 @@ def _refuse_other_settings(
 ) -> None:
     """Compare all but the sources. Appended shards may come from another ffmpeg."""
     not_compared = {"rules", "appended_to", "listing", "sources", "shards"}
-    if stored.appended_to or not same_sources:
+    if stored.appended_to or not same_sources or (append and _extends(plan.facts.classes, stored.classes)):
         not_compared.add("classes")
     if append:
         not_compared |= {"ffmpeg", "ffmpeg_sha256"}

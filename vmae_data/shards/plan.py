@@ -26,6 +26,7 @@ from vmae_data.labels import label_columns, table_labels
 from vmae_data.names import path_from_text, path_to_text
 from vmae_data.recipes import difference, shorten_digests
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest
+from vmae_data.sources.val_share import ValShare
 from vmae_data.sources.video_files import Folder
 from vmae_data.storage import StoragePath, commit_bytes, create_bytes, read_bytes, writer_name
 
@@ -79,9 +80,18 @@ class Plan(NamedTuple):
         return self.facts.classes[label] if isinstance(label, int) else None
 
 
-def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: str, ffmpeg_sha256: str) -> Plan:
+def make_plan(
+    listing: Listing,
+    spec: BuildSpec,
+    *,
+    split: str | None,
+    ffmpeg: str,
+    ffmpeg_sha256: str,
+    share: ValShare | None = None,
+) -> Plan:
     """Order the sources by a hash of (seed, key), which mixes the classes, and cut them by count.
 
+    `share` says how the source was split, if the listing is one of its two parts.
     Raises MisuseError when two paths share a key.
     """
     ordered = sorted(listing.sources, key=lambda source: hashlib.sha256(f"{spec.seed}/{source.key}".encode()).digest())
@@ -101,6 +111,8 @@ def make_plan(listing: Listing, spec: BuildSpec, *, split: str | None, ffmpeg: s
         ffmpeg=ffmpeg,
         ffmpeg_sha256=ffmpeg_sha256,
         rules=RULES,
+        val_share=share.share if share else None,
+        group_by=share.group_by if share else None,
     )
     return Plan(facts, listing.folder, tuple(ordered), spec)
 

@@ -6,6 +6,7 @@ The file is the output of `vmae-shard audit --out`, or text with one source path
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +25,10 @@ EXPECTED = "Expected a file of `vmae-shard audit --out`, or text with one source
 COLUMN_TYPES = {"path": pa.string(), "listing": pa.string(), "data_set": pa.string(), "exclude": pa.bool_()}
 
 
-def exclude_sources(listing: Listing, file: str | None) -> Listing:
+def exclude_sources(listing: Listing, file: str | None, digests: Collection[str] = ()) -> Listing:
     """Remove the sources that the file names. Classes keep their numbers and names.
 
+    `digests` are those of data sets built from parts of the listing: their rows in an audit's file count too.
     A source with several rows (one per segment) is removed if every row excludes it. Raises MisuseError for an
     unreadable file, a file of several data sets without this one, and one that names no source or all sources.
     """
@@ -34,7 +36,7 @@ def exclude_sources(listing: Listing, file: str | None) -> Listing:
         return listing
     path = storage_path(file)
     if path.suffix.lower() in (".parquet", ".csv"):
-        excluded = _table_paths(_read_columns(path, read_bytes(path)), listing, file)
+        excluded = _table_paths(_read_columns(path, read_bytes(path)), listing, file, digests)
     else:
         excluded = _text_paths(read_text(path, EXPECTED), listing)
     remaining = tuple(source for source in listing.sources if source.path not in excluded)
@@ -96,13 +98,15 @@ def _read_columns(path: StoragePath, data: bytes) -> dict[str, list[Any]]:
     return {name: columns.get(name, missing) for name in COLUMN_TYPES}
 
 
-def _table_paths(columns: dict[str, list[Any]], listing: Listing, file: str) -> dict[bytes, None]:
-    """The paths that every row excludes. Of several data sets, only the rows of the one built from this listing count:
+def _table_paths(
+    columns: dict[str, list[Any]], listing: Listing, file: str, digests: Collection[str]
+) -> dict[bytes, None]:
+    """The paths that every row excludes. Of several data sets, only the rows of those built from this listing count:
     two data sets may have a file of the same name.
     """
-    digests = set(columns["listing"])
-    own = listing_digest(listing.sources, listing.classes) if len(digests) > 1 else None
-    if own is not None and own not in digests:
+    found = set(columns["listing"])
+    own = {listing_digest(listing.sources, listing.classes), *digests} if len(found) > 1 else found
+    if not own & found:
         names = ", ".join(sorted({str(name) for name in columns["data_set"]}))
         raise MisuseError(
             f"{file}: has several data sets ({names}), none built from this listing. Audit each into its own file, or "
@@ -111,7 +115,7 @@ def _table_paths(columns: dict[str, list[Any]], listing: Listing, file: str) -> 
     rows = [
         (path, exclude)
         for path, exclude, digest in zip(columns["path"], columns["exclude"], columns["listing"], strict=True)
-        if own is None or digest == own
+        if digest in own
     ]
     kept = {path for path, exclude in rows if not exclude}
     excluded = (path for path, exclude in rows if path is not None and exclude and path not in kept)
