@@ -13,10 +13,9 @@ from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mask import Grid, MaskSpec, num_masked_tokens, sample_mask
-from vmae_train.models.geometry import Geometry
+from vmae_train.clips.mask import MaskSpec, num_masked_tokens, sample_mask
 from vmae_train.models.losses import cube_targets
-from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.videomae import PretrainModel, grid_of
 from vmae_train.training.objective import Objective
 from vmae_train.training.run_spec import RunSpec
 from vmae_train.training.trainer import Trainer, train
@@ -97,9 +96,3 @@ def masked_loss(
     targets = cube_targets(rgb, mask.predicted_BK, model.geometry, white=255)
     weight_B = repeat(batch.weight_B, "b -> (b r)", r=repeats)
     return model.loss(augment.normalise(rgb), mask, targets_BMD=targets, weight_B=weight_B, rng=rng)
-
-
-def grid_of(geometry: Geometry) -> Grid:
-    """The token grid of a model's clips."""
-    side = geometry.image_size // geometry.patch_size
-    return Grid(geometry.slices, side, side)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -17,12 +18,13 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.dataset import Shards
 from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.clips.mask import MaskSpec
 from vmae_train.clips.rng import ClipRng
-from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
+from vmae_train.inference.drawing import MaskedClip, Reconstruction, draw_moving, draw_still, error_map
 from vmae_train.inference.read_video import read_clip
 from vmae_train.inference.reconstruct import (
     load_pretrained,
-    mask_ratio,
+    mask_specs,
     reconstruct_clips,
     reconstruct_file,
     reconstruct_shards,
@@ -41,7 +43,9 @@ GREY = 127.5
 def drawn(tiny_pretraining: Path, demo_shards: Path) -> list[Reconstruction]:
     model = load_pretrained(str(tiny_pretraining), "cpu")
     shards = Shards.open(str(demo_shards))
-    clips, _ = reconstruct_shards(model, shards, clip=ClipSpec(stride=2), videos=6, ratio=0.75, seed=0)
+    clips, _ = reconstruct_shards(
+        model, shards, clip=ClipSpec(stride=2), videos=6, masks=[MaskSpec(ratio=0.75)], seed=0
+    )
     return clips
 
 
@@ -74,11 +78,46 @@ def _rotate(path: Path, degrees: int) -> None:
 def test_visible_cubes_are_the_originals_and_masked_cubes_are_grey(drawn: list[Reconstruction]) -> None:
     assert len(drawn) == 6
     for clip in drawn:
-        grey = np.abs(clip.masked_THWC.astype(float) - GREY).max(axis=(0, 3)) <= 1
+        (masked,) = clip.masks
+        grey = np.abs(masked.masked_THWC.astype(float) - GREY).max(axis=(0, 3)) <= 1
         assert grey.mean() == pytest.approx(0.75)  # the same patches in every frame
-        assert np.array_equal(clip.masked_THWC[:, ~grey], clip.original_THWC[:, ~grey])
-        assert np.array_equal(clip.predicted_THWC[:, ~grey], clip.original_THWC[:, ~grey])
-        assert not np.array_equal(clip.predicted_THWC[:, grey], clip.original_THWC[:, grey])
+        assert np.array_equal(masked.masked_THWC[:, ~grey], clip.original_THWC[:, ~grey])
+        assert np.array_equal(masked.predicted_THWC[:, ~grey], clip.original_THWC[:, ~grey])
+        assert not np.array_equal(masked.predicted_THWC[:, grey], clip.original_THWC[:, grey])
+        error = error_map(clip.original_THWC, masked.predicted_THWC)
+        assert error.shape == clip.original_THWC.shape
+        assert not error[:, ~grey].any()
+        assert error[:, grey].any()
+
+
+def test_the_colours_of_an_error_map_grow_with_the_difference() -> None:
+    original = np.full((1, 1, 4, 3), 100, np.uint8)
+    predicted = np.array([100, 116, 68, 164], np.uint8).repeat(3).reshape(1, 1, 4, 3)
+    assert error_map(original, predicted)[0, 0].tolist() == [[0, 0, 0], [95, 20, 110], [200, 60, 75], [255, 255, 170]]
+    assert error_map(original, original + np.uint8(120)).max(axis=(0, 1, 2)).tolist() == [255, 255, 170]  # not beyond
+
+
+def test_masks_are_drawn_side_by_side(tiny_pretraining: Path, demo_shards: Path) -> None:
+    model, shards = load_pretrained(str(tiny_pretraining), "cpu"), Shards.open(str(demo_shards))
+    masks = mask_specs(str(tiny_pretraining), model.geometry, [0.75, 0.5], ["tube", "frame", "random"])
+    assert [(mask.kind, mask.ratio) for mask in masks][:3] == [("tube", 0.75), ("tube", 0.5), ("frame", 0.75)]
+    clips, _ = reconstruct_shards(model, shards, clip=ClipSpec(stride=2), videos=2, masks=masks, seed=0)
+    for clip in clips:
+        assert [one.mask for one in clip.masks][1:3] == ["tube mask, 50 %", "frame mask, 75 %"]
+        for mask, shown in zip(masks, clip.masks, strict=True):
+            grey = np.abs(shown.masked_THWC.astype(float) - GREY).max(axis=3) <= 1
+            assert grey.mean() == pytest.approx(mask.ratio, abs=0.02)
+            assert np.array_equal(shown.predicted_THWC[~grey], clip.original_THWC[~grey])
+            if mask.kind == "frame":
+                assert set(grey.mean(axis=(1, 2)) > 0.9) == {True, False}  # complete frames
+    one, _ = reconstruct_shards(model, shards, clip=ClipSpec(stride=2), videos=2, masks=masks[2:3], seed=0)
+    assert np.array_equal(one[0].masks[0].predicted_THWC, clips[0].masks[2].predicted_THWC)
+    still, moving = draw_still(clips), draw_moving(clips)
+    tile = 128 + 3
+    assert still.shape[0] > 2 * (1 + 3 * len(masks)) * tile > still.shape[0] * 0.8
+    assert len(moving) == 16
+    assert moving[0].shape[0] > 2 * len(masks) * tile
+    assert moving[0].shape[1] == 4 * tile - 3 + 24
 
 
 class _Oracle(PretrainModel):
@@ -97,10 +136,12 @@ def test_perfect_predictions_give_the_original_back() -> None:
     size = geometry.image_size
     pixels = torch.randint(0, 256, (2, 3, geometry.num_frames, size, size), generator=torch.Generator().manual_seed(1))
     model.set_target(pixels / 255)
-    clips = reconstruct_clips(model, pixels / 255, ClipRng.on("cpu", seed=0, epoch=0, sample=[3, 5]), 0.75, ["a", "b"])
+    clips = reconstruct_clips(
+        model, pixels / 255, ClipRng.on("cpu", seed=0, epoch=0, sample=[3, 5]), [MaskSpec(ratio=0.75)], ["a", "b"]
+    )
     for clip, original in zip(clips, rearrange(pixels, "b c t h w -> b t h w c").numpy(), strict=True):
-        assert clip.loss == 0
-        assert np.abs(clip.predicted_THWC.astype(int) - original).max() <= 1
+        assert clip.masks[0].loss == 0
+        assert np.abs(clip.masks[0].predicted_THWC.astype(int) - original).max() <= 1
         assert np.array_equal(clip.original_THWC, original)
 
 
@@ -111,8 +152,8 @@ def test_the_same_seed_masks_the_same_patches_and_another_seed_masks_others(
 
     def masked(seed: int) -> dict[str, np.ndarray]:
         clip, videos = ClipSpec(stride=2), len(shards)
-        clips, _ = reconstruct_shards(model, shards, clip=clip, videos=videos, ratio=0.5, seed=seed)
-        return {clip.title: clip.masked_THWC for clip in clips}
+        clips, _ = reconstruct_shards(model, shards, clip=clip, videos=videos, masks=[MaskSpec(ratio=0.5)], seed=seed)
+        return {clip.title: clip.masks[0].masked_THWC for clip in clips}
 
     first, again, other = masked(0), masked(0), masked(1)
     assert all(np.array_equal(first[title], again[title]) for title in first)
@@ -127,25 +168,36 @@ def test_an_unreadable_sample_is_named_and_skipped(tiny_pretraining: Path, demo_
     data[member.offset + 100] ^= 1
     shards.shard_path(member.shard).write_bytes(bytes(data))
     model, clip = load_pretrained(str(tiny_pretraining), "cpu"), ClipSpec(stride=2)
-    clips, unreadable = reconstruct_shards(model, shards, clip=clip, videos=len(shards), ratio=0.75, seed=0)
+    clips, unreadable = reconstruct_shards(
+        model, shards, clip=clip, videos=len(shards), masks=[MaskSpec(ratio=0.75)], seed=0
+    )
     assert list(unreadable) == [shards.key(0)]
     assert len(clips) == len(shards) - 1
 
 
-def test_the_default_ratio_is_that_of_the_run(tiny_pretraining: Path, tmp_path: Path) -> None:
+def test_the_default_mask_is_that_of_the_run(tiny_pretraining: Path, tmp_path: Path) -> None:
     geometry = load_pretrained(str(tiny_pretraining), "cpu").geometry
-    assert mask_ratio(str(tiny_pretraining), geometry, None) == 0.75
-    assert mask_ratio(str(tiny_pretraining), geometry, 0.5) == 0.5
+    run = Path(shutil.copytree(tiny_pretraining, tmp_path / "run"))
+    assert mask_specs(str(run), geometry) == (MaskSpec(kind="tube", ratio=0.75),)
+    assert mask_specs(str(run), geometry, [0.5, 0.5]) == (MaskSpec(kind="tube", ratio=0.5),)
+    metadata = run / "run.json"
+    metadata.write_text(metadata.read_text().replace('"kind": "tube"', '"kind": "frame"'))
+    assert mask_specs(str(run), geometry) == (MaskSpec(kind="frame", ratio=0.75),)
+    assert mask_specs(str(run), geometry, (), ["random"]) == (MaskSpec(kind="random", ratio=0.75),)
     checkpoint = next((tiny_pretraining / "checkpoints").iterdir())
     shutil.copytree(checkpoint, tmp_path / "without-run")
-    assert mask_ratio(str(tmp_path / "without-run"), geometry, None) == 0.9
+    assert mask_specs(str(tmp_path / "without-run"), geometry) == (MaskSpec(kind="tube", ratio=0.9),)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, -1.0, 7.0])
-def test_a_ratio_that_masks_nothing_or_everything_is_refused_in_one_line(tiny_pretraining: Path, ratio: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "ratio"), [("tube", 0.0), ("tube", 1.0), ("tube", 0.01), ("random", -1.0), ("frame", 0.1), ("frame", 7.0)]
+)
+def test_a_mask_that_hides_nothing_or_everything_is_refused_in_one_line(
+    tiny_pretraining: Path, kind: Literal["tube", "random", "frame"], ratio: float
+) -> None:
     geometry = load_pretrained(str(tiny_pretraining), "cpu").geometry
-    with pytest.raises(MisuseError, match="--ratio") as error:
-        mask_ratio(str(tiny_pretraining), geometry, ratio)
+    with pytest.raises(MisuseError, match=f"--mask {kind} --ratio {ratio:g}: mask") as error:
+        mask_specs(str(tiny_pretraining), geometry, [0.75, ratio], [kind])
     assert "\n" not in str(error.value)
 
 
@@ -161,20 +213,31 @@ def test_the_command_draws_shards_still_and_moving(tiny_pretraining: Path, demo_
         "--device",
         "cpu",
     ]
-    for name in ("still.png", "moving.gif"):
-        call_command(*arguments, "--out", tmp_path / name)
+    for name in ("still.png", "moving.gif", "moving.mp4", "page.html"):
+        for folder in ("a", "b"):  # the same bytes again
+            (tmp_path / folder).mkdir(exist_ok=True)
+            call_command(*arguments, "--out", tmp_path / folder / name)
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    tmp_path = tmp_path / "a"
     with Image.open(tmp_path / "still.png") as still, Image.open(tmp_path / "moving.gif") as moving:
         assert still.width > 8 * 128
         assert still.height > 9 * 128
         assert moving.n_frames == 16
+        size = moving.size
+    with av.open(str(tmp_path / "moving.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert (len(frames), frames[0].shape) == (16, (size[1] // 2 * 2, size[0] // 2 * 2, 3))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/gif") == 3
+    assert "Brightness and contrast of each masked cube come from the original" in page
+    error = call_command(*arguments, "--mask", "cube", "--out", tmp_path / "x.png", status=2).stderr
+    assert "--mask" in error
 
 
 def test_a_video_file_is_drawn(tiny_pretraining: Path, tmp_path: Path) -> None:
     _write_video(tmp_path / "video.mp4", 25)
     out = tmp_path / "video.png"
-    reconstruct_file(
-        str(tiny_pretraining), str(tmp_path / "video.mp4"), out, videos=1, ratio=None, seed=0, device="cpu"
-    )
+    reconstruct_file(str(tiny_pretraining), str(tmp_path / "video.mp4"), out, videos=1, seed=0, device="cpu")
     with Image.open(out) as still:
         assert still.width > 8 * 128
 
@@ -190,15 +253,13 @@ def test_a_video_that_is_too_narrow_for_the_model_is_refused_in_one_line(
         container.mux(stream.encode())
     out = tmp_path / "video.png"
     with pytest.raises(DataError, match=r"strip\.mp4: frames of 16 × 8256 pixels .* limit of a side is 16384"):
-        reconstruct_file(
-            str(tiny_pretraining), str(tmp_path / "strip.mp4"), out, videos=1, ratio=None, seed=0, device="cpu"
-        )
+        reconstruct_file(str(tiny_pretraining), str(tmp_path / "strip.mp4"), out, videos=1, seed=0, device="cpu")
 
 
-@pytest.mark.parametrize("suffix", [".jpg", "", ".mp4"])
+@pytest.mark.parametrize("suffix", [".jpg", "", ".mp4x"])
 def test_another_suffix_is_refused_before_anything_is_read(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(MisuseError, match=r"\.png or \.gif"):
-        reconstruct_file("nothing", "nowhere", tmp_path / f"out{suffix}", videos=1, ratio=None, seed=0, device="cpu")
+    with pytest.raises(MisuseError, match=r"\.png, \.gif, \.mp4 or \.html"):
+        reconstruct_file("nothing", "nowhere", tmp_path / f"out{suffix}", videos=1, seed=0, device="cpu")
 
 
 def test_a_classifier_and_paths_without_videos_are_refused(tiny_pretraining: Path, tmp_path: Path) -> None:
@@ -213,7 +274,7 @@ def test_a_classifier_and_paths_without_videos_are_refused(tiny_pretraining: Pat
     out = tmp_path / "out.png"
     for data in (tmp_path / "text.txt", tmp_path / "nothing", tmp_path):
         with pytest.raises(DataError):
-            reconstruct_file(str(tiny_pretraining), str(data), out, videos=1, ratio=None, seed=0, device="cpu")
+            reconstruct_file(str(tiny_pretraining), str(data), out, videos=1, seed=0, device="cpu")
     assert not out.exists()
 
 
@@ -222,7 +283,14 @@ def test_shards_whose_stride_does_not_divide_that_of_the_run_are_refused(
 ) -> None:
     model = load_pretrained(str(tiny_pretraining), "cpu")
     with pytest.raises(MisuseError, match="stride"):
-        reconstruct_shards(model, Shards.open(str(demo_shards)), clip=ClipSpec(stride=3), videos=1, ratio=0.75, seed=0)
+        reconstruct_shards(
+            model,
+            Shards.open(str(demo_shards)),
+            clip=ClipSpec(stride=3),
+            videos=1,
+            masks=[MaskSpec(ratio=0.75)],
+            seed=0,
+        )
 
 
 def test_a_clip_is_from_the_middle_of_a_video_with_the_stride(tmp_path: Path) -> None:
@@ -257,9 +325,7 @@ def test_a_script_that_names_other_files_is_refused_in_one_line(tiny_pretraining
     script = tmp_path / "script.mp4"
     script.write_text("ffconcat version 1.0\nfile 'other.mp4'\n")
     with pytest.raises(DataError, match=r"script\.mp4: is unreadable") as error:
-        reconstruct_file(
-            str(tiny_pretraining), str(script), tmp_path / "o.png", videos=1, ratio=None, seed=0, device="cpu"
-        )
+        reconstruct_file(str(tiny_pretraining), str(script), tmp_path / "o.png", videos=1, seed=0, device="cpu")
     assert "\n" not in str(error.value)
 
 
@@ -280,7 +346,8 @@ def test_a_clip_by_rate_has_the_frames_that_a_build_keeps(tmp_path: Path) -> Non
 
 
 def test_drawings_show_every_clip() -> None:
-    clip = Reconstruction("title", *(np.full((16, 32, 32, 3), n, np.uint8) for n in (10, 90, 170)), loss=1.0)
+    original, masked, predicted = (np.full((16, 32, 32, 3), n, np.uint8) for n in (10, 90, 170))
+    clip = Reconstruction("title", original, (MaskedClip("tube mask, 75 %", masked, predicted, 1.0),))
     still = draw_still([clip, clip])
     for value in (10, 90, 170):
         assert (still == value).all(axis=-1).sum() >= 2 * 8 * 128 * 128

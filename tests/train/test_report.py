@@ -66,7 +66,7 @@ def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_pretrain
     assert "not finished" not in text
     assert page.count("data:image/gif") == 4
     assert page.count('class="curves"') == 5
-    assert "75 % of the patches masked" in text
+    assert "Tube mask, 75 %. Loss of the masked cubes" in text
     assert "mask.ratio" in text
     assert "var(--c1)" in page
     assert "#0a000" not in page

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vmae_data.read.dataset import Shards
-from vmae_train.inference.reconstruct import Reconstruction, load_pretrained, mask_ratio, reconstruct_shards
+from vmae_train.inference.reconstruct import Reconstruction, load_pretrained, mask_specs, reconstruct_shards
 from vmae_train.runs.metadata import run_clip
 
 MOST_BYTES = 200_000
@@ -40,7 +40,7 @@ def main() -> None:
         Shards.open(options.shards),
         clip=run_clip(options.run),
         videos=options.videos,
-        ratio=mask_ratio(options.run, model.geometry, options.ratio),
+        masks=mask_specs(options.run, model.geometry, [options.ratio] if options.ratio is not None else []),
         seed=options.seed,
     )
     data = png(strip(clips))
@@ -59,7 +59,12 @@ def strip(clips: list[Reconstruction]) -> Image.Image:
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
     for number, clip in enumerate(clips):
         top = number * (3 * row + 2 * GAP)
-        rows = (("original", clip.original_THWC), ("masked", clip.masked_THWC), ("reconstruction", clip.predicted_THWC))
+        masked = clip.masks[0]
+        rows = (
+            ("original", clip.original_THWC),
+            ("masked", masked.masked_THWC),
+            ("reconstruction", masked.predicted_THWC),
+        )
         for line, (label, frames_THWC) in enumerate(rows):
             y = top + line * row
             draw.text((0, y + tile // 2), label, INK, font, anchor="lm")

@@ -8,9 +8,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,6 +30,9 @@ __all__ = [
     "picture",
     "planes_to_rgb",
     "sheet",
+    "text_tile",
+    "video_mp4",
+    "wrap_text",
 ]
 
 U8 = NDArray[np.uint8]
@@ -114,6 +120,25 @@ def animated_gif(frames: Sequence[U8], *, milliseconds: int = 120) -> Picture:
     return Picture(out.getvalue(), "image/gif", *images[0].size)
 
 
+def video_mp4(frames: Sequence[U8], *, milliseconds: int = 120) -> bytes:
+    """RGB frames (H, W, 3) as an H.264 mp4. An odd side loses its last row or column: 4:2:0 has even sides."""
+    height, width = (side // 2 * 2 for side in frames[0].shape[:2])
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"crf": "16"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1  # the same bytes on any machine
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        context.color_range = ColorRange.MPEG
+        for frame in frames:
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+            planes = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            file.mux(stream.encode(planes))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
 def enlarge(rgb: U8, *, side: int = TINY) -> U8:
     """Repeat the pixels of a tiny picture (…, H, W, 3) by a whole factor, to about `side` pixels."""
     factor = max(1, side // min(rgb.shape[-3:-1]))
@@ -142,6 +167,25 @@ def sheet(rows: Sequence[SheetRow]) -> U8:
             x += tile.shape[1] + GAP
         top = bottom
     return np.asarray(paper)
+
+
+def text_tile(text: str, width: int) -> U8:
+    """A tile of text, for the row of a sheet above its columns."""
+    tile = Image.new("RGB", (width, CAPTION - 8), SHEET_PAPER)
+    ImageDraw.Draw(tile).text((0, CAPTION - 14), text, font=ImageFont.load_default(FONT), fill=SHEET_INK, anchor="ls")
+    return np.asarray(tile)
+
+
+def wrap_text(text: str, width: int) -> list[str]:
+    """Lines that fit into a sheet of this width."""
+    font, lines = ImageFont.load_default(FONT), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 2 * MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _row_height(row: SheetRow) -> int:

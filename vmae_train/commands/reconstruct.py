@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import Enum
+from typing import Annotated, Any
 
 from vmae_data.console import Debug, Quiet, StorageOptions, option
 from vmae_train.commands.options import Checkpoint, Device, need_torch
 from vmae_train.commands.output import print_unreadable
 
+Mask = Enum("Mask", {"TUBE": "tube", "RANDOM": "random", "FRAME": "frame"})
+
 
 def reconstruct(
     checkpoint: Checkpoint,
     data: Annotated[str, option("URL|VIDEO", "Read these shards, or one video file.")],
-    out: Annotated[str, option("FILE|URL", "Write a .png with the frames side by side, or an animated .gif.")],
+    out: Annotated[
+        str, option("FILE|URL", "Write a .png with frames side by side, a moving .gif or .mp4, or an .html page.")
+    ],
     videos: Annotated[int, option("N", "Show N samples.", min=1, max=1000)] = 4,
     ratio: Annotated[
-        float | None, option("SHARE", "Mask this share of the tokens.", "the run's ratio, else 0.9", min=0, max=1)
+        list[float] | None,
+        option("SHARE", "Mask this share of the tokens. Repeat to compare.", "the run's ratio, else 0.9", min=0, max=1),
+    ] = None,
+    mask: Annotated[
+        list[Mask] | None,
+        option("tube|random|frame", "Mask in this pattern. Repeat to compare.", "the run's kind, else tube"),
     ] = None,
     seed: Annotated[int, option("N", "Set the random seed of the masks.", min=0, max=2**63 - 1)] = 0,
     device: Device = None,
@@ -23,16 +33,19 @@ def reconstruct(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw how a pretraining model fills masked cubes: original, masked, reconstruction.
+    """Draw how a pretraining model fills masked cubes: original, masked, reconstruction, error.
 
     Examples:
         vmae-train reconstruct runs/k400 --data shards/k400-val --out masked.png
-        vmae-train reconstruct runs/k400 --data video.mp4 --out mask.gif --ratio 0.75
+        vmae-train reconstruct runs/k400 --data video.mp4 --out mask.mp4 --ratio 0.75 --ratio 0.9 --mask tube --mask frame
     """
     need_torch()
     from vmae_train.inference.reconstruct import reconstruct_file
 
-    unreadable = reconstruct_file(checkpoint, data, out, videos=videos, ratio=ratio, seed=seed, device=device)
+    kinds: list[Any] = [one.value for one in mask or ()]
+    unreadable = reconstruct_file(
+        checkpoint, data, out, videos=videos, ratios=ratio or (), kinds=kinds, seed=seed, device=device
+    )
     if not quiet:
         print(out)
     print_unreadable(unreadable)

@@ -13,72 +13,115 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vmae_data.pages.html import Charts, Figure
-from vmae_data.pages.pictures import SheetRow, animated_gif, enlarge, picture, sheet
+from vmae_data.pages.pictures import SheetRow, animated_gif, enlarge, picture, sheet, text_tile, wrap_text
 
-__all__ = ["Reconstruction", "draw_moving", "draw_still", "page_figures"]
+__all__ = ["EXPLANATION", "MaskedClip", "Reconstruction", "draw_moving", "draw_still", "error_map", "page_figures"]
 
 U8 = NDArray[np.uint8]
 STILL_FRAMES = 8
 PAGE_SIDE = 160  # a page is at most eight frames wide
 GAP, GAP_GREY = 4, 60  # darker than masked cubes; fits a light and a dark page
+MOST_ERROR = 64  # grey levels; the brightest colour of an error map
+ERROR_COLOURS = ((0, 0, 0), (95, 20, 110), (200, 60, 75), (250, 150, 20), (255, 255, 170))  # from no error to the most
+EXPLANATION = (
+    "Brightness and contrast of each masked cube come from the original: the model predicts its pattern only. "
+    "Visible cubes are those of the original. "
+    f"Error: black is none, pale yellow a mean difference of {MOST_ERROR} or more of 255 levels."
+)
 
 
-class Reconstruction(NamedTuple):
-    """One clip three times, uint8 (T, H, W, 3), and the loss of its masked cubes."""
+class MaskedClip(NamedTuple):
+    """A clip under one mask, uint8 (T, H, W, 3): grey masked cubes, predicted ones; and the loss of these cubes."""
 
-    title: str
-    original_THWC: U8
+    mask: str
     masked_THWC: U8
     predicted_THWC: U8
     loss: float
 
+    @property
+    def caption(self) -> str:
+        return f"{self.mask}   (loss of the masked cubes {self.loss:.3f})"
+
+
+class Reconstruction(NamedTuple):
+    """One clip, uint8 (T, H, W, 3), and what the model predicts of it under each mask."""
+
+    title: str
+    original_THWC: U8
+    masks: tuple[MaskedClip, ...]
+
+    def versions(self, masked: MaskedClip) -> tuple[tuple[str, U8], ...]:
+        """The rows or columns of a picture."""
+        error_THWC = error_map(self.original_THWC, masked.predicted_THWC)
+        return (
+            ("original", self.original_THWC),
+            ("masked", masked.masked_THWC),
+            ("reconstructed", masked.predicted_THWC),
+            ("error", error_THWC),
+        )
+
+
+def error_map(original_THWC: U8, predicted_THWC: U8) -> U8:
+    """The absolute difference of each pixel, averaged over its colours, in the colours of ERROR_COLOURS."""
+    difference_THW = np.abs(original_THWC.astype(np.float32) - predicted_THWC).mean(axis=-1)
+    steps = np.linspace(0, MOST_ERROR, len(ERROR_COLOURS))
+    channels = [np.interp(difference_THW, steps, values) for values in zip(*ERROR_COLOURS, strict=True)]
+    return np.asarray(np.rint(np.stack(channels, axis=-1)), dtype=np.uint8)
+
 
 def draw_still(clips: Sequence[Reconstruction]) -> U8:
-    """Three rows per clip, with up to eight of its frames."""
+    """The original, and three rows for each mask, with up to eight frames."""
     rows = []
     for clip in clips:
-        title = f"{clip.title}   (loss of the masked cubes {clip.loss:.3f})"
-        for label, frames in _versions(clip):
-            rows.append(SheetRow([*enlarge(_still_frames(frames))], label, title))
-            title = ""
-    return sheet(rows)
+        title = clip.title
+        for number, masked in enumerate(clip.masks):
+            shown = clip.versions(masked)[min(number, 1) :]  # the original once
+            for label, frames in shown:
+                title = masked.caption if label == "masked" else title
+                rows.append(SheetRow([*enlarge(_still_frames(frames))], label, title))
+                title = ""
+    return sheet([*_explanation(rows), *rows])
 
 
 def draw_moving(clips: Sequence[Reconstruction]) -> list[U8]:
-    """One sheet per frame: original, masked and reconstruction of each clip side by side."""
-    header = SheetRow(title="original, masked, reconstructed")
-    return [
-        sheet(
-            [
-                header,
-                *(SheetRow([enlarge(frames[t]) for _, frames in _versions(clip)], title=clip.title) for clip in clips),
-            ]
-        )
-        for t in range(len(clips[0].original_THWC))
-    ]
+    """One sheet per frame. It has a row for each mask of a clip: original, masked, reconstruction and error."""
+    versions = [(clip, masked, clip.versions(masked)) for clip in clips for masked in clip.masks]
+    width = enlarge(versions[0][2][0][1][0]).shape[1]
+    columns = [text_tile(label, width) for label, _ in versions[0][2]]
+    sheets = []
+    for t in range(len(clips[0].original_THWC)):
+        rows = []
+        for clip, masked, frames in versions:
+            if masked is clip.masks[0]:
+                rows.append(SheetRow(columns, title=clip.title))
+            rows.append(SheetRow([enlarge(one[t]) for _, one in frames], title=masked.caption))
+        sheets.append(sheet([*_explanation(rows), *rows]))
+    return sheets
+
+
+def _explanation(rows: Sequence[SheetRow]) -> list[SheetRow]:
+    return [SheetRow(title=line) for line in wrap_text(EXPLANATION, sheet(rows[:3]).shape[1])]
 
 
 def _still_frames(frames_THWC: U8) -> U8:
     return frames_THWC[:: max(1, len(frames_THWC) // STILL_FRAMES)][:STILL_FRAMES]
 
 
-def _versions(clip: Reconstruction) -> tuple[tuple[str, U8], ...]:
-    return (("original", clip.original_THWC), ("masked", clip.masked_THWC), ("reconstructed", clip.predicted_THWC))
-
-
 def page_figures(clip: Reconstruction) -> Charts:
-    """A clip for a page: as an animation, and as rows of frames. The page explains the rows."""
-    versions = [_page_size(frames) for _, frames in _versions(clip)]
-    moving = [_side_by_side([frames[t] for frames in versions]) for t in range(len(versions[0]))]
-    rows = [_side_by_side([*_still_frames(frames)]) for frames in versions]
-    still = np.concatenate([part for row in rows for part in (row, np.full_like(row[:GAP], GAP_GREY))][:-1])
-    return Charts(
-        (
-            Figure(animated_gif(moving), clip.title, f"Loss of the masked cubes: {clip.loss:.3f}"),
-            Figure(picture(still, lossless=still.shape[1] < 8 * 128 + 8 * GAP), "Original, masked, reconstructed"),
-        ),
-        wide=True,
-    )
+    """A clip for a page: for each mask an animation, and rows of frames. The page explains the rows."""
+    figures = []
+    for masked in clip.masks:
+        versions = [_page_size(frames) for _, frames in clip.versions(masked)]
+        names = ", ".join(label for label, _ in clip.versions(masked)).capitalize()
+        moving = [_side_by_side([frames[t] for frames in versions]) for t in range(len(versions[0]))]
+        rows = [_side_by_side([*_still_frames(frames)]) for frames in versions]
+        still = np.concatenate([part for row in rows for part in (row, np.full_like(row[:GAP], GAP_GREY))][:-1])
+        caption = f"{names}. {masked.mask.capitalize()}. Loss of the masked cubes: {masked.loss:.3f}"
+        figures += [
+            Figure(animated_gif(moving), clip.title, caption),
+            Figure(picture(still, lossless=still.shape[1] < 8 * 128 + 8 * GAP), f"{names}, from top to bottom"),
+        ]
+    return Charts(tuple(figures), wide=True)
 
 
 def _page_size(frames_THWC: U8) -> U8:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,71 +20,97 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.pages.pictures import animated_gif, choose_samples, picture
+from vmae_data.pages.html import Note, Part, Section, write_page
+from vmae_data.pages.pictures import animated_gif, choose_samples, picture, video_mp4
 from vmae_data.read.batches import PADDING
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import sample_number
-from vmae_data.storage import commit_bytes, writable_path
+from vmae_data.storage import StoragePath, commit_bytes, writable_path
 from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import per_colour, planes_of_views
 from vmae_train.clips.frame_sampling import ClipSpec, view_sampler
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
-from vmae_train.clips.mask import TokenMask, num_masked_patches, tube_mask
+from vmae_train.clips.mask import MaskSpec, TokenMask, num_masked_tokens, sample_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import choose_device
 from vmae_train.evaluation.predict_videos import padded_requests
-from vmae_train.inference.drawing import Reconstruction, draw_moving, draw_still
+from vmae_train.inference.drawing import (
+    EXPLANATION,
+    MaskedClip,
+    Reconstruction,
+    draw_moving,
+    draw_still,
+    page_figures,
+)
 from vmae_train.inference.read_video import local_video, read_clip
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.losses import cube_targets
-from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.videomae import PretrainModel, grid_of
 from vmae_train.runs.metadata import read_facts, run_clip, run_of
 
 __all__ = [
     "Reconstruction",
     "load_pretrained",
-    "mask_ratio",
+    "mask_specs",
     "reconstruct_clips",
     "reconstruct_file",
     "reconstruct_shards",
 ]
 
 PUBLISHED_RATIO = 0.9
+SUFFIXES = (".png", ".gif", ".mp4", ".html")
+MaskKind = Literal["tube", "random", "frame"]
 BATCH = 4
 SHORT_SIDE = 256  # of a build, unless its recipe has another
 
 
 def reconstruct_file(
-    checkpoint: str, data: str, out: str | Path, *, videos: int, ratio: float | None, seed: int, device: str | None
+    checkpoint: str,
+    data: str,
+    out: str | Path,
+    *,
+    videos: int,
+    ratios: Sequence[float] = (),
+    kinds: Sequence[MaskKind] = (),
+    seed: int,
+    device: str | None,
 ) -> dict[str, str]:
-    """Draw some samples of shards, or one video file, into a .png (frames side by side) or a .gif (animation).
+    """Draw some samples of shards, or one video file, under each mask. The suffix of `out` chooses the kind of file.
 
     Returns the chosen samples that could not be read, with the reasons.
-    Raises MisuseError for an unusable suffix, model, ratio or stride, DataError for what can't be read.
+    Raises MisuseError for an unusable suffix, model, mask or stride, DataError for what can't be read.
     """
-    picture_path = writable_path(out, "--out")
-    if picture_path.suffix not in (".png", ".gif"):
-        raise MisuseError(f"--out {out}: expected a name that ends in .png or .gif")
+    path = writable_path(out, "--out")
+    if path.suffix not in SUFFIXES:
+        raise MisuseError(f"--out {out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     model = load_pretrained(checkpoint, device)
-    ratio = mask_ratio(checkpoint, model.geometry, ratio)
+    masks = mask_specs(checkpoint, model.geometry, ratios, kinds)
     video, clip = local_video(data), run_clip(checkpoint)
     unreadable: dict[str, str] = {}
     if video is not None:
-        clips = [_reconstruct_video(model, video, clip or ClipSpec(stride=1), ratio, seed)]
+        clips = [_reconstruct_video(model, video, clip or ClipSpec(stride=1), masks, seed)]
     else:
         shards = Shards.open(data)
-        clips, unreadable = reconstruct_shards(model, shards, clip=clip, videos=videos, ratio=ratio, seed=seed)
+        clips, unreadable = reconstruct_shards(model, shards, clip=clip, videos=videos, masks=masks, seed=seed)
     if not clips:
         listed = "; ".join(f"{key}: {reason}" for key, reason in unreadable.items())
         raise DataError(
             f"{data}: none of the chosen samples can be read ({listed}). Run `vmae-shard verify` on the shards"
         )
-    if picture_path.suffix == ".gif":
-        commit_bytes(picture_path, animated_gif(draw_moving(clips)).data)
-    else:
-        commit_bytes(picture_path, picture(draw_still(clips), lossless=True).data)
+    _write(path, clips, f"{checkpoint} on {data}")
     return unreadable
+
+
+def _write(path: StoragePath, clips: Sequence[Reconstruction], subtitle: str) -> None:
+    if path.suffix == ".html":
+        parts: tuple[Part, ...] = (Note(EXPLANATION), *(page_figures(clip) for clip in clips))
+        write_page(path, "Reconstructions", [Section("Videos", parts)], subtitle)
+    elif path.suffix == ".png":
+        commit_bytes(path, picture(draw_still(clips), lossless=True).data)
+    else:
+        frames = draw_moving(clips)
+        commit_bytes(path, animated_gif(frames).data if path.suffix == ".gif" else video_mp4(frames))
 
 
 def load_pretrained(checkpoint: str, device: str | None) -> PretrainModel:
@@ -97,24 +124,29 @@ def load_pretrained(checkpoint: str, device: str | None) -> PretrainModel:
     return model
 
 
-def mask_ratio(checkpoint: str, geometry: Geometry, ratio: float | None) -> float:
-    """The share of masked patches: `ratio` [default: the run's, else the published one].
+def mask_specs(
+    checkpoint: str, geometry: Geometry, ratios: Sequence[float] = (), kinds: Sequence[MaskKind] = ()
+) -> tuple[MaskSpec, ...]:
+    """A mask for each kind and each ratio [default: those of the run, else tubes of the published ratio].
 
-    Raises MisuseError if it masks nothing or everything.
+    Raises MisuseError for a mask that hides nothing or everything.
     """
-    if ratio is None:
-        run = run_of(checkpoint)
-        recipe = read_facts(run).recipe if run is not None else {}
-        ratio = float(recipe.get("mask", {}).get("ratio", PUBLISHED_RATIO))
-    try:
-        num_masked_patches(patches=geometry.patches, ratio=ratio)
-    except ValueError as error:
-        raise MisuseError(f"--ratio {ratio}: {error}") from error
-    return ratio
+    run = run_of(checkpoint)
+    own = (read_facts(run).recipe if run is not None else {}).get("mask", {})
+    masks = []
+    for kind in dict.fromkeys(kinds or (own.get("kind", "tube"),)):
+        for ratio in dict.fromkeys(ratios or (float(own.get("ratio", PUBLISHED_RATIO)),)):
+            try:
+                spec = MaskSpec(kind=kind, ratio=ratio)
+                num_masked_tokens(spec, grid_of(geometry))
+            except ValueError as error:
+                raise MisuseError(f"--mask {kind} --ratio {ratio:g}: {error}") from error
+            masks.append(spec)
+    return tuple(masks)
 
 
 def reconstruct_shards(
-    model: PretrainModel, shards: Shards, *, clip: ClipSpec | None, videos: int, ratio: float, seed: int
+    model: PretrainModel, shards: Shards, *, clip: ClipSpec | None, videos: int, masks: Sequence[MaskSpec], seed: int
 ) -> tuple[list[Reconstruction], dict[str, str]]:
     """The middle clip of some samples of all classes [default `clip`: adjacent kept frames]; and the unreadable samples.
 
@@ -143,7 +175,7 @@ def reconstruct_shards(
             no_flip_B = torch.zeros_like(batch.weight_B, dtype=torch.bool)
             rgb = augment(planes, augment.sample_boxes(planes.size_B2, batch.rng, no_flip_B))
             titles = [_title(shards, number) for number in batch.request.samples]
-            drawn = reconstruct_clips(model, rgb / 255, batch.rng, ratio, titles)
+            drawn = reconstruct_clips(model, rgb / 255, batch.rng, masks, titles)
             clips += [clip for clip, weight in zip(drawn, batch.weight_B.tolist(), strict=True) if weight]
         return clips, dict(batches.unreadable.by_key)
 
@@ -156,7 +188,9 @@ def _title(shards: Shards, number: int) -> str:
     return f"{shards.classes[label]}: {key}" if 0 <= label < len(shards.classes) else key
 
 
-def _reconstruct_video(model: PretrainModel, path: Path, clip: ClipSpec, ratio: float, seed: int) -> Reconstruction:
+def _reconstruct_video(
+    model: PretrainModel, path: Path, clip: ClipSpec, masks: Sequence[MaskSpec], seed: int
+) -> Reconstruction:
     """The middle clip of a video file."""
     geometry, device = model.geometry, model.mean_C.device
     frames = read_clip(path, geometry.num_frames, clip, short_side=max(SHORT_SIDE, geometry.image_size))
@@ -166,7 +200,7 @@ def _reconstruct_video(model: PretrainModel, path: Path, clip: ClipSpec, ratio: 
         raise DataError(f"{path}: {error}") from error
     rgb01 = clips * per_colour(model.std_C) + per_colour(model.mean_C)
     rng = ClipRng.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))
-    return reconstruct_clips(model, rgb01, rng, ratio, [path.name])[0]
+    return reconstruct_clips(model, rgb01, rng, masks, [path.name])[0]
 
 
 @torch.inference_mode()
@@ -174,22 +208,28 @@ def reconstruct_clips(
     model: PretrainModel,
     rgb01_BCTHW: Float32[Tensor, "B 3 T H W"],
     rng: ClipRng,
-    ratio: float,
+    masks: Sequence[MaskSpec],
     titles: Sequence[str],
 ) -> list[Reconstruction]:
-    """Mask cubes of RGB clips (0..1), predict them, and draw the predictions into the clips."""
+    """Mask cubes of RGB clips (0..1) in several ways, predict them, and draw the predictions into the clips."""
+    originals = _uint8_frames(rgb01_BCTHW)
+    drawn = [_predict(model, rgb01_BCTHW, rng, spec) for spec in masks]
+    return [Reconstruction(title, originals[n], tuple(clips[n] for clips in drawn)) for n, title in enumerate(titles)]
+
+
+def _predict(model: PretrainModel, rgb01_BCTHW: Tensor, rng: ClipRng, spec: MaskSpec) -> list[MaskedClip]:
+    """Each clip of a batch under one mask."""
     geometry = model.geometry
-    mask = tube_mask(rng, slices=geometry.slices, patches=geometry.patches, ratio=ratio)
+    mask = sample_mask(spec, rng, grid_of(geometry))
     clips = (rgb01_BCTHW - per_colour(model.mean_C)) / per_colour(model.std_C)
     predicted_BMD = model(clips, mask).float()
     error = predicted_BMD - cube_targets(rgb01_BCTHW, mask.masked_BM, geometry)
     loss_B = error.square().mean(dim=(1, 2))
     grey = _with_cubes(rgb01_BCTHW, mask, torch.full_like(predicted_BMD, 0.5), geometry)
     filled = _with_cubes(rgb01_BCTHW, mask, _denormalise(rgb01_BCTHW, mask, predicted_BMD, geometry), geometry)
-    originals, masked, predicted = (_uint8_frames(x) for x in (rgb01_BCTHW, grey, filled))
-    return [
-        Reconstruction(title, originals[n], masked[n], predicted[n], float(loss_B[n])) for n, title in enumerate(titles)
-    ]
+    name = f"{spec.kind} mask, {100 * spec.ratio:.4g} %"
+    frames = zip(_uint8_frames(grey), _uint8_frames(filled), loss_B.tolist(), strict=True)
+    return [MaskedClip(name, masked, predicted, loss) for masked, predicted, loss in frames]
 
 
 def _cubes(rgb01: Tensor, geometry: Geometry) -> Tensor:

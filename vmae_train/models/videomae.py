@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
-from vmae_train.clips.mask import TokenMask
+from vmae_train.clips.mask import Grid, TokenMask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry
@@ -22,7 +22,7 @@ from vmae_train.models.losses import cube_targets, reconstruction_loss
 from vmae_train.models.positions import position_embedding
 from vmae_train.models.vit import Block, PatchEmbed, encoder_blocks, run_blocks
 
-__all__ = ["Decoder", "Encoder", "PretrainModel"]
+__all__ = ["Decoder", "Encoder", "PretrainModel", "grid_of"]
 
 
 class PretrainModel(VideoModel):
@@ -150,3 +150,9 @@ class Decoder(nn.Module):
         x_BME = run_blocks(self.blocks, x_BNE, last=num_predicted, checkpointing=checkpointing)
         cubes_BMD: Tensor = self.head(self.norm(x_BME))
         return cubes_BMD
+
+
+def grid_of(geometry: Geometry) -> Grid:
+    """The token grid of a model's clips."""
+    side = geometry.image_size // geometry.patch_size
+    return Grid(geometry.slices, side, side)

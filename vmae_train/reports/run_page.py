@@ -17,8 +17,8 @@ from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
 from vmae_data.recipes import build_spec
 from vmae_data.storage import writable_path
-from vmae_train.inference.drawing import page_figures
-from vmae_train.inference.reconstruct import load_pretrained, mask_ratio, reconstruct_shards
+from vmae_train.inference.drawing import EXPLANATION, page_figures
+from vmae_train.inference.reconstruct import load_pretrained, mask_specs, reconstruct_shards
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.reports.charts import curves, log_curve
 from vmae_train.reports.compare_runs import comparison_parts, validation_curve, validation_title
@@ -144,10 +144,10 @@ def _reconstructions(run: StoredRun) -> Iterator[Part]:
     checkpoint = str(run.checkpoint)
     try:
         model = load_pretrained(checkpoint, None)
-        ratio = mask_ratio(checkpoint, model.geometry, None)
+        masks = mask_specs(checkpoint, model.geometry)
         clip = clip_of(run.facts)
         clips, unreadable = reconstruct_shards(
-            model, run.shards, clip=clip, videos=NUM_RECONSTRUCTIONS, ratio=ratio, seed=0
+            model, run.shards, clip=clip, videos=NUM_RECONSTRUCTIONS, masks=masks, seed=0
         )
     except VmaeError as error:
         yield Note(f"The reconstructions failed: {error}", warning=True)
@@ -156,9 +156,7 @@ def _reconstructions(run: StoredRun) -> Iterator[Part]:
         yield Note("None of the chosen samples could be read.", warning=True)
         return
     yield Note(
-        f"From the checkpoint of step {run.state.step}, with {100 * ratio:.4g} % of the patches masked. Each masked cube "
-        "has the brightness and contrast of the original, as in the published pictures. Only its pattern is predicted. "
-        "An untrained model predicts uniform cubes."
+        f"From the checkpoint of step {run.state.step}. {EXPLANATION} An untrained model predicts uniform cubes."
     )
     yield from (page_figures(clip) for clip in clips)
     yield from _not_shown(unreadable)
