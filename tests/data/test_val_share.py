@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.buckets import Setting
 from tests.builds import SmallBuild, digests, start_command, wait_until
 from tests.command import call_command
 from vmae_data.build import build_train_and_val
@@ -189,6 +190,8 @@ def test_both_data_sets_are_whole_and_have_the_same_classes(both: Path, small_bu
     assert [one.index.split for one in sets] == [TRAIN, VAL]
     for name in (TRAIN, VAL):
         assert "every frame decodes" in call_command("vmae_data", "verify", both / name).stdout
+    error = call_command("vmae_data", "verify", both, status=2).stderr
+    assert f"has no index.json, but train/ in it has one. Name {both / TRAIN}" in error
 
 
 @pytest.mark.processes
@@ -318,3 +321,17 @@ def test_a_dry_run_counts_both_and_checks_the_split(small_build: SmallBuild, tmp
     assert "12" in _build(small_build, dest, "--dry-run")
     assert "--group-by x: matches nothing in" in _build(small_build, dest, "--dry-run", "--group-by", "x", status=2)
     assert not dest.exists()
+
+
+@pytest.mark.processes
+def test_a_bucket_holds_both_data_sets(both: Path, small_build: SmallBuild, s3: Setting) -> None:
+    reports = build_train_and_val(
+        str(small_build.videos),
+        s3.folder,
+        small_build.spec,
+        ValShare(0.4),
+        ffmpeg=str(small_build.ffmpeg),
+        workers=2,
+    )
+    assert [folder for folder, _ in reports] == [s3.folder / TRAIN, s3.folder / VAL]
+    assert digests(s3.folder) == digests(both)

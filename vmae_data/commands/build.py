@@ -70,7 +70,7 @@ def build(
     ] = None,
     group_by: Annotated[
         str | None,
-        option("PATTERN", "Keep videos together whose paths match this regular expression alike.", "split each video"),
+        option("PATTERN", "Never split a group, whose name this regular expression finds in each path.", "no groups"),
     ] = None,
     classes: Annotated[
         str | None,

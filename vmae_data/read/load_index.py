@@ -39,6 +39,9 @@ def read_index(folder: StoragePath, url: str, digest: str | None) -> tuple[bytes
             raise NotFoundError(f"{url}: does not exist. Check the path") from None
         if exists(folder / PLAN):
             raise DataError(f"{url}: has no {INDEX}, so its build is not finished. Run the build again") from None
+        inner = next((name for name in ("train", "val") if exists(folder / name / INDEX)), None)
+        if inner is not None:
+            raise NotFoundError(f"{url}: has no {INDEX}, but {inner}/ in it has one. Name {folder / inner}") from None
         raise NotFoundError(f"{url}: has no {INDEX}, so it holds no shards. Check the path, or build them") from None
 
 

@@ -37,7 +37,7 @@ def reconstruct(
 
     Examples:
         vmae-train reconstruct runs/k400 --data shards/k400-val --out masked.png
-        vmae-train reconstruct runs/k400 --data video.mp4 --out mask.mp4 --ratio 0.75 --ratio 0.9 --mask tube --mask frame
+        vmae-train reconstruct runs/k400 --data video.mp4 --out a.mp4 --mask frame
     """
     need_torch()
     from vmae_train.inference.reconstruct import reconstruct_file
