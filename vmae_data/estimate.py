@@ -28,7 +28,7 @@ from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.shards.plan import make_plan
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import Listing, find_sources
-from vmae_data.sources.val_share import ValShare, split_sources
+from vmae_data.sources.val_share import ValShare, split_notes, split_sources
 from vmae_data.sources.video_files import file_sizes
 
 __all__ = ["Estimate", "Interval", "choose_sample", "estimate_build", "estimate_lines", "scale_up"]
@@ -89,9 +89,9 @@ def estimate_build(
     """
     binary = find_ffmpeg(ffmpeg)
     found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
-    if share is not None:
-        split_sources(found, share, {})  # the same errors; both data sets together are the whole listing
     listing = exclude_sources(found, exclude)
+    if share is not None:  # The estimate is of both data sets together.
+        listing = listing._replace(notes=(*listing.notes, *split_notes(found, split_sources(found, share, {}))))
     plan = make_plan(listing, spec, split=split, ffmpeg=binary.version, ffmpeg_sha256=binary.sha256)
     sizes = file_sizes(plan.folder, [video.path for video in plan.sources])
     present = [(video, size) for video, size in zip(plan.sources, sizes, strict=True) if size is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from vmae_data.names import key_of
 from vmae_data.read.dataset import Shards
 from vmae_data.shards.plan import read_plan, read_sources
 from vmae_data.sources.find import Listing, SourceVideo, listing_digest
-from vmae_data.sources.val_share import TRAIN, VAL, ValShare, split_sources, val_note
+from vmae_data.sources.val_share import TRAIN, VAL, ValShare, split_notes, split_sources
 
 FIFTH = ValShare(0.2)
 SHARE = ("--val-share", "0.4")  # 5 of the 12 small videos are for validation
@@ -90,8 +91,11 @@ def test_every_class_has_a_video_in_train() -> None:
     moved = hashed - val
     assert val < hashed
     assert len(moved) == sum({f"{n}/0.mp4".encode(), f"{n}/1.mp4".encode()} <= hashed for n in range(200))
-    assert "val has no video of" in str(val_note(listing, val))
-    assert val_note(listing, frozenset(paths)) != val_note(listing, frozenset(s.path for s in listing.sources)) is None
+    notes = split_notes(listing, val)
+    assert notes[0] == f"{len(val)} of 400 videos are for validation"
+    empty = sorted(set(range(200)) - {source.label for source in listing.sources if source.path in val})
+    assert notes[1].startswith(f"val has no video of {len(empty)} of 200 classes ({empty[0]}, {empty[1]}, ")
+    assert len(split_notes(listing, frozenset(source.path for source in listing.sources))) == 1
 
 
 def test_a_video_with_several_classes_counts_for_each_of_them() -> None:
@@ -198,6 +202,10 @@ def test_both_data_sets_are_whole_and_have_the_same_classes(both: Path, small_bu
 def test_the_same_command_repeats_nothing_and_another_share_is_refused(both: Path, small_build: SmallBuild) -> None:
     before = digests(both)
     assert _build(small_build, both).count("none in this run; all were done before") == 2
+    printed = call_command(
+        "vmae_data", "build", small_build.videos, both, *small_build.settings, *SHARE, "--json"
+    ).stdout
+    assert {name: one["dest"] for name, one in json.loads(printed).items()} == {n: str(both / n) for n in (TRAIN, VAL)}
     assert "has a different plan (val_share: 0.4 → 0.3)" in _build(small_build, both, "--val-share", "0.3", status=2)
     error = _build(small_build, both, "--group-by", r"[^/]*$", "--append", status=2)
     assert "has a different plan (group_by: None → '[^/]*$')" in error
@@ -227,6 +235,7 @@ def test_an_append_keeps_the_split_and_the_class_numbers_of_both(
         shutil.copy(video, source / name / "one.mp4")
         assert "Add --append to build the new ones" in _build(small_build, dest, source=source, status=2)
         _build(small_build, dest, "--append", source=source)
+    assert [stage.classes for stage in read_plan(dest / VAL).appended_to] == [3, 4]
     for n in range(6):
         shutil.copy(video, source / "zoom" / f"{n}.mp4")
     _build(small_build, dest, "--append", source=source)
@@ -318,7 +327,7 @@ def test_exclusions_apply_to_both(both: Path, small_build: SmallBuild, tmp_path:
 @pytest.mark.processes
 def test_a_dry_run_counts_both_and_checks_the_split(small_build: SmallBuild, tmp_path: Path) -> None:
     dest = tmp_path / "mine"
-    assert "12" in _build(small_build, dest, "--dry-run")
+    assert "note: 5 of 12 videos are for validation" in _build(small_build, dest, "--dry-run")
     assert "--group-by x: matches nothing in" in _build(small_build, dest, "--dry-run", "--group-by", "x", status=2)
     assert not dest.exists()
 

@@ -124,6 +124,9 @@ def _unstarted(workspace: Workspace, plan: Plan) -> PlanFacts | None:
     names, first = list_names(workspace.dest), stored.appended_to[-1].shards if stored.appended_to else 0
     finished = not stored.appended_to and not names.keys().isdisjoint((INDEX, SAMPLES, FAILURES))
     finished |= any(match and int(match[1]) >= first for match in map(_SHARD_FILE.fullmatch, names))
+    finished |= (
+        bool(stored.appended_to) and stored.shards == first
+    )  # a stage of classes alone is done when it is written
     finished |= not all(path.name.startswith(TEMPORARY) for path in workspace.staging.glob(staged_name("*")))
     return None if finished else stored
 

@@ -9,7 +9,7 @@ from vmae_data.format import PlanFacts
 from vmae_data.shards.plan import read_plan, read_sources
 from vmae_data.sources.exclude import exclude_sources
 from vmae_data.sources.find import Listing, listing_digest
-from vmae_data.sources.val_share import TRAIN, VAL, ValShare, split_sources, val_note
+from vmae_data.sources.val_share import TRAIN, VAL, ValShare, split_notes, split_sources
 from vmae_data.storage import StoragePath
 
 __all__ = ["SUBSETS", "Subset", "refuse_parent"]
@@ -40,7 +40,6 @@ class Subset(NamedTuple):
     def choose(self, listing: Listing, exclude: str | None) -> Listing:
         """The sources of this data set, without those that `exclude` names. `listing` has the sources of both."""
         val = split_sources(listing, self.share, self._stored())
-        note = val_note(listing, val)
         train_listing, val_listing = (
             listing._replace(sources=tuple(one for one in listing.sources if (one.path in val) == is_val))
             for is_val in (False, True)
@@ -53,7 +52,7 @@ class Subset(NamedTuple):
         if not sources:
             raise MisuseError(f"{exclude}: excludes all {len(chosen.sources)} sources of {self.name}")
         remaining = remaining._replace(sources=sources, num_excluded=len(chosen.sources) - len(sources))
-        return remaining._replace(notes=(*remaining.notes, *([note] if note else [])))
+        return remaining._replace(notes=(*remaining.notes, *split_notes(listing, val)))
 
     def _stored(self) -> dict[bytes, str]:
         """The data set of each source that is planned already with this share."""

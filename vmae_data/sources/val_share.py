@@ -18,7 +18,7 @@ from vmae_data.format import Label
 from vmae_data.names import first_names, path_to_line
 from vmae_data.sources.find import Listing
 
-__all__ = ["TRAIN", "VAL", "ValShare", "split_sources", "val_note"]
+__all__ = ["TRAIN", "VAL", "ValShare", "split_notes", "split_sources"]
 
 TRAIN, VAL = "train", "val"
 MAX_SHOWN = 5  # names in a message
@@ -76,14 +76,15 @@ def split_sources(listing: Listing, share: ValShare, stored: Mapping[bytes, str]
     return paths
 
 
-def val_note(listing: Listing, val: frozenset[bytes]) -> str | None:
-    """A note on classes of `listing` without a source in `val`."""
+def split_notes(listing: Listing, val: frozenset[bytes]) -> tuple[str, ...]:
+    """Notes on how many sources are in `val`, and on classes without one."""
+    notes = [f"{len(val)} of {plural(len(listing.sources), 'video')} are for validation"]
     found = {number for source in listing.sources for number in _classes_of(source.label)}
     found -= {number for source in listing.sources if source.path in val for number in _classes_of(source.label)}
-    if not found:
-        return None
-    names = first_names((listing.classes[number] for number in sorted(found)), MAX_SHOWN)
-    return f"val has no video of {len(found)} of {len(listing.classes)} classes ({names})"
+    if found:
+        names = first_names((listing.classes[number] for number in sorted(found)), MAX_SHOWN)
+        notes.append(f"val has no video of {len(found)} of {len(listing.classes)} classes ({names})")
+    return tuple(notes)
 
 
 def _hash(group: bytes) -> float:
