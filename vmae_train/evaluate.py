@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from vmae_data.errors import MisuseError, RecipeError
+from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
-from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import Shards
-from vmae_data.recipes import recipe_values, with_settings
 from vmae_data.storage import StoragePath, commit_bytes
 from vmae_train.checkpoints.load import load_model
-from vmae_train.clips.augment import AugmentSpec
-from vmae_train.clips.frame_sampling import ClipSpec, kept_step
 from vmae_train.clips.frame_spacing import check_spacing, describe_clip
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.distributed import Distributed, choose_device
@@ -24,27 +20,14 @@ from vmae_train.evaluation.metrics import AnyScores, Scores
 from vmae_train.evaluation.predict_videos import predict_videos
 from vmae_train.evaluation.predictions import Predictions, compute_scores
 from vmae_train.evaluation.predictions_file import write_predictions
-from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
+from vmae_train.evaluation.protocol import EvaluationProtocol
+from vmae_train.evaluation.settings import evaluation_settings, published_clip
 from vmae_train.models.heads import HeadModel, is_numbered
 from vmae_train.reports.scores_page import write_scores_page
-from vmae_train.runs.metadata import read_facts, run_of
 from vmae_train.training.setup import check_cache
 from vmae_train.training.summary import print_summary
 
-__all__ = ["Evaluation", "EvaluationSpec", "evaluate_checkpoint", "order_hint", "write_outputs"]
-
-
-class EvaluationSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tables of a finetuning recipe that an evaluation uses, with the keys of `_KEYS`; and the cache."""
-
-    clip: ClipSpec = ClipSpec()
-    evaluate: EvaluateSpec = EvaluateSpec()
-    augment: AugmentSpec = AugmentSpec()
-    cache: CacheSpec = CacheSpec()
-
-
-# The other keys of these tables don't change an evaluation. --set refuses them.
-_KEYS = {"evaluate": ("views", "merge"), "augment": ("antialias",)}
+__all__ = ["Evaluation", "evaluate_checkpoint", "order_hint", "write_outputs"]
 
 
 class Evaluation(NamedTuple):
@@ -87,9 +70,8 @@ def evaluate_checkpoint(
             raise MisuseError(f"{checkpoint}: is a pretraining model. To evaluate it, finetune it first")
         shards = Shards.open(data)
         chosen_device = choose_device(device, distributed=distributed)
-        spec, origin = _evaluation_spec(checkpoint, shards, recipe, settings)
-        views, merge = parse_views(spec.evaluate.views), spec.evaluate.merge
-        protocol = EvaluationProtocol(views, spec.clip, merge, spec.augment.antialias)
+        spec, origin, _ = evaluation_settings(checkpoint, published_clip(shards.index), recipe, settings)
+        protocol = spec.protocol()
         check_cache(spec.cache, shards)
         rows = _protocol_rows(model, shards, protocol, origin)
         if set(model.classes) == set(shards.classes) and model.classes != shards.classes:
@@ -125,48 +107,6 @@ def order_hint(scores: AnyScores, class_names: tuple[str, ...] | None) -> str | 
         f"top-1 {scores.top1:.2f} % is no better than chance ({100 * chance:.2f} %). "
         f"Check that {names} are in the same order as the model's outputs"
     )
-
-
-def _evaluation_spec(
-    checkpoint: str, shards: Shards, recipe: str | None, settings: Sequence[str]
-) -> tuple[EvaluationSpec, str]:
-    """The recipe's tables, or the run's, or those of the published models, with the settings; and their origin."""
-    run, advice = run_of(checkpoint), ""
-    keys = {setting.partition("=")[0].strip() for setting in settings}
-    if recipe is not None:
-        values, origin = recipe_values("vmae_train", recipe), f"recipe {recipe}"
-        if "mask" in values:
-            raise MisuseError(f"--recipe {recipe}: is a pretraining recipe. Name a finetuning recipe")
-    elif run is not None:
-        values, origin = read_facts(run).recipe, "the run's recipe"
-    else:
-        # VideoMAE's own evaluation resizes with OpenCV, without antialias.
-        values, origin = {"augment": {"antialias": False}}, "as published models of Kinetics"
-        if not keys & {"clip.stride", "clip.rate"}:
-            values["clip"] = msgspec.to_builtins(_published_clip(shards))
-        if any(key.startswith("clip.") for key in keys):
-            origin = "settings"
-        else:
-            advice = f". {checkpoint} does not state how its clips were sampled: set --recipe or --set clip.…"
-    if keys and origin != "settings":
-        origin += " and settings"
-    for key in keys:
-        table, _, name = key.partition(".")
-        if name and table in _KEYS and name.partition(".")[0] not in _KEYS[table]:
-            raise RecipeError(f"{origin}: {key}: no such key; the keys there: {', '.join(_KEYS[table])}")
-    tables: dict[str, Any] = {"clip": dict(values.get("clip", {}))}
-    for table, names in _KEYS.items():
-        tables[table] = {name: value for name, value in values.get(table, {}).items() if name in names}
-    return with_settings(tables, EvaluationSpec, settings, origin), origin + advice
-
-
-def _published_clip(shards: Shards) -> ClipSpec:
-    """Stride 4, the protocol of the published Kinetics models; adjacent kept frames if the shards have no such clips."""
-    try:
-        kept_step(ClipSpec(), shards.index)
-    except MisuseError:
-        return ClipSpec(stride="kept")
-    return ClipSpec()
 
 
 def _protocol_rows(model: HeadModel, shards: Shards, protocol: EvaluationProtocol, origin: str) -> dict[str, str]:

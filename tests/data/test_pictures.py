@@ -370,7 +370,7 @@ def test_an_opened_video_has_the_frames_that_a_build_keeps_at_a_rate(tmp_path: P
     path = _ffmpeg("-f lavfi -i testsrc2=s=96x64:r=30:d=2 -c:v libx264 -pix_fmt yuv420p", tmp_path / "v.mp4")
     (sample,) = _encode(path, tmp_path, stride=None, rate=6.25).samples
     kept = expand_series(sample.facts.phases[0].source_frames).tolist()
-    assert list(open_source(path).frames_at_rate(6.25)) == kept
+    assert list(open_source(path).kept_frames(6.25)) == kept
 
 
 def test_copy_encodes_a_mirrored_source(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ STOP_IN_VALIDATION = """
 import os, signal, sys
 import vmae_train.evaluation.predict_videos as predict_videos
 from vmae_train.cli import main
-whole, calls = predict_videos._view_clips, []
+whole, calls = predict_videos.view_clips, []
 def view_clips(*arguments):
     calls.append(0)
     if os.environ["RANK"] == "1" and len(calls) == 2:
@@ -175,7 +175,7 @@ def view_clips(*arguments):
         print("a batch after the signal")
     return whole(*arguments)
 if __name__ == "__main__":  # decode workers import this file
-    predict_videos._view_clips = view_clips
+    predict_videos.view_clips = view_clips
     main()
 """
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from vmae_data.encode.ffmpeg_result import check_output_size, check_result, refu
 from vmae_data.encode.probe import ENCRYPTED, VideoInfo, probe_video, scaled_size, with_picture_size
 from vmae_data.encode.steady_rate import with_steady_rate
 from vmae_data.encode.thinning import choose_frames
-from vmae_data.encode.times import first_clean_frame, frame_times
+from vmae_data.encode.times import exact_times, first_clean_frame, frame_times
 from vmae_data.errors import SourceError
 from vmae_data.format import RULES, Rational
 
@@ -39,12 +40,26 @@ class OpenedSource(NamedTuple):
     times: tuple[int, ...]  # of each frame, in ticks of `info.time_base`
     first: int  # the first frame that lacks no reference
 
-    def frames_at_rate(self, rate: float) -> tuple[int, ...]:
-        """The frames that a build keeps at `rate` frames per second."""
-        exact = Fraction(repr(rate))
-        thinning = Thinning(0, Rational(exact.numerator, exact.denominator))
+    def kept_frames(self, rate: float | None = None) -> tuple[int, ...]:
+        """The frames that a build keeps at `rate` frames per second [default: of stride 1]."""
+        thinning = Thinning(1)
+        if rate is not None:
+            exact = Fraction(repr(rate))
+            thinning = Thinning(0, Rational(exact.numerator, exact.denominator))
         (cut,) = choose_frames(self.times, self.info, thinning, self.first)
         return cut.kept[0]
+
+    def picture_size(self, short_side: int) -> tuple[int, int]:
+        """Width and height of the pictures that `read_pictures` gives."""
+        return scaled_size(self.info, short_side)
+
+    def seconds(self) -> list[float]:
+        """When each frame is displayed, from the first frame that a build keeps on; and when the last one ends."""
+        times, base = exact_times(self.times, self.info.time_base, self.info.frame_rate)
+        rate = self.info.frame_rate
+        ticks = [time - times[self.first] for time in accumulate(times, max)]
+        shown = [float(Fraction(time * base.num, base.den)) for time in ticks]
+        return [*shown, float(Fraction(ticks[-1] * base.num, base.den) + Fraction(rate.den, rate.num))]
 
 
 def describe_source(ffmpeg: str, source: bytes, names: dict[str, str], staging: Path, rules: int = RULES) -> VideoInfo:
@@ -94,7 +109,7 @@ def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -
             picture_arguments(find_ffmpeg().path, spec, video.info, video.path, frames, target), video.info, video.path
         )
         data = np.fromfile(target, np.uint8)
-    width, height = scaled_size(video.info, short_side)
+    width, height = video.picture_size(short_side)
     if data.size != len(frames) * width * height * 3 // 2:
         raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
     y, u, v = np.split(data.reshape(len(frames), -1), [width * height, width * height * 5 // 4], axis=1)

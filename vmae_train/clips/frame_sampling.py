@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 from numpy.typing import NDArray
 
 from vmae_data.errors import MisuseError
-from vmae_data.format import Index, expand_series
+from vmae_data.format import Index, Rational, expand_series
 from vmae_data.read.dataset import SampleView
 from vmae_data.read.stream import ClipFrames, Sampler
 from vmae_data.recipes import check_bounds
@@ -25,6 +25,7 @@ from vmae_data.rng import Purpose, Rng, bits, integer
 __all__ = [
     "ClipSpec",
     "DenseSampler",
+    "Spacing",
     "StrideSampler",
     "TemporalViews",
     "UniformSampler",
@@ -33,6 +34,13 @@ __all__ = [
     "train_sampler",
     "view_sampler",
 ]
+
+
+class Spacing(NamedTuple):
+    """How the frames of a video were thinned, as an index says it: by `stride` in source frames, or by `rate`."""
+
+    stride: int | None = 1
+    rate: Rational | None = None
 
 
 class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +69,7 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             force_setattr(self, "stride", 4)
         check_bounds(self, rate=(0.001, 1000), **({"stride": (1, 1_000_000)} if self.stride != "kept" else {}))
 
-    def resolve(self, index: Index) -> ClipSpec:
+    def resolve(self, index: Index | Spacing) -> ClipSpec:
         """The same in numbers, for one data set: "kept" becomes the stride or rate that it was built with."""
         if self.stride != "kept":
             return self
@@ -70,7 +78,7 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.structs.replace(self, stride=index.stride)
 
 
-def kept_step(clip: ClipSpec, index: Index) -> int:
+def kept_step(clip: ClipSpec, index: Index | Spacing) -> int:
     """The step in kept frames between the frames of a clip.
 
     Raises MisuseError if the shards do not hold such frames: their stride must divide the clip's, or the clip's rate
@@ -109,7 +117,7 @@ def _step_by_rate(clip: ClipSpec, rate: float) -> int:
     return step
 
 
-def train_sampler(clip: ClipSpec, index: Index, num_frames: int, *, centre: bool = False) -> Sampler:
+def train_sampler(clip: ClipSpec, index: Index | Spacing, num_frames: int, *, centre: bool = False) -> Sampler:
     """The sampler of a recipe for a data set; `centre` takes the clip in the middle, for validation during training.
 
     Raises MisuseError if the shards do not hold such frames.
@@ -129,7 +137,7 @@ def train_sampler(clip: ClipSpec, index: Index, num_frames: int, *, centre: bool
     return partial(_frozen, sampler) if clip.frozen else sampler
 
 
-def view_sampler(clip: ClipSpec, index: Index, num_frames: int, num_clips: int) -> Sampler:
+def view_sampler(clip: ClipSpec, index: Index | Spacing, num_frames: int, num_clips: int) -> Sampler:
     """The sampler of an evaluation with `num_clips` clips per video. Raises MisuseError as `train_sampler` does."""
     if clip.sampler == "dense" and num_clips == 1:
         return train_sampler(clip, index, num_frames, centre=True)

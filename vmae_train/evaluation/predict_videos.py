@@ -22,16 +22,27 @@ from vmae_data.read.cache import CacheSpec
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.boxes import view_boxes
-from vmae_train.clips.colour import planes_of_views
+from vmae_train.clips.colour import Planes, planes_of_views
 from vmae_train.clips.frame_sampling import view_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
-from vmae_train.evaluation.predictions import Predictions, activate, gather_outputs, merge_by_source
+from vmae_train.evaluation.predictions import Predictions, SampleOutputs, activate, gather_outputs, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol
 from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor, is_numbered
 
-__all__ = ["check_classes", "check_same_classes", "own_batches", "padded_requests", "predict_videos"]
+__all__ = [
+    "ViewPredictor",
+    "check_classes",
+    "check_merge",
+    "check_same_classes",
+    "output_kind",
+    "output_names",
+    "own_batches",
+    "padded_requests",
+    "predict_samples",
+    "predict_videos",
+]
 
 _MODELS = {
     LabelKind.CLASS: (Classifier, "one class a video"),
@@ -96,27 +107,60 @@ def predict_videos(
 ) -> Predictions:
     """The model's prediction for every video: the mean over its views, and over the segments of one source.
 
-    `protocol.merge` is softmax for the mean over the views' probabilities (sigmoid for several classes), logit for
-    the mean over their logits. The processes share the batches; all return the same predictions as one process.
-    `turns` gives this process's batches, one in each of a number of turns; a training ends them after a signal.
-    Unreadable videos are skipped and named.
+    All processes return the same predictions as one process would. The options are those of `predict_samples`.
     Raises MisuseError if labels and model don't fit, DataError if too many videos are unreadable.
+    """
+    distributed = distributed or Distributed()
+    with distributed.all_or_none():
+        check_classes(model, shards)
+    samples = predict_samples(
+        model,
+        shards,
+        protocol=protocol,
+        loader=loader,
+        device=device,
+        cache=cache,
+        batch=batch,
+        autocast=autocast,
+        style=style,
+        distributed=distributed,
+        turns=turns,
+    )
+    return merge_by_source(shards, samples, names=output_names(model), kind=shards.label_kind, protocol=protocol)
+
+
+def predict_samples(
+    model: HeadModel,
+    shards: Shards,
+    *,
+    protocol: EvaluationProtocol,
+    loader: LoaderSpec,
+    device: torch.device,
+    cache: CacheSpec | None = None,
+    batch: int = 8,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    style: ProgressStyle = ProgressStyle.AUTO,
+    distributed: Distributed | None = None,
+    turns: Callable[[Iterable[Batch], int], Iterable[Batch]] = own_batches,
+) -> SampleOutputs:
+    """The mean of the model's outputs over the views of every sample. The labels of the shards don't matter.
+
+    The processes share the batches. `turns` gives this process's batches, one in each of a number of turns; a training
+    ends them after a signal. Unreadable videos are skipped and named.
+    Raises MisuseError if the shards don't have such clips, DataError if too many videos are unreadable.
     """
     distributed, num_frames = distributed or Distributed(), model.geometry.num_frames
     views, clip = protocol.views, protocol.clip
     with distributed.all_or_none():
-        check_classes(model, shards)
-        if protocol.merge == "logit" and isinstance(model, Regressor):
-            raise MisuseError("merge = logit: values have no logits. Remove this setting")
+        check_merge(model, protocol)
         check_spacing(clip, shards, num_frames, views.clips)
         sampler = view_sampler(clip, shards.index, num_frames, views.clips)
     requests = list(padded_requests(range(len(shards)), batch))
     own = requests[distributed.rank :: distributed.world_size]
     frames = min(views.clips * num_frames, int(shards.frames_NP[:, 0].max()))
-    augment = _centre_crop(model, protocol).to(device)
+    predictor = ViewPredictor(model, protocol, device, autocast)
     samples: list[int] = []
     outputs: list[NDArray[np.float32]] = []
-    model.eval()
     with ExitStack() as stack:
         with distributed.all_or_none():
             opened = ClipLoader(
@@ -126,11 +170,7 @@ def predict_videos(
         progress = stack.enter_context(ProgressBar("videos evaluated", len(shards), distributed.style(style)))
         with distributed.all_or_none(), torch.inference_mode():
             for turn, loaded in enumerate(turns(batches, -(-len(requests) // distributed.world_size))):
-                clips = _view_clips(loaded, augment, protocol, num_frames)
-                with autocast():
-                    logits = model(clips).float()
-                by_view = activate(logits, shards.label_kind) if protocol.merge == "softmax" else logits
-                output_BK = rearrange(by_view, "(b n) k -> b n k", b=batch).mean(dim=1).cpu().numpy()
+                output_BK = predictor.predict(loaded.planes, loaded.index_BVT)
                 for slot, (sample, weight) in enumerate(
                     zip(loaded.request.samples, loaded.weight_B.tolist(), strict=True)
                 ):
@@ -147,14 +187,51 @@ def predict_videos(
     except DataError as error:
         distributed.raise_first(error)  # every process has the same error
     sample_S, output_SK = gather_outputs(distributed, samples, outputs, model.head.out_features)
-    return merge_by_source(
-        shards,
-        sample_S,
-        output_SK,
-        names=tuple(value.name for value in model.values) if isinstance(model, Regressor) else model.classes,
-        protocol=protocol,
-        unreadable=_with_paths(shards, unreadable.by_key),
-    )
+    return SampleOutputs(sample_S, output_SK, _with_paths(shards, unreadable.by_key))
+
+
+def output_names(model: HeadModel) -> tuple[str, ...]:
+    """The names of the model's outputs: its classes, or its values."""
+    return tuple(value.name for value in model.values) if isinstance(model, Regressor) else model.classes
+
+
+def output_kind(model: HeadModel) -> LabelKind:
+    """The kind of labels that the model predicts."""
+    return next(kind for kind, (model_class, _) in _MODELS.items() if isinstance(model, model_class))
+
+
+def check_merge(model: HeadModel, protocol: EvaluationProtocol) -> None:
+    """Raises MisuseError for a mean over logits of a model that has none."""
+    if protocol.merge == "logit" and isinstance(model, Regressor):
+        raise MisuseError("merge = logit: values have no logits. Remove this setting")
+
+
+class ViewPredictor:
+    """Decoded frames of videos → the mean of the model's outputs over the views of each.
+
+    The mean is over probabilities, or, with `protocol.merge` = logit, over logits.
+    """
+
+    def __init__(
+        self,
+        model: HeadModel,
+        protocol: EvaluationProtocol,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.model, self.protocol = model.eval(), protocol
+        self._augment, self._autocast = _centre_crop(model, protocol).to(device), autocast
+
+    def predict(self, planes: Planes, index_BVT: Tensor | None) -> NDArray[np.float32]:
+        """(B, K). None as `index_BVT`: the decoded frames are the only clip. Call it in inference mode."""
+        clips = view_clips(planes, index_BVT, self._augment, self.protocol, self.model.geometry.num_frames)
+        with self._autocast():
+            logits = self.model(clips).float()
+        by_view = activate(logits, output_kind(self.model)) if self.protocol.merge == "softmax" else logits
+        output_BK: NDArray[np.float32] = (
+            rearrange(by_view, "(b n) k -> b n k", b=len(planes.size_B2)).mean(dim=1).cpu().numpy()
+        )
+        return output_BK
 
 
 def padded_requests(samples: Sequence[int], batch: int) -> Iterator[Request]:
@@ -169,11 +246,13 @@ def _centre_crop(model: HeadModel, protocol: EvaluationProtocol) -> Augment:
     return Augment(AugmentSpec(size=size, crop="center", antialias=protocol.antialias, mean=mean, std=std))
 
 
-def _view_clips(batch: Batch, augment: Augment, protocol: EvaluationProtocol, num_frames: int) -> Tensor:
+def view_clips(
+    planes: Planes, index_BVT: Tensor | None, augment: Augment, protocol: EvaluationProtocol, num_frames: int
+) -> Tensor:
     """All views of a batch as clips, (B · R · V, 3, T, S, S); the views of a video are neighbours."""
-    planes = planes_of_views(batch.planes, batch.index_BVT)
-    if batch.index_BVT is None:
+    if index_BVT is None:
         assert protocol.views.clips == 1
+    planes = planes_of_views(planes, index_BVT)
     boxes = view_boxes(planes.size_B2, num_crops=protocol.views.crops, size=augment.size)
     rgb = augment(planes, boxes)
     return augment.normalise(rearrange(rgb, "b c (v t) h w -> (b v) c t h w", t=num_frames))

@@ -1,10 +1,15 @@
-"""A video file or URL → a clip for a model."""
+"""A video file or URL → its clips for a model.
+
+V views of a video, T frames of a clip, F decoded frames, H rows, W columns, C colours.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,18 +17,22 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from vmae_data.decode import DecodedVideo
-from vmae_data.encode.open_source import open_source, read_pictures
+from vmae_data.encode.open_source import OpenedSource, open_source, read_pictures
 from vmae_data.errors import DataError, MisuseError, SourceError
 from vmae_data.format import INDEX
 from vmae_data.storage import copy_here, exists, node_folder, refuse_special, storage_path
 from vmae_data.storage.remote import stat
 from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.frame_sampling import ClipSpec, stride_positions
+from vmae_train.clips.loader import MAX_ASPECT
+from vmae_train.inference.windows import Window, WindowSpec, plan_windows
 
-__all__ = ["local_video", "read_clip"]
+__all__ = ["SHORT_SIDE", "WindowClips", "local_video", "read_clip", "read_clips", "read_windows", "video_windows"]
 
 U8 = NDArray[np.uint8]
 BT709 = 1  # in Planes.matrix_B
+SHORT_SIDE = 256  # of a build, unless its recipe has another
+BYTES_AT_ONCE = 256 << 20  # of decoded pictures: a longer video is decoded in several passes
 
 
 def local_video(url: str) -> Path | None:
@@ -49,7 +58,92 @@ def local_video(url: str) -> Path | None:
     return path
 
 
-def read_clip(path: Path, num_frames: int, clip: ClipSpec, short_side: int = 256) -> U8:
+class WindowClips(NamedTuple):
+    """A window of a video, and its decoded frames in BT.709 and limited range; `window.index_VT` counts them."""
+
+    window: Window
+    planes: DecodedVideo
+
+
+def video_windows(video: OpenedSource, clip: ClipSpec, spec: WindowSpec, num_frames: int, views: int) -> list[Window]:
+    """The windows of a video, as `plan_windows` gives them. Raises MisuseError for a spacing that only shards have."""
+    if clip.stride == "kept":
+        raise MisuseError(
+            "the clips have the frame spacing of the shards (clip.stride = kept), which a video has not. "
+            "Set --set clip.stride=N to the stride that the shards were built with"
+        )
+    return plan_windows(video, clip, spec, num_frames=num_frames, num_clips=views)
+
+
+def read_windows(video: OpenedSource, windows: Sequence[Window], short_side: int) -> Iterator[WindowClips]:
+    """The frames of each window: upright, with square pixels and this short side, or less if the video is smaller.
+
+    A frame more than 2.4 times as wide or high is cropped at its centre, as the reader of shards does.
+    Raises SourceError.
+    """
+    width, height = video.picture_size(short_side)
+    most = max(1, BYTES_AT_ONCE // (width * height * 3 // 2))
+    for some in _parts(windows, most):
+        numbers = sorted({frame for window in some for frame in window.frames})
+        planes = _centre(read_pictures(video, numbers, short_side), short_side)
+        for window in some:
+            at = np.searchsorted(numbers, window.frames)
+            yield WindowClips(window, DecodedVideo(*(plane[at] for plane in planes)))
+
+
+def _parts(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
+    """Neighbouring windows with at most `most` frames together; one window may have more."""
+    part: list[Window] = []
+    count = 0
+    for window in windows:
+        if part and count + len(window.frames) > most:
+            yield part
+            part, count = [], 0
+        part.append(window)
+        count += len(window.frames)
+    if part:
+        yield part
+
+
+def _centre(planes: DecodedVideo, short_side: int) -> DecodedVideo:
+    room = int(MAX_ASPECT * short_side) // 2 * 2
+    height, width = planes.y_THW.shape[1:]
+    top, left = max(0, height - room) // 4 * 2, max(0, width - room) // 4 * 2
+    height, width = min(height, room), min(width, room)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    half_rows, half_columns = (slice(part.start // 2, part.stop // 2) for part in (rows, columns))
+    return DecodedVideo(
+        planes.y_THW[:, rows, columns],
+        planes.u_THW[:, half_rows, half_columns],
+        planes.v_THW[:, half_rows, half_columns],
+    )
+
+
+def read_clips(
+    path: str | Path, num_frames: int = 16, *, stride: int = 4, views: int = 1, short_side: int = SHORT_SIDE
+) -> torch.Tensor:
+    """Clips of a video in RGB, uint8 (V, T, H, W, 3), spread evenly from its first frame to its last.
+
+    A clip takes every `stride`-th frame. One view is the middle of the video; a short video repeats its last frame.
+    The pictures are those that `read_clip` gives. `model.preprocess` makes the model's clips of them.
+    Raises MisuseError for other values, DataError for a file that is no video.
+    """
+    for name, value in (("num_frames", num_frames), ("stride", stride), ("views", views), ("short_side", short_side)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 14:
+            raise MisuseError(f"{name} = {value!r}: expected an integer from 1 to {1 << 14}")
+    video = local_video(str(path))
+    if video is None:
+        raise DataError(f"{path}: is no video file. Check the path")
+    try:
+        opened = open_source(video)
+        windows = plan_windows(opened, ClipSpec(stride=stride), WindowSpec(), num_frames=num_frames, num_clips=views)
+        (clips,) = read_windows(opened, windows, short_side)
+    except SourceError as error:
+        raise DataError(f"{path}: is {error.reason} ({error.detail}). Use another video file") from error
+    return torch.from_numpy(_rgb(clips.planes)[clips.window.index_VT])
+
+
+def read_clip(path: Path, num_frames: int, clip: ClipSpec, short_side: int = SHORT_SIDE) -> U8:
     """The middle clip of a video in RGB, (T, H, W, 3); a short video repeats its last frame.
 
     The pictures are those that a build makes of the video: upright, cropped as the container says, with square pixels
@@ -60,7 +154,7 @@ def read_clip(path: Path, num_frames: int, clip: ClipSpec, short_side: int = 256
         raise MisuseError(f"{path}: the run uses the frame spacing of its shards (clip.stride = kept). Use shards")
     try:
         video = open_source(path)
-        kept = video.frames_at_rate(clip.rate) if clip.rate is not None else range(len(video.times))
+        kept = video.kept_frames(clip.rate)
         stride = clip.stride or 1
         span = (num_frames - 1) * stride + 1
         positions = stride_positions(len(kept) + 1, num_frames, stride, max(0, len(kept) - span) // 2)

@@ -43,7 +43,7 @@ from vmae_train.inference.drawing import (
     draw_still,
     page_figures,
 )
-from vmae_train.inference.read_video import local_video, read_clip
+from vmae_train.inference.read_video import SHORT_SIDE, local_video, read_clip
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.losses import cube_targets
 from vmae_train.models.videomae import PretrainModel, grid_of
@@ -62,7 +62,6 @@ PUBLISHED_RATIO = 0.9
 SUFFIXES = (".png", ".gif", ".mp4", ".html")
 MaskKind = Literal["tube", "random", "frame"]
 BATCH = 4
-SHORT_SIDE = 256  # of a build, unless its recipe has another
 
 
 def reconstruct_file(

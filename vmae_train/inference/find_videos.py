@@ -1,0 +1,78 @@
+"""Files, folders, listings, URLs and shards → the videos to read, each with its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from vmae_data.errors import MisuseError
+from vmae_data.format import INDEX
+from vmae_data.names import path_to_text
+from vmae_data.sources.find import find_sources
+from vmae_data.sources.video_files import is_video, remote_path
+from vmae_data.storage import RemotePath, StoragePath, exists, file_size, refuse_special, storage_path
+
+__all__ = ["FoundVideos", "VideoFile", "find_videos"]
+
+
+class VideoFile(NamedTuple):
+    """A video by path or URL. The name is that of the argument, or of its folder and the path below it."""
+
+    name: str
+    path: StoragePath
+
+    def version(self) -> str:
+        """Differs if the file was replaced by another: its size, and on this machine when it was written."""
+        if isinstance(self.path, RemotePath):
+            return str(file_size(self.path))
+        try:
+            status = self.path.stat()
+        except OSError:
+            return "missing"
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+
+class FoundVideos(NamedTuple):
+    """What the arguments name, without repeats. `notes` and `warnings` are for people to see."""
+
+    videos: tuple[VideoFile, ...]
+    shards: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def find_videos(arguments: Iterable[str]) -> FoundVideos:
+    """A name with the suffix of a video is a video, any other file is a listing. Labels of listings don't matter.
+
+    Raises MisuseError for a path that names nothing, and for a folder or a listing without videos; StoreError.
+    """
+    videos: dict[str, VideoFile] = {}
+    shards: dict[str, None] = {}
+    notes: list[str] = []
+    warnings: list[str] = []
+    for argument in arguments:
+        path = storage_path(argument)
+        if isinstance(path, Path):
+            refuse_special(path, folder=True)
+        if path.name == INDEX or exists(path / INDEX):
+            shards[argument.removesuffix(INDEX).rstrip("/") or "."] = None
+        elif is_video(os.fsencode(path.name)) and not (isinstance(path, Path) and path.is_dir()):
+            if isinstance(path, Path) and not path.exists():
+                raise MisuseError(f"{argument}: nothing at this path. Check it")
+            videos.setdefault(argument, VideoFile(argument, path))
+        else:
+            listing = find_sources(argument)
+            folder = argument if not exists(path) else str(path.parent)
+            for source in listing.sources:
+                name = os.path.normpath(os.path.join(folder, path_to_text(source.path)))
+                if isinstance(listing.folder, RemotePath):
+                    video = remote_path(listing.folder, source.path)
+                    videos.setdefault(str(video), VideoFile(str(video), video))
+                else:
+                    local = Path(os.fsdecode(os.path.join(listing.folder, source.path)))
+                    videos.setdefault(name, VideoFile(name, local))
+            notes += listing.notes
+            warnings += listing.warnings
+    return FoundVideos(tuple(videos.values()), tuple(shards), tuple(notes), tuple(warnings))

@@ -1,0 +1,86 @@
+"""An opened video → the spans of time to predict, and the frames of the clips in each. Numbers only, no I/O.
+
+V views of a window, T frames of a clip.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmae_data.encode.open_source import OpenedSource
+from vmae_data.errors import MisuseError
+from vmae_data.format import Rational, series_of
+from vmae_data.read.table import SampleView
+from vmae_data.rng import Rng
+from vmae_train.clips.frame_sampling import ClipSpec, Spacing, view_sampler
+
+__all__ = ["Window", "WindowSpec", "plan_windows", "window_spans"]
+
+MIN_SECONDS, MAX_SECONDS = 0.01, 1e6
+ROUNDING = 1e-6  # seconds: less than that is no window of its own
+
+
+class WindowSpec(NamedTuple):
+    """Windows of `seconds`, one each `stride` seconds. Without `seconds` the whole video is one window."""
+
+    seconds: float | None = None
+    stride: float | None = None  # default: `seconds`
+
+    def check(self) -> WindowSpec:
+        """Raises MisuseError for lengths that can't be used."""
+        if self.seconds is None and self.stride is not None:
+            raise MisuseError("--stride is the distance of windows. Set --window SECONDS too")
+        for option, value in (("--window", self.seconds), ("--stride", self.stride)):
+            if value is not None and not MIN_SECONDS <= value <= MAX_SECONDS:
+                raise MisuseError(f"{option} {value:g}: expected {MIN_SECONDS:g} to {MAX_SECONDS:g} seconds")
+        return self
+
+
+class Window(NamedTuple):
+    """A span of a video in seconds from its first frame, and its clips."""
+
+    start: float
+    end: float
+    frames: tuple[int, ...]  # source frames to decode, ascending
+    index_VT: NDArray[np.int64]  # positions in `frames`
+
+
+def window_spans(duration: float, spec: WindowSpec) -> list[tuple[float, float]]:
+    """The windows start at multiples of the stride, until one reaches the end. The last one may be shorter."""
+    if spec.seconds is None or spec.seconds >= duration:
+        return [(0.0, duration)]
+    stride, last = spec.stride or spec.seconds, duration - ROUNDING
+    spans = [(0.0, spec.seconds)]
+    while spans[-1][1] < last and (start := len(spans) * stride) < last:
+        spans.append((start, min(start + spec.seconds, duration)))
+    return spans
+
+
+def plan_windows(
+    video: OpenedSource, clip: ClipSpec, spec: WindowSpec, *, num_frames: int, num_clips: int
+) -> list[Window]:
+    """The clips of each window are those that an evaluation takes of a segment with the window's frames.
+
+    The whole video is taken as a sample of shards with stride 1, or of the clip's rate. `clip` states one of them.
+    """
+    kept = video.kept_frames(clip.rate)
+    seconds = video.seconds()
+    starts = [seconds[frame] for frame in kept]
+    if clip.rate is None:
+        spacing, rate = Spacing(stride=1), float(video.info.frame_rate)
+    else:
+        spacing, rate = Spacing(None, Rational(*clip.rate.as_integer_ratio())), clip.rate
+    sampler = view_sampler(clip, spacing, num_frames, num_clips)
+    windows = []
+    for start, end in window_spans(seconds[-1], spec):
+        first, stop = bisect_left(starts, start), bisect_left(starts, end)
+        # A window between two frames shows the earlier one.
+        part = kept[first:stop] or kept[max(0, first - 1) : max(1, first)]
+        view = SampleView(0, "", len(part), series_of(part), len(video.times), rate, (len(part),))
+        frames = sampler(view, Rng(seed=0, epoch=0, sample=0))
+        windows.append(Window(start, end, tuple(part[position] for position in frames.decode), frames.index_VT))
+    return windows
