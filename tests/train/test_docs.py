@@ -133,7 +133,7 @@ def test_complete_commands_on_other_pages_are_understood(path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ("vmae-train predict runs/k400 video.mp4", UsageError),
+        ("vmae-train foretell runs/k400 video.mp4", UsageError),
         ("vmae-train report runs/k400 --out a.html --format png", UsageError),
         ("vmae-train pretrain --recipe pretrain/k400 --data shards/k400", UsageError),
         ("vmae-train convert a b --to onnx", UsageError),
@@ -241,6 +241,23 @@ def test_the_python_that_is_shown_runs(
     answer = capsys.readouterr().out
     assert answer[0] in "ab"
     assert str(geometry.embed_dim) in answer
+
+
+def test_the_python_of_predictions_runs(
+    tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/k400-finetune")
+    folder.mkdir(parents=True)
+    save_model(folder, Classifier(ModelSpec(size="tiny").geometry(), ("a", "b"), seed=0))
+    shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("predicting.md"), flags=re.DOTALL | re.MULTILINE)
+    assert len([line for line in block.splitlines() if line]) <= 10
+    exec(compile(block, "predicting.md", "exec"), {})
+    first, *windows, best = capsys.readouterr().out.splitlines()
+    assert first.startswith("Predictor(runs/k400-finetune: 2 class outputs")
+    assert windows and all(line.startswith("0.0 ") for line in windows)
+    assert best in ("a", "b")
 
 
 @pytest.mark.parametrize("clip", [ClipSpec(stride=2), ClipSpec(rate=6.25), None])

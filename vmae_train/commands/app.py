@@ -9,6 +9,7 @@ from vmae_train.commands.evaluate import evaluate
 from vmae_train.commands.feed import feed
 from vmae_train.commands.finetune import finetune
 from vmae_train.commands.plan import plan
+from vmae_train.commands.predict import predict
 from vmae_train.commands.pretrain import pretrain
 from vmae_train.commands.recipes import recipes
 from vmae_train.commands.reconstruct import reconstruct
@@ -20,5 +21,5 @@ app = new_app(
     "vmae-train",
     "Pretrain, finetune and evaluate masked video autoencoders on shards.",
     __version__,
-    (pretrain, finetune, evaluate, reconstruct, convert, report, feed, plan, recipes),
+    (pretrain, finetune, evaluate, predict, reconstruct, convert, report, feed, plan, recipes),
 )

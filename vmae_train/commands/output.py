@@ -11,9 +11,13 @@ from vmae_data.console import print_json, print_rows
 
 if TYPE_CHECKING:
     from vmae_train.feed import FeedReport
+    from vmae_train.inference.predict import Prediction
+    from vmae_train.predict import Predicted
     from vmae_train.training.dry_run import DryRunReport
 
-__all__ = ["print_dry_run", "print_feed", "print_result", "print_scores", "print_unreadable"]
+__all__ = ["print_dry_run", "print_feed", "print_predicted", "print_result", "print_scores", "print_unreadable"]
+
+BAR = 24  # characters of a probability of 1
 
 
 def print_result(quiet: bool, as_json: bool, values: dict[str, Any], text: str) -> None:
@@ -45,6 +49,41 @@ def print_unreadable(unreadable: dict[str, str]) -> None:
 
     for key, why in unreadable.items():
         print(f"skipped, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)
+
+
+def print_predicted(predicted: Predicted, out: str | None, top: int) -> None:
+    """Print the classes of each video or window with bars; or, if a file was written, how much it holds."""
+    from vmae_data.pages.html import printable
+
+    if out is not None:
+        done = len(predicted.results) - len(predicted.unreadable)
+        print(
+            f"{out}: {plural(predicted.rows or 0, 'row')}. {done} videos predicted, {predicted.kept} kept from before"
+        )
+        return
+    for result in predicted.results:
+        if result.error is None:
+            print(printable(result.video))
+        for prediction in result.predictions:
+            print("\n".join(_prediction_lines(prediction, top)))
+
+
+def _prediction_lines(prediction: Prediction, top: int) -> list[str]:
+    from vmae_data.pages.html import printable
+    from vmae_data.read.dataset import LabelKind
+
+    span = ""
+    if prediction.start is not None and prediction.end is not None:
+        span = f"{prediction.start:.2f} to {prediction.end:.2f} s"
+    pairs = [(printable(name), value) for name, value in prediction.top(top)]
+    width = max(len(name) for name, _ in pairs)
+    lines = []
+    for number, (name, value) in enumerate(pairs):
+        text = f"{value:.4g}"
+        if prediction.kind is not LabelKind.VALUES:
+            text = f"{value:6.1%}  {'█' * round(BAR * value)}"
+        lines.append(f"  {span if number == 0 else '':{len(span)}}  {name:{width}}  {text}".rstrip())
+    return lines
 
 
 def print_dry_run(report: DryRunReport, quiet: bool, as_json: bool) -> None:

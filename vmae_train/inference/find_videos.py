@@ -61,7 +61,8 @@ def find_videos(arguments: Iterable[str]) -> FoundVideos:
         elif is_video(os.fsencode(path.name)) and not (isinstance(path, Path) and path.is_dir()):
             if isinstance(path, Path) and not path.exists():
                 raise MisuseError(f"{argument}: nothing at this path. Check it")
-            videos.setdefault(argument, VideoFile(argument, path))
+            name = path_to_text(os.fsencode(argument))
+            videos.setdefault(name, VideoFile(name, path))
         else:
             listing = find_sources(argument)
             folder = argument if not exists(path) else str(path.parent)

@@ -19,6 +19,7 @@ from torch import Tensor
 from vmae_data.encode.open_source import open_source
 from vmae_data.errors import DataError, MisuseError, SourceError, VmaeError
 from vmae_data.format import Index
+from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.storage import RemotePath, copied, storage_path
 from vmae_train.checkpoints.load import load_model
@@ -219,8 +220,10 @@ class Predictor:
     def _prediction(self, video: str, start: float | None, end: float | None, output_K: NDArray) -> Prediction:
         return Prediction(video, start, end, self.names, tuple(map(float, output_K)), self.kind)
 
-    def predict_shards(self, url: str, *, workers: int = 0) -> Iterator[VideoResult]:
-        """A result for each source video of shards, named by its key; unreadable ones have an error.
+    def predict_shards(
+        self, url: str, *, workers: int = 0, style: ProgressStyle = ProgressStyle.QUIET
+    ) -> Iterator[VideoResult]:
+        """A result for each source video of shards, named `url/key`; unreadable ones have an error.
 
         Raises as `predict_samples` does.
         """
@@ -234,12 +237,14 @@ class Predictor:
             loader=LoaderSpec(workers=workers),
             device=self.device,
             batch=self._batch,
+            style=style,
         )
         found = merge_by_source(shards, samples, names=self.names, kind=self.kind, protocol=protocol)
         for key, output_K in zip(found.key, found.output_NK, strict=True):
-            yield VideoResult(key, (self._prediction(key, None, None, output_K),))
+            name = f"{url}/{key}"
+            yield VideoResult(name, (self._prediction(name, None, None, output_K),))
         for key, reason in found.unreadable.items():
-            yield VideoResult(key, (), reason)
+            yield VideoResult(f"{url}/{key}", (), reason)
 
 
 def collate(windows: Sequence[WindowClips], device: torch.device) -> tuple[Planes, Tensor]:

@@ -1,0 +1,326 @@
+"""Predictions of video files: equal to an evaluation's, by windows, in files that a command continues, in Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.command import call_command
+from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.encode.open_source import open_source
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.progress import ProgressStyle
+from vmae_data.read.dataset import LabelKind, Shards
+from vmae_data.recipes import load_recipe
+from vmae_train import Predictor, load_model, read_clips
+from vmae_train.checkpoints.native import save_model
+from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.evaluate import evaluate_checkpoint
+from vmae_train.inference import read_video
+from vmae_train.inference.find_videos import VideoFile, find_videos
+from vmae_train.inference.predict import Prediction
+from vmae_train.inference.read_video import read_clip
+from vmae_train.inference.windows import WindowSpec, plan_windows, window_spans
+from vmae_train.models.geometry import ModelSpec
+from vmae_train.models.heads import Classifier
+
+pytestmark = pytest.mark.processes
+
+QUIET = ProgressStyle.QUIET
+
+
+@pytest.fixture(scope="session")
+def whole_shards(demo_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with every frame of the demo videos."""
+    dest = tmp_path_factory.mktemp("predict") / "shards"
+    spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1", "samples_per_shard=8"])
+    build_shards(str(demo_videos), dest, spec, workers=2, style=QUIET)
+    return dest
+
+
+@pytest.fixture(scope="session")
+def members(whole_shards: Path) -> list[Path]:
+    """The first mp4 members of `whole_shards`, as files named by their keys."""
+    shards, folder = Shards.open(str(whole_shards)), whole_shards.parent / "members"
+    folder.mkdir()
+    paths = []
+    for number in range(3):
+        member = shards.member_range(number)
+        data = shards.shard_path(member.shard).read_bytes()[member.offset : member.offset + member.size]
+        paths.append(folder / f"{shards.key(number)}.mp4")
+        paths[-1].write_bytes(data)
+    return paths
+
+
+def _video(demo_videos: Path) -> Path:
+    return next(path for path in sorted(demo_videos.glob("*/*.mp4")) if "broken" not in path.name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["evaluate.views='2x3'", "clip.stride=2"],
+        ["evaluate.views='1x1'", "clip.stride=1", "evaluate.merge=logit"],
+        ["evaluate.views='2x1'", "clip.sampler=uniform"],
+        ["evaluate.views='1x1'", "clip.sampler=dense", "clip.stride=2", "augment.antialias=false"],
+    ],
+    ids=["views", "logit", "uniform", "dense"],
+)
+def test_a_video_is_predicted_as_an_evaluation_predicts_its_sample(
+    tiny_finetuning: Path, whole_shards: Path, members: list[Path], settings: list[str]
+) -> None:
+    found = evaluate_checkpoint(
+        str(tiny_finetuning), str(whole_shards), settings=settings, workers=0, device="cpu", style=QUIET
+    ).predictions
+    expected = dict(zip(found.key, found.output_NK, strict=True))
+    predictor = Predictor(tiny_finetuning, "cpu", settings=settings, batch=2)
+    results = predictor.predict_videos([VideoFile(path.stem, path) for path in members])
+    for path, result in zip(members, results, strict=True):
+        (prediction,) = result.predictions
+        assert prediction.video == path.stem
+        np.testing.assert_allclose(prediction.outputs, expected[path.stem], atol=1e-5)
+    by_shards = {
+        result.video.rpartition("/")[2]: result.predictions for result in predictor.predict_shards(str(whole_shards))
+    }
+    assert by_shards.keys() == expected.keys()
+    for key, (prediction,) in by_shards.items():
+        np.testing.assert_allclose(prediction.outputs, expected[key], atol=1e-6)
+
+
+def test_a_source_is_predicted_as_its_sample_but_for_the_loss_of_the_codec(
+    tiny_finetuning: Path, demo_videos: Path, demo_shards: Path
+) -> None:
+    """`demo_shards` keep every second frame, which is the stride of the run's clips."""
+    found = evaluate_checkpoint(
+        str(tiny_finetuning), str(demo_shards), workers=0, device="cpu", style=QUIET
+    ).predictions
+    path = Shards.open(str(demo_shards)).source_paths([int(found.sample_N[0])])[0]
+    assert path is not None
+    (prediction,) = Predictor(tiny_finetuning, "cpu").predict(demo_videos / path)
+    np.testing.assert_allclose(prediction.outputs, found.output_NK[0], atol=0.05)
+
+
+def test_the_last_window_reaches_the_end_and_none_lies_in_another() -> None:
+    spans = window_spans
+    assert spans(10, WindowSpec()) == spans(10, WindowSpec(12, 1)) == [(0, 10)]
+    assert spans(10, WindowSpec(5)) == [(0, 5), (5, 10)]
+    assert spans(10, WindowSpec(4, 3)) == [(0, 4), (3, 7), (6, 10)]
+    assert spans(11, WindowSpec(4, 3)) == [(0, 4), (3, 7), (6, 10), (9, 11)]
+    assert spans(10, WindowSpec(1, 4)) == [(0, 1), (4, 5), (8, 9)]
+    assert spans(0.3, WindowSpec(0.1)) == [(0, 0.1), (0.1, 0.2), (0.2, pytest.approx(0.3))]
+
+
+def test_a_window_has_the_frames_that_are_displayed_in_it(demo_videos: Path) -> None:
+    video = open_source(_video(demo_videos))
+    times = video.seconds()
+    windows = plan_windows(video, ClipSpec(stride=1), WindowSpec(0.5, 0.25), num_frames=4, num_clips=2)
+    assert windows[0].start == 0 and windows[-1].end == times[-1]
+    for window in windows:
+        shown = [frame for frame, time in enumerate(times[:-1]) if window.start <= time < window.end]
+        assert set(window.frames) <= set(shown)
+        assert window.frames[0] == shown[0] and window.frames[-1] == shown[-1]
+        assert window.index_VT.shape == (2, 4)
+
+
+def test_windows_do_not_depend_on_how_many_are_decoded_or_predicted_at_once(
+    tiny_finetuning: Path, members: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outputs(batch: int) -> np.ndarray:
+        predictor = Predictor(tiny_finetuning, "cpu", batch=batch)
+        return np.asarray([one.outputs for one in predictor.predict(members[0], window=0.5, stride=0.25)])
+
+    together = outputs(8)
+    assert len(together) > 3
+    monkeypatch.setattr(read_video, "BYTES_AT_ONCE", 1)
+    np.testing.assert_allclose(outputs(1), together, atol=1e-5)
+
+
+def test_clips_leave_out_the_frames_that_a_build_leaves_out(demo_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames without their references, at the start of a cut video."""
+    path = _video(demo_videos)
+    video = open_source(path)
+    whole = read_clip(path, len(video.times), ClipSpec(stride=1))
+    monkeypatch.setattr(read_video, "open_source", lambda _: video._replace(first=5))
+    assert video._replace(first=5).kept_frames() == tuple(range(5, len(video.times)))
+    assert video._replace(first=5).seconds()[5] == 0
+    cut = read_clip(path, len(video.times) - 5, ClipSpec(stride=1))
+    assert (cut[0] == whole[5]).all()
+
+
+def test_the_command_prints_bars_and_names_broken_videos_at_the_end(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    shutil.copy(members[0], tmp_path / "a.mp4")
+    done = call_command("vmae_train", "predict", tiny_finetuning, tmp_path, "--top", "2", "--views", "1x1")
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(tmp_path / "a.mp4") and len(lines) == 3
+    match = re.fullmatch(r"  0\.00 to \d\.\d\d s  (\S+) +(\d+\.\d)%  (█+)", lines[1])
+    assert match is not None and len(match[3]) == round(24 * float(match[2]) / 100)
+    (skipped,) = [line for line in done.stderr.splitlines() if line.startswith("skipped")]
+    assert skipped.startswith(f"skipped, unreadable: {tmp_path / 'broken.mp4'}: unreadable: ")
+    alone = call_command("vmae_train", "predict", tiny_finetuning, tmp_path / "broken.mp4", "--quiet", status=1)
+    assert alone.stderr.startswith("vmae-train: none of 1 videos can be read")
+
+
+def test_json_has_one_object_for_each_window_and_for_each_broken_video(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path
+) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"path,label\n{members[0]},a\nmissing.mp4,b\n")
+    done = call_command("vmae_train", "predict", tiny_finetuning, listing, "--window", "1", "--json")
+    *rows, error = map(json.loads, done.stdout.splitlines())
+    assert [row["start"] for row in rows] == [0, 1][: len(rows)]
+    for row in rows:
+        assert list(row["probabilities"].values()) == sorted(row["probabilities"].values(), reverse=True)
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+    assert error["video"] == str(tmp_path / "missing.mp4") and "error" in error
+
+
+def test_a_file_is_continued_and_a_killed_command_loses_no_finished_video(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path
+) -> None:
+    out, journal = tmp_path / "out.csv", tmp_path / "out.csv.journal"
+    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, "--out", out, "--views", "1x1"]
+    assert "1 videos predicted, 0 kept" in call_command(*command, members[0]).stdout
+    first = out.read_text()
+    with journal.open("ab") as file:
+        file.write(b'{"video":"half of a l')  # what a killed command leaves
+    out.unlink()
+    assert "2 videos predicted, 1 kept" in call_command(*command, *members).stdout
+    assert out.read_text().startswith(first)
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["video"] for row in rows] == [str(path) for path in members]
+    assert all(float(row[row["prediction"]]) == float(row["probability"]) for row in rows)
+    # Nothing is missing: the model predicts nothing, and the file stays as it is.
+    written = out.read_bytes()
+    assert "0 videos predicted, 3 kept" in call_command(*command, *members).stdout
+    assert out.read_bytes() == written
+    refused = call_command(*command, *members, "--set", "clip.stride=1", status=2).stderr.splitlines()[-1]
+    assert refused.startswith(f"vmae-train: {out}: ") and refused.endswith("(clip.stride: 2 → 1). Name another --out")
+    journal.unlink()
+    assert "can't be continued" in call_command(*command, *members, status=2).stderr
+
+
+def test_a_replaced_video_is_predicted_again(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
+    video, out = tmp_path / "v.mp4", tmp_path / "out.jsonl"
+    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, video, "--out", out, "--views", "1x1", "--quiet"]
+    shutil.copy(members[0], video)
+    call_command(*command)
+    shutil.copy(members[1], video)
+    call_command(*command)
+    (row,) = map(json.loads, out.read_text().splitlines())
+    (expected,) = Predictor(tiny_finetuning, "cpu", settings=["evaluate.views='1x1'"]).predict(members[1])
+    assert row["probabilities"] == pytest.approx(dict(expected.top()))
+
+
+def test_parquet_has_the_columns_of_an_evaluation(
+    tiny_finetuning: Path, whole_shards: Path, members: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.parquet"
+    call_command("vmae_train", "predict", tiny_finetuning, members[0], whole_shards, "--out", out, "--quiet")
+    table = pq.read_table(out)
+    assert table.column_names == ["video", "start", "end", "top5", "probabilities"]
+    names = json.loads(table.schema.metadata[b"names"])
+    row, *samples = table.to_pylist()
+    assert len(samples) == len(Shards.open(str(whole_shards))) and samples[0]["start"] is None
+    assert row["top5"][0] == names[int(np.argmax(row["probabilities"]))]
+    same = next(sample for sample in samples if sample["video"] == f"{whole_shards}/{members[0].stem}")
+    np.testing.assert_allclose(row["probabilities"], same["probabilities"], atol=1e-5)
+
+
+def test_shards_without_labels_are_predicted(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
+    spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1"])
+    build_shards(str(members[0].parent), tmp_path / "shards", spec, workers=1, style=QUIET)
+    results = list(Predictor(tiny_finetuning, "cpu").predict_shards(str(tmp_path / "shards")))
+    assert len(results) == len(members) and not any(result.error for result in results)
+
+
+def test_videos_are_found_as_a_build_finds_them(members: list[Path], whole_shards: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{members[1]} 3\n")
+    arguments = [str(members[0]), str(members[0].parent), str(whole_shards), str(listing)]
+    found = find_videos([*arguments, str(members[0])])
+    assert sorted(Path(video.path) for video in found.videos) == sorted(members)
+    assert found.shards == (str(whole_shards),)
+    with pytest.raises(MisuseError, match="nothing at this path"):
+        find_videos([str(tmp_path / "no.mp4")])
+
+
+def test_a_checkpoint_that_does_not_say_how_is_told_so(members: list[Path], tmp_path: Path) -> None:
+    save_model(tmp_path, Classifier(ModelSpec(size="tiny").geometry(), ("a", "b"), seed=0))
+    said = call_command("vmae_train", "predict", tmp_path, members[0], "--views", "1x1").stderr
+    assert "warning: " in said and "does not state how its clips were sampled" in said
+    said = call_command("vmae_train", "predict", tmp_path, members[0], "--set", "clip.stride=2").stderr
+    assert "does not state" not in said
+
+
+def test_options_that_do_not_fit_are_refused(
+    tiny_finetuning: Path, tiny_pretraining: Path, members: list[Path]
+) -> None:
+    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, members[0]]
+    assert "Set --window SECONDS too" in call_command(*command, "--stride", "2", status=2).stderr
+    assert "expected 0.01 to" in call_command(*command, "--window", "0", status=2).stderr
+    assert "ends in .csv, .parquet, .jsonl" in call_command(*command, "--out", "a.txt", status=2).stderr
+    assert "finetune it first" in call_command("vmae_train", "predict", tiny_pretraining, members[0], status=2).stderr
+
+
+def test_clips_of_shards_spacing_are_those_of_the_runs_shards(
+    tiny_finetuning: Path, demo_shards: Path, members: list[Path]
+) -> None:
+    """`clip.stride = kept` means the spacing of the run's shards, every second frame; without them it is refused."""
+    predictor = Predictor(tiny_finetuning, "cpu", settings=["clip.stride=kept"])
+    assert predictor.clip.stride == 2
+    predictor.clip = ClipSpec(stride="kept")
+    with pytest.raises(MisuseError, match=r"Set --set clip\.stride=N"):
+        predictor.predict(members[0])
+
+
+def test_python_predicts_videos_and_clips(tiny_finetuning: Path, members: list[Path]) -> None:
+    predictor = Predictor(tiny_finetuning, "cpu", settings=["evaluate.views='1x1'"])
+    assert re.fullmatch(
+        r"Predictor\(\S+: 8 class outputs, 16 frames of 32 px, stride 2, views 1x1, cpu\)", repr(predictor)
+    )
+    (prediction,) = predictor.predict(members[0])
+    assert len(repr(prediction)) < 300 and prediction.top(1)[0][0] in repr(prediction)
+    clips = read_clips(members[0], stride=2)
+    assert clips.dtype == torch.uint8 and clips.shape[:2] == (1, 16) and clips.shape[-1] == 3
+    np.testing.assert_allclose(predictor.predict_clips(clips)[0], prediction.outputs, atol=0.02)  # rounded pixels
+    model = load_model(tiny_finetuning)
+    assert torch.equal(model(model.preprocess(clips)).softmax(-1), predictor.predict_clips(clips))
+
+
+def test_python_refuses_what_is_no_clip_and_no_video(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path
+) -> None:
+    predictor = Predictor(tiny_finetuning, "cpu")
+    clips = read_clips(members[0], 16)
+    with pytest.raises(ValueError, match="expected uint8, 0 to 255"):
+        predictor.predict_clips(clips / 255)
+    with pytest.raises(ValueError, match="axes B T H W 3"):
+        predictor.predict_clips(clips.permute(0, 4, 1, 2, 3))
+    with pytest.raises(ValueError, match="15 frames given"):
+        predictor.predict_clips(clips[:, :15])
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    for read in (predictor.predict, read_clips):
+        with pytest.raises(DataError, match=r"v\.mp4.*unreadable"):
+            read(tmp_path / "v.mp4")
+    with pytest.raises(MisuseError, match="stride = 0"):
+        read_clips(members[0], stride=0)
+
+
+def test_values_stay_in_the_models_order() -> None:
+    values = Prediction("v", 0.0, 1.0, ("speed", "angle"), (0.5, 9.0), LabelKind.VALUES)
+    assert values.top() == [("speed", 0.5), ("angle", 9.0)]
+    assert Prediction("v", 0.0, 1.0, ("a", "b"), (0.2, 0.8), LabelKind.CLASS).top(1) == [("b", 0.8)]

@@ -1,0 +1,100 @@
+"""`vmae-train predict`: a finetuned model and videos → classes and their probabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, argument, flag, option, path_option
+from vmae_data.console import progress_style as style_of
+from vmae_train.commands.options import Checkpoint, Device, need_torch
+from vmae_train.commands.output import print_predicted, print_unreadable
+
+
+def predict(
+    checkpoint: Checkpoint,
+    videos: Annotated[
+        list[str], argument("VIDEO…", "Predict these videos: files, folders, listings, shards. Paths or URLs.")
+    ],
+    window: Annotated[
+        float | None, option("SECONDS", "Predict each window of this length.", "the whole video as one")
+    ] = None,
+    stride: Annotated[float | None, option("SECONDS", "Start a window each SECONDS.", "the length of a window")] = None,
+    top: Annotated[int, option("N", "Print the N most probable classes.", min=1, max=1_000_000)] = 3,
+    recipe: Annotated[
+        str | None,
+        option(
+            "NAME|FILE",
+            "Sample and resize clips as this finetuning recipe does.",
+            "the run's recipe, else as published",
+        ),
+    ] = None,
+    views: Annotated[
+        str | None, option("CLIPSxCROPS", "Use this many clips and crops of each window.", "the recipe's, else 5x3")
+    ] = None,
+    best: Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")] = False,
+    ema: Annotated[
+        bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")
+    ] = False,
+    class_names: Annotated[
+        Path | None,
+        path_option("FILE", "Name the classes of a model that has numbers only: one name per line.", "the model's"),
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[
+        str | None,
+        option("FILE", "Write a .csv, .parquet or .jsonl file. Keep the predictions that it has.", "print them"),
+    ] = None,
+    batch: Annotated[int, option("N", "Predict N windows at a time.", min=1, max=1 << 16)] = 8,
+    device: Device = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Predict the classes of videos with a finetuned model.
+
+    Clips are sampled and resized as the checkpoint's own evaluation does. A video that can't be read is named at the
+    end, and the others are predicted.
+
+    Examples:
+        vmae-train predict runs/finetune video.mp4
+        vmae-train predict runs/finetune recording.mkv --window 10 --stride 5 --out windows.csv
+        vmae-train predict k400.pth videos/ --class-names classes.txt --out predictions.parquet
+    """
+    need_torch()
+    from vmae_data.console import print_json, resumable
+    from vmae_train.checkpoints.convert import read_class_names
+    from vmae_train.evaluation.protocol import parse_views
+    from vmae_train.inference.predict import Predictor, VideoResult
+    from vmae_train.inference.results_file import json_row
+    from vmae_train.inference.windows import WindowSpec
+    from vmae_train.predict import predict_all
+
+    predictor = Predictor(
+        checkpoint,
+        device,
+        recipe=recipe,
+        settings=[*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])],
+        best=best,
+        ema=ema,
+        class_names=read_class_names(class_names) if class_names is not None else None,
+        batch=batch,
+    )
+
+    def print_rows(result: VideoResult) -> None:
+        for prediction in result.predictions:
+            print_json(json_row(prediction))
+        if result.error is not None:
+            print_json({"video": result.video, "error": result.error})
+
+    finished = print_rows if as_json else lambda result: None
+    spec, style = WindowSpec(window, stride), style_of(quiet, as_json)
+    if out is None:
+        predicted = predict_all(predictor, videos, spec=spec, finished=finished, style=style)
+    else:
+        with resumable():
+            predicted = predict_all(predictor, videos, spec=spec, out=out, finished=finished, style=style)
+    if not (quiet or as_json):
+        print_predicted(predicted, out, top)
+    print_unreadable(predicted.unreadable)
