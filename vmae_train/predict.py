@@ -9,11 +9,12 @@ from vmae_data.amounts import plural
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import Shards
-from vmae_data.storage import local_path
+from vmae_data.storage import local_path, writable_paths
 from vmae_train.inference.find_videos import FoundVideos, find_videos
 from vmae_train.inference.predict import Predictor, VideoResult
 from vmae_train.inference.results_file import ResultsFile, check_suffix
 from vmae_train.inference.windows import WindowSpec
+from vmae_train.reports.predictions_page import write_predictions_page
 from vmae_train.training.summary import print_summary
 
 __all__ = ["Predicted", "predict_all"]
@@ -34,17 +35,19 @@ def predict_all(
     *,
     spec: WindowSpec,
     out: str | None = None,
+    html: str | None = None,
     finished: Callable[[VideoResult], None] = lambda result: None,
     style: ProgressStyle = ProgressStyle.AUTO,
 ) -> Predicted:
     """Predict all videos that the arguments name; `finished` gets each result as soon as it is made.
 
-    With `out`, videos that the file has are not predicted again.
+    With `out`, videos that the file has are not predicted again. `html`: a page of all named videos.
     Raises MisuseError if arguments, settings and file don't fit together, DataError if no video can be read.
     """
     spec.check()
     if out is not None:
         check_suffix(local_path(out))
+    page = writable_paths({"--out": out, "--html": html}).get("--html")
     found = find_videos(arguments)
     if found.shards and spec.seconds is not None:
         raise MisuseError(f"{found.shards[0]}: shards can't be predicted by windows. Name the source videos")
@@ -67,7 +70,7 @@ def predict_all(
             results.append(result)
             finished(result)
 
-        for result in predictor.predict_videos(missing, spec):
+        for result in predictor.predict_videos(missing, spec, pictures=page is not None):
             take(result, versions.get(result.video, ""))
             progress.advance()
     for url in found.shards:
@@ -78,20 +81,34 @@ def predict_all(
     if results and len(unreadable) == len(results) and not kept:
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:3])
         raise DataError(f"none of {len(results)} videos can be read ({listed}). Name video files, folders or listings")
+    if page is not None:
+        paths = {video.name: video.path for video in found.videos}
+        before = {result.video: result for result in file.results()} if file is not None else {}
+        shown = {name: before[name] for name in paths if name in before} | {result.video: result for result in results}
+        write_predictions_page(
+            list(shown.values()),
+            paths,
+            page,
+            model=predictor.checkpoint,
+            subtitle=", ".join(_rows(predictor, found, spec)[name] for name in ("predict", "clip", "views")),
+        )
     return Predicted(tuple(results), unreadable, kept, file.write() if file is not None else None)
 
 
 def _rows(predictor: Predictor, found: FoundVideos, spec: WindowSpec) -> dict[str, str]:
     """The protocol, for the table at the start."""
     geometry, protocol, clip = predictor.model.geometry, predictor.protocol, predictor.clip
-    spacing = f"stride {clip.stride} frames" if clip.rate is None else f"{clip.rate:g} frames a second"
+    spacing = f"stride {clip.stride} source frames" if clip.rate is None else f"{clip.rate:g} frames a second"
+    spacing = {"stride": spacing, "dense": f"spread over {geometry.num_frames} × {spacing}"}.get(
+        clip.sampler, "one of each equal segment of a window"
+    )
     windows = "the whole video"
     if spec.seconds is not None:
         windows = f"windows of {spec.seconds:g} s, one each {spec.stride or spec.seconds:g} s"
     return {
         "data": ", ".join([plural(len(found.videos), "video")] * bool(found.videos) + list(found.shards)),
         "predict": windows,
-        "clip": f"{geometry.num_frames} frames, {clip.sampler}, {spacing}",
+        "clip": f"{geometry.num_frames} frames, {spacing}",
         "views": f"{protocol.views} (clips × crops), mean of {protocol.merge}",
         "resize": f"short side to {predictor.short_side} px as a build does, then to {geometry.image_size} px, "
         f"antialias {'on' if protocol.antialias else 'off'}",

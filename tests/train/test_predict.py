@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from tests.command import call_command
+from tests.scripted_server import FACTS, Answer, Request, scripted_server
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.open_source import open_source
@@ -324,3 +327,85 @@ def test_values_stay_in_the_models_order() -> None:
     values = Prediction("v", 0.0, 1.0, ("speed", "angle"), (0.5, 9.0), LabelKind.VALUES)
     assert values.top() == [("speed", 0.5), ("angle", 9.0)]
     assert Prediction("v", 0.0, 1.0, ("a", "b"), (0.2, 0.8), LabelKind.CLASS).top(1) == [("b", 0.8)]
+
+
+def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
+    video, page = tmp_path / "a #1 & ü.mp4", tmp_path / "page.html"
+    shutil.copy(members[0], video)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, tmp_path, "--views", "1x1", "--quiet"]
+    call_command(*command, "--window", "0.5", "--html", page)
+    text = page.read_text()
+    assert 'src="a%20%231%20%26%20%C3%BC.mp4"' in text and "a #1 &amp; ü.mp4" in text
+    rows = re.findall(r"<p>([a-z-]+)</p>\s*<div>(.*?)</div>", text)
+    (prediction, *_) = windows = Predictor(tiny_finetuning, "cpu", settings=["evaluate.views='1x1'"]).predict(
+        video, window=0.5
+    )
+    assert len(rows) == 6 and set(dict(rows)) <= set(prediction.names)
+    for name, spans in rows:
+        heights = [float(height) / 100 for height in re.findall(r"height:([0-9.]+)%", spans)]
+        assert heights == pytest.approx([dict(one.top())[name] for one in windows], abs=1e-4)
+    assert text.count("data:image/") == min(6, len(windows))
+    assert "Unreadable videos" in text and "broken.mp4" in text
+    # With --out the page shows the videos that were predicted before, too.
+    call_command(*command, "--out", tmp_path / "o.csv")
+    call_command(*command, "--out", tmp_path / "o.csv", "--html", page)
+    assert 'class="bars"' in page.read_text() and "<video" in page.read_text()
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_a_browser_shows_the_page_without_overflow(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path, width: int
+) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    page, long = tmp_path / "page.html", tmp_path / f"{'x' * 90}.mp4"
+    shutil.copy(members[0], long)
+    call_command("vmae_train", "predict", tiny_finetuning, long, "--window", "0.5", "--html", page, "--quiet")
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
+    script = "onload = () => document.title = `over ${document.documentElement.scrollWidth - innerWidth}`"
+    (tmp_path / "measured.html").write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path}/profile",
+    ]
+    shown = subprocess.run(
+        [browser, *options, f"--window-size={width},800", "--dump-dom", f"file://{tmp_path}/measured.html"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    match = re.search(r"<title>over (-?[0-9]+)</title>", shown)
+    assert match is not None and int(match[1]) <= 0
+
+
+def test_videos_of_a_web_server_are_read_and_removed(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    data = members[0].read_bytes()
+
+    def answer(request: Request) -> Answer:
+        if request.path != "/v.mp4":
+            return Answer(404)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
+        if wanted is None:
+            return Answer(200, data)
+        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
+        facts = {**FACTS, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+        return Answer(206, data[start:stop], facts)
+
+    with scripted_server(answer) as server:
+        done = call_command(
+            "vmae_train", "predict", tiny_finetuning, f"{server.url}/v.mp4", f"{server.url}/no.mp4", "--json"
+        )
+    row, error = map(json.loads, done.stdout.splitlines())
+    assert row["video"] == f"{server.url}/v.mp4" and error["video"] == f"{server.url}/no.mp4"
+    (expected,) = Predictor(tiny_finetuning, "cpu").predict(members[0])
+    assert row["probabilities"] == pytest.approx(dict(expected.top()))
+    assert not list(tmp_path.glob("**/*.mp4"))

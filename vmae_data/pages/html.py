@@ -27,9 +27,12 @@ __all__ = [
     "Note",
     "Pairs",
     "Part",
+    "Player",
     "Section",
+    "Span",
     "Table",
     "Tile",
+    "Timeline",
     "printable",
     "write_page",
 ]
@@ -127,7 +130,29 @@ class Pairs(NamedTuple):
     pairs: tuple[tuple[Tile, Tile], ...]
 
 
-Part = Facts | Note | Table | Bars | Charts | Gallery | Pairs
+class Player(NamedTuple):
+    """A video file, by its path from the page, percent-encoded. The page loads it, and plays what the browser can."""
+
+    source: str
+
+
+class Span(NamedTuple):
+    """A part of a timeline: its start and length, and the height of its bar, as shares of the whole; and a text."""
+
+    start: float
+    length: float
+    value: float
+    text: str
+
+
+class Timeline(NamedTuple):
+    """Rows of spans over one axis of time, each row with its name. `ticks`: texts at equal distances from 0 to the end."""
+
+    rows: tuple[tuple[str, tuple[Span, ...]], ...]
+    ticks: tuple[str, ...]
+
+
+Part = Facts | Note | Table | Bars | Charts | Gallery | Pairs | Player | Timeline
 
 
 class Section(NamedTuple):
@@ -139,7 +164,9 @@ class Section(NamedTuple):
 
 def write_page(path: StoragePath, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
     """Write the complete page, or nothing."""
-    html = _template().render(title=title, subtitle=subtitle, sections=[s for s in sections if s.parts])
+    plays = any(isinstance(part, Player) for section in sections for part in section.parts)
+    shown = [section for section in sections if section.parts]
+    html = _template().render(title=title, subtitle=subtitle, sections=shown, plays=plays)
     commit_bytes(path, html.encode("utf-8", "replace") + b"\n")
 
 
@@ -184,7 +211,7 @@ main, header, footer { max-width: 72rem; margin: 0 auto; padding: 0 clamp(1rem, 
 header { padding-top: 2.6rem; }
 h1 { font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
 header p { color: var(--soft); margin: .5rem 0 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.22rem; margin: 2.9rem 0 .9rem; padding-top: 1.1rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.22rem; margin: 2.9rem 0 .9rem; padding-top: 1.1rem; border-top: 1px solid var(--line); overflow-wrap: anywhere; }
 footer { color: var(--soft); font-size: .84rem; padding-top: 3rem; padding-bottom: 2rem; }
 p.note { margin: .7rem 0; max-width: 46rem; overflow-wrap: anywhere; white-space: pre-line; }
 p.warning { background: var(--warn-wash); border-left: 3px solid var(--warn); padding: .6rem .9rem; max-width: none; }
@@ -235,6 +262,13 @@ img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .9rem; background: var(--wash); border-radius: .5rem; padding: .8rem;
   min-width: 0; }
 .pair .strip { background: none; }
+video { display: block; width: 100%; max-height: 24rem; background: #000; border-radius: .3rem; margin: .9rem 0; }
+.timeline { margin: .9rem 0; font-size: .84rem; }
+.timeline p { margin: .45rem 0 .1rem; overflow-wrap: anywhere; line-height: 1.3; }
+.timeline div { position: relative; height: 1.8rem; background: var(--wash); border-radius: .2rem; overflow: hidden; }
+.timeline i { position: absolute; bottom: 0; background: var(--c1); }
+.timeline ol { list-style: none; margin: .3rem 0 0; padding: 0; display: flex; justify-content: space-between; color: var(--soft);
+  font-variant-numeric: tabular-nums; }
 .gallery figcaption b, .pair figcaption b { display: block; color: var(--ink); font-weight: 500; }
 @media (max-width: 30rem) { .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); } th, td { padding-right: .8rem; } }
 @media print { h2 { break-after: avoid; } figure, .facts div { break-inside: avoid; } }
@@ -270,7 +304,7 @@ _PAGE = """
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{{ "; media-src 'self' file:" if plays }}">
 <title>{{ title }}</title>
 <style>{{ style }}</style>
 </head>
@@ -302,6 +336,16 @@ _PAGE = """
 {% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
 {% endfor %}
 </div>
+{% elif kind(part) == "Player" %}
+<video controls muted playsinline preload="metadata" src="{{ part.source }}"></video>
+{% elif kind(part) == "Timeline" %}
+<div class="timeline">
+{% for name, spans in part.rows %}
+<p>{{ name }}</p>
+<div>{% for span in spans %}<i title="{{ span.text }}" style="left:{{ "%.3f" % (100 * span.start) }}%;width:calc({{ "%.3f" % (100 * span.length) }}% + .5px);height:{{ "%.2f" % (100 * span.value) }}%"></i>{% endfor %}</div>
+{% endfor %}
+<ol>{% for tick in part.ticks %}<li>{{ tick }}</li>{% endfor %}</ol>
+</div>
 {% elif kind(part) == "Pairs" %}
 <div class="pairs">
 {% for pair in part.pairs %}
@@ -319,7 +363,7 @@ _PAGE = """
 </section>
 {% endfor %}
 </main>
-<footer>Made by vmae. One file without scripts; it loads nothing from the network.</footer>
+<footer>Made by vmae. One file without scripts; it loads {{ "the videos by their paths, and " if plays }}nothing from the network.</footer>
 </body>
 </html>
 """

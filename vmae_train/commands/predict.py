@@ -45,6 +45,9 @@ def predict(
         str | None,
         option("FILE", "Write a .csv, .parquet or .jsonl file. Keep the predictions that it has.", "print them"),
     ] = None,
+    html: Annotated[
+        str | None, option("FILE|URL", "Write an HTML page with players and the classes over time.", "no file")
+    ] = None,
     batch: Annotated[int, option("N", "Predict N windows at a time.", min=1, max=1 << 16)] = 8,
     device: Device = None,
     storage: StorageOptions = None,
@@ -91,10 +94,10 @@ def predict(
     finished = print_rows if as_json else lambda result: None
     spec, style = WindowSpec(window, stride), style_of(quiet, as_json)
     if out is None:
-        predicted = predict_all(predictor, videos, spec=spec, finished=finished, style=style)
+        predicted = predict_all(predictor, videos, spec=spec, html=html, finished=finished, style=style)
     else:
         with resumable():
-            predicted = predict_all(predictor, videos, spec=spec, out=out, finished=finished, style=style)
+            predicted = predict_all(predictor, videos, spec=spec, out=out, html=html, finished=finished, style=style)
     if not (quiet or as_json):
         print_predicted(predicted, out, top)
     print_unreadable(predicted.unreadable)

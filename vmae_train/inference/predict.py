@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmae_data.decode import FramePlanes
 from vmae_data.encode.open_source import open_source
 from vmae_data.errors import DataError, MisuseError, SourceError, VmaeError
 from vmae_data.format import Index
+from vmae_data.pages.pictures import Picture, picture, planes_to_rgb
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.storage import RemotePath, copied, storage_path
@@ -46,6 +48,7 @@ __all__ = ["Prediction", "Predictor", "VideoResult"]
 
 
 WHOLE = WindowSpec()
+WHOLE_PICTURES, PICTURE_SIDE = 6, 120
 
 
 class Prediction(NamedTuple):
@@ -72,11 +75,12 @@ class Prediction(NamedTuple):
 
 
 class VideoResult(NamedTuple):
-    """The predictions of a video, or why there are none."""
+    """The predictions of a video, or why there are none. `pictures`: some of its frames in order, if asked for."""
 
     video: str
     predictions: tuple[Prediction, ...]
     error: str | None = None
+    pictures: tuple[Picture, ...] = ()
 
 
 class _Loading:
@@ -85,6 +89,7 @@ class _Loading:
     def __init__(self, video: VideoFile) -> None:
         self.name = video.name
         self.predictions: list[Prediction] = []
+        self.pictures: list[Picture] = []
         self.error: str | None = None
         self.windows: int | None = None  # once all are loaded
 
@@ -92,7 +97,9 @@ class _Loading:
         """None while a window has no prediction."""
         if self.error is not None:
             return VideoResult(self.name, (), self.error)
-        return VideoResult(self.name, tuple(self.predictions)) if len(self.predictions) == self.windows else None
+        if len(self.predictions) != self.windows:
+            return None
+        return VideoResult(self.name, tuple(self.predictions), None, tuple(self.pictures))
 
 
 class Predictor:
@@ -165,8 +172,12 @@ class Predictor:
         clips = self.model.preprocess(frames_BTHWC, antialias=self.protocol.antialias)
         return activate(self.model(clips).float(), self.kind).cpu()
 
-    def predict_videos(self, videos: Iterable[VideoFile], spec: WindowSpec = WHOLE) -> Iterator[VideoResult]:
+    def predict_videos(
+        self, videos: Iterable[VideoFile], spec: WindowSpec = WHOLE, *, pictures: bool = False
+    ) -> Iterator[VideoResult]:
         """A result for each video, in order. Windows of several videos share a batch.
+
+        `pictures`: with a frame of each window, or some frames of a whole video.
 
         A file that can't be read is a result with an error. Raises StoreError, and MisuseError for windows or clips
         that can't be made.
@@ -182,6 +193,8 @@ class Predictor:
                 for clips in self._load(video, spec):
                     count += 1
                     waiting.append((loading, clips))
+                    if pictures:
+                        loading.pictures += _pictures(clips, 1 if spec.seconds is not None else WHOLE_PICTURES)
                     if len(waiting) == self._batch:
                         self._predict(waiting)
             except (SourceError, DataError) as error:
@@ -269,6 +282,14 @@ def collate(windows: Sequence[WindowClips], device: torch.device) -> tuple[Plane
     )
     index_BVT = np.stack([clips.window.index_VT for clips in windows]).astype(np.int64)
     return planes, torch.from_numpy(index_BVT).to(device)
+
+
+def _pictures(clips: WindowClips, count: int) -> Iterator[Picture]:
+    """`count` frames of a window, evenly spaced; one is in its middle."""
+    for share in (np.arange(count) + 0.5) / count:
+        number = int(share * len(clips.window.frames))
+        frame = FramePlanes(number, *(plane[number] for plane in clips.planes))
+        yield picture(planes_to_rgb(frame, is_bt709=True, full_range=False), side=PICTURE_SIDE)
 
 
 def _data_index(checkpoint: str) -> Index | None:
