@@ -36,6 +36,7 @@ def predict_all(
     spec: WindowSpec,
     out: str | None = None,
     html: str | None = None,
+    workers: int = 0,
     finished: Callable[[VideoResult], None] = lambda result: None,
     style: ProgressStyle = ProgressStyle.AUTO,
 ) -> Predicted:
@@ -70,12 +71,13 @@ def predict_all(
             results.append(result)
             finished(result)
 
-        for result in predictor.predict_videos(missing, spec, pictures=page is not None):
+        own = workers if len(missing) > 1 else 0  # one video is decoded sooner than a process starts
+        for result in predictor.predict_videos(missing, spec, pictures=page is not None, workers=own):
             take(result, versions.get(result.video, ""))
             progress.advance()
     for url in found.shards:
         digest = Shards.open(url).digest
-        for result in predictor.predict_shards(url, style=style):
+        for result in predictor.predict_shards(url, workers=workers, style=style):
             take(result, digest)
     unreadable = {result.video: result.error for result in results if result.error is not None}
     if results and len(unreadable) == len(results) and not kept:

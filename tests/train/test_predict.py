@@ -160,12 +160,26 @@ def test_clips_leave_out_the_frames_that_a_build_leaves_out(demo_videos: Path, m
     assert (cut[0] == whole[5]).all()
 
 
+def test_workers_give_the_same_results_in_the_same_order(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    paths = [members[0], tmp_path / "broken.mp4", *members[1:], tmp_path / "missing.mp4"]
+    videos = [VideoFile(path.name, path) for path in paths]
+    predictor = Predictor(tiny_finetuning, "cpu")
+    alone, shared = (list(predictor.predict_videos(videos, WindowSpec(0.5), workers=workers)) for workers in (0, 2))
+    assert shared == alone
+    assert [result.error is not None for result in shared] == [False, True, False, False, True]
+
+
 def test_the_command_prints_bars_and_names_broken_videos_at_the_end(
     tiny_finetuning: Path, members: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     shutil.copy(members[0], tmp_path / "a.mp4")
-    done = call_command("vmae_train", "predict", tiny_finetuning, tmp_path, "--top", "2", "--views", "1x1")
+    done = call_command(
+        "vmae_train", "predict", tiny_finetuning, tmp_path, "--top", "2", "--views", "1x1", "--workers", "0"
+    )
     lines = done.stdout.splitlines()
     assert lines[0] == str(tmp_path / "a.mp4") and len(lines) == 3
     match = re.fullmatch(r"  0\.00 to \d\.\d\d s  (\S+) +(\d+\.\d)%  (█+)", lines[1])
@@ -181,7 +195,7 @@ def test_json_has_one_object_for_each_window_and_for_each_broken_video(
 ) -> None:
     listing = tmp_path / "list.csv"
     listing.write_text(f"path,label\n{members[0]},a\nmissing.mp4,b\n")
-    done = call_command("vmae_train", "predict", tiny_finetuning, listing, "--window", "1", "--json")
+    done = call_command("vmae_train", "predict", tiny_finetuning, listing, "--window", "1", "--json", "--workers", "0")
     *rows, error = map(json.loads, done.stdout.splitlines())
     assert [row["start"] for row in rows] == [0, 1][: len(rows)]
     for row in rows:
@@ -194,7 +208,7 @@ def test_a_file_is_continued_and_a_killed_command_loses_no_finished_video(
     tiny_finetuning: Path, members: list[Path], tmp_path: Path
 ) -> None:
     out, journal = tmp_path / "out.csv", tmp_path / "out.csv.journal"
-    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, "--out", out, "--views", "1x1"]
+    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, "--out", out, "--views", "1x1", "--workers", "0"]
     assert "1 videos predicted, 0 kept" in call_command(*command, members[0]).stdout
     first = out.read_text()
     with journal.open("ab") as file:
@@ -218,7 +232,19 @@ def test_a_file_is_continued_and_a_killed_command_loses_no_finished_video(
 
 def test_a_replaced_video_is_predicted_again(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
     video, out = tmp_path / "v.mp4", tmp_path / "out.jsonl"
-    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, video, "--out", out, "--views", "1x1", "--quiet"]
+    command: list[Any] = [
+        "vmae_train",
+        "predict",
+        tiny_finetuning,
+        video,
+        "--out",
+        out,
+        "--views",
+        "1x1",
+        "--quiet",
+        "--workers",
+        "0",
+    ]
     shutil.copy(members[0], video)
     call_command(*command)
     shutil.copy(members[1], video)
@@ -232,7 +258,9 @@ def test_parquet_has_the_columns_of_an_evaluation(
     tiny_finetuning: Path, whole_shards: Path, members: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.parquet"
-    call_command("vmae_train", "predict", tiny_finetuning, members[0], whole_shards, "--out", out, "--quiet")
+    call_command(
+        "vmae_train", "predict", tiny_finetuning, members[0], whole_shards, "--out", out, "--quiet", "--workers", "0"
+    )
     table = pq.read_table(out)
     assert table.column_names == ["video", "start", "end", "top5", "probabilities"]
     names = json.loads(table.schema.metadata[b"names"])
@@ -333,7 +361,17 @@ def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, member
     video, page = tmp_path / "a #1 & ü.mp4", tmp_path / "page.html"
     shutil.copy(members[0], video)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, tmp_path, "--views", "1x1", "--quiet"]
+    command: list[Any] = [
+        "vmae_train",
+        "predict",
+        tiny_finetuning,
+        tmp_path,
+        "--views",
+        "1x1",
+        "--quiet",
+        "--workers",
+        "0",
+    ]
     call_command(*command, "--window", "0.5", "--html", page)
     text = page.read_text()
     assert 'src="a%20%231%20%26%20%C3%BC.mp4"' in text and "a #1 &amp; ü.mp4" in text
@@ -402,7 +440,14 @@ def test_videos_of_a_web_server_are_read_and_removed(
 
     with scripted_server(answer) as server:
         done = call_command(
-            "vmae_train", "predict", tiny_finetuning, f"{server.url}/v.mp4", f"{server.url}/no.mp4", "--json"
+            "vmae_train",
+            "predict",
+            tiny_finetuning,
+            f"{server.url}/v.mp4",
+            f"{server.url}/no.mp4",
+            "--json",
+            "--workers",
+            "0",
         )
     row, error = map(json.loads, done.stdout.splitlines())
     assert row["video"] == f"{server.url}/v.mp4" and error["video"] == f"{server.url}/no.mp4"

@@ -49,6 +49,7 @@ def predict(
         str | None, option("FILE|URL", "Write an HTML page with players and the classes over time.", "no file")
     ] = None,
     batch: Annotated[int, option("N", "Predict N windows at a time.", min=1, max=1 << 16)] = 8,
+    workers: Annotated[int, option("N", "Decode several videos in N processes.", min=0, max=1024)] = 1,
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
@@ -62,8 +63,8 @@ def predict(
 
     Examples:
         vmae-train predict runs/finetune video.mp4
-        vmae-train predict runs/finetune recording.mkv --window 10 --stride 5 --out windows.csv
-        vmae-train predict k400.pth videos/ --class-names classes.txt --out predictions.parquet
+        vmae-train predict runs/finetune long.mkv --window 10 --out windows.csv
+        vmae-train predict k400.pth videos --class-names names.txt --html a.html
     """
     need_torch()
     from vmae_data.console import print_json, resumable
@@ -94,10 +95,14 @@ def predict(
     finished = print_rows if as_json else lambda result: None
     spec, style = WindowSpec(window, stride), style_of(quiet, as_json)
     if out is None:
-        predicted = predict_all(predictor, videos, spec=spec, html=html, finished=finished, style=style)
+        predicted = predict_all(
+            predictor, videos, spec=spec, html=html, workers=workers, finished=finished, style=style
+        )
     else:
         with resumable():
-            predicted = predict_all(predictor, videos, spec=spec, out=out, html=html, finished=finished, style=style)
+            predicted = predict_all(
+                predictor, videos, spec=spec, out=out, html=html, workers=workers, finished=finished, style=style
+            )
     if not (quiet or as_json):
         print_predicted(predicted, out, top)
     print_unreadable(predicted.unreadable)

@@ -5,7 +5,6 @@ B windows or clips of a batch, V views of a window, T frames, F decoded frames, 
 
 from __future__ import annotations
 
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.decode import FramePlanes
-from vmae_data.encode.open_source import open_source
 from vmae_data.errors import DataError, MisuseError, SourceError, VmaeError
 from vmae_data.format import Index
 from vmae_data.pages.pictures import Picture, picture, planes_to_rgb
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
-from vmae_data.storage import RemotePath, copied, storage_path
+from vmae_data.storage import RemotePath, storage_path
 from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.frame_sampling import ClipSpec
@@ -39,7 +37,8 @@ from vmae_train.evaluation.predict_videos import (
 from vmae_train.evaluation.predictions import activate, merge_by_source
 from vmae_train.evaluation.settings import evaluation_settings, published_clip
 from vmae_train.inference.find_videos import VideoFile
-from vmae_train.inference.read_video import BT709, SHORT_SIDE, WindowClips, read_windows, video_windows
+from vmae_train.inference.load_videos import VideoReading, load_videos
+from vmae_train.inference.read_video import BT709, SHORT_SIDE, WindowClips
 from vmae_train.inference.windows import WindowSpec
 from vmae_train.models.heads import HeadModel
 from vmae_train.runs.metadata import read_facts, run_of
@@ -173,24 +172,25 @@ class Predictor:
         return activate(self.model(clips).float(), self.kind).cpu()
 
     def predict_videos(
-        self, videos: Iterable[VideoFile], spec: WindowSpec = WHOLE, *, pictures: bool = False
+        self, videos: Iterable[VideoFile], spec: WindowSpec = WHOLE, *, pictures: bool = False, workers: int = 0
     ) -> Iterator[VideoResult]:
         """A result for each video, in order. Windows of several videos share a batch.
 
-        `pictures`: with a frame of each window, or some frames of a whole video.
-
+        `pictures`: with a frame of each window, or some frames of a whole video. `workers`: decode in so many processes.
         A file that can't be read is a result with an error. Raises StoreError, and MisuseError for windows or clips
         that can't be made.
         """
         spec.check()
+        geometry, views = self.model.geometry, self.protocol.views.clips
+        reading = VideoReading(self.clip, spec, geometry.num_frames, views, self.short_side)
         unfinished: deque[_Loading] = deque()
         waiting: list[tuple[_Loading, WindowClips]] = []
-        for video in videos:
+        for video, loaded in load_videos(videos, reading, workers=workers):
             loading = _Loading(video)
             unfinished.append(loading)
             count = 0
             try:
-                for clips in self._load(video, spec):
+                for clips in loaded:
                     count += 1
                     waiting.append((loading, clips))
                     if pictures:
@@ -205,16 +205,9 @@ class Predictor:
                 yield result
         self._predict(waiting)
         for loading in unfinished:
-            result = loading.result()
-            assert result is not None
-            yield result
-
-    def _load(self, video: VideoFile, spec: WindowSpec) -> Iterator[WindowClips]:
-        views = self.protocol.views.clips
-        with tempfile.TemporaryDirectory() as folder, copied(video.path, Path(folder)) as path:
-            opened = open_source(path)
-            windows = video_windows(opened, self.clip, spec, self.model.geometry.num_frames, views)
-            yield from read_windows(opened, windows, self.short_side)
+            last = loading.result()
+            assert last is not None
+            yield last
 
     def _predict(self, waiting: list[tuple[_Loading, WindowClips]]) -> None:
         """Predict the windows that wait, and empty the list."""
