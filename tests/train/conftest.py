@@ -53,3 +53,33 @@ def tiny_finetuning(tiny_pretraining: Path, demo_shards: Path) -> Path:
     out = tiny_pretraining.parent / "tiny-finetuning"
     finetune_tiny(demo_shards, out, "evaluate.every_steps=2", init=tiny_pretraining)
     return out
+
+
+@pytest.fixture(scope="session")
+def whole_shards(demo_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with every frame of the demo videos."""
+    from vmae_data.build import build_shards
+    from vmae_data.encode.build_spec import BuildSpec
+    from vmae_data.progress import ProgressStyle
+    from vmae_data.recipes import load_recipe
+
+    dest = tmp_path_factory.mktemp("predict") / "shards"
+    spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1", "samples_per_shard=8"])
+    build_shards(str(demo_videos), dest, spec, workers=2, style=ProgressStyle.QUIET)
+    return dest
+
+
+@pytest.fixture(scope="session")
+def members(whole_shards: Path) -> list[Path]:
+    """The first mp4 members of `whole_shards`, as files named by their keys."""
+    from vmae_data.read.dataset import Shards
+
+    shards, folder = Shards.open(str(whole_shards)), whole_shards.parent / "members"
+    folder.mkdir()
+    paths = []
+    for number in range(3):
+        member = shards.member_range(number)
+        data = shards.shard_path(member.shard).read_bytes()[member.offset : member.offset + member.size]
+        paths.append(folder / f"{shards.key(number)}.mp4")
+        paths[-1].write_bytes(data)
+    return paths

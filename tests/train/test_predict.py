@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.command import call_command
-from tests.scripted_server import FACTS, Answer, Request, scripted_server
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.open_source import open_source
@@ -40,29 +35,6 @@ from vmae_train.models.heads import Classifier
 pytestmark = pytest.mark.processes
 
 QUIET = ProgressStyle.QUIET
-
-
-@pytest.fixture(scope="session")
-def whole_shards(demo_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards with every frame of the demo videos."""
-    dest = tmp_path_factory.mktemp("predict") / "shards"
-    spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1", "samples_per_shard=8"])
-    build_shards(str(demo_videos), dest, spec, workers=2, style=QUIET)
-    return dest
-
-
-@pytest.fixture(scope="session")
-def members(whole_shards: Path) -> list[Path]:
-    """The first mp4 members of `whole_shards`, as files named by their keys."""
-    shards, folder = Shards.open(str(whole_shards)), whole_shards.parent / "members"
-    folder.mkdir()
-    paths = []
-    for number in range(3):
-        member = shards.member_range(number)
-        data = shards.shard_path(member.shard).read_bytes()[member.offset : member.offset + member.size]
-        paths.append(folder / f"{shards.key(number)}.mp4")
-        paths[-1].write_bytes(data)
-    return paths
 
 
 def _video(demo_videos: Path) -> Path:
@@ -204,73 +176,6 @@ def test_json_has_one_object_for_each_window_and_for_each_broken_video(
     assert error["video"] == str(tmp_path / "missing.mp4") and "error" in error
 
 
-def test_a_file_is_continued_and_a_killed_command_loses_no_finished_video(
-    tiny_finetuning: Path, members: list[Path], tmp_path: Path
-) -> None:
-    out, journal = tmp_path / "out.csv", tmp_path / "out.csv.journal"
-    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, "--out", out, "--views", "1x1", "--workers", "0"]
-    assert "1 videos predicted, 0 kept" in call_command(*command, members[0]).stdout
-    first = out.read_text()
-    with journal.open("ab") as file:
-        file.write(b'{"video":"half of a l')  # what a killed command leaves
-    out.unlink()
-    assert "2 videos predicted, 1 kept" in call_command(*command, *members).stdout
-    assert out.read_text().startswith(first)
-    with out.open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["video"] for row in rows] == [str(path) for path in members]
-    assert all(float(row[row["prediction"]]) == float(row["probability"]) for row in rows)
-    # Nothing is missing: the model predicts nothing, and the file stays as it is.
-    written = out.read_bytes()
-    assert "0 videos predicted, 3 kept" in call_command(*command, *members).stdout
-    assert out.read_bytes() == written
-    refused = call_command(*command, *members, "--set", "clip.stride=1", status=2).stderr.splitlines()[-1]
-    assert refused.startswith(f"vmae-train: {out}: ") and refused.endswith("(clip.stride: 2 → 1). Name another --out")
-    journal.unlink()
-    assert "can't be continued" in call_command(*command, *members, status=2).stderr
-
-
-def test_a_replaced_video_is_predicted_again(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
-    video, out = tmp_path / "v.mp4", tmp_path / "out.jsonl"
-    command: list[Any] = [
-        "vmae_train",
-        "predict",
-        tiny_finetuning,
-        video,
-        "--out",
-        out,
-        "--views",
-        "1x1",
-        "--quiet",
-        "--workers",
-        "0",
-    ]
-    shutil.copy(members[0], video)
-    call_command(*command)
-    shutil.copy(members[1], video)
-    call_command(*command)
-    (row,) = map(json.loads, out.read_text().splitlines())
-    (expected,) = Predictor(tiny_finetuning, "cpu", settings=["evaluate.views='1x1'"]).predict(members[1])
-    assert row["probabilities"] == pytest.approx(dict(expected.top()))
-
-
-def test_parquet_has_the_columns_of_an_evaluation(
-    tiny_finetuning: Path, whole_shards: Path, members: list[Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "out.parquet"
-    call_command(
-        "vmae_train", "predict", tiny_finetuning, members[0], whole_shards, "--out", out, "--quiet", "--workers", "0"
-    )
-    table = pq.read_table(out)
-    assert table.column_names == ["video", "start", "end", "top5", "probabilities"]
-    names = json.loads(table.schema.metadata[b"names"])
-    row, *samples = table.to_pylist()
-    assert len(samples) == len(Shards.open(str(whole_shards))) and samples[0]["start"] is None
-    assert row["top5"][0] == names[int(np.argmax(row["probabilities"]))]
-    same = next(sample for sample in samples if sample["video"] == f"{whole_shards}/{members[0].stem}")
-    np.testing.assert_allclose(row["probabilities"], same["probabilities"], atol=1e-5)
-
-
 def test_shards_without_labels_are_predicted(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
     spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1"])
     build_shards(str(members[0].parent), tmp_path / "shards", spec, workers=1, style=QUIET)
@@ -355,102 +260,3 @@ def test_values_stay_in_the_models_order() -> None:
     values = Prediction("v", 0.0, 1.0, ("speed", "angle"), (0.5, 9.0), LabelKind.VALUES)
     assert values.top() == [("speed", 0.5), ("angle", 9.0)]
     assert Prediction("v", 0.0, 1.0, ("a", "b"), (0.2, 0.8), LabelKind.CLASS).top(1) == [("b", 0.8)]
-
-
-def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
-    video, page = tmp_path / "a #1 & ü.mp4", tmp_path / "page.html"
-    shutil.copy(members[0], video)
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
-    command: list[Any] = [
-        "vmae_train",
-        "predict",
-        tiny_finetuning,
-        tmp_path,
-        "--views",
-        "1x1",
-        "--quiet",
-        "--workers",
-        "0",
-    ]
-    call_command(*command, "--window", "0.5", "--html", page)
-    text = page.read_text()
-    assert 'src="a%20%231%20%26%20%C3%BC.mp4"' in text and "a #1 &amp; ü.mp4" in text
-    rows = re.findall(r"<p>([a-z-]+)</p>\s*<div>(.*?)</div>", text)
-    (prediction, *_) = windows = Predictor(tiny_finetuning, "cpu", settings=["evaluate.views='1x1'"]).predict(
-        video, window=0.5
-    )
-    assert len(rows) == 6 and set(dict(rows)) <= set(prediction.names)
-    for name, spans in rows:
-        heights = [float(height) / 100 for height in re.findall(r"height:([0-9.]+)%", spans)]
-        assert heights == pytest.approx([dict(one.top())[name] for one in windows], abs=1e-4)
-    assert text.count("data:image/") == min(6, len(windows))
-    assert "Unreadable videos" in text and "broken.mp4" in text
-    # With --out the page shows the videos that were predicted before, too.
-    call_command(*command, "--out", tmp_path / "o.csv")
-    call_command(*command, "--out", tmp_path / "o.csv", "--html", page)
-    assert 'class="bars"' in page.read_text() and "<video" in page.read_text()
-
-
-@pytest.mark.parametrize("width", [360, 1400])
-def test_a_browser_shows_the_page_without_overflow(
-    tiny_finetuning: Path, members: list[Path], tmp_path: Path, width: int
-) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium")
-    page, long = tmp_path / "page.html", tmp_path / f"{'x' * 90}.mp4"
-    shutil.copy(members[0], long)
-    call_command("vmae_train", "predict", tiny_finetuning, long, "--window", "0.5", "--html", page, "--quiet")
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
-    script = "onload = () => document.title = `over ${document.documentElement.scrollWidth - innerWidth}`"
-    (tmp_path / "measured.html").write_text(text.replace("</body>", f"<script>{script}</script></body>"))
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path}/profile",
-    ]
-    shown = subprocess.run(
-        [browser, *options, f"--window-size={width},800", "--dump-dom", f"file://{tmp_path}/measured.html"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    match = re.search(r"<title>over (-?[0-9]+)</title>", shown)
-    assert match is not None and int(match[1]) <= 0
-
-
-def test_videos_of_a_web_server_are_read_and_removed(
-    tiny_finetuning: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    data = members[0].read_bytes()
-
-    def answer(request: Request) -> Answer:
-        if request.path != "/v.mp4":
-            return Answer(404)
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
-        if wanted is None:
-            return Answer(200, data)
-        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
-        facts = {**FACTS, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
-        return Answer(206, data[start:stop], facts)
-
-    with scripted_server(answer) as server:
-        done = call_command(
-            "vmae_train",
-            "predict",
-            tiny_finetuning,
-            f"{server.url}/v.mp4",
-            f"{server.url}/no.mp4",
-            "--json",
-            "--workers",
-            "0",
-        )
-    row, error = map(json.loads, done.stdout.splitlines())
-    assert row["video"] == f"{server.url}/v.mp4" and error["video"] == f"{server.url}/no.mp4"
-    (expected,) = Predictor(tiny_finetuning, "cpu").predict(members[0])
-    assert row["probabilities"] == pytest.approx(dict(expected.top()))
-    assert not list(tmp_path.glob("**/*.mp4"))
