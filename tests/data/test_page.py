@@ -26,7 +26,16 @@ from vmae_data.pages.html import (
     Tile,
     write_page,
 )
-from vmae_data.pages.pictures import SheetRow, animated_gif, choose_samples, enlarge, picture, planes_to_rgb, sheet
+from vmae_data.pages.pictures import (
+    SheetRow,
+    animated_gif,
+    choose_samples,
+    enlarge,
+    picture,
+    planes_to_rgb,
+    sheet,
+    video_mp4,
+)
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"
 
@@ -153,6 +162,16 @@ def test_an_animated_gif_has_every_frame_in_order() -> None:
     for number, frame in enumerate(frames):
         image.seek(number)
         assert abs(int(np.asarray(image.convert("RGB")).mean()) - int(frame.mean())) <= 6
+
+
+def test_an_mp4_has_the_same_bytes_whatever_the_memory_held() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 29, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    frames = [np.roll(noise, 3 * number, axis=1) for number in range(16)]
+    made = set[bytes]()
+    for value in range(6):
+        _ = [np.full(1 << size, 37 * value, np.uint8) for size in range(8, 24)]  # freed: the encoder gets it
+        made.add(video_mp4(frames))
+    assert len(made) == 1
 
 
 def test_a_sheet_shows_every_tile_unchanged() -> None:

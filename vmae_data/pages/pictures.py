@@ -125,7 +125,9 @@ def video_mp4(frames: Sequence[U8], *, milliseconds: int = 120) -> bytes:
     height, width = (side // 2 * 2 for side in frames[0].shape[:2])
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as file:
-        stream = file.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"crf": "16"})
+        # As in builds. Else the macroblock tree of x264 reads unwritten memory, and the bytes differ from call to call.
+        options = {"crf": "16", "x264-params": "cpu-independent=1"}
+        stream = file.add_stream("libx264", rate=Fraction(1000, milliseconds), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.thread_count = 1  # the same bytes on any machine
