@@ -14,7 +14,7 @@ import pytest
 from tests.command import restored_handlers
 from tests.tiny_runs import pretrain_tiny
 from vmae_data.errors import DataError, StopRequested
-from vmae_data.processes import STOP_SIGNALS
+from vmae_data.processes import stop_signals
 from vmae_train.clips.loader import Batch, ClipLoader, UnreadableSamples
 from vmae_train.distributed import Distributed
 from vmae_train.training.step_sync import StepStatus, StepSync, WaitInterrupted
@@ -74,7 +74,7 @@ def _step(sync: StepSync, sent: signal.Signals | None = None) -> StepStatus:
     return sync.exchange(4, None)
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", stop_signals())
 def test_a_signal_to_one_process_stops_both_at_the_step_whose_data_they_wait_for(number: signal.Signals) -> None:
     first, second, _ = _both(
         lambda sync: [_step(sync), _step(sync, number)],
@@ -110,7 +110,7 @@ def _fail() -> None:
     raise DataError("unreadable")
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", stop_signals())
 def test_a_signal_to_one_process_ends_the_validation_of_both_before_the_next_batch(number: signal.Signals) -> None:
     seen: tuple[list[int], list[int]] = ([], [])
     batches = _batches(5, 2, lambda: signal.raise_signal(number))
