@@ -8,8 +8,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +275,35 @@ def test_a_cache_that_is_too_small_keeps_its_shards_instead_of_churning(tmp_path
     temporary = directory.reserve("c", 50)
     assert temporary is not None
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", temporary.name, ".room"}
+
+
+def test_a_shard_can_be_locked_while_another_process_removes_leftovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The locks of a clean-up are no downloads: one that looked so kept a shard out of the cache for a minute."""
+    directory, others = CacheDirectory(tmp_path, 100), CacheDirectory(tmp_path, 100)
+    (tmp_path / ".lock-a").touch()
+    answers: list[bool] = []
+
+    def lock() -> None:
+        with others.lock_shard("a") as is_locked:
+            answers.append(is_locked)
+
+    thread = threading.Thread(target=lock)
+    try_lock = cache_directory.try_lock
+
+    @contextmanager
+    def slow_lock(path: Path) -> Iterator[bool]:
+        with try_lock(path) as is_locked:
+            if threading.current_thread() is not thread:
+                thread.start()
+                thread.join(0.2)  # time enough for a wrong answer; the right one comes after the clean-up
+            yield is_locked
+
+    monkeypatch.setattr(cache_directory, "try_lock", slow_lock)
+    directory.clean()
+    thread.join()
+    assert answers == [True]
 
 
 def fill_by_fetching(url: str, folder: str) -> bool:

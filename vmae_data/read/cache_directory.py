@@ -1,7 +1,7 @@
 """The folder of a node's cache: complete shards named by checksum, space for the next one, removal of leftovers.
 
-All processes of the node share it. The process that fills a shard holds the shard's lock. The process that reserves
-space holds the folder's lock.
+All processes of the node share it. The process that fills a shard holds the shard's lock. The folder's lock is held for
+a moment: to lock a shard, to reserve space, to remove leftovers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vmae_data.errors import VmaeError
@@ -45,9 +45,13 @@ class CacheDirectory:
     def incomplete_path(self, sha256: str) -> Path:
         return self.folder / f"{TEMPORARY}{sha256}"
 
-    def lock_shard(self, sha256: str) -> AbstractContextManager[bool]:
+    @contextmanager
+    def lock_shard(self, sha256: str) -> Iterator[bool]:
         """Try to lock a shard; yields whether this process holds the lock."""
-        return try_lock(self.folder / f"{_SHARD_LOCK}{sha256}")
+        with ExitStack() as stack:
+            with self._locked():  # `clean` holds locks too: one that it holds must not look like a download
+                is_locked = stack.enter_context(try_lock(self._lock_path(sha256)))
+            yield is_locked
 
     def reserve(self, sha256: str, size: int) -> Path | None:
         """A file for a shard of `size` bytes and their count, for the holder of its lock; None if there is no space now.
@@ -82,13 +86,17 @@ class CacheDirectory:
 
     def clean(self) -> None:
         """Remove incomplete files of killed processes: nobody holds their locks."""
-        for path in self.folder.glob(f"{TEMPORARY}*"):
-            with self.lock_shard(path.name.removeprefix(TEMPORARY)) as locked:
-                if locked:
-                    path.unlink(missing_ok=True)
-        for path in self.folder.glob(f"{_SHARD_LOCK}*"):
-            with try_lock(path):
-                pass  # the release removes the file
+        with self._locked():
+            for path in self.folder.glob(f"{TEMPORARY}*"):
+                with try_lock(self._lock_path(path.name.removeprefix(TEMPORARY))) as is_locked:
+                    if is_locked:
+                        path.unlink(missing_ok=True)
+            for path in self.folder.glob(f"{_SHARD_LOCK}*"):
+                with try_lock(path):
+                    pass  # the release removes the file
+
+    def _lock_path(self, sha256: str) -> Path:
+        return self.folder / f"{_SHARD_LOCK}{sha256}"
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         """Shards, complete or not, the least recently used first."""
@@ -101,6 +109,7 @@ class CacheDirectory:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
         descriptor = os.open(self.folder / _FOLDER_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
