@@ -76,9 +76,9 @@ def predict_all(
             take(result, versions.get(result.video, ""))
             progress.advance()
     for url in found.shards:
-        digest = Shards.open(url).digest
-        for result in predictor.predict_shards(url, workers=workers, style=style):
-            take(result, digest)
+        shards = Shards.open(url)
+        for result in predictor.predict_shards(shards, workers=workers, style=style):
+            take(result, shards.digest)
     unreadable = {result.video: result.error for result in results if result.error is not None}
     if results and len(unreadable) == len(results) and not kept:
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:3])

@@ -26,7 +26,7 @@ from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.commands.app import app
 from vmae_train.evaluation.metrics import Merge, average_precision, label_scores, value_scores
-from vmae_train.evaluation.predictions import Predictions, SampleOutputs, activate, merge_by_source
+from vmae_train.evaluation.predictions import Predictions, activate, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol, Views
 from vmae_train.models.heads import MultiLabelClassifier, Regressor
 from vmae_train.runs.best import Best, best_checkpoint
@@ -82,8 +82,9 @@ def test_segments_are_merged_by_probabilities_or_by_logits() -> None:
 
     def merged(outputs: torch.Tensor, merge: Merge) -> Predictions:
         protocol = EvaluationProtocol(Views(1, 1), ClipSpec(), merge)
-        found = SampleOutputs(samples, outputs.numpy(), {})
-        return merge_by_source(shards, found, names=("a", "b"), kind=LabelKind.CLASS, protocol=protocol)
+        return merge_by_source(
+            shards, samples, outputs.numpy(), names=("a", "b"), kind=LabelKind.CLASS, protocol=protocol, unreadable={}
+        )
 
     soft = merged(activate(logits, LabelKind.CLASS), "softmax")
     hard = merged(logits, "logit")

@@ -65,7 +65,8 @@ def test_a_video_is_predicted_as_an_evaluation_predicts_its_sample(
         assert prediction.video == path.stem
         np.testing.assert_allclose(prediction.outputs, expected[path.stem], atol=1e-5)
     by_shards = {
-        result.video.rpartition("/")[2]: result.predictions for result in predictor.predict_shards(str(whole_shards))
+        result.video.rpartition("/")[2]: result.predictions
+        for result in predictor.predict_shards(Shards.open(str(whole_shards)))
     }
     assert by_shards.keys() == expected.keys()
     for key, (prediction,) in by_shards.items():
@@ -179,7 +180,7 @@ def test_json_has_one_object_for_each_window_and_for_each_broken_video(
 def test_shards_without_labels_are_predicted(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
     spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1"])
     build_shards(str(members[0].parent), tmp_path / "shards", spec, workers=1, style=QUIET)
-    results = list(Predictor(tiny_finetuning, "cpu").predict_shards(str(tmp_path / "shards")))
+    results = list(Predictor(tiny_finetuning, "cpu").predict_shards(Shards.open(str(tmp_path / "shards"))))
     assert len(results) == len(members) and not any(result.error for result in results)
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, path_option, progress_style
-from vmae_train.commands.options import Checkpoint, Device, EvaluationData, need_torch
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
+from vmae_train.commands.options import (
+    Best,
+    Checkpoint,
+    ClassNames,
+    ClipRecipe,
+    Device,
+    Ema,
+    EvaluationData,
+    need_torch,
+)
 from vmae_train.commands.output import print_scores, print_unreadable
 
 Merge = Enum("Merge", {"SOFTMAX": "softmax", "LOGIT": "logit"})
@@ -17,14 +25,7 @@ Merge = Enum("Merge", {"SOFTMAX": "softmax", "LOGIT": "logit"})
 def evaluate(
     checkpoint: Checkpoint,
     data: EvaluationData,
-    recipe: Annotated[
-        str | None,
-        option(
-            "NAME|FILE",
-            "Sample and resize clips as this finetuning recipe does.",
-            "the run's recipe, else as published",
-        ),
-    ] = None,
+    recipe: ClipRecipe = None,
     views: Annotated[
         str | None, option("CLIPSxCROPS", "Use this many clips and crops of each video.", "the recipe's, else 5x3")
     ] = None,
@@ -37,14 +38,9 @@ def evaluate(
     frozen: Annotated[
         bool, flag("--frozen", "Repeat one frame in each clip, as a control without motion.", "all frames")
     ] = False,
-    best: Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")] = False,
-    ema: Annotated[
-        bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")
-    ] = False,
-    class_names: Annotated[
-        Path | None,
-        path_option("FILE", "Name the classes of a model that has numbers only: one name per line.", "the model's"),
-    ] = None,
+    best: Best = False,
+    ema: Ema = False,
+    class_names: ClassNames = None,
     merge: Annotated[
         Merge | None,
         option("softmax|logit", "Average probabilities or logits over views.", "the recipe's, else softmax"),

@@ -10,10 +10,14 @@ from vmae_data.errors import RecipeError, VmaeError
 
 __all__ = [
     "AcceptAppended",
+    "Best",
     "Checkpoint",
+    "ClassNames",
+    "ClipRecipe",
     "Data",
     "Device",
     "DryRun",
+    "Ema",
     "EvaluationData",
     "Init",
     "Recipe",
@@ -33,6 +37,20 @@ EvaluationData = Annotated[str, option("URL", "Evaluate on these labelled shards
 Device = Annotated[str | None, option("DEVICE", "Compute on cpu or cuda.", "cuda if there is a GPU, else cpu")]
 Checkpoint = Annotated[
     str, argument("CKPT", "Load a run, a checkpoint folder, an official .pth or a Hugging Face folder. Path or URL.")
+]
+ClipRecipe = Annotated[
+    str | None,
+    option(
+        "NAME|FILE",
+        "Sample and resize clips as this finetuning recipe does.",
+        "the run's recipe, else as published",
+    ),
+]
+Best = Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")]
+Ema = Annotated[bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")]
+ClassNames = Annotated[
+    Path | None,
+    path_option("FILE", "Name the classes of a model that has numbers only: one name per line.", "the model's"),
 ]
 RunOut = Annotated[
     str, option("DIR|URL", "Write the run to this folder, local or in a bucket. Resume the run that it holds.")

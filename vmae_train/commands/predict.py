@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, argument, flag, option, path_option
-from vmae_data.console import progress_style as style_of
-from vmae_train.commands.options import Checkpoint, Device, need_torch
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, argument, option, progress_style
+from vmae_train.commands.options import Best, Checkpoint, ClassNames, ClipRecipe, Device, Ema, need_torch
 from vmae_train.commands.output import print_predicted, print_unreadable
 
 
@@ -21,25 +20,13 @@ def predict(
     ] = None,
     stride: Annotated[float | None, option("SECONDS", "Start a window each SECONDS.", "the length of a window")] = None,
     top: Annotated[int, option("N", "Print the N most probable classes.", min=1, max=1_000_000)] = 3,
-    recipe: Annotated[
-        str | None,
-        option(
-            "NAME|FILE",
-            "Sample and resize clips as this finetuning recipe does.",
-            "the run's recipe, else as published",
-        ),
-    ] = None,
+    recipe: ClipRecipe = None,
     views: Annotated[
         str | None, option("CLIPSxCROPS", "Use this many clips and crops of each window.", "the recipe's, else 5x3")
     ] = None,
-    best: Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")] = False,
-    ema: Annotated[
-        bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")
-    ] = False,
-    class_names: Annotated[
-        Path | None,
-        path_option("FILE", "Name the classes of a model that has numbers only: one name per line.", "the model's"),
-    ] = None,
+    best: Best = False,
+    ema: Ema = False,
+    class_names: ClassNames = None,
     settings: Settings = None,
     out: Annotated[
         str | None,
@@ -92,17 +79,17 @@ def predict(
         if result.error is not None:
             print_json({"video": result.video, "error": result.error})
 
-    finished = print_rows if as_json else lambda result: None
-    spec, style = WindowSpec(window, stride), style_of(quiet, as_json)
-    if out is None:
+    with resumable() if out is not None else nullcontext():
         predicted = predict_all(
-            predictor, videos, spec=spec, html=html, workers=workers, finished=finished, style=style
+            predictor,
+            videos,
+            spec=WindowSpec(window, stride),
+            out=out,
+            html=html,
+            workers=workers,
+            finished=print_rows if as_json else lambda result: None,
+            style=progress_style(quiet, as_json),
         )
-    else:
-        with resumable():
-            predicted = predict_all(
-                predictor, videos, spec=spec, out=out, html=html, workers=workers, finished=finished, style=style
-            )
     if not (quiet or as_json):
         print_predicted(predicted, out, top)
     print_unreadable(predicted.unreadable)

@@ -27,7 +27,7 @@ from vmae_train.clips.frame_sampling import view_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
-from vmae_train.evaluation.predictions import Predictions, SampleOutputs, activate, gather_outputs, merge_by_source
+from vmae_train.evaluation.predictions import Predictions, activate, gather_outputs, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol
 from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor, is_numbered
 
@@ -40,7 +40,6 @@ __all__ = [
     "output_names",
     "own_batches",
     "padded_requests",
-    "predict_samples",
     "predict_videos",
 ]
 
@@ -104,54 +103,21 @@ def predict_videos(
     style: ProgressStyle = ProgressStyle.AUTO,
     distributed: Distributed | None = None,
     turns: Callable[[Iterable[Batch], int], Iterable[Batch]] = own_batches,
+    check_labels: bool = True,
 ) -> Predictions:
     """The model's prediction for every video: the mean over its views, and over the segments of one source.
 
-    All processes return the same predictions as one process would. The options are those of `predict_samples`.
-    Raises MisuseError if labels and model don't fit, DataError if too many videos are unreadable.
-    """
-    distributed = distributed or Distributed()
-    with distributed.all_or_none():
-        check_classes(model, shards)
-    samples = predict_samples(
-        model,
-        shards,
-        protocol=protocol,
-        loader=loader,
-        device=device,
-        cache=cache,
-        batch=batch,
-        autocast=autocast,
-        style=style,
-        distributed=distributed,
-        turns=turns,
-    )
-    return merge_by_source(shards, samples, names=output_names(model), kind=shards.label_kind, protocol=protocol)
-
-
-def predict_samples(
-    model: HeadModel,
-    shards: Shards,
-    *,
-    protocol: EvaluationProtocol,
-    loader: LoaderSpec,
-    device: torch.device,
-    cache: CacheSpec | None = None,
-    batch: int = 8,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    style: ProgressStyle = ProgressStyle.AUTO,
-    distributed: Distributed | None = None,
-    turns: Callable[[Iterable[Batch], int], Iterable[Batch]] = own_batches,
-) -> SampleOutputs:
-    """The mean of the model's outputs over the views of every sample. The labels of the shards don't matter.
-
-    The processes share the batches. `turns` gives this process's batches, one in each of a number of turns; a training
-    ends them after a signal. Unreadable videos are skipped and named.
-    Raises MisuseError if the shards don't have such clips, DataError if too many videos are unreadable.
+    The processes share the batches. All return the same predictions as one process would. `turns` gives this process's
+    batches, one in each of a number of turns; a training ends them after a signal. Unreadable videos are skipped and
+    named. Without `check_labels` the labels of the shards don't matter.
+    Raises MisuseError if labels and model don't fit, or if the shards don't have such clips; DataError if too many videos
+    are unreadable.
     """
     distributed, num_frames = distributed or Distributed(), model.geometry.num_frames
     views, clip = protocol.views, protocol.clip
     with distributed.all_or_none():
+        if check_labels:
+            check_classes(model, shards)
         check_merge(model, protocol)
         check_spacing(clip, shards, num_frames, views.clips)
         sampler = view_sampler(clip, shards.index, num_frames, views.clips)
@@ -187,7 +153,15 @@ def predict_samples(
     except DataError as error:
         distributed.raise_first(error)  # every process has the same error
     sample_S, output_SK = gather_outputs(distributed, samples, outputs, model.head.out_features)
-    return SampleOutputs(sample_S, output_SK, _with_paths(shards, unreadable.by_key))
+    return merge_by_source(
+        shards,
+        sample_S,
+        output_SK,
+        names=output_names(model),
+        kind=output_kind(model),
+        protocol=protocol,
+        unreadable=_with_paths(shards, unreadable.by_key),
+    )
 
 
 def output_names(model: HeadModel) -> tuple[str, ...]:

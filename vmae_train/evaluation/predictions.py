@@ -20,7 +20,7 @@ from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores, class_scores, label_scores, value_scores
 from vmae_train.evaluation.protocol import EvaluationProtocol
 
-__all__ = ["Predictions", "SampleOutputs", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
+__all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
 
 _SEGMENT = re.compile(r"(?<=-[0-9a-f]{16})-s\d{4,}$")  # as `names.key_of` writes it
 
@@ -40,14 +40,6 @@ class Predictions(NamedTuple):
     labelled_N: NDArray[np.bool_]
     views_N: NDArray[np.int64]  # the number of clips that the mean is over
     protocol: EvaluationProtocol
-    unreadable: dict[str, str]
-
-
-class SampleOutputs(NamedTuple):
-    """The readable samples, ascending, and the model's outputs for them."""
-
-    sample_S: NDArray[np.int64]
-    output_SK: NDArray[np.float32]
     unreadable: dict[str, str]
 
 
@@ -78,13 +70,19 @@ def gather_outputs(
 
 
 def merge_by_source(
-    shards: Shards, samples: SampleOutputs, *, names: tuple[str, ...], kind: LabelKind, protocol: EvaluationProtocol
+    shards: Shards,
+    sample_S: NDArray[np.int64],
+    output_SK: NDArray[np.float32],
+    *,
+    names: tuple[str, ...],
+    kind: LabelKind,
+    protocol: EvaluationProtocol,
+    unreadable: dict[str, str],
 ) -> Predictions:
     """The mean over the segments of each source, with keys and labels. Logits become probabilities after the mean.
 
     `kind` is that of the model's outputs.
     """
-    sample_S, output_SK, unreadable = samples
     source_N, first, source_S, segments_N = np.unique(
         shards.source_N[sample_S].astype(np.int64), return_index=True, return_inverse=True, return_counts=True
     )

@@ -32,9 +32,9 @@ from vmae_train.evaluation.predict_videos import (
     check_merge,
     output_kind,
     output_names,
-    predict_samples,
+    predict_videos,
 )
-from vmae_train.evaluation.predictions import activate, merge_by_source
+from vmae_train.evaluation.predictions import activate
 from vmae_train.evaluation.settings import evaluation_settings, published_clip
 from vmae_train.inference.find_videos import VideoFile
 from vmae_train.inference.load_videos import VideoReading, load_videos
@@ -227,16 +227,14 @@ class Predictor:
         return Prediction(video, start, end, self.names, tuple(map(float, output_K)), self.kind)
 
     def predict_shards(
-        self, url: str, *, workers: int = 0, style: ProgressStyle = ProgressStyle.QUIET
+        self, shards: Shards, *, workers: int = 0, style: ProgressStyle = ProgressStyle.QUIET
     ) -> Iterator[VideoResult]:
-        """A result for each source video of shards, named `url/key`; unreadable ones have an error.
+        """A result for each source video of shards, named by URL and key; unreadable ones have an error.
 
-        Raises as `predict_samples` does.
+        Raises as the evaluation's `predict_videos` does, but for labels, which don't matter.
         """
-        shards, protocol = Shards.open(url), self.protocol
-        if not self.is_stated:
-            protocol = protocol._replace(clip=published_clip(shards.index))
-        samples = predict_samples(
+        protocol = self.protocol if self.is_stated else self.protocol._replace(clip=published_clip(shards.index))
+        found = predict_videos(
             self.model,
             shards,
             protocol=protocol,
@@ -244,13 +242,13 @@ class Predictor:
             device=self.device,
             batch=self._batch,
             style=style,
+            check_labels=False,
         )
-        found = merge_by_source(shards, samples, names=self.names, kind=self.kind, protocol=protocol)
         for key, output_K in zip(found.key, found.output_NK, strict=True):
-            name = f"{url}/{key}"
+            name = f"{shards.url}/{key}"
             yield VideoResult(name, (self._prediction(name, None, None, output_K),))
         for key, reason in found.unreadable.items():
-            yield VideoResult(f"{url}/{key}", (), reason)
+            yield VideoResult(f"{shards.url}/{key}", (), reason)
 
 
 def collate(windows: Sequence[WindowClips], device: torch.device) -> tuple[Planes, Tensor]:
