@@ -300,7 +300,7 @@ def print_recipes(package: str, name: str | None, spec_of: Any, settings: list[s
     """The command `recipes [NAME]` of both command lines."""
     import msgspec
 
-    from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
+    from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head, recipe_text
 
     if name is None:
         names = list_recipes(package)
@@ -316,17 +316,7 @@ def print_recipes(package: str, name: str | None, spec_of: Any, settings: list[s
         print_json(spec)
         return
     print("\n".join(f"# {line}".rstrip() for line in recipe_head(read_recipe(package, name)).splitlines()))
-    print(_toml(spec), end="")
-
-
-def _toml(values: dict[str, Any], table: str = "") -> str:
-    """Plain values first, then the tables. None is omitted, as in a recipe."""
-    import json
-
-    lines = [f"[{table}]"] if table else []
-    lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None and not isinstance(v, dict)]
-    inner = [_toml(v, f"{table}.{key}" if table else key) for key, v in values.items() if isinstance(v, dict)]
-    return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
+    print(recipe_text(spec), end="")
 
 
 CheckState = Literal["ok", "warning", "missing"]  # warning: the work can be done; missing: it can't

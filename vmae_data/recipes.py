@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import tomllib
@@ -27,6 +28,7 @@ __all__ = [
     "load_recipe",
     "read_recipe",
     "recipe_head",
+    "recipe_text",
     "recipe_values",
     "shorten_digests",
     "with_defaults",
@@ -119,6 +121,14 @@ def recipe_head(text: str) -> str:
             break
         lines.append(line.removeprefix("#").removeprefix(" "))
     return "\n".join(lines)
+
+
+def recipe_text(values: dict[str, Any], table: str = "") -> str:
+    """Values as TOML: plain ones first, then the tables. None is omitted, as in a recipe."""
+    lines = [f"[{table}]"] if table else []
+    lines += [f"{key} = {json.dumps(v)}" for key, v in values.items() if v is not None and not isinstance(v, dict)]
+    inner = [recipe_text(v, f"{table}.{key}" if table else key) for key, v in values.items() if isinstance(v, dict)]
+    return "\n".join([*lines, *(f"\n{text.rstrip()}" for text in inner)]) + "\n"
 
 
 def load_recipe(package: str, name: str | None, spec: type[T], overrides: Sequence[str] = ()) -> T:

@@ -697,7 +697,8 @@ PROCESSORS: dict[str, tuple[dict[str, Any], Any, str | None]] = {
 def test_mean_and_standard_deviation_come_from_the_file_that_transformers_reads(
     files: str, hf: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    (hf / "preprocessor_config.json").unlink()
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        (hf / name).unlink()
     contents, expected, note = PROCESSORS[files]
     for name, content in contents.items():
         (hf / name).write_text(json.dumps(content))

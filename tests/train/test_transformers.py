@@ -4,27 +4,54 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import av
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vmae_train import load_model
+from vmae_train import Predictor, load_model
 from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.load import load_init
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.mask import TokenMask, tube_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.models.geometry import ModelSpec
-from vmae_train.models.heads import Classifier
+from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, RegressedValue, Regressor
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.training.optimizer import OptimSpec, build_optimizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _has_torchvision() -> bool:
+    """PyPI's torchvision is built for CUDA: beside a torch for CPUs, its compiled operators are missing.
+
+    Its import then stops at their names. Defined names are enough: the processors use none of them.
+    """
+    if find_spec("torchvision") is None:
+        return False
+    for _ in range(8):
+        try:
+            import_module("torchvision")
+            return True
+        except RuntimeError as error:
+            missing = re.fullmatch(r"operator (torchvision::\w+) does not exist", str(error))
+            if missing is None:
+                raise
+            torch.library.define(missing[1], "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return False
+
+
+HAS_TORCHVISION = _has_torchvision()
 transformers = pytest.importorskip("transformers")
 
 TINY = ModelSpec(size="tiny", depth=2, decoder_depth=2, embed_dim=96, decoder_embed_dim=48, position="sinusoid-1d")
@@ -174,6 +201,7 @@ def test_mean_and_standard_deviation_are_those_that_transformers_reads(files: st
     _add_noise(model, 2)
     folder = _written(model, tmp_path)
     old = folder / "preprocessor_config.json"
+    (folder / "video_preprocessor_config.json").unlink()
     stated = json.loads(old.read_text()) | {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
     if files == "video":
         (folder / "video_preprocessor_config.json").write_text(json.dumps(stated))
@@ -241,3 +269,99 @@ def test_fifty_steps_of_pretraining_equal_those_of_transformers_with_plain_adamw
         losses.append((ours.item(), reference.item()))
     assert max(abs(ours - reference) for ours, reference in losses) < 1e-4
     assert losses[-1][0] < losses[0][0] - 0.02  # it did learn
+
+
+# The processors and the pipeline. Frames of another size are rounded to 8 bits by theirs, but not by ours.
+
+
+def _head(kind: str) -> HeadModel:
+    model: HeadModel
+    if kind == "regressor":
+        model = Regressor(GEOMETRY, tuple(RegressedValue(name=name) for name in CLASSES), seed=1)
+    else:
+        model = (Classifier if kind == "classifier" else MultiLabelClassifier)(GEOMETRY, CLASSES, seed=1)
+    _add_noise(model, 2)
+    return model.eval()
+
+
+def _video(path: Path, height: int, width: int, frames: int = 16) -> np.ndarray:
+    """A moving pattern, and its frames as PyAV decodes them to RGB."""
+    rng = np.random.default_rng(3)
+    pattern = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(pattern, 2 * number, 1), format="rgb24")))
+        video.mux(stream.encode())
+    with av.open(str(path)) as video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
+
+
+def _processor(auto: str, folder: Path) -> Any:
+    if auto == "AutoVideoProcessor" and not HAS_TORCHVISION:
+        pytest.skip("torchvision is not installed")
+    return getattr(transformers, auto).from_pretrained(folder)
+
+
+@pytest.mark.parametrize("auto", ["AutoImageProcessor", "AutoVideoProcessor"])
+@pytest.mark.parametrize("kind", ["classifier", "multilabel", "regressor"])
+def test_the_folder_gives_our_prediction_of_the_same_frames(kind: str, auto: str, tmp_path: Path) -> None:
+    folder = _written(_head(kind), tmp_path)
+    frames = _video(tmp_path / "video.mp4", 32, 32)
+    processor = _processor(auto, folder)
+    model = transformers.AutoModelForVideoClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        logits = model(**processor(list(frames), return_tensors="pt")).logits
+    activated = {"classifier": logits.softmax(-1), "multilabel": logits.sigmoid(), "regressor": logits}[kind]
+    ours = Predictor(tmp_path / "native", "cpu").predict_clips(torch.from_numpy(frames)[None])
+    assert (activated - ours).abs().max() < 1e-4
+    assert float(ours.std()) > 0.01
+
+
+@pytest.mark.parametrize("size", [(72, 96), (24, 40), (33, 32)])
+@pytest.mark.parametrize("auto", ["AutoImageProcessor", "AutoVideoProcessor"])
+def test_their_resize_differs_from_ours_by_the_rounding_to_8_bits_only(
+    auto: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    folder = _written(_head("classifier"), tmp_path)
+    frames = torch.randint(0, 256, (16, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    processor, model = _processor(auto, folder), load_model(tmp_path / "native")
+    theirs = processor(list(frames.numpy()), return_tensors="pt")["pixel_values"][0]
+    ours = model.preprocess(frames[None])[0].transpose(0, 1)
+    grey_levels = (theirs - ours).abs() * model.std_C[:, None, None] * 255
+    assert grey_levels.max() < 1.1  # PIL rounds twice: after the rows, and after the columns
+    assert grey_levels.mean() < 0.4
+
+
+def _classify(folder: Path, video: Path) -> dict[str, float]:
+    if HAS_TORCHVISION and find_spec("torchcodec") is None:
+        # With torchvision, their pipeline takes the video processor, whose decoder is torchcodec.
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        without = {"image_processor": processor, "video_processor": None}
+        model = transformers.AutoModelForVideoClassification.from_pretrained(folder)
+        pipe = transformers.VideoClassificationPipeline(model=model, **without)
+    else:
+        pipe = transformers.pipeline("video-classification", model=str(folder), device="cpu")
+    return {result["label"]: result["score"] for result in pipe(str(video))}
+
+
+def test_the_pipeline_gives_our_prediction_of_the_same_frames(tmp_path: Path) -> None:
+    folder = _written(_head("classifier"), tmp_path)
+    frames = _video(tmp_path / "video.mp4", 32, 32)
+    ours = Predictor(tmp_path / "native", "cpu").predict_clips(torch.from_numpy(frames)[None])[0]
+    scores = _classify(folder, tmp_path / "video.mp4")
+    assert max(abs(scores[name] - float(ours[number])) for number, name in enumerate(CLASSES)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "classifier", "multilabel", "regressor"])
+def test_the_python_of_the_model_card_runs_as_printed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _written(PretrainModel(GEOMETRY, seed=1) if kind == "pretrain" else _head(kind), tmp_path)
+    _video(folder / "video.mp4", 72, 96, frames=80)
+    monkeypatch.chdir(folder)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", Path("README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert any(name in printed for name in (["[1, 96]"] if kind == "pretrain" else CLASSES))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
-from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.names import first_names
 from vmae_data.storage import read_bytes, sync_folder, temporary_path
+from vmae_train.checkpoints.card_parts import origin_of
 from vmae_train.checkpoints.huggingface import write_hf
 from vmae_train.checkpoints.load import read_model
-from vmae_train.checkpoints.native import ModelFile, write_native
+from vmae_train.checkpoints.model_card import model_card
+from vmae_train.checkpoints.native import write_native
 from vmae_train.checkpoints.official import write_official
 
-__all__ = ["ConvertSpec", "Layout", "convert", "read_class_names"]
+__all__ = ["ConvertSpec", "Layout", "check_new", "convert", "new_folder", "read_class_names"]
 
 Layout = Literal["native", "official", "hf"]
 
@@ -38,10 +41,7 @@ def convert(
     """
     if to not in get_args(Layout):
         raise MisuseError(f"to = {to!r}: expected native, official or hf")
-    if dest.exists():
-        raise MisuseError(f"{dest}: already exists. Choose a new path")
-    if not dest.absolute().parent.is_dir():
-        raise MisuseError(f"{dest}: its parent folder does not exist. Create it first")
+    check_new(dest)
     user_fields = dict((spec or ConvertSpec()).model)
     resize = user_fields.pop("position_resize", "recompute")
     read = read_model(source, user_fields, classes=classes, position_resize=resize)
@@ -54,22 +54,36 @@ def convert(
         notes += (f"NaN or inf in {len(not_finite)} of {len(state)} weights ({listed}): the model is not usable",)
     if to == "official":
         return notes + write_official(dest, read.description, state)
-    return notes + _write_folder(dest, read.description, state, to)
+    with new_folder(dest) as folder:
+        if to == "hf":
+            card = model_card(read.description, origin_of(source, read.path))
+            notes += write_hf(folder, read.description, state, card)
+        else:
+            write_native(folder, read.description, state)
+    return notes
 
 
-def _write_folder(dest: Path, description: ModelFile, state: dict[str, Tensor], to: Layout) -> tuple[str, ...]:
-    """Write a temporary folder, then rename it."""
+def check_new(dest: Path) -> None:
+    """Raises MisuseError for an existing path, or one whose parent folder does not exist."""
+    if dest.exists():
+        raise MisuseError(f"{dest}: already exists. Choose a new path")
+    if not dest.absolute().parent.is_dir():
+        raise MisuseError(f"{dest}: its parent folder does not exist. Create it first")
+
+
+@contextmanager
+def new_folder(dest: Path) -> Iterator[Path]:
+    """A temporary folder, which becomes `dest` if its block ends without an error, and else vanishes.
+
+    Raises VmaeError if it can't be written. An error that names the temporary folder names `dest` instead.
+    """
     temporary = temporary_path(dest)
-    notes: tuple[str, ...] = ()
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        if to == "hf":
-            notes = write_hf(temporary, description, state)
-        else:
-            write_native(temporary, description, state)
+        yield temporary
         temporary.rename(dest)
-    except VmaeError as error:  # name the folder that the user gave
+    except VmaeError as error:
         raise type(error)(str(error).replace(str(temporary), str(dest))) from error
     except OSError as error:
         reason = error.strerror or error
@@ -77,7 +91,6 @@ def _write_folder(dest: Path, description: ModelFile, state: dict[str, Tensor], 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(dest.absolute().parent)
-    return notes
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

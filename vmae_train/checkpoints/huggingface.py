@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's transformers: config.json, model.safetensors (one file or several), preprocessor_config.json.
+"""Folders of Hugging Face's transformers: config.json, model.safetensors (one file or several), preprocessor files.
 
 transformers' decoder.norm and fc_norm always have eps 1e-5, whatever config.json sets for the other norms.
 """
@@ -31,7 +31,9 @@ CONFIG = "config.json"
 _WEIGHTS, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _FILES = (_WEIGHTS, f"{_WEIGHTS}.index.json", _PICKLED, f"{_PICKLED}.index.json")
 _PROCESSOR, _PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
-_PREPROCESSORS = ("video_preprocessor_config.json", _PREPROCESSOR)
+_VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
+_PREPROCESSORS = (_VIDEO_PREPROCESSOR, _PREPROCESSOR)
+_CARD = "README.md"
 _FIXED_EPS = 1e-5
 _PROBLEMS: dict[str | None, Kind] = {
     None: "classifier",
@@ -235,15 +237,19 @@ def _decode(path: Path, file_type: type[Any]) -> Any:
         raise DataError(f"{path}: is not a VideoMAE file of transformers ({error}). Use another model") from error
 
 
-def write_hf(folder: Path, description: ModelFile, state: dict[str, Tensor]) -> tuple[str, ...]:
-    """Write into an existing folder, config.json last; returns notes for the user.
+def write_hf(folder: Path, description: ModelFile, state: dict[str, Tensor], card: str) -> tuple[str, ...]:
+    """Write into an existing folder, config.json last; `card` is its README.md. Returns notes for the user.
 
     Raises MisuseError for a model that transformers does not have, VmaeError if a file can't be written.
     """
     geometry, pretrain = description.geometry, description.kind == "pretrain"
     _check_writable(folder, description)
     write_weights(folder / _WEIGHTS, to_hf_names(state, pretrain=pretrain), metadata={"format": "pt"})
-    commit_bytes(folder / _PREPROCESSOR, _json(_preprocessor(geometry)))
+    pixels = _preprocessor(geometry)
+    commit_bytes(folder / _PREPROCESSOR, _json({"image_processor_type": "VideoMAEImageProcessor", **pixels}))
+    # transformers 5 takes this file first. 4 knows only the other.
+    commit_bytes(folder / _VIDEO_PREPROCESSOR, _json({"video_processor_type": "VideoMAEVideoProcessor", **pixels}))
+    commit_bytes(folder / _CARD, card.encode())
     commit_bytes(folder / CONFIG, _json(_config(description)))
     norm, eps = ("decoder.norm", geometry.decoder_norm_eps) if pretrain else ("fc_norm", geometry.fc_eps)
     if eps == _FIXED_EPS:
@@ -306,7 +312,6 @@ def _config(description: ModelFile) -> dict[str, Any]:
 
 def _preprocessor(geometry: Geometry) -> dict[str, Any]:
     return {
-        "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": geometry.image_size},
         "resample": 2,  # bilinear
