@@ -21,7 +21,6 @@ from vmae_train.clips.frame_sampling import ClipSpec, Spacing, view_sampler
 from vmae_train.evaluation.protocol import EvaluationProtocol, parse_views
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier
-from vmae_train.runs.layout import newest_checkpoint
 
 
 def _origin(clip: ClipSpec, stated: bool = True) -> Origin:
@@ -72,15 +71,17 @@ def test_the_card_states_recipe_data_scores_and_an_empty_licence(converted: Path
 
 
 def test_an_earlier_checkpoint_has_the_score_of_its_validation_or_none(tiny_finetuning: Path) -> None:
-    newest = newest_checkpoint(tiny_finetuning)
-    assert newest is not None
     best = json.loads((tiny_finetuning / "best.json").read_text())
+    origin = origin_of(str(tiny_finetuning))
+    assert origin.checkpoint == "step-000000004"
     for step in (1, 2, 4):
-        origin = origin_of(str(tiny_finetuning), tiny_finetuning / "checkpoints" / f"step-{step:09d}" / "weights")
+        origin = origin._replace(checkpoint=f"step-{step:09d}")
         (scores,) = (part for part in training_parts(origin) if part.startswith("## Scores"))
         expected = "in the validation during training" if step == best["step"] else "Not known for this checkpoint"
         assert ("Computed by the training at its end" if step == 4 else expected) in scores
-    assert newest.name == "step-000000004"
+    averaged = origin_of(str(tiny_finetuning / "checkpoints" / "step-000000004"), ema=True)
+    assert "Not known for this checkpoint" in training_parts(averaged)[1]
+    assert origin_of(str(tiny_finetuning), best=True).checkpoint == f"step-{best['step']:09d}"
 
 
 def test_a_file_that_belongs_to_no_run_has_a_card_that_knows_nothing(tmp_path: Path) -> None:

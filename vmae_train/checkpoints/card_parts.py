@@ -20,9 +20,10 @@ from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.evaluation.metrics import read_scores
 from vmae_train.evaluation.protocol import EvaluationProtocol
 from vmae_train.evaluation.settings import evaluation_settings
-from vmae_train.runs.best import read_best
+from vmae_train.runs.best import best_checkpoint, read_best
 from vmae_train.runs.layout import EVALUATION, newest_checkpoint
 from vmae_train.runs.metadata import RunFacts, read_facts, run_of
+from vmae_train.runs.run_files import local_copy
 
 __all__ = ["LICENCE", "Origin", "code_block", "frames_python", "origin_of", "sampling_text", "training_parts"]
 
@@ -42,9 +43,12 @@ class Origin(NamedTuple):
     is_stated: bool
 
 
-def origin_of(source: str, weights: Path) -> Origin:
-    """`source` as the user named it; `weights` is the file that was read. Raises DataError for a damaged run."""
-    run = run_of(source)
+def origin_of(source: str, *, best: bool = False, ema: bool = False) -> Origin:
+    """What is known of a path or URL that `load_model` takes with the same flags. Raises DataError for a damaged run."""
+    path, run = local_copy(source).resolve(), run_of(source)
+    if run is not None and path == run:
+        path = best_checkpoint(run) if best else newest_checkpoint(run) or run
+    checkpoint = f"{path.name}, the moving average of the weights" if ema else path.name
     facts = read_facts(run) if run is not None else None
     spec, _, is_stated = evaluation_settings(source, ClipSpec(), None, ())
     protocol = spec.protocol()
@@ -53,7 +57,7 @@ def origin_of(source: str, weights: Path) -> Origin:
         if index is not None:
             protocol = protocol._replace(clip=protocol.clip.resolve(index))
             break
-    return Origin(run, facts, weights.parent.name, protocol, is_stated)
+    return Origin(run, facts, checkpoint, protocol, is_stated)
 
 
 def _index(url: str, digest: str | None = None) -> Index | None:

@@ -56,7 +56,7 @@ def convert(
         return notes + write_official(dest, read.description, state)
     with new_folder(dest) as folder:
         if to == "hf":
-            card = model_card(read.description, origin_of(source, read.path))
+            card = model_card(read.description, origin_of(source))
             notes += write_hf(folder, read.description, state, card)
         else:
             write_native(folder, read.description, state)

@@ -89,19 +89,22 @@ def resample_weights(
     low_B: Float32[Tensor, " B"],
     high_B: Float32[Tensor, " B"],
     *,
-    length: int,
+    length: int | torch.SymInt,
     size: int,
+    antialias: bool = True,
 ) -> Float32[Tensor, "B S N"]:
     """Weights of `length` source pixels for `size` pixels over [start, start + extent), reading [low, high).
 
     PIL's bilinear filter: a triangle, as wide as the step if the picture shrinks, normalised over the readable pixels.
+    Without `antialias`, the triangle always spans two pixels.
     """
-    pixel_N = torch.arange(length, device=start_B.device, dtype=torch.float32)
+    pixel_N = torch.arange(length, device=start_B.device, dtype=torch.float32)  # type: ignore[arg-type]
     step_B = extent_B / size
     offset_S = torch.arange(size, device=start_B.device, dtype=torch.float32) + 0.5
     centre_BS = start_B[:, None] + offset_S * step_B[:, None]
     distance_BSN = (pixel_N + 0.5 - centre_BS[..., None]).abs()
-    distance_BSN = distance_BSN / step_B.clamp_min(1)[:, None, None]
+    if antialias:
+        distance_BSN = distance_BSN / step_B.clamp_min(1)[:, None, None]
     readable_BN = (pixel_N >= low_B[:, None]) & (pixel_N < high_B[:, None])
     weights_BSN = (1 - distance_BSN).clamp_min(0) * readable_BN[:, None]
     return weights_BSN / weights_BSN.sum(dim=-1, keepdim=True)

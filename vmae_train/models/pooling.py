@@ -37,7 +37,7 @@ class AttentivePooler(nn.Module):
         nn.init.trunc_normal_(self.query, std=0.02, generator=generator)
 
     def forward(self, x_BNE: Float[Tensor, "B N E"]) -> Float[Tensor, "B E"]:
-        query_B1E = self.query.expand(len(x_BNE), -1, -1)
+        query_B1E = self.query.expand(x_BNE.shape[0], -1, -1)
         q = rearrange(self.q(query_B1E), "b n (h e) -> b h n e", h=self.num_heads)
         k, v = rearrange(self.kv(self.norm1(x_BNE)), "b n (two h e) -> two b h n e", two=2, h=self.num_heads)
         attended_B1E = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")

@@ -73,7 +73,7 @@ class PretrainModel(VideoModel):
     def features(self, clips_BCTHW: Tensor) -> Float[Tensor, "B E"]:
         """One vector per clip: the mean of the encoder's output over all tokens. Raises ValueError as `forward`."""
         self._check_clips(clips_BCTHW)
-        all_BN = torch.arange(self.geometry.num_tokens, device=clips_BCTHW.device).expand(len(clips_BCTHW), -1)
+        all_BN = torch.arange(self.geometry.num_tokens, device=clips_BCTHW.device).expand(clips_BCTHW.shape[0], -1)
         encoded_BNE: Tensor = self.encoder(clips_BCTHW, all_BN, self.position_NE[all_BN])
         return encoded_BNE.mean(dim=1)
 

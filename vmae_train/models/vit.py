@@ -46,7 +46,7 @@ def take_cubes(
         p2=patch_size,
     )
     rows, columns = cubes.shape[2:4]
-    sample_B1 = torch.arange(len(cubes), device=token_BK.device)[:, None]
+    sample_B1 = torch.arange(cubes.shape[0], device=token_BK.device)[:, None]
     slice_BK, patch_BK = token_BK // (rows * columns), token_BK % (rows * columns)
     return cubes[sample_B1, slice_BK, patch_BK // columns, patch_BK % columns].flatten(3)
 
