@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,6 +16,7 @@ from tests.command import call_command
 from vmae_data.format import Rational, series_of
 from vmae_data.read.dataset import SampleView
 from vmae_data.rng import Rng
+from vmae_train import read_clips
 from vmae_train.checkpoints.card_parts import Origin, frames_python, origin_of, sampling_text, training_parts
 from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.native import save_model
@@ -125,7 +128,7 @@ def test_the_python_of_the_card_takes_the_frames_of_the_evaluations_middle_clip(
                 video.mux(packet)
         for packet in stream.encode():
             video.mux(packet)
-    variables = {"av": av, "np": np}
+    variables: dict[str, Any] = {"av": av, "np": np}
     exec(frames_python(clip, 16), variables)
     frames = variables["frames"]
     assert frames.shape == (16, 16, 16, 3) and frames.dtype == np.uint8
@@ -137,7 +140,18 @@ def test_the_python_of_the_card_takes_the_frames_of_the_evaluations_middle_clip(
     expected = [kept[sampled.decode[position]] for position in sampled.index_VT[0]]
     if clip.sampler == "dense" and count <= 32:  # shorter than a clip: the published rule repeats the end
         expected = np.linspace(0, count, 16).astype(int).clip(max=count - 1).tolist()
-    assert (frames[:, 0, 0, 0] // 4).tolist() == expected
+    assert np.rint(frames[:, 0, 0, 0] / 4).tolist() == expected
+
+
+def test_the_colours_that_the_python_of_the_card_reads_are_ours(
+    demo_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(next(demo_videos.rglob("scene*.mp4")), tmp_path / "video.mp4")
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {"av": av, "np": np}
+    exec(frames_python(ClipSpec(stride=1), 16), variables)
+    (expected,) = read_clips("video.mp4", 16, stride=1).numpy()
+    assert np.abs(variables["frames"].astype(int) - expected).mean() < 1
 
 
 def test_every_kind_of_clip_is_put_in_words() -> None:

@@ -271,7 +271,9 @@ def _check_writable(folder: Path, description: ModelFile) -> None:
     elif any(value.mean != 0 or value.spread != 1 for value in description.values):
         unsupported = "head for normalised values"
     if unsupported:
-        raise MisuseError(f"{folder}: transformers' VideoMAE has no {unsupported}. Use --to native")
+        raise MisuseError(
+            f"{folder}: transformers' VideoMAE has no {unsupported}. Use --to native, or vmae-train export"
+        )
 
 
 def _config(description: ModelFile) -> dict[str, Any]:

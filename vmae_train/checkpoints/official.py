@@ -93,7 +93,7 @@ def write_official(path: Path, description: ModelFile, state: dict[str, Tensor])
     elif geometry.pooling != "mean":
         unsupported = f"{geometry.pooling} pooling"
     if unsupported:
-        raise MisuseError(f"{path}: VideoMAE's code has no {unsupported}. Use --to native")
+        raise MisuseError(f"{path}: VideoMAE's code has no {unsupported}. Use --to native, or vmae-train export")
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:  # given a path, torch.save writes its name into the file
