@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -16,9 +17,9 @@ from typer.core import TyperGroup
 
 from vmae_data.commands.app import app as shard_app
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import RecipeError
+from vmae_data.errors import MisuseError, RecipeError
 from vmae_data.recipes import list_recipes, load_recipe
-from vmae_train.checkpoints.convert import ConvertSpec
+from vmae_train.checkpoints.convert import ConvertSpec, Layout, convert
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.commands.app import app as train_app
@@ -292,6 +293,21 @@ def test_all_questions_are_answered_with_a_command() -> None:
     numbers, texts = answers[::2], answers[1::2]
     assert [int(number) for number in numbers] == list(range(1, 20))
     assert all(re.search(r"^vmae-|`vmae-", text, flags=re.MULTILINE) for text in texts)
+
+
+def test_the_readme_says_which_formats_the_model_of_make_demo_has(tmp_path: Path) -> None:
+    """The formats that `convert` writes are tried with the geometry of the demo's recipe."""
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec)
+    (tmp_path / "demo").mkdir()
+    save_model(tmp_path / "demo", Classifier(spec.model.geometry(), ("a", "b"), seed=0))
+    written = []
+    for to in get_args(Layout):
+        with contextlib.suppress(MisuseError):
+            convert(str(tmp_path / "demo"), tmp_path / to, to=to)
+            written.append(to)
+    assert written == ["native"]
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert "`vmae-train convert` writes it `--to native` only: its positions (`sinusoid-3d`)" in readme
 
 
 def _rooms() -> set[str]:

@@ -35,7 +35,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def _has_torchvision() -> bool:
     """PyPI's torchvision is built for CUDA: beside a torch for CPUs, its compiled operators are missing.
 
-    Its import then stops at their names. Defined names are enough: the processors use none of them.
+    Its import then stops at their names. Defined names are enough: the processors use none of them. The dev extra has
+    no torchvision, since nothing of transformers imports beside one that does not fit torch.
     """
     if find_spec("torchvision") is None:
         return False

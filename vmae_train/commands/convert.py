@@ -37,6 +37,7 @@ def convert(
     """Convert a model to another format without changing its weights.
 
     VideoMAE's code and transformers have no sinusoid-3d positions: models of the demo recipes convert to native only.
+    vmae-train export writes every model, as ONNX and torch.export files.
 
     A published size is recognised from the weights. Describe any other size with --set, such as
     --set model.num_heads=4. To convert for other clips, set model.image_size or model.num_frames. Then
