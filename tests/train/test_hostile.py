@@ -261,7 +261,7 @@ def test_many_classes_and_odd_names_do_no_harm(tmp_path: Path) -> None:
 
 
 _WEIGHTS_OF_PARTS = "model.safetensors.index.json"
-_PREPROCESSOR = "preprocessor_config.json"
+_PREPROCESSOR = "video_preprocessor_config.json"  # the one that is read
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ def test_an_earlier_checkpoint_has_the_score_of_its_validation_or_none(tiny_fine
     assert origin_of(str(tiny_finetuning), best=True).checkpoint == f"step-{best['step']:09d}"
 
 
+def test_a_pretraining_has_no_scores(tiny_pretraining: Path) -> None:
+    assert training_parts(origin_of(str(tiny_pretraining)))[1] == "## Scores\n\nNone: a pretraining computes no scores."
+
+
 def test_a_file_that_belongs_to_no_run_has_a_card_that_knows_nothing(tmp_path: Path) -> None:
     (tmp_path / "native").mkdir()
     save_model(

@@ -173,7 +173,8 @@ def _preprocessed(files: dict[str, Any]) -> Callable[[Path], str | None]:
         base = json.loads((folder / "hf/preprocessor_config.json").read_text())
         for name in ("image_mean", "image_std"):
             base.pop(name)
-        (folder / "hf/preprocessor_config.json").unlink()
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+            (folder / "hf" / name).unlink()
         for name, content in files.items():
             nested = {part: base | values for part, values in content.items() if isinstance(values, dict)}
             (folder / "hf" / name).write_text(json.dumps(nested or base | content))

@@ -167,6 +167,8 @@ def _last_part(url: str) -> str:
 
 def _scores(run: Path, facts: RunFacts, checkpoint: str) -> str:
     """The run's scores are of its last checkpoint. The best one has a score of its own."""
+    if facts.kind == "pretrain":
+        return "None: a pretraining computes no scores."
     newest, best = newest_checkpoint(run), read_best(run)
     scores = read_scores(run / EVALUATION)
     if scores is not None and newest is not None and newest.name == checkpoint:
