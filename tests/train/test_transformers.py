@@ -366,3 +366,9 @@ def test_the_python_of_the_model_card_runs_as_printed(
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert any(name in printed for name in (["[1, 96]"] if kind == "pretrain" else CLASSES))
+
+
+def test_the_hubs_own_reader_finds_an_empty_licence_in_the_card(tmp_path: Path) -> None:
+    card = import_module("huggingface_hub").ModelCard.load(_written(_head("classifier"), tmp_path) / "README.md")
+    assert card.data.license is None
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "video-classification")

@@ -36,7 +36,7 @@ from vmae_train.inference.export_readme import write_readme
 from vmae_train.inference.read_video import local_video, read_clips
 from vmae_train.models.base import VideoModel
 
-__all__ = ["TOLERANCE", "Check", "ExportFormat", "Exported", "export_model"]
+__all__ = ["TOLERANCE", "Check", "ExportFormat", "Exported", "export_model", "facts_of"]
 
 ExportFormat = Literal["onnx", "torch-export"]
 FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "torch-export": "model.pt2"}
