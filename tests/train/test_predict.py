@@ -59,14 +59,13 @@ def test_a_video_is_predicted_as_an_evaluation_predicts_its_sample(
     ).predictions
     expected = dict(zip(found.key, found.output_NK, strict=True))
     predictor = Predictor(tiny_finetuning, "cpu", settings=settings, batch=2)
-    results = predictor.predict_videos([VideoFile(path.stem, path) for path in members])
+    results = predictor.run_videos([VideoFile(path.stem, path) for path in members])
     for path, result in zip(members, results, strict=True):
-        (prediction,) = result.predictions
+        (prediction,) = result.rows
         assert prediction.video == path.stem
         np.testing.assert_allclose(prediction.outputs, expected[path.stem], atol=1e-5)
     by_shards = {
-        result.video.rpartition("/")[2]: result.predictions
-        for result in predictor.predict_shards(Shards.open(str(whole_shards)))
+        result.video.rpartition("/")[2]: result.rows for result in predictor.run_shards(Shards.open(str(whole_shards)))
     }
     assert by_shards.keys() == expected.keys()
     for key, (prediction,) in by_shards.items():
@@ -140,7 +139,7 @@ def test_workers_give_the_same_results_in_the_same_order(
     paths = [members[0], tmp_path / "broken.mp4", *members[1:], tmp_path / "missing.mp4"]
     videos = [VideoFile(path.name, path) for path in paths]
     predictor = Predictor(tiny_finetuning, "cpu")
-    alone, shared = (list(predictor.predict_videos(videos, WindowSpec(0.5), workers=workers)) for workers in (0, 2))
+    alone, shared = (list(predictor.run_videos(videos, WindowSpec(0.5), workers=workers)) for workers in (0, 2))
     assert shared == alone
     assert [result.error is not None for result in shared] == [False, True, False, False, True]
 
@@ -180,7 +179,7 @@ def test_json_has_one_object_for_each_window_and_for_each_broken_video(
 def test_shards_without_labels_are_predicted(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
     spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1"])
     build_shards(str(members[0].parent), tmp_path / "shards", spec, workers=1, style=QUIET)
-    results = list(Predictor(tiny_finetuning, "cpu").predict_shards(Shards.open(str(tmp_path / "shards"))))
+    results = list(Predictor(tiny_finetuning, "cpu").run_shards(Shards.open(str(tmp_path / "shards"))))
     assert len(results) == len(members) and not any(result.error for result in results)
 
 

@@ -64,7 +64,7 @@ def print_predicted(predicted: Predicted, out: str | None, top: int) -> None:
     for result in predicted.results:
         if result.error is None:
             print(printable(result.video))
-        for prediction in result.predictions:
+        for prediction in result.rows:
             print("\n".join(_prediction_lines(prediction, top)))
 
 

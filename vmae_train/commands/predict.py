@@ -57,8 +57,9 @@ def predict(
     from vmae_data.console import print_json, resumable
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.evaluation.protocol import parse_views
-    from vmae_train.inference.predict import Predictor, VideoResult
+    from vmae_train.inference.predict import Prediction, Predictor
     from vmae_train.inference.results_file import json_row
+    from vmae_train.inference.video_runner import VideoResult
     from vmae_train.inference.windows import WindowSpec
     from vmae_train.predict import predict_all
 
@@ -73,8 +74,8 @@ def predict(
         batch=batch,
     )
 
-    def print_rows(result: VideoResult) -> None:
-        for prediction in result.predictions:
+    def print_rows(result: VideoResult[Prediction]) -> None:
+        for prediction in result.rows:
             print_json(json_row(prediction))
         if result.error is not None:
             print_json({"video": result.video, "error": result.error})

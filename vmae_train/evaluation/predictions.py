@@ -20,7 +20,7 @@ from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores, class_scores, label_scores, value_scores
 from vmae_train.evaluation.protocol import EvaluationProtocol
 
-__all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
+__all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source", "source_key"]
 
 _SEGMENT = re.compile(r"(?<=-[0-9a-f]{16})-s\d{4,}$")  # as `names.key_of` writes it
 
@@ -41,6 +41,11 @@ class Predictions(NamedTuple):
     views_N: NDArray[np.int64]  # the number of clips that the mean is over
     protocol: EvaluationProtocol
     unreadable: dict[str, str]
+
+
+def source_key(key: str) -> str:
+    """The common part of the keys of a source's segments."""
+    return _SEGMENT.sub("", key)
 
 
 def activate(logits_NK: Tensor, kind: LabelKind) -> Tensor:
@@ -97,7 +102,7 @@ def merge_by_source(
         url=shards.url,
         kind=kind,
         names=names,
-        key=tuple(_SEGMENT.sub("", shards.key(n)) for n in numbers),
+        key=tuple(source_key(shards.key(n)) for n in numbers),
         sample_N=sample_N,
         source_N=source_N,
         output_NK=output_NK,

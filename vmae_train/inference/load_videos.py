@@ -14,7 +14,7 @@ from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_data.storage import copied
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.inference.find_videos import VideoFile
-from vmae_train.inference.read_video import BYTES_AT_ONCE, WindowClips, read_windows, video_windows
+from vmae_train.inference.read_video import BYTES_AT_ONCE, Part, WindowClips, read_windows, video_windows
 from vmae_train.inference.windows import WindowSpec
 
 __all__ = ["VideoReading", "load_videos"]
@@ -41,7 +41,7 @@ def load_videos(
     """
     if not workers:
         for video in videos:
-            yield video, _load(video, reading)
+            yield video, (clips for part in _load(video, reading) for clips in part.clips())
         return
     coming = iter(enumerate(videos))
     submitted: deque[tuple[int, VideoFile]] = deque()
@@ -66,23 +66,24 @@ def _clips(ended: Finished, video: VideoFile, reading: VideoReading) -> Iterator
         raise DataError(f"decoding it stopped: {ended.error}") from ended.error
     if ended.error is not None:
         raise ended.error
-    yield from _load(video, reading) if ended.result is None else ended.result
+    for part in _load(video, reading) if ended.result is None else ended.result:
+        yield from part.clips()
 
 
-def _load(video: VideoFile, reading: VideoReading) -> Iterator[WindowClips]:
+def _load(video: VideoFile, reading: VideoReading) -> Iterator[Part]:
     with tempfile.TemporaryDirectory() as folder, copied(video.path, Path(folder)) as path:
         opened = open_source(path)
         windows = video_windows(opened, reading.clip, reading.windows, reading.num_frames, reading.views)
         yield from read_windows(opened, windows, reading.short_side)
 
 
-def _load_short(video: VideoFile, reading: VideoReading) -> list[WindowClips] | None:
-    """In a worker; None for a video with too many clips to hand over at once."""
-    clips: list[WindowClips] = []
+def _load_short(video: VideoFile, reading: VideoReading) -> list[Part] | None:
+    """In a worker; None for a video with too many frames to hand over at once."""
+    parts: list[Part] = []
     size = 0
-    for one in _load(video, reading):
-        clips.append(one)
-        size += sum(plane.nbytes for plane in one.planes)
+    for part in _load(video, reading):
+        parts.append(part)
+        size += sum(plane.nbytes for plane in part.planes)
         if size > BYTES_AT_ONCE:
             return None
-    return clips
+    return parts

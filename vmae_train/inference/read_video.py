@@ -25,9 +25,18 @@ from vmae_data.storage.remote import stat
 from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.frame_sampling import ClipSpec, stride_positions
 from vmae_train.clips.loader import MAX_ASPECT
-from vmae_train.inference.windows import Window, WindowSpec, plan_windows
+from vmae_train.inference.windows import VideoLength, Window, WindowSpec, plan_windows
 
-__all__ = ["SHORT_SIDE", "WindowClips", "local_video", "read_clip", "read_clips", "read_windows", "video_windows"]
+__all__ = [
+    "SHORT_SIDE",
+    "Part",
+    "WindowClips",
+    "local_video",
+    "read_clip",
+    "read_clips",
+    "read_windows",
+    "video_windows",
+]
 
 U8 = NDArray[np.uint8]
 BT709 = 1  # in Planes.matrix_B
@@ -63,6 +72,22 @@ class WindowClips(NamedTuple):
 
     window: Window
     planes: DecodedVideo
+    length: VideoLength  # of the video
+
+
+class Part(NamedTuple):
+    """Neighbouring windows of a video, and the frames of all of them, once each."""
+
+    windows: tuple[Window, ...]
+    numbers: tuple[int, ...]  # source frames, ascending
+    planes: DecodedVideo
+    length: VideoLength
+
+    def clips(self) -> Iterator[WindowClips]:
+        """The frames of each window."""
+        for window in self.windows:
+            at = np.searchsorted(self.numbers, window.frames)
+            yield WindowClips(window, DecodedVideo(*(plane[at] for plane in self.planes)), self.length)
 
 
 def video_windows(video: OpenedSource, clip: ClipSpec, spec: WindowSpec, num_frames: int, views: int) -> list[Window]:
@@ -75,34 +100,33 @@ def video_windows(video: OpenedSource, clip: ClipSpec, spec: WindowSpec, num_fra
     return plan_windows(video, clip, spec, num_frames=num_frames, num_clips=views)
 
 
-def read_windows(video: OpenedSource, windows: Sequence[Window], short_side: int) -> Iterator[WindowClips]:
-    """The frames of each window: upright, with square pixels and this short side, or less if the video is smaller.
+def read_windows(video: OpenedSource, windows: Sequence[Window], short_side: int) -> Iterator[Part]:
+    """The frames of the windows: upright, with square pixels and this short side, or less if the video is smaller.
 
-    A frame more than 2.4 times as wide or high is cropped at its centre, as the reader of shards does.
+    A frame more than 2.4 times as wide or high is cropped at its centre, as the reader of shards does. A part has as
+    many windows as `BYTES_AT_ONCE` allows; each part decodes the video anew.
     Raises SourceError.
     """
     width, height = video.picture_size(short_side)
     most = max(1, BYTES_AT_ONCE // (width * height * 3 // 2))
-    for some in _parts(windows, most):
-        numbers = sorted({frame for window in some for frame in window.frames})
+    length = VideoLength(len(video.kept_frames()), video.seconds()[-1])
+    for some, numbers in _parts(windows, most):
         planes = _centre(read_pictures(video, numbers, short_side), short_side)
-        for window in some:
-            at = np.searchsorted(numbers, window.frames)
-            yield WindowClips(window, DecodedVideo(*(plane[at] for plane in planes)))
+        yield Part(tuple(some), numbers, planes, length)
 
 
-def _parts(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
-    """Neighbouring windows with at most `most` frames together; one window may have more."""
+def _parts(windows: Sequence[Window], most: int) -> Iterator[tuple[list[Window], tuple[int, ...]]]:
+    """Neighbouring windows with at most `most` frames together, and their frames; one window may have more."""
     part: list[Window] = []
-    count = 0
+    numbers: set[int] = set()
     for window in windows:
-        if part and count + len(window.frames) > most:
-            yield part
-            part, count = [], 0
+        if part and len(numbers.union(window.frames)) > most:
+            yield part, tuple(sorted(numbers))
+            part, numbers = [], set()
         part.append(window)
-        count += len(window.frames)
+        numbers.update(window.frames)
     if part:
-        yield part
+        yield part, tuple(sorted(numbers))
 
 
 def _centre(planes: DecodedVideo, short_side: int) -> DecodedVideo:
@@ -137,7 +161,8 @@ def read_clips(
     try:
         opened = open_source(video)
         windows = plan_windows(opened, ClipSpec(stride=stride), WindowSpec(), num_frames=num_frames, num_clips=views)
-        (clips,) = read_windows(opened, windows, short_side)
+        (part,) = read_windows(opened, windows, short_side)
+        (clips,) = part.clips()
     except SourceError as error:
         raise DataError(f"{path}: is {error.reason} ({error.detail}). Use another video file") from error
     return torch.from_numpy(_rgb(clips.planes)[clips.window.index_VT])
