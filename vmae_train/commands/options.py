@@ -23,6 +23,9 @@ __all__ = [
     "Recipe",
     "RunOut",
     "Scratch",
+    "VideoBatch",
+    "VideoWorkers",
+    "Videos",
     "check_recipe",
     "need_torch",
     "spec_of",
@@ -38,6 +41,9 @@ Device = Annotated[str | None, option("DEVICE", "Compute on cpu or cuda.", "cuda
 Checkpoint = Annotated[
     str, argument("CKPT", "Load a run, a checkpoint folder, an official .pth or a Hugging Face folder. Path or URL.")
 ]
+Videos = Annotated[list[str], argument("VIDEO…", "Read these videos: files, folders, listings, shards. Paths or URLs.")]
+VideoBatch = Annotated[int, option("N", "Give the model N windows at a time.", min=1, max=1 << 16)]
+VideoWorkers = Annotated[int, option("N", "Decode several videos in N processes.", min=0, max=1024)]
 ClipRecipe = Annotated[
     str | None,
     option(

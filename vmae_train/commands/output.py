@@ -10,12 +10,21 @@ from vmae_data.amounts import plural
 from vmae_data.console import print_json, print_rows
 
 if TYPE_CHECKING:
+    from vmae_train.embed import Embedded
     from vmae_train.feed import FeedReport
     from vmae_train.inference.predict import Prediction
     from vmae_train.predict import Predicted
     from vmae_train.training.dry_run import DryRunReport
 
-__all__ = ["print_dry_run", "print_feed", "print_predicted", "print_result", "print_scores", "print_unreadable"]
+__all__ = [
+    "print_dry_run",
+    "print_embedded",
+    "print_feed",
+    "print_predicted",
+    "print_result",
+    "print_scores",
+    "print_unreadable",
+]
 
 BAR = 24  # characters of a probability of 1
 
@@ -66,6 +75,24 @@ def print_predicted(predicted: Predicted, out: str | None, top: int) -> None:
             print(printable(result.video))
         for prediction in result.rows:
             print("\n".join(_prediction_lines(prediction, top)))
+
+
+def print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> None:
+    """Print how much was written, and how fast."""
+    counts = embedded.counts
+    values = {
+        "out": out,
+        "rows": embedded.rows,
+        "videos": counts.done,
+        "kept": counts.kept,
+        "unreadable": len(counts.unreadable),
+        "clips": embedded.clips,
+        "clips_per_second": embedded.clips_per_second,
+    }
+    text = f"{out}: {plural(embedded.rows, 'row')}. {counts.done} videos embedded, {counts.kept} kept from before"
+    if embedded.clips:
+        text += f". {embedded.clips_per_second:.3g} clips/s ({embedded.clips} clips in {embedded.seconds:.1f} s)"
+    print_result(quiet, as_json, values, text)
 
 
 def _prediction_lines(prediction: Prediction, top: int) -> list[str]:
