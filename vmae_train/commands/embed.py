@@ -19,22 +19,39 @@ from vmae_train.commands.options import (
 )
 from vmae_train.commands.output import print_embedded, print_unreadable
 
+Layout = Enum("Layout", {"ACTIONFORMER": "actionformer", "OPENTAD": "opentad"})
 Pool = Enum("Pool", {"MEAN": "mean", "SLICE": "slice", "NONE": "none"})
 
 
 def embed(
     checkpoint: Checkpoint,
     videos: Videos,
-    out: Annotated[str, option("FILE", "Write a .parquet or .npz file. Keep the features that it has.")],
+    out: Annotated[
+        str, option("FILE|DIR", "Write a .parquet or .npz file, or the folder of a layout. Keep what it has.")
+    ],
     pool: Annotated[
         Pool, option("mean|slice|none", "Average over all tokens, or over each tubelet slice, or keep every token.")
     ] = Pool.MEAN,
     layer: Annotated[int | None, option("N", "Take the output of block N, counted from 1.", "the last", min=1)] = None,
     float16: Annotated[bool, flag("--float16", "Write half precision.", "float32")] = False,
     window: Annotated[
-        float | None, option("SECONDS", "Embed each window of this length.", "the whole video as one")
+        float | None,
+        option(
+            "SECONDS", "Embed each window of this length. With a layout: in source frames.", "the whole video as one"
+        ),
     ] = None,
-    stride: Annotated[float | None, option("SECONDS", "Start a window each SECONDS.", "the length of a window")] = None,
+    stride: Annotated[
+        float | None,
+        option("SECONDS", "Start a window each SECONDS. With a layout: in source frames.", "the length of a window"),
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        option(
+            "actionformer|opentad",
+            "Write a folder for temporal localisation: a .npy for each video, and JSON. Windows of 16, stride 4.",
+            "a file",
+        ),
+    ] = None,
     recipe: ClipRecipe = None,
     views: Annotated[
         str | None,
@@ -59,6 +76,7 @@ def embed(
     Examples:
         vmae-train embed runs/k400 videos --out features.parquet
         vmae-train embed runs/k400 long.mkv --window 10 --out windows.npz --float16
+        vmae-train embed runs/k400 thumos/videos --layout actionformer --window 16 --stride 4 --out thumos/features
     """
     need_torch()
     from vmae_data.console import print_json, resumable
@@ -66,9 +84,12 @@ def embed(
     from vmae_train.evaluation.protocol import parse_views
     from vmae_train.inference.embed import Embedder, Features
     from vmae_train.inference.video_runner import VideoResult
-    from vmae_train.inference.windows import WindowSpec
+    from vmae_train.inference.windows import WindowSpec, frame_spec
 
     kind: Any = pool.value
+    form: Any = layout.value if layout is not None else None
+    if form is not None and views is None:
+        views = "1x1"
     embedder = Embedder(
         checkpoint,
         device,
@@ -92,8 +113,9 @@ def embed(
         embedded = embed_all(
             embedder,
             videos,
-            spec=WindowSpec(window, stride),
+            spec=WindowSpec(window, stride) if form is None else frame_spec(window, stride),
             out=out,
+            layout=form,
             workers=workers,
             finished=print_result if as_json else lambda result: None,
             style=progress_style(quiet, as_json),

@@ -79,6 +79,8 @@ def print_predicted(predicted: Predicted, out: str | None, top: int) -> None:
 
 def print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> None:
     """Print how much was written, and how fast."""
+    from vmae_data.pages.html import printable
+
     counts = embedded.counts
     values = {
         "out": out,
@@ -93,6 +95,12 @@ def print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> 
     if embedded.clips:
         text += f". {embedded.clips_per_second:.3g} clips/s ({embedded.clips} clips in {embedded.seconds:.1f} s)"
     print_result(quiet, as_json, values, text)
+    for video, seconds in embedded.uneven.items():
+        print(
+            f"warning: {printable(video)}: its frames are not evenly spaced, "
+            f"so times of features are wrong by up to {seconds:.2f} s",
+            file=sys.stderr,
+        )
 
 
 def _prediction_lines(prediction: Prediction, top: int) -> list[str]:

@@ -78,7 +78,8 @@ class Journal(ABC, Generic[Row]):
         self.path, self._journal = path, path.with_name(f"{path.name}.journal")
         self._places: dict[str, _Place] = {}
         self.kept = 0  # videos that were finished before this command
-        if not self._journal.exists() and path.exists():
+        is_empty = path.is_dir() and not any(path.iterdir())
+        if not self._journal.exists() and path.exists() and not is_empty:
             raise MisuseError(
                 f"{path}: exists, but {self._journal.name} does not, so it can't be continued. Name another --out"
             )

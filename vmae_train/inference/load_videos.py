@@ -11,7 +11,6 @@ from typing import NamedTuple
 from vmae_data.encode.open_source import open_source
 from vmae_data.errors import DataError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
-from vmae_data.storage import copied
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.inference.find_videos import VideoFile
 from vmae_train.inference.read_video import BYTES_AT_ONCE, Part, WindowClips, read_windows, video_windows
@@ -71,7 +70,7 @@ def _clips(ended: Finished, video: VideoFile, reading: VideoReading) -> Iterator
 
 
 def _load(video: VideoFile, reading: VideoReading) -> Iterator[Part]:
-    with tempfile.TemporaryDirectory() as folder, copied(video.path, Path(folder)) as path:
+    with tempfile.TemporaryDirectory() as folder, video.local(Path(folder)) as path:
         opened = open_source(path)
         windows = video_windows(opened, reading.clip, reading.windows, reading.num_frames, reading.views)
         yield from read_windows(opened, windows, reading.short_side)

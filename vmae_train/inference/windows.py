@@ -19,10 +19,11 @@ from vmae_data.read.table import SampleView
 from vmae_data.rng import Rng
 from vmae_train.clips.frame_sampling import ClipSpec, Spacing, view_sampler
 
-__all__ = ["VideoLength", "Window", "WindowSpec", "frame_windows", "plan_windows", "window_spans"]
+__all__ = ["VideoLength", "Window", "WindowSpec", "frame_spec", "frame_windows", "plan_windows", "window_spans"]
 
 MIN_SECONDS, MAX_SECONDS = 0.01, 1e6
 MAX_FRAMES = 1 << 20
+FRAME_WINDOW, FRAME_STRIDE = 16, 4  # of temporal localisation
 ROUNDING = 1e-6  # seconds: less than that is no window of its own
 
 
@@ -54,8 +55,6 @@ class WindowSpec(NamedTuple):
                 raise MisuseError(
                     f"--window {self.frames}: the model's clips have {num_frames} frames. Set a multiple of {num_frames}"
                 )
-            if self.stride is not None and not (self.stride == self.frame_stride and 1 <= self.stride <= MAX_FRAMES):
-                raise MisuseError(f"--stride {self.stride:g}: expected an integer of source frames, 1 or more")
             return self
         if self.seconds is None and self.stride is not None:
             raise MisuseError("--stride is the distance of windows. Set --window SECONDS too")
@@ -79,6 +78,16 @@ class Window(NamedTuple):
     end: float
     frames: tuple[int, ...]  # source frames to decode, ascending
     index_VT: NDArray[np.int64]  # positions in `frames`
+
+
+def frame_spec(window: float | None, stride: float | None) -> WindowSpec:
+    """Windows counted in source frames [default: 16, one each 4]. Raises MisuseError unless they are integers."""
+    for option, value in (("--window", window), ("--stride", stride)):
+        if value is not None and not (value == round(value) and 1 <= value <= MAX_FRAMES):
+            raise MisuseError(
+                f"{option} {value:g}: a layout counts source frames. Set an integer from 1 to {MAX_FRAMES}"
+            )
+    return WindowSpec(None, int(stride or FRAME_STRIDE), int(window or FRAME_WINDOW))
 
 
 def window_spans(duration: float, spec: WindowSpec) -> list[tuple[float, float]]:
