@@ -53,7 +53,6 @@ def embed_all(
     `finished` gets each result as soon as it is recorded.
     Raises MisuseError if arguments, settings and output don't fit together, DataError if no video can be read.
     """
-    spec.check(embedder.model.geometry.num_frames)
     path = local_path(out)
     if layout is None and path.suffix not in SUFFIXES:
         raise MisuseError(
@@ -63,8 +62,8 @@ def embed_all(
     if layout is not None:
         members = [video for url in found.shards for video in shard_members(url)]
         found = found._replace(videos=(*found.videos, *members), shards=())
+    about = describe_run(embedder, found, spec)
     with _output(path, embedder, spec, layout, found.videos) as output:
-        about = describe_run(embedder, found, spec)
         print_summary(f"embed {embedder.checkpoint}", about, quiet=style is ProgressStyle.QUIET)
         started_at = time.perf_counter()
         counts = run_all(embedder, found, spec, output, finished=finished, workers=workers, style=style)

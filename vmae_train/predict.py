@@ -46,7 +46,6 @@ def predict_all(
     With `out`, videos that the file has are not predicted again. `html`: a page of all named videos.
     Raises MisuseError if arguments, settings and file don't fit together, DataError if no video can be read.
     """
-    spec.check(predictor.model.geometry.num_frames)
     if out is not None:
         check_suffix(local_path(out), SUFFIXES)
     page = writable_paths({"--out": out, "--html": html}).get("--html")

@@ -91,7 +91,7 @@ def print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> 
         "clips": embedded.clips,
         "clips_per_second": embedded.clips_per_second,
     }
-    text = f"{out}: {plural(embedded.rows, 'row')}. {counts.done} videos embedded, {counts.kept} kept from before"
+    text = f"{out}: {plural(embedded.rows, 'row')}. {plural(counts.done, 'video')} embedded, {counts.kept} kept from before"
     if embedded.clips:
         text += f". {embedded.clips_per_second:.3g} clips/s ({embedded.clips} clips in {embedded.seconds:.1f} s)"
     print_result(quiet, as_json, values, text)

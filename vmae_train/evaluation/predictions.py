@@ -5,7 +5,6 @@ S samples, N source videos, K classes or values.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError
+from vmae_data.names import source_key
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores, class_scores, label_scores, value_scores
 from vmae_train.evaluation.protocol import EvaluationProtocol
 
-__all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source", "source_key"]
-
-_SEGMENT = re.compile(r"(?<=-[0-9a-f]{16})-s\d{4,}$")  # as `names.key_of` writes it
+__all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
 
 
 class Predictions(NamedTuple):
@@ -41,11 +39,6 @@ class Predictions(NamedTuple):
     views_N: NDArray[np.int64]  # the number of clips that the mean is over
     protocol: EvaluationProtocol
     unreadable: dict[str, str]
-
-
-def source_key(key: str) -> str:
-    """The common part of the keys of a source's segments."""
-    return _SEGMENT.sub("", key)
 
 
 def activate(logits_NK: Tensor, kind: LabelKind) -> Tensor:

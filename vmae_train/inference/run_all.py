@@ -40,11 +40,8 @@ def run_all(
 ) -> RunCounts:
     """Run the model on the videos that the journal lacks. `finished` gets each result as soon as it is made.
 
-    Raises DataError if no video can be read, MisuseError for shards by windows.
+    Raises DataError if no video can be read.
     """
-    spec.check(runner.model.geometry.num_frames)
-    if found.shards and spec.is_several:
-        raise MisuseError(f"{found.shards[0]}: shards have no windows. Name the source videos")
     versions = {video.name: video.version() for video in found.videos} if journal is not None else {}
     missing = [v for v in found.videos if journal is None or not journal.holds(v.name, versions[v.name])]
     kept, done = len(found.videos) - len(missing), 0
@@ -85,7 +82,10 @@ def run_all(
 
 
 def describe_run(runner: VideoRunner[Row], found: FoundVideos, spec: WindowSpec) -> dict[str, str]:
-    """Videos and protocol, for the table at the start."""
+    """Videos and protocol, for the table at the start. Raises MisuseError for windows that can't be made."""
+    spec.check(runner.model.geometry.num_frames)
+    if found.shards and spec.is_several:
+        raise MisuseError(f"{found.shards[0]}: shards have no windows. Name the source videos")
     geometry, protocol, clip = runner.model.geometry, runner.protocol, runner.clip
     spacing = f"stride {clip.stride} source frames" if clip.rate is None else f"{clip.rate:g} frames a second"
     spacing = {"stride": spacing, "dense": f"spread over {geometry.num_frames} × {spacing}"}.get(

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 
 from vmae_data.errors import MisuseError
+from vmae_data.names import source_key
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import commit_bytes, write_error
-from vmae_train.evaluation.predictions import source_key
 from vmae_train.inference.embed import Embedder, Features
 from vmae_train.inference.features_file import SUFFIXES
 from vmae_train.inference.find_videos import Member, VideoFile

@@ -21,6 +21,7 @@ from torch import Tensor
 from vmae_data.decode import FramePlanes
 from vmae_data.errors import DataError, SourceError, VmaeError
 from vmae_data.format import Index
+from vmae_data.names import source_key
 from vmae_data.pages.pictures import Picture, picture, planes_to_rgb
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import Shards
@@ -31,7 +32,6 @@ from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.distributed import choose_device
 from vmae_train.evaluation.predict_videos import ViewPredictor, load_views, padded_requests, with_paths
-from vmae_train.evaluation.predictions import source_key
 from vmae_train.evaluation.settings import evaluation_settings, published_clip
 from vmae_train.inference.find_videos import VideoFile
 from vmae_train.inference.load_videos import VideoReading, load_videos
