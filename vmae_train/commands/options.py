@@ -28,6 +28,7 @@ __all__ = [
     "Videos",
     "check_recipe",
     "need_torch",
+    "parse_shots",
     "spec_of",
 ]
 
@@ -72,6 +73,18 @@ AcceptAppended = Annotated[
 DryRun = Annotated[
     bool, flag("--dry-run", "Train two steps, estimate time, memory and disk, and write nothing.", "train the run")
 ]
+
+
+def parse_shots(text: str | None) -> tuple[int, ...]:
+    """`1,5,10` → the numbers, ascending. Raises MisuseError."""
+    from vmae_data.errors import MisuseError
+
+    if text is None:
+        return ()
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and part.isascii() and 1 <= int(part) <= 1_000_000 for part in parts):
+        raise MisuseError(f"--few-shot {text[:40]}: expected numbers of videos with commas, such as 1,5,10")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def need_torch() -> None:

@@ -11,6 +11,7 @@ from vmae_data.console import print_json, print_rows
 
 if TYPE_CHECKING:
     from vmae_train.embed import Embedded
+    from vmae_train.evaluation.frozen_scores import FrozenScores
     from vmae_train.feed import FeedReport
     from vmae_train.inference.predict import Prediction
     from vmae_train.predict import Predicted
@@ -20,6 +21,7 @@ __all__ = [
     "print_dry_run",
     "print_embedded",
     "print_feed",
+    "print_frozen",
     "print_predicted",
     "print_result",
     "print_scores",
@@ -50,6 +52,27 @@ def print_scores(scores: Any, quiet: bool, as_json: bool) -> None:
         texts.append(f"RMSE {scores.rmse:.4g}")
     texts += [f"{scores.videos} videos", f"{scores.views} views" + (f" ({scores.control})" if scores.control else "")]
     print_result(quiet, as_json, msgspec.to_builtins(scores), ", ".join(texts))
+
+
+def print_frozen(scores: FrozenScores, quiet: bool, as_json: bool) -> None:
+    """Print the scores of features: a line for each classifier."""
+    import msgspec
+
+    lines = []
+    if scores.knn is not None:
+        top5 = f", top-5 {scores.knn.top5:.2f} %" if scores.knn.top5 is not None else ""
+        lines.append(f"k-NN, k = {scores.knn.k}: top-1 {scores.knn.top1:.2f} %{top5}")
+    for one in scores.few_shot:
+        shots = plural(one.shots, "video") + " a class"
+        lines.append(f"{shots}: nearest class mean {one.nearest_mean}, logistic regression {one.logistic}")
+    if scores.few_shot:
+        lines.append(f"± is the standard deviation over {scores.few_shot[0].seeds} seeds")
+    control = f" ({scores.control})" if scores.control else ""
+    lines.append(f"{scores.videos} videos, {scores.train_videos} training videos, {scores.views} views{control}")
+    if as_json:
+        print_json(msgspec.to_builtins(scores))
+    elif not quiet:
+        print("\n".join(lines))
 
 
 def print_unreadable(unreadable: dict[str, str]) -> None:
