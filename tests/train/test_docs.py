@@ -27,6 +27,7 @@ from vmae_train.finetune import FinetuneSpec
 from vmae_train.inference.read_video import read_clip
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.metadata import RunFacts, run_clip
 
@@ -258,6 +259,22 @@ def test_the_python_of_predictions_runs(
     assert first.startswith("Predictor(runs/k400-finetune: 2 class outputs")
     assert windows and all(line.startswith("0.0 ") for line in windows)
     assert best in ("a", "b")
+
+
+def test_the_python_of_features_runs(
+    tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/k400").mkdir(parents=True)
+    save_model(Path("runs/k400"), PretrainModel(ModelSpec(size="tiny").geometry(), seed=0))
+    shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("embedding.md"), flags=re.DOTALL | re.MULTILINE)
+    assert len([line for line in block.splitlines() if line]) <= 10
+    exec(compile(block, "embedding.md", "exec"), {})
+    first, *windows, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("Embedder(runs/k400: 192 of block 4 of 4, 16 frames of 32 px")
+    assert windows and all(re.fullmatch(r"0\.0 \S+ \(192,\)", line) for line in windows)
+    assert last == "torch.Size([5, 192])"
 
 
 @pytest.mark.parametrize("clip", [ClipSpec(stride=2), ClipSpec(rate=6.25), None])

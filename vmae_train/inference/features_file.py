@@ -33,7 +33,7 @@ class FeaturesFile(Journal[Features]):
     def __init__(self, path: Path, embedder: Embedder, spec: WindowSpec) -> None:
         check_suffix(path, SUFFIXES)
         self.shape, self.dtype = embedder.shape, embedder.dtype
-        self._record = {**embedder.record(), **spec._asdict()}
+        self._record = {**embedder.record(), **spec.record()}
         super().__init__(path, self._record)
 
     def add_result(self, result: VideoResult[Features], version: str) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -59,11 +60,12 @@ class _Head(msgspec.Struct, frozen=True):
 
     video: str
     version: str
-    length: VideoLength | None = None
 
 
 class _Place(NamedTuple):
-    head: _Head
+    """Where the line of a finished video begins in the journal."""
+
+    version: str
     offset: int
 
 
@@ -77,7 +79,6 @@ class Journal(ABC, Generic[Row]):
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         self.path, self._journal = path, path.with_name(f"{path.name}.journal")
         self._places: dict[str, _Place] = {}
-        self.kept = 0  # videos that were finished before this command
         is_empty = path.is_dir() and not any(path.iterdir())
         if not self._journal.exists() and path.exists() and not is_empty:
             raise MisuseError(
@@ -108,15 +109,13 @@ class Journal(ABC, Generic[Row]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-
-    def __len__(self) -> int:
-        return len(self._places)
+        with nullcontext() if error is None else suppress(OSError):  # the first error counts
+            self._file.close()
 
     def holds(self, video: str, version: str) -> bool:
         """Whether the video is finished, and is the same file still."""
         place = self._places.get(video)
-        return place is not None and place.head.version == version
+        return place is not None and place.version == version
 
     def names(self, version: str) -> set[str]:
         """The finished videos of this version."""
@@ -135,17 +134,17 @@ class Journal(ABC, Generic[Row]):
             for name, start, end, values in rows
         )
         offset = self._append(Entry(video, version, length, packed))
-        self._places[video] = _Place(_Head(video, version, length), offset)
-
-    def lengths(self) -> Iterator[tuple[str, VideoLength | None]]:
-        """All recorded videos, without reading their rows."""
-        return ((name, place.head.length) for name, place in self._places.items())
+        self._places[video] = _Place(version, offset)
 
     def entries(self) -> Iterator[Entry]:
-        """All recorded videos, in the order in which they were finished first."""
+        """All recorded videos, in the order in which they were finished first. Raises DataError for a damaged one."""
         for place in self._places.values():
             self._file.seek(place.offset)
-            yield msgspec.json.decode(self._file.readline(), type=Entry)
+            try:
+                entry = msgspec.json.decode(self._file.readline(), type=Entry)
+            except NOT_JSON as error:
+                raise self._damaged(error) from error
+            yield entry
 
     def _lock(self) -> None:
         try:
@@ -183,9 +182,12 @@ class Journal(ABC, Generic[Row]):
                     self._file.truncate(offset)
                     break
                 head = msgspec.json.decode(line, type=_Head)
-                self._places[head.video] = _Place(head, offset)
+                self._places[head.video] = _Place(head.version, offset)
         except NOT_JSON as error:
-            raise DataError(f"{self._journal}: is damaged ({error}). Name another --out") from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> DataError:
+        return DataError(f"{self._journal}: is damaged ({error}). Name another --out")
 
     def _append(self, record: Any) -> int:
         """Append a line, and return where it begins."""

@@ -97,7 +97,8 @@ class Predictor(VideoRunner[Prediction]):
         return Prediction(video, start, end, self.names, tuple(map(float, output)), self.kind)
 
     def record(self) -> dict[str, Any]:
-        outputs = {"names": list(self.names), "kind": self.kind.name.lower(), "merge": self.protocol.merge}
+        kind, merge = self.kind.name.lower(), self.protocol.merge
+        outputs = {"names": list(self.names), "kind": kind, "merge": merge, "dtype": "float64"}
         return {**self.protocol_record(), **outputs}
 
     def predict(

@@ -32,7 +32,7 @@ class ResultsFile(Journal[Prediction]):
     def __init__(self, path: Path, predictor: Predictor, spec: WindowSpec) -> None:
         check_suffix(path, SUFFIXES)
         self._names, self._kind = predictor.names, predictor.kind
-        super().__init__(path, {**predictor.record(), **spec._asdict()})
+        super().__init__(path, {**predictor.record(), **spec.record()})
 
     def add_result(self, result: VideoResult[Prediction], version: str) -> None:
         rows = ((row.video, row.start, row.end, np.asarray(row.outputs)) for row in result.rows)

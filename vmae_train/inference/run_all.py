@@ -54,7 +54,7 @@ def run_all(
         else:
             done += 1
             if journal is not None:
-                journal.add_result(result, version)
+                journal.add_result(result, "partial" if result.partial else version)
         finished(result)
 
     with ProgressBar("videos", len(found.videos), style, start=kept) as progress:

@@ -50,7 +50,7 @@ class TemporalFolder(Journal[Features]):
         self.shape, self.dtype = embedder.shape, embedder.dtype
         self._ids = _ids(videos)
         self.uneven: dict[str, float] = {}
-        super().__init__(path, {**embedder.record(), **spec._asdict(), "layout": layout})
+        super().__init__(path, {**embedder.record(), **spec.record(), "layout": layout})
         try:
             path.mkdir(exist_ok=True)
         except OSError as error:

@@ -51,7 +51,8 @@ WHOLE_PICTURES, PICTURE_SIDE = 6, 120
 class VideoResult(NamedTuple, Generic[Row]):
     """What was computed of a video: a row for each window; or why there is none.
 
-    `length` is that of a video file. `pictures`: some of its frames in order, if asked for.
+    `length` is that of a video file. `pictures`: some of its frames in order, if asked for. `partial`: other segments
+    of the source can't be read.
     """
 
     video: str
@@ -59,6 +60,7 @@ class VideoResult(NamedTuple, Generic[Row]):
     error: str | None = None
     pictures: tuple[Picture, ...] = ()
     length: VideoLength | None = None
+    partial: bool = False
 
 
 class _Loading(Generic[Row]):
@@ -254,7 +256,7 @@ class VideoRunner(ABC, Generic[Row]):
                     progress.advance()
             unreadable = batches.unreadable.by_key
         for some in outputs.values():  # the others of their segments are unreadable
-            yield self._merged(shards, some)
+            yield self._merged(shards, some)._replace(partial=True)
         for key, reason in with_paths(shards, unreadable).items():
             yield VideoResult(f"{shards.url}/{key}", (), reason)
 

@@ -48,6 +48,10 @@ class WindowSpec(NamedTuple):
         assert self.frames is not None
         return int(self.stride or self.frames)
 
+    def record(self) -> dict[str, float | None]:
+        """Length and stride, for the record of a journal."""
+        return {"window": self.frames or self.seconds, "stride": self.stride}
+
     def check(self, num_frames: int) -> WindowSpec:
         """Raises MisuseError for lengths that can't be used. `num_frames`: of the model's clips."""
         if self.frames is not None:
