@@ -62,7 +62,7 @@ def embed_all(
     if layout is not None:
         members = [video for url in found.shards for video in shard_members(url)]
         found = found._replace(videos=(*found.videos, *members), shards=())
-    about = describe_run(embedder, found, spec)
+    about = {**describe_run(embedder, found, spec), "features": embedder.describe_features()}
     with _output(path, embedder, spec, layout, found.videos) as output:
         print_summary(f"embed {embedder.checkpoint}", about, quiet=style is ProgressStyle.QUIET)
         started_at = time.perf_counter()

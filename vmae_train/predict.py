@@ -75,7 +75,7 @@ def predict_all(
             before = {result.video: result for result in file.results()} if file is not None else {}
             now = {result.video: result for result in results}
             shown = {name: before[name] for name in paths if name in before} | now
-            subtitle = ", ".join(about[name] for name in ("windows", "clip", "views"))
+            subtitle = ", ".join(about[name] for name in ("time", "clip", "views"))
             write_predictions_page(list(shown.values()), paths, page, model=predictor.checkpoint, subtitle=subtitle)
         rows = file.write() if file is not None else None
     return Predicted(tuple(results), counts.unreadable, counts.kept, rows)

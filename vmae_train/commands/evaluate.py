@@ -55,7 +55,7 @@ def evaluate(
         option("N,N,…", "Score the features with classifiers of N training videos a class.", "score the head"),
     ] = None,
     train: Annotated[
-        str | None, option("URL", "Fit --knn and --few-shot on these labelled shards.", "needed by these two")
+        str | None, option("URL", "Fit --knn and --few-shot on these labelled shards.", "none, and both need it")
     ] = None,
     layer: Annotated[
         int | None, option("N", "Score the features of block N, counted from 1.", "the last block", min=1)

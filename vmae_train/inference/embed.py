@@ -82,9 +82,12 @@ class Embedder(VideoRunner[Features]):
         )
 
     def __repr__(self) -> str:
-        geometry, layer = self.model.geometry, self.features.layer
-        block = f"block {layer or geometry.depth} of {geometry.depth}"
-        return f"Embedder({self.checkpoint}: {' × '.join(map(str, self.shape))} of {block}, {self.describe_clips()})"
+        return f"Embedder({self.checkpoint}: {self.describe_features()}, {self.describe_clips()})"
+
+    def describe_features(self) -> str:
+        """Their axes and their block."""
+        depth = self.model.geometry.depth
+        return f"{' × '.join(map(str, self.shape))} of block {self.features.layer or depth} of {depth}"
 
     @property
     def shape(self) -> tuple[int, ...]:

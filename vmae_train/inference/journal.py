@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
-from vmae_data.recipes import difference
+from vmae_data.recipes import difference, shorten_digests
 from vmae_data.storage import write_error
 from vmae_train.inference.video_runner import VideoResult
 from vmae_train.inference.windows import VideoLength
@@ -171,10 +171,10 @@ class Journal(ABC, Generic[Row]):
                 self._append(record)
                 return
             if stored != given:
-                changed = difference(stored, given)
+                changed = [shorten_digests(line)[:100] for line in difference(stored, given)[:3]]
                 raise MisuseError(
                     f"{self.path}: holds results of another checkpoint or with other settings "
-                    f"({'; '.join(line[:100] for line in changed[:3])}). Name another --out"
+                    f"({'; '.join(changed)}). Name another --out"
                 )
             while line := self._file.readline():
                 offset = self._file.tell() - len(line)

@@ -99,7 +99,7 @@ def describe_run(runner: VideoRunner[Row], found: FoundVideos, spec: WindowSpec)
         spacing, views = f"stride {spec.frames // geometry.num_frames} source frames", f"1x{protocol.views.crops}"
     return {
         "data": ", ".join([plural(len(found.videos), "video")] * bool(found.videos) + list(found.shards)),
-        "windows": windows,
+        "time": windows,
         "clip": f"{geometry.num_frames} frames, {spacing}",
         "views": f"{views} (clips × crops)",
         "resize": f"short side to {runner.short_side} px as a build does, then to {geometry.image_size} px, "
