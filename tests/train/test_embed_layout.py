@@ -47,7 +47,7 @@ def test_a_feature_is_of_the_source_frames_from_its_number_times_the_stride(
     tiny_pretraining: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     """Compared with clips cut by hand out of all frames. Few frames fit into memory, so parts are decoded in turn."""
-    monkeypatch.setattr(read_video, "BYTES_AT_ONCE", 20 * 36 * 48 * 3 // 2)
+    monkeypatch.setattr(read_video, "BYTES_ON_DISK", 20 * 36 * 48 * 3 // 2)
     frames = len(open_source(members[0]).times)
     out = tmp_path / "features"
     options = ["--layout", "opentad", "--window", window, "--stride", "3", "--out", out, "--quiet"]

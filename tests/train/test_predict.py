@@ -24,7 +24,7 @@ from vmae_train import Predictor, load_model, read_clips
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.evaluate import evaluate_checkpoint
-from vmae_train.inference import read_video
+from vmae_train.inference import load_videos, read_video
 from vmae_train.inference.find_videos import VideoFile, find_videos
 from vmae_train.inference.predict import Prediction
 from vmae_train.inference.read_video import read_clip
@@ -116,7 +116,7 @@ def test_windows_do_not_depend_on_how_many_are_decoded_or_predicted_at_once(
 
     together = outputs(8)
     assert len(together) > 3
-    monkeypatch.setattr(read_video, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(read_video, "BYTES_ON_DISK", 1)
     np.testing.assert_allclose(outputs(1), together, atol=1e-5)
 
 
@@ -132,9 +132,12 @@ def test_clips_leave_out_the_frames_that_a_build_leaves_out(demo_videos: Path, m
     assert (cut[0] == whole[5]).all()
 
 
+@pytest.mark.parametrize("most", [load_videos.BYTES_AT_ONCE, 0], ids=["short", "long"])
 def test_workers_give_the_same_results_in_the_same_order(
-    tiny_finetuning: Path, members: list[Path], tmp_path: Path
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
+    """A worker hands over a short video, and leaves a long one to the main process."""
+    monkeypatch.setattr(load_videos, "BYTES_AT_ONCE", most)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     paths = [members[0], tmp_path / "broken.mp4", *members[1:], tmp_path / "missing.mp4"]
     videos = [VideoFile(path.name, path) for path in paths]

@@ -100,7 +100,8 @@ def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -
     """The frames of these numbers (ascending, without repeats), in BT.709 and limited range. Raises SourceError.
 
     Their short side is `short_side`, or less if the video is smaller. They are what a build with this recipe key
-    encodes, without the loss of its codec.
+    encodes, without the loss of its codec. They are mapped from a file without a name in the temporary folder, so many
+    of them take no memory.
     """
     spec = BuildSpec(short_side=short_side, stride=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -108,10 +109,10 @@ def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -
         _run(
             picture_arguments(find_ffmpeg().path, spec, video.info, video.path, frames, target), video.info, video.path
         )
-        data = np.fromfile(target, np.uint8)
-    width, height = video.picture_size(short_side)
-    if data.size != len(frames) * width * height * 3 // 2:
-        raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
+        width, height = video.picture_size(short_side)
+        if target.stat().st_size != len(frames) * width * height * 3 // 2:
+            raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
+        data = np.asarray(np.memmap(target, np.uint8, "c"))
     y, u, v = np.split(data.reshape(len(frames), -1), [width * height, width * height * 5 // 4], axis=1)
     return DecodedVideo(y.reshape(-1, height, width), *(plane.reshape(-1, height // 2, width // 2) for plane in (u, v)))
 

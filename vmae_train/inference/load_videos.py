@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.encode.open_source import open_source
+from vmae_data.encode.open_source import OpenedSource, open_source
 from vmae_data.errors import DataError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.inference.find_videos import VideoFile
-from vmae_train.inference.read_video import BYTES_AT_ONCE, Part, WindowClips, read_windows, video_windows
-from vmae_train.inference.windows import WindowSpec
+from vmae_train.inference.read_video import Part, WindowClips, picture_bytes, read_windows, video_windows
+from vmae_train.inference.windows import Window, WindowSpec
 
 __all__ = ["VideoReading", "load_videos"]
 
+BYTES_AT_ONCE = 256 << 20  # of decoded pictures that a worker hands over
 AHEAD = 2  # videos for each worker: one that it decodes, and one that waits
 
 
@@ -36,7 +37,7 @@ def load_videos(
 ) -> Iterator[tuple[VideoFile, Iterator[WindowClips]]]:
     """Each video and its clips, in order. Iterating over the clips raises SourceError or DataError for a bad video.
 
-    A worker decodes a video whose pictures fit into `BYTES_AT_ONCE`; this process decodes a longer one, in parts.
+    A worker decodes a video whose pictures fit into `BYTES_AT_ONCE`; this process decodes a longer one.
     """
     if not workers:
         for video in videos:
@@ -65,24 +66,28 @@ def _clips(ended: Finished, video: VideoFile, reading: VideoReading) -> Iterator
         raise DataError(f"decoding it stopped: {ended.error}") from ended.error
     if ended.error is not None:
         raise ended.error
-    for part in _load(video, reading) if ended.result is None else ended.result:
+    opened, parts = ended.result
+    for part in _load(video, reading, opened) if parts is None else parts:
         yield from part.clips()
 
 
-def _load(video: VideoFile, reading: VideoReading) -> Iterator[Part]:
+def _load(video: VideoFile, reading: VideoReading, opened: OpenedSource | None = None) -> Iterator[Part]:
+    """`opened`: the video, if it was opened before."""
+    with tempfile.TemporaryDirectory() as folder, video.local(Path(folder)) as path:
+        opened = open_source(path) if opened is None else opened._replace(path=bytes(path.absolute()))
+        yield from read_windows(opened, _windows(opened, reading), reading.short_side)
+
+
+def _load_short(video: VideoFile, reading: VideoReading) -> tuple[OpenedSource, list[Part] | None]:
+    """In a worker. No parts of a video with too many frames to hand over at once."""
     with tempfile.TemporaryDirectory() as folder, video.local(Path(folder)) as path:
         opened = open_source(path)
-        windows = video_windows(opened, reading.clip, reading.windows, reading.num_frames, reading.views)
-        yield from read_windows(opened, windows, reading.short_side)
+        windows = _windows(opened, reading)
+        frames = len({frame for window in windows for frame in window.frames})
+        if frames * picture_bytes(opened, reading.short_side) > BYTES_AT_ONCE:
+            return opened, None
+        return opened, list(read_windows(opened, windows, reading.short_side))
 
 
-def _load_short(video: VideoFile, reading: VideoReading) -> list[Part] | None:
-    """In a worker; None for a video with too many frames to hand over at once."""
-    parts: list[Part] = []
-    size = 0
-    for part in _load(video, reading):
-        parts.append(part)
-        size += sum(plane.nbytes for plane in part.planes)
-        if size > BYTES_AT_ONCE:
-            return None
-    return parts
+def _windows(opened: OpenedSource, reading: VideoReading) -> list[Window]:
+    return video_windows(opened, reading.clip, reading.windows, reading.num_frames, reading.views)

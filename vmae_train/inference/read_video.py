@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +43,7 @@ __all__ = [
 U8 = NDArray[np.uint8]
 BT709 = 1  # in Planes.matrix_B
 SHORT_SIDE = 256  # of a build, unless its recipe has another
-BYTES_AT_ONCE = 256 << 20  # of decoded pictures: a longer video is decoded in several passes
+BYTES_ON_DISK = 4 << 30  # of decoded pictures in the temporary folder: a longer video is decoded in several passes
 
 
 def local_video(url: str) -> Path | None:
@@ -100,17 +102,22 @@ def video_windows(video: OpenedSource, clip: ClipSpec, spec: WindowSpec, num_fra
     return plan_windows(video, clip, spec, num_frames=num_frames, num_clips=views)
 
 
+def picture_bytes(video: OpenedSource, short_side: int) -> int:
+    """Of a decoded picture."""
+    width, height = video.picture_size(short_side)
+    return width * height * 3 // 2
+
+
 def read_windows(video: OpenedSource, windows: Sequence[Window], short_side: int) -> Iterator[Part]:
     """The frames of the windows: upright, with square pixels and this short side, or less if the video is smaller.
 
     A frame more than 2.4 times as wide or high is cropped at its centre, as the reader of shards does. A part has as
-    many windows as `BYTES_AT_ONCE` allows; each part decodes the video anew.
+    many windows as `BYTES_ON_DISK` and half of the free space allow; each part decodes the video anew.
     Raises SourceError.
     """
-    width, height = video.picture_size(short_side)
-    most = max(1, BYTES_AT_ONCE // (width * height * 3 // 2))
+    room = min(BYTES_ON_DISK, shutil.disk_usage(tempfile.gettempdir()).free // 2)
     length = VideoLength(len(video.kept_frames()), video.seconds()[-1])
-    for some, numbers in _parts(windows, most):
+    for some, numbers in _parts(windows, max(1, room // picture_bytes(video, short_side))):
         planes = _centre(read_pictures(video, numbers, short_side), short_side)
         yield Part(tuple(some), numbers, planes, length)
 
