@@ -16,7 +16,7 @@ from tests.command import call_command
 from vmae_data.build import build_shards
 from vmae_data.demo.videos import write_demo
 from vmae_data.encode.build_spec import BuildSpec
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
@@ -31,6 +31,7 @@ from vmae_train.evaluation.frozen_scores import (
     knn_scores,
     knn_votes,
     nearest_mean,
+    parse_shots,
 )
 
 QUIET = ProgressStyle.QUIET
@@ -141,6 +142,13 @@ def test_shots_depend_on_the_videos_and_the_seed_not_on_their_order() -> None:
     again = choose_shots(shuffled, 3, 0, ("a", "b", "c"))
     assert set(shuffled.sample_N[again].tolist()) == set(train.sample_N[chosen].tolist())
     assert any(not np.array_equal(choose_shots(train, 3, seed, ("a", "b", "c")), chosen) for seed in range(1, 5))
+
+
+def test_numbers_of_shots_are_sorted_and_checked() -> None:
+    assert parse_shots("10,1,5,5") == (1, 5, 10)
+    for text in ("", "1,", "0", "1, 5", "-1", "1.5", "٣", "1234567"):
+        with pytest.raises(MisuseError, match="such as 1,5,10"):
+            parse_shots(text)
 
 
 def test_mean_and_spread_are_of_a_sample() -> None:

@@ -17,7 +17,6 @@ from vmae_train.commands.options import (
     Ema,
     EvaluationData,
     need_torch,
-    parse_shots,
 )
 from vmae_train.commands.output import print_frozen, print_scores, print_unreadable
 
@@ -92,6 +91,7 @@ def evaluate(
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.distributed import init_distributed
     from vmae_train.evaluate import evaluate_checkpoint, evaluate_features, write_outputs, write_scores
+    from vmae_train.evaluation.frozen_scores import parse_shots
     from vmae_train.evaluation.protocol import parse_views
 
     short = {
@@ -101,7 +101,7 @@ def evaluate(
         "clip.frozen": "true" if frozen else None,
     }
     chosen = [*(settings or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-    shots = parse_shots(few_shot)
+    shots = parse_shots(few_shot) if few_shot is not None else ()
     of_head = {"--predictions": predictions, "--html": html, "--class-names": class_names, "--merge": merge}
     _check_together(knn or bool(shots), {"--train": train, "--layer": layer}, of_head)
     style = progress_style(quiet, as_json)

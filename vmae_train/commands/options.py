@@ -28,7 +28,6 @@ __all__ = [
     "Videos",
     "check_recipe",
     "need_torch",
-    "parse_shots",
     "spec_of",
 ]
 
@@ -42,9 +41,6 @@ Device = Annotated[str | None, option("DEVICE", "Compute on cpu or cuda.", "cuda
 Checkpoint = Annotated[
     str, argument("CKPT", "Load a run, a checkpoint folder, an official .pth or a Hugging Face folder. Path or URL.")
 ]
-Videos = Annotated[list[str], argument("VIDEO…", "Read these videos: files, folders, listings, shards. Paths or URLs.")]
-VideoBatch = Annotated[int, option("N", "Give the model N windows at a time.", min=1, max=1 << 16)]
-VideoWorkers = Annotated[int, option("N", "Decode several videos in N processes.", min=0, max=1024)]
 ClipRecipe = Annotated[
     str | None,
     option(
@@ -55,6 +51,9 @@ ClipRecipe = Annotated[
 ]
 Best = Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")]
 Ema = Annotated[bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")]
+Videos = Annotated[list[str], argument("VIDEO…", "Read these videos: files, folders, listings, shards. Paths or URLs.")]
+VideoBatch = Annotated[int, option("N", "Give the model N windows at a time.", min=1, max=1 << 16)]
+VideoWorkers = Annotated[int, option("N", "Decode several videos in N processes.", min=0, max=1024)]
 ClassNames = Annotated[
     Path | None,
     path_option("FILE", "Name the classes of a model that has numbers only: one name per line.", "the model's"),
@@ -73,18 +72,6 @@ AcceptAppended = Annotated[
 DryRun = Annotated[
     bool, flag("--dry-run", "Train two steps, estimate time, memory and disk, and write nothing.", "train the run")
 ]
-
-
-def parse_shots(text: str | None) -> tuple[int, ...]:
-    """`1,5,10` → the numbers, ascending. Raises MisuseError."""
-    from vmae_data.errors import MisuseError
-
-    if text is None:
-        return ()
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and part.isascii() and 1 <= int(part) <= 1_000_000 for part in parts):
-        raise MisuseError(f"--few-shot {text[:40]}: expected numbers of videos with commas, such as 1,5,10")
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def need_torch() -> None:

@@ -5,6 +5,7 @@ N videos, M training videos, E channels, K classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.rng import Purpose, bits, permutation
 from vmae_train.clips.frame_sampling import ClipSpec
 
@@ -30,6 +31,7 @@ __all__ = [
     "knn_scores",
     "knn_votes",
     "nearest_mean",
+    "parse_shots",
 ]
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # those of DINO's k-NN: Caron et al., ICCV 2021, section 4.1 and its code
@@ -90,6 +92,13 @@ class FrozenScores(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     unreadable: dict[str, str]
     knn: KnnScores | None
     few_shot: tuple[ShotScores, ...]
+
+
+def parse_shots(text: str) -> tuple[int, ...]:
+    """`1,5,10` → the numbers, ascending. Raises MisuseError."""
+    if not re.fullmatch(r"0*[1-9]\d{0,5}(,0*[1-9]\d{0,5})*", text, re.ASCII):
+        raise MisuseError(f"--few-shot {text[:40]}: expected numbers of videos with commas, such as 1,5,10")
+    return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 def knn_scores(train: FeatureSet, validation: FeatureSet, num_classes: int) -> KnnScores:

@@ -77,7 +77,10 @@ class Journal(ABC, Generic[Row]):
     """
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        self.path, self._journal = path, path.with_name(f"{path.name}.journal")
+        absolute = path.absolute()  # `.` has no name
+        if not absolute.name:
+            raise MisuseError(f"--out {path}: has no name. Name another --out")
+        self.path, self._journal = path, absolute.with_name(f"{absolute.name}.journal")
         self._places: dict[str, _Place] = {}
         is_empty = path.is_dir() and not any(path.iterdir())
         if not self._journal.exists() and path.exists() and not is_empty:

@@ -87,8 +87,9 @@ class Part(NamedTuple):
 
     def clips(self) -> Iterator[WindowClips]:
         """The frames of each window."""
+        numbers = np.asarray(self.numbers)
         for window in self.windows:
-            at = np.searchsorted(self.numbers, window.frames)
+            at = np.searchsorted(numbers, window.frames)
             yield WindowClips(window, DecodedVideo(*(plane[at] for plane in self.planes)), self.length)
 
 
@@ -127,7 +128,7 @@ def _parts(windows: Sequence[Window], most: int) -> Iterator[tuple[list[Window],
     part: list[Window] = []
     numbers: set[int] = set()
     for window in windows:
-        if part and len(numbers.union(window.frames)) > most:
+        if part and len(numbers) + len({*window.frames} - numbers) > most:
             yield part, tuple(sorted(numbers))
             part, numbers = [], set()
         part.append(window)
