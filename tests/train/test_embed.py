@@ -135,6 +135,20 @@ def test_two_commands_cannot_write_one_file(tiny_pretraining: Path, members: lis
     assert "another command is writing it" in refused
 
 
+def test_a_damaged_journal_is_named(tiny_pretraining: Path, members: list[Path], tmp_path: Path) -> None:
+    out, journal = tmp_path / "a.npz", tmp_path / "a.npz.journal"
+    command = [tiny_pretraining, members[0], "--out", out, "--quiet"]
+    _embed(*command)
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for damaged in (b"\x00" + whole, lines[0] + b"\x00" + lines[1], whole.replace(b"]]}", b"]}}")):
+        assert damaged != whole
+        journal.write_bytes(damaged)
+        assert f"{journal}: is damaged" in _embed(*command, status=1).stderr
+    journal.write_bytes(whole)
+    assert "1 kept" in _embed(*command[:-1]).stdout
+
+
 def test_settings_can_change_before_the_first_result(tiny_pretraining: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     for pool in ("mean", "slice"):

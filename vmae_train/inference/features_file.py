@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vmae_data.storage import commit_file, temporary_path, write_error
 from vmae_train.inference.embed import Embedder, Features
-from vmae_train.inference.journal import Journal, check_suffix
+from vmae_train.inference.journal import Journal, JournalRow, check_suffix
 from vmae_train.inference.video_runner import VideoResult
 from vmae_train.inference.windows import WindowSpec
 
@@ -37,7 +37,7 @@ class FeaturesFile(Journal[Features]):
         super().__init__(path, self._record)
 
     def add_result(self, result: VideoResult[Features], version: str) -> None:
-        self.add(result.video, version, result.length, result.rows)
+        self.add(result.video, version, result.length, [JournalRow.of(*row) for row in result.rows])
 
     def rows(self) -> Iterator[Features]:
         """All recorded rows; videos in the order in which they were finished first."""

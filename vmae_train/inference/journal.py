@@ -41,6 +41,10 @@ class JournalRow(msgspec.Struct, frozen=True, array_like=True):
     end: float | None
     data: bytes
 
+    @classmethod
+    def of(cls, video: str, start: float | None, end: float | None, values: NDArray[Any]) -> JournalRow:
+        return cls(video, start, end, np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+
     def values(self, dtype: npt.DTypeLike) -> NDArray[Any]:
         """The numbers, without axes."""
         return np.frombuffer(self.data, np.dtype(dtype).newbyteorder("<"))
@@ -124,19 +128,9 @@ class Journal(ABC, Generic[Row]):
         """The finished videos of this version."""
         return {name for name in self._places if self.holds(name, version)}
 
-    def add(
-        self,
-        video: str,
-        version: str,
-        length: VideoLength | None,
-        rows: Iterable[tuple[str, float | None, float | None, NDArray[Any]]] = (),
-    ) -> None:
-        """Append a finished video. A row is a name, its start and end, and its numbers."""
-        packed = tuple(
-            JournalRow(name, start, end, np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
-            for name, start, end, values in rows
-        )
-        offset = self._append(Entry(video, version, length, packed))
+    def add(self, video: str, version: str, length: VideoLength | None, rows: Iterable[JournalRow]) -> None:
+        """Append a finished video."""
+        offset = self._append(Entry(video, version, length, tuple(rows)))
         self._places[video] = _Place(version, offset)
 
     def entries(self) -> Iterator[Entry]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from vmae_data.read.dataset import LabelKind
 from vmae_data.storage import commit_bytes
-from vmae_train.inference.journal import Journal, check_suffix
+from vmae_train.inference.journal import Journal, JournalRow, check_suffix
 from vmae_train.inference.predict import Prediction, Predictor
 from vmae_train.inference.video_runner import VideoResult
 from vmae_train.inference.windows import WindowSpec
@@ -35,7 +35,7 @@ class ResultsFile(Journal[Prediction]):
         super().__init__(path, {**predictor.record(), **spec.record()})
 
     def add_result(self, result: VideoResult[Prediction], version: str) -> None:
-        rows = ((row.video, row.start, row.end, np.asarray(row.outputs)) for row in result.rows)
+        rows = [JournalRow.of(row.video, row.start, row.end, np.asarray(row.outputs)) for row in result.rows]
         self.add(result.video, version, result.length, rows)
 
     def results(self) -> Iterator[VideoResult[Prediction]]:

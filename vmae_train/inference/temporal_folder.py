@@ -23,7 +23,7 @@ from vmae_data.storage import commit_bytes, write_error
 from vmae_train.inference.embed import Embedder, Features
 from vmae_train.inference.features_file import SUFFIXES
 from vmae_train.inference.find_videos import Member, VideoFile
-from vmae_train.inference.journal import Journal
+from vmae_train.inference.journal import Journal, JournalRow
 from vmae_train.inference.video_runner import VideoResult
 from vmae_train.inference.windows import WindowSpec
 
@@ -69,7 +69,7 @@ class TemporalFolder(Journal[Features]):
         started_at = np.asarray([row.start for row in result.rows])
         error = np.abs(started_at - np.arange(len(started_at)) * self.spec.frame_stride * seconds_a_frame).max()
         about = np.asarray([len(features_TC), error])
-        self.add(result.video, version, result.length, [(self._ids[result.video], None, None, about)])
+        self.add(result.video, version, result.length, [JournalRow.of(self._ids[result.video], None, None, about)])
 
     def write(self) -> int:
         """Write the file about all recorded videos, and return the number of their features."""
