@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.progress import ProgressStyle
+from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.storage import StoragePath, commit_bytes
 from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.frame_spacing import check_spacing, describe_clip
 from vmae_train.clips.loader import LoaderSpec
 from vmae_train.distributed import Distributed, choose_device
-from vmae_train.evaluation.frozen_scores import FeatureSet, FrozenScores, few_shot_scores, knn_scores
+from vmae_train.evaluation.frozen_scores import SEEDS, FeatureSet, FrozenScores, few_shot_scores, knn_scores
 from vmae_train.evaluation.metrics import AnyScores, Scores
 from vmae_train.evaluation.predict_videos import check_same_classes, predict_videos
 from vmae_train.evaluation.predictions import Predictions, compute_scores
@@ -160,8 +160,9 @@ def evaluate_features(
         )
         sets.append(_feature_set(found, part))
         unreadable |= {f"{part.url}/{key}": reason for key, reason in found.unreadable.items()}
-    with distributed.all_or_none():
-        train_set, validation = sets
+    train_set, validation = sets
+    rounds = SEEDS * len(few_shot)
+    with distributed.all_or_none(), ProgressBar("classifiers", rounds, distributed.style(style)) as progress:
         return FrozenScores(
             videos=len(validation.label_N),
             train_videos=len(train_set.label_N),
@@ -172,7 +173,9 @@ def evaluate_features(
             control=protocol.control,
             unreadable=unreadable,
             knn=knn_scores(train_set, validation, len(shards.classes)) if knn else None,
-            few_shot=tuple(few_shot_scores(train_set, validation, shots, shards.classes) for shots in few_shot),
+            few_shot=tuple(
+                few_shot_scores(train_set, validation, shots, shards.classes, progress.advance) for shots in few_shot
+            ),
         )
 
 

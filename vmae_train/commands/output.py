@@ -113,6 +113,7 @@ def print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> 
         "unreadable": len(counts.unreadable),
         "clips": embedded.clips,
         "clips_per_second": embedded.clips_per_second,
+        "uneven": embedded.uneven,
     }
     text = f"{out}: {plural(embedded.rows, 'row')}. {plural(counts.done, 'video')} embedded, {counts.kept} kept from before"
     if embedded.clips:

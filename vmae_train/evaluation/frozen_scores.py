@@ -6,7 +6,7 @@ N videos, M training videos, E channels, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -20,6 +20,7 @@ from vmae_data.rng import Purpose, bits, permutation
 from vmae_train.clips.frame_sampling import ClipSpec
 
 __all__ = [
+    "SEEDS",
     "FeatureSet",
     "FrozenScores",
     "KnnScores",
@@ -125,9 +126,16 @@ def knn_votes(train: FeatureSet, feature_NE: NDArray[np.float64], num_classes: i
     return torch.cat(votes).numpy()
 
 
-def few_shot_scores(train: FeatureSet, validation: FeatureSet, shots: int, classes: Sequence[str]) -> ShotScores:
+def few_shot_scores(
+    train: FeatureSet,
+    validation: FeatureSet,
+    shots: int,
+    classes: Sequence[str],
+    fitted: Callable[[], None] = lambda: None,
+) -> ShotScores:
     """Standardises features by the mean and spread of all training videos, whose labels this does not use.
 
+    `fitted` is called after each seed.
     Raises DataError if a class has too few training videos.
     """
     mean_E, spread_E = train.feature_NE.mean(axis=0), train.feature_NE.std(axis=0)
@@ -142,6 +150,7 @@ def few_shot_scores(train: FeatureSet, validation: FeatureSet, shots: int, class
         by_mean.append(_accuracy(nearest_mean(some_ME, some_M, feature_NE, len(classes)), label_N))
         weight_KE, bias_K = fit_logistic(some_ME, some_M, len(classes))
         by_regression.append(_accuracy((feature_NE @ weight_KE.T + bias_K).argmax(dim=1), label_N))
+        fitted()
     return ShotScores(
         shots=shots, seeds=SEEDS, nearest_mean=MeanSpread.of(by_mean), logistic=MeanSpread.of(by_regression)
     )
