@@ -55,7 +55,11 @@ def embed(
     recipe: ClipRecipe = None,
     views: Annotated[
         str | None,
-        option("CLIPSxCROPS", "Average over so many clips and crops.", "the recipe's, else 5x3; 1x1 without mean"),
+        option(
+            "CLIPSxCROPS",
+            "Average over so many clips and crops.",
+            "the recipe's, else 5x3; 1x1 with a layout and without mean",
+        ),
     ] = None,
     best: Best = False,
     ema: Ema = False,
