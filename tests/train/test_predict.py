@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vmae_train import Predictor, load_model, read_clips
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.evaluate import evaluate_checkpoint
-from vmae_train.inference import load_videos, read_video
+from vmae_train.inference import read_video
 from vmae_train.inference.find_videos import VideoFile, find_videos
 from vmae_train.inference.predict import Prediction
 from vmae_train.inference.read_video import read_clip
@@ -132,12 +133,14 @@ def test_clips_leave_out_the_frames_that_a_build_leaves_out(demo_videos: Path, m
     assert (cut[0] == whole[5]).all()
 
 
-@pytest.mark.parametrize("most", [load_videos.BYTES_AT_ONCE, 0], ids=["short", "long"])
+@pytest.mark.parametrize("most", [read_video.BYTES_ON_DISK, 1], ids=["short", "long"])
 def test_workers_give_the_same_results_in_the_same_order(
     tiny_finetuning: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """A worker hands over a short video, and leaves a long one to the main process."""
-    monkeypatch.setattr(load_videos, "BYTES_AT_ONCE", most)
+    """A worker hands over a video by a file, and leaves a long one to the main process. No file stays."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(read_video, "BYTES_ON_DISK", most)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     paths = [members[0], tmp_path / "broken.mp4", *members[1:], tmp_path / "missing.mp4"]
     videos = [VideoFile(path.name, path) for path in paths]
@@ -145,6 +148,7 @@ def test_workers_give_the_same_results_in_the_same_order(
     alone, shared = (list(predictor.run_videos(videos, WindowSpec(0.5), workers=workers)) for workers in (0, 2))
     assert shared == alone
     assert [result.error is not None for result in shared] == [False, True, False, False, True]
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_command_prints_bars_and_names_broken_videos_at_the_end(

@@ -29,7 +29,14 @@ from vmae_data.encode.times import exact_times, first_clean_frame, frame_times
 from vmae_data.errors import SourceError
 from vmae_data.format import RULES, Rational
 
-__all__ = ["OpenedSource", "describe_source", "open_source", "read_pictures"]
+__all__ = [
+    "OpenedSource",
+    "describe_source",
+    "map_pictures",
+    "open_source",
+    "read_pictures",
+    "write_pictures",
+]
 
 
 class OpenedSource(NamedTuple):
@@ -103,17 +110,26 @@ def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -
     encodes, without the loss of its codec. They are mapped from a file without a name in the temporary folder, so many
     of them take no memory.
     """
-    spec = BuildSpec(short_side=short_side, stride=1)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "pictures.yuv"
-        _run(
-            picture_arguments(find_ffmpeg().path, spec, video.info, video.path, frames, target), video.info, video.path
-        )
-        width, height = video.picture_size(short_side)
-        if target.stat().st_size != len(frames) * width * height * 3 // 2:
-            raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
-        data = np.asarray(np.memmap(target, np.uint8, "c"))
-    y, u, v = np.split(data.reshape(len(frames), -1), [width * height, width * height * 5 // 4], axis=1)
+        write_pictures(video, frames, short_side, target)
+        return map_pictures(video, len(frames), short_side, target)
+
+
+def write_pictures(video: OpenedSource, frames: Sequence[int], short_side: int, target: Path) -> None:
+    """Write the frames as `read_pictures` gives them, for `map_pictures` to read. Raises SourceError."""
+    spec = BuildSpec(short_side=short_side, stride=1)
+    _run(picture_arguments(find_ffmpeg().path, spec, video.info, video.path, frames, target), video.info, video.path)
+    width, height = video.picture_size(short_side)
+    if target.stat().st_size != len(frames) * width * height * 3 // 2:
+        raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
+
+
+def map_pictures(video: OpenedSource, count: int, short_side: int, target: Path) -> DecodedVideo:
+    """`count` written frames. The file may be removed as soon as this returns."""
+    width, height = video.picture_size(short_side)
+    data = np.asarray(np.memmap(target, np.uint8, "c")).reshape(count, -1)
+    y, u, v = np.split(data, [width * height, width * height * 5 // 4], axis=1)
     return DecodedVideo(y.reshape(-1, height, width), *(plane.reshape(-1, height // 2, width // 2) for plane in (u, v)))
 
 

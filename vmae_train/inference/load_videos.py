@@ -13,12 +13,11 @@ from vmae_data.errors import DataError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.inference.find_videos import VideoFile
-from vmae_train.inference.read_video import Part, WindowClips, picture_bytes, read_windows, video_windows
+from vmae_train.inference.read_video import Part, WindowClips, map_windows, read_windows, video_windows, write_windows
 from vmae_train.inference.windows import Window, WindowSpec
 
 __all__ = ["VideoReading", "load_videos"]
 
-BYTES_AT_ONCE = 256 << 20  # of decoded pictures that a worker hands over
 AHEAD = 2  # videos for each worker: one that it decodes, and one that waits
 
 
@@ -32,12 +31,20 @@ class VideoReading(NamedTuple):
     short_side: int
 
 
+class _Stored(NamedTuple):
+    """What a worker hands over: the file of the windows' pictures, or None for a video that needs more room."""
+
+    opened: OpenedSource
+    windows: list[Window]
+    target: Path | None
+
+
 def load_videos(
     videos: Iterable[VideoFile], reading: VideoReading, *, workers: int
 ) -> Iterator[tuple[VideoFile, Iterator[WindowClips]]]:
     """Each video and its clips, in order. Iterating over the clips raises SourceError or DataError for a bad video.
 
-    A worker decodes a video whose pictures fit into `BYTES_AT_ONCE`; this process decodes a longer one.
+    Workers hand over pictures by files in the temporary folder. This process decodes a video that needs more room.
     """
     if not workers:
         for video in videos:
@@ -46,11 +53,12 @@ def load_videos(
     coming = iter(enumerate(videos))
     submitted: deque[tuple[int, VideoFile]] = deque()
     finished: dict[int, Finished] = {}
-    with Pool(workers) as pool:
+    with tempfile.TemporaryDirectory() as folder, Pool(workers) as pool:
         while True:
             while len(submitted) < AHEAD * workers and (numbered := next(coming, None)) is not None:
                 submitted.append(numbered)
-                pool.submit(numbered[0], _load_short, numbered[1], reading)
+                target = Path(folder) / f"{numbered[0]}.yuv"
+                pool.submit(numbered[0], _store, numbered[1], reading, target, AHEAD * workers)
             if not submitted:
                 return
             number, video = submitted.popleft()
@@ -66,8 +74,12 @@ def _clips(ended: Finished, video: VideoFile, reading: VideoReading) -> Iterator
         raise DataError(f"decoding it stopped: {ended.error}") from ended.error
     if ended.error is not None:
         raise ended.error
-    opened, parts = ended.result
-    for part in _load(video, reading, opened) if parts is None else parts:
+    stored: _Stored = ended.result
+    parts = _load(video, reading, stored.opened)
+    if stored.target is not None:
+        parts = iter([map_windows(stored.opened, stored.windows, reading.short_side, stored.target)])
+        stored.target.unlink()
+    for part in parts:
         yield from part.clips()
 
 
@@ -78,15 +90,17 @@ def _load(video: VideoFile, reading: VideoReading, opened: OpenedSource | None =
         yield from read_windows(opened, _windows(opened, reading), reading.short_side)
 
 
-def _load_short(video: VideoFile, reading: VideoReading) -> tuple[OpenedSource, list[Part] | None]:
-    """In a worker. No parts of a video with too many frames to hand over at once."""
+def _store(video: VideoFile, reading: VideoReading, target: Path, sharers: int) -> _Stored:
+    """In a worker."""
     with tempfile.TemporaryDirectory() as folder, video.local(Path(folder)) as path:
         opened = open_source(path)
         windows = _windows(opened, reading)
-        frames = len({frame for window in windows for frame in window.frames})
-        if frames * picture_bytes(opened, reading.short_side) > BYTES_AT_ONCE:
-            return opened, None
-        return opened, list(read_windows(opened, windows, reading.short_side))
+        try:
+            is_written = write_windows(opened, windows, reading.short_side, target, sharers)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        return _Stored(opened, windows, target if is_written else None)
 
 
 def _windows(opened: OpenedSource, reading: VideoReading) -> list[Window]:

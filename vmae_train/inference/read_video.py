@@ -19,7 +19,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from vmae_data.decode import DecodedVideo
-from vmae_data.encode.open_source import OpenedSource, open_source, read_pictures
+from vmae_data.encode.open_source import OpenedSource, map_pictures, open_source, read_pictures, write_pictures
 from vmae_data.errors import DataError, MisuseError, SourceError
 from vmae_data.format import INDEX
 from vmae_data.storage import copy_here, exists, node_folder, refuse_special, storage_path
@@ -103,24 +103,43 @@ def video_windows(video: OpenedSource, clip: ClipSpec, spec: WindowSpec, num_fra
     return plan_windows(video, clip, spec, num_frames=num_frames, num_clips=views)
 
 
-def picture_bytes(video: OpenedSource, short_side: int) -> int:
-    """Of a decoded picture."""
-    width, height = video.picture_size(short_side)
-    return width * height * 3 // 2
-
-
 def read_windows(video: OpenedSource, windows: Sequence[Window], short_side: int) -> Iterator[Part]:
     """The frames of the windows: upright, with square pixels and this short side, or less if the video is smaller.
 
     A frame more than 2.4 times as wide or high is cropped at its centre, as the reader of shards does. A part has as
-    many windows as `BYTES_ON_DISK` and half of the free space allow; each part decodes the video anew.
-    Raises SourceError.
+    many windows as fit on the disk; each part decodes the video anew. Raises SourceError.
     """
-    room = min(BYTES_ON_DISK, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    for some, numbers in _parts(windows, _most_frames(video, short_side, 1)):
+        yield _part(video, some, numbers, read_pictures(video, numbers, short_side), short_side)
+
+
+def write_windows(video: OpenedSource, windows: Sequence[Window], short_side: int, target: Path, sharers: int) -> bool:
+    """Write the frames of the windows for `map_windows`, if they fit into this share of the disk. Raises SourceError."""
+    (_, numbers), *others = _parts(windows, _most_frames(video, short_side, sharers))
+    if others:
+        return False
+    write_pictures(video, numbers, short_side, target)
+    return True
+
+
+def map_windows(video: OpenedSource, windows: Sequence[Window], short_side: int, target: Path) -> Part:
+    """The frames that `write_windows` wrote. The file may be removed as soon as this returns."""
+    numbers = tuple(sorted({frame for window in windows for frame in window.frames}))
+    return _part(video, windows, numbers, map_pictures(video, len(numbers), short_side, target), short_side)
+
+
+def _part(
+    video: OpenedSource, windows: Sequence[Window], numbers: tuple[int, ...], planes: DecodedVideo, short_side: int
+) -> Part:
     length = VideoLength(len(video.kept_frames()), video.seconds()[-1])
-    for some, numbers in _parts(windows, max(1, room // picture_bytes(video, short_side))):
-        planes = _centre(read_pictures(video, numbers, short_side), short_side)
-        yield Part(tuple(some), numbers, planes, length)
+    return Part(tuple(windows), numbers, _centre(planes, short_side), length)
+
+
+def _most_frames(video: OpenedSource, short_side: int, sharers: int) -> int:
+    """The pictures that `sharers` may each have in the temporary folder."""
+    width, height = video.picture_size(short_side)
+    room = min(BYTES_ON_DISK, shutil.disk_usage(tempfile.gettempdir()).free // 2 // sharers)
+    return max(1, room // (width * height * 3 // 2))
 
 
 def _parts(windows: Sequence[Window], most: int) -> Iterator[tuple[list[Window], tuple[int, ...]]]:
