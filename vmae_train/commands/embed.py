@@ -79,8 +79,8 @@ def embed(
 
     Examples:
         vmae-train embed runs/k400 videos --out features.parquet
-        vmae-train embed runs/k400 long.mkv --window 10 --out windows.npz --float16
-        vmae-train embed runs/k400 thumos/videos --layout actionformer --window 16 --stride 4 --out thumos/features
+        vmae-train embed runs/k400 long.mkv --window 10 --out windows.npz
+        vmae-train embed runs/k400 videos --layout opentad --stride 4 --out features
     """
     need_torch()
     from vmae_data.console import print_json, resumable

@@ -84,7 +84,7 @@ def evaluate(
         vmae-train evaluate runs/finetune --data shards/k400-val
         vmae-train evaluate runs/finetune --data shards/val --best --html scores.html
         vmae-train evaluate k400.pth --data shards/val --class-names classes.txt
-        vmae-train evaluate runs/k400 --data shards/val --train shards/train --knn --few-shot 1,5,10
+        vmae-train evaluate runs/k400 --data shards/val --train shards/train --knn
     """
     need_torch()
     from vmae_data.storage import writable_paths
