@@ -147,7 +147,9 @@ def build(
     if dry_run and append:
         raise MisuseError("--dry-run --append: the estimate is of a whole build. Remove one of them")
     if dry_run:
-        _print_estimate(source, spec, {**common, "share": share, "workers": workers or num_cores()}, quiet, as_json)
+        rules = _stored_rules(folder, share)
+        estimated = {**common, "share": share, "rules": rules, "workers": workers or num_cores()}
+        _print_estimate(source, spec, estimated, quiet, as_json)
         return
     options = common | {
         "workers": workers,
@@ -176,6 +178,13 @@ def build(
         print_json(dict(zip(("train", "val"), results, strict=True)) if share else results[0])
     for report in reports.values():
         check_failures(report, max_failures, limit)
+
+
+def _stored_rules(folder: StoragePath, share: ValShare | None) -> int:
+    from vmae_data.shards.plan import stored_rules
+    from vmae_data.shards.subset import SUBSETS
+
+    return stored_rules(folder / SUBSETS[0] if share else folder)
 
 
 def _print_estimate(source: str, spec: BuildSpec, options: dict[str, Any], quiet: bool, as_json: bool) -> None:

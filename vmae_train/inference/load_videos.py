@@ -69,9 +69,9 @@ def _clips(ended: Finished, video: VideoFile, reading: VideoReading) -> Iterator
     yield from _load(video, reading) if ended.result is None else ended.result
 
 
-def _load(video: VideoFile, reading: VideoReading) -> Iterator[WindowClips]:
+def _load(video: VideoFile, reading: VideoReading, *, in_worker: bool = False) -> Iterator[WindowClips]:
     with tempfile.TemporaryDirectory() as folder, copied(video.path, Path(folder)) as path:
-        opened = open_source(path)
+        opened = open_source(path, in_worker=in_worker)
         windows = video_windows(opened, reading.clip, reading.windows, reading.num_frames, reading.views)
         yield from read_windows(opened, windows, reading.short_side)
 
@@ -80,7 +80,7 @@ def _load_short(video: VideoFile, reading: VideoReading) -> list[WindowClips] | 
     """In a worker; None for a video with too many clips to hand over at once."""
     clips: list[WindowClips] = []
     size = 0
-    for one in _load(video, reading):
+    for one in _load(video, reading, in_worker=True):
         clips.append(one)
         size += sum(plane.nbytes for plane in one.planes)
         if size > BYTES_AT_ONCE:
