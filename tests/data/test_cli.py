@@ -167,7 +167,7 @@ def test_the_version_is_one_line(program: str) -> None:
     ("words", "error"),
     [
         (["build", "NOWHERE"], "neither a folder"),
-        (["build", "VIDEOS", "OUT", "--recipe", "k401"], "known are"),
+        (["build", "VIDEOS", "OUT", "--recipe", "k401"], "Did you mean k400?"),
         (["build", "VIDEOS", "OUT", "--set", "strid=1"], "strid: no such key"),
         (["build", "VIDEOS", "OUT", "--classes", "NOWHERE"], "can't be read"),
         (["build", "ftp://host/x", "OUT"], "unknown scheme"),
@@ -219,7 +219,7 @@ def test_the_version_is_one_line(program: str) -> None:
             ["audit", "VIDEOS", "--set", "foo=1"],
             "static, near_static, black, frozen, blurred, cuts, duplicates, exclude",
         ),
-        (["audit", "VIDEOS", "--set", "duplicates.foo=1"], "duplicates.foo: no such key; known keys: "),
+        (["audit", "VIDEOS", "--set", "duplicates.foo=1"], "duplicates.foo: no such key. Known keys: "),
         (
             ["audit", "VIDEOS", "--set", 'exclude=["foo"]'],
             "one of: black, blurred, duplicate, frozen, leak, many-cuts, near-static, static, unreadable",

@@ -24,6 +24,7 @@ from vmae_data.console import (
     option,
     print_json,
     progress_style,
+    recipe_option,
     resumable,
 )
 from vmae_data.errors import MisuseError
@@ -50,8 +51,8 @@ def build(
     ] = None,
     recipe: Annotated[
         str | None,
-        option(
-            "NAME|FILE",
+        recipe_option(
+            "vmae_data",
             "Use a recipe: a name from `vmae-shard recipes`, or a TOML file.",
             "every 4th frame, short side 256, H.264",
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from vmae_data.console import argument, flag, option, path_option
+from vmae_data.console import argument, flag, option, path_option, recipe_option
 from vmae_data.errors import RecipeError, VmaeError
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "DryRun",
     "Ema",
     "EvaluationData",
+    "FinetuneRecipe",
     "Init",
+    "PretrainRecipe",
     "Recipe",
     "RunOut",
     "Scratch",
@@ -28,7 +30,10 @@ __all__ = [
     "spec_of",
 ]
 
-Recipe = Annotated[str, option("NAME|FILE", "Use a recipe: a name from `vmae-train recipes`, or a TOML file.")]
+_RECIPE = "Use a recipe: a name from `vmae-train recipes`, or a TOML file."
+Recipe = Annotated[str, recipe_option("vmae_train", _RECIPE)]
+PretrainRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="pretrain")]
+FinetuneRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="finetune")]
 Data = Annotated[
     list[str],
     option("URL[:WEIGHT]", "Read a folder of shards. Repeat to mix data sets in the ratio of their weights."),
@@ -40,10 +45,11 @@ Checkpoint = Annotated[
 ]
 ClipRecipe = Annotated[
     str | None,
-    option(
-        "NAME|FILE",
+    recipe_option(
+        "vmae_train",
         "Sample and resize clips as this finetuning recipe does.",
         "the run's recipe, else as published",
+        folder="finetune",
     ),
 ]
 Best = Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")]
