@@ -97,6 +97,7 @@ def test_the_command_writes_the_page(tiny_finetuning: Path, tiny_scratch: Path, 
     out = tmp_path / "page.html"
     arguments = ["vmae_train", "report", tiny_finetuning, "--out", out, "--against", tiny_scratch]
     assert call_command(*arguments).stdout.strip() == str(out)
+    assert json.loads(call_command(*arguments, "--json").stdout) == {"out": str(out)}
     assert out.exists()
 
 

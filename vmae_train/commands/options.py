@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "Recipe",
     "RunOut",
     "Scratch",
+    "announce",
     "check_recipe",
     "need_torch",
     "spec_of",
@@ -75,12 +77,19 @@ DryRun = Annotated[
 
 
 def need_torch() -> None:
-    """One line instead of a traceback if only the data side is installed."""
+    """One line instead of a traceback if only the data side is installed. Tells a terminal why nothing happens yet."""
     from importlib.util import find_spec
 
     missing = [name for name in ("torch", "kornia", "einops", "safetensors", "jaxtyping") if find_spec(name) is None]
     if missing:
         raise VmaeError(f"{', '.join(missing)} not installed. Run `python -m pip install 'vmae[train]'`")
+    announce("loading torch")
+
+
+def announce(work: str) -> None:
+    """Tell a terminal what takes the next seconds, if that work shows no progress of its own."""
+    if sys.stderr.isatty() and not {"--quiet", "-q"} & {*sys.argv}:
+        print(f"{work} …", file=sys.stderr)
 
 
 def spec_of(name: str) -> Any:

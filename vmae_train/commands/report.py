@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vmae_data.console import Debug, Quiet, StorageOptions, argument, option
-from vmae_train.commands.options import need_torch
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, option
+from vmae_train.commands.options import announce, need_torch
+from vmae_train.commands.output import print_result
 
 
 def report(
@@ -16,6 +17,7 @@ def report(
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write one HTML page about a run: data, curves, reconstructions, scores.
@@ -27,6 +29,6 @@ def report(
     need_torch()
     from vmae_train.reports.run_page import write_report
 
+    announce("drawing the page")
     write_report(run, out, against=tuple(against or ()))
-    if not quiet:
-        print(out)
+    print_result(quiet, as_json, {"out": out}, out)
