@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import NOT_JSON
 from vmae_data.read.dataset import LabelKind
 from vmae_data.recipes import difference
 from vmae_data.storage import commit_bytes, write_error
+from vmae_train.evaluation.predictions_file import TOP, output_columns, parquet_bytes
 from vmae_train.inference.predict import Prediction, Predictor, VideoResult
 from vmae_train.inference.windows import WindowSpec
 from vmae_train.models.heads import HeadModel
@@ -29,7 +29,6 @@ from vmae_train.models.heads import HeadModel
 __all__ = ["SUFFIXES", "ResultsFile", "json_row"]
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-TOP = 5
 
 
 class _Maker(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,14 +206,6 @@ def _parquet(rows: Iterable[Prediction], names: tuple[str, ...], kind: LabelKind
         "video": pa.array([row.video for row in rows], pa.string()),
         "start": pa.array([row.start for row in rows], pa.float64()),
         "end": pa.array([row.end for row in rows], pa.float64()),
+        **output_columns(kind, [row.outputs for row in rows], [[name for name, _ in row.top(TOP)] for row in rows]),
     }
-    numbers = pa.array([row.outputs for row in rows], pa.list_(pa.float64()))
-    if kind is LabelKind.VALUES:
-        columns["values"] = numbers
-    else:
-        columns["top5"] = pa.array([[name for name, _ in row.top(TOP)] for row in rows], pa.list_(pa.string()))
-        columns["probabilities"] = numbers
-    table = pa.table(columns).replace_schema_metadata({"names": msgspec.json.encode(names)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return parquet_bytes(pa.table(columns).replace_schema_metadata({"names": msgspec.json.encode(names)}))
