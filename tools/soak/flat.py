@@ -12,7 +12,6 @@ after 10 s, or if its CPU time a step is over 1.25 times that of the smallest.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
@@ -23,9 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
-from tools.data_sets import demo_shards, write_enlarged
+from tools.data_sets import demo_shards, repeated_rows, write_enlarged
 from vmae_data.format import ShardListing
 from vmae_data.names import tar_name
 from vmae_data.read.dataset import Shards
@@ -119,17 +117,11 @@ def enlarge(built: Shards, samples: int, dest: Path) -> None:
     dest.mkdir()
     (shard,) = built.index.shardlist
     shards = samples // shard.nsamples
-    numbers = np.arange(shards * shard.nsamples)
-    columns = {
-        "key": [f"video-{hashlib.sha256(str(number).encode()).hexdigest()[:16]}" for number in numbers],
-        "source": numbers,
-        "shard": numbers // shard.nsamples,
-    }
     listing = list[ShardListing]()
     for number in range(shards):
         os.link(Path(built.url) / shard.url, dest / tar_name(number))
         listing.append(msgspec.structs.replace(shard, url=tar_name(number)))
-    write_enlarged(built, dest, columns, listing)
+    write_enlarged(built, dest, repeated_rows(shards * shard.nsamples, shard.nsamples), listing)
 
 
 def train(data: Path, out: Path, *, steps: int, batch: int, every: int) -> Iterator[Moment]:
