@@ -13,7 +13,7 @@ def report(
     run: Annotated[str, argument("RUN", "Read a pretraining or finetuning run, a path or a URL.")],
     out: Annotated[str, option("FILE|URL", "Write the HTML page to this file.")],
     against: Annotated[
-        list[str] | None, option("RUN", "Compare with another finetuning run. Repeatable.", "no comparison")
+        list[str] | None, option("RUN", "Compare with another run of the same kind. Repeatable.", "no comparison")
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
@@ -25,6 +25,7 @@ def report(
     Examples:
         vmae-train report runs/k400 --out k400.html
         vmae-train report runs/finetune --against runs/scratch --out compare.html
+        vmae-train report runs/tube --against runs/frame --out masks.html
     """
     need_torch()
     from vmae_train.reports.run_page import write_report
