@@ -4,7 +4,7 @@
 
 A small data set is built. Its shard is repeated under other keys, by hard links, to data sets of each of `--samples`.
 `vmae-train pretrain` trains a model of one narrow block on them, with two decode workers. Memory: the proportional
-set size (PSS) of all processes, every tenth of the clips. CPU: of all processes, from step 20 to step 120. Exit status 1
+set size (PSS) of all processes without pages of files, every tenth of the clips. CPU: of all processes, from step 20 to step 120. Exit status 1
 if the second half of the clips peaks more than 16 MiB above the first, if the first step on the largest data set ends
 after 10 s, or if its CPU time a step is over 1.25 times that of the smallest.
 """
@@ -33,6 +33,7 @@ GROWTH_MB = 16 * 1.048576
 FIRST_STEP_SECONDS = 10
 CPU_RATIO = 1.25
 STEPS = (20, 120)
+_COUNTED = ("Pss_Anon:", "Pss_Shmem:")
 MODEL = {
     "depth": 1,
     "embed_dim": 16,
@@ -157,7 +158,10 @@ def train(data: Path, out: Path, *, steps: int, batch: int, every: int) -> Itera
 
 
 def _usage(root: int) -> tuple[float, float]:
-    """CPU seconds and megabytes (PSS) of a process and all below it. Children that ended count with their parent."""
+    """CPU seconds and megabytes of a process and all below it. Children that ended count with their parent.
+
+    Pages of files do not count: their share depends on which other programs use the same libraries.
+    """
     cpu = memory = 0.0
     waiting = [root]
     while waiting:
@@ -169,7 +173,7 @@ def _usage(root: int) -> tuple[float, float]:
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
         cpu += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-        memory += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1000
+        memory += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(_COUNTED)) * 1024 / 1e6
     return cpu, memory
 
 
