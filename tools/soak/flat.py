@@ -4,9 +4,9 @@
 
 A small data set is built. Its shard is repeated under other keys, by hard links, to data sets of each of `--samples`.
 `vmae-train pretrain` trains a model of one narrow block on them, with two decode workers. Memory: the proportional
-set size (PSS) of all processes without pages of files, every tenth of the clips. CPU: of all processes, from step 20 to step 120. Exit status 1
-if the second half of the clips peaks more than 16 MiB above the first, if the first step on the largest data set ends
-after 10 s, or if its CPU time a step is over 1.25 times that of the smallest.
+set size (PSS) of all processes without pages of files, every tenth of the clips. CPU: of all processes, from step 20
+to step 120. Exit status 1 if the second half of the clips peaks more than 16 MiB above the first, if the first step on
+the largest data set ends after 10 s, or if its CPU time a step is over 1.25 times that of the smallest.
 """
 
 from __future__ import annotations
