@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from vmae_data.decode import DecodedVideo
 from vmae_data.encode.build_spec import BuildSpec, Thinning
 from vmae_data.encode.container_end import truncated_box
-from vmae_data.encode.ffmpeg import FfmpegRun, find_ffmpeg, run_ffmpeg
+from vmae_data.encode.ffmpeg import FfmpegRun, find_ffmpeg, run_ffmpeg, silence_seconds
 from vmae_data.encode.ffmpeg_arguments import decode_arguments, picture_arguments, read_arguments
 from vmae_data.encode.ffmpeg_result import check_output_size, check_result, refuse_machine_fault
 from vmae_data.encode.probe import ENCRYPTED, VideoInfo, probe_video, scaled_size, with_picture_size
@@ -28,6 +28,7 @@ from vmae_data.encode.thinning import choose_frames
 from vmae_data.encode.times import exact_times, first_clean_frame, frame_times
 from vmae_data.errors import SourceError
 from vmae_data.format import RULES, Rational
+from vmae_data.processes import limit_cpu_time
 
 __all__ = [
     "OpenedSource",
@@ -92,10 +93,14 @@ def describe_source(ffmpeg: str, source: bytes, names: dict[str, str], staging: 
         raise SourceError(error.reason, message) from error
 
 
-def open_source(path: Path) -> OpenedSource:
-    """Describe a video and decode it, to learn its frames. A damaged video has those that decode. Raises SourceError."""
+def open_source(path: Path, *, in_worker: bool = False) -> OpenedSource:
+    """Describe a video and decode it, to learn its frames. A damaged video has those that decode. Raises SourceError.
+
+    `in_worker`: end this process if the first frame takes too much CPU time.
+    """
     ffmpeg, source = find_ffmpeg().path, bytes(path.absolute())
-    info = describe_source(ffmpeg, source, _names(source), Path(tempfile.gettempdir()))
+    with limit_cpu_time(silence_seconds()) if in_worker else nullcontext():
+        info = describe_source(ffmpeg, source, _names(source), Path(tempfile.gettempdir()))
     run = _run(decode_arguments(ffmpeg, info, source), info, source)
     if run.sizes[0].size != info.coded:  # the container crops its pictures
         info = with_picture_size(info, *run.sizes[0].size)

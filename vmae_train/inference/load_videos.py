@@ -93,7 +93,7 @@ def _load(video: VideoFile, reading: VideoReading, opened: OpenedSource | None =
 def _store(video: VideoFile, reading: VideoReading, target: Path, sharers: int) -> _Stored:
     """In a worker."""
     with tempfile.TemporaryDirectory() as folder, video.local(Path(folder)) as path:
-        opened = open_source(path)
+        opened = open_source(path, in_worker=True)
         windows = _windows(opened, reading)
         try:
             is_written = write_windows(opened, windows, reading.short_side, target, sharers)

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vmae_data.read.dataset import LabelKind
 from vmae_data.storage import commit_bytes
+from vmae_train.evaluation.predictions_file import TOP, output_columns, parquet_bytes
 from vmae_train.inference.journal import Journal, JournalRow, check_suffix
 from vmae_train.inference.predict import Prediction, Predictor
 from vmae_train.inference.video_runner import VideoResult
@@ -23,7 +23,6 @@ from vmae_train.inference.windows import WindowSpec
 __all__ = ["SUFFIXES", "ResultsFile", "json_row"]
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-TOP = 5
 
 
 class ResultsFile(Journal[Prediction]):
@@ -88,14 +87,6 @@ def _parquet(rows: Iterable[Prediction], names: tuple[str, ...], kind: LabelKind
         "video": pa.array([row.video for row in rows], pa.string()),
         "start": pa.array([row.start for row in rows], pa.float64()),
         "end": pa.array([row.end for row in rows], pa.float64()),
+        **output_columns(kind, [row.outputs for row in rows], [[name for name, _ in row.top(TOP)] for row in rows]),
     }
-    numbers = pa.array([row.outputs for row in rows], pa.list_(pa.float64()))
-    if kind is LabelKind.VALUES:
-        columns["values"] = numbers
-    else:
-        columns["top5"] = pa.array([[name for name, _ in row.top(TOP)] for row in rows], pa.list_(pa.string()))
-        columns["probabilities"] = numbers
-    table = pa.table(columns).replace_schema_metadata({"names": msgspec.json.encode(names)})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return parquet_bytes(pa.table(columns).replace_schema_metadata({"names": msgspec.json.encode(names)}))
