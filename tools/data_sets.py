@@ -23,7 +23,7 @@ from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
 from vmae_data.storage import StoragePath, commit_bytes
 
-__all__ = ["DemoBucket", "demo_in_bucket", "demo_shards", "write_enlarged"]
+__all__ = ["DemoBucket", "demo_in_bucket", "demo_shards", "repeated_rows", "write_enlarged"]
 
 
 def demo_shards(
@@ -55,6 +55,15 @@ def demo_in_bucket(*, samples_per_shard: int) -> Iterator[DemoBucket]:
         bucket = server.bucket("demo")
         os.environ.update(bucket.environment, VMAE_CACHE=str(folder / "node"))
         yield DemoBucket(shards, bucket, bucket.upload(shards))
+
+
+def repeated_rows(samples: int, per_shard: int) -> dict[str, Sequence[Any]]:
+    """The columns of `write_enlarged` for rows that repeat others: each has its own key and source."""
+    return {
+        "key": [f"video-{hashlib.sha256(str(number).encode()).hexdigest()[:16]}" for number in range(samples)],
+        "source": range(samples),
+        "shard": [number // per_shard for number in range(samples)],
+    }
 
 
 def write_enlarged(

@@ -32,20 +32,17 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tools.bench.device import FRAMES, measure, ours
-from tools.bench.step import is_masked, transformers_model
-from vmae_data.read.batches import Request
+from tools.bench.step import Stepper, is_masked, transformers_model
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.augment import Augment
-from vmae_train.clips.colour import Planes
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mask import TokenMask, sample_mask
-from vmae_train.clips.rng import ClipRng
-from vmae_train.footprint import Footprint, find_footprint, frame_size
+from vmae_train.clips.mask import sample_mask
+from vmae_train.footprint import Footprint, find_footprint, noise_batch
+from vmae_train.models.geometry import Geometry
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.plan_inputs import GPUS
 from vmae_train.pretrain import PretrainSpec, grid_of, masked_loss
@@ -166,7 +163,7 @@ def check_tests(_: str, setting: Setting) -> Iterator[Figure]:
 
 def check_crops(_: str, setting: Setting) -> Iterator[Figure]:
     clips, size = (2, 32) if setting.small else (32, 224)
-    batch = made_batch(clips, FRAMES, size, setting.device)
+    batch = noise_batch(clips, FRAMES, size, setting.device)
     for name, keys in (("full frames", {"convert": "frame"}), ("boxes", {"convert": "box"})):
         for crop in ("resized", "multiscale"):
             make = ours(batch, size, crop=crop, **keys)
@@ -175,58 +172,41 @@ def check_crops(_: str, setting: Setting) -> Iterator[Figure]:
             yield Figure(f"{name}, {crop}", median(one for _, one in rounds) / clips, "MiB a clip")
 
 
-def made_batch(count: int, frames: int, size: int, device: torch.device) -> Batch:
-    """A batch of noise, as the loader gives it."""
-    height, width = frame_size(size)
-
-    def plane(divisor: int) -> Tensor:
-        shape = (count, frames, height // divisor, width // divisor)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-
-    no = torch.zeros(count, dtype=torch.bool, device=device)
-    sizes = torch.tensor([[height, width]] * count, device=device)
-    samples = np.arange(count)
-    return Batch(
-        planes=Planes(plane(1), plane(2), plane(2), sizes, no, no),
-        index_BVT=None,
-        label_B=torch.zeros(count, dtype=torch.int64, device=device),
-        weight_B=torch.ones(count, device=device),
-        may_flip_B=~no,
-        valid=count,
-        rng=ClipRng.on(device, seed=0, epoch=0, sample=samples),
-        request=Request(0, 0, tuple(samples.tolist())),
-    )
-
-
 def check_step(name: str, setting: Setting) -> Iterator[Figure]:
     spec, device = setting.recipe(name), setting.device
     footprint = find_footprint(spec)
-    batch = made_batch(footprint.micro_batch, spec.geometry().num_frames, spec.geometry().image_size, device)
+    batch = noise_batch(footprint.micro_batch, spec.geometry().num_frames, spec.geometry().image_size, device)
+    yield from our_figures(spec, batch, footprint, setting.steps, compiled=False)
+    yield Figure("peak of memory by the table", footprint.peak_mib, "MiB")
+    yield from transformers_figures(spec, batch, setting.steps)
+    if device.type == "cpu":
+        yield Figure("compiled", "not run on a CPU")
+    else:
+        yield from our_figures(spec, batch, footprint, setting.steps, compiled=True)
+
+
+def our_figures(
+    spec: PretrainSpec, batch: Batch, footprint: Footprint, steps: int, *, compiled: bool
+) -> Iterator[Figure]:
+    """At its end nothing is left on the device that a later peak of memory would count."""
+    device, way = batch.weight_B.device, "compiled" if compiled else "eager"
     peak_flops = next((gpu.tflops * 1e12 for key, gpu in GPUS.items() if key in _device_name(device)), None)
-    for compiled in (False, True):
-        if compiled and device.type == "cpu":
-            yield Figure("compiled", "not run on a CPU")
-            continue
-        way = "compiled" if compiled else "eager"
-        model = PretrainModel(spec.geometry(), seed=0).to(device).train()
-        model.set_options(msgspec.structs.replace(spec.model, compile=compiled))
-        optimizer = build_optimizer(model, spec.optim, depth=model.geometry.depth)
-        augment = Augment(msgspec.structs.replace(spec.augment, size=model.geometry.image_size)).to(device)
-        if compiled:
-            augment.compile_boxes()
-        whole = Stepper(partial(masked_loss, model, batch, augment, spec.mask), optimizer, device)
-        if device.type == "cuda" and not compiled:
-            yield waits(whole)
-        seconds, mib = whole.measure(setting.steps)
-        yield from speed(f"planes to update, {way}", seconds, footprint, peak_flops)
-        yield from peak(way, mib)
-        mask = sample_mask(spec.mask, batch.rng, grid_of(model.geometry))
-        alone = Stepper(partial(model.loss, made_clips(model, batch), mask), optimizer, device)
-        seconds, _ = alone.measure(setting.steps)
-        yield from speed(f"model alone, {way}", seconds, footprint, peak_flops)
-        if not compiled:
-            yield Figure("peak of memory by the table", footprint.peak_mib, "MiB")
-            yield from transformers_figures(model, mask, batch, setting.steps)
+    model = PretrainModel(spec.geometry(), seed=0).to(device).train()
+    model.set_options(msgspec.structs.replace(spec.model, compile=compiled))
+    optimizer = build_optimizer(model, spec.optim, depth=model.geometry.depth)
+    augment = Augment(msgspec.structs.replace(spec.augment, size=model.geometry.image_size)).to(device)
+    if compiled:
+        augment.compile_boxes()
+    whole = Stepper(partial(masked_loss, model, batch, augment, spec.mask), optimizer)
+    if device.type == "cuda" and not compiled:
+        yield waits(whole, device)
+    seconds, mib = time_steps(whole, device, steps)
+    yield from speed(f"planes to update, {way}", seconds, footprint, peak_flops)
+    yield from peak(way, mib)
+    mask = sample_mask(spec.mask, batch.rng, grid_of(model.geometry))
+    alone = Stepper(partial(model.loss, made_clips(model.geometry, batch), mask), optimizer)
+    seconds, _ = time_steps(alone, device, steps)
+    yield from speed(f"model alone, {way}", seconds, footprint, peak_flops)
 
 
 def _device_name(device: torch.device) -> str:
@@ -246,48 +226,40 @@ def peak(name: str, mib: float | None) -> Iterator[Figure]:
         yield Figure(f"peak of memory, {name}", mib, "MiB")
 
 
-class Stepper:
-    """Steps as an engine makes them, in bfloat16 autocast."""
-
-    def __init__(self, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        self.loss, self.optimizer, self.device = loss, optimizer, device
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def step(self) -> None:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            loss = self.loss()
-        torch.autograd.backward(loss)
-        nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def measure(self, steps: int) -> tuple[float, float | None]:
-        """Median seconds of a step after some others, and the peak of a GPU's memory in MiB."""
-        on_gpu, taken = self.device.type == "cuda", []
-        for _ in range(3 if on_gpu else 1):
-            self.step()
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        for _ in range(steps):
-            self._synchronize()
-            started_at = time.perf_counter()
-            self.step()
-            self._synchronize()
-            taken.append(time.perf_counter() - started_at)
-        return median(taken), torch.cuda.max_memory_allocated() / MIB if on_gpu else None
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+def step(stepper: Stepper, device: torch.device) -> None:
+    loss = stepper.forward("bfloat16", device.type)
+    torch.autograd.backward(loss)
+    stepper.update()
 
 
-def waits(stepper: Stepper) -> Figure:
+def time_steps(stepper: Stepper, device: torch.device, steps: int) -> tuple[float, float | None]:
+    """Median seconds of a step after some others, and the peak of a GPU's memory in MiB."""
+    on_gpu, taken = device.type == "cuda", []
+    for _ in range(3 if on_gpu else 1):
+        step(stepper, device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(steps):
+        _synchronize(device)
+        started_at = time.perf_counter()
+        step(stepper, device)
+        _synchronize(device)
+        taken.append(time.perf_counter() - started_at)
+    return median(taken), torch.cuda.max_memory_allocated() / MIB if on_gpu else None
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def waits(stepper: Stepper, device: torch.device) -> Figure:
     """Whether a step waits for the device somewhere."""
-    stepper.step()
+    step(stepper, device)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        stepper.step()
+        step(stepper, device)
     except RuntimeError as error:
         return Figure("a step waits for the device", str(error).splitlines()[0], "failed")
     finally:
@@ -295,22 +267,22 @@ def waits(stepper: Stepper) -> Figure:
     return Figure("a step waits for the device", "no")
 
 
-def made_clips(model: PretrainModel, batch: Batch) -> Tensor:
-    geometry = model.geometry
+def made_clips(geometry: Geometry, batch: Batch) -> Tensor:
     shape = (batch.valid, 3, geometry.num_frames, geometry.image_size, geometry.image_size)
     return torch.randn(shape, device=batch.weight_B.device)
 
 
-def transformers_figures(model: PretrainModel, mask: TokenMask, batch: Batch, steps: int) -> Iterator[Figure]:
+def transformers_figures(spec: PretrainSpec, batch: Batch, steps: int) -> Iterator[Figure]:
     if find_spec("transformers") is None:
         yield Figure("transformers", "not installed")
         return
-    device = batch.weight_B.device
-    theirs = transformers_model(model.cpu(), "sdpa").to(device)
-    clips = made_clips(model, batch).transpose(1, 2).contiguous()
-    masked = is_masked(mask, model.geometry)
+    device, geometry = batch.weight_B.device, spec.geometry()
+    theirs = transformers_model(PretrainModel(geometry, seed=0), "sdpa").to(device)
+    clips = made_clips(geometry, batch).transpose(1, 2).contiguous()
+    masked = is_masked(sample_mask(spec.mask, batch.rng, grid_of(geometry)), geometry)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
-    stepper = Stepper(lambda: theirs(pixel_values=clips, bool_masked_pos=masked).loss, optimizer, device)
+    stepper = Stepper(lambda: theirs(pixel_values=clips, bool_masked_pos=masked).loss, optimizer)
+    seconds, mib = time_steps(stepper, device, steps)
     seconds, mib = stepper.measure(steps)
     yield Figure("transformers with SDPA, model alone", 1000 * seconds, "ms")
     yield Figure("transformers with SDPA, model alone", batch.valid / seconds, "clips/s")

@@ -38,6 +38,7 @@ __all__ = [
     "print_recipes",
     "print_rows",
     "progress_style",
+    "recipe_option",
     "resumable",
     "run_app",
 ]
@@ -64,6 +65,23 @@ def flag(name: str, text: str, default: str, *names: str) -> Any:
     """An option without a value; the default says in words what happens without it."""
     help_text, shown = _help(text, default)
     return typer.Option(name, *names, help=help_text, show_default=shown)
+
+
+def recipe_option(package: str, text: str, default: str | bool = True, *, folder: str = "") -> Any:
+    """An option that names a recipe. The shell completes the names of `folder`, and they may omit it."""
+
+    def full_name(name: str | None) -> str | None:
+        from vmae_data.recipes import find_recipe
+
+        return None if name is None else find_recipe(package, name, folder)
+
+    def complete(incomplete: str) -> list[str]:
+        from vmae_data.recipes import list_recipes
+
+        names = [name for name in list_recipes(package) if name.startswith(folder)]
+        return [name for name in names if name.startswith(incomplete)]
+
+    return option("NAME|FILE", text, default, callback=full_name, autocompletion=complete)
 
 
 def _help(text: str, default: str | bool) -> tuple[str, bool]:

@@ -20,7 +20,7 @@ from vmae_data.encode.encode_source import encode_source
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.staged import EncodeJob, StagedSource
 from vmae_data.executors.jobs import encode_job
-from vmae_data.format import Failure, encode_record
+from vmae_data.format import RULES, Failure, encode_record
 from vmae_data.names import path_to_text
 from vmae_data.pages.html import printable
 from vmae_data.processes import Pool, WorkerDied, next_finished
@@ -80,15 +80,17 @@ def estimate_build(
     exclude: str | None = None,
     ffmpeg: str | None = None,
     share: ValShare | None = None,
+    rules: int = RULES,
     style: ProgressStyle = ProgressStyle.AUTO,
     on_start: Callable[[Listing], None] = lambda listing: None,
 ) -> Estimate:
     """Count the sources of a build, and encode a sample of them in a temporary folder.
 
-    Calls `on_start` with the sources when all arguments are valid. Raises the same MisuseError as the build.
+    `rules` are those of the plan that the destination holds, if any. Calls `on_start` with the sources when all
+    arguments are valid. Raises the same MisuseError as the build.
     """
     binary = find_ffmpeg(ffmpeg)
-    found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns)
+    found = find_sources(source, classes, annotations=annotations, split=split, columns=spec.columns, rules=rules)
     listing = exclude_sources(found, exclude)
     if share is not None:  # The estimate is of both data sets together.
         listing = listing._replace(notes=(*listing.notes, *split_notes(found, split_sources(found, share, {}))))
@@ -99,8 +101,7 @@ def estimate_build(
     on_start(listing)
     with ProgressBar("videos of the sample", len(sample), style) as progress, tempfile.TemporaryDirectory() as folder:
         jobs = [
-            encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder), plan_rules=plan.facts.rules)
-            for video, _ in sample
+            encode_job(plan, video, ffmpeg=binary.path, staging=Path(folder), plan_rules=rules) for video, _ in sample
         ]
         started_at = time.monotonic()
         encoded, unfinished = _encode_sample(jobs, workers, progress)

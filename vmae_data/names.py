@@ -16,6 +16,7 @@ __all__ = [
     "path_from_text",
     "path_to_line",
     "path_to_text",
+    "source_key",
     "tar_name",
 ]
 
@@ -59,6 +60,11 @@ def key_of(path: bytes, segment: int | None = None) -> str:
     stem, _, ending = name.rpartition(".")
     slug = NOT_OF_SLUG.sub("-", (stem if stem and ending else name).lower())[:SLUG_LENGTH]
     return f"{slug}-{hashlib.sha256(path).hexdigest()[:HASH_LENGTH]}{suffix}"
+
+
+def source_key(key: str) -> str:
+    """The key of a sample's source: the common part of the keys of its segments."""
+    return re.sub(r"(?<=-[0-9a-f]{16})-s\d{4,}$", "", key)
 
 
 def tar_name(shard: int) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "WorkerDied",
     "die_with_parent",
     "ignore_further_hangups",
+    "limit_cpu_time",
     "limit_memory",
     "limit_memory_growth",
     "next_finished",
@@ -52,7 +53,11 @@ _FILE_ADVICE = "Workers import the script, but this one came from standard input
 
 
 class WorkerDied(Exception):
-    """A worker process ended before it finished its task."""
+    """A worker process ended before it finished its task. `by_cpu_limit`: `limit_cpu_time` ended it."""
+
+    def __init__(self, cause: str, *, by_cpu_limit: bool = False) -> None:
+        super().__init__(cause)
+        self.by_cpu_limit = by_cpu_limit
 
 
 class Finished(NamedTuple):
@@ -112,6 +117,16 @@ def limit_memory_growth(more: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@contextmanager
+def limit_cpu_time(seconds: float) -> Iterator[None]:
+    """End this process if the block takes more CPU time: nothing else stops a call of a library. For workers only."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # then the kernel sends SIGPROF, which ends a process
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def stop_on_signals(raised: Callable[[int], None]) -> None:
@@ -201,7 +216,10 @@ class Pool:
             raise VmaeError(f"a worker process ended ({cause}) before it accepted work. {advice}")
         if worker.tasks:
             tag, _ = worker.tasks.popleft()
-            self._done.append(Finished(tag, None, WorkerDied(f"the worker process ended ({cause})")))
+            by_cpu_limit = status == -signal.SIGPROF
+            cause = "it took too much CPU time" if by_cpu_limit else cause
+            died = WorkerDied(f"the worker process ended ({cause})", by_cpu_limit=by_cpu_limit)
+            self._done.append(Finished(tag, None, died))
         self._waiting.extendleft(reversed(worker.tasks))
         worker.connection.close()
         self._workers.remove(worker)

@@ -23,7 +23,9 @@ __all__ = [
     "build_spec",
     "byte_count",
     "check_bounds",
+    "did_you_mean",
     "difference",
+    "find_recipe",
     "list_recipes",
     "load_recipe",
     "read_recipe",
@@ -90,11 +92,35 @@ def _walk(folder: Traversable, prefix: str) -> list[str]:
     return names
 
 
-def read_recipe(package: str, name: str) -> str:
-    """The text of a recipe: of a file if `name` ends in .toml, else of one in the package.
+def find_recipe(package: str, name: str, folder: str = "") -> str:
+    """The full name of a recipe: in the folder `pretrain`, `demo` is `pretrain/demo`. A file's name stays.
 
-    Raises RecipeError, which lists the known names.
+    Raises RecipeError, which names similar recipes of the folder.
     """
+    known = list_recipes(package)
+    if name.endswith(".toml") or name in known:
+        return name
+    if (full := f"{folder}/{name}") in known:
+        return full
+    usable = [one for one in known if one.startswith(folder)]
+    short = [one.rpartition("/")[2] for one in usable]
+    near = difflib.get_close_matches(name, dict.fromkeys([*short, *usable]), n=3, cutoff=0.75)
+    near = [one for one, other in zip(usable, short, strict=True) if {one, other} & {*near, name}]
+    command = "vmae-shard" if package == "vmae_data" else "vmae-train"
+    raise RecipeError(
+        f"recipe {name[:80]!r} is unknown.{did_you_mean(near)} `{command} recipes` lists all; a file's name ends in .toml"
+    )
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """A question that follows a full stop; empty if nothing is near."""
+    *others, last = near or [""]
+    listed = f"{', '.join(others)} or {last}" if others else last
+    return f" Did you mean {listed}?" if near else ""
+
+
+def read_recipe(package: str, name: str) -> str:
+    """The text of a recipe: of a file if `name` ends in .toml, else of one in the package. Raises RecipeError."""
     if name.endswith(".toml"):
         try:
             return read_bytes(Path(name)).decode("utf-8")
@@ -102,15 +128,7 @@ def read_recipe(package: str, name: str) -> str:
             raise RecipeError(f"recipe {error}. A recipe is a TOML file, or a known name") from error
         except UnicodeDecodeError as error:
             raise RecipeError(f"recipe {name}: can't be read ({error}). Name a TOML file or a known recipe") from error
-    known = list_recipes(package)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or known[:3]
-        command = "vmae-shard" if package == "vmae_data" else "vmae-train"
-        raise RecipeError(
-            f"recipe {name[:80]!r} is unknown; known are {', '.join(near)} and others. `{command} recipes` lists all; "
-            "a file's name ends in .toml"
-        )
-    return files(package).joinpath("recipes", f"{name}.toml").read_text("utf-8")
+    return files(package).joinpath("recipes", f"{find_recipe(package, name)}.toml").read_text("utf-8")
 
 
 def recipe_head(text: str) -> str:
@@ -230,7 +248,8 @@ def _explain(message: str, spec: type[Any]) -> str:
     if unknown := re.fullmatch(r"Object contains unknown field `(.*?)`", text):
         key = ".".join(part for part in (path, unknown[1]) if part)
         known = [field.name for field in expected.fields] if isinstance(expected, msgspec.inspect.StructType) else []
-        return f"{key}: no such key; known keys: {', '.join(known)}"
+        near = did_you_mean(difflib.get_close_matches(unknown[1], known, n=2))
+        return f"{key}: no such key.{near} Known keys: {', '.join(known)}"
     if text.startswith("Invalid enum value") and isinstance(expected, msgspec.inspect.LiteralType):
         text = f"{text}, expected one of: {', '.join(map(str, expected.values))}"
     text = text[0].lower() + text[1:].replace("`", "")

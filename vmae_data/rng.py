@@ -69,6 +69,7 @@ class Purpose(IntEnum):
     MIXUP_SWITCH = 34
     MIXUP_LAMBDA = 35
     CUTMIX_POSITION = 36
+    FEW_SHOT = 37
 
 
 def splitmix64(x: ArrayLike) -> U64:

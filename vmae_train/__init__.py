@@ -10,12 +10,14 @@ from vmae_data import __version__
 if TYPE_CHECKING:
     from vmae_train.checkpoints.load import load_model
     from vmae_train.clips.mask import TokenMask, TubeMask
+    from vmae_train.inference.embed import Embedder
     from vmae_train.inference.predict import Predictor
     from vmae_train.inference.read_video import read_clips
 
-__all__ = ["Predictor", "TokenMask", "TubeMask", "__version__", "load_model", "read_clips"]
+__all__ = ["Embedder", "Predictor", "TokenMask", "TubeMask", "__version__", "load_model", "read_clips"]
 
 _HOMES = {
+    "Embedder": "vmae_train.inference.embed",
     "Predictor": "vmae_train.inference.predict",
     "TokenMask": "vmae_train.clips.mask",
     "TubeMask": "vmae_train.clips.mask",

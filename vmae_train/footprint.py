@@ -42,6 +42,7 @@ __all__ = [
     "frame_size",
     "known_footprints",
     "measure_footprint",
+    "noise_batch",
 ]
 
 CLASSES = 400
@@ -124,7 +125,7 @@ def measure_footprint(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) 
         average = spec.ema.build(model)
         if layout.grad_accum_steps == 1 and processes == 1:  # DistributedDataParallel keeps the memory of gradients
             optimizer.zero_grad(set_to_none=True)
-        batch = _fake_batch(layout.micro_batch, model.geometry.num_frames, frame_size(model.geometry.image_size))
+        batch = noise_batch(layout.micro_batch, model.geometry.num_frames, model.geometry.image_size)
         state, memory.peak = memory.live, memory.live
         made_clips: list[int] = []  # the peak and the operations until then
         augment.register_forward_hook(lambda *_: made_clips.extend((memory.peak, flops.get_total_flops())))
@@ -179,23 +180,26 @@ def _make_fake(module: nn.Module) -> None:
             setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _fake_batch(count: int, frames: int, size: tuple[int, int]) -> Batch:
-    height, width = size
+def noise_batch(count: int, frames: int, image_size: int, device: torch.device | str = "cpu") -> Batch:
+    """A batch as the loader gives it: frames of noise, of the size that is assumed for a model's image size."""
+    height, width = frame_size(image_size)
 
     def plane(divisor: int) -> Tensor:
-        return torch.empty((count, frames, height // divisor, width // divisor), dtype=torch.uint8)
+        shape = (count, frames, height // divisor, width // divisor)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
 
-    numbers, yes = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.bool)
-    sizes = torch.empty((count, 2), dtype=torch.int64)
+    zeros = torch.zeros(count, dtype=torch.int64, device=device)
+    yes = torch.ones(count, dtype=torch.bool, device=device)
+    sizes = torch.tensor([[height, width]] * count, device=device)
     samples = np.arange(count)
     return Batch(
-        planes=Planes(plane(1), plane(2), plane(2), sizes, numbers, yes),
+        planes=Planes(plane(1), plane(2), plane(2), sizes, zeros, yes),
         index_BVT=None,
-        label_B=numbers,
-        weight_B=torch.empty(count),
+        label_B=zeros,
+        weight_B=torch.ones(count, device=device),
         may_flip_B=yes,
         valid=count,
-        rng=ClipRng.on("cpu", seed=0, epoch=0, sample=samples),
+        rng=ClipRng.on(device, seed=0, epoch=0, sample=samples),
         request=Request(0, 0, tuple(samples.tolist())),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,16 @@ def network(s3: Setting, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with proxy_thread(s3.bucket.server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
+
+
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No credentials from the environment, and retries and time limits of less than a second."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_")) or name.upper().endswith(("_PROXY", "CA_BUNDLE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv(VARIABLE, "{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("vmae_data.storage.retry.FIRST_WAIT", 0.02)
+    monkeypatch.setattr("vmae_data.storage.retry._reported", {})
+    set_options(["give_up=3", "read_timeout=0.5", "connect_timeout=0.5"])

@@ -120,6 +120,25 @@ def test_a_single_picture_is_no_video(bench: Bench, tmp_path: Path) -> None:
         assert (failure.reason, failure.detail) == ("no-video", "the file is a single picture")
 
 
+def test_an_apng_has_the_frames_that_it_declares(bench: Bench, tmp_path: Path) -> None:
+    """ffmpeg says nothing of a cut. At a frame that it refuses it stops, with a message."""
+    whole, path = bench.clip("apng.apng", "-c:v apng -pix_fmt rgb24").read_bytes(), tmp_path / "v.apng"
+    controls = [match.start() for match in re.finditer(b"fcTL", whole)]
+    assert len(controls) == 25
+    cut = whole[: controls[10] - 4]
+    beyond = bytearray(whole)
+    struct.pack_into(">I", beyond, controls[10] + 4 + 12, 500)  # a frame that begins outside of the picture
+    for data in (cut, cut + whole[-12:], bytes(beyond)):
+        path.write_bytes(data)
+        failure = encode(path).failure
+        assert failure is not None
+        assert failure.reason == "truncated"
+        assert failure.detail.startswith("10 of the 25 frames that it declares decode")
+        assert kept_frames(sample_of(path, stride=1, keep_truncated=True)) == list(range(10))
+    path.write_bytes(whole[: controls[24] - 4])
+    assert sample_of(path).facts.remarks == ()
+
+
 @pytest.mark.parametrize(
     ("suffix", "options", "size"),
     [

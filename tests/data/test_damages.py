@@ -28,7 +28,7 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.encode.ffmpeg_result import ticks_in_gaps
 from vmae_data.encode.probe import truncated_box
 from vmae_data.encode.staged import EncodeJob
-from vmae_data.errors import DataError
+from vmae_data.errors import DataError, VmaeError
 from vmae_data.names import key_of
 from vmae_data.progress import ProgressStyle
 from vmae_data.shards.pack import write_tar
@@ -80,6 +80,36 @@ def test_a_silent_ffmpeg_is_killed_with_its_child_processes(
     assert failure is not None
     assert (failure.reason, failure.detail) == ("stalled", "ffmpeg decoded nothing for 0.5 s and was killed")
     assert not left_over()
+
+
+def test_a_first_frame_that_takes_too_long_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call of a library can be interrupted: the process ends, and the source is not tried again."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "slow.mjpeg").write_bytes(_progressive_jpeg(8192, scans=3000) * 2)  # 5 s of CPU time
+    monkeypatch.setenv("VMAE_SILENCE_SECONDS", "1")
+    spec = BuildSpec(short_side=32, stride=2, crf=18)
+    with pytest.raises(VmaeError, match="all 1 videos failed .1 stalled."):
+        build_shards(str(videos), tmp_path / "out", spec, workers=1, style=ProgressStyle.QUIET)
+    (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    assert '"stalled","detail":"its first frame took more than 1 s of CPU time"' in line
+
+
+def _progressive_jpeg(side: int, scans: int) -> bytes:
+    """A gray picture of zeros. Each scan takes few bytes, and a decoder visits all blocks for it."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    def scan(first: int, last: int, bits: int) -> bytes:
+        return segment(0xDA, bytes((1, 1, 0, first, last, 0))) + bytes(bits // 8 + 1)
+
+    blocks, one_code = (side // 8) ** 2, bytes([1, *[0] * 15])
+    frame = segment(0xC2, struct.pack(">BHHB3B", 8, side, side, 1, 1, 0x11, 0))
+    # DC: one bit for each block. AC: 15 bits for each run of 16,384 blocks.
+    tables = segment(0xDB, bytes([0, *[1] * 64])) + segment(0xC4, b"\0" + one_code + b"\0")
+    tables += segment(0xC4, b"\x10" + one_code + b"\xe0")
+    return b"\xff\xd8" + frame + tables + scan(0, 0, blocks) + scan(1, 63, blocks // 16384 * 15) * scans + b"\xff\xd9"
 
 
 def test_an_invalid_silence_is_refused_before_any_work(tmp_path: Path, demo_videos: Path) -> None:

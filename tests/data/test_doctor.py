@@ -52,7 +52,7 @@ def test_nothing_is_missing_where_the_tests_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_training_finds_is_told_and_never_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_training_finds_is_told_and_never_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     has_both = "flags\t: fpu amx_bf16 amx_tile avx512_bf16\n"
     monkeypatch.setattr("vmae_data.doctor.training._ASK_SPEED", "print('{\"ratio\": 3.71}')")
     *_, torch, gpu, bfloat16 = training_checks(has_both)
@@ -72,6 +72,14 @@ def test_what_a_training_finds_is_told_and_never_missing(monkeypatch: pytest.Mon
     )
     torch, gpu, _ = training_checks()
     assert "CUDA or ROCm 12.8" in torch.found and (gpu.state, gpu.found) == ("ok", "H200 with 150 GB")
+    driver = tmp_path / "version"
+    driver.write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 1 2026\nGCC version: 12.3.0\n"
+    )
+    monkeypatch.setattr("vmae_data.doctor.training.NVIDIA_DRIVER", driver)
+    assert list(training_checks())[1].found == "H200 with 150 GB, driver 570.86.15"
+    driver.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  565.57.01  Release Build\n")
+    assert list(training_checks())[1].found == "H200 with 150 GB, driver 565.57.01"
     monkeypatch.setattr("vmae_data.doctor.training._ASK_TORCH", 'print(\'{"cuda": null, "gpus": []}\')')
     assert [check.state for check in training_checks()] == ["ok", "warning", "ok"]
     monkeypatch.setattr("vmae_data.doctor.training._ASK_TORCH", "raise ImportError('libcudart')")

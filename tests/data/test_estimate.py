@@ -83,6 +83,20 @@ def test_a_dry_run_writes_nothing_and_reports_the_same_in_both_forms(demo_videos
     assert "with " in text
 
 
+def test_a_dry_run_counts_by_the_rules_of_the_data_set_that_is_there(demo_videos: Path, tmp_path: Path) -> None:
+    video = next(demo_videos.rglob("scene-*.mp4"))
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    (videos / "a.mp4").symlink_to(video)
+    call_command("vmae_data", "build", videos, out, "--recipe", "demo", "--quiet")
+    (videos / "b.y4m").symlink_to(video)
+    command = ["vmae_data", "build", videos, out, "--recipe", "demo", "--dry-run", "--json"]
+    assert json.loads(call_command(*command).stdout)["videos"] == 2
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps(plan | {"rules": 2}))
+    assert json.loads(call_command(*command).stdout)["videos"] == 1
+
+
 def test_a_dry_run_reports_excluded_sources_and_paths_without_a_source(
     tmp_path: Path, demo_videos: Path, demo_spec: BuildSpec
 ) -> None:

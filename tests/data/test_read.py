@@ -13,7 +13,7 @@ from vmae_data import Shards
 from vmae_data.decode import decode_all, decode_frames
 from vmae_data.errors import DataError, SampleError
 from vmae_data.format import INDEX, SAMPLES, Index
-from vmae_data.names import tar_name
+from vmae_data.names import key_of, source_key, tar_name
 from vmae_data.read.dataset import SampleView
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.order import epoch_batches
@@ -179,3 +179,14 @@ def test_a_stream_from_python_has_the_batches_of_a_training(demo_shards: Path) -
     assert clip.label == shards.label_N[clip.view.number]
     (later,) = list(shards.stream(_FirstFour(), batch=8, seed=3, epoch=1, start=len(order) - 1))
     assert np.array_equal(later[0].planes.v_THW, batches[-1][0].planes.v_THW)
+
+
+def test_a_sample_has_the_path_of_its_own_source_if_others_failed(demo_shards: Path) -> None:
+    """The plan lists failed sources too, so the number of a sample's source is no row of it."""
+    shards = Shards.open(str(demo_shards))
+    assert shards.index.failures
+    paths = shards.source_paths(range(len(shards)))
+    assert [key_of((path or "").encode()) for path in paths] == [
+        source_key(shards.key(number)) for number in range(len(shards))
+    ]
+    assert source_key(key_of(b"a/b.mp4", 3)) == source_key(key_of(b"a/b.mp4", 12345)) == key_of(b"a/b.mp4")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.command import run_command
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import RecipeError
-from vmae_data.recipes import difference, list_recipes, load_recipe, read_recipe, recipe_head
+from vmae_data.recipes import difference, find_recipe, list_recipes, load_recipe, read_recipe, recipe_head
 
 
 @pytest.mark.parametrize("name", list_recipes("vmae_data"))
@@ -65,11 +68,6 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
         load_recipe("vmae_data", str(path), BuildSpec)
 
 
-def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="known are k400 .*and others. `vmae-shard recipes` lists all"):
-        load_recipe("vmae_data", "k401", BuildSpec)
-
-
 def test_a_difference_names_its_key_and_both_values() -> None:
     assert difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 → 3"]
 
@@ -124,3 +122,50 @@ def test_a_base_that_cannot_be_used_is_refused(tmp_path: Path, text: str, error:
     with pytest.raises(RecipeError) as caught:
         load_recipe("vmae_data", str(own), BuildSpec)
     assert error in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "folder", "name", "full"),
+    [
+        ("vmae_data", "", "demo", "demo"),
+        ("vmae_data", "", "my/own.toml", "my/own.toml"),
+        ("vmae_train", "pretrain", "demo", "pretrain/demo"),
+        ("vmae_train", "finetune", "demo", "finetune/demo"),
+        ("vmae_train", "pretrain", "finetune/demo", "finetune/demo"),  # the command says what it is for
+        ("vmae_train", "", "pretrain/demo", "pretrain/demo"),
+    ],
+)
+def test_a_command_finds_its_recipe_without_the_folder(package: str, folder: str, name: str, full: str) -> None:
+    assert find_recipe(package, name, folder) == full
+
+
+@pytest.mark.parametrize(
+    ("package", "folder", "name", "question"),
+    [
+        ("vmae_data", "", "dmeo", " Did you mean demo?"),
+        ("vmae_data", "", "qqqq", ""),
+        ("vmae_train", "pretrain", "dmeo", " Did you mean pretrain/demo?"),
+        ("vmae_train", "finetune", "k40", " Did you mean finetune/k400?"),
+        ("vmae_train", "", "ssv", " Did you mean finetune/ssv2 or pretrain/ssv2?"),
+    ],
+)
+def test_an_unknown_recipe_is_answered_with_similar_ones(package: str, folder: str, name: str, question: str) -> None:
+    command = "vmae-shard" if package == "vmae_data" else "vmae-train"
+    expected = f"recipe '{name}' is unknown.{question} `{command} recipes` lists all; a file's name ends in .toml"
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        find_recipe(package, name, folder)
+
+
+def test_an_unknown_key_is_answered_with_a_similar_one() -> None:
+    with pytest.raises(RecipeError, match=r"settings: strid: no such key\. Did you mean stride\? Known keys: "):
+        load_recipe("vmae_data", None, BuildSpec, ["strid=2"])
+
+
+def test_the_shell_completes_recipes_of_a_command() -> None:
+    environment = {
+        "_VMAE_SHARD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "vmae-shard build x --recipe de",
+        "COMP_CWORD": "4",
+    }
+    done = run_command("vmae_data", env=os.environ | environment, status=0)
+    assert done.stdout.split() == ["demo"]

@@ -124,6 +124,8 @@ def test_given_classes_number_several_labels(tmp_path: Path, videos: Path) -> No
     assert find_sources(str(videos), ("jump", "sit", "run"), annotations=path).sources[0].label == (0, 2)
     with pytest.raises(MisuseError, match="class 'jump' is not among the 1 given"):
         find_sources(str(videos), ("run",), annotations=path)
+    with pytest.raises(MisuseError, match=r"given classes \(jumping, run\)\. Did you mean jumping\? Correct"):
+        find_sources(str(videos), ("jumping", "run"), annotations=path)
 
 
 def test_class_folders_with_decimal_names_keep_their_names(videos: Path) -> None:

@@ -22,6 +22,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
 
 
+_AVC, _VP9 = "-c:v libx264 -bf 0", "-c:v libvpx-vp9 -b:v 1M -cpu-used 8 -deadline realtime"
+
+
+def _stamped(bench: Bench, path: Path, times: str, codec: str = _AVC) -> Path:
+    """A clip of 25 frames, copied into `path` with other time stamps: ffmpeg's filter `setts`."""
+    plain = bench.clip(f"plain-{codec.split()[1]}.mp4", codec)
+    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", f"setts={times}", str(path))
+    return path
+
+
 def test_the_time_stamps_of_joined_live_files_continue(bench: Bench, tmp_path: Path) -> None:
     part = bench.clip("live.webm", "-c:v libvpx -b:v 1M -f webm -live 1").read_bytes()
     path = tmp_path / "v.webm"
@@ -51,8 +61,7 @@ def test_a_first_frame_of_time_zero_before_times_of_the_day_loses_no_video(
     bench: Bench, tmp_path: Path, suffix: str
 ) -> None:
     """Recorders write the first frame before they know the time: then seconds since 1970 follow."""
-    path, plain = tmp_path / f"v{suffix}", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
-    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", "setts=ts=if(N\\,TS+1700000000/TB\\,TS)", str(path))
+    path = _stamped(bench, tmp_path / f"v{suffix}", "ts=if(N\\,TS+1700000000/TB\\,TS)")
     sample = sample_of(path, rate=6.25)
     assert kept_frames(sample) == list(range(0, 25, 4))
     assert any("jump by more than 30 hours 1 times" in remark for remark in sample.facts.remarks)
@@ -61,17 +70,12 @@ def test_a_first_frame_of_time_zero_before_times_of_the_day_loses_no_video(
 
 @pytest.mark.parametrize(("field", "ignored"), [("ts", 15), ("pts", 1)])
 def test_a_frame_stamped_an_hour_ahead_hides_no_other(bench: Bench, tmp_path: Path, field: str, ignored: int) -> None:
-    path, plain = tmp_path / "v.mkv", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
-    wrong = f"setts={field}=if(eq(N\\,10)\\,{field.upper()}+3600/TB\\,{field.upper()})"
-    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", wrong, str(path))
+    path = _stamped(bench, tmp_path / "v.mkv", f"{field}=if(eq(N\\,10)\\,{field.upper()}+3600/TB\\,{field.upper()})")
     sample = sample_of(path, rate=6.25)
     assert kept_frames(sample) == list(range(0, 25, 4))
     assert sample.facts.remarks == (
         f"the time stamps of {ignored} frames are far from their neighbours': they are ignored",
     )
-
-
-_AVC, _VP9 = "-c:v libx264 -bf 0", "-c:v libvpx-vp9 -b:v 1M -cpu-used 8 -deadline realtime"
 
 
 # In mp4, a wrong pts hides frames by an edit list, or ffmpeg takes the dts of later frames for their pts.
@@ -91,9 +95,8 @@ _AVC, _VP9 = "-c:v libx264 -bf 0", "-c:v libvpx-vp9 -b:v 1M -cpu-used 8 -deadlin
 def test_frames_stamped_an_hour_ahead_spoil_neither_times_nor_rate(
     bench: Bench, tmp_path: Path, suffix: str, field: str, frames: str, codec: str
 ) -> None:
-    path, plain = tmp_path / f"v{suffix}", bench.clip(f"plain-{codec.split()[1]}.mp4", codec)
-    wrong = f"setts={field}=if(eq({frames}\\,0)\\,{field.upper()}+3600/TB\\,{field.upper()})"
-    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", wrong, str(path))
+    wrong = f"{field}=if(eq({frames}\\,0)\\,{field.upper()}+3600/TB\\,{field.upper()})"
+    path = _stamped(bench, tmp_path / f"v{suffix}", wrong, codec)
     sample = sample_of(path, rate=6.25)
     assert kept_frames(sample) == list(range(0, 25, 4))
     assert (sample.facts.source.rate, sample.facts.rate) == (Rational(25, 1), Rational(25, 4))
@@ -108,9 +111,7 @@ def test_frames_stamped_an_hour_ahead_spoil_neither_times_nor_rate(
     ("frames", "wrong"), [("eq(N\\,10)", 1), ("eq(N\\,24)", 1), ("gte(N\\,22)", 3), ("not(mod(N\\,10)-5)", 2)]
 )
 def test_a_wrong_pts_in_flv_does_not_make_it_truncated(bench: Bench, tmp_path: Path, frames: str, wrong: int) -> None:
-    path, plain = tmp_path / "v.flv", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
-    ahead = f"setts=pts=if({frames}\\,PTS+3600/TB\\,PTS)"
-    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", ahead, str(path))
+    path = _stamped(bench, tmp_path / "v.flv", f"pts=if({frames}\\,PTS+3600/TB\\,PTS)")
     sample = sample_of(path, rate=6.25)
     assert kept_frames(sample) == list(range(0, 25, 4))
     assert picture_is_right(planes(path, sample), kept_frames(sample))
@@ -132,9 +133,7 @@ def test_a_wrong_pts_in_flv_does_not_make_it_truncated(bench: Bench, tmp_path: P
 def test_time_stamps_that_ffmpeg_ignores_are_noted(
     bench: Bench, tmp_path: Path, suffix: str, frames: str, words: str
 ) -> None:
-    path, plain = tmp_path / f"v{suffix}", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
-    ahead = f"setts=pts=if({frames}\\,PTS+31*3600/TB\\,PTS)"
-    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", ahead, str(path))
+    path = _stamped(bench, tmp_path / f"v{suffix}", f"pts=if({frames}\\,PTS+31*3600/TB\\,PTS)")
     sample = sample_of(path, stride=4)
     assert kept_frames(sample) == list(range(0, 25, 4))
     assert any(words in remark for remark in sample.facts.remarks)
@@ -145,9 +144,7 @@ def test_time_stamps_that_ffmpeg_ignores_are_noted(
 @pytest.mark.parametrize("first", [12, 22, 23])
 def test_several_last_frames_an_hour_later_are_a_gap(bench: Bench, tmp_path: Path, suffix: str, first: int) -> None:
     """Recordings pause. Frames after a pause must not move; if the time stamps are wrong, all frames are there too."""
-    path, plain = tmp_path / f"v{suffix}", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
-    later = f"setts=ts=TS+gte(N\\,{first})*3600/TB"
-    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", later, str(path))
+    path = _stamped(bench, tmp_path / f"v{suffix}", f"ts=TS+gte(N\\,{first})*3600/TB")
     times = [Fraction(n, 25) + 3600 * (n >= first) for n in range(25)]
     ticks = (times[0] + Fraction(4, 25) * n for n in range(int(times[-1] * 25) // 4 + 1))
     shown = list(dict.fromkeys(bisect_right(times, tick) - 1 for tick in ticks))
@@ -167,8 +164,6 @@ def test_an_hour_without_frames_stays_in_the_times(bench: Bench, tmp_path: Path,
 
 
 def test_inference_takes_the_rate_of_a_build(bench: Bench, tmp_path: Path) -> None:
-    path, plain = tmp_path / "v.mp4", bench.clip("plain.mp4", "-c:v libx264 -bf 0")
-    wrong = "setts=ts=if(eq(N\\,0)\\,TS+3600/TB\\,TS)"
-    bench.run("-i", str(plain), "-c", "copy", "-bsf:v", wrong, str(path))
+    path = _stamped(bench, tmp_path / "v.mp4", "ts=if(eq(N\\,0)\\,TS+3600/TB\\,TS)")
     assert open_source(path).kept_frames(6.25) == tuple(range(0, 25, 4))
     assert sample_of(path, profile="copy", short_side=64).facts.profile == "h264"

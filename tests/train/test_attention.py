@@ -11,17 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.tiny_runs import training_steps
 from vmae_data.recipes import load_recipe
-from vmae_train.clips.loader import UnreadableSamples
-from vmae_train.distributed import Distributed
 from vmae_train.finetune import FinetuneObjective, FinetuneSpec
 from vmae_train.models import vit
 from vmae_train.pretrain import PretrainObjective, PretrainSpec
-from vmae_train.training.engine import Engine
 from vmae_train.training.objective import Objective
 from vmae_train.training.run_spec import RunSpec
-from vmae_train.training.setup import set_up_training
-from vmae_train.training.step_sync import StepSync
 
 SMALL = ("train.batch=4", "train.micro_batch=4", "loader.workers=0", "model.depth=2")
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -35,16 +31,8 @@ def _no_math_kernel() -> Iterator[None]:
 
 
 def _step(spec: RunSpec, objective: Objective, shards: Path, device: torch.device) -> Tensor:
-    distributed = Distributed()
-    setup = set_up_training(spec, [str(shards)], distributed)
-    objective.prepare(setup)
-    engine = Engine(setup, objective.build_model(None, device), objective.loss, device, distributed)
-    engine.wrap()
-    with (
-        setup.loader(0, device, targets=objective.targets) as loader,
-        StepSync(distributed, UnreadableSamples(8)) as sync,
-    ):
-        return engine.step(0, iter(loader), sync).loss
+    with training_steps(spec, objective, shards, device) as step:
+        return step(0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -12,21 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny_runs import training_steps
 from tests.train.test_no_device_wait import FINETUNINGS, PRETRAININGS, TINY
 from vmae_data.read.batches import Request
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
 from vmae_train.clips import loader as module
 from vmae_train.clips.frame_sampling import StrideSampler
-from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec, UnreadableSamples
-from vmae_train.distributed import Distributed
+from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.finetune import FinetuneObjective, FinetuneSpec
 from vmae_train.pretrain import PretrainObjective, PretrainSpec
-from vmae_train.training.engine import Engine
 from vmae_train.training.objective import Objective
 from vmae_train.training.run_spec import RunSpec
-from vmae_train.training.setup import set_up_training
-from vmae_train.training.step_sync import StepSync
 
 REQUESTS = [Request(0, step, tuple(range(2 * step, 2 * step + 2))) for step in range(6)]
 
@@ -213,20 +210,11 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(
 
 
 def _step_on_gpu(spec: RunSpec, objective: Objective, shards: Path) -> None:
-    distributed, device = Distributed(), torch.device("cuda")
-    setup = set_up_training(spec, [str(shards)], distributed)
-    objective.prepare(setup)
-    engine = Engine(setup, objective.build_model(None, device), objective.loss, device, distributed)
-    engine.wrap()
-    with (
-        setup.loader(0, device, targets=objective.targets) as loader,
-        StepSync(distributed, UnreadableSamples(8)) as sync,
-    ):
-        batches = iter(loader)
-        engine.step(0, batches, sync)  # the first one sets up kernels, which waits
+    with training_steps(spec, objective, shards, torch.device("cuda")) as step:
+        step(0)  # the first one sets up kernels, which waits
         torch.cuda.set_sync_debug_mode("error")
         try:
-            engine.step(1, batches, sync)
+            step(1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

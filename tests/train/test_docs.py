@@ -28,6 +28,7 @@ from vmae_train.finetune import FinetuneSpec
 from vmae_train.inference.read_video import read_clip
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
+from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.metadata import RunFacts, run_clip
 
@@ -228,17 +229,28 @@ def _tables(kind: Any, path: str) -> Iterator[tuple[str, set[str]]]:
         yield from tables
 
 
+def _python(page: str) -> str:
+    """The only Python of a page."""
+    (block,) = re.findall(r"^```python\n(.*?)^```$", _page(page), flags=re.DOTALL | re.MULTILINE)
+    return block
+
+
+def _save_classifier(*folders: str) -> Geometry:
+    """A model of two classes in each of the folders. Returns its geometry."""
+    geometry = ModelSpec(size="tiny").geometry()
+    for folder in map(Path, folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(folder, Classifier(geometry, ("a", "b"), seed=0))
+    return geometry
+
+
 def test_the_python_that_is_shown_runs(
     tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = Path("runs/k400-finetune")
-    folder.mkdir(parents=True)
-    geometry = ModelSpec(size="tiny").geometry()
-    save_model(folder, Classifier(geometry, ("a", "b"), seed=0))
+    geometry = _save_classifier("runs/k400-finetune")
     shutil.copy(next(demo_videos.rglob("*.mp4")), "video.mp4")
-    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("moving.md"), flags=re.DOTALL | re.MULTILINE)
-    exec(compile(block, "moving.md", "exec"), {})
+    exec(compile(_python("moving.md"), "moving.md", "exec"), {})
     answer = capsys.readouterr().out
     assert answer[0] in "ab"
     assert str(geometry.embed_dim) in answer
@@ -248,11 +260,9 @@ def test_the_python_of_predictions_runs(
     tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = Path("runs/k400-finetune")
-    folder.mkdir(parents=True)
-    save_model(folder, Classifier(ModelSpec(size="tiny").geometry(), ("a", "b"), seed=0))
+    _save_classifier("runs/k400-finetune")
     shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
-    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("predicting.md"), flags=re.DOTALL | re.MULTILINE)
+    block = _python("predicting.md")
     assert len([line for line in block.splitlines() if line]) <= 10
     exec(compile(block, "predicting.md", "exec"), {})
     first, *windows, best = capsys.readouterr().out.splitlines()
@@ -261,26 +271,39 @@ def test_the_python_of_predictions_runs(
     assert best in ("a", "b")
 
 
+def test_the_python_of_features_runs(
+    tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/k400").mkdir(parents=True)
+    save_model(Path("runs/k400"), PretrainModel(ModelSpec(size="tiny").geometry(), seed=0))
+    shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("embedding.md"), flags=re.DOTALL | re.MULTILINE)
+    assert len([line for line in block.splitlines() if line]) <= 10
+    exec(compile(block, "embedding.md", "exec"), {})
+    first, *windows, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("Embedder(runs/k400: 192 of block 4 of 4, 16 frames of 32 px")
+    assert windows and all(re.fullmatch(r"0\.0 \S+ \(192,\)", line) for line in windows)
+    assert last == "torch.Size([5, 192])"
+
+
 @pytest.mark.parametrize("clip", [ClipSpec(stride=2), ClipSpec(rate=6.25), None])
 def test_the_python_that_is_shown_takes_the_clips_of_the_checkpoints_run(
     tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, clip: ClipSpec | None
 ) -> None:
     """A path of a run and one of a checkpoint in it. A published file has no run: then it takes 4 frames' spacing."""
     monkeypatch.chdir(tmp_path)
-    geometry, video = ModelSpec(size="tiny").geometry(), next(demo_videos.rglob("*.mp4"))
-    checkpoint = Path("runs/k400-finetune/checkpoints/step-8")
-    for folder in (checkpoint, checkpoint.parents[1]):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(folder, Classifier(geometry, ("a", "b"), seed=0))
+    paths = ("runs/k400-finetune", "runs/k400-finetune/checkpoints/step-8")
+    geometry, video = _save_classifier(*paths), next(demo_videos.rglob("*.mp4"))
     if clip is not None:
         recipe = msgspec.to_builtins(load_recipe("vmae_train", "finetune/k400", FinetuneSpec))
         recipe["clip"] = msgspec.to_builtins(clip)
         facts = RunFacts(kind="finetune", recipe=recipe, data=("shards",), data_digest=("0",))
         Path("runs/k400-finetune/run.json").write_bytes(msgspec.json.encode(facts))
     shutil.copy(video, "video.mp4")
-    (block,) = re.findall(r"^```python\n(.*?)^```$", _page("moving.md"), flags=re.DOTALL | re.MULTILINE)
+    block = _python("moving.md")
     expected = read_clip(video, geometry.num_frames, clip or ClipSpec(stride=4))
-    for path in ("runs/k400-finetune", str(checkpoint)):
+    for path in paths:
         variables: dict[str, Any] = {}
         exec(compile(block.replace('"runs/k400-finetune"', repr(path)), "moving.md", "exec"), variables)
         assert run_clip(path) == clip

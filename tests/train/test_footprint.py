@@ -22,6 +22,7 @@ from vmae_train.footprint import (
     known_footprints,
     measure_footprint,
     memory_text,
+    noise_batch,
 )
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.videomae import PretrainModel
@@ -104,12 +105,9 @@ def test_the_peak_is_that_of_the_allocator_in_a_real_step() -> None:
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, ["train.precision=float32"])
     counted = measure_footprint(spec)
     model = module._build_model(spec)
-    augment, batch = module._build_augment(spec), module._fake_batch(spec.train.batch, 16, frame_size(32))
+    augment, batch = module._build_augment(spec), noise_batch(spec.train.batch, 16, 32)
     for weight in model.parameters():
         nn.init.zeros_(weight)
-    numbers = torch.zeros(spec.train.batch, dtype=torch.int64)
-    planes = batch.planes._replace(size_B2=torch.tensor([frame_size(32)] * spec.train.batch), matrix_B=numbers)
-    batch = batch._replace(planes=planes, label_B=numbers, weight_B=torch.ones(spec.train.batch))
     optimizer = build_optimizer(model, spec.optim, depth=model.geometry.depth)
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)

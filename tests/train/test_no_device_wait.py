@@ -15,16 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny_runs import set_up_engine
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.loader import Batch, UnreadableSamples
 from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import Distributed
 from vmae_train.finetune import FinetuneObjective, FinetuneSpec
 from vmae_train.pretrain import PretrainObjective, PretrainSpec
-from vmae_train.training.engine import Engine
 from vmae_train.training.objective import Objective
 from vmae_train.training.run_spec import RunSpec
-from vmae_train.training.setup import set_up_training
 from vmae_train.training.step_sync import StepSync
 
 META = torch.device("meta")
@@ -84,17 +83,14 @@ def on_meta(value: Any) -> Any:
 
 def step_on_meta(spec: RunSpec, objective: Objective, shards: Path) -> Tensor:
     """One optimizer step of two micro-batches. Returns its loss."""
-    distributed = Distributed()
-    setup = set_up_training(spec, [str(shards)], distributed)
-    objective.prepare(setup)
-    engine = Engine(setup, objective.build_model(None, META), objective.loss, META, distributed)
+    setup, engine = set_up_engine(spec, objective, shards, META)
     for group in engine.optimizer.param_groups:
         group["fused"] = False  # no fused kernel for this device
     engine.wrap()
     with setup.loader(0, torch.device("cpu"), targets=objective.targets) as loader:
         batches = [on_meta(batch) for batch, _ in zip(loader, range(2), strict=False)]
     assert all(isinstance(batch, Batch) for batch in batches)
-    with StepSync(distributed, UnreadableSamples(8)) as sync:
+    with StepSync(Distributed(), UnreadableSamples(8)) as sync:
         return engine.step(0, iter(batches), sync).loss
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,13 @@ def test_a_video_is_predicted_as_an_evaluation_predicts_its_sample(
     ).predictions
     expected = dict(zip(found.key, found.output_NK, strict=True))
     predictor = Predictor(tiny_finetuning, "cpu", settings=settings, batch=2)
-    results = predictor.predict_videos([VideoFile(path.stem, path) for path in members])
+    results = predictor.run_videos([VideoFile(path.stem, path) for path in members])
     for path, result in zip(members, results, strict=True):
-        (prediction,) = result.predictions
+        (prediction,) = result.rows
         assert prediction.video == path.stem
         np.testing.assert_allclose(prediction.outputs, expected[path.stem], atol=1e-5)
     by_shards = {
-        result.video.rpartition("/")[2]: result.predictions
-        for result in predictor.predict_shards(Shards.open(str(whole_shards)))
+        result.video.rpartition("/")[2]: result.rows for result in predictor.run_shards(Shards.open(str(whole_shards)))
     }
     assert by_shards.keys() == expected.keys()
     for key, (prediction,) in by_shards.items():
@@ -117,7 +117,7 @@ def test_windows_do_not_depend_on_how_many_are_decoded_or_predicted_at_once(
 
     together = outputs(8)
     assert len(together) > 3
-    monkeypatch.setattr(read_video, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(read_video, "BYTES_ON_DISK", 1)
     np.testing.assert_allclose(outputs(1), together, atol=1e-5)
 
 
@@ -133,16 +133,22 @@ def test_clips_leave_out_the_frames_that_a_build_leaves_out(demo_videos: Path, m
     assert (cut[0] == whole[5]).all()
 
 
+@pytest.mark.parametrize("most", [read_video.BYTES_ON_DISK, 1], ids=["short", "long"])
 def test_workers_give_the_same_results_in_the_same_order(
-    tiny_finetuning: Path, members: list[Path], tmp_path: Path
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
+    """A worker hands over a video by a file, and leaves a long one to the main process. No file stays."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(read_video, "BYTES_ON_DISK", most)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     paths = [members[0], tmp_path / "broken.mp4", *members[1:], tmp_path / "missing.mp4"]
     videos = [VideoFile(path.name, path) for path in paths]
     predictor = Predictor(tiny_finetuning, "cpu")
-    alone, shared = (list(predictor.predict_videos(videos, WindowSpec(0.5), workers=workers)) for workers in (0, 2))
+    alone, shared = (list(predictor.run_videos(videos, WindowSpec(0.5), workers=workers)) for workers in (0, 2))
     assert shared == alone
     assert [result.error is not None for result in shared] == [False, True, False, False, True]
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_command_prints_bars_and_names_broken_videos_at_the_end(
@@ -180,7 +186,7 @@ def test_json_has_one_object_for_each_window_and_for_each_broken_video(
 def test_shards_without_labels_are_predicted(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:
     spec = load_recipe("vmae_data", "demo", BuildSpec, ["stride=1"])
     build_shards(str(members[0].parent), tmp_path / "shards", spec, workers=1, style=QUIET)
-    results = list(Predictor(tiny_finetuning, "cpu").predict_shards(Shards.open(str(tmp_path / "shards"))))
+    results = list(Predictor(tiny_finetuning, "cpu").run_shards(Shards.open(str(tmp_path / "shards"))))
     assert len(results) == len(members) and not any(result.error for result in results)
 
 

@@ -17,9 +17,13 @@ import pytest
 
 from tests.command import call_command
 from tests.scripted_server import FACTS, Answer, Request, scripted_server
+from vmae_data.build import build_shards
+from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
+from vmae_data.recipes import load_recipe
 from vmae_train import Predictor
+from vmae_train.evaluate import evaluate_checkpoint
 
 pytestmark = pytest.mark.processes
 
@@ -91,6 +95,36 @@ def test_parquet_has_the_columns_of_an_evaluation(
     assert row["top5"][0] == names[int(np.argmax(row["probabilities"]))]
     same = next(sample for sample in samples if sample["video"] == f"{whole_shards}/{members[0].stem}")
     np.testing.assert_allclose(row["probabilities"], same["probabilities"], atol=1e-5)
+
+
+def test_samples_of_shards_are_continued_and_merged_by_source(
+    tiny_finetuning: Path, demo_videos: Path, tmp_path: Path
+) -> None:
+    """Segments of half a second. One can't be read, so the next command tries its source again."""
+    cut, out = tmp_path / "cut", tmp_path / "out.jsonl"
+    spec = load_recipe("vmae_data", "demo", BuildSpec, ["longest_seconds=0.5"])
+    build_shards(str(demo_videos), cut, spec, workers=2, style=QUIET)
+    shards = Shards.open(str(cut))
+    tar = cut / shards.index.shardlist[0].url
+    whole, member = tar.read_bytes(), shards.member_range(1)
+    damaged = bytearray(whole)
+    damaged[member.offset + member.size // 2] ^= 1
+    tar.write_bytes(damaged)
+    command: list[Any] = ["vmae_train", "predict", tiny_finetuning, cut, "--out", out, "--workers", "0"]
+    first = call_command(*command)
+    assert "24 videos predicted, 0 kept" in first.stdout
+    assert f"skipped, unreadable: {cut}/{shards.key(1)}: " in first.stderr
+    tar.write_bytes(whole)
+    second = call_command(*command)
+    assert "1 videos predicted, 23 kept" in second.stdout and "skipped" not in second.stderr
+    found = evaluate_checkpoint(str(tiny_finetuning), str(cut), workers=0, device="cpu", style=QUIET).predictions
+    expected = dict(zip(found.key, found.output_NK, strict=True))
+    rows = list(map(json.loads, out.read_text().splitlines()))
+    assert len(rows) == len(expected) == 24
+    for row in rows:
+        outputs = [row["probabilities"][name] for name in found.names]
+        np.testing.assert_allclose(outputs, expected[row["video"].rpartition("/")[2]], atol=1e-6)
+    assert "0 videos predicted, 24 kept" in call_command(*command).stdout
 
 
 def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, members: list[Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from fractions import Fraction
@@ -216,7 +217,8 @@ def test_the_command_draws_shards_still_and_moving(tiny_pretraining: Path, demo_
     for name in ("still.png", "moving.gif", "moving.mp4", "page.html"):
         for folder in ("a", "b"):  # the same bytes again
             (tmp_path / folder).mkdir(exist_ok=True)
-            call_command(*arguments, "--out", tmp_path / folder / name)
+            done = call_command(*arguments, "--out", tmp_path / folder / name, "--json")
+            assert json.loads(done.stdout) == {"out": str(tmp_path / folder / name), "unreadable": {}}
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     tmp_path = tmp_path / "a"
     with Image.open(tmp_path / "still.png") as still, Image.open(tmp_path / "moving.gif") as moving:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.command import call_command
-from tests.tiny_runs import finetune_tiny
+from tests.tiny_runs import finetune_tiny, pretrain_tiny
 from vmae_data.errors import DataError, MisuseError
 from vmae_train.evaluation.metrics import Scores, class_scores
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
@@ -83,6 +83,26 @@ def test_a_finetuning_shows_its_scores_and_its_pretraining(tiny_finetuning: Path
     assert all(name in text for name in scores.classes)
 
 
+def test_pretrainings_are_compared_also_while_they_run(
+    tiny_pretraining: Path, demo_shards: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "frames"
+    pretrain_tiny(demo_shards, other, "mask.kind=frame", "log.every_steps=1")
+    log = (other / "log.jsonl").read_bytes().splitlines(keepends=True)
+    warning = {"kind": "warning", "step": 2, "name": "slow data", "text": f"use more cores {HOSTILE}"}
+    (other / "log.jsonl").write_bytes(b"".join(log[:2]) + json.dumps(warning).encode())
+    shutil.rmtree(other / "checkpoints")
+    page = _page(tiny_pretraining, tmp_path / "page.html", other)
+    text = _text(page)
+    assert "frames from scratch 2, not finished" in text
+    assert "The losses of tiny-pretraining and frames are those of different tasks or data." in text
+    assert "mask.kind: &#39;tube&#39; → &#39;frame&#39;" in text
+    assert page.count('class="curves"') == 7
+    own = _page(other, tmp_path / "own.html")
+    assert "Step 2, slow data: use more cores" in _text(own)
+    assert HOSTILE not in own
+
+
 def test_two_finetunings_are_compared_in_neutral_words(
     tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path
 ) -> None:
@@ -97,6 +117,7 @@ def test_the_command_writes_the_page(tiny_finetuning: Path, tiny_scratch: Path, 
     out = tmp_path / "page.html"
     arguments = ["vmae_train", "report", tiny_finetuning, "--out", out, "--against", tiny_scratch]
     assert call_command(*arguments).stdout.strip() == str(out)
+    assert json.loads(call_command(*arguments, "--json").stdout) == {"out": str(out)}
     assert out.exists()
 
 
@@ -146,7 +167,7 @@ def test_different_training_budgets_are_noted(tiny_finetuning: Path, tiny_scratc
 
 
 def test_a_pretraining_has_no_score_to_compare(tiny_pretraining: Path, tiny_finetuning: Path, tmp_path: Path) -> None:
-    with pytest.raises(MisuseError, match="against"):
+    with pytest.raises(MisuseError, match="is a pretrain run, .* a finetune run. Name runs of one kind"):
         write_report(tiny_finetuning, tmp_path / "page.html", against=(tiny_pretraining,))
     assert not (tmp_path / "page.html").exists()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.data_sets import write_enlarged
+from tools.data_sets import repeated_rows, write_enlarged
 from vmae_data.format import ShardListing
 from vmae_data.names import tar_name
 from vmae_data.read.dataset import Shards
@@ -48,12 +48,6 @@ def main() -> None:
 
 def _write(shards: Shards, samples: int, folder: Path) -> int:
     """Repeat the rows of the data set under new keys."""
-    numbers = np.arange(samples)
-    columns = {
-        "key": [f"video-{hashlib.sha256(str(n).encode()).hexdigest()[:16]}" for n in numbers],
-        "source": numbers,
-        "shard": numbers // PER_SHARD,
-    }
     first = shards.index.shardlist[0]
     listing = tuple(
         ShardListing(
@@ -65,7 +59,7 @@ def _write(shards: Shards, samples: int, folder: Path) -> int:
         )
         for number in range(-(-samples // PER_SHARD))
     )
-    return write_enlarged(shards, folder, columns, listing)
+    return write_enlarged(shards, folder, repeated_rows(samples, PER_SHARD), listing)
 
 
 def _private_mb() -> float:

@@ -16,7 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import pairwise
@@ -62,8 +62,20 @@ class Job(NamedTuple):
 
 
 class Stepper(NamedTuple):
+    """A step as an engine makes it: forward pass, backward pass of its loss, update with the norm of the gradients."""
+
     loss: Callable[[], Tensor]
     optimizer: torch.optim.Optimizer
+
+    def forward(self, precision: str, device: str = "cpu") -> Tensor:
+        with nullcontext() if precision == "float32" else torch.autocast(device, dtype=getattr(torch, precision)):
+            return self.loss()
+
+    def update(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 class Measured(NamedTuple):
@@ -136,23 +148,14 @@ def geometry_of(size: str) -> tuple[Geometry, MaskSpec]:
     return msgspec.structs.replace(ModelSpec(**keys).geometry(), decoder_norm_eps=1e-5, fc_eps=1e-5), MaskSpec()
 
 
-def autocast(precision: str) -> AbstractContextManager[Any]:
-    return nullcontext() if precision == "float32" else torch.autocast("cpu", dtype=getattr(torch, precision))
-
-
 def make_step(stepper: Stepper, precision: str) -> Measured:
-    """One step, as an engine makes it: with the norm of the gradients."""
-    optimizer = stepper.optimizer
+    """One step on the CPU, and the time of its parts."""
     clocks = [(time.process_time(), time.perf_counter())]
-    with autocast(precision):
-        loss = stepper.loss()
+    loss = stepper.forward(precision)
     clocks.append((time.process_time(), time.perf_counter()))
     torch.autograd.backward(loss)
     clocks.append((time.process_time(), time.perf_counter()))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    stepper.update()
     clocks.append((time.process_time(), time.perf_counter()))
     cpu, wall = (tuple(b[i] - a[i] for a, b in pairwise(clocks)) for i in range(2))
     return Measured(cpu, wall, loss.item(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -24,6 +24,7 @@ from vmae_data.console import (
     option,
     print_json,
     progress_style,
+    recipe_option,
     resumable,
 )
 from vmae_data.errors import MisuseError
@@ -50,8 +51,8 @@ def build(
     ] = None,
     recipe: Annotated[
         str | None,
-        option(
-            "NAME|FILE",
+        recipe_option(
+            "vmae_data",
             "Use a recipe: a name from `vmae-shard recipes`, or a TOML file.",
             "every 4th frame, short side 256, H.264",
         ),
@@ -147,7 +148,9 @@ def build(
     if dry_run and append:
         raise MisuseError("--dry-run --append: the estimate is of a whole build. Remove one of them")
     if dry_run:
-        _print_estimate(source, spec, {**common, "share": share, "workers": workers or num_cores()}, quiet, as_json)
+        rules = _stored_rules(folder, share)
+        estimated = {**common, "share": share, "rules": rules, "workers": workers or num_cores()}
+        _print_estimate(source, spec, estimated, quiet, as_json)
         return
     options = common | {
         "workers": workers,
@@ -176,6 +179,13 @@ def build(
         print_json(dict(zip(("train", "val"), results, strict=True)) if share else results[0])
     for report in reports.values():
         check_failures(report, max_failures, limit)
+
+
+def _stored_rules(folder: StoragePath, share: ValShare | None) -> int:
+    from vmae_data.shards.plan import stored_rules
+    from vmae_data.shards.subset import SUBSETS
+
+    return stored_rules(folder / SUBSETS[0] if share else folder)
 
 
 def _print_estimate(source: str, spec: BuildSpec, options: dict[str, Any], quiet: bool, as_json: bool) -> None:

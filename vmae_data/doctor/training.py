@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vmae_data.console import CheckResult
 __all__ = ["training_checks"]
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, WSL
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 TORCH_SECONDS = 120
 WORTH_IT = 1.5  # a step is more than matrix products
 _ASK_TORCH = """\
@@ -71,10 +73,18 @@ def _torch_checks(version: str) -> Iterator[CheckResult]:
     yield CheckResult("torch", "ok", f"{version}, CUDA or ROCm {answer['cuda'] or 'none'}")
     if answer["gpus"]:
         gpus = ", ".join(f"{name} with {format_bytes(memory)}" for name, memory in answer["gpus"])
-        yield CheckResult("GPU", "ok", gpus)
+        yield CheckResult("GPU", "ok", f"{gpus}{_driver()}")
     else:
         advice = "install a torch for this GPU (pytorch.org/get-started), or update its driver (nvidia-smi)"
-        yield CheckResult("GPU", "warning", "this machine has one, but torch can't use it", advice)
+        yield CheckResult("GPU", "warning", f"this machine has one, but torch can't use it{_driver()}", advice)
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver, to compare with torch's CUDA. Empty for other GPUs."""
+    with suppress(OSError):
+        if found := re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", NVIDIA_DRIVER.read_text()):
+            return f", driver {found[1]}"
+    return ""
 
 
 def _ask_torch(program: str) -> dict[str, Any] | str:

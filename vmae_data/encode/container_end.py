@@ -1,21 +1,23 @@
-"""Where a container ends: inside an mp4 box, or before the end of the file, where a second file follows."""
+"""Where a container ends: inside an mp4 box, before a second file, or after the pictures that it declares."""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["joined_file", "movie_box", "truncated_box"]
+__all__ = ["declared_pictures", "joined_file", "movie_box", "truncated_box"]
 
 _BOX_HEADER = 8
 _LARGEST_MOVIE = 1 << 28  # of 20 million frames
 _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
-_HEADER_BYTES = 1 << 16  # that hold what FLV and ASF declare
-_FLV, _FLV_TAGS = b"FLV\x01", (8, 9, 18)  # audio, video, script
-_FLV_TAG_BYTES = 15  # its header, and its size after it
+_HEADER_BYTES = 1 << 16  # that hold what FLV, ASF and WTV declare
+_LARGEST_FILE = 1 << 62
+_DIRAC, _DIRAC_END = b"BBCD", 0x10  # before each unit; the kind of unit that ends a sequence
+_PNG = b"\x89PNG\r\n\x1a\n"
+_WTV = bytes.fromhex("b7d800203749da11a64e0007e95ead8d")
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_SIZE_OFFSET = 40  # after the start of the properties
@@ -64,20 +66,32 @@ def _top_level_boxes(file: BinaryIO, end: int) -> Iterator[_Box]:
 
 
 def joined_file(path: bytes) -> str:
-    """A note if a second file follows in an mp4, FLV or ASF file, as `cat` joins them. Empty if none.
+    """A note if a second file follows, as `cat` joins them, in a format whose reader stops there. Empty if none.
 
-    Reads headers only. In an FLV file that does not declare its size, these are the headers of all tags.
+    Reads headers only. In a file that does not declare its size, these are the headers of all frames.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
         end = os.fstat(file.fileno()).st_size
         header = file.read(_HEADER_BYTES)
-        if header.startswith(_FLV):
-            start = _second_flv(file, header, end)
-        elif header.startswith(_ASF):
-            start = _second_asf(file, header, end)
-        else:
-            return _second_mp4(file, end)
-    return f"a second file begins at byte {start}: its frames are not read" if start else ""
+        layout = next((one for one in _LAYOUTS if header.startswith(one.magic)), None)
+        if layout is None:
+            return _second_dirac(file) if header.startswith(_DIRAC) else _second_mp4(file, end)
+        start = layout.declared_size(header)
+        if not 0 < start <= end:
+            start = _end_of_units(file, layout.first_unit(header), layout)
+        is_joined = start > 0 and _read_at(file, min(start, end), len(layout.magic)) == layout.magic
+        return f"a second file begins at byte {start}: its frames are not read" if is_joined else ""
+
+
+def declared_pictures(path: bytes) -> int:
+    """The number of pictures that the header of an APNG file declares; 0 if it declares none."""
+    start = len(_PNG)
+    with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
+        while len(chunk := _read_at(file, start, 12)) == 12 and chunk[4:8] != b"IDAT":
+            if chunk[4:8] == b"acTL":
+                return int.from_bytes(chunk[8:], "big")
+            start += 12 + int.from_bytes(chunk[:4], "big")
+    return 0
 
 
 def _second_mp4(file: BinaryIO, end: int) -> str:
@@ -93,29 +107,81 @@ def _second_mp4(file: BinaryIO, end: int) -> str:
     return ""
 
 
-def _second_flv(file: BinaryIO, header: bytes, end: int) -> int:
+class _Layout(NamedTuple):
+    """How the end of a file is found: by the size that its header declares, else from unit to unit."""
+
+    magic: bytes
+    declared_size: Callable[[bytes], int] = lambda header: 0  # 0: none
+    first_unit: Callable[[bytes], int] = lambda header: 0
+    unit_header: int = 1  # bytes
+    unit_size: Callable[[bytes], int] = lambda header: 0  # of a unit with this header; 0: this is no unit
+
+
+def _end_of_units(file: BinaryIO, start: int, layout: _Layout) -> int:
+    while len(unit := _read_at(file, start, layout.unit_header)) == layout.unit_header:
+        size = layout.unit_size(unit)
+        if size == 0:
+            break
+        start += size
+    return start
+
+
+def _second_dirac(file: BinaryIO) -> str:
+    """As `joined_file`. Every picture may be a sequence of its own, so only their numbers show a second file."""
+    start = sequence = 0
+    first: bytes | None = None
+    while (unit := _read_at(file, start, 17)).startswith(_DIRAC) and len(unit) >= 13:
+        kind, size, number = unit[4], int.from_bytes(unit[5:9], "big"), unit[13:]
+        if kind == 0:
+            sequence = start
+        if kind & 8:  # a picture
+            if first is not None and number <= first:
+                return f"a second file begins at byte {sequence}: its frames may be missing"
+            first = first or number
+        if size == 0 and kind != _DIRAC_END:
+            break
+        start += size or 13
+    return ""
+
+
+def _read_at(file: BinaryIO, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
+
+
+def _flv_size(header: bytes) -> int:
     field = header.find(b"filesize\x00")
-    if field >= 0 and len(number := header[field + 9 : field + 17]) == 8:
-        declared = struct.unpack(">d", number)[0]
-        if 0 < declared <= end:
-            return int(declared) if _has(file, int(declared), end, _FLV) else 0
-    start = int.from_bytes(header[5:9], "big") + 4
-    file.seek(start)
-    while len(tag := file.read(_FLV_TAG_BYTES - 4)) == _FLV_TAG_BYTES - 4 and tag[0] in _FLV_TAGS:
-        start += _FLV_TAG_BYTES + int.from_bytes(tag[1:4], "big")
-        file.seek(start)
-    return start if tag.startswith(_FLV) else 0
+    number = header[field + 9 : field + 17] if field >= 0 else b""
+    declared = struct.unpack(">d", number)[0] if len(number) == 8 else 0.0
+    return int(declared) if 0 < declared < _LARGEST_FILE else 0
 
 
-def _second_asf(file: BinaryIO, header: bytes, end: int) -> int:
+def _asf_size(header: bytes) -> int:
     field = header.find(_ASF_PROPERTIES) + _ASF_SIZE_OFFSET
-    declared = int.from_bytes(header[field : field + 8], "little") if field >= _ASF_SIZE_OFFSET else 0
-    return declared if declared and _has(file, declared, end, _ASF) else 0
+    return int.from_bytes(header[field : field + 8], "little") if field >= _ASF_SIZE_OFFSET else 0
 
 
-def _has(file: BinaryIO, start: int, end: int, magic: bytes) -> bool:
-    """Whether these bytes are at `start`, which a header declares: it may be beyond the end, or no position at all."""
-    if start + len(magic) > end:
-        return False
-    file.seek(start)
-    return file.read(len(magic)) == magic
+_LAYOUTS = (
+    _Layout(
+        magic=b"FLV\x01",
+        declared_size=_flv_size,
+        first_unit=lambda header: int.from_bytes(header[5:9], "big") + 4,
+        unit_header=4,
+        # Of audio, video and scripts: a tag's header, its data, and its size again.
+        unit_size=lambda tag: 15 + int.from_bytes(tag[1:], "big") if tag[0] in (8, 9, 18) else 0,
+    ),
+    _Layout(magic=_ASF, declared_size=_asf_size),
+    _Layout(magic=_WTV, declared_size=lambda header: int.from_bytes(header[0x5C:0x60], "little") << 12),  # in sectors
+    _Layout(
+        magic=_PNG,
+        first_unit=lambda header: len(_PNG),
+        unit_header=8,
+        unit_size=lambda chunk: 12 + int.from_bytes(chunk[:4], "big") if chunk[4:].isalpha() else 0,
+    ),
+    _Layout(
+        magic=b"DKIF",
+        first_unit=lambda header: int.from_bytes(header[6:8], "little"),
+        unit_header=4,
+        unit_size=lambda frame: 12 + int.from_bytes(frame, "little") if frame != b"DKIF" else 0,
+    ),
+)

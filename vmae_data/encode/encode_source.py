@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from vmae_data.decode import check_key_frames, read_packets
-from vmae_data.encode.ffmpeg import FfmpegRun, run_ffmpeg
+from vmae_data.encode.ffmpeg import FfmpegRun, run_ffmpeg, silence_seconds
 from vmae_data.encode.ffmpeg_arguments import (
     Output,
     copy_arguments,
@@ -52,6 +52,7 @@ from vmae_data.format import (
     series_of,
 )
 from vmae_data.names import key_of, member_suffix, path_to_text
+from vmae_data.processes import limit_cpu_time
 from vmae_data.sources.video_files import remote_path
 from vmae_data.storage import commit_bytes, commit_file, copied, hash_file, is_folder, temporary_path
 
@@ -109,7 +110,8 @@ def _encode(job: EncodeJob) -> tuple[StagedSample, ...]:
 
 
 def _encode_local(job: EncodeJob, source: bytes) -> tuple[StagedSample, ...]:
-    info = describe_source(job.ffmpeg, source, _log_names(job, source), job.staging, job.rules)
+    with limit_cpu_time(silence_seconds()):
+        info = describe_source(job.ffmpeg, source, _log_names(job, source), job.staging, job.rules)
     try:
         if job.spec.profile == "copy":
             if can_copy(info, job.spec.short_side) and (samples := _copy_packets(job, source, info)):

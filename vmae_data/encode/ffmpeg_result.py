@@ -111,10 +111,13 @@ def check_output_size(run: FfmpegRun) -> None:
 
 
 def _check_end(run: FfmpegRun, info: VideoInfo, source: bytes) -> None:
-    """The last decoded frame must end at 90 % of the declared duration or later.
+    """The last decoded frame must end at 90 % of the declared duration or later; of declared frames, 90 % must decode.
 
-    If it does, but too many of the first frames are missing, the source is damaged, not truncated.
+    If it ends there, but too many of the first frames are missing, the source is damaged, not truncated.
     """
+    if len(run.pts) < TRUNCATED_BELOW * info.declared_frames:
+        detail = f"{len(run.pts)} of the {info.declared_frames} frames that it declares decode{_messages(run)}"
+        raise SourceError("truncated", detail)
     if info.duration is None:
         return
     seconds = decoded_seconds(run, info, 1 / float(info.frame_rate))
@@ -218,7 +221,7 @@ def source_remarks(run: FfmpegRun, info: VideoInfo, thinning: Thinning) -> tuple
         lost, shown = _lost_start(run, info), decoded_seconds(run, info) - max(0.0, info.start)
         if lost > DAMAGED_ABOVE * (lost + shown):
             remarks.append(f"its first {lost:.2f} s do not decode")
-    if info.duration is None:
+    if info.duration is None and not info.declared_frames:
         remarks.append("no declared duration: truncation was not tested")
     frame_rate = _mean_frame_rate(run, info)
     if thinning.rate is not None and frame_rate < SLOWER_BELOW * float(thinning.rate):

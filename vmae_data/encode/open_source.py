@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from vmae_data.decode import DecodedVideo
 from vmae_data.encode.build_spec import BuildSpec, Thinning
 from vmae_data.encode.container_end import truncated_box
-from vmae_data.encode.ffmpeg import FfmpegRun, find_ffmpeg, run_ffmpeg
+from vmae_data.encode.ffmpeg import FfmpegRun, find_ffmpeg, run_ffmpeg, silence_seconds
 from vmae_data.encode.ffmpeg_arguments import decode_arguments, picture_arguments, read_arguments
 from vmae_data.encode.ffmpeg_result import check_output_size, check_result, refuse_machine_fault
 from vmae_data.encode.probe import ENCRYPTED, VideoInfo, probe_video, scaled_size, with_picture_size
@@ -28,8 +28,16 @@ from vmae_data.encode.thinning import choose_frames
 from vmae_data.encode.times import exact_times, first_clean_frame, frame_times
 from vmae_data.errors import SourceError
 from vmae_data.format import RULES, Rational
+from vmae_data.processes import limit_cpu_time
 
-__all__ = ["OpenedSource", "describe_source", "open_source", "read_pictures"]
+__all__ = [
+    "OpenedSource",
+    "describe_source",
+    "map_pictures",
+    "open_source",
+    "read_pictures",
+    "write_pictures",
+]
 
 
 class OpenedSource(NamedTuple):
@@ -85,10 +93,14 @@ def describe_source(ffmpeg: str, source: bytes, names: dict[str, str], staging: 
         raise SourceError(error.reason, message) from error
 
 
-def open_source(path: Path) -> OpenedSource:
-    """Describe a video and decode it, to learn its frames. A damaged video has those that decode. Raises SourceError."""
+def open_source(path: Path, *, in_worker: bool = False) -> OpenedSource:
+    """Describe a video and decode it, to learn its frames. A damaged video has those that decode. Raises SourceError.
+
+    `in_worker`: end this process if the first frame takes too much CPU time.
+    """
     ffmpeg, source = find_ffmpeg().path, bytes(path.absolute())
-    info = describe_source(ffmpeg, source, _names(source), Path(tempfile.gettempdir()))
+    with limit_cpu_time(silence_seconds()) if in_worker else nullcontext():
+        info = describe_source(ffmpeg, source, _names(source), Path(tempfile.gettempdir()))
     run = _run(decode_arguments(ffmpeg, info, source), info, source)
     if run.sizes[0].size != info.coded:  # the container crops its pictures
         info = with_picture_size(info, *run.sizes[0].size)
@@ -100,19 +112,29 @@ def read_pictures(video: OpenedSource, frames: Sequence[int], short_side: int) -
     """The frames of these numbers (ascending, without repeats), in BT.709 and limited range. Raises SourceError.
 
     Their short side is `short_side`, or less if the video is smaller. They are what a build with this recipe key
-    encodes, without the loss of its codec.
+    encodes, without the loss of its codec. They are mapped from a file without a name in the temporary folder, so many
+    of them take no memory.
     """
-    spec = BuildSpec(short_side=short_side, stride=1)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "pictures.yuv"
-        _run(
-            picture_arguments(find_ffmpeg().path, spec, video.info, video.path, frames, target), video.info, video.path
-        )
-        data = np.fromfile(target, np.uint8)
+        write_pictures(video, frames, short_side, target)
+        return map_pictures(video, len(frames), short_side, target)
+
+
+def write_pictures(video: OpenedSource, frames: Sequence[int], short_side: int, target: Path) -> None:
+    """Write the frames as `read_pictures` gives them, for `map_pictures` to read. Raises SourceError."""
+    spec = BuildSpec(short_side=short_side, stride=1)
+    _run(picture_arguments(find_ffmpeg().path, spec, video.info, video.path, frames, target), video.info, video.path)
     width, height = video.picture_size(short_side)
-    if data.size != len(frames) * width * height * 3 // 2:
+    if target.stat().st_size != len(frames) * width * height * 3 // 2:
         raise SourceError("encode-mismatch", "other frames decode each time; the file is damaged")
-    y, u, v = np.split(data.reshape(len(frames), -1), [width * height, width * height * 5 // 4], axis=1)
+
+
+def map_pictures(video: OpenedSource, count: int, short_side: int, target: Path) -> DecodedVideo:
+    """`count` written frames. The file may be removed as soon as this returns."""
+    width, height = video.picture_size(short_side)
+    data = np.asarray(np.memmap(target, np.uint8, "c")).reshape(count, -1)
+    y, u, v = np.split(data, [width * height, width * height * 5 // 4], axis=1)
     return DecodedVideo(y.reshape(-1, height, width), *(plane.reshape(-1, height // 2, width // 2) for plane in (u, v)))
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import av
 
-from vmae_data.encode.container_end import joined_file, truncated_box
+from vmae_data.encode.container_end import declared_pictures, joined_file, truncated_box
 from vmae_data.encode.picture import is_full_range, is_gray, turn_filters, unconverted_matrix
 from vmae_data.errors import SourceError, VmaeError
 from vmae_data.format import RULES, Rational
@@ -102,6 +102,7 @@ class VideoInfo(NamedTuple):
     duration_by_packets: bool = False  # declared nowhere: the time of the last packet
     codec_rate: Rational | None = None  # the frame rate that the coded pictures state
     table_frames: int = 0  # that the tables of an mp4 list
+    declared_frames: int = 0  # that an APNG declares
     shape_can_change: bool = False  # sample aspect or rotation, midway
     begins: float | None = None  # seconds from the container's start to the first packet; None if unknown
     rules: int = RULES  # by which these facts were read
@@ -278,6 +279,7 @@ def _describe(container: av.container.InputContainer, track: int, rules: int) ->
         duration_of_all=duration_of_all,
         duration_by_packets=container.format.name in _WITHOUT_DURATION,
         table_frames=stream.frames if container.format.name.startswith("mov,") else 0,
+        declared_frames=declared_pictures(os.fsencode(container.name)) if container.format.name == "apng" else 0,
         codec_rate=_stated_rate(stream.codec_context.framerate),
         shape_can_change=container.format.name in _WITHOUT_SHAPE,
         begins=_begins(container, stream),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vmae_data import rng
 from vmae_data.errors import DataError, VmaeError
 from vmae_data.format import INDEX, PLAN_TABLE, SAMPLES, Index, Label, Regular, Series, decode_record, encode_record
+from vmae_data.names import source_key
 from vmae_data.read.load_index import copy_table, read_index
 from vmae_data.read.validation import check_index, check_table
 from vmae_data.storage import StoragePath, read_bytes, storage_path
@@ -255,8 +256,11 @@ class Table:
             data = read_bytes(self.folder / PLAN_TABLE)
             if hashlib.sha256(data).hexdigest() != self.index.plan_table_sha256:
                 return [None] * len(numbers)
-            paths = pa.ipc.open_file(pa.py_buffer(data)).read_all().column("path")
-            return [str(paths[int(self.source_N[number])].as_py()) for number in numbers]
+            plan = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+            # By key: the plan lists failed sources too, so its rows are not the source numbers.
+            keys = pa.array([source_key(self.key(number)) for number in numbers], pa.string())
+            rows = pc.index_in(keys, plan.column("key"))
+            return [None if path is None else str(path) for path in plan.column("path").take(rows).to_pylist()]
         except (VmaeError, OSError, MemoryError, LookupError, pa.ArrowException):
             return [None] * len(numbers)
 

@@ -124,9 +124,8 @@ def _unstarted(workspace: Workspace, plan: Plan) -> PlanFacts | None:
     names, first = list_names(workspace.dest), stored.appended_to[-1].shards if stored.appended_to else 0
     finished = not stored.appended_to and not names.keys().isdisjoint((INDEX, SAMPLES, FAILURES))
     finished |= any(match and int(match[1]) >= first for match in map(_SHARD_FILE.fullmatch, names))
-    finished |= (
-        bool(stored.appended_to) and stored.shards == first
-    )  # a stage of classes alone is done when it is written
+    # A stage of new classes alone is complete as soon as it is written.
+    finished |= bool(stored.appended_to) and stored.shards == first
     finished |= not all(path.name.startswith(TEMPORARY) for path in workspace.staging.glob(staged_name("*")))
     return None if finished else stored
 
@@ -150,8 +149,9 @@ def compare_plan(
             ) from None
         return ComparedPlan(plan)
     same_sources = stored.listing == plan.facts.listing
-    _refuse_other_settings(dest, stored, plan, append=append, same_sources=same_sources)
-    if same_sources and not stored.appended_to and not (append and _extends(plan.facts.classes, stored.classes)):
+    same_classes = same_sources and not stored.appended_to and not (append and _extends(plan, stored))
+    _refuse_other_settings(dest, stored, plan, append=append, same_classes=same_classes)
+    if same_classes:
         return ComparedPlan(plan._replace(facts=stored))
     try:
         before = read_sources(dest, stored)
@@ -163,22 +163,23 @@ def compare_plan(
     plan = _keep_reading(dest, stored, before, plan, class_folders)
     change = _compare_sources(before, stored.classes, plan)
     _refuse_change(dest, change, source, append=append, all_removed=len(change.removed) == len(before))
-    if not change.added and not (append and _extends(plan.facts.classes, stored.classes)):
+    if not change.added and not (append and _extends(plan, stored)):  # the plan may be read in another way now
         return ComparedPlan(plan._replace(facts=stored, sources=before), removed=change.removed)
     return ComparedPlan(_append(stored, before, change.added, plan), len(change.added), change.removed, grown=True)
 
 
-def _extends(classes: tuple[str, ...], stored: tuple[str, ...]) -> bool:
-    """Whether these are the stored classes and more. Labelled data sets only: nothing is appended to an empty list."""
-    return 0 < len(stored) < len(classes) and classes[: len(stored)] == stored
+def _extends(plan: Plan, stored: PlanFacts) -> bool:
+    """Whether a plan has the stored classes and more. Labelled data sets only: nothing is appended to an empty list."""
+    found, old = plan.facts.classes, stored.classes
+    return 0 < len(old) < len(found) and found[: len(old)] == old
 
 
 def _refuse_other_settings(
-    dest: StoragePath, stored: PlanFacts, plan: Plan, *, append: bool, same_sources: bool
+    dest: StoragePath, stored: PlanFacts, plan: Plan, *, append: bool, same_classes: bool
 ) -> None:
-    """Compare all but the sources. Appended shards may come from another ffmpeg."""
+    """Compare all but the sources, and the classes too if they must be the same. An append may use another ffmpeg."""
     not_compared = {"rules", "appended_to", "listing", "sources", "shards"}
-    if stored.appended_to or not same_sources or (append and _extends(plan.facts.classes, stored.classes)):
+    if not same_classes:
         not_compared.add("classes")
     if append:
         not_compared |= {"ffmpeg", "ffmpeg_sha256"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import os
@@ -14,6 +15,7 @@ from vmae_data.errors import MisuseError
 from vmae_data.format import RULES, Label
 from vmae_data.labels import label_text
 from vmae_data.names import first_names, key_of, path_to_text
+from vmae_data.recipes import did_you_mean
 from vmae_data.sources.annotations import Annotations, read_annotations
 from vmae_data.sources.find_files import VideoFiles
 from vmae_data.sources.listing import Columns, Row
@@ -168,9 +170,10 @@ def _number_labels(
     unknown = min((name for name in names if name not in numbers), key=lambda name: name in known, default=None)
     if unknown is not None:
         hint = "".join(f", but {near!r} differs only in case or accents" for _, near in near_names([unknown], known))
+        question = "" if hint else did_you_mean(difflib.get_close_matches(unknown, known, n=2))
         raise MisuseError(
-            f"{source}: class {unknown!r} is not among the {len(known)} given classes ({first_names(known, MAX_SHOWN)}){hint}. "
-            "Correct the labels or --classes"
+            f"{source}: class {unknown!r} is not among the {len(known)} given classes ({first_names(known, MAX_SHOWN)}){hint}."
+            f"{question} Correct the labels or --classes"
         )
     several = any(isinstance(row.label, tuple) for row in rows)
     return [_class_label(row, numbers, several=several) for row in rows], known if names else classes

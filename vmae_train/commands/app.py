@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmae_data import __version__
 from vmae_data.console import new_app
 from vmae_train.commands.convert import convert
+from vmae_train.commands.embed import embed
 from vmae_train.commands.evaluate import evaluate
 from vmae_train.commands.export import export
 from vmae_train.commands.feed import feed
@@ -22,5 +23,5 @@ app = new_app(
     "vmae-train",
     "Pretrain, finetune and evaluate masked video autoencoders on shards.",
     __version__,
-    (pretrain, finetune, evaluate, predict, reconstruct, convert, export, report, feed, plan, recipes),
+    (pretrain, finetune, evaluate, predict, embed, reconstruct, convert, export, report, feed, plan, recipes),
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
+from vmae_data.errors import MisuseError
 from vmae_train.commands.options import (
     Best,
     Checkpoint,
@@ -17,7 +18,7 @@ from vmae_train.commands.options import (
     EvaluationData,
     need_torch,
 )
-from vmae_train.commands.output import print_scores, print_unreadable
+from vmae_train.commands.output import print_frozen, print_scores, print_unreadable
 
 Merge = Enum("Merge", {"SOFTMAX": "softmax", "LOGIT": "logit"})
 
@@ -45,6 +46,19 @@ def evaluate(
         Merge | None,
         option("softmax|logit", "Average probabilities or logits over views.", "the recipe's, else softmax"),
     ] = None,
+    knn: Annotated[
+        bool, flag("--knn", "Score the features with 20 nearest neighbours instead of the head.", "score the head")
+    ] = False,
+    few_shot: Annotated[
+        str | None,
+        option("N,N,…", "Score the features with classifiers of N training videos a class.", "score the head"),
+    ] = None,
+    train: Annotated[
+        str | None, option("URL", "Fit --knn and --few-shot on these labelled shards.", "none, and both need it")
+    ] = None,
+    layer: Annotated[
+        int | None, option("N", "Score the features of block N, counted from 1.", "the last block", min=1)
+    ] = None,
     settings: Settings = None,
     out: Annotated[str | None, option("FILE|URL", "Write the scores as JSON.", "no file")] = None,
     predictions: Annotated[
@@ -61,20 +75,23 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a finetuned model on labelled shards.
+    """Evaluate a finetuned model on labelled shards, or the features of any model.
 
-    Each video is decoded once for all its views.
+    Each video is decoded once for all its views. --knn and --few-shot score the encoder's features, of a pretrained or
+    a finetuned model.
 
     Examples:
         vmae-train evaluate runs/finetune --data shards/k400-val
         vmae-train evaluate runs/finetune --data shards/val --best --html scores.html
         vmae-train evaluate k400.pth --data shards/val --class-names classes.txt
+        vmae-train evaluate runs/k400 --data shards/val --train shards/train --knn
     """
     need_torch()
     from vmae_data.storage import writable_paths
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.distributed import init_distributed
-    from vmae_train.evaluate import evaluate_checkpoint, write_outputs
+    from vmae_train.evaluate import evaluate_checkpoint, evaluate_features, write_outputs, write_scores
+    from vmae_train.evaluation.frozen_scores import parse_shots
     from vmae_train.evaluation.protocol import parse_views
 
     short = {
@@ -84,25 +101,43 @@ def evaluate(
         "clip.frozen": "true" if frozen else None,
     }
     chosen = [*(settings or ()), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    shots = parse_shots(few_shot) if few_shot is not None else ()
+    of_head = {"--predictions": predictions, "--html": html, "--class-names": class_names, "--merge": merge}
+    _check_together(knn or bool(shots), {"--train": train, "--layer": layer}, of_head)
     style = progress_style(quiet, as_json)
+    common: dict[str, Any] = {
+        "recipe": recipe,
+        "settings": chosen,
+        "best": best,
+        "ema": ema,
+        "batch": batch,
+        "workers": workers,
+        "device": device,
+        "style": style,
+    }
     with init_distributed(device) as distributed:
         with distributed.all_or_none():
             names = read_class_names(class_names) if class_names is not None else None
             paths = writable_paths({"--out": out, "--predictions": predictions, "--html": html})
-        found = evaluate_checkpoint(
-            checkpoint,
-            data,
-            recipe=recipe,
-            settings=chosen,
-            best=best,
-            ema=ema,
-            class_names=names,
-            batch=batch,
-            workers=workers,
-            device=device,
-            style=style,
-            distributed=distributed,
-        )
+        if train is not None:
+            scores = evaluate_features(
+                checkpoint,
+                data,
+                train,
+                knn=knn,
+                few_shot=shots,
+                layer=layer,
+                distributed=distributed,
+                **common,
+            )
+            if distributed.is_main:
+                print_frozen(scores, quiet, as_json)
+                print_unreadable(scores.unreadable)
+            with distributed.all_or_none():
+                if distributed.is_main and "--out" in paths:
+                    write_scores(scores, paths["--out"])
+            return
+        found = evaluate_checkpoint(checkpoint, data, class_names=names, distributed=distributed, **common)
         if distributed.is_main:  # before the files, so that a full disk does not lose the scores
             print_scores(found.scores, quiet, as_json)
             print_unreadable(found.scores.unreadable)
@@ -112,3 +147,15 @@ def evaluate(
             if distributed.is_main:
                 files = {name: paths.get(f"--{name}") for name in ("out", "predictions", "html")}
                 write_outputs(found, **files)
+
+
+def _check_together(of_features: bool, needed: dict[str, Any], of_head: dict[str, Any]) -> None:
+    """Raises MisuseError for options of scores of features without these, or of a head with them."""
+    if of_features and needed["--train"] is None:
+        raise MisuseError("--knn and --few-shot fit classifiers. Set --train URL to labelled training shards")
+    others = of_head if of_features else needed
+    given = [name for name, value in others.items() if value is not None]
+    if given and of_features:
+        raise MisuseError(f"{given[0]}: is for the scores of a head. Remove it, or --knn and --few-shot")
+    if given:
+        raise MisuseError(f"{given[0]}: is for the scores of features. Set --knn or --few-shot, or remove it")

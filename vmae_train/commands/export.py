@@ -47,7 +47,7 @@ def export(
     need_torch()
     from vmae_data.console import print_json
     from vmae_train.checkpoints.convert import read_class_names
-    from vmae_train.inference.export import export_model, facts_of
+    from vmae_train.export.export_model import export_model, facts_of
 
     names = read_class_names(class_names) if class_names is not None else None
     options: dict[str, Any] = {"to": [one.value for one in to]} if to else {}

@@ -12,8 +12,8 @@ from vmae_train.commands.options import (
     Device,
     DryRun,
     EvaluationData,
+    FinetuneRecipe,
     Init,
-    Recipe,
     RunOut,
     Scratch,
     need_torch,
@@ -25,7 +25,7 @@ Probe = Enum("Probe", {"LINEAR": "linear", "ATTENTIVE": "attentive"})
 
 
 def finetune(
-    recipe: Recipe,
+    recipe: FinetuneRecipe,
     data: Data,
     val: EvaluationData,
     out: RunOut,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from vmae_data.console import argument, flag, option, path_option
+from vmae_data.console import argument, flag, option, path_option, recipe_option
 from vmae_data.errors import RecipeError, VmaeError
 
 __all__ = [
@@ -19,16 +20,25 @@ __all__ = [
     "DryRun",
     "Ema",
     "EvaluationData",
+    "FinetuneRecipe",
     "Init",
+    "PretrainRecipe",
     "Recipe",
     "RunOut",
     "Scratch",
+    "VideoBatch",
+    "VideoWorkers",
+    "Videos",
+    "announce",
     "check_recipe",
     "need_torch",
     "spec_of",
 ]
 
-Recipe = Annotated[str, option("NAME|FILE", "Use a recipe: a name from `vmae-train recipes`, or a TOML file.")]
+_RECIPE = "Use a recipe: a name from `vmae-train recipes`, or a TOML file."
+Recipe = Annotated[str, recipe_option("vmae_train", _RECIPE)]
+PretrainRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="pretrain")]
+FinetuneRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="finetune")]
 Data = Annotated[
     list[str],
     option("URL[:WEIGHT]", "Read a folder of shards. Repeat to mix data sets in the ratio of their weights."),
@@ -40,14 +50,18 @@ Checkpoint = Annotated[
 ]
 ClipRecipe = Annotated[
     str | None,
-    option(
-        "NAME|FILE",
+    recipe_option(
+        "vmae_train",
         "Sample and resize clips as this finetuning recipe does.",
         "the run's recipe, else as published",
+        folder="finetune",
     ),
 ]
 Best = Annotated[bool, flag("--best", "Use the run's best checkpoint.", "the last one")]
 Ema = Annotated[bool, flag("--ema", "Use the moving average of the weights (ema.decay).", "the weights themselves")]
+Videos = Annotated[list[str], argument("VIDEO…", "Read these videos: files, folders, listings, shards. Paths or URLs.")]
+VideoBatch = Annotated[int, option("N", "Give the model N windows at a time.", min=1, max=1 << 16)]
+VideoWorkers = Annotated[int, option("N", "Decode several videos in N processes.", min=0, max=1024)]
 ClassNames = Annotated[
     Path | None,
     path_option("FILE", "Name the classes of a model that has numbers only: one name per line.", "the model's"),
@@ -69,12 +83,19 @@ DryRun = Annotated[
 
 
 def need_torch() -> None:
-    """One line instead of a traceback if only the data side is installed."""
+    """One line instead of a traceback if only the data side is installed. Tells a terminal why nothing happens yet."""
     from importlib.util import find_spec
 
     missing = [name for name in ("torch", "kornia", "einops", "safetensors", "jaxtyping") if find_spec(name) is None]
     if missing:
         raise VmaeError(f"{', '.join(missing)} not installed. Run `python -m pip install 'vmae[train]'`")
+    announce("loading torch")
+
+
+def announce(work: str) -> None:
+    """Tell a terminal what takes the next seconds, if that work shows no progress of its own."""
+    if sys.stderr.isatty() and not {"--quiet", "-q"} & {*sys.argv}:
+        print(f"{work} …", file=sys.stderr)
 
 
 def spec_of(name: str) -> Any:

@@ -10,12 +10,23 @@ from vmae_data.amounts import plural
 from vmae_data.console import print_json, print_rows
 
 if TYPE_CHECKING:
+    from vmae_train.embed import Embedded
+    from vmae_train.evaluation.frozen_scores import FrozenScores
     from vmae_train.feed import FeedReport
     from vmae_train.inference.predict import Prediction
     from vmae_train.predict import Predicted
     from vmae_train.training.dry_run import DryRunReport
 
-__all__ = ["print_dry_run", "print_feed", "print_predicted", "print_result", "print_scores", "print_unreadable"]
+__all__ = [
+    "print_dry_run",
+    "print_embedded",
+    "print_feed",
+    "print_frozen",
+    "print_predicted",
+    "print_result",
+    "print_scores",
+    "print_unreadable",
+]
 
 BAR = 24  # characters of a probability of 1
 
@@ -43,6 +54,27 @@ def print_scores(scores: Any, quiet: bool, as_json: bool) -> None:
     print_result(quiet, as_json, msgspec.to_builtins(scores), ", ".join(texts))
 
 
+def print_frozen(scores: FrozenScores, quiet: bool, as_json: bool) -> None:
+    """Print the scores of features: a line for each classifier."""
+    import msgspec
+
+    lines = []
+    if scores.knn is not None:
+        top5 = f", top-5 {scores.knn.top5:.2f} %" if scores.knn.top5 is not None else ""
+        lines.append(f"k-NN, k = {scores.knn.k}: top-1 {scores.knn.top1:.2f} %{top5}")
+    for one in scores.few_shot:
+        shots = plural(one.shots, "video") + " a class"
+        lines.append(f"{shots}: nearest class mean {one.nearest_mean}, logistic regression {one.logistic}")
+    if scores.few_shot:
+        lines.append(f"± is the standard deviation over {scores.few_shot[0].seeds} seeds")
+    control = f" ({scores.control})" if scores.control else ""
+    lines.append(f"{scores.videos} videos, {scores.train_videos} training videos, {scores.views} views{control}")
+    if as_json:
+        print_json(msgspec.to_builtins(scores))
+    elif not quiet:
+        print("\n".join(lines))
+
+
 def print_unreadable(unreadable: dict[str, str]) -> None:
     """One warning for each video that was skipped."""
     from vmae_data.pages.html import printable
@@ -64,8 +96,35 @@ def print_predicted(predicted: Predicted, out: str | None, top: int) -> None:
     for result in predicted.results:
         if result.error is None:
             print(printable(result.video))
-        for prediction in result.predictions:
+        for prediction in result.rows:
             print("\n".join(_prediction_lines(prediction, top)))
+
+
+def print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> None:
+    """Print how much was written, and how fast."""
+    from vmae_data.pages.html import printable
+
+    counts = embedded.counts
+    values = {
+        "out": out,
+        "rows": embedded.rows,
+        "videos": counts.done,
+        "kept": counts.kept,
+        "unreadable": len(counts.unreadable),
+        "clips": embedded.clips,
+        "clips_per_second": embedded.clips_per_second,
+        "uneven": embedded.uneven,
+    }
+    text = f"{out}: {plural(embedded.rows, 'row')}. {plural(counts.done, 'video')} embedded, {counts.kept} kept from before"
+    if embedded.clips:
+        text += f". {embedded.clips_per_second:.3g} clips/s ({embedded.clips} clips in {embedded.seconds:.1f} s)"
+    print_result(quiet, as_json, values, text)
+    for video, seconds in embedded.uneven.items():
+        print(
+            f"warning: {printable(video)}: its frames are not evenly spaced, "
+            f"so times of features are wrong by up to {seconds:.2f} s",
+            file=sys.stderr,
+        )
 
 
 def _prediction_lines(prediction: Prediction, top: int) -> list[str]:

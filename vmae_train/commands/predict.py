@@ -5,16 +5,25 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, argument, option, progress_style
-from vmae_train.commands.options import Best, Checkpoint, ClassNames, ClipRecipe, Device, Ema, need_torch
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
+from vmae_train.commands.options import (
+    Best,
+    Checkpoint,
+    ClassNames,
+    ClipRecipe,
+    Device,
+    Ema,
+    VideoBatch,
+    Videos,
+    VideoWorkers,
+    need_torch,
+)
 from vmae_train.commands.output import print_predicted, print_unreadable
 
 
 def predict(
     checkpoint: Checkpoint,
-    videos: Annotated[
-        list[str], argument("VIDEO…", "Predict these videos: files, folders, listings, shards. Paths or URLs.")
-    ],
+    videos: Videos,
     window: Annotated[
         float | None, option("SECONDS", "Predict each window of this length.", "the whole video as one")
     ] = None,
@@ -35,8 +44,8 @@ def predict(
     html: Annotated[
         str | None, option("FILE|URL", "Write an HTML page with players and the classes over time.", "no file")
     ] = None,
-    batch: Annotated[int, option("N", "Predict N windows at a time.", min=1, max=1 << 16)] = 8,
-    workers: Annotated[int, option("N", "Decode several videos in N processes.", min=0, max=1024)] = 1,
+    batch: VideoBatch = 8,
+    workers: VideoWorkers = 1,
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
@@ -57,8 +66,9 @@ def predict(
     from vmae_data.console import print_json, resumable
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.evaluation.protocol import parse_views
-    from vmae_train.inference.predict import Predictor, VideoResult
+    from vmae_train.inference.predict import Prediction, Predictor
     from vmae_train.inference.results_file import json_row
+    from vmae_train.inference.video_runner import VideoResult
     from vmae_train.inference.windows import WindowSpec
     from vmae_train.predict import predict_all
 
@@ -73,8 +83,8 @@ def predict(
         batch=batch,
     )
 
-    def print_rows(result: VideoResult) -> None:
-        for prediction in result.predictions:
+    def print_rows(result: VideoResult[Prediction]) -> None:
+        for prediction in result.rows:
             print_json(json_row(prediction))
         if result.error is not None:
             print_json({"video": result.video, "error": result.error})

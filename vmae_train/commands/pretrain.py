@@ -9,7 +9,7 @@ from vmae_train.commands.options import (
     Device,
     DryRun,
     Init,
-    Recipe,
+    PretrainRecipe,
     RunOut,
     Scratch,
     need_torch,
@@ -19,7 +19,7 @@ from vmae_train.commands.run_training import run_training
 
 
 def pretrain(
-    recipe: Recipe,
+    recipe: PretrainRecipe,
     data: Data,
     out: RunOut,
     init: Init = None,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any
 
-from vmae_data.console import Debug, Quiet, StorageOptions, option
-from vmae_train.commands.options import Checkpoint, Device, need_torch
-from vmae_train.commands.output import print_unreadable
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, option
+from vmae_train.commands.options import Checkpoint, Device, announce, need_torch
+from vmae_train.commands.output import print_result, print_unreadable
 
 Mask = Enum("Mask", {"TUBE": "tube", "RANDOM": "random", "FRAME": "frame"})
 
@@ -31,6 +31,7 @@ def reconstruct(
     device: Device = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Draw how a pretraining model fills masked cubes: original, masked, reconstruction, error.
@@ -42,10 +43,10 @@ def reconstruct(
     need_torch()
     from vmae_train.inference.reconstruct import reconstruct_file
 
+    announce("drawing the reconstructions")
     kinds: list[Any] = [one.value for one in mask or ()]
     unreadable = reconstruct_file(
         checkpoint, data, out, videos=videos, ratios=ratio or (), kinds=kinds, seed=seed, device=device
     )
-    if not quiet:
-        print(out)
+    print_result(quiet, as_json, {"out": out, "unreadable": unreadable}, out)
     print_unreadable(unreadable)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vmae_data.console import Debug, Quiet, StorageOptions, argument, option
-from vmae_train.commands.options import need_torch
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, option
+from vmae_train.commands.options import announce, need_torch
+from vmae_train.commands.output import print_result
 
 
 def report(
     run: Annotated[str, argument("RUN", "Read a pretraining or finetuning run, a path or a URL.")],
     out: Annotated[str, option("FILE|URL", "Write the HTML page to this file.")],
     against: Annotated[
-        list[str] | None, option("RUN", "Compare with another finetuning run. Repeatable.", "no comparison")
+        list[str] | None, option("RUN", "Compare with another run of the same kind. Repeatable.", "no comparison")
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write one HTML page about a run: data, curves, reconstructions, scores.
@@ -23,10 +25,11 @@ def report(
     Examples:
         vmae-train report runs/k400 --out k400.html
         vmae-train report runs/finetune --against runs/scratch --out compare.html
+        vmae-train report runs/tube --against runs/frame --out masks.html
     """
     need_torch()
     from vmae_train.reports.run_page import write_report
 
+    announce("drawing the page")
     write_report(run, out, against=tuple(against or ()))
-    if not quiet:
-        print(out)
+    print_result(quiet, as_json, {"out": out}, out)

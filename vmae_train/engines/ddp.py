@@ -19,7 +19,7 @@ from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.native import describe, empty_model
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed, whole
-from vmae_train.models.base import VideoModel
+from vmae_train.models.base import VideoModel, trained_parameters
 
 __all__ = ["MOMENTS", "CheckpointTensors", "DataParallel", "LossModule"]
 
@@ -118,8 +118,7 @@ class DataParallel:
     def _whole_moments(self, optimizer: torch.optim.Optimizer) -> Named:
         return (
             (f"{moment}/{name}", whole(optimizer.state[parameter][moment]))
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
+            for name, parameter in trained_parameters(self.model)
             for moment in MOMENTS
         )
 

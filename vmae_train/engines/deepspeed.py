@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.engines.ddp import MOMENTS, DataParallel, LossModule, Named
-from vmae_train.models.base import VideoModel
+from vmae_train.models.base import VideoModel, trained_parameters
 
 __all__ = ["ZeroDataParallel"]
 
@@ -142,10 +142,8 @@ class ZeroDataParallel(DataParallel):
 
     def _find_moment_parts(self) -> Iterable[tuple[str, _Part]]:
         zero, rank = self._engine.optimizer, dist.get_rank()
-        parameters: Iterable[tuple[str, Any]] = self.model.named_parameters()
+        parameters: Iterable[tuple[str, Any]] = trained_parameters(self.model)
         for name, parameter in parameters:
-            if not parameter.requires_grad:
-                continue
             if self.stage == 3:
                 group, at, _ = zero.grad_position[zero.get_param_id(parameter)]
                 part = _weight_part(parameter, rank)

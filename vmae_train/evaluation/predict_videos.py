@@ -1,4 +1,4 @@
-"""A model with a head and shards → predictions for every video. Each video is decoded once for all its views.
+"""A model and shards → predictions or features of every video. Each video is decoded once for all its views.
 
 B videos of a batch, V clips of a video, R crops of a frame, T frames, K classes or values.
 """
@@ -29,6 +29,8 @@ from vmae_train.clips.loader import Batch, ClipLoader, LoaderSpec
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.predictions import Predictions, activate, gather_outputs, merge_by_source
 from vmae_train.evaluation.protocol import EvaluationProtocol
+from vmae_train.models.base import VideoModel
+from vmae_train.models.features import FeatureSpec, clip_features
 from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, Regressor, is_numbered
 
 __all__ = [
@@ -36,11 +38,13 @@ __all__ = [
     "check_classes",
     "check_merge",
     "check_same_classes",
+    "load_views",
     "output_kind",
     "output_names",
     "own_batches",
     "padded_requests",
     "predict_videos",
+    "with_paths",
 ]
 
 _MODELS = {
@@ -91,7 +95,7 @@ def own_batches(own: Iterable[Batch], turns: int) -> Iterable[Batch]:
 
 
 def predict_videos(
-    model: HeadModel,
+    model: VideoModel,
     shards: Shards,
     *,
     protocol: EvaluationProtocol,
@@ -103,46 +107,43 @@ def predict_videos(
     style: ProgressStyle = ProgressStyle.AUTO,
     distributed: Distributed | None = None,
     turns: Callable[[Iterable[Batch], int], Iterable[Batch]] = own_batches,
-    check_labels: bool = True,
+    features: FeatureSpec | None = None,
 ) -> Predictions:
     """The model's prediction for every video: the mean over its views, and over the segments of one source.
 
+    With `features` the outputs are features of the encoder, one vector a video, and the labels may be of any kind.
     The processes share the batches. All return the same predictions as one process would. `turns` gives this process's
     batches, one in each of a number of turns; a training ends them after a signal. Unreadable videos are skipped and
-    named. Without `check_labels` the labels of the shards don't matter.
+    named.
     Raises MisuseError if labels and model don't fit, or if the shards don't have such clips; DataError if too many videos
     are unreadable.
     """
-    distributed, num_frames = distributed or Distributed(), model.geometry.num_frames
-    views, clip = protocol.views, protocol.clip
+    distributed = distributed or Distributed()
     with distributed.all_or_none():
-        if check_labels:
+        if features is None:
+            assert isinstance(model, HeadModel)
             check_classes(model, shards)
-        check_merge(model, protocol)
-        check_spacing(clip, shards, num_frames, views.clips)
-        sampler = view_sampler(clip, shards.index, num_frames, views.clips)
+            check_merge(model, protocol)
+            names, kind, size = output_names(model), output_kind(model), model.head.out_features
+        else:
+            assert features.pool == "mean"
+            names, kind, size = (), shards.label_kind, model.geometry.embed_dim
+            protocol = protocol._replace(merge="softmax")
     requests = list(padded_requests(range(len(shards)), batch))
     own = requests[distributed.rank :: distributed.world_size]
-    frames = min(views.clips * num_frames, int(shards.frames_NP[:, 0].max()))
-    predictor = ViewPredictor(model, protocol, device, autocast)
+    predictor = ViewPredictor(model, protocol, device, autocast, features)
     samples: list[int] = []
     outputs: list[NDArray[np.float32]] = []
     with ExitStack() as stack:
         with distributed.all_or_none():
-            opened = ClipLoader(
-                shards, sampler, own, batch=batch, frames=frames, seed=0, spec=loader, cache=cache, device=device
-            )
+            opened = load_views(predictor, shards, own, batch=batch, loader=loader, cache=cache)
             batches = stack.enter_context(opened)
         progress = stack.enter_context(ProgressBar("videos evaluated", len(shards), distributed.style(style)))
         with distributed.all_or_none(), torch.inference_mode():
             for turn, loaded in enumerate(turns(batches, -(-len(requests) // distributed.world_size))):
-                output_BK = predictor.predict(loaded.planes, loaded.index_BVT)
-                for slot, (sample, weight) in enumerate(
-                    zip(loaded.request.samples, loaded.weight_B.tolist(), strict=True)
-                ):
-                    if sample != PADDING and weight:
-                        samples.append(sample)
-                        outputs.append(output_BK[slot])
+                for sample, output_K in predictor.predict_batch(loaded):
+                    samples.append(sample)
+                    outputs.append(output_K)
                 # The main process shows the progress of all: it has a batch in every turn, and the others keep up.
                 in_turn = requests[turn * distributed.world_size : (turn + 1) * distributed.world_size]
                 progress.advance(sum(sample != PADDING for request in in_turn for sample in request.samples))
@@ -152,15 +153,49 @@ def predict_videos(
             unreadable.merge(by_key)
     except DataError as error:
         distributed.raise_first(error)  # every process has the same error
-    sample_S, output_SK = gather_outputs(distributed, samples, outputs, model.head.out_features)
+    sample_S, output_SK = gather_outputs(distributed, samples, outputs, size)
     return merge_by_source(
         shards,
         sample_S,
         output_SK,
-        names=output_names(model),
-        kind=output_kind(model),
+        names=names,
+        kind=kind,
         protocol=protocol,
-        unreadable=_with_paths(shards, unreadable.by_key),
+        unreadable=with_paths(shards, unreadable.by_key),
+    )
+
+
+def load_views(
+    predictor: ViewPredictor,
+    shards: Shards,
+    requests: Sequence[Request],
+    *,
+    batch: int,
+    loader: LoaderSpec,
+    cache: CacheSpec | None = None,
+) -> ClipLoader:
+    """The clips of the requested samples, as the predictor's protocol takes them.
+
+    Raises MisuseError if the shards don't have such clips.
+    """
+    num_frames, clip, clips = (
+        predictor.model.geometry.num_frames,
+        predictor.protocol.clip,
+        predictor.protocol.views.clips,
+    )
+    check_spacing(clip, shards, num_frames, clips)
+    sampler = view_sampler(clip, shards.index, num_frames, clips)
+    frames = min(clips * num_frames, int(shards.frames_NP[:, 0].max()))
+    return ClipLoader(
+        shards,
+        sampler,
+        requests,
+        batch=batch,
+        frames=frames,
+        seed=0,
+        spec=loader,
+        cache=cache,
+        device=predictor.device,
     )
 
 
@@ -183,29 +218,46 @@ def check_merge(model: HeadModel, protocol: EvaluationProtocol) -> None:
 class ViewPredictor:
     """Decoded frames of videos → the mean of the model's outputs over the views of each.
 
-    The mean is over probabilities, or, with `protocol.merge` = logit, over logits.
+    The mean is over probabilities, or, with `protocol.merge` = logit, over logits. With `features` it is over those.
     """
 
     def __init__(
         self,
-        model: HeadModel,
+        model: VideoModel,
         protocol: EvaluationProtocol,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        features: FeatureSpec | None = None,
     ) -> None:
-        self.model, self.protocol = model.eval(), protocol
+        self.model, self.protocol, self.device, self.features = model.eval(), protocol, device, features
         self._augment, self._autocast = _centre_crop(model, protocol).to(device), autocast
 
     def predict(self, planes: Planes, index_BVT: Tensor | None) -> NDArray[np.float32]:
-        """(B, K). None as `index_BVT`: the decoded frames are the only clip. Call it in inference mode."""
+        """(B, K), or features of B videos. None as `index_BVT`: the decoded frames are the only clip.
+
+        Call it in inference mode.
+        """
         clips = view_clips(planes, index_BVT, self._augment, self.protocol, self.model.geometry.num_frames)
         with self._autocast():
-            logits = self.model(clips).float()
-        by_view = activate(logits, output_kind(self.model)) if self.protocol.merge == "softmax" else logits
-        output_BK: NDArray[np.float32] = (
-            rearrange(by_view, "(b n) k -> b n k", b=len(planes.size_B2)).mean(dim=1).cpu().numpy()
+            by_view = self._outputs(clips)
+        output_B: NDArray[np.float32] = (
+            rearrange(by_view, "(b n) ... -> b n ...", b=len(planes.size_B2)).mean(dim=1).cpu().numpy()
         )
-        return output_BK
+        return output_B
+
+    def _outputs(self, clips: Tensor) -> Tensor:
+        if self.features is not None:
+            return clip_features(self.model, clips, self.features).float()
+        assert isinstance(self.model, HeadModel)
+        logits = self.model(clips).float()
+        return activate(logits, output_kind(self.model)) if self.protocol.merge == "softmax" else logits
+
+    def predict_batch(self, loaded: Batch) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The number and the output of each readable sample of a batch."""
+        output_B = self.predict(loaded.planes, loaded.index_BVT)
+        for slot, (sample, weight) in enumerate(zip(loaded.request.samples, loaded.weight_B.tolist(), strict=True)):
+            if sample != PADDING and weight:
+                yield sample, output_B[slot]
 
 
 def padded_requests(samples: Sequence[int], batch: int) -> Iterator[Request]:
@@ -215,7 +267,7 @@ def padded_requests(samples: Sequence[int], batch: int) -> Iterator[Request]:
         yield Request(0, step, (*part, *[PADDING] * (batch - len(part))))
 
 
-def _centre_crop(model: HeadModel, protocol: EvaluationProtocol) -> Augment:
+def _centre_crop(model: VideoModel, protocol: EvaluationProtocol) -> Augment:
     size, mean, std = model.geometry.image_size, model.geometry.mean, model.geometry.std
     return Augment(AugmentSpec(size=size, crop="center", antialias=protocol.antialias, mean=mean, std=std))
 
@@ -232,7 +284,7 @@ def view_clips(
     return augment.normalise(rearrange(rgb, "b c (v t) h w -> (b v) c t h w", t=num_frames))
 
 
-def _with_paths(shards: Shards, unreadable: dict[str, str]) -> dict[str, str]:
+def with_paths(shards: Shards, unreadable: dict[str, str]) -> dict[str, str]:
     """The reason by key; with the path of the source video, if the plan lists it."""
     if not unreadable:
         return {}

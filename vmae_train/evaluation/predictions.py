@@ -5,7 +5,6 @@ S samples, N source videos, K classes or values.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError
+from vmae_data.names import source_key
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores, class_scores, label_scores, value_scores
 from vmae_train.evaluation.protocol import EvaluationProtocol
 
 __all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
-
-_SEGMENT = re.compile(r"(?<=-[0-9a-f]{16})-s\d{4,}$")  # as `names.key_of` writes it
 
 
 class Predictions(NamedTuple):
@@ -97,7 +95,7 @@ def merge_by_source(
         url=shards.url,
         kind=kind,
         names=names,
-        key=tuple(_SEGMENT.sub("", shards.key(n)) for n in numbers),
+        key=tuple(source_key(shards.key(n)) for n in numbers),
         sample_N=sample_N,
         source_N=source_N,
         output_NK=output_NK,

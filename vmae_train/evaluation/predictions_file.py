@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.storage import StoragePath, commit_bytes
 from vmae_train.evaluation.predictions import Predictions
 
-__all__ = ["predictions_table", "write_predictions"]
+__all__ = ["TOP", "output_columns", "parquet_bytes", "predictions_table", "write_predictions"]
 
 TOP = 5
 
@@ -27,22 +27,17 @@ def predictions_table(predictions: Predictions, paths: Sequence[str | None]) -> 
     probable first; fewer with fewer classes. The schema's metadata holds the names of the numbers' columns (classes or
     values) and the evaluation protocol. `paths` are those of the source videos; None if unknown.
     """
+    order_NK = np.argsort(-predictions.output_NK, axis=1, kind="stable")[:, :TOP]
+    top = [[predictions.names[k] for k in row] for row in order_NK.tolist()]
     columns: dict[str, Any] = {
         "key": pa.array(predictions.key, pa.string()),
         "path": pa.array(paths, pa.string()),
         "source": pa.array(predictions.source_N),
         "label": _labels(predictions),
+        **output_columns(predictions.kind, predictions.output_NK, top),
+        "views": pa.array(predictions.views_N),
     }
-    numbers = pa.array(list(predictions.output_NK), pa.list_(pa.float64()))
-    if predictions.kind is LabelKind.VALUES:
-        columns["values"] = numbers
-    else:
-        order_NK = np.argsort(-predictions.output_NK, axis=1, kind="stable")[:, :TOP]
-        top = [[predictions.names[k] for k in row] for row in order_NK.tolist()]
-        columns["top5"] = pa.array(top, pa.list_(pa.string()))
-        columns["probabilities"] = numbers
     protocol = predictions.protocol
-    columns["views"] = pa.array(predictions.views_N)
     table = pa.table(columns)
     return table.replace_schema_metadata(
         {
@@ -58,10 +53,23 @@ def predictions_table(predictions: Predictions, paths: Sequence[str | None]) -> 
 
 def write_predictions(predictions: Predictions, shards: Shards, path: StoragePath) -> None:
     """Raises VmaeError if the file can't be written."""
-    buffer = io.BytesIO()
     table = predictions_table(predictions, shards.source_paths(predictions.sample_N.tolist()))
+    commit_bytes(path, parquet_bytes(table))
+
+
+def output_columns(kind: LabelKind, outputs: Iterable[Sequence[float]], top: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The columns of the model's outputs: `values`, or `top5` and `probabilities`. `top` holds names of classes."""
+    numbers = pa.array(list(outputs), pa.list_(pa.float64()))
+    if kind is LabelKind.VALUES:
+        return {"values": numbers}
+    return {"top5": pa.array(top, pa.list_(pa.string())), "probabilities": numbers}
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The content of a compressed Parquet file."""
+    buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    commit_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _labels(predictions: Predictions) -> pa.Array:

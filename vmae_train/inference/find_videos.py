@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.errors import MisuseError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.format import INDEX
 from vmae_data.names import path_to_text
 from vmae_data.sources.find import find_sources
 from vmae_data.sources.video_files import is_video, remote_path
-from vmae_data.storage import RemotePath, StoragePath, exists, file_size, refuse_special, storage_path
+from vmae_data.storage import (
+    RemotePath,
+    StoragePath,
+    copied,
+    exists,
+    file_size,
+    read_range,
+    refuse_special,
+    storage_path,
+    write_error,
+)
 
-__all__ = ["FoundVideos", "VideoFile", "find_videos"]
+__all__ = ["FoundVideos", "Member", "VideoFile", "find_videos"]
+
+
+class Member(NamedTuple):
+    """The bytes of a video in the tar of a shard, and their checksum."""
+
+    offset: int
+    size: int
+    sha256: str
 
 
 class VideoFile(NamedTuple):
-    """A video by path or URL. The name is that of the argument, or of its folder and the path below it."""
+    """A video by path or URL. The name is that of the argument, or of its folder and the path below it.
+
+    With `member` it is a part of the file: the sample of a shard.
+    """
 
     name: str
     path: StoragePath
+    member: Member | None = None
+
+    @contextmanager
+    def local(self, folder: Path) -> Iterator[Path]:
+        """The video as a file of this machine: itself, or a copy in `folder`. Raises DataError, StoreError."""
+        if self.member is None:
+            with copied(self.path, folder) as path:
+                yield path
+            return
+        data = read_range(self.path, self.member.offset, self.member.size)
+        if hashlib.sha256(data).hexdigest() != self.member.sha256:
+            raise DataError(f"its checksum in {self.path.name} differs. Verify the shards")
+        path = folder / "member.mp4"
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise write_error(path, error) from error
+        yield path
 
     def version(self) -> str:
         """Differs if the file was replaced by another: its size, and on this machine when it was written."""
+        if self.member is not None:
+            return self.member.sha256
         if isinstance(self.path, RemotePath):
             return str(file_size(self.path))
         try:

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.encode.open_source import open_source
+from vmae_data.encode.open_source import OpenedSource, open_source
 from vmae_data.errors import DataError
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
-from vmae_data.storage import copied
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.inference.find_videos import VideoFile
-from vmae_train.inference.read_video import BYTES_AT_ONCE, WindowClips, read_windows, video_windows
-from vmae_train.inference.windows import WindowSpec
+from vmae_train.inference.read_video import Part, WindowClips, map_windows, read_windows, video_windows, write_windows
+from vmae_train.inference.windows import Window, WindowSpec
 
 __all__ = ["VideoReading", "load_videos"]
 
@@ -32,25 +31,34 @@ class VideoReading(NamedTuple):
     short_side: int
 
 
+class _Stored(NamedTuple):
+    """What a worker hands over: the file of the windows' pictures, or None for a video that needs more room."""
+
+    opened: OpenedSource
+    windows: list[Window]
+    target: Path | None
+
+
 def load_videos(
     videos: Iterable[VideoFile], reading: VideoReading, *, workers: int
 ) -> Iterator[tuple[VideoFile, Iterator[WindowClips]]]:
     """Each video and its clips, in order. Iterating over the clips raises SourceError or DataError for a bad video.
 
-    A worker decodes a video whose pictures fit into `BYTES_AT_ONCE`; this process decodes a longer one, in parts.
+    Workers hand over pictures by files in the temporary folder. This process decodes a video that needs more room.
     """
     if not workers:
         for video in videos:
-            yield video, _load(video, reading)
+            yield video, (clips for part in _load(video, reading) for clips in part.clips())
         return
     coming = iter(enumerate(videos))
     submitted: deque[tuple[int, VideoFile]] = deque()
     finished: dict[int, Finished] = {}
-    with Pool(workers) as pool:
+    with tempfile.TemporaryDirectory() as folder, Pool(workers) as pool:
         while True:
             while len(submitted) < AHEAD * workers and (numbered := next(coming, None)) is not None:
                 submitted.append(numbered)
-                pool.submit(numbered[0], _load_short, numbered[1], reading)
+                target = Path(folder) / f"{numbered[0]}.yuv"
+                pool.submit(numbered[0], _store, numbered[1], reading, target, AHEAD * workers)
             if not submitted:
                 return
             number, video = submitted.popleft()
@@ -66,23 +74,34 @@ def _clips(ended: Finished, video: VideoFile, reading: VideoReading) -> Iterator
         raise DataError(f"decoding it stopped: {ended.error}") from ended.error
     if ended.error is not None:
         raise ended.error
-    yield from _load(video, reading) if ended.result is None else ended.result
+    stored: _Stored = ended.result
+    parts = _load(video, reading, stored.opened)
+    if stored.target is not None:
+        parts = iter([map_windows(stored.opened, stored.windows, reading.short_side, stored.target)])
+        stored.target.unlink()
+    for part in parts:
+        yield from part.clips()
 
 
-def _load(video: VideoFile, reading: VideoReading) -> Iterator[WindowClips]:
-    with tempfile.TemporaryDirectory() as folder, copied(video.path, Path(folder)) as path:
-        opened = open_source(path)
-        windows = video_windows(opened, reading.clip, reading.windows, reading.num_frames, reading.views)
-        yield from read_windows(opened, windows, reading.short_side)
+def _load(video: VideoFile, reading: VideoReading, opened: OpenedSource | None = None) -> Iterator[Part]:
+    """`opened`: the video, if it was opened before."""
+    with tempfile.TemporaryDirectory() as folder, video.local(Path(folder)) as path:
+        opened = open_source(path) if opened is None else opened._replace(path=bytes(path.absolute()))
+        yield from read_windows(opened, _windows(opened, reading), reading.short_side)
 
 
-def _load_short(video: VideoFile, reading: VideoReading) -> list[WindowClips] | None:
-    """In a worker; None for a video with too many clips to hand over at once."""
-    clips: list[WindowClips] = []
-    size = 0
-    for one in _load(video, reading):
-        clips.append(one)
-        size += sum(plane.nbytes for plane in one.planes)
-        if size > BYTES_AT_ONCE:
-            return None
-    return clips
+def _store(video: VideoFile, reading: VideoReading, target: Path, sharers: int) -> _Stored:
+    """In a worker."""
+    with tempfile.TemporaryDirectory() as folder, video.local(Path(folder)) as path:
+        opened = open_source(path, in_worker=True)
+        windows = _windows(opened, reading)
+        try:
+            is_written = write_windows(opened, windows, reading.short_side, target, sharers)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        return _Stored(opened, windows, target if is_written else None)
+
+
+def _windows(opened: OpenedSource, reading: VideoReading) -> list[Window]:
+    return video_windows(opened, reading.clip, reading.windows, reading.num_frames, reading.views)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from vmae_data.decode import DecodedVideo
-from vmae_data.encode.open_source import OpenedSource, open_source, read_pictures
+from vmae_data.encode.open_source import OpenedSource, map_pictures, open_source, read_pictures, write_pictures
 from vmae_data.errors import DataError, MisuseError, SourceError
 from vmae_data.format import INDEX
 from vmae_data.storage import copy_here, exists, node_folder, refuse_special, storage_path
@@ -25,14 +27,23 @@ from vmae_data.storage.remote import stat
 from vmae_train.clips.colour import Planes, planes_to_rgb
 from vmae_train.clips.frame_sampling import ClipSpec, stride_positions
 from vmae_train.clips.loader import MAX_ASPECT
-from vmae_train.inference.windows import Window, WindowSpec, plan_windows
+from vmae_train.inference.windows import VideoLength, Window, WindowSpec, plan_windows
 
-__all__ = ["SHORT_SIDE", "WindowClips", "local_video", "read_clip", "read_clips", "read_windows", "video_windows"]
+__all__ = [
+    "SHORT_SIDE",
+    "Part",
+    "WindowClips",
+    "local_video",
+    "read_clip",
+    "read_clips",
+    "read_windows",
+    "video_windows",
+]
 
 U8 = NDArray[np.uint8]
 BT709 = 1  # in Planes.matrix_B
 SHORT_SIDE = 256  # of a build, unless its recipe has another
-BYTES_AT_ONCE = 256 << 20  # of decoded pictures: a longer video is decoded in several passes
+BYTES_ON_DISK = 4 << 30  # of decoded pictures in the temporary folder: a longer video is decoded in several passes
 
 
 def local_video(url: str) -> Path | None:
@@ -63,6 +74,23 @@ class WindowClips(NamedTuple):
 
     window: Window
     planes: DecodedVideo
+    length: VideoLength  # of the video
+
+
+class Part(NamedTuple):
+    """Neighbouring windows of a video, and the frames of all of them, once each."""
+
+    windows: tuple[Window, ...]
+    numbers: tuple[int, ...]  # source frames, ascending
+    planes: DecodedVideo
+    length: VideoLength
+
+    def clips(self) -> Iterator[WindowClips]:
+        """The frames of each window."""
+        numbers = np.asarray(self.numbers)
+        for window in self.windows:
+            at = np.searchsorted(numbers, window.frames)
+            yield WindowClips(window, DecodedVideo(*(plane[at] for plane in self.planes)), self.length)
 
 
 def video_windows(video: OpenedSource, clip: ClipSpec, spec: WindowSpec, num_frames: int, views: int) -> list[Window]:
@@ -75,34 +103,57 @@ def video_windows(video: OpenedSource, clip: ClipSpec, spec: WindowSpec, num_fra
     return plan_windows(video, clip, spec, num_frames=num_frames, num_clips=views)
 
 
-def read_windows(video: OpenedSource, windows: Sequence[Window], short_side: int) -> Iterator[WindowClips]:
-    """The frames of each window: upright, with square pixels and this short side, or less if the video is smaller.
+def read_windows(video: OpenedSource, windows: Sequence[Window], short_side: int) -> Iterator[Part]:
+    """The frames of the windows: upright, with square pixels and this short side, or less if the video is smaller.
 
-    A frame more than 2.4 times as wide or high is cropped at its centre, as the reader of shards does.
-    Raises SourceError.
+    A frame more than 2.4 times as wide or high is cropped at its centre, as the reader of shards does. A part has as
+    many windows as fit on the disk; each part decodes the video anew. Raises SourceError.
     """
+    for some, numbers in _parts(windows, _most_frames(video, short_side, 1)):
+        yield _part(video, some, numbers, read_pictures(video, numbers, short_side), short_side)
+
+
+def write_windows(video: OpenedSource, windows: Sequence[Window], short_side: int, target: Path, sharers: int) -> bool:
+    """Write the frames of the windows for `map_windows`, if they fit into this share of the disk. Raises SourceError."""
+    (_, numbers), *others = _parts(windows, _most_frames(video, short_side, sharers))
+    if others:
+        return False
+    write_pictures(video, numbers, short_side, target)
+    return True
+
+
+def map_windows(video: OpenedSource, windows: Sequence[Window], short_side: int, target: Path) -> Part:
+    """The frames that `write_windows` wrote. The file may be removed as soon as this returns."""
+    numbers = tuple(sorted({frame for window in windows for frame in window.frames}))
+    return _part(video, windows, numbers, map_pictures(video, len(numbers), short_side, target), short_side)
+
+
+def _part(
+    video: OpenedSource, windows: Sequence[Window], numbers: tuple[int, ...], planes: DecodedVideo, short_side: int
+) -> Part:
+    length = VideoLength(len(video.kept_frames()), video.seconds()[-1])
+    return Part(tuple(windows), numbers, _centre(planes, short_side), length)
+
+
+def _most_frames(video: OpenedSource, short_side: int, sharers: int) -> int:
+    """The pictures that `sharers` may each have in the temporary folder."""
     width, height = video.picture_size(short_side)
-    most = max(1, BYTES_AT_ONCE // (width * height * 3 // 2))
-    for some in _parts(windows, most):
-        numbers = sorted({frame for window in some for frame in window.frames})
-        planes = _centre(read_pictures(video, numbers, short_side), short_side)
-        for window in some:
-            at = np.searchsorted(numbers, window.frames)
-            yield WindowClips(window, DecodedVideo(*(plane[at] for plane in planes)))
+    room = min(BYTES_ON_DISK, shutil.disk_usage(tempfile.gettempdir()).free // 2 // sharers)
+    return max(1, room // (width * height * 3 // 2))
 
 
-def _parts(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
-    """Neighbouring windows with at most `most` frames together; one window may have more."""
+def _parts(windows: Sequence[Window], most: int) -> Iterator[tuple[list[Window], tuple[int, ...]]]:
+    """Neighbouring windows with at most `most` frames together, and their frames; one window may have more."""
     part: list[Window] = []
-    count = 0
+    numbers: set[int] = set()
     for window in windows:
-        if part and count + len(window.frames) > most:
-            yield part
-            part, count = [], 0
+        if part and len(numbers) + len({*window.frames} - numbers) > most:
+            yield part, tuple(sorted(numbers))
+            part, numbers = [], set()
         part.append(window)
-        count += len(window.frames)
+        numbers.update(window.frames)
     if part:
-        yield part
+        yield part, tuple(sorted(numbers))
 
 
 def _centre(planes: DecodedVideo, short_side: int) -> DecodedVideo:
@@ -137,7 +188,8 @@ def read_clips(
     try:
         opened = open_source(video)
         windows = plan_windows(opened, ClipSpec(stride=stride), WindowSpec(), num_frames=num_frames, num_clips=views)
-        (clips,) = read_windows(opened, windows, short_side)
+        (part,) = read_windows(opened, windows, short_side)
+        (clips,) = part.clips()
     except SourceError as error:
         raise DataError(f"{path}: is {error.reason} ({error.detail}). Use another video file") from error
     return torch.from_numpy(_rgb(clips.planes)[clips.window.index_VT])

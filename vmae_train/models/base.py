@@ -5,6 +5,8 @@ B batch, C colours, T frames, H rows, W columns, S the model's image size, N tok
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -17,7 +19,7 @@ from vmae_train.models.geometry import Geometry, Init, ModelSpec
 from vmae_train.models.positions import position_embedding
 from vmae_train.models.vit import Block, drop_path_scale, init_weights
 
-__all__ = ["VideoModel"]
+__all__ = ["VideoModel", "trained_parameters"]
 
 
 class VideoModel(nn.Module):
@@ -100,6 +102,11 @@ class VideoModel(nn.Module):
         if rng is None or not self.training or not self.drop_path:
             return None
         return drop_path_scale(rng, depth=self.geometry.depth, rate=self.drop_path)
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that an optimizer updates: all but frozen ones."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 # Autocast converts these by itself.

@@ -1,9 +1,11 @@
-"""Finetunings side by side: their scores, the differences of their recipes, their curves in one chart."""
+"""Runs of one kind side by side: scores or losses, the differences of their recipes, their curves in one chart."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from vmae_data.pages.html import Charts, Note, Part, Table
 from vmae_data.recipes import difference
@@ -15,6 +17,7 @@ from vmae_train.runs.metadata import data_text
 
 __all__ = ["comparison_parts", "describe_difference", "validation_curve", "validation_title"]
 
+_TASK = ("model", "mask", "clip")  # the tables that say what is predicted
 _TITLES = {
     "top1": "Validation top-1 during training, %",
     "mean_ap": "Validation mAP during training, %",
@@ -23,15 +26,44 @@ _TITLES = {
 
 
 def comparison_parts(run: StoredRun, others: Sequence[StoredRun]) -> Iterator[Part]:
-    """The comparison of a finetuning with others; nothing without others."""
+    """The comparison of a run with others of its kind; nothing without others."""
     if not others:
         return
     runs = _unique_names([run, *others])
+    yield from _finetuning_parts(runs) if run.is_finetuning else _pretraining_parts(runs)
+
+
+def _pretraining_parts(runs: Sequence[tuple[str, StoredRun]]) -> Iterator[Part]:
+    rows = []
+    for name, one in runs:
+        losses, speeds, waits = (log_curve("", one.log, key).value for key in ("loss", "clips_per_second", "data_wait"))
+        speed = f"{np.median(speeds):.4g}" if speeds else "–"
+        wait = f"{100 * np.median(waits):.1f}" if waits else "–"
+        rows.append((name, one.origin, one.progress, f"{losses[-1]:.4g}" if losses else "–", speed, wait))
+    head = ("run", "started", "steps", "last loss", "clips per second", "waiting for data, %")
+    yield Table(head, tuple(rows), (2, 3, 4, 5))
+    (first, run), *others = runs
+    for name, other in others:
+        task, other_task = ({key: one.facts.recipe.get(key) for key in _TASK} for one in (run, other))
+        unlike = difference(task, other_task)
+        unlike += difference({"data": run.facts.data_digest}, {"data": other.facts.data_digest})
+        if unlike:
+            yield Note(f"The losses of {first} and {name} are those of different tasks or data.", warning=True)
+        yield _changes(first, run, name, other)
+    figures = (
+        curves("Loss", [log_curve(name, one.log, "loss") for name, one in runs]),
+        curves("Clips per second", [log_curve(name, one.log, "clips_per_second") for name, one in runs]),
+    )
+    yield Charts(tuple(figure for figure in figures if figure))
+
+
+def _finetuning_parts(runs: Sequence[tuple[str, StoredRun]]) -> Iterator[Part]:
+    (first, run), *others = runs
     rows = tuple(_score_row(name, one) for name, one in runs)
     head = ("run", "started", "steps", "score", "± s.e.", "top-5 %", "mean of classes %", "videos", "views")
     yield Table(head, rows, (2, 3, 4, 5, 6, 7))
-    for name, other in runs[1:]:
-        yield from _difference_parts(runs[0][0], run, name, other)
+    for name, other in others:
+        yield from _difference_parts(first, run, name, other)
     figures = (
         curves("Training loss", [log_curve(name, one.log, "loss") for name, one in runs]),
         curves(validation_title(run), [validation_curve(name, one) for name, one in runs]),
@@ -48,7 +80,7 @@ def _unique_names(runs: Sequence[StoredRun]) -> list[tuple[str, StoredRun]]:
 def _score_row(name: str, run: StoredRun) -> tuple[str, ...]:
     scores = run.scores
     if scores is None:
-        return (name, run.origin, f"{run.step}, not finished", *["–"] * 6)
+        return (name, run.origin, run.progress, *["–"] * 6)
     shown = (name, run.origin, str(run.step), str(scores.headline))
     details = ("–", "–", "–")
     if isinstance(scores, Scores):
@@ -78,12 +110,17 @@ def _difference_parts(first: str, run: StoredRun, second: str, other: StoredRun)
     budgets = [f"{one.step} steps of {one.facts.recipe['train']['batch']} clips" for one in (run, other)]
     if budgets[0] != budgets[1]:
         yield Note(f"The training budgets differ: {budgets[0]} and {budgets[1]}.", warning=True)
+    yield _changes(first, run, second, other)
+
+
+def _changes(first: str, run: StoredRun, second: str, other: StoredRun) -> Part:
+    """The differences of the recipes, the first weights and the data of two runs."""
     changed = difference(run.facts.recipe, other.facts.recipe)
     changed += difference({"init": run.facts.init}, {"init": other.facts.init})
     if (run.facts.data_digest, run.facts.data_weight) != (other.facts.data_digest, other.facts.data_weight):
         changed.append(f"data: {data_text(run.facts)} → {data_text(other.facts)}")
     lines = "\n".join(changed) if changed else "no difference in run.json"
-    yield Note(f"Differences between {first} and {second}:\n{lines}")
+    return Note(f"Differences between {first} and {second}:\n{lines}")
 
 
 def _protocol_differences(run: StoredRun, other: StoredRun) -> list[str]:

@@ -25,7 +25,8 @@ from vmae_data.pages.html import (
 )
 from vmae_data.read.dataset import LabelKind
 from vmae_data.storage import StoragePath
-from vmae_train.inference.predict import Prediction, VideoResult
+from vmae_train.inference.predict import Prediction
+from vmae_train.inference.video_runner import VideoResult
 
 __all__ = ["write_predictions_page"]
 
@@ -40,7 +41,12 @@ PLAYED = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".ogv", ".3gp")
 
 
 def write_predictions_page(
-    results: Sequence[VideoResult], paths: dict[str, StoragePath], page: StoragePath, *, model: str, subtitle: str
+    results: Sequence[VideoResult[Prediction]],
+    paths: dict[str, StoragePath],
+    page: StoragePath,
+    *,
+    model: str,
+    subtitle: str,
 ) -> None:
     """`paths`: where each video is. A video on this machine has a player. Raises VmaeError if it can't be written."""
     readable = [result for result in results if result.error is None]
@@ -57,14 +63,14 @@ def write_predictions_page(
     write_page(page, f"Predictions of {model}", sections, subtitle)
 
 
-def _parts(result: VideoResult, path: StoragePath | None, page: StoragePath) -> Iterator[Part]:
+def _parts(result: VideoResult[Prediction], path: StoragePath | None, page: StoragePath) -> Iterator[Part]:
     if isinstance(path, Path) and isinstance(page, Path) and path.suffix.lower() in PLAYED:
         relative = os.path.relpath(path.resolve(), page.resolve().parent)
         yield Player(quote(os.fsencode(relative)))
-    if len(result.predictions) == 1:
-        yield from _whole(result.predictions[0])
+    if len(result.rows) == 1:
+        yield from _whole(result.rows[0])
     else:
-        yield from _windows(result.predictions)
+        yield from _windows(result.rows)
     chosen = np.linspace(0, len(result.pictures) - 1, min(MAX_PICTURES, len(result.pictures))).round().astype(int)
     if len(chosen):
         parts = [chosen[first : first + 3] for first in range(0, len(chosen), 3)]

@@ -39,10 +39,11 @@ def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Pa
     page = writable_path(out, "--out")
     shown = read_run(run)
     others = [read_run(other) for other in against]
-    for compared in (shown, *others) if others else ():
-        if not compared.is_finetuning:
+    for other in others:
+        if other.facts.kind != shown.facts.kind:
             raise MisuseError(
-                f"{compared.folder}: is a pretraining run, which has no scores. Name finetuning runs for --against"
+                f"{other.folder}: is a {other.facts.kind} run, {shown.folder} a {shown.facts.kind} run. "
+                "Name runs of one kind"
             )
     pretraining = pretraining_of(shown)
     sections = [
@@ -82,6 +83,9 @@ def _summary(run: StoredRun) -> Iterator[Part]:
         yield Note(f"This run is not finished. {saved}", warning=True)
     if run.is_finetuning:
         yield Note(f"The training started {run.origin}.")
+    for line in run.log:
+        if line["kind"] == "warning":
+            yield Note(f"Step {line['step']}, {line.get('name', 'warning')}: {line.get('text', '')}", warning=True)
 
 
 def _scores(run: StoredRun) -> Iterator[Part]:

@@ -66,6 +66,11 @@ class StoredRun:
         return self.num_steps is not None and self.state.step >= self.num_steps
 
     @property
+    def progress(self) -> str:
+        """How many steps it has made, and whether these are all."""
+        return str(self.step) if self.finished else f"{self.step}, not finished"
+
+    @property
     def origin(self) -> str:
         """The source of the first weights, in words."""
         return "from scratch" if self.facts.init is None else f"from {self.facts.init}"

@@ -21,7 +21,7 @@ from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model, write_weights
 from vmae_train.distributed import shard_like
 from vmae_train.engines.ddp import MOMENTS, CheckpointTensors
-from vmae_train.models.base import VideoModel
+from vmae_train.models.base import VideoModel, trained_parameters
 from vmae_train.runs.best import read_best
 from vmae_train.runs.checksums import MARKER_FORMAT, NEEDED_FILES, hash_files, verify_files
 from vmae_train.runs.layout import (
@@ -33,7 +33,6 @@ from vmae_train.runs.layout import (
     checkpoint_name,
     newest_checkpoint,
 )
-from vmae_train.training.optimizer import trained_parameters
 
 __all__ = [
     "CheckpointSpec",

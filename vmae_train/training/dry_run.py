@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vmae_train.checkpoints.native import describe, empty_model
+from vmae_train.models.base import trained_parameters
 from vmae_train.training.diagnostics import Diagnostic
 from vmae_train.training.engine import Engine
 from vmae_train.training.trainer import Trainer
@@ -74,7 +75,7 @@ def dry_run_report(train: Callable[..., Trainer], spec: object, **arguments: Any
 
 def _checkpoint_mb(engine: Engine) -> float:
     """The weights, the optimizer's two moments of each, and their moving average in float32 if there is one."""
-    trained = {name for name, parameter in engine.model.named_parameters() if parameter.requires_grad}
+    trained = {name for name, _ in trained_parameters(engine.model)}
     size = 0
     for name, weight in empty_model(describe(engine.model)).state_dict().items():  # this process may hold parts only
         moments = 4 * (2 * weight.numel() + 1) if name in trained else 0

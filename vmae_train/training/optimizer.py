@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
 from vmae_data.recipes import check_bounds
+from vmae_train.models.base import trained_parameters
 from vmae_train.runs.layout import MAX_STEPS
 
-__all__ = ["OptimSpec", "Schedule", "build_optimizer", "layer_scale", "trained_parameters"]
+__all__ = ["OptimSpec", "Schedule", "build_optimizer", "layer_scale"]
 
 
 class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,7 +105,3 @@ def build_optimizer(model: nn.Module, spec: OptimSpec, *, depth: int) -> torch.o
         eps=spec.eps,
         fused=True,
     )
-
-
-def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -260,6 +260,10 @@ WRONG_TIMES: tuple[Damage, ...] = (
     _second_file("FLV", "joined.flv", "-bf 0"),
     _second_file("FLV without its size", "joined0.flv", "-bf 0 -flvflags no_duration_filesize"),
     _second_file("WMV", "joined.wmv", "-c:v wmv2 -q:v 2"),
+    _second_file("WTV", "joined.wtv", "-c:v mpeg2video -q:v 2"),
+    _second_file("IVF", "joined.ivf", "-c:v libvpx -b:v 1M"),
+    _second_file("APNG", "joined.apng", "-c:v apng -pix_fmt rgb24"),
+    _second_file("VC-2", "joined.drc", "-c:v vc2 -pix_fmt yuv422p"),
     made(_D, "a frame a minute, MPEG-4 in AVI", "minute.avi", "-c:v mpeg4 -q:v 2", bytes, built(), source="-r 1/60"),
     made(_D, "a frame an hour, MJPEG in AVI", "hour.avi", "-c:v mjpeg -q:v 2", bytes, built(), source="-r 1/3600"),
     *(

@@ -154,7 +154,7 @@ _COPY_OF = (
 )
 _NO_DURATION = (
     *(".ts", ".m2ts", ".mpg", ".ogv", ".vob", ".gif", ".nut", ".y4m"),
-    *(".h264", ".hevc", ".mjpeg", ".mjpg", ".apng", ".obu", ".drc", ".266"),
+    *(".h264", ".hevc", ".mjpeg", ".mjpg", ".obu", ".drc", ".266"),
 )
 CONTAINERS: tuple[Damage, ...] = (
     *(

@@ -24,7 +24,7 @@ from vmae_train.checkpoints.card_parts import Origin, origin_of
 from vmae_train.checkpoints.convert import check_new, new_folder
 from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.colour import per_colour
-from vmae_train.inference.export_program import (
+from vmae_train.export.program import (
     INPUT,
     export_program,
     output_of,
@@ -32,7 +32,7 @@ from vmae_train.inference.export_program import (
     write_onnx,
     write_torch_export,
 )
-from vmae_train.inference.export_readme import write_readme
+from vmae_train.export.readme import write_readme
 from vmae_train.inference.read_video import local_video, read_clips
 from vmae_train.models.base import VideoModel
 

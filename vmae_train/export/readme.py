@@ -11,7 +11,7 @@ from vmae_data.pages.html import printable
 from vmae_data.storage import commit_bytes
 from vmae_train.checkpoints.card_parts import Origin, code_block, frames_python, sampling_text, training_parts
 from vmae_train.evaluation.predict_videos import output_names
-from vmae_train.inference.export_program import INPUT, output_of
+from vmae_train.export.program import INPUT, output_of
 from vmae_train.models.base import VideoModel
 from vmae_train.models.heads import HeadModel
 

@@ -1,0 +1,128 @@
+"""`vmae-train embed`: a pretrained or finetuned model and videos → a file of features."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any
+
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
+from vmae_train.commands.options import (
+    Best,
+    Checkpoint,
+    ClipRecipe,
+    Device,
+    Ema,
+    VideoBatch,
+    Videos,
+    VideoWorkers,
+    need_torch,
+)
+from vmae_train.commands.output import print_embedded, print_unreadable
+
+Layout = Enum("Layout", {"ACTIONFORMER": "actionformer", "OPENTAD": "opentad"})
+Pool = Enum("Pool", {"MEAN": "mean", "SLICE": "slice", "NONE": "none"})
+
+
+def embed(
+    checkpoint: Checkpoint,
+    videos: Videos,
+    out: Annotated[
+        str, option("FILE|DIR", "Write a .parquet or .npz file, or the folder of a layout. Keep what it has.")
+    ],
+    pool: Annotated[
+        Pool, option("mean|slice|none", "Average over all tokens, or over each tubelet slice, or keep every token.")
+    ] = Pool.MEAN,
+    layer: Annotated[int | None, option("N", "Take the output of block N, counted from 1.", "the last", min=1)] = None,
+    float16: Annotated[bool, flag("--float16", "Write half precision.", "float32")] = False,
+    window: Annotated[
+        float | None,
+        option(
+            "SECONDS", "Embed each window of this length. With a layout: in source frames.", "the whole video as one"
+        ),
+    ] = None,
+    stride: Annotated[
+        float | None,
+        option("SECONDS", "Start a window each SECONDS. With a layout: in source frames.", "the length of a window"),
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        option(
+            "actionformer|opentad",
+            "Write a folder for temporal localisation: a .npy for each video, and JSON. Windows of 16, stride 4.",
+            "a file",
+        ),
+    ] = None,
+    recipe: ClipRecipe = None,
+    views: Annotated[
+        str | None,
+        option(
+            "CLIPSxCROPS",
+            "Average over so many clips and crops.",
+            "the recipe's, else 5x3; 1x1 with a layout and without mean",
+        ),
+    ] = None,
+    best: Best = False,
+    ema: Ema = False,
+    settings: Settings = None,
+    batch: VideoBatch = 8,
+    workers: VideoWorkers = 1,
+    device: Device = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the features of videos: the encoder's output of a pretrained or finetuned model.
+
+    Clips are sampled and resized as the checkpoint's own evaluation does. A video that can't be read is named at the
+    end, and the others are embedded. The same command continues a file.
+
+    Examples:
+        vmae-train embed runs/k400 videos --out features.parquet
+        vmae-train embed runs/k400 long.mkv --window 10 --out windows.npz
+        vmae-train embed runs/k400 videos --layout opentad --stride 4 --out features
+    """
+    need_torch()
+    from vmae_data.console import print_json, resumable
+    from vmae_train.embed import embed_all
+    from vmae_train.evaluation.protocol import parse_views
+    from vmae_train.inference.embed import Embedder, Features
+    from vmae_train.inference.video_runner import VideoResult
+    from vmae_train.inference.windows import WindowSpec, frame_spec
+
+    kind: Any = pool.value
+    form: Any = layout.value if layout is not None else None
+    if form is not None and views is None:
+        views = "1x1"
+    embedder = Embedder(
+        checkpoint,
+        device,
+        pool=kind,
+        layer=layer,
+        float16=float16,
+        recipe=recipe,
+        settings=[*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])],
+        best=best,
+        ema=ema,
+        batch=batch,
+    )
+
+    def print_result(result: VideoResult[Features]) -> None:
+        if result.error is not None:
+            print_json({"video": result.video, "error": result.error})
+        else:
+            print_json({"video": result.video, "rows": len(result.rows)})
+
+    with resumable():
+        embedded = embed_all(
+            embedder,
+            videos,
+            spec=WindowSpec(window, stride) if form is None else frame_spec(window, stride),
+            out=out,
+            layout=form,
+            workers=workers,
+            finished=print_result if as_json else lambda result: None,
+            style=progress_style(quiet, as_json),
+        )
+    print_embedded(embedded, out, quiet, as_json)
+    print_unreadable(embedded.counts.unreadable)
