@@ -20,9 +20,10 @@ from tests.command import call_command
 from vmae_data.errors import VmaeError
 from vmae_train import Predictor, load_model
 from vmae_train.checkpoints.native import save_model
+from vmae_train.export import export_model as export
+from vmae_train.export import program as export_program
 from vmae_train.export.export_model import export_model
 from vmae_train.export.program import FramesToOutput
-from vmae_train.inference import export, export_program
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier, MultiLabelClassifier, RegressedValue, Regressor
