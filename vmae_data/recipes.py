@@ -104,7 +104,7 @@ def find_recipe(package: str, name: str, folder: str = "") -> str:
         return full
     usable = [one for one in known if one.startswith(folder)]
     short = [one.rpartition("/")[2] for one in usable]
-    near = difflib.get_close_matches(name, dict.fromkeys([*short, *usable]), n=3, cutoff=0.75)
+    near = difflib.get_close_matches(name.lower(), dict.fromkeys([*short, *usable]), n=3, cutoff=0.75)
     near = [one for one, other in zip(usable, short, strict=True) if {one, other} & {*near, name}]
     command = "vmae-shard" if package == "vmae_data" else "vmae-train"
     raise RecipeError(

@@ -143,6 +143,7 @@ def test_a_command_finds_its_recipe_without_the_folder(package: str, folder: str
     ("package", "folder", "name", "question"),
     [
         ("vmae_data", "", "dmeo", " Did you mean demo?"),
+        ("vmae_data", "", "DEMO", " Did you mean demo?"),
         ("vmae_data", "", "qqqq", ""),
         ("vmae_train", "pretrain", "dmeo", " Did you mean pretrain/demo?"),
         ("vmae_train", "finetune", "k40", " Did you mean finetune/k400?"),

@@ -93,6 +93,8 @@ _JOINED = [
     (".ivf", "-c:v libvpx -b:v 1M", "are not read"),
     (".apng", "-c:v apng -pix_fmt rgb24", "are not read"),
     (".drc", "-c:v vc2 -pix_fmt yuv422p", "may be missing"),
+    (".nut", "-bf 0", "may be missing"),
+    (".rm", "-c:v rv20 -q:v 2 -s 352x288", "may be missing"),
 ]
 
 

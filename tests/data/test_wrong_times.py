@@ -12,6 +12,7 @@ import pytest
 from tests.encodes import kept_frames, planes, reason, sample_of
 from tools.soak.damages.clips import Bench, picture_is_right
 from vmae_data.encode.open_source import open_source
+from vmae_data.encode.times import mended_times
 from vmae_data.format import RULES, Rational, expand_series
 
 pytestmark = pytest.mark.processes
@@ -41,6 +42,31 @@ def test_the_time_stamps_of_joined_live_files_continue(bench: Bench, tmp_path: P
     assert expand_series(sample.facts.phases[0].source_times).tolist() == list(range(0, 2000, 160))
     assert any("start again 1 times" in remark for remark in sample.facts.remarks)
     assert len(kept_frames(sample_of(path, rate=6.25, rules=1))) < 9
+
+
+@pytest.mark.parametrize("frames", [(13, 13), (13,) * 6, (13, 50), (50, 13), (9, 50), (10, 10, 3)])
+def test_short_recordings_that_are_joined_keep_their_frames(
+    bench: Bench, tmp_path: Path, frames: tuple[int, ...]
+) -> None:
+    """Each begins less than a second before the end of the one before it."""
+    parts = {
+        count: bench.clip(f"short{count}.webm", "-c:v libvpx -b:v 1M -f webm -live 1", frames=count).read_bytes()
+        for count in frames
+    }
+    path = tmp_path / "v.webm"
+    path.write_bytes(b"".join(parts[count] for count in frames))
+    for spec in ({"stride": 1}, {"rate": 25.0}):
+        sample = sample_of(path, **spec)
+        assert kept_frames(sample) == list(range(sum(frames)))
+        assert any(f"start again {len(frames) - 1} times" in remark for remark in sample.facts.remarks)
+
+
+def test_frames_in_a_wrong_order_do_not_begin_again() -> None:
+    """They fill the gap that they left."""
+    groups = [*range(16), *range(24, 32), *range(16, 24), *range(32, 50)]
+    for order in ([*range(10), 12, 10, 11, *range(13, 40)], groups, [*range(30), 27, 28, 29]):
+        found = mended_times([40 * n for n in order], Fraction(40), 1000)
+        assert (found.times, found.restarts) == ([40 * n for n in order], 0)
 
 
 @pytest.mark.parametrize("starts", [(0, 100), (0, 36000), (36000, 0)])

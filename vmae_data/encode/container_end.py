@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _HEADER_BYTES = 1 << 16  # that hold what FLV, ASF and WTV declare
 _LARGEST_FILE = 1 << 62
 _DIRAC, _DIRAC_END = b"BBCD", 0x10  # before each unit; the kind of unit that ends a sequence
+# Long enough that no compressed frame has them by chance: NUT, RealMedia with the size and version of its header.
+_FIND_ANYWHERE = (b"nut/multimedia container\0", b".RMF\0\0\0\x12\0\0", b".RMF\0\0\0\x12\0\x01")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WTV = bytes.fromhex("b7d800203749da11a64e0007e95ead8d")
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -68,11 +71,16 @@ def _top_level_boxes(file: BinaryIO, end: int) -> Iterator[_Box]:
 def joined_file(path: bytes) -> str:
     """A note if a second file follows, as `cat` joins them, in a format whose reader stops there. Empty if none.
 
-    Reads headers only. In a file that does not declare its size, these are the headers of all frames.
+    Reads headers only. In a file that does not declare its size, these are the headers of all frames. NUT and RealMedia
+    files are searched.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
         end = os.fstat(file.fileno()).st_size
         header = file.read(_HEADER_BYTES)
+        if anywhere := next((magic for magic in _FIND_ANYWHERE if header.startswith(magic)), None):
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                start = data.find(anywhere, len(anywhere))
+            return f"a second file begins at byte {start}: its frames may be missing" if start > 0 else ""
         layout = next((one for one in _LAYOUTS if header.startswith(one.magic)), None)
         if layout is None:
             return _second_dirac(file) if header.startswith(_DIRAC) else _second_mp4(file, end)

@@ -33,6 +33,8 @@ _OUTLIER_SECONDS = 1
 _LONE_FACTOR = 600
 # After a time stamp that is too large, muxers hold their clock. Fewer frames at one time may be jitter.
 _MIN_HELD = 4
+# So many frames in a row with the times of earlier frames begin again. Fewer may be jitter.
+_MIN_AGAIN = 8
 # Their decoders omit frames without references. Streams with a gradual refresh have no key frame, and are clean.
 _OMITS_UNCLEAN = ("h264", "hevc", "vvc")
 
@@ -103,7 +105,8 @@ def mended_times(stamps: Sequence[int], exact_step: Fraction, far: float) -> Con
     enough = len(stamps) > _MAX_REORDER
     ahead = enough and stamps[0] - max(stamps[1:3]) > far
     behind = enough and min(stamps[-3:-1]) - stamps[-1] > far
-    continuous, restarts, outliers = continuous_times(stamps[ahead : len(stamps) - behind], step, far)
+    inner = stamps[ahead : len(stamps) - behind]
+    continuous, restarts, outliers = continuous_times(inner, step, far, short_restarts=True)
     times = list(continuous)
     if ahead:
         times.insert(0, times[0] - step)
@@ -149,11 +152,11 @@ def held_runs(stamps: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     return pairwise((0, *moves, len(stamps)) if stamps else ())
 
 
-def continuous_times(stamps: Sequence[int], step: int, far: float) -> ContinuousTimes:
+def continuous_times(stamps: Sequence[int], step: int, far: float, *, short_restarts: bool = False) -> ContinuousTimes:
     """Times of time stamps that start again, as in joined files, or that are far off for a few frames.
 
     `step`: nominal ticks between two frames. `far`: ticks that no jitter reaches. Smaller steps back are kept: such a frame
-    counts as displayed with the previous one.
+    counts as displayed with the previous one. With `short_restarts` a recording of less than `far` may start again too.
     """
     times: list[int] = []
     offset = restarts = outliers = 0
@@ -170,7 +173,9 @@ def continuous_times(stamps: Sequence[int], step: int, far: float) -> Continuous
                 first = times[-ahead - 1]
                 times[-ahead:] = [first + (time - first) * n // (ahead + 1) for n in range(1, ahead + 1)]
                 outliers += ahead
-            elif all(later + offset < times[-1] for later in stamps[number : number + _MAX_REORDER]):
+            elif all(later + offset < times[-1] for later in stamps[number : number + _MAX_REORDER]) or (
+                short_restarts and _begins_again(times, stamps[number : number + _MIN_AGAIN], offset, step)
+            ):
                 offset += after - time
                 time = after
                 restarts += 1
@@ -179,6 +184,16 @@ def continuous_times(stamps: Sequence[int], step: int, far: float) -> Continuous
                 outliers += 1
         times.append(time)
     return ContinuousTimes(times, restarts, outliers)
+
+
+def _begins_again(times: Sequence[int], stamps: Sequence[int], offset: int, step: int) -> bool:
+    """Whether steady time stamps begin again at times that earlier frames have. Frames in a wrong order fill a gap."""
+    if len(stamps) < _MIN_HELD or not all(0 < after - now <= 2 * step for now, after in pairwise(stamps)):
+        return False
+    first = stamps[0] + offset
+    passed = (times[-1] - first) // step + 1  # nominal frames
+    shown = sum(2 * (time - first) >= -step for time in times[-passed - _MAX_REORDER :])
+    return shown >= max(_MIN_AGAIN, 3 * passed // 4)
 
 
 def _last_step(times: Sequence[int], step: int) -> int:

@@ -127,9 +127,13 @@ def _class_folders(videos: Sequence[bytes]) -> list[Row]:
 
 
 def _unique_rows(rows: Sequence[Row], source: str) -> list[Row]:
-    """A path listed twice is one sample. Raises MisuseError if it has two labels."""
+    """A path listed twice is one sample. Raises MisuseError if it has two labels, and for a path that no file has."""
     unique: dict[bytes, Row] = {}
     for row in rows:
+        if b"\0" in row.path:  # JSON and Parquet can hold one
+            raise MisuseError(
+                f"{source}: path {row.path[:80]!r} has a NUL character, which no file's name has. Correct it"
+            )
         first = unique.setdefault(row.path, row)
         if first.label != row.label:
             raise MisuseError(
