@@ -20,6 +20,7 @@ import argparse
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,8 @@ def main() -> None:
     if options.one:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         setting = Setting(device, options.small, options.data, 2 if options.small else 10)
-        sys.stdout.write(msgspec.json.encode(list(_RUN[options.one](options.one, setting))).decode())
+        for figure in _RUN[options.one](options.one, setting):  # one by one: a check may fail or take too long
+            print(msgspec.json.encode(figure).decode(), flush=True)
         return
     ends_at = time.monotonic() + 60 * options.minutes
     checks = [Check("machine", 0, tuple(machine()))]
@@ -113,19 +115,24 @@ def main() -> None:
 
 
 def run(name: str, words: list[str], seconds: float) -> Check:
-    """Run a check in a process of its own."""
-    started_at = time.monotonic()
+    """Run a check in a process of its own. It ends with the time, and so do the processes that it started."""
+    started_at, failed = time.monotonic(), ""
     command = [sys.executable, "-m", "tools.gpu_check", *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=max(1, seconds))
-    except subprocess.TimeoutExpired:
-        return Check(name, time.monotonic() - started_at, (), "the time is over")
-    taken = time.monotonic() - started_at
-    if done.returncode:
-        return Check(name, taken, (), (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1])
-    figures = msgspec.json.decode(done.stdout.splitlines()[-1], type=tuple[Figure, ...])
-    wrong = [figure for figure in figures if figure.unit == "failed"]
-    return Check(name, taken, figures, "; ".join(f"{figure.name}: {figure.value}" for figure in wrong))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as check:
+        try:
+            out, err = check.communicate(timeout=max(1, seconds))
+        except subprocess.TimeoutExpired:
+            failed = "the time is over"
+            os.killpg(check.pid, signal.SIGKILL)
+            out, err = check.communicate()
+    if check.returncode and not failed:
+        failed = (err.strip() or f"status {check.returncode}").splitlines()[-1]
+    complete = out[: out.rfind("\n") + 1].splitlines()
+    figures = tuple(msgspec.json.decode(line, type=Figure) for line in complete)
+    wrong = [f"{figure.name}: {figure.value}" for figure in figures if figure.unit == "failed"]
+    return Check(name, time.monotonic() - started_at, figures, "; ".join([*filter(None, [failed]), *wrong]))
 
 
 def machine() -> Iterator[Figure]:
@@ -283,7 +290,6 @@ def transformers_figures(spec: PretrainSpec, batch: Batch, steps: int) -> Iterat
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
     stepper = Stepper(lambda: theirs(pixel_values=clips, bool_masked_pos=masked).loss, optimizer)
     seconds, mib = time_steps(stepper, device, steps)
-    seconds, mib = stepper.measure(steps)
     yield Figure("transformers with SDPA, model alone", 1000 * seconds, "ms")
     yield Figure("transformers with SDPA, model alone", batch.valid / seconds, "clips/s")
     yield from peak("transformers", mib)
