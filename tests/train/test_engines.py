@@ -102,17 +102,19 @@ def test_two_processes_of_fsdp2_train_as_one_does_and_one_resumes_their_run(runs
 
 @needs_deepspeed
 def test_two_processes_of_deepspeed_train_as_one_does_and_others_resume_their_runs(runs: Runs) -> None:
-    zero1, zero3 = (SETTINGS[name] + ("train.micro_batch=2",) for name in ("zero1", "zero3"))
+    zero0, zero1, zero3 = (SETTINGS[name] + ("train.micro_batch=2",) for name in ("zero0", "zero1", "zero3"))
     runs.by_processes(
         2,
+        runs.training("zero0", *zero0),
         runs.training("zero1", *zero1),
         runs.training("zero3", *zero3),
         runs.training("zero3 again", *zero3, resumes="zero3"),
         runs.training("zero1 → zero3", *zero3, resumes="zero1"),
+        runs.training("zero0 → zero1", *zero1, resumes="zero0"),
         runs.training("half", *zero1, "train.precision=float16"),
     )
     train(runs.training("zero3 → one", resumes="zero3"), Distributed())
-    for name in ("zero1", "zero3", "zero1 → zero3", "zero3 → one"):
+    for name in ("zero0", "zero1", "zero3", "zero1 → zero3", "zero0 → zero1", "zero3 → one"):
         runs.assert_same(name, rtol=1e-6)
     runs.assert_same_bytes("zero3", "zero3 again")
     assert "takes no float16" in (runs.folder / "half.error").read_text()

@@ -128,7 +128,7 @@ def _rows(plan: Plan, epochs: int | None, counted: str) -> list[tuple[str, str]]
         (
             "needed",
             f"{plan.cores_needed:,} cores, {plural(plan.workers_needed, 'worker')} of each process and "
-            f"{plan.store_gbps_needed:.2g} Gbit/s keep the GPUs busy",
+            f"{plan.store_gbps_needed:.3g} Gbit/s keep the GPUs busy",
         ),
         ("memory", _memory(plan)),
         *(
