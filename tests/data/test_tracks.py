@@ -88,7 +88,7 @@ _JOINED = [
     (".flv", _FLV, "are not read"),
     (".flv", f"{_FLV} -flvflags no_metadata", "are not read"),
     (".flv", f"{_FLV} -flvflags no_duration_filesize", "are not read"),
-    (".wmv", "-c:v wmv2 -q:v 2", "are not read"),
+    (".wmv", "-c:v wmv2 -q:v 2", "may be missing"),
     (".wtv", "-c:v mpeg2video -q:v 2", "are not read"),
     (".ivf", "-c:v libvpx -b:v 1M", "are not read"),
     (".apng", "-c:v apng -pix_fmt rgb24", "are not read"),
@@ -113,6 +113,14 @@ def test_a_second_file_after_the_end_of_the_first_is_told(
     assert len(kept_frames(sample)) == 25 or frames == "may be missing"
     if suffix not in (".apng", ".drc"):  # which rules 2 does not open
         assert told not in sample_of(path, rules=2).facts.remarks
+
+
+@pytest.mark.parametrize("suffix", [".wmv", ".nut"])
+def test_a_second_file_after_a_cut_one_is_told(bench: Bench, tmp_path: Path, suffix: str) -> None:
+    whole = bench.clip(f"cut{suffix}", "-c:v wmv2 -q:v 2" if suffix == ".wmv" else "-bf 0").read_bytes()
+    path = tmp_path / f"v{suffix}"
+    path.write_bytes(whole[:-100] + whole)
+    assert joined_file(bytes(path)) == f"a second file begins at byte {len(whole) - 100}: its frames may be missing"
 
 
 @pytest.mark.parametrize("declared", [1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])

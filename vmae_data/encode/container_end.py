@@ -14,16 +14,14 @@ _BOX_HEADER = 8
 _LARGEST_MOVIE = 1 << 28  # of 20 million frames
 _BOX = struct.Struct(">I4s")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
-_HEADER_BYTES = 1 << 16  # that hold what FLV, ASF and WTV declare
+_HEADER_BYTES = 1 << 16  # that hold what FLV and WTV declare
 _LARGEST_FILE = 1 << 62
 _DIRAC, _DIRAC_END = b"BBCD", 0x10  # before each unit; the kind of unit that ends a sequence
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 # Long enough that no compressed frame has them by chance: NUT, RealMedia with the size and version of its header.
-_FIND_ANYWHERE = (b"nut/multimedia container\0", b".RMF\0\0\0\x12\0\0", b".RMF\0\0\0\x12\0\x01")
+_FIND_ANYWHERE = (_ASF, b"nut/multimedia container\0", b".RMF\0\0\0\x12\0\0", b".RMF\0\0\0\x12\0\x01")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WTV = bytes.fromhex("b7d800203749da11a64e0007e95ead8d")
-_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_ASF_SIZE_OFFSET = 40  # after the start of the properties
 
 
 class _Box(NamedTuple):
@@ -71,8 +69,8 @@ def _top_level_boxes(file: BinaryIO, end: int) -> Iterator[_Box]:
 def joined_file(path: bytes) -> str:
     """A note if a second file follows, as `cat` joins them, in a format whose reader stops there. Empty if none.
 
-    Reads headers only. In a file that does not declare its size, these are the headers of all frames. NUT and RealMedia
-    files are searched.
+    Reads headers only. In a file that does not declare its size, these are the headers of all frames. ASF, NUT
+    and RealMedia files are searched.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
         end = os.fstat(file.fileno()).st_size
@@ -164,11 +162,6 @@ def _flv_size(header: bytes) -> int:
     return int(declared) if 0 < declared < _LARGEST_FILE else 0
 
 
-def _asf_size(header: bytes) -> int:
-    field = header.find(_ASF_PROPERTIES) + _ASF_SIZE_OFFSET
-    return int.from_bytes(header[field : field + 8], "little") if field >= _ASF_SIZE_OFFSET else 0
-
-
 _LAYOUTS = (
     _Layout(
         magic=b"FLV\x01",
@@ -178,7 +171,6 @@ _LAYOUTS = (
         # Of audio, video and scripts: a tag's header, its data, and its size again.
         unit_size=lambda tag: 15 + int.from_bytes(tag[1:], "big") if tag[0] in (8, 9, 18) else 0,
     ),
-    _Layout(magic=_ASF, declared_size=_asf_size),
     _Layout(magic=_WTV, declared_size=lambda header: int.from_bytes(header[0x5C:0x60], "little") << 12),  # in sectors
     _Layout(
         magic=_PNG,
