@@ -727,9 +727,18 @@ def test_the_command_converts_and_refuses_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n")
     sets = [f"--set=model.{name}={value}" for name, value in MISSING.items()]
     done = run_command(
-        "vmae_train", "convert", path, tmp_path / "hf", "--to", "hf", "--classes", tmp_path / "names.txt", *sets
+        "vmae_train",
+        "convert",
+        path,
+        tmp_path / "hf",
+        "--to",
+        "hf",
+        "--classes",
+        tmp_path / "names.txt",
+        "--json",
+        *sets,
     )
-    assert done.stdout.strip() == str(tmp_path / "hf")
+    assert json.loads(done.stdout) == {"out": str(tmp_path / "hf")}
     assert "eps 1e-05 in fc_norm, this model 1e-06" in done.stderr
     _same_weights(model, load_model(tmp_path / "hf"))
     assert load_model(tmp_path / "hf").classes == CLASSES

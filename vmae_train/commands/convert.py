@@ -7,8 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-from vmae_data.console import Debug, Quiet, StorageOptions, argument, local_argument, option, path_option
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, local_argument, option, path_option
 from vmae_train.commands.options import need_torch
+from vmae_train.commands.output import print_result
 
 Layout = Enum("Layout", {"NATIVE": "native", "OFFICIAL": "official", "HF": "hf"})
 
@@ -32,6 +33,7 @@ def convert(
     ] = None,
     storage: StorageOptions = None,
     quiet: Quiet = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Convert a model to another format without changing its weights.
@@ -56,5 +58,4 @@ def convert(
     names = read_class_names(classes) if classes is not None else None
     for note in run(source, dest, to=to.value, spec=spec, classes=names):
         print(f"{source}: {note}", file=sys.stderr)
-    if not quiet:
-        print(dest)
+    print_result(quiet, as_json, {"out": str(dest)}, str(dest))
