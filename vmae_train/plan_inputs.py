@@ -106,7 +106,7 @@ def read_rates(paths: Sequence[Path]) -> Rates:
                 values = _rates_of(measured)
                 logged += _logged_step(measured)
             except (*NOT_JSON, KeyError, TypeError, ZeroDivisionError, ValueError) as error:
-                raise MisuseError(f"--rates {path}: {_NOT_RATES}") from error
+                raise MisuseError(f"--rates {path}: {_NOT_RATES} ({error})") from error
             found = found or bool(values)
             rates = rates._replace(**values)
         if logged:
@@ -123,6 +123,7 @@ _NOT_RATES = (
 
 
 def _rates_of(measured: dict[str, Any]) -> dict[str, Value]:
+    source: Source = "measured"
     if "cpu_seconds_a_clip" in measured:
         stages = {stage["name"]: stage["seconds_a_clip"] for stage in measured["stages"]}
         numbers = {
@@ -135,11 +136,15 @@ def _rates_of(measured: dict[str, Any]) -> dict[str, Value]:
             "device_seconds_a_video": (measured["step_seconds"] - measured["wait_seconds"]) / measured["batch"],
             "memory_mb": measured["memory_mb"],
         }
+    elif "kind" in measured:  # a line of a log
+        return {}
     else:
-        numbers = {name: measured[name] for name in Rates._fields if name in measured}
-    if not all(0 < number < math.inf for number in numbers.values()):
-        raise ValueError("a rate is above 0 and finite")
-    return {name: Value(float(number), "measured") for name, number in numbers.items()}
+        numbers, source = measured, "given"
+        if unknown := measured.keys() - {*Rates._fields}:
+            raise ValueError(f"{', '.join(sorted(unknown))} is no rate")
+    if not all(type(number) is not bool and 0 < number < math.inf for number in numbers.values()):
+        raise ValueError("a rate is a number above 0 and finite")
+    return {name: Value(float(number), source) for name, number in numbers.items()}
 
 
 def _logged_step(line: dict[str, Any]) -> list[float]:

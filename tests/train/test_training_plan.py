@@ -149,7 +149,7 @@ def test_rates_come_from_feed_a_dry_run_or_a_log(tmp_path: Path) -> None:
     assert rates.memory_mb == Value(2000.0, "measured")
     logged = read_rates([dry, _write(tmp_path / "log", *LOG)])
     assert logged.device_seconds_a_video == Value(pytest.approx((0.1 + 0.05) / 2), "measured")
-    assert read_rates([_write(tmp_path / "own", {"kb_a_video": 7})]).kb_a_video == Value(7.0, "measured")
+    assert read_rates([_write(tmp_path / "own", {"kb_a_video": 7})]).kb_a_video == Value(7.0, "given")
     assert read_rates([]).cpu_seconds_a_video.source == "assumed"
     plan = plan_of(rates=rates)
     assert plan.stages[-1].videos_per_second == pytest.approx(2 / 0.15)
@@ -163,6 +163,8 @@ x
 {"kb_a_video": 0}
 {"kb_a_video": "1"}
 {"kb_a_video": null}
+{"kb_a_video": true}
+{"kb_a_video": 7, "cpu_secods_a_video": 1}
 {"kb_a_video": 1e999}
 {"cpu_seconds_a_clip": 1}
 {"step_seconds": 1, "wait_seconds": 2, "batch": 1, "memory_mb": 1}
