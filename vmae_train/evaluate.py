@@ -118,7 +118,7 @@ def evaluate_features(
 ) -> FrozenScores:
     """Score the features of a pretrained or finetuned model: classifiers are fitted to them on `train`.
 
-    `knn`: nearest neighbours. `few_shot`: so many training videos of each class, for each number. `layer`: the block,
+    `knn`: nearest neighbours. `few_shot`: numbers of training videos of each class. `layer`: the block,
     counted from 1 [default: the last]. The protocol is that of `evaluate_checkpoint`; both data sets share it.
     Raises MisuseError if model, data and settings don't fit together, DataError for what can't be read.
     """

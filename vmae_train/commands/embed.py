@@ -16,6 +16,7 @@ from vmae_train.commands.options import (
     Videos,
     VideoWorkers,
     need_torch,
+    with_views,
 )
 from vmae_train.commands.output import print_embedded, print_unreadable
 
@@ -57,7 +58,7 @@ def embed(
         str | None,
         option(
             "CLIPSxCROPS",
-            "Average over so many clips and crops.",
+            "Average over this many clips and crops.",
             "the recipe's, else 5x3; 1x1 with a layout and without mean",
         ),
     ] = None,
@@ -85,7 +86,6 @@ def embed(
     need_torch()
     from vmae_data.console import print_json, resumable
     from vmae_train.embed import embed_all
-    from vmae_train.evaluation.protocol import parse_views
     from vmae_train.inference.embed import Embedder, Features
     from vmae_train.inference.video_runner import VideoResult
     from vmae_train.inference.windows import WindowSpec, frame_spec
@@ -101,7 +101,7 @@ def embed(
         layer=layer,
         float16=float16,
         recipe=recipe,
-        settings=[*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])],
+        settings=with_views(settings, views),
         best=best,
         ema=ema,
         batch=batch,

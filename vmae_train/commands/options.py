@@ -33,6 +33,7 @@ __all__ = [
     "check_recipe",
     "need_torch",
     "spec_of",
+    "with_views",
 ]
 
 _RECIPE = "Use a recipe: a name from `vmae-train recipes`, or a TOML file."
@@ -96,6 +97,13 @@ def announce(work: str) -> None:
     """Tell a terminal what takes the next seconds, if that work shows no progress of its own."""
     if sys.stderr.isatty() and not {"--quiet", "-q"} & {*sys.argv}:
         print(f"{work} …", file=sys.stderr)
+
+
+def with_views(settings: list[str] | None, views: str | None) -> list[str]:
+    """The settings of --set, and that of --views. Raises MisuseError for other views."""
+    from vmae_train.evaluation.protocol import parse_views
+
+    return [*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])]
 
 
 def spec_of(name: str) -> Any:

@@ -17,6 +17,7 @@ from vmae_train.commands.options import (
     Videos,
     VideoWorkers,
     need_torch,
+    with_views,
 )
 from vmae_train.commands.output import print_predicted, print_unreadable
 
@@ -65,7 +66,6 @@ def predict(
     need_torch()
     from vmae_data.console import print_json, resumable
     from vmae_train.checkpoints.convert import read_class_names
-    from vmae_train.evaluation.protocol import parse_views
     from vmae_train.inference.predict import Prediction, Predictor
     from vmae_train.inference.results_file import json_row
     from vmae_train.inference.video_runner import VideoResult
@@ -76,7 +76,7 @@ def predict(
         checkpoint,
         device,
         recipe=recipe,
-        settings=[*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])],
+        settings=with_views(settings, views),
         best=best,
         ema=ema,
         class_names=read_class_names(class_names) if class_names is not None else None,
