@@ -12,6 +12,9 @@ import msgspec
 
 from vmae_data.errors import MisuseError
 from vmae_data.format import NOT_JSON
+from vmae_data.recipes import difference, with_defaults
+from vmae_train.runs.layout import RUN
+from vmae_train.runs.metadata import read_facts
 
 __all__ = ["GPUS", "Gpu", "Rates", "Value", "find_gpu", "read_rates", "videos_of"]
 
@@ -86,11 +89,12 @@ class Rates(NamedTuple):
     memory_mb: Value | None = None
 
 
-def read_rates(paths: Sequence[Path]) -> Rates:
+def read_rates(paths: Sequence[Path], spec: msgspec.Struct | None = None) -> Rates:
     """The rates in files of JSON lines. Later lines replace earlier ones. Raises MisuseError for other content.
 
     Known are the JSON of `vmae-train feed` and of a dry run, a run's log.jsonl, and objects with fields of Rates.
-    Step times are those of one process.
+    Step times are those of one process. `spec` is the planned training's recipe: a log beside a run.json whose steps
+    are others is refused.
     """
     rates = Rates()
     for path in paths:
@@ -110,6 +114,8 @@ def read_rates(paths: Sequence[Path]) -> Rates:
             found = found or bool(values)
             rates = rates._replace(**values)
         if logged:
+            if spec is not None:
+                _check_steps(path, spec)
             rates = rates._replace(device_seconds_a_video=Value(fmean(logged), "measured"))
         if not found and not logged:
             raise MisuseError(f"--rates {path}: {_NOT_RATES}")
@@ -120,6 +126,22 @@ _NOT_RATES = (
     "expected JSON of `vmae-train feed --json`, of `--dry-run --json`, a run's log.jsonl, or an object of positive "
     f"numbers such as {{{', '.join(Rates._fields)}}}"
 )
+
+
+# What decides the time of a step for a video. Recipes of the same values may differ in data, length and rate.
+_STEP = ("model", "mask", "augment", "train.precision", "train.repeats")
+
+
+def _check_steps(log: Path, spec: msgspec.Struct) -> None:
+    """Raises MisuseError if the log's run has another model, mask, augmentation, precision or number of clips."""
+    if not (log.parent / RUN).exists():
+        return
+    planned = msgspec.json.decode(msgspec.json.encode(spec))
+    changed = difference(with_defaults(read_facts(log.parent).recipe, type(spec)), planned)
+    if changed := [line for line in changed if line.split(":")[0].startswith(_STEP)]:
+        raise MisuseError(
+            f"--rates {log}: its run had other steps ({'; '.join(changed)}). Give the log of a run of the planned recipe"
+        )
 
 
 def _rates_of(measured: dict[str, Any]) -> dict[str, Value]:

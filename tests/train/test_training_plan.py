@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -8,7 +9,11 @@ import pytest
 
 from tests.command import call_command
 from vmae_data.errors import MisuseError
+from vmae_data.recipes import load_recipe
+from vmae_train.finetune import FinetuneSpec
 from vmae_train.plan_inputs import GPUS, Rates, Value, find_gpu, read_rates, videos_of
+from vmae_train.pretrain import PretrainSpec
+from vmae_train.runs.metadata import RunFacts, write_facts
 from vmae_train.training_plan import Job, Machine, Plan, make_plan
 
 JOB = Job(
@@ -183,6 +188,29 @@ def test_a_file_without_rates_is_refused_in_one_line(text: str, tmp_path: Path) 
         read_rates([path])
     with pytest.raises(MisuseError, match="no such|No such"):
         read_rates([tmp_path / "none"])
+
+
+def test_a_log_of_other_steps_is_refused(tmp_path: Path) -> None:
+    spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec)
+    facts = RunFacts(
+        kind="pretrain", recipe=msgspec.json.decode(msgspec.json.encode(spec)), data=("d",), data_digest=("0",)
+    )
+    write_facts(tmp_path, facts)
+    log = _write(tmp_path / "log.jsonl", *LOG)
+    assert read_rates([log], spec).device_seconds_a_video is not None
+    same = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["train.batch=16", "train.steps=7"])
+    assert read_rates([log], same).device_seconds_a_video is not None
+    for setting, found in (
+        ("model.depth=3", "model.depth: None → 3"),
+        ("train.repeats=2", "train.repeats: 1 → 2"),
+        ("mask.ratio=0.5", "mask.ratio: 0.75 → 0.5"),
+    ):
+        other = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, [setting])
+        with pytest.raises(MisuseError, match=f"log.jsonl: its run had other steps.*{re.escape(found)}"):
+            read_rates([log], other)
+    finetuned = load_recipe("vmae_train", "finetune/demo", FinetuneSpec)
+    with pytest.raises(MisuseError, match="its run had other steps.*mask"):
+        read_rates([log], finetuned)
 
 
 def test_gpus_and_data_sets_are_known_by_name() -> None:

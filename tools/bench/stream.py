@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -99,15 +100,18 @@ def _rounds(options: argparse.Namespace, bucket: S3Bucket) -> dict[str, list[dic
 
 
 def _table(found: dict[str, list[dict[str, float]]]) -> None:
-    plain = median(one["mb_s"] for one in found["plain GETs"])
-    print(
-        "| reader | MB/s | of plain GETs | samples/s | CPU s/GB | first sample s |\n| --- | --- | --- | --- | --- | --- |"
+    plain, curl = (
+        median(one["mb_s"] for one in found[name]) if found[name] else math.nan
+        for name in ("plain GETs", "webdataset, pipe:curl")
     )
+    print("| reader | MB/s | of plain GETs | of pipe:curl | samples/s | CPU s/GB | first sample s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, runs in found.items():
         if runs:
             each = {key: median(run[key] for run in runs) for key in runs[0]}
+            ratios = f"{each['mb_s'] / plain:.2f} | {each['mb_s'] / curl:.2f}"
             print(
-                f"| {name} | {each['mb_s']:.1f} | {each['mb_s'] / plain:.2f} | {each['samples_s']:.0f} "
+                f"| {name} | {each['mb_s']:.1f} | {ratios} | {each['samples_s']:.0f} "
                 f"| {each['cpu_gb']:.2f} | {each['first']:.2f} |",
                 flush=True,
             )

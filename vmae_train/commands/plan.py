@@ -68,7 +68,7 @@ def plan(
         mfu=Value(0.3, "assumed") if mfu is None else Value(mfu, "given"),
         price=price,
     )
-    measured = read_rates(rates or ())
+    measured = read_rates(rates or (), spec)
     result = make_plan(_job(spec, recipe, gpus, videos), machine, measured)
     if as_json:
         import msgspec
