@@ -6,7 +6,6 @@ Collectives of `Distributed` use a gloo group and exchange numbers and JSON only
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vmae_data.errors import MisuseError, ReportedElsewhere, VmaeError
-from vmae_data.processes import STOP_SIGNALS
+from vmae_data.processes import STOP_SIGNALS, keep_freed_memory
 from vmae_data.progress import ProgressStyle
 
 __all__ = [
@@ -27,13 +26,9 @@ __all__ = [
     "check_device",
     "choose_device",
     "init_distributed",
-    "keep_freed_memory",
     "shard_like",
     "whole",
 ]
-
-# malloc.h: parameters of mallopt. Blocks from 1 GiB on are returned.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_FROM = -1, -3, 1 << 30
 
 
 class Distributed:
@@ -230,22 +225,6 @@ def choose_device(
     if device.type == "cpu":
         keep_freed_memory()
     return device
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library reuse the memory of freed tensors, which it would return to the system and ask for again.
-
-    A step on the CPU frees and allocates the same amounts as the one before: without page faults it takes a tenth less
-    CPU time (docs/benchmarks.md). Only glibc has the function; its variables of the environment have precedence.
-    Returns whether it changed something.
-    """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_TRIM_THRESHOLD, -1) and mallopt(_MMAP_THRESHOLD, _MMAP_FROM))
 
 
 def check_device(name: str | torch.device) -> torch.device:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vmae_data.errors import VmaeError
-from vmae_data.processes import Pool, WorkerDied, limit_memory_growth, next_finished
+from vmae_data.processes import Pool, WorkerDied, keep_freed_memory, limit_memory_growth, next_finished
 
 pytestmark = pytest.mark.processes
 
@@ -265,3 +266,49 @@ def test_a_process_of_torchrun_gets_sigterm_when_torchrun_is_killed(tmp_path: Pa
             torchrun.kill()
         torchrun.stdout.read()  # to the end of both
     assert log.read_text() == f"signal {signal.SIGTERM}"
+
+
+def page_faults_of_a_second_block(megabytes: int) -> int:
+    """How many pages the second of two equal blocks asks the system for, after the first is freed."""
+    b"x" * (megabytes << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (megabytes << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def few_pages(megabytes: int) -> float:
+    return (megabytes << 20) / resource.getpagesize() / 10
+
+
+def _forget_malloc_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+
+
+def test_a_process_uses_freed_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _forget_malloc_variables(monkeypatch)
+    script = """
+from tests.data.test_processes import page_faults_of_a_second_block
+from vmae_data.processes import keep_freed_memory
+print(int(keep_freed_memory()), page_faults_of_a_second_block(100))
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True, timeout=120)
+    is_kept, faults = map(int, done.stdout.split())
+    if not is_kept:
+        pytest.skip("this C library has no mallopt")
+    assert faults < few_pages(100)
+
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    assert not keep_freed_memory()  # what a user has chosen stays
+
+
+def test_a_worker_uses_freed_memory_again_but_returns_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _forget_malloc_variables(monkeypatch)
+    with Pool(1) as pool:
+        for megabytes in (20, 200):
+            pool.submit(megabytes, page_faults_of_a_second_block, megabytes)
+        faults = _drain(pool)
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("this C library has no mallopt")
+    assert faults[20] < few_pages(20)
+    assert faults[200] > few_pages(200)

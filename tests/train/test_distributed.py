@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from tests.command import call_command
 from tests.torchrun import HANGS_SECONDS, needs_deepspeed, process_of_rank, run_torchrun, torchrun, wait_for_lines
@@ -29,7 +27,7 @@ from vmae_data.read.dataset import Shards
 from vmae_data.read.mixture import Mixture
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.fingerprint import ClipFingerprint
-from vmae_train.distributed import Distributed, keep_freed_memory
+from vmae_train.distributed import Distributed
 from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.log import read_log
 
@@ -347,19 +345,3 @@ def test_a_finetuning_by_two_processes_scores_every_video_once_and_as_one_proces
     scores = json.loads(call_command("vmae_train", *segments).stdout)
     assert scores["videos"] == 24 < len(Shards.open(str(cut)))
     assert json.loads(run_torchrun(2, "vmae_train.cli", *segments).stdout) == scores
-
-
-def test_a_process_on_the_cpu_uses_freed_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
-        monkeypatch.delenv(name)
-    if not keep_freed_memory():
-        pytest.skip("this C library has no mallopt")
-    megabytes = 1 << 18  # float32
-    torch.zeros(100 * megabytes)  # freed at once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(90 * megabytes)
-    pages = (90 << 20) // resource.getpagesize()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages / 10
-
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
-    assert not keep_freed_memory()  # what a user has chosen stays

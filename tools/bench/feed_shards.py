@@ -18,6 +18,7 @@ from vmae_data import decode
 from vmae_data.decode import choose_packets, decode_frames
 from vmae_data.format import Packets
 from vmae_data.mp4 import check_claims, packet_table
+from vmae_data.processes import KEPT_BY_WORKERS, keep_freed_memory
 from vmae_data.read.dataset import Shards
 from vmae_data.read.fetch import Fetcher
 from vmae_data.read.shared_buffers import BufferLayout, SharedBuffers
@@ -65,7 +66,10 @@ def timed(clips: Iterator[object], seconds: float) -> list[float]:
 
 
 class ShardReader:
-    """What a decode worker does: read a range, check its checksum, decode it into a shared buffer."""
+    """What a decode worker does: read a range, check its checksum, decode it into a shared buffer.
+
+    By FFmpeg's demuxer, and with memory that is returned to the system, it does what the first version did.
+    """
 
     def __init__(self, folder: str, reader: str, seed: int) -> None:
         self.shards = Shards.open(folder)
@@ -77,6 +81,8 @@ class ShardReader:
         self.chosen: list[tuple[int, tuple[int, ...]]] = []
         if reader == BY_DEMUXER:
             decode.packet_table = lambda data: None
+        else:
+            keep_freed_memory(KEPT_BY_WORKERS)
 
     def _packets(self, number: int) -> Packets:
         table = packet_table(self.shards.sample(number).data)

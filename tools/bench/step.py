@@ -29,12 +29,12 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from vmae_data.processes import keep_freed_memory
 from vmae_data.recipes import load_recipe
 from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.mask import MaskSpec, TokenMask, sample_mask
 from vmae_train.clips.rng import ClipRng
-from vmae_train.distributed import keep_freed_memory
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
