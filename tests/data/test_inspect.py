@@ -69,6 +69,7 @@ def test_a_hostile_name_neither_steers_a_terminal_nor_colours_the_table(
 
 def test_the_page_names_every_failure(demo_shards: Path, tmp_path: Path) -> None:
     text = _page(demo_shards, tmp_path / "page.html")
+    assert text.count("<video controls muted loop") == text.count("<figure><div")
     failures = [json.loads(line) for line in (demo_shards / FAILURES).read_text().splitlines()]
     assert failures
     assert all(failure["path"] in text for failure in failures)
@@ -121,6 +122,7 @@ def test_a_sample_that_cant_be_shown_is_named_on_the_page(demo_shards: Path, tmp
     shards.shard_path(place.shard).write_bytes(bytes(data))
     text = _page(folder, tmp_path / "page.html")
     assert f"{shards.key(0)} can&#39;t be shown" in text
+    assert text.count("<video ") == len(shards) - 1
 
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
