@@ -204,7 +204,7 @@ _STYLE = """
 :root { color-scheme: light dark;
   --ink: #1d232b; --soft: #5c6773; --paper: #fcfcfb; --wash: #f0f2f4; --line: #dce0e5;
   --warn: #8a5200; --warn-wash: #fff4de;
-  --c1: #2563c0; --c2: #c2570a; --c3: #187a4a; --c4: #8240a8; --c5: #b3312c; --c6: #5c6773; }
+  --c1: #2563c0; --c2: #b85109; --c3: #187a4a; --c4: #8240a8; --c5: #b3312c; --c6: #5c6773; }
 @media (prefers-color-scheme: dark) { :root {
   --ink: #e3e7ec; --soft: #98a3af; --paper: #14181d; --wash: #1e242b; --line: #303842;
   --warn: #f0c27a; --warn-wash: #33290f;
