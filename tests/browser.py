@@ -98,7 +98,8 @@ class Browser:
         self.set_scheme(scheme)
         self.problems.clear()
         self._events.clear()
-        self.call("Page.navigate", url=page.as_uri())
+        answer = self.call("Page.navigate", url=page.as_uri())
+        assert "errorText" not in answer, f"{page}: {answer['errorText']}"
         self._wait(lambda: any(event["method"] == "Page.loadEventFired" for event in self._events))
 
     def resize(self, width: int, height: int = 1000) -> None:

@@ -80,6 +80,12 @@ def test_a_large_member_is_encoded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (previews.members, previews.encoded) == (0, 1)
 
 
+def test_a_video_of_hours_between_its_frames_plays_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEMBER_BYTES", 0)
+    made = _bytes(_add(Previews(), _member("libx264", 3, Fraction(10)), 3, 1e-6))
+    assert _times(made)[1] == pytest.approx([0, 1000, 2000])
+
+
 def test_a_full_page_counts_the_videos_that_it_omits() -> None:
     data = _member("libx264", 8, Fraction(10))
     previews = Previews(page_bytes=2 * len(data))

@@ -164,6 +164,8 @@ def test_what_is_wrong_with_a_page_is_detected(browser: Browser, tmp_path: Path)
         "<img src='http://127.0.0.1:9/x.png'><img src='data:image/png;base64,AAAA'>"
         "<script>console.error('no'); throw 'thrown'</script>"
     )
+    with pytest.raises(AssertionError, match="ERR_FILE_NOT_FOUND"):
+        browser.open(tmp_path / "missing.html")
     browser.open(page, width=360)
     assert browser.evaluate(FAINT) == ["2.85: faint", "3.66: drawn"]
     assert browser.evaluate(OVERFLOW).startswith("148 px: <p ")

@@ -26,6 +26,7 @@ MEMBER_BYTES = 512 << 10  # a larger member is encoded anew
 SIDE = 160  # of the short side of a video that is encoded anew
 MOST_RATE = 12.5  # its frames per second
 MOST_FRAMES = 60
+LEAST_RATE = Fraction(1, 1000)
 CRF = 26  # about 1 kB a frame
 
 
@@ -78,7 +79,8 @@ def _encode(data: bytes, key: str, frames: int, rate: float, *, is_bt709: bool, 
     step = max(1, math.ceil(rate / MOST_RATE))
     decoded = decode_frames(data, range(0, frames, step)[:MOST_FRAMES], key)
     shown = [_shrink(planes_to_rgb(one, is_bt709=is_bt709, full_range=full_range)) for one in decoded]
-    return video_mp4(shown, rate=Fraction(rate / step).limit_denominator(1001), crf=CRF)
+    exact = max(LEAST_RATE, Fraction(rate / step).limit_denominator(1001))
+    return video_mp4(shown, rate=exact, crf=CRF)
 
 
 def _shrink(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
