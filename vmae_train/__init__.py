@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from vmae_train.inference.embed import Embedder
     from vmae_train.inference.predict import Predictor
     from vmae_train.inference.read_video import read_clips
+    from vmae_train.inference.reconstruct import reconstruct
 
-__all__ = ["Embedder", "Predictor", "TokenMask", "TubeMask", "__version__", "load_model", "read_clips"]
+__all__ = ["Embedder", "Predictor", "TokenMask", "TubeMask", "__version__", "load_model", "read_clips", "reconstruct"]
 
 _HOMES = {
     "Embedder": "vmae_train.inference.embed",
@@ -23,6 +24,7 @@ _HOMES = {
     "TubeMask": "vmae_train.clips.mask",
     "load_model": "vmae_train.checkpoints.load",
     "read_clips": "vmae_train.inference.read_video",
+    "reconstruct": "vmae_train.inference.reconstruct",
 }
 
 

@@ -456,6 +456,31 @@ def test_the_command_writes_the_table_and_the_page_and_prints_the_rows(planted: 
     assert pyarrow.parquet.read_table(tmp_path / "audit.parquet").num_rows == len(lines)
 
 
+def test_both_videos_of_a_pair_and_every_flagged_video_play(planted: Planted, tmp_path: Path) -> None:
+    write_audit_page(planted.report, AuditSpec(), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert (
+        text.count("<video controls muted loop")
+        == text.count("<figure><div")
+        > 2 * text.count('<div class="pair">')
+        > 0
+    )
+    assert "at the speed of the source" in text
+
+
+def test_a_video_that_was_damaged_since_the_audit_is_a_line_on_the_page(planted: Planted, tmp_path: Path) -> None:
+    shards = Shards.open(shutil.copytree(planted.train, tmp_path / "train"))
+    number = next(number for number in range(len(shards)) if shards.key(number) == _key(planted, "black.mp4"))
+    place = shards.member_range(number)
+    data = bytearray(shards.shard_path(place.shard).read_bytes())
+    data[place.offset + place.size // 2] ^= 1
+    shards.shard_path(place.shard).write_bytes(bytes(data))
+    report = planted.report._replace(data_sets=(shards, *planted.report.data_sets[1:]))
+    write_audit_page(report, AuditSpec(), tmp_path / "page.html")
+    lines = [line for line in (tmp_path / "page.html").read_text().splitlines() if "can&#39;t be shown" in line]
+    assert lines and all("black.mp4" in line for line in lines)
+
+
 def test_the_command_prints_the_counts(planted: Planted) -> None:
     counts = run_command("vmae_data", "audit", planted.val).stdout
     assert "to exclude" in counts and "duplicate" in counts

@@ -69,7 +69,7 @@ def _photo(height: int = 96, width: int = 128) -> np.ndarray:
 
 def _every_part(text: str) -> list[Section]:
     image = picture(_photo())
-    tile = Tile((image,), text, (text,))
+    tile = Tile((image,), text, (text,), "data:video/mp4;base64,AAAA")
     return [
         Section(
             text,
@@ -103,10 +103,10 @@ def test_a_page_loads_nothing_from_the_network_and_closes_every_tag(tmp_path: Pa
     assert page.open == []
     sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
     assert sources
-    assert all(source is not None and source.startswith("data:image/") for source in sources)
+    assert all(source is not None and source.startswith(("data:image/", "data:video/")) for source in sources)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a"}
     assert "http:" not in text and "https:" not in text
-    assert "default-src 'none'" in text
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'; media-src data:\"" in text
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import typer
+from PIL import Image
 from typer.core import TyperGroup
 
 from vmae_data.commands.app import app as shard_app
@@ -285,6 +286,24 @@ def test_the_python_of_features_runs(
     assert first.startswith("Embedder(runs/k400: 192 of block 4 of 4, 16 frames of 32 px")
     assert windows and all(re.fullmatch(r"0\.0 \S+ \(192,\)", line) for line in windows)
     assert last == "torch.Size([5, 192])"
+
+
+def test_the_python_of_reconstructions_runs(
+    tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/k400").mkdir(parents=True)
+    save_model(Path("runs/k400"), PretrainModel(ModelSpec(size="tiny").geometry(), seed=0))
+    shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
+    blocks = re.findall(r"^```python\n(.*?)^```$", _page("training.md"), flags=re.DOTALL | re.MULTILINE)
+    (block,) = (block for block in blocks if "reconstruct(" in block)
+    assert len([line for line in block.splitlines() if line]) <= 10
+    exec(compile(block, "training.md", "exec"), {})
+    loss, shapes = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"tube mask, 90 % \d\.\d+", loss)
+    assert shapes == "(16, 32, 32, 3) (16, 32, 32, 3)"
+    with Image.open("reconstruction.png") as image:
+        assert image.width > 8 * 128 and image.height > 4 * 128  # four rows of eight enlarged frames
 
 
 @pytest.mark.parametrize("clip", [ClipSpec(stride=2), ClipSpec(rate=6.25), None])

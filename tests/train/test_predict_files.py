@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -159,37 +158,6 @@ def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, member
     call_command(*command, "--out", tmp_path / "o.csv")
     call_command(*command, "--out", tmp_path / "o.csv", "--html", page)
     assert 'class="bars"' in page.read_text() and "<video" in page.read_text()
-
-
-@pytest.mark.parametrize("width", [360, 1400])
-def test_a_browser_shows_the_page_without_overflow(
-    tiny_finetuning: Path, members: list[Path], tmp_path: Path, width: int
-) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium")
-    page, long = tmp_path / "page.html", tmp_path / f"{'x' * 90}.mp4"
-    shutil.copy(members[0], long)
-    call_command("vmae_train", "predict", tiny_finetuning, long, "--window", "0.5", "--html", page, "--quiet")
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
-    script = "onload = () => document.title = `over ${document.documentElement.scrollWidth - innerWidth}`"
-    (tmp_path / "measured.html").write_text(text.replace("</body>", f"<script>{script}</script></body>"))
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path}/profile",
-    ]
-    shown = subprocess.run(
-        [browser, *options, f"--window-size={width},800", "--dump-dom", f"file://{tmp_path}/measured.html"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    match = re.search(r"<title>over (-?[0-9]+)</title>", shown)
-    assert match is not None and int(match[1]) <= 0
 
 
 def test_videos_of_a_web_server_are_read_and_removed(

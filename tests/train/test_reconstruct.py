@@ -26,6 +26,7 @@ from vmae_train.inference.read_video import read_clip
 from vmae_train.inference.reconstruct import (
     load_pretrained,
     mask_specs,
+    reconstruct,
     reconstruct_clips,
     reconstruct_file,
     reconstruct_shards,
@@ -96,6 +97,38 @@ def test_the_colours_of_an_error_map_grow_with_the_difference() -> None:
     predicted = np.array([100, 116, 68, 164], np.uint8).repeat(3).reshape(1, 1, 4, 3)
     assert error_map(original, predicted)[0, 0].tolist() == [[0, 0, 0], [95, 20, 110], [200, 60, 75], [255, 255, 170]]
     assert error_map(original, original + np.uint8(120)).max(axis=(0, 1, 2)).tolist() == [255, 255, 170]  # not beyond
+
+
+def test_clips_in_python_are_masked_apart_and_saved_as_every_kind(tmp_path: Path) -> None:
+    model = PretrainModel(ModelSpec(size="tiny").geometry(), seed=0).eval()
+    frame = torch.arange(40 * 60 * 3, dtype=torch.int64).remainder(251).byte().reshape(1, 1, 40, 60, 3)
+    clips = reconstruct(model, frame.expand(2, 16, 40, 60, 3), ratio=0.5, seed=3)
+    assert [clip.title for clip in clips] == ["clip 1", "clip 2"]
+    first, second = (clip.masks[0].masked_THWC for clip in clips)
+    assert first.shape == (16, 32, 32, 3)
+    assert not np.array_equal(first, second)  # the same pictures, each under its own mask
+    again = reconstruct(model, frame.expand(1, 16, 40, 60, 3), ratio=0.5, seed=3)
+    assert np.array_equal(again[0].masks[0].masked_THWC, first)
+    for suffix in ("png", "gif", "mp4", "html"):
+        clips[0].save(tmp_path / f"out.{suffix}")
+        assert (tmp_path / f"out.{suffix}").stat().st_size > 500
+    with pytest.raises(MisuseError, match=r"save .*out\.bmp: expected a name that ends in \.png"):
+        clips[0].save(tmp_path / "out.bmp")
+
+
+def test_what_cannot_be_reconstructed_in_python_is_named() -> None:
+    geometry = ModelSpec(size="tiny").geometry()
+    model, frames = PretrainModel(geometry, seed=0).eval(), torch.zeros(1, 16, 32, 32, 3, dtype=torch.uint8)
+    with pytest.raises(MisuseError, match="Classifier predicts no cubes"):
+        reconstruct(Classifier(geometry, ("a", "b"), seed=0), frames)  # type: ignore[arg-type]
+    with pytest.raises(MisuseError, match="mask = 'tubes': expected tube, random, frame"):
+        reconstruct(model, frames, mask="tubes")  # type: ignore[arg-type]
+    with pytest.raises(MisuseError, match=r"ratio = 0\.001"):
+        reconstruct(model, frames, ratio=0.001)
+    with pytest.raises(ValueError, match="8 frames given; a clip has 16"):
+        reconstruct(model, frames[:, :8])
+    with pytest.raises(ValueError, match="expected a tensor of uint8"):
+        reconstruct(model, frames.float())
 
 
 def test_masks_are_drawn_side_by_side(tiny_pretraining: Path, demo_shards: Path) -> None:

@@ -26,7 +26,8 @@ from vmae_data.pages.html import (
     Tile,
     write_page,
 )
-from vmae_data.pages.pictures import Picture, frame_pictures
+from vmae_data.pages.previews import Previews
+from vmae_data.read.contact_sheet import DrawnSample, draw_sample
 from vmae_data.read.fetch import Fetcher
 from vmae_data.storage import StoragePath
 
@@ -45,41 +46,49 @@ _TITLES: dict[Flag, str] = {
     "blurred": "Blurred",
     "many-cuts": "Many cuts",
 }
-_Pictures = Callable[[MeasuredSample, Sequence[int]], tuple[Picture, ...]]
+_Show = Callable[[int, Sequence[int], str], Tile]  # the number of a sample in the report, frames, a line of text
 
 
 def write_audit_page(report: AuditReport, spec: AuditSpec, path: StoragePath) -> None:
     """Write the page. Raises DataError if a shard is missing."""
     fetchers = [Fetcher(shards) for shards in report.data_sets]
+    previews = Previews()
 
-    def pictures(sample: MeasuredSample, frames: Sequence[int]) -> tuple[Picture, ...]:
-        shards, number = report.data_sets[sample.data_set], sample.number
-        bt709, full_range = bool(shards.is_bt709_N[number]), bool(shards.full_range_N[number])
+    def show(number: int, frames: Sequence[int], line: str) -> Tile:
+        sample, row = report.samples[number], report.rows[number]
+        label = f"{row.label}, " if row.label is not None else ""
+        lines = [f"{row.data_set}: {label}{row.seconds or 0:.1f} s", *([line] if line else [])]
+        shards = report.data_sets[sample.data_set]
         try:
-            data = fetchers[sample.data_set].fetch(number)
-            return frame_pictures(data, sorted(set(frames)), sample.key, is_bt709=bt709, full_range=full_range)
-        except SampleError:  # the audit could read it: the disk changed since, and the texts are still true
-            return ()
+            data = fetchers[sample.data_set].fetch(sample.number)
+            drawn = draw_sample(shards, sample.number, data, frames, previews)
+        except SampleError as error:  # the audit could read it: the disk changed since, and the texts are still true
+            drawn = DrawnSample((), "")
+            lines.append(f"can't be shown: {error.detail}")
+        return Tile(drawn.pictures, row.path or row.key, tuple(lines), drawn.video)
 
     try:
-        leaks = tuple(_pairs(report, "leak", pictures)) if len(report.data_sets) > 1 else ()
-        sections = [
-            Section("Overview", tuple(_overview(report))),
+        leaks = tuple(_pairs(report, "leak", show)) if len(report.data_sets) > 1 else ()
+        shown = [
             Section("Leaks between data sets", leaks),
-            Section("Duplicates within a data set", tuple(_pairs(report, "duplicate", pictures))),
-            *(Section(title, tuple(_worst(report, flag, pictures))) for flag, title in _TITLES.items()),
-            Section("Unreadable samples", tuple(_unreadable(report))),
-            Section("Distributions", (Charts(tuple(_charts(report))),)),
-            Section("Thresholds", (_thresholds(spec),)),
+            Section("Duplicates within a data set", tuple(_pairs(report, "duplicate", show))),
+            *(Section(title, tuple(_worst(report, flag, show))) for flag, title in _TITLES.items()),
         ]
     finally:
         for fetcher in fetchers:
             fetcher.close()
+    sections = [
+        Section("Overview", tuple(_overview(report, previews))),
+        *shown,
+        Section("Unreadable samples", tuple(_unreadable(report))),
+        Section("Distributions", (Charts(tuple(_charts(report))),)),
+        Section("Thresholds", (_thresholds(spec),)),
+    ]
     names = ", ".join(dict.fromkeys(row.data_set for row in report.rows))
     write_page(path, "Audit", sections, f"{len(report.rows)} samples of {names}")
 
 
-def _overview(report: AuditReport) -> Iterator[Part]:
+def _overview(report: AuditReport, previews: Previews) -> Iterator[Part]:
     counts = report.counts()
     seconds = sum(row.seconds or 0 for row in report.rows)
     excluded = sum(row.exclude for row in report.rows)
@@ -95,9 +104,11 @@ def _overview(report: AuditReport) -> Iterator[Part]:
         )
     if counts["unreadable"]:
         yield Note(f"{counts['unreadable']} samples can't be read. Verify the shards.", warning=True)
+    for note in previews.notes():
+        yield Note(note)
 
 
-def _pairs(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Part]:
+def _pairs(report: AuditReport, flag: Flag, show: _Show) -> Iterator[Part]:
     """The least similar first: false alarms are among them."""
     copies = [number for number, row in enumerate(report.rows) if row.has(flag)]
     if not copies:
@@ -109,10 +120,10 @@ def _pairs(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Par
     if len(copies) > len(shown):
         pairs = f"The {len(shown)} least similar of {len(copies)} pairs"
     yield Note(f"{pairs}. Left: the original. Right: the copy, which is the one to exclude.")
-    yield Pairs(tuple(_pair(report, number, pictures) for number in shown))
+    yield Pairs(tuple(_pair(report, number, show) for number in shown))
 
 
-def _pair(report: AuditReport, copy: int, pictures: _Pictures) -> tuple[Tile, Tile]:
+def _pair(report: AuditReport, copy: int, show: _Show) -> tuple[Tile, Tile]:
     """Frames of both at the same moments."""
     original, match = report.duplicates.original[copy], report.duplicates.match[copy]
     left, right = report.samples[original], report.samples[copy]
@@ -125,8 +136,8 @@ def _pair(report: AuditReport, copy: int, pictures: _Pictures) -> tuple[Tile, Ti
     times = [start + (stop - start) * (n + 0.5) / FRAMES_SHOWN for n in range(FRAMES_SHOWN)]
     match_words = _match_words(match, same_bytes=left.sha256 == right.sha256)
     return (
-        _tile(report.rows[original], pictures(left, [_frame_at(left, time) for time in times])),
-        _tile(report.rows[copy], pictures(right, [_frame_at(right, t + match.offset) for t in times]), match_words),
+        show(original, [_frame_at(left, time) for time in times], ""),
+        show(copy, [_frame_at(right, time + match.offset) for time in times], match_words),
     )
 
 
@@ -143,12 +154,7 @@ def _match_words(match: Match, *, same_bytes: bool) -> str:
     return f"Frame hashes differ in {match.distance:.1f} of 64 bits{shift}{', mirrored' if match.mirrored else ''}."
 
 
-def _tile(row: Row, pictures: tuple[Picture, ...], *lines: str) -> Tile:
-    label = f"{row.label}, " if row.label is not None else ""
-    return Tile(pictures, row.path or row.key, (f"{row.data_set}: {label}{row.seconds or 0:.1f} s", *lines))
-
-
-def _worst(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Part]:
+def _worst(report: AuditReport, flag: Flag, show: _Show) -> Iterator[Part]:
     flagged = [number for number, row in enumerate(report.rows) if row.has(flag)]
     if not flagged:
         return
@@ -160,7 +166,7 @@ def _worst(report: AuditReport, flag: Flag, pictures: _Pictures) -> Iterator[Par
     for number in shown:
         sample, row = report.samples[number], report.rows[number]
         frames = [(2 * n + 1) * sample.frames // (2 * FRAMES_SHOWN) for n in range(FRAMES_SHOWN)]
-        tiles.append(_tile(row, pictures(sample, frames), _measures_words(row)))
+        tiles.append(show(number, frames, _measures_words(row)))
     yield Gallery(tuple(tiles))
 
 

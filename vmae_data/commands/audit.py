@@ -29,7 +29,7 @@ def audit(
         Path | None, path_option("FILE", "Write a row per sample (.parquet or .csv) for `build --exclude`.", "no file")
     ] = None,
     html: Annotated[
-        Path | None, path_option("FILE", "Write an HTML page that shows the worst samples.", "no file")
+        Path | None, path_option("FILE", "Write an HTML page that plays copies and the worst samples.", "no file")
     ] = None,
     mirrored: Annotated[bool, flag("--mirrored", "Also find mirrored copies.", "unmirrored copies only")] = False,
     settings: Annotated[

@@ -12,7 +12,7 @@ from vmae_data.console import Debug, Json, StorageOptions, path_option, print_js
 def inspect(
     dest: Dest,
     html: Annotated[
-        Path | None, path_option("FILE", "Write an HTML page with pictures and histograms.", "print a table")
+        Path | None, path_option("FILE", "Write an HTML page with videos and histograms.", "print a table")
     ] = None,
     storage: StorageOptions = None,
     as_json: Json = False,

@@ -30,6 +30,7 @@ from vmae_data.pages.html import (
     write_page,
 )
 from vmae_data.pages.pictures import choose_samples
+from vmae_data.pages.previews import Previews
 from vmae_data.read.contact_sheet import contact_sheet
 from vmae_data.read.dataset import Shards, sample_seconds
 from vmae_data.storage import Span, StoragePath, read_bytes, read_each, read_spans
@@ -103,9 +104,12 @@ def _overview(facts: DataFacts) -> Iterator[Part]:
 
 def _videos(facts: DataFacts) -> Iterator[Part]:
     numbers = choose_samples(facts.shards.label_N, SAMPLES_SHOWN)
-    gallery, unreadable = contact_sheet(facts.shards, numbers)
+    previews = Previews()
+    gallery, unreadable = contact_sheet(facts.shards, numbers, previews)
     chosen = "" if len(numbers) == len(facts.shards) else ", chosen at random from all classes, with a fixed seed"
     yield Note(f"First, middle and last kept frame of {len(gallery.tiles)} of {len(facts.shards)} samples{chosen}.")
+    for note in previews.notes():
+        yield Note(note)
     yield gallery
     for key, why in unreadable.items():
         yield Note(f"{key} can't be shown: {why}", warning=True)

@@ -111,11 +111,12 @@ class Charts(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """One video: a strip of frames, a title and lines of text."""
+    """One video: a strip of frames, a title, lines of text and the video itself as a data URI, if it plays."""
 
     pictures: tuple[Picture, ...]
     title: str
     lines: tuple[str, ...] = ()
+    video: str = ""
 
 
 class Gallery(NamedTuple):
@@ -164,9 +165,13 @@ class Section(NamedTuple):
 
 def write_page(path: StoragePath, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
     """Write the complete page, or nothing."""
-    plays = any(isinstance(part, Player) for section in sections for part in section.parts)
+    parts = [part for section in sections for part in section.parts]
+    plays = any(isinstance(part, Player) for part in parts)
+    tiles = [tile for part in parts if isinstance(part, Gallery) for tile in part.tiles]
+    tiles += [tile for part in parts if isinstance(part, Pairs) for pair in part.pairs for tile in pair]
+    media = " ".join((["'self' file:"] if plays else []) + (["data:"] if any(tile.video for tile in tiles) else []))
     shown = [section for section in sections if section.parts]
-    html = _template().render(title=title, subtitle=subtitle, sections=shown, plays=plays)
+    html = _template().render(title=title, subtitle=subtitle, sections=shown, plays=plays, media=media)
     commit_bytes(path, html.encode("utf-8", "replace") + b"\n")
 
 
@@ -199,7 +204,7 @@ _STYLE = """
 :root { color-scheme: light dark;
   --ink: #1d232b; --soft: #5c6773; --paper: #fcfcfb; --wash: #f0f2f4; --line: #dce0e5;
   --warn: #8a5200; --warn-wash: #fff4de;
-  --c1: #2563c0; --c2: #c2570a; --c3: #187a4a; --c4: #8240a8; --c5: #b3312c; --c6: #5c6773; }
+  --c1: #2563c0; --c2: #b85109; --c3: #187a4a; --c4: #8240a8; --c5: #b3312c; --c6: #5c6773; }
 @media (prefers-color-scheme: dark) { :root {
   --ink: #e3e7ec; --soft: #98a3af; --paper: #14181d; --wash: #1e242b; --line: #303842;
   --warn: #f0c27a; --warn-wash: #33290f;
@@ -263,6 +268,8 @@ img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
   min-width: 0; }
 .pair .strip { background: none; }
 video { display: block; width: 100%; max-height: 24rem; background: #000; border-radius: .3rem; margin: .9rem 0; }
+figure video { max-height: 15rem; margin: .3rem 0 0; background: var(--wash); }
+.pair video { background: none; }
 .timeline { margin: .9rem 0; font-size: .84rem; }
 .timeline p { margin: .45rem 0 .1rem; overflow-wrap: anywhere; line-height: 1.3; }
 .timeline div { position: relative; height: 1.8rem; background: var(--wash); border-radius: .2rem; overflow: hidden; }
@@ -290,6 +297,10 @@ _PAGE = """
 {%- endmacro -%}
 {%- macro tile(one) -%}
 <figure><div class="strip">{% for picture in one.pictures %}{{ img(picture) }}{% endfor %}</div>
+{% if one.video %}
+<video controls muted loop playsinline preload="none" aria-label="{{ one.title }}" src="{{ one.video }}"
+{%- if one.pictures %} poster="{{ one.pictures[0].uri }}" style="aspect-ratio:{{ one.pictures[0].width }}/{{ one.pictures[0].height }}"{% endif %}></video>
+{% endif %}
 <figcaption><b>{{ one.title }}</b>{% for line in one.lines %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}</figcaption></figure>
 {%- endmacro -%}
 {%- macro bars(part) -%}
@@ -304,7 +315,7 @@ _PAGE = """
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{{ "; media-src 'self' file:" if plays }}">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{% if media %}; media-src {{ media|safe }}{% endif %}">
 <title>{{ title }}</title>
 <style>{{ style }}</style>
 </head>

@@ -120,14 +120,14 @@ def animated_gif(frames: Sequence[U8], *, milliseconds: int = 120) -> Picture:
     return Picture(out.getvalue(), "image/gif", *images[0].size)
 
 
-def video_mp4(frames: Sequence[U8], *, milliseconds: int = 120) -> bytes:
+def video_mp4(frames: Sequence[U8], *, rate: Fraction = Fraction(25, 3), crf: int = 16) -> bytes:
     """RGB frames (H, W, 3) as an H.264 mp4. An odd side loses its last row or column: 4:2:0 has even sides."""
     height, width = (side // 2 * 2 for side in frames[0].shape[:2])
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as file:
         # As in builds. Else the macroblock tree of x264 reads unwritten memory, and the bytes differ from call to call.
-        options = {"crf": "16", "x264-params": "cpu-independent=1"}
-        stream = file.add_stream("libx264", rate=Fraction(1000, milliseconds), options=options)
+        options = {"crf": str(crf), "x264-params": "cpu-independent=1"}
+        stream = file.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.thread_count = 1  # the same bytes on any machine

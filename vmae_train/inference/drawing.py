@@ -1,4 +1,4 @@
-"""Reconstructions → pictures: sheets with captions for files, single pictures for pages.
+"""Reconstructions → files: sheets with captions as pictures and videos, and pages.
 
 T frames, H rows, W columns, C colours.
 """
@@ -6,18 +6,30 @@ T frames, H rows, W columns, C colours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vmae_data.pages.html import Charts, Figure
-from vmae_data.pages.pictures import SheetRow, animated_gif, enlarge, picture, sheet, text_tile, wrap_text
+from vmae_data.errors import MisuseError
+from vmae_data.pages.html import Charts, Figure, Note, Part, Section, write_page
+from vmae_data.pages.pictures import SheetRow, animated_gif, enlarge, picture, sheet, text_tile, video_mp4, wrap_text
+from vmae_data.storage import StoragePath, commit_bytes, writable_path
 
-__all__ = ["EXPLANATION", "MaskedClip", "Reconstruction", "draw_moving", "draw_still", "error_map", "page_figures"]
+__all__ = [
+    "MaskedClip",
+    "Reconstruction",
+    "draw_moving",
+    "draw_still",
+    "error_map",
+    "picture_path",
+    "write_reconstructions",
+]
 
 U8 = NDArray[np.uint8]
+SUFFIXES = (".png", ".gif", ".mp4", ".html")
 STILL_FRAMES = 8
 PAGE_SIDE = 160  # a page is at most eight frames wide
 GAP, GAP_GREY = 4, 60  # darker than masked cubes; fits a light and a dark page
@@ -59,6 +71,33 @@ class Reconstruction(NamedTuple):
             ("reconstructed", masked.predicted_THWC),
             ("error", error_THWC),
         )
+
+    def save(self, out: str | Path) -> None:
+        """Write a .png with frames side by side, a moving .gif or .mp4, or an .html page; a path or a URL of a bucket.
+
+        Raises MisuseError for another suffix, and for a path that can't be written.
+        """
+        write_reconstructions(picture_path(out, "save"), [self])
+
+
+def picture_path(out: str | Path, option: str) -> StoragePath:
+    """The path of a file of reconstructions. Raises MisuseError for an unusable suffix or path."""
+    path = writable_path(out, option)
+    if path.suffix not in SUFFIXES:
+        raise MisuseError(f"{option} {out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    return path
+
+
+def write_reconstructions(path: StoragePath, clips: Sequence[Reconstruction], subtitle: str = "") -> None:
+    """Write all clips into one file; its suffix chooses the kind."""
+    if path.suffix == ".html":
+        parts: tuple[Part, ...] = (Note(EXPLANATION), *(page_figures(clip) for clip in clips))
+        write_page(path, "Reconstructions", [Section("Videos", parts)], subtitle)
+    elif path.suffix == ".png":
+        commit_bytes(path, picture(draw_still(clips), lossless=True).data)
+    else:
+        frames = draw_moving(clips)
+        commit_bytes(path, animated_gif(frames).data if path.suffix == ".gif" else video_mp4(frames))
 
 
 def error_map(original_THWC: U8, predicted_THWC: U8) -> U8:

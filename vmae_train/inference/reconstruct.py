@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, MisuseError
-from vmae_data.pages.html import Note, Part, Section, write_page
-from vmae_data.pages.pictures import animated_gif, choose_samples, picture, video_mp4
+from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.batches import PADDING
 from vmae_data.read.dataset import Shards
 from vmae_data.rng import sample_number
-from vmae_data.storage import StoragePath, commit_bytes, writable_path
 from vmae_train.checkpoints.load import load_model
 from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import per_colour, planes_of_views
@@ -35,14 +33,7 @@ from vmae_train.clips.mask import MaskSpec, TokenMask, num_masked_tokens, sample
 from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import choose_device
 from vmae_train.evaluation.predict_videos import padded_requests
-from vmae_train.inference.drawing import (
-    EXPLANATION,
-    MaskedClip,
-    Reconstruction,
-    draw_moving,
-    draw_still,
-    page_figures,
-)
+from vmae_train.inference.drawing import MaskedClip, Reconstruction, picture_path, write_reconstructions
 from vmae_train.inference.read_video import SHORT_SIDE, local_video, read_clip
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.losses import cube_targets
@@ -53,13 +44,13 @@ __all__ = [
     "Reconstruction",
     "load_pretrained",
     "mask_specs",
+    "reconstruct",
     "reconstruct_clips",
     "reconstruct_file",
     "reconstruct_shards",
 ]
 
 PUBLISHED_RATIO = 0.9
-SUFFIXES = (".png", ".gif", ".mp4", ".html")
 MaskKind = Literal["tube", "random", "frame"]
 BATCH = 4
 
@@ -80,9 +71,7 @@ def reconstruct_file(
     Returns the chosen samples that could not be read, with the reasons.
     Raises MisuseError for an unusable suffix, model, mask or stride, DataError for what can't be read.
     """
-    path = writable_path(out, "--out")
-    if path.suffix not in SUFFIXES:
-        raise MisuseError(f"--out {out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    path = picture_path(out, "--out")
     model = load_pretrained(checkpoint, device)
     masks = mask_specs(checkpoint, model.geometry, ratios, kinds)
     video, clip = local_video(data), run_clip(checkpoint)
@@ -97,19 +86,8 @@ def reconstruct_file(
         raise DataError(
             f"{data}: none of the chosen samples can be read ({listed}). Run `vmae-shard verify` on the shards"
         )
-    _write(path, clips, f"{checkpoint} on {data}")
+    write_reconstructions(path, clips, f"{checkpoint} on {data}")
     return unreadable
-
-
-def _write(path: StoragePath, clips: Sequence[Reconstruction], subtitle: str) -> None:
-    if path.suffix == ".html":
-        parts: tuple[Part, ...] = (Note(EXPLANATION), *(page_figures(clip) for clip in clips))
-        write_page(path, "Reconstructions", [Section("Videos", parts)], subtitle)
-    elif path.suffix == ".png":
-        commit_bytes(path, picture(draw_still(clips), lossless=True).data)
-    else:
-        frames = draw_moving(clips)
-        commit_bytes(path, animated_gif(frames).data if path.suffix == ".gif" else video_mp4(frames))
 
 
 def load_pretrained(checkpoint: str, device: str | None) -> PretrainModel:
@@ -191,15 +169,57 @@ def _reconstruct_video(
     model: PretrainModel, path: Path, clip: ClipSpec, masks: Sequence[MaskSpec], seed: int
 ) -> Reconstruction:
     """The middle clip of a video file."""
-    geometry, device = model.geometry, model.mean_C.device
+    geometry = model.geometry
     frames = read_clip(path, geometry.num_frames, clip, short_side=max(SHORT_SIDE, geometry.image_size))
+    number_B = np.asarray([sample_number("video", path.name)], np.uint64)
     try:
-        clips = model.preprocess(torch.from_numpy(frames)[None].to(device))
+        return _reconstruct_frames(model, torch.from_numpy(frames)[None], number_B, masks, seed, [path.name])[0]
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def reconstruct(
+    model: PretrainModel,
+    frames_BTHWC: Tensor,
+    *,
+    mask: MaskKind = "tube",
+    ratio: float = PUBLISHED_RATIO,
+    seed: int = 0,
+) -> list[Reconstruction]:
+    """Mask clips in RGB, uint8 (B, T, H, W, 3), as `read_clips` gives them, and predict what is masked: B reconstructions.
+
+    Each has `original_THWC` and, in `masks[0]`, `masked_THWC`, `predicted_THWC` and the `loss`. Pictures are uint8
+    (T, S, S, 3) with the model's size S: the short side is resized to it, and the centre is cropped. `save` writes a file.
+    Raises MisuseError for a model with a head and for a mask that hides nothing or everything, ValueError for other axes,
+    another type or another number of frames.
+    """
+    if not isinstance(model, PretrainModel):
+        raise MisuseError(f"{type(model).__name__} predicts no cubes. Load the pretraining that it started from")
+    if mask not in get_args(MaskKind):
+        raise MisuseError(f"mask = {mask!r}: expected {', '.join(get_args(MaskKind))}")
+    try:
+        spec = MaskSpec(kind=mask, ratio=ratio)
+        num_masked_tokens(spec, grid_of(model.geometry))
+    except ValueError as error:
+        raise MisuseError(f"mask = {mask!r}, ratio = {ratio}: {error}") from error
+    count = len(frames_BTHWC)
+    titles = [f"clip {number}" if count > 1 else "" for number in range(1, count + 1)]
+    return _reconstruct_frames(model, frames_BTHWC, np.arange(count, dtype=np.uint64), [spec], seed, titles)
+
+
+def _reconstruct_frames(
+    model: PretrainModel,
+    frames_BTHWC: Tensor,
+    number_B: NDArray[np.uint64],
+    masks: Sequence[MaskSpec],
+    seed: int,
+    titles: Sequence[str],
+) -> list[Reconstruction]:
+    """Raises ValueError for frames that `preprocess` refuses."""
+    device = model.mean_C.device
+    clips = model.preprocess(frames_BTHWC.to(device))
     rgb01 = clips * per_colour(model.std_C) + per_colour(model.mean_C)
-    rng = ClipRng.on(device, seed=seed, epoch=0, sample=np.asarray([sample_number("video", path.name)], np.uint64))
-    return reconstruct_clips(model, rgb01, rng, masks, [path.name])[0]
+    return reconstruct_clips(model, rgb01, ClipRng.on(device, seed=seed, epoch=0, sample=number_B), masks, titles)
 
 
 @torch.inference_mode()
