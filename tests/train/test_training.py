@@ -73,7 +73,8 @@ def _finetune_arguments(shards: Path, out: Path, *more: str | Path) -> list[str 
 
 
 def _numbers(run: Path) -> list[dict[str, Any]]:
-    lines = [line for line in read_log(run) if line.get("name") != "waiting for data"]  # its time is measured
+    # The time of this warning is measured, and a start has its own time.
+    lines = [line for line in read_log(run) if line.get("name") != "waiting for data" and line["kind"] != "start"]
     return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 

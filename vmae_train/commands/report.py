@@ -28,8 +28,11 @@ def report(
         vmae-train report runs/tube --against runs/frame --out masks.html
     """
     need_torch()
+    import msgspec
+
     from vmae_train.reports.run_page import write_report
 
     announce("drawing the page")
-    write_report(run, out, against=tuple(against or ()))
-    print_result(quiet, as_json, {"out": out}, out)
+    runs = write_report(run, out, against=tuple(against or ()))
+    starts = [{"run": one.name, **msgspec.to_builtins(start)} for one in runs for start in one.starts]
+    print_result(quiet, as_json, {"out": out, "starts": starts}, out)

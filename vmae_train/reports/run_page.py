@@ -31,8 +31,8 @@ __all__ = ["write_report"]
 NUM_VIDEOS, NUM_RECONSTRUCTIONS = 12, 4
 
 
-def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Path] = ()) -> None:
-    """Write the page of a run, finished or not.
+def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Path] = ()) -> list[StoredRun]:
+    """Write the page of a run, finished or not. Returns the run and those it is compared with.
 
     Raises DataError for a folder that is not a run, MisuseError for a comparison of runs of different kinds.
     """
@@ -55,12 +55,14 @@ def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Pa
         Section("Reconstructions", tuple(_reconstructions(shown)) if not shown.is_finetuning else ()),
         *(_pretraining_sections(shown, pretraining) if shown.is_finetuning else ()),
         Section("Unreadable samples", tuple(_unreadable(shown))),
+        Section("Starts", tuple(_starts([shown, *others]))),
         Section("Recipe", tuple(_recipe(shown))),
     ]
     title = f"{'Finetuning' if shown.is_finetuning else 'Pretraining'} {shown.name}"
     state = "finished" if shown.finished else "not finished"
     steps = f"step {shown.step} of {shown.num_steps}" if shown.num_steps is not None else f"step {shown.step}"
     write_page(page, title, sections, f"{shown.facts.recipe['model']['size']} model, {state}, {steps}")
+    return [shown, *others]
 
 
 def _summary(run: StoredRun) -> Iterator[Part]:
@@ -179,6 +181,27 @@ def _pretraining_sections(run: StoredRun, pretraining: StoredRun | None) -> Iter
 
 def _unreadable(run: StoredRun) -> Iterator[Part]:
     yield from unreadable_parts({**run.state.unreadable, **(run.scores.unreadable if run.scores else {})})
+
+
+def _starts(runs: Sequence[StoredRun]) -> Iterator[Part]:
+    """When, where and how each run was started or resumed. Logs of older versions don't have it."""
+    rows = [
+        (
+            run.name,
+            str(start.step),
+            start.time.replace("T", " ").removesuffix("Z"),
+            start.command or "a Python program",
+            f"vmae {start.vmae}, Python {start.python}, torch {start.torch}",
+            ", ".join(name for name in (start.gpu, start.cpu) if name),
+            str(start.processes),
+        )
+        for run in runs
+        for start in run.starts
+    ]
+    first = 0 if len(runs) > 1 else 1
+    head = ("run", "from step", "UTC", "command", "versions", "machine", "processes")[first:]
+    if rows:
+        yield Table(head, tuple(row[first:] for row in rows), (1 - first, 6 - first))
 
 
 def _recipe(run: StoredRun) -> Iterator[Part]:
