@@ -15,6 +15,7 @@ from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.pages.html import Charts, Fact, Facts, Note, Part, Section, Table, write_page
 from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.contact_sheet import contact_sheet
+from vmae_data.read.dataset import Shards
 from vmae_data.recipes import build_spec
 from vmae_data.storage import writable_path
 from vmae_train.inference.drawing import EXPLANATION, page_figures
@@ -24,6 +25,7 @@ from vmae_train.reports.charts import curves, log_curve
 from vmae_train.reports.compare_runs import comparison_parts, validation_curve, validation_title
 from vmae_train.reports.run_reader import StoredRun, pretraining_of, read_run
 from vmae_train.reports.scores_page import headline_fact, score_parts, unreadable_parts
+from vmae_train.reports.wrong_videos import wrong_sections
 from vmae_train.runs.metadata import clip_of, data_text
 
 __all__ = ["write_report"]
@@ -50,6 +52,7 @@ def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Pa
         Section("Summary", tuple(_summary(shown))),
         Section("Comparison", tuple(comparison_parts(shown, others))),
         Section("Scores", tuple(_scores(shown))),
+        *wrong_sections(shown.scores, *_validation(shown)),
         Section("Videos", tuple(_videos(shown))),
         Section("Training", tuple(_training(shown))),
         Section("Reconstructions", tuple(_reconstructions(shown)) if not shown.is_finetuning else ()),
@@ -95,6 +98,19 @@ def _scores(run: StoredRun) -> Iterator[Part]:
         yield from score_parts(run.scores)
     elif run.is_finetuning:
         yield Note("There is no score yet. The validation set is evaluated after the last step.")
+
+
+def _validation(run: StoredRun) -> tuple[Shards | None, str]:
+    """The validation videos of a run, or the reason why they can't be read."""
+    if run.scores is None or run.facts.validation is None:
+        return None, "the run names no validation videos"
+    try:
+        shards = Shards.open(run.facts.validation)
+    except VmaeError as error:
+        return None, str(error)
+    if shards.digest != run.facts.validation_digest:
+        return None, f"{shards.url} has changed since the training."
+    return shards, ""
 
 
 def _videos(run: StoredRun) -> Iterator[Part]:
