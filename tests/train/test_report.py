@@ -134,6 +134,7 @@ def test_the_page_shows_each_start_and_nothing_for_an_older_run(tiny_pretraining
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines, start)))
     page = _page(run, tmp_path / "page.html")
     assert f"torch {lines[0]['torch']} {lines[0]['cpu']} 1 3" in _text(page)
+    assert "From step 0: started by a Python program From step 3: vmae-train pretrain --out" in _text(page)
     assert "vmae-train pretrain --out" in _text(page)
     assert "H1, " in _text(page)
     assert HOSTILE not in page
