@@ -248,7 +248,7 @@ def write_outputs(
     if predictions is not None:
         write_predictions(evaluation.predictions, evaluation.shards, predictions)
     if html is not None:
-        write_scores_page(scores, html, model=evaluation.checkpoint, data=evaluation.shards.url)
+        write_scores_page(scores, html, model=evaluation.checkpoint, shards=evaluation.shards)
 
 
 def write_scores(scores: AnyScores | FrozenScores, path: StoragePath) -> None:

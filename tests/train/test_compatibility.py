@@ -96,7 +96,7 @@ def _train(kind: str, recipe: Path, out: Path, data: list[str | Path], folder: P
         "vmae_train", kind, "--recipe", recipe, *data, *LAYOUT, "--quiet", "--out", out, cwd=folder
     )  # fmt: skip
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines if line["kind"] != "start"]
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,30 @@ def test_the_command_writes_the_page(tiny_finetuning: Path, tiny_scratch: Path, 
     out = tmp_path / "page.html"
     arguments = ["vmae_train", "report", tiny_finetuning, "--out", out, "--against", tiny_scratch]
     assert call_command(*arguments).stdout.strip() == str(out)
-    assert json.loads(call_command(*arguments, "--json").stdout) == {"out": str(out)}
+    printed = json.loads(call_command(*arguments, "--json").stdout)
+    assert printed["out"] == str(out)
+    assert [(start["run"], start["step"]) for start in printed["starts"]] == [
+        ("tiny-finetuning", 0),
+        ("tiny-scratch", 0),
+    ]
     assert out.exists()
+
+
+def test_the_page_shows_each_start_and_nothing_for_an_older_run(tiny_pretraining: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_pretraining, tmp_path / "run"))
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines].count("start") == 1
+    start = {**lines[0], "step": 3, "command": f"vmae-train pretrain --out {HOSTILE}", "gpu": "H1", "processes": 8}
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines, start)))
+    page = _page(run, tmp_path / "page.html")
+    assert f"torch {lines[0]['torch']} {lines[0]['cpu']} 1 3" in _text(page)
+    assert "From step 0: started by a Python program From step 3: vmae-train pretrain --out" in _text(page)
+    assert "vmae-train pretrain --out" in _text(page)
+    assert "H1, " in _text(page)
+    assert HOSTILE not in page
+    older = [line for line in lines if line["kind"] != "start"]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert "from step" not in _text(_page(run, tmp_path / "page.html"))
 
 
 def test_a_difference_is_described_by_its_size_and_equal_scores_as_no_difference() -> None:

@@ -50,7 +50,8 @@ def _bytes(bucket: S3Bucket, name: str) -> bytes:
 
 
 def _numbers(log: bytes) -> list[dict[str, Any]]:
-    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in log.splitlines()]
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines if line["kind"] != "start"]
 
 
 def _checkpoint(step: int) -> str:

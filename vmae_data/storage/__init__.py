@@ -38,7 +38,14 @@ from vmae_data.storage.local_files import (
 )
 from vmae_data.storage.paths import RemotePath, StoragePath, local_path, storage_path, writable_path, writable_paths
 from vmae_data.storage.remote import list_tree
-from vmae_data.storage.store_options import credential_names, options_text, restore_options, set_options, shown_options
+from vmae_data.storage.store_options import (
+    credential_names,
+    options_text,
+    restore_options,
+    set_options,
+    shown_option,
+    shown_options,
+)
 
 __all__ = [
     "LOCK",
@@ -75,6 +82,7 @@ __all__ = [
     "remove",
     "restore_options",
     "set_options",
+    "shown_option",
     "shown_options",
     "storage_path",
     "sync_folder",

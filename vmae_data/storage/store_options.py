@@ -28,6 +28,7 @@ __all__ = [
     "options_text",
     "restore_options",
     "set_options",
+    "shown_option",
     "shown_options",
 ]
 
@@ -90,6 +91,12 @@ def restore_options(text: str) -> None:
 def shown_options() -> dict[str, str]:
     """The options without their secrets."""
     return {key: "…" if _is_secret(key, value) else value for key, value in _options().items()}
+
+
+def shown_option(option: str) -> str:
+    """A `key=value` option without its value if that is a secret."""
+    key, equals, value = option.partition("=")
+    return f"{key}{equals}…" if equals and _is_secret(key.strip().lower(), value) else option
 
 
 def _is_secret(key: str, value: str) -> bool:

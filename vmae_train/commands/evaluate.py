@@ -16,6 +16,7 @@ from vmae_train.commands.options import (
     Device,
     Ema,
     EvaluationData,
+    announce,
     need_torch,
 )
 from vmae_train.commands.output import print_frozen, print_scores, print_unreadable
@@ -65,7 +66,8 @@ def evaluate(
         str | None, option("FILE|URL", "Write the model's output for each video as Parquet.", "no file")
     ] = None,
     html: Annotated[
-        str | None, option("FILE|URL", "Write an HTML page: scores, confusion matrix, every class.", "no file")
+        str | None,
+        option("FILE|URL", "Write an HTML page: scores, confusion matrix, every class, wrong videos.", "no file"),
     ] = None,
     batch: Annotated[int, option("N", "Evaluate N videos at a time.", min=1, max=1 << 16)] = 8,
     workers: Annotated[int, option("N", "Decode in N processes.", min=0, max=1024)] = 1,
@@ -146,6 +148,8 @@ def evaluate(
         with distributed.all_or_none():
             if distributed.is_main:
                 files = {name: paths.get(f"--{name}") for name in ("out", "predictions", "html")}
+                if html is not None:
+                    announce("drawing the page")
                 write_outputs(found, **files)
 
 

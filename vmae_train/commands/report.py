@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, option
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, flag, option, progress_style
 from vmae_train.commands.options import announce, need_torch
 from vmae_train.commands.output import print_result
 
@@ -15,6 +15,9 @@ def report(
     against: Annotated[
         list[str] | None, option("RUN", "Compare with another run of the same kind. Repeatable.", "no comparison")
     ] = None,
+    no_pictures: Annotated[
+        bool, flag("--no-pictures", "Leave out frames and reconstructions, which take longest.", "with pictures")
+    ] = False,
     storage: StorageOptions = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -28,8 +31,12 @@ def report(
         vmae-train report runs/tube --against runs/frame --out masks.html
     """
     need_torch()
+    import msgspec
+
     from vmae_train.reports.run_page import write_report
 
     announce("drawing the page")
-    write_report(run, out, against=tuple(against or ()))
-    print_result(quiet, as_json, {"out": out}, out)
+    style = progress_style(quiet, as_json)
+    runs = write_report(run, out, against=tuple(against or ()), pictures=not no_pictures, style=style)
+    starts = [{"run": one.name, **msgspec.to_builtins(start)} for one in runs for start in one.starts]
+    print_result(quiet, as_json, {"out": out, "starts": starts}, out)

@@ -25,13 +25,17 @@ __all__ = [
     "Scores",
     "ValueErrors",
     "ValueScores",
+    "WrongVideo",
     "average_precision",
     "class_scores",
     "label_scores",
     "read_scores",
+    "top_confusions",
     "value_scores",
     "write_scores",
 ]
+
+TOP_CONFUSIONS = 10  # pairs of true and predicted class
 
 Merge = Literal["softmax", "logit"]
 """What is averaged over the views of a video: probabilities or logits."""
@@ -65,8 +69,19 @@ class _CommonScores(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind")
     antialias: bool | None = None
 
 
+class WrongVideo(msgspec.Struct, frozen=True, kw_only=True):
+    """A video whose class the model predicted wrongly. `sample` is its number in the data set."""
+
+    key: str
+    sample: int
+    label: str
+    label_probability: float
+    predicted: str
+    probability: float
+
+
 class Scores(_CommonScores, frozen=True, kw_only=True, tag="class"):
-    """For one class a video. Accuracies in per cent."""
+    """For one class a video. Accuracies in per cent. `wrong`: the most confident errors, and one of each frequent pair."""
 
     top1: float
     top5: float | None
@@ -74,6 +89,7 @@ class Scores(_CommonScores, frozen=True, kw_only=True, tag="class"):
     classes: tuple[str, ...]
     per_class: dict[str, float]
     confusion: list[list[int]]  # rows: true class, columns: predicted class
+    wrong: tuple[WrongVideo, ...] = ()  # the most confident first; scores of older versions lack them
 
     def __post_init__(self) -> None:
         lengths = {len(self.confusion), *(len(row) for row in self.confusion)}
@@ -172,6 +188,13 @@ def class_scores(
         confusion=confusion_KK.tolist(),
         **common,
     )
+
+
+def top_confusions(confusion_KK: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The pairs of true and predicted class that are confused most often, the most frequent first."""
+    errors_KK = confusion_KK * (1 - np.eye(len(confusion_KK), dtype=np.int64))
+    order = np.argsort(-errors_KK, axis=None, kind="stable")[:TOP_CONFUSIONS]
+    return [divmod(int(index), len(confusion_KK)) for index in order if errors_KK.flat[index]]
 
 
 def label_scores(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,10 +18,20 @@ from vmae_data.errors import DataError
 from vmae_data.names import source_key
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_train.distributed import Distributed
-from vmae_train.evaluation.metrics import AnyScores, class_scores, label_scores, value_scores
+from vmae_train.evaluation.metrics import (
+    AnyScores,
+    Scores,
+    WrongVideo,
+    class_scores,
+    label_scores,
+    top_confusions,
+    value_scores,
+)
 from vmae_train.evaluation.protocol import EvaluationProtocol
 
-__all__ = ["Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
+MAX_WRONG = 24  # wrong videos that the scores name, apart from those of the frequent pairs
+
+__all__ = ["MAX_WRONG", "Predictions", "activate", "compute_scores", "gather_outputs", "merge_by_source"]
 
 
 class Predictions(NamedTuple):
@@ -124,8 +135,33 @@ def compute_scores(predictions: Predictions) -> AnyScores:
     }
     if predictions.target_NK is None:
         label_N = predictions.label_N[labelled_N]
-        return class_scores(output_NK, label_N, classes=predictions.names, **settings)
+        scores = class_scores(output_NK, label_N, classes=predictions.names, **settings)
+        return msgspec.structs.replace(scores, wrong=_wrong_videos(predictions, scores))
     target_NK = predictions.target_NK[labelled_N]
     if predictions.kind is LabelKind.CLASSES:
         return label_scores(output_NK, target_NK, classes=predictions.names, **settings)
     return value_scores(output_NK, target_NK, names=predictions.names, **{**settings, "merge": "mean"})
+
+
+def _wrong_videos(predictions: Predictions, scores: Scores) -> tuple[WrongVideo, ...]:
+    """The most confident errors, and the most confident one of each pair of classes that is confused most often."""
+    names, label_N = predictions.names, predictions.label_N
+    probability_NK = np.nan_to_num(predictions.output_NK)  # JSON has no NaN
+    predicted_N, confidence_N = probability_NK.argmax(axis=1), probability_NK.max(axis=1)
+    wrong = np.flatnonzero((label_N >= 0) & (predicted_N != label_N))
+    wrong = wrong[np.argsort(-confidence_N[wrong], kind="stable")]
+    pairs = top_confusions(np.asarray(scores.confusion, dtype=np.int64))
+    firsts = [wrong[(label_N[wrong] == true) & (predicted_N[wrong] == predicted)][0] for true, predicted in pairs]
+    chosen = {*wrong[:MAX_WRONG].tolist(), *map(int, firsts)}
+    return tuple(
+        WrongVideo(
+            key=predictions.key[n],
+            sample=int(predictions.sample_N[n]),
+            label=names[label_N[n]],
+            label_probability=float(probability_NK[n, label_N[n]]),
+            predicted=names[predicted_N[n]],
+            probability=float(confidence_N[n]),
+        )
+        for n in wrong.tolist()
+        if n in chosen
+    )

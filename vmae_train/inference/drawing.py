@@ -15,15 +15,28 @@ from PIL import Image
 
 from vmae_data.errors import MisuseError
 from vmae_data.pages.html import Charts, Figure, Note, Part, Section, write_page
-from vmae_data.pages.pictures import SheetRow, animated_gif, enlarge, picture, sheet, text_tile, video_mp4, wrap_text
+from vmae_data.pages.pictures import (
+    Picture,
+    SheetRow,
+    animated_gif,
+    enlarge,
+    picture,
+    sheet,
+    text_tile,
+    video_mp4,
+    wrap_text,
+)
 from vmae_data.storage import StoragePath, commit_bytes, writable_path
 
 __all__ = [
+    "EXPLANATION",
     "MaskedClip",
     "Reconstruction",
     "draw_moving",
     "draw_still",
     "error_map",
+    "page_figures",
+    "page_rows",
     "picture_path",
     "write_reconstructions",
 ]
@@ -158,9 +171,28 @@ def page_figures(clip: Reconstruction) -> Charts:
         caption = f"{names}. {masked.mask.capitalize()}. Loss of the masked cubes: {masked.loss:.3f}"
         figures += [
             Figure(animated_gif(moving), clip.title, caption),
-            Figure(picture(still, lossless=still.shape[1] < 8 * 128 + 8 * GAP), f"{names}, from top to bottom"),
+            Figure(_page_picture(still), f"{names}, from top to bottom"),
         ]
     return Charts(tuple(figures), wide=True)
+
+
+def page_rows(named: Sequence[tuple[str, Reconstruction]]) -> Charts:
+    """One clip under one mask, as several models reconstruct it, for a page: a row of frames for each, by its name."""
+    first = named[0][1]
+    rows = [("original", first.original_THWC, ""), ("masked", first.masks[0].masked_THWC, "")]
+    for name, clip in named:
+        masked = clip.masks[0]
+        rows.append((name, masked.predicted_THWC, f"Loss of the masked cubes: {masked.loss:.3f}"))
+    figures = []
+    for name, frames, caption in rows:
+        row = _side_by_side([*_still_frames(_page_size(frames))])
+        figures.append(Figure(_page_picture(row), name.capitalize(), caption))
+    return Charts(tuple(figures), wide=True)
+
+
+def _page_picture(rows: U8) -> Picture:
+    """Frames side by side; those of tiny clips without loss."""
+    return picture(rows, lossless=rows.shape[1] < 8 * 128 + 8 * GAP)
 
 
 def _page_size(frames_THWC: U8) -> U8:

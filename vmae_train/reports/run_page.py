@@ -14,7 +14,9 @@ import numpy as np
 from vmae_data.errors import DataError, MisuseError, VmaeError
 from vmae_data.pages.html import Charts, Fact, Facts, Note, Part, Section, Table, write_page
 from vmae_data.pages.pictures import choose_samples
+from vmae_data.progress import ProgressStyle
 from vmae_data.read.contact_sheet import contact_sheet
+from vmae_data.read.dataset import Shards
 from vmae_data.recipes import build_spec
 from vmae_data.storage import writable_path
 from vmae_train.inference.drawing import EXPLANATION, page_figures
@@ -22,8 +24,10 @@ from vmae_train.inference.reconstruct import load_pretrained, mask_specs, recons
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.reports.charts import curves, log_curve
 from vmae_train.reports.compare_runs import comparison_parts, validation_curve, validation_title
+from vmae_train.reports.over_time import over_time_parts
 from vmae_train.reports.run_reader import StoredRun, pretraining_of, read_run
 from vmae_train.reports.scores_page import headline_fact, score_parts, unreadable_parts
+from vmae_train.reports.wrong_videos import wrong_sections
 from vmae_train.runs.metadata import clip_of, data_text
 
 __all__ = ["write_report"]
@@ -31,9 +35,17 @@ __all__ = ["write_report"]
 NUM_VIDEOS, NUM_RECONSTRUCTIONS = 12, 4
 
 
-def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Path] = ()) -> None:
-    """Write the page of a run, finished or not.
+def write_report(
+    run: str | Path,
+    out: str | Path,
+    *,
+    against: Sequence[str | Path] = (),
+    pictures: bool = True,
+    style: ProgressStyle = ProgressStyle.QUIET,
+) -> list[StoredRun]:
+    """Write the page of a run, finished or not. Returns the run and those it is compared with.
 
+    Frames and reconstructions need the data and the checkpoints; without `pictures` the page has none.
     Raises DataError for a folder that is not a run, MisuseError for a comparison of runs of different kinds.
     """
     page = writable_path(out, "--out")
@@ -50,17 +62,20 @@ def write_report(run: str | Path, out: str | Path, *, against: Sequence[str | Pa
         Section("Summary", tuple(_summary(shown))),
         Section("Comparison", tuple(comparison_parts(shown, others))),
         Section("Scores", tuple(_scores(shown))),
-        Section("Videos", tuple(_videos(shown))),
+        *(wrong_sections(shown.scores, *_validation(shown)) if pictures else ()),
+        Section("Videos", tuple(_videos(shown)) if pictures else ()),
         Section("Training", tuple(_training(shown))),
-        Section("Reconstructions", tuple(_reconstructions(shown)) if not shown.is_finetuning else ()),
-        *(_pretraining_sections(shown, pretraining) if shown.is_finetuning else ()),
+        *(_reconstruction_sections(shown, style) if pictures and not shown.is_finetuning else ()),
+        *(_pretraining_sections(shown, pretraining, pictures=pictures) if shown.is_finetuning else ()),
         Section("Unreadable samples", tuple(_unreadable(shown))),
+        Section("Starts", tuple(_starts([shown, *others]))),
         Section("Recipe", tuple(_recipe(shown))),
     ]
     title = f"{'Finetuning' if shown.is_finetuning else 'Pretraining'} {shown.name}"
     state = "finished" if shown.finished else "not finished"
     steps = f"step {shown.step} of {shown.num_steps}" if shown.num_steps is not None else f"step {shown.step}"
     write_page(page, title, sections, f"{shown.facts.recipe['model']['size']} model, {state}, {steps}")
+    return [shown, *others]
 
 
 def _summary(run: StoredRun) -> Iterator[Part]:
@@ -93,6 +108,19 @@ def _scores(run: StoredRun) -> Iterator[Part]:
         yield from score_parts(run.scores)
     elif run.is_finetuning:
         yield Note("There is no score yet. The validation set is evaluated after the last step.")
+
+
+def _validation(run: StoredRun) -> tuple[Shards | None, str]:
+    """The validation videos of a run, or the reason why they can't be read."""
+    if run.scores is None or run.facts.validation is None:
+        return None, "the run names no validation videos"
+    try:
+        shards = Shards.open(run.facts.validation)
+    except VmaeError as error:
+        return None, str(error)
+    if shards.digest != run.facts.validation_digest:
+        return None, f"{shards.url} has changed since the training."
+    return shards, ""
 
 
 def _videos(run: StoredRun) -> Iterator[Part]:
@@ -138,6 +166,11 @@ def _training(run: StoredRun) -> Iterator[Part]:
         yield Note("The log has too few lines for a curve.")
 
 
+def _reconstruction_sections(run: StoredRun, style: ProgressStyle) -> Iterator[Section]:
+    yield Section("Reconstructions", tuple(_reconstructions(run)))
+    yield Section("Reconstructions over time", tuple(over_time_parts(run, style)))
+
+
 def _reconstructions(run: StoredRun) -> Iterator[Part]:
     if run.checkpoint is None:
         yield Note("There are no reconstructions yet: the run has no checkpoint.")
@@ -166,19 +199,40 @@ def _reconstructions(run: StoredRun) -> Iterator[Part]:
     yield from _not_shown(unreadable)
 
 
-def _pretraining_sections(run: StoredRun, pretraining: StoredRun | None) -> Iterator[Section]:
+def _pretraining_sections(run: StoredRun, pretraining: StoredRun | None, *, pictures: bool) -> Iterator[Section]:
     if run.facts.init is None:
         return
     if pretraining is None:
         yield Section("Pretraining", (Note(f"{run.facts.init} no longer exists, or is not a pretraining run."),))
         return
     yield Section(f"Pretraining: {pretraining.name}", (*_summary(pretraining), *_training(pretraining)))
-    yield Section("Reconstructions of the pretraining", tuple(_reconstructions(pretraining)))
+    if pictures:
+        yield Section("Reconstructions of the pretraining", tuple(_reconstructions(pretraining)))
     yield Section("Recipe of the pretraining", tuple(_recipe(pretraining)))
 
 
 def _unreadable(run: StoredRun) -> Iterator[Part]:
     yield from unreadable_parts({**run.state.unreadable, **(run.scores.unreadable if run.scores else {})})
+
+
+def _starts(runs: Sequence[StoredRun]) -> Iterator[Part]:
+    """When, where and how each run was started or resumed. Logs of older versions don't have it."""
+    rows = []
+    commands: dict[str, list[str]] = {}  # command → where it was used
+    for run in runs:
+        for start in run.starts:
+            versions = f"vmae {start.vmae}, Python {start.python}, torch {start.torch}"
+            machine = ", ".join(name for name in (start.gpu, start.cpu) if name)
+            at = start.time.replace("T", " ").removesuffix("Z")
+            rows.append((run.name, str(start.step), at, versions, machine, str(start.processes)))
+            where = f"{run.name}, from step {start.step}" if len(runs) > 1 else f"From step {start.step}"
+            commands.setdefault(start.command or "started by a Python program", []).append(where)
+    first = 0 if len(runs) > 1 else 1
+    head = ("run", "from step", "UTC", "versions", "machine", "processes")[first:]
+    if rows:
+        yield Table(head, tuple(row[first:] for row in rows), (1 - first, 5 - first))
+    for command, places in commands.items():
+        yield Note(f"{'; '.join(places)}:\n{command}")
 
 
 def _recipe(run: StoredRun) -> Iterator[Part]:

@@ -18,6 +18,7 @@ from vmae_train.runs.layout import EVALUATION, MARKER, newest_checkpoint
 from vmae_train.runs.log import read_log
 from vmae_train.runs.metadata import RunFacts, read_facts, run_of
 from vmae_train.runs.run_files import local_copy
+from vmae_train.runs.starts import Start, read_starts
 from vmae_train.training.checkpoint import RunState
 
 __all__ = ["StoredRun", "pretraining_of", "read_run"]
@@ -58,6 +59,11 @@ class StoredRun:
     def step(self) -> int:
         """The last step in the log or in a checkpoint."""
         return max([self.state.step, *(int(line["step"]) for line in self.log)])
+
+    @property
+    def starts(self) -> list[Start]:
+        """Each start of the training that the log has."""
+        return read_starts(self.log)
 
     @property
     def finished(self) -> bool:

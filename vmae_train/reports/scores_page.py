@@ -8,22 +8,23 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vmae_data.pages.html import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, Table, write_page
+from vmae_data.read.dataset import Shards
 from vmae_data.storage import StoragePath
-from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores
+from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores, top_confusions
 from vmae_train.reports.charts import confusion_picture
+from vmae_train.reports.wrong_videos import wrong_sections
 
 __all__ = ["headline_fact", "score_parts", "standard_error", "unreadable_parts", "write_scores_page"]
 
-TOP_CONFUSIONS = 10  # pairs of true and predicted class
 
-
-def write_scores_page(scores: AnyScores, page: StoragePath, *, model: str, data: str) -> None:
-    """Write the page of one evaluation. Raises VmaeError if it can't be written."""
+def write_scores_page(scores: AnyScores, page: StoragePath, *, model: str, shards: Shards) -> None:
+    """Write the page of one evaluation on `shards`. Raises VmaeError if it can't be written."""
     sections = [
         Section("Scores", tuple(score_parts(scores))),
+        *wrong_sections(scores, shards),
         Section("Unreadable samples", tuple(unreadable_parts(scores.unreadable))),
     ]
-    subtitle = f"{data}, {scores.videos} videos, {scores.views} views each, merged by {scores.merge}"
+    subtitle = f"{shards.url}, {scores.videos} videos, {scores.views} views each, merged by {scores.merge}"
     write_page(page, f"Evaluation of {model}", sections, subtitle)
 
 
@@ -86,7 +87,7 @@ def _class_parts(scores: Scores) -> Iterator[Part]:
     yield Bars(bars, f"all {len(with_videos)} classes", top=100)
     head = ("class", "videos", "correct", "correct %", "predicted")
     yield Table(head, _class_rows(scores), (1, 2, 3, 4), folded="every class")
-    wrong = _top_confusions(confusion, scores.classes)
+    wrong = _confusion_rows(confusion, scores.classes)
     if wrong:
         yield Note("The most frequent errors:")
         yield Table(("true class", "predicted class", "videos"), wrong, (2,))
@@ -105,11 +106,9 @@ def _class_rows(scores: Scores) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _top_confusions(confusion: np.ndarray, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    errors = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
-    order = np.argsort(-errors, axis=None, kind="stable")[:TOP_CONFUSIONS]
-    pairs = [divmod(int(index), len(classes)) for index in order if errors.flat[index]]
-    return tuple((classes[true], classes[predicted], str(errors[true, predicted])) for true, predicted in pairs)
+def _confusion_rows(confusion: np.ndarray, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    pairs = top_confusions(confusion)
+    return tuple((classes[true], classes[predicted], str(confusion[true, predicted])) for true, predicted in pairs)
 
 
 def _label_parts(scores: LabelScores) -> Iterator[Part]:

@@ -20,6 +20,7 @@ __all__ = [
     "RUN",
     "WEIGHTS",
     "checkpoint_name",
+    "complete_checkpoints",
     "newest_checkpoint",
 ]
 
@@ -35,7 +36,12 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def complete_checkpoints(run: Path) -> list[Path]:
+    """The directories of a run's complete checkpoints, oldest first."""
+    complete = [folder for folder in (run / CHECKPOINTS).glob("step-*") if (folder / MARKER).is_file()]
+    return sorted(complete, key=lambda folder: folder.name)
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """The directory of a run's newest complete checkpoint, or None."""
-    complete = [folder for folder in (run / CHECKPOINTS).glob("step-*") if (folder / MARKER).is_file()]
-    return max(complete, key=lambda folder: folder.name, default=None)
+    return next(reversed(complete_checkpoints(run)), None)

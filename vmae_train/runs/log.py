@@ -1,4 +1,4 @@
-"""RUN/log.jsonl: a JSON line for every logging step, validation and warning."""
+"""RUN/log.jsonl: a JSON line for every logging step, validation, warning and start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def read_log(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's log, all or of one kind (train, validation, warning). Damaged lines are skipped."""
+    """The lines of a run's log, all or of one kind (train, validation, warning, start). Damaged lines are skipped."""
     path = run / LOG
     if not path.exists():
         return []

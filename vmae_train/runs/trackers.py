@@ -60,7 +60,9 @@ def open_trackers(
 
 
 def numbers_of(line: dict[str, Any], kind: str) -> dict[str, float]:
-    """The finite numbers of a line, by their chart names: train/masked_loss, validation/top1 …"""
+    """The finite numbers of a line, by their chart names: train/masked_loss, validation/top1 … A start has none."""
+    if line["kind"] == "start":
+        return {}
     return {
         f"{line['kind']}/{_chart_name(name, kind)}": float(value)
         for name, value in line.items()

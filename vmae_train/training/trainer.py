@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from vmae_data.errors import VmaeError
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.storage import lock
@@ -20,6 +22,7 @@ from vmae_train.runs.log import is_validated
 from vmae_train.runs.metadata import read_facts
 from vmae_train.runs.recorder import RunRecorder
 from vmae_train.runs.run_directory import RunDirectory
+from vmae_train.runs.starts import describe_start
 from vmae_train.training.checkpoint import RunState, last_checkpoint, save_checkpoint
 from vmae_train.training.diagnostics import Diagnostic, check_log, check_setup
 from vmae_train.training.engine import Engine, StepResult
@@ -157,7 +160,10 @@ class Trainer:
         if not self.distributed.is_main or self.is_dry_run:
             return None
         recipe = read_facts(self.run.path).recipe
-        return RunRecorder(self.run.path, self.spec.log, kind=self.objective.kind, step=self.step, recipe=recipe)
+        recorder = RunRecorder(self.run.path, self.spec.log, kind=self.objective.kind, step=self.step, recipe=recipe)
+        start = describe_start(self.step, device=self.engine.device, processes=self.distributed.world_size)
+        recorder.write(msgspec.to_builtins(start))
+        return recorder
 
     def log(self, result: StepResult, loader: ClipLoader, progress: ProgressBar) -> None:
         """Fetch the numbers of a step. Log and print them, and any new warnings."""
