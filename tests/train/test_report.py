@@ -21,7 +21,6 @@ from vmae_train.evaluation.metrics import Scores, class_scores
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
 from vmae_train.reports.compare_runs import describe_difference
 from vmae_train.reports.run_page import NUM_RECONSTRUCTIONS, write_report
-from vmae_train.reports.scores_page import standard_error
 
 pytestmark = pytest.mark.processes
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from vmae_data.rng import Purpose, bits, permutation
 from vmae_train.evaluation.frozen_scores import fit_logistic
+from vmae_train.evaluation.metrics import standard_error
 
 __all__ = [
     "FOLDS",
     "SPLITS",
     "FrechetGap",
+    "GapReport",
     "Projection",
     "SampleFeatures",
     "Separability",
@@ -60,12 +62,43 @@ class FrechetGap(msgspec.Struct, frozen=True, kw_only=True):
 class Separability(msgspec.Struct, frozen=True, kw_only=True):
     """How often a logistic regression tells the set of a sample that it was not fitted to, in per cent. 50 is chance.
 
-    `videos`: source videos of both sets, of which the standard error is computed.
+    `standard_error`: of as many independent videos as the sets have sources.
     """
 
     accuracy: float
-    videos: int
+    standard_error: float
     folds: int
+
+
+class GapReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The gap between two sets, and all that it depends on. `samples`: of each set. `unreadable`: of both."""
+
+    a: str
+    b: str
+    checkpoint: str
+    samples: int
+    seed: int
+    features: str
+    views: str
+    clip_a: str
+    clip_b: str
+    frechet: FrechetGap
+    separability: Separability
+    shared_sources: int
+    unreadable: dict[str, str]
+    warnings: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What the numbers say, and no more."""
+        ratio, found = self.frechet.ratio, self.separability
+        distance = "The sets are apart, and the halves of each are equal"
+        if ratio is not None:
+            distance = f"The sets are {ratio:.2f} times as far apart as random halves of one set"
+        told = f"tells them apart in {found.accuracy:.1f} % of the samples"
+        if found.accuracy - 2 * found.standard_error <= 50:
+            told = f"tells them apart no better than chance ({found.accuracy:.1f} %)"
+        return f"{distance}, and a linear classifier {told}"
 
 
 class Projection(NamedTuple):
@@ -94,7 +127,7 @@ def frechet_distance(a_NE: NDArray[np.float64], b_NE: NDArray[np.float64]) -> fl
 def _gaussian(feature_NE: NDArray[np.float64]) -> _Gaussian:
     mean_E = feature_NE.mean(axis=0)
     centred_NE = (feature_NE - mean_E) / np.sqrt(max(1, len(feature_NE) - 1))
-    return _Gaussian(mean_E, np.linalg.qr(centred_NE, mode="r"))
+    return _Gaussian(mean_E, np.asarray(np.linalg.qr(centred_NE, mode="r")))
 
 
 def _distance(a: _Gaussian, b: _Gaussian) -> float:
@@ -179,7 +212,8 @@ def separability(
         right += int((logits_NK.argmax(axis=1) == label_N[is_test_N]).sum())
         done()
     videos = len(np.unique(np.concatenate([a.source_N, b.source_N])))
-    return Separability(accuracy=100 * right / len(label_N), videos=videos, folds=FOLDS)
+    accuracy = 100 * right / len(label_N)
+    return Separability(accuracy=accuracy, standard_error=standard_error(accuracy, videos), folds=FOLDS)
 
 
 def project(a_NE: NDArray[np.float64], b_NE: NDArray[np.float64]) -> Projection:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from vmae_data.pages.html import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, Table, write_page
 from vmae_data.storage import StoragePath
-from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores
+from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores, standard_error
 from vmae_train.reports.charts import confusion_picture
 
-__all__ = ["headline_fact", "score_parts", "standard_error", "unreadable_parts", "write_scores_page"]
+__all__ = ["headline_fact", "score_parts", "unreadable_parts", "write_scores_page"]
 
 TOP_CONFUSIONS = 10  # pairs of true and predicted class
 
@@ -32,17 +31,6 @@ def unreadable_parts(unreadable: dict[str, str]) -> Iterator[Part]:
         yield Table(("sample", "reason"), tuple(sorted(unreadable.items())))
     else:
         yield Note("Every requested sample could be read.")
-
-
-def standard_error(percent: float, videos: int) -> float:
-    """The standard error of an accuracy, in percentage points.
-
-    At 0 and 100 %, it is computed as if one more video had the other result, so that it is never 0.
-    """
-    share = percent / 100
-    if share in (0.0, 1.0):
-        share = abs(share - 1 / (videos + 2))
-    return 100 * math.sqrt(share * (1 - share) / videos)
 
 
 def headline_fact(scores: AnyScores) -> Fact:
