@@ -97,7 +97,7 @@ class GapReport(msgspec.Struct, frozen=True, kw_only=True):
             distance = f"The sets are {ratio:.2f} times as far apart as random halves of one set"
         told = f"tells them apart in {found.accuracy:.1f} % of the samples"
         if found.accuracy - 2 * found.standard_error <= 50:
-            told = f"tells them apart no better than chance ({found.accuracy:.1f} %)"
+            told += ", which is chance within two standard errors"
         return f"{distance}, and a linear classifier {told}"
 
 

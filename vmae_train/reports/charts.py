@@ -77,10 +77,11 @@ def scatter(
     from matplotlib.figure import Figure as MplFigure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 10}):
-        figure = MplFigure(figsize=(6.4, 4.6), layout="constrained")
+        figure = MplFigure(figsize=(4.5, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for n, ((_, at_N2), shape) in enumerate(zip(sets, "o^s", strict=False)):
-            axes.plot(*at_N2.T, shape, color=SERIES[n], fillstyle="none", markersize=4.5, markeredgewidth=1)
+            axes.plot(*at_N2.T, shape, color=SERIES[n], fillstyle="none", markersize=3.5, markeredgewidth=0.9)
+        axes.set_aspect("equal", adjustable="datalim")
         axes.set_xlabel(axes_names[0], color=SOFT)
         axes.set_ylabel(axes_names[1], color=SOFT)
         axes.locator_params(axis="x", nbins=6)
