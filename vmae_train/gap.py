@@ -17,6 +17,7 @@ from vmae_data.rng import Purpose, bits, permutation, sample_number
 from vmae_train.clips.frame_spacing import check_spacing, describe_clip
 from vmae_train.evaluation.feature_gap import (
     FOLDS,
+    RELABELLINGS,
     SPLITS,
     GapReport,
     Projection,
@@ -70,7 +71,7 @@ def measure_gap(
     ]
     count = min(len(one.source_N) for one in read)
     first, second = (SampleFeatures(one.feature_NE[:count], one.source_N[:count]) for one in read)
-    with ProgressBar("comparisons", SPLITS + FOLDS, style) as progress:
+    with ProgressBar("comparisons", SPLITS + RELABELLINGS + FOLDS, style) as progress:
         report = GapReport(
             a=a,
             b=b,

@@ -85,6 +85,7 @@ def test_sets_of_one_distribution_have_no_gap_and_others_have_theirs() -> None:
     means = [np.square(a.feature_NE.mean(axis=0) - b.feature_NE.mean(axis=0)).sum() for b in (same, near, far)]
     assert [gap.excess for gap in gaps] == pytest.approx(means, abs=0.1)
     assert gaps[0].ratio is not None and 0.7 < gaps[0].ratio < 1.4 < gaps[1].between / gaps[1].halves_a
+    assert gaps[0].p_value > 0.1 and [gap.p_value for gap in gaps[1:]] == [1 / 40] * 2
     found = [separability(a, b, seed=0) for b in (same, near, far)]
     assert abs(found[0].accuracy - 50) < 2 * found[0].standard_error
     # The best that can be done is the normal distribution at half of the distance: 69 and 98 %.
@@ -167,7 +168,10 @@ def test_the_gap_grows_from_the_same_set_to_other_classes_to_other_motion(
     accuracies = [report.separability.accuracy for report in found.values()]
     assert accuracies == sorted(accuracies) and accuracies[0] < 60 and accuracies[2] > 85
     assert [report.samples for report in found.values()] == [48] * 3
-    assert "chance within two standard errors" in found["same"].sentence
+    chances = [report.frechet.p_value for report in found.values()]
+    assert chances[0] > 0.1 and chances[1:] == [1 / 40] * 2
+    same = found["same"].sentence
+    assert ", as chance alone may give (p = 0." in same and "which is chance within two standard errors" in same
     assert found["motion"].sentence.startswith(f"The sets are {ratios[2]:.2f} times as far apart as random halves")
 
 
@@ -299,3 +303,9 @@ def test_a_set_of_few_sources_is_refused(tiny_pretraining: Path, demo_shards: Pa
         measure_gap(embedder, str(tmp_path / "shards"), str(demo_shards), style=QUIET)
     with pytest.raises(MisuseError, match="hold the same samples"):
         measure_gap(embedder, str(demo_shards), str(demo_shards), style=QUIET)
+
+
+def test_under_chance_the_p_value_is_even() -> None:
+    """Of sets of one distribution, about one in four has a p below a quarter."""
+    values = [frechet_gap(_set(seed, 20), _set(seed + 100, 20, first=1000), seed=0).p_value for seed in range(40)]
+    assert 4 <= sum(value <= 0.25 for value in values) <= 16

@@ -90,6 +90,7 @@ def print_gap(report: GapReport, quiet: bool, as_json: bool) -> None:
             "halves of A": f"{frechet.halves_a:.4g}",
             "halves of B": f"{frechet.halves_b:.4g}",
             "excess": f"{frechet.excess:.4g} above the mean of the halves",
+            "chance": f"p = {frechet.p_value:.2g}, the share of random relabellings that are as far apart",
             "linear classifier": f"{linear.accuracy:.1f} ± {linear.standard_error:.1f} % "
             f"(chance 50 %, {linear.folds} folds, standard error)",
             "samples": f"{report.samples} of each set",

@@ -19,6 +19,7 @@ from vmae_train.evaluation.metrics import standard_error
 
 __all__ = [
     "FOLDS",
+    "RELABELLINGS",
     "SPLITS",
     "FrechetGap",
     "GapReport",
@@ -34,6 +35,8 @@ __all__ = [
 
 SPLITS = 5  # random splits into halves, whose distances are averaged
 FOLDS = 5
+RELABELLINGS = 39  # so that the smallest p is 1 in 40
+SURE = 0.05
 
 
 class SampleFeatures(NamedTuple):
@@ -48,6 +51,7 @@ class FrechetGap(msgspec.Struct, frozen=True, kw_only=True):
 
     `between`: a half of A and a half of B. `halves_a`, `halves_b`: the halves of one set, which differ by chance only.
     `excess`: what `between` exceeds their mean by. `ratio`: `between` in units of their mean; None if that is 0.
+    `p_value`: how often two random sets of the samples of both are as far apart as A and B are, with all samples.
     """
 
     between: float
@@ -55,6 +59,7 @@ class FrechetGap(msgspec.Struct, frozen=True, kw_only=True):
     halves_b: float
     excess: float
     ratio: float | None
+    p_value: float
     samples: int
     splits: int
 
@@ -95,6 +100,8 @@ class GapReport(msgspec.Struct, frozen=True, kw_only=True):
         distance = "The sets are apart, and the halves of each are equal"
         if ratio is not None:
             distance = f"The sets are {ratio:.2f} times as far apart as random halves of one set"
+        if self.frechet.p_value > SURE:
+            distance += f", as chance alone may give (p = {self.frechet.p_value:.2g})"
         told = f"tells them apart in {found.accuracy:.1f} % of the samples"
         if found.accuracy - 2 * found.standard_error <= 50:
             told += ", which is chance within two standard errors"
@@ -163,7 +170,7 @@ def frechet_gap(
     """The distance between the sets, and that between halves of one set, from equally many samples.
 
     Few samples make every Fréchet distance too large, so only the two together say something. No source video is on
-    both sides of a distance. `done` is called after each of the `SPLITS`.
+    both sides of a distance. `done` is called after each of the `SPLITS` and of the `RELABELLINGS`.
     """
     between, halves_a, halves_b = [], [], []
     size = 0
@@ -184,9 +191,23 @@ def frechet_gap(
         halves_b=own_b,
         excess=apart - chance,
         ratio=apart / chance if chance > 0 else None,
+        p_value=_p_value(a, b, seed, done),
         samples=size,
         splits=SPLITS,
     )
+
+
+def _p_value(a: SampleFeatures, b: SampleFeatures, seed: int, done: Callable[[], None]) -> float:
+    """A permutation test: the samples of both sets, dealt anew into two sets. The observed deal counts as one."""
+    feature_NE, source_N = (np.concatenate(pair) for pair in zip(a, b, strict=True))
+    observed, reached = frechet_distance(a.feature_NE, b.feature_NE), 1
+    for turn in range(RELABELLINGS):
+        (part_N,) = deal_sources((source_N,), 2, seed, SPLITS + 1 + turn)
+        sides = [feature_NE[part_N == part] for part in (0, 1)]
+        size = min(map(len, sides))
+        reached += frechet_distance(sides[0][:size], sides[1][:size]) >= observed
+        done()
+    return reached / (RELABELLINGS + 1)
 
 
 def separability(

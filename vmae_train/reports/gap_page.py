@@ -21,6 +21,7 @@ def write_gap_page(report: GapReport, projection: Projection, page: StoragePath)
         Fact("halves of A", f"{frechet.halves_a:.4g}", "the distance by chance"),
         Fact("halves of B", f"{frechet.halves_b:.4g}", "the distance by chance"),
         Fact("excess", f"{frechet.excess:.4g}", "above the mean of the halves"),
+        Fact("p", f"{frechet.p_value:.2g}", "random relabellings that are as far apart"),
         Fact("linear classifier", f"{linear.accuracy:.1f} %", f"± {linear.standard_error:.1f}, standard error"),
     )
     parts: list[Part] = [Facts(facts), Note(f"{report.sentence}. Chance is 50 %.")]
