@@ -83,20 +83,20 @@ def print_gap(report: GapReport, quiet: bool, as_json: bool) -> None:
 
     frechet, linear = report.frechet, report.separability
     if as_json:
-        print_json({**msgspec.to_builtins(report), "sentence": report.sentence})
+        print_json({**msgspec.to_builtins(report), "summary": report.summary})
     elif not quiet:
         rows = {
             "Fréchet distance": f"{frechet.between:.4g} (squared; {frechet.samples} samples of each side)",
             "halves of A": f"{frechet.halves_a:.4g}",
             "halves of B": f"{frechet.halves_b:.4g}",
             "excess": f"{frechet.excess:.4g} above the mean of the halves",
-            "chance": f"p = {frechet.p_value:.2g}, the share of random relabellings that are as far apart",
+            "chance": f"p = {frechet.p_value:.2g} (labels A and B dealt anew)",
             "linear classifier": f"{linear.accuracy:.1f} ± {linear.standard_error:.1f} % "
             f"(chance 50 %, {linear.folds} folds, standard error)",
             "samples": f"{report.samples} of each set",
         }
         print_rows(f"A: {report.a}, B: {report.b}", rows.items())
-        print(f"{report.sentence}.")
+        print(report.summary)
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -94,7 +94,7 @@ class GapReport(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
 
     @property
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """What the numbers say, and no more."""
         ratio, found = self.frechet.ratio, self.separability
         distance = "The sets are apart, and the halves of each are equal"
@@ -105,7 +105,7 @@ class GapReport(msgspec.Struct, frozen=True, kw_only=True):
         told = f"tells them apart in {found.accuracy:.1f} % of the samples"
         if found.accuracy - 2 * found.standard_error <= 50:
             told += ", which is chance within two standard errors"
-        return f"{distance}, and a linear classifier {told}"
+        return f"{distance}. A linear classifier {told}."
 
 
 class Projection(NamedTuple):

@@ -24,7 +24,7 @@ def write_gap_page(report: GapReport, projection: Projection, page: StoragePath)
         Fact("p", f"{frechet.p_value:.2g}", "random relabellings that are as far apart"),
         Fact("linear classifier", f"{linear.accuracy:.1f} %", f"± {linear.standard_error:.1f}, standard error"),
     )
-    parts: list[Part] = [Facts(facts), Note(f"{report.sentence}. Chance is 50 %.")]
+    parts: list[Part] = [Facts(facts), Note(f"{report.summary} Chance is 50 %.")]
     parts += [Note(f"{warning[:1].upper()}{warning[1:]}.", warning=True) for warning in report.warnings]
     clips = {"A": report.clip_a, "B": report.clip_b}
     told = [f"{name}: {text}" for name, text in clips.items()] if report.clip_a != report.clip_b else [report.clip_a]
