@@ -81,6 +81,8 @@ def print_gap(report: GapReport, quiet: bool, as_json: bool) -> None:
     """Print the distances between two sets as a table, what they say, and what else they come from."""
     import msgspec
 
+    from vmae_data.pages.html import printable
+
     frechet, linear = report.frechet, report.separability
     if as_json:
         print_json({**msgspec.to_builtins(report), "summary": report.summary})
@@ -98,7 +100,7 @@ def print_gap(report: GapReport, quiet: bool, as_json: bool) -> None:
         print_rows(f"A: {report.a}, B: {report.b}", rows.items())
         print(report.summary)
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
 
 
 def print_unreadable(unreadable: dict[str, str]) -> None:
