@@ -70,6 +70,7 @@ class Purpose(IntEnum):
     MIXUP_LAMBDA = 35
     CUTMIX_POSITION = 36
     FEW_SHOT = 37
+    GAP = 38
 
 
 def splitmix64(x: ArrayLike) -> U64:

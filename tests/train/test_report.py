@@ -17,11 +17,10 @@ import pytest
 from tests.command import call_command
 from tests.tiny_runs import finetune_tiny, pretrain_tiny
 from vmae_data.errors import DataError, MisuseError
-from vmae_train.evaluation.metrics import Scores, class_scores
+from vmae_train.evaluation.metrics import Scores, class_scores, standard_error
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
 from vmae_train.reports.compare_runs import describe_difference
 from vmae_train.reports.run_page import NUM_RECONSTRUCTIONS, write_report
-from vmae_train.reports.scores_page import standard_error
 
 pytestmark = pytest.mark.processes
 

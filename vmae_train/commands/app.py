@@ -10,6 +10,7 @@ from vmae_train.commands.evaluate import evaluate
 from vmae_train.commands.export import export
 from vmae_train.commands.feed import feed
 from vmae_train.commands.finetune import finetune
+from vmae_train.commands.gap import gap
 from vmae_train.commands.plan import plan
 from vmae_train.commands.predict import predict
 from vmae_train.commands.pretrain import pretrain
@@ -23,5 +24,5 @@ app = new_app(
     "vmae-train",
     "Pretrain, finetune and evaluate masked video autoencoders on shards.",
     __version__,
-    (pretrain, finetune, evaluate, predict, embed, reconstruct, convert, export, report, feed, plan, recipes),
+    (pretrain, finetune, evaluate, predict, embed, gap, reconstruct, convert, export, report, feed, plan, recipes),
 )

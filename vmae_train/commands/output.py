@@ -11,6 +11,7 @@ from vmae_data.console import print_json, print_rows
 
 if TYPE_CHECKING:
     from vmae_train.embed import Embedded
+    from vmae_train.evaluation.feature_gap import GapReport
     from vmae_train.evaluation.frozen_scores import FrozenScores
     from vmae_train.feed import FeedReport
     from vmae_train.inference.predict import Prediction
@@ -22,6 +23,7 @@ __all__ = [
     "print_embedded",
     "print_feed",
     "print_frozen",
+    "print_gap",
     "print_predicted",
     "print_result",
     "print_scores",
@@ -73,6 +75,32 @@ def print_frozen(scores: FrozenScores, quiet: bool, as_json: bool) -> None:
         print_json(msgspec.to_builtins(scores))
     elif not quiet:
         print("\n".join(lines))
+
+
+def print_gap(report: GapReport, quiet: bool, as_json: bool) -> None:
+    """Print the distances between two sets as a table, what they say, and what else they come from."""
+    import msgspec
+
+    from vmae_data.pages.html import printable
+
+    frechet, linear = report.frechet, report.separability
+    if as_json:
+        print_json({**msgspec.to_builtins(report), "summary": report.summary})
+    elif not quiet:
+        rows = {
+            "Fréchet distance": f"{frechet.between:.4g} (squared; {frechet.samples} samples of each side)",
+            "halves of A": f"{frechet.halves_a:.4g}",
+            "halves of B": f"{frechet.halves_b:.4g}",
+            "excess": f"{frechet.excess:.4g} above the mean of the halves",
+            "chance": f"p = {frechet.p_value:.2g} (labels A and B dealt anew)",
+            "linear classifier": f"{linear.accuracy:.1f} ± {linear.standard_error:.1f} % "
+            f"(chance 50 %, {linear.folds} folds, standard error)",
+            "samples": f"{report.samples} of each set",
+        }
+        print_rows(f"A: {report.a}, B: {report.b}", rows.items())
+        print(report.summary)
+    for warning in report.warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
 
 
 def print_unreadable(unreadable: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ N videos, K classes, R values.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +31,7 @@ __all__ = [
     "class_scores",
     "label_scores",
     "read_scores",
+    "standard_error",
     "top_confusions",
     "value_scores",
     "write_scores",
@@ -258,3 +260,14 @@ def value_scores(
         per_value=each,
         **common,
     )
+
+
+def standard_error(percent: float, videos: int) -> float:
+    """The standard error of an accuracy, in percentage points.
+
+    At 0 and 100 %, it is computed as if one more video had the other result, so that it is never 0.
+    """
+    share = percent / 100
+    if share in (0.0, 1.0):
+        share = abs(share - 1 / (videos + 2))
+    return 100 * math.sqrt(share * (1 - share) / videos)

@@ -221,29 +221,36 @@ class VideoRunner(ABC, Generic[Row]):
             loading.rows.append(self._row(loading.name, clips.window.start, clips.window.end, output))
         waiting.clear()
 
+    def shard_clip(self, shards: Shards) -> ClipSpec:
+        """The clips that `run_shards` takes. A checkpoint that does not state them has those of published models."""
+        return (self.protocol.clip if self.is_stated else published_clip(shards.index)).resolve(shards.index)
+
     def run_shards(
         self,
         shards: Shards,
         *,
+        samples: Sequence[int] | None = None,
         kept: Collection[str] = (),
         workers: int = 0,
         style: ProgressStyle = ProgressStyle.QUIET,
     ) -> Iterator[VideoResult[Row]]:
         """A result for each source video of shards, named by URL and key, but not for `kept` names.
 
-        A result comes when the last segment of the source is done. Labels don't matter. An unreadable sample is a result
-        with an error. Raises MisuseError if the shards don't have such clips, DataError if too many are unreadable.
+        `samples`: only these, by number, ascending [default: all]. A result comes when the last segment of the source is
+        done. Labels don't matter. An unreadable sample is a result with an error.
+        Raises MisuseError if the shards don't have such clips, DataError if too many are unreadable.
         """
-        numbers = [n for n in range(len(shards)) if f"{shards.url}/{source_key(shards.key(n))}" not in kept]
-        clip = self.protocol.clip if self.is_stated else published_clip(shards.index)
-        views = ViewPredictor(self.model, self.protocol._replace(clip=clip), self.device, features=self._views.features)
+        asked = range(len(shards)) if samples is None else samples
+        numbers = [n for n in asked if f"{shards.url}/{source_key(shards.key(n))}" not in kept]
+        protocol = self.protocol._replace(clip=self.shard_clip(shards))
+        views = ViewPredictor(self.model, protocol, self.device, features=self._views.features)
         requests = list(padded_requests(numbers, self._batch))
         missing = np.bincount(shards.source_N[numbers], minlength=1) if numbers else np.zeros(1, np.int64)
         outputs: dict[int, dict[int, NDArray[np.float32]]] = {}
         loader = LoaderSpec(workers=workers)
         with (
             load_views(views, shards, requests, batch=self._batch, loader=loader) as batches,
-            ProgressBar("videos of shards", len(shards), style, start=len(shards) - len(numbers)) as progress,
+            ProgressBar("videos of shards", len(asked), style, start=len(asked) - len(numbers)) as progress,
             torch.inference_mode(),
         ):
             for loaded in batches:

@@ -1,4 +1,4 @@
-"""Curves of a training, and the confusion matrix of a classifier → SVG in the colours of the page, light or dark.
+"""Curves of a training, points of two sets, and the confusion matrix of a classifier → SVG in the colours of the page, light or dark.
 
 matplotlib has no CSS variables: curves are drawn in placeholder colours, which the SVG then replaces by the page's.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vmae_data.pages.html import Figure, printable
 from vmae_data.pages.pictures import picture
 
-__all__ = ["Curve", "confusion_picture", "curves", "log_curve"]
+__all__ = ["Curve", "confusion_picture", "curves", "log_curve", "scatter"]
 
 # Placeholders for the six colours of the page's curves, its soft text and its lines.
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
@@ -62,23 +62,52 @@ def curves(title: str, lines: Sequence[Curve], caption: str = "", *, level: floa
         if level is not None:
             axes.axhline(level, color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
         axes.set_xlabel("step", color=SOFT)
-        axes.tick_params(colors=SOFT, labelcolor=SOFT, length=0)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.locator_params(axis="x", nbins=6, integer=True)
-        axes.locator_params(axis="y", nbins=5)
         axes.grid(axis="y", color=LINE, linewidth=0.7)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(LINE)
-        axes.set_axisbelow(True)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        _plain(axes)
+        svg = _page_svg(figure)
     legend = tuple(line.name for line in lines) if len(lines) > 1 else ()
-    return Figure(_page_svg(buffer.getvalue().decode("utf-8")), title, caption, legend)
+    return Figure(svg, title, caption, legend)
 
 
-def _page_svg(svg: str) -> Markup:
+def scatter(
+    title: str, sets: Sequence[tuple[str, NDArray[np.float64]]], axes_names: tuple[str, str], caption: str = ""
+) -> Figure:
+    """Points (N, 2) of up to three sets. Each set has a colour and a shape."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as MplFigure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 10}):
+        figure = MplFigure(figsize=(4.5, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for n, ((_, at_N2), shape) in enumerate(zip(sets, "o^s", strict=False)):
+            axes.plot(*at_N2.T, shape, color=SERIES[n], fillstyle="none", markersize=3.5, markeredgewidth=0.9)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(axes_names[0], color=SOFT)
+        axes.set_ylabel(axes_names[1], color=SOFT)
+        axes.locator_params(axis="x", nbins=6)
+        axes.grid(color=LINE, linewidth=0.7)
+        _plain(axes)
+        svg = _page_svg(figure)
+    return Figure(svg, title, caption, tuple(name for name, _ in sets))
+
+
+def _plain(axes: Any) -> None:
+    """The style of all charts: soft numbers, no frame."""
+    axes.tick_params(colors=SOFT, labelcolor=SOFT, length=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.locator_params(axis="y", nbins=5)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.set_axisbelow(True)
+
+
+def _page_svg(figure: Any) -> Markup:
     """Only the <svg> element, sized by the page and in its colours. It contains no text of the user's."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue().decode("utf-8")
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(

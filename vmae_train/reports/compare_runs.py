@@ -9,10 +9,9 @@ import numpy as np
 
 from vmae_data.pages.html import Charts, Note, Part, Table
 from vmae_data.recipes import difference
-from vmae_train.evaluation.metrics import Scores
+from vmae_train.evaluation.metrics import Scores, standard_error
 from vmae_train.reports.charts import Curve, curves, log_curve
 from vmae_train.reports.run_reader import StoredRun
-from vmae_train.reports.scores_page import standard_error
 from vmae_train.runs.metadata import data_text
 
 __all__ = ["comparison_parts", "describe_difference", "validation_curve", "validation_title"]

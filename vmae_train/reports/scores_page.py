@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,11 +9,11 @@ import numpy as np
 from vmae_data.pages.html import Bar, Bars, Charts, Fact, Facts, Note, Part, Section, Table, write_page
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import StoragePath
-from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores, top_confusions
+from vmae_train.evaluation.metrics import AnyScores, LabelScores, Scores, ValueScores, standard_error, top_confusions
 from vmae_train.reports.charts import confusion_picture
 from vmae_train.reports.wrong_videos import wrong_sections
 
-__all__ = ["headline_fact", "score_parts", "standard_error", "unreadable_parts", "write_scores_page"]
+__all__ = ["headline_fact", "score_parts", "unreadable_parts", "write_scores_page"]
 
 
 def write_scores_page(scores: AnyScores, page: StoragePath, *, model: str, shards: Shards) -> None:
@@ -33,17 +32,6 @@ def unreadable_parts(unreadable: dict[str, str]) -> Iterator[Part]:
         yield Table(("sample", "reason"), tuple(sorted(unreadable.items())))
     else:
         yield Note("Every requested sample could be read.")
-
-
-def standard_error(percent: float, videos: int) -> float:
-    """The standard error of an accuracy, in percentage points.
-
-    At 0 and 100 %, it is computed as if one more video had the other result, so that it is never 0.
-    """
-    share = percent / 100
-    if share in (0.0, 1.0):
-        share = abs(share - 1 / (videos + 2))
-    return 100 * math.sqrt(share * (1 - share) / videos)
 
 
 def headline_fact(scores: AnyScores) -> Fact:

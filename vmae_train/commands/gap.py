@@ -1,0 +1,64 @@
+"""`vmae-train gap`: two sets of shards and a checkpoint → how far apart the sets are in the encoder's features."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, argument, option, progress_style
+from vmae_train.commands.options import Best, ClipRecipe, Device, Ema, VideoWorkers, need_torch, with_views
+from vmae_train.commands.output import print_gap, print_unreadable
+
+
+def gap(
+    a: Annotated[str, argument("A", "Compare these shards, a folder or URL.")],
+    b: Annotated[str, argument("B", "Compare them with these shards.")],
+    init: Annotated[str, option("CKPT", "Take the features of this run or checkpoint. Path or URL.")],
+    samples: Annotated[int, option("N", "Compare at most N samples of each set.", min=10, max=100_000)] = 2000,
+    seed: Annotated[int, option("N", "Set the random seed of samples, halves and folds.", min=0, max=2**63 - 1)] = 0,
+    html: Annotated[str | None, option("FILE|URL", "Write an HTML page: numbers and a projection.", "no file")] = None,
+    recipe: ClipRecipe = None,
+    views: Annotated[str | None, option("CLIPSxCROPS", "Average over this many clips and crops.", "1x1")] = None,
+    best: Best = False,
+    ema: Ema = False,
+    settings: Settings = None,
+    batch: Annotated[int, option("N", "Give the model N samples at a time.", min=1, max=1 << 16)] = 8,
+    workers: VideoWorkers = 1,
+    device: Device = None,
+    storage: StorageOptions = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the gap between two sets of shards, in an encoder's features.
+
+    The numbers are the Fréchet distance, beside that of random halves of one set, and how often a linear classifier
+    tells the sets apart. Labels are not used. An encoder that was pretrained on one domain may transfer badly to one
+    that is far away.
+
+    Examples:
+        vmae-train gap shards/k400 shards/mine --init runs/k400
+        vmae-train gap shards/k400 shards/ssv2 --init runs/k400 --html gap.html
+    """
+    need_torch()
+    from vmae_data.storage import writable_paths
+    from vmae_train.gap import measure_gap
+    from vmae_train.inference.embed import Embedder
+    from vmae_train.reports.gap_page import write_gap_page
+
+    paths = writable_paths({"--html": html})
+    is_set = any(setting.partition("=")[0].strip() == "evaluate.views" for setting in settings or ())
+    embedder = Embedder(
+        init,
+        device,
+        recipe=recipe,
+        settings=with_views(settings, views or (None if is_set else "1x1")),
+        best=best,
+        ema=ema,
+        batch=batch,
+    )
+    style = progress_style(quiet, as_json)
+    report, projection = measure_gap(embedder, a, b, samples=samples, seed=seed, workers=workers, style=style)
+    print_gap(report, quiet, as_json)
+    print_unreadable(report.unreadable)
+    if "--html" in paths:
+        write_gap_page(report, projection, paths["--html"])
