@@ -132,7 +132,7 @@ def test_a_converted_model_has_no_run_and_a_recipe_sets_how_it_is_evaluated(
     own = _evaluate(tiny_finetuning, demo_shards, "augment.antialias=false", "evaluate.views=2x3")
     # The probabilities of wrong videos may differ in their last digits.
     assert msgspec.structs.replace(scores, wrong=()) == msgspec.structs.replace(own, wrong=())
-    assert [one.key for one in scores.wrong] == [one.key for one in own.wrong]
+    assert {one.key for one in scores.wrong} == {one.key for one in own.wrong}
     capsys.readouterr()
     published = _evaluate(tmp_path / "hf", demo_shards, "evaluate.views=1x1")
     assert (published.clip, published.antialias) == (ClipSpec(stride=4), False)  # as VideoMAE's OpenCV resizes
