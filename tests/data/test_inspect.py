@@ -17,7 +17,7 @@ from tests.data.test_resize import _write
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError
-from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, decode_record, encode_record
+from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, ShardMarker, decode_record, encode_record
 from vmae_data.inspect import markers
 from vmae_data.inspect.inspect import inspect_shards, print_table
 from vmae_data.inspect.inspect_page import write_inspect_page
@@ -275,3 +275,17 @@ def test_the_copied_and_the_encoded_samples_of_a_copy_build_are_counted(
     print_table(facts)
     assert "copy, short side 256 px; samples: 1 copy, 1 h264" in capsys.readouterr().out
     assert "1 copy, 1 h264" in _page(dest, tmp_path / "page.html")
+
+
+def test_a_damaged_sample_is_a_line_of_the_page_and_the_others_are_shown(demo_shards: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo_shards, tmp_path / "shards")
+    marker = decode_record((folder / "shard-000000.json").read_bytes(), ShardMarker, "marker")
+    sample = marker.samples[1]
+    with (folder / "shard-000000.tar").open("r+b") as tar:
+        tar.seek(sample.facts.offset)
+        tar.write(bytes(sample.facts.size))
+    html = unescape(_page(folder, tmp_path / "page.html"))
+    assert "Unreadable samples" in html
+    assert f"{sample.key}.json: can't be read" in html
+    assert marker.samples[0].key in html or marker.samples[2].key in html
+    assert "Unreadable samples" not in _page(demo_shards, tmp_path / "whole.html")

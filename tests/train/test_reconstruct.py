@@ -387,3 +387,18 @@ def test_drawings_show_every_clip() -> None:
     for value in (10, 90, 170):
         assert (still == value).all(axis=-1).sum() >= 2 * 8 * 128 * 128
     assert len(draw_moving([clip])) == 16
+
+
+@pytest.mark.parametrize("frames", [None, [1], np.zeros((1, 16, 32, 32, 3), np.uint8), torch.zeros(1, 16, 32, 32, 3)])
+def test_reconstruct_refuses_what_is_no_clip_in_one_line(tiny_pretraining: Path, frames: object) -> None:
+    model = load_pretrained(str(tiny_pretraining), "cpu")
+    with pytest.raises(ValueError, match="expected a tensor of uint8 with the axes B T H W 3"):
+        reconstruct(model, frames)  # type: ignore[arg-type]
+
+
+def test_a_reconstruction_has_a_short_repr() -> None:
+    original = np.zeros((16, 24, 32, 3), np.uint8)
+    clip = Reconstruction("title", original, (MaskedClip("tube mask, 75 %", original, original, 1.25),))
+    assert (
+        repr(clip) == "Reconstruction('title', 16 frames of 32 × 24 pixels, [MaskedClip('tube mask, 75 %', loss=1.25)])"
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from vmae_data.amounts import format_bytes, format_seconds
+from vmae_data.errors import DataError
 from vmae_data.format import FAILURES, NOT_JSON, Failure, Index, SampleFacts, ShardMarker, decode_record
 from vmae_data.inspect.inspect import DataFacts
 from vmae_data.names import first_names
@@ -47,21 +48,33 @@ CLASSES_SHOWN = 12  # the largest, and the smallest, of a long list
 
 def write_inspect_page(facts: DataFacts, path: StoragePath) -> None:
     """Write the page. Raises DataError if a shard is missing."""
-    samples = list(_read_samples(facts.shards, choose_samples(facts.shards.label_N, SAMPLES_READ)))
+    damaged: list[str] = []
+    samples = list(_read_samples(facts.shards, choose_samples(facts.shards.label_N, SAMPLES_READ), damaged))
     sections = [
         Section("Overview", tuple(_overview(facts))),
         Section("Videos", tuple(_videos(facts))),
         Section("Classes", tuple(_classes(facts))),
         Section("Distributions", (Charts(tuple(_charts(facts, samples))), *_frame_sizes(facts))),
         Section("Failures", tuple(_failures(facts))),
+        Section("Unreadable samples", tuple(_damaged(damaged))),
         Section("Notes of the build", tuple(_notes(samples))),
         Section("How it was built", (_recipe(facts.index),)),
     ]
     write_page(path, facts.shards.folder.resolve().name, sections, f"Data set of {facts.index.samples} samples")
 
 
-def _read_samples(shards: Shards, numbers: Sequence[int]) -> Iterator[tuple[SampleFacts, int]]:
-    """KEY.json of these samples and the size of their videos; each marker is read once."""
+def _damaged(messages: Sequence[str]) -> Iterator[Part]:
+    if messages:
+        yield Note("Run `vmae-shard verify` to find all of them. What follows is of the others.", warning=True)
+    for message in messages[:LONG_LIST]:
+        yield Note(message)
+
+
+def _read_samples(shards: Shards, numbers: Sequence[int], damaged: list[str]) -> Iterator[tuple[SampleFacts, int]]:
+    """KEY.json of these samples and the size of their videos; each marker is read once.
+
+    `damaged` gets a message for each that can't be read.
+    """
     by_shard: dict[int, set[str]] = {}
     for number in numbers:
         by_shard.setdefault(shards.member_range(number).shard, set()).add(shards.key(number))
@@ -73,7 +86,11 @@ def _read_samples(shards: Shards, numbers: Sequence[int]) -> Iterator[tuple[Samp
         entries = [entry for entry in marker.samples if entry.key in keys]
         spans = read_spans(tar, [Span(entry.facts.offset, entry.facts.size) for entry in entries])
         for entry, data in zip(entries, spans, strict=True):
-            facts = decode_record(data, SampleFacts, f"{tar.name}: {entry.key}.json")
+            try:
+                facts = decode_record(data, SampleFacts, f"{tar.name}: {entry.key}.json")
+            except DataError as error:
+                damaged.append(str(error))
+                continue
             yield facts, sum(member.extent.size for member in entry.members)
 
 

@@ -63,6 +63,9 @@ class MaskedClip(NamedTuple):
     predicted_THWC: U8
     loss: float
 
+    def __repr__(self) -> str:
+        return f"MaskedClip({self.mask!r}, loss={self.loss:.4g})"
+
     @property
     def caption(self) -> str:
         return f"{self.mask}   (loss of the masked cubes {self.loss:.3f})"
@@ -74,6 +77,10 @@ class Reconstruction(NamedTuple):
     title: str
     original_THWC: U8
     masks: tuple[MaskedClip, ...]
+
+    def __repr__(self) -> str:
+        frames, height, width, _ = self.original_THWC.shape
+        return f"Reconstruction({self.title!r}, {frames} frames of {width} × {height} pixels, {list(self.masks)})"
 
     def versions(self, masked: MaskedClip) -> tuple[tuple[str, U8], ...]:
         """The rows or columns of a picture."""

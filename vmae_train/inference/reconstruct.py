@@ -202,6 +202,7 @@ def reconstruct(
         num_masked_tokens(spec, grid_of(model.geometry))
     except ValueError as error:
         raise MisuseError(f"mask = {mask!r}, ratio = {ratio}: {error}") from error
+    model.check_frames(frames_BTHWC)
     count = len(frames_BTHWC)
     titles = [f"clip {number}" if count > 1 else "" for number in range(1, count + 1)]
     return _reconstruct_frames(model, frames_BTHWC, np.arange(count, dtype=np.uint64), [spec], seed, titles)

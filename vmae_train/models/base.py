@@ -55,6 +55,14 @@ class VideoModel(nn.Module):
         Raises ValueError for other axes than B T H W 3, another type than uint8, another number of frames, and frames so
         narrow that a side of more than 16384 pixels would result.
         """
+        self.check_frames(frames_BTHWC)
+        frames = rearrange(frames_BTHWC.to(self.mean_C.device), "b t h w c -> (b t) c h w").float()
+        frames = _centre_square(frames, self.geometry.image_size, antialias=antialias) / 255
+        rgb01 = rearrange(frames, "(b t) c h w -> b c t h w", b=len(frames_BTHWC))
+        return (rgb01 - per_colour(self.mean_C)) / per_colour(self.std_C)
+
+    def check_frames(self, frames_BTHWC: Tensor) -> None:
+        """Raises ValueError for other axes than B T H W 3, another type than uint8, and another number of frames."""
         shape = tuple(getattr(frames_BTHWC, "shape", ()))
         if len(shape) != 5 or shape[-1] != 3 or 0 in shape or frames_BTHWC.dtype != torch.uint8:
             raise ValueError(
@@ -62,10 +70,6 @@ class VideoModel(nn.Module):
             )
         if shape[1] != self.geometry.num_frames:
             raise ValueError(f"{shape[1]} frames given; a clip has {self.geometry.num_frames}")
-        frames = rearrange(frames_BTHWC.to(self.mean_C.device), "b t h w c -> (b t) c h w").float()
-        frames = _centre_square(frames, self.geometry.image_size, antialias=antialias) / 255
-        rgb01 = rearrange(frames, "(b t) c h w -> b c t h w", b=len(frames_BTHWC))
-        return (rgb01 - per_colour(self.mean_C)) / per_colour(self.std_C)
 
     def _check_clips(self, clips_BCTHW: Tensor) -> None:
         """Raises ValueError for clips of other axes, another type or on another device than the model's."""
