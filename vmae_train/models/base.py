@@ -6,6 +6,7 @@ B batch, C colours, T frames, H rows, W columns, S the model's image size, N tok
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ class VideoModel(nn.Module):
         rgb01 = rearrange(frames, "(b t) c h w -> b c t h w", b=len(frames_BTHWC))
         return (rgb01 - per_colour(self.mean_C)) / per_colour(self.std_C)
 
-    def check_frames(self, frames_BTHWC: Tensor) -> None:
+    def check_frames(self, frames_BTHWC: Any) -> None:
         """Raises ValueError for other axes than B T H W 3, another type than uint8, and another number of frames."""
         shape = tuple(getattr(frames_BTHWC, "shape", ()))
         if len(shape) != 5 or shape[-1] != 3 or 0 in shape or frames_BTHWC.dtype != torch.uint8:
