@@ -272,13 +272,18 @@ def test_the_python_of_predictions_runs(
     assert best in ("a", "b")
 
 
+def _save_pretraining_and_video(demo_videos: Path) -> None:
+    """runs/k400 and video.mp4 in the current directory, which the examples name."""
+    Path("runs/k400").mkdir(parents=True)
+    save_model(Path("runs/k400"), PretrainModel(ModelSpec(size="tiny").geometry(), seed=0))
+    shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
+
+
 def test_the_python_of_features_runs(
     tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("runs/k400").mkdir(parents=True)
-    save_model(Path("runs/k400"), PretrainModel(ModelSpec(size="tiny").geometry(), seed=0))
-    shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
+    _save_pretraining_and_video(demo_videos)
     (block,) = re.findall(r"^```python\n(.*?)^```$", _page("embedding.md"), flags=re.DOTALL | re.MULTILINE)
     assert len([line for line in block.splitlines() if line]) <= 10
     exec(compile(block, "embedding.md", "exec"), {})
@@ -292,9 +297,7 @@ def test_the_python_of_reconstructions_runs(
     tmp_path: Path, demo_videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("runs/k400").mkdir(parents=True)
-    save_model(Path("runs/k400"), PretrainModel(ModelSpec(size="tiny").geometry(), seed=0))
-    shutil.copy(next(demo_videos.rglob("scene*.mp4")), "video.mp4")
+    _save_pretraining_and_video(demo_videos)
     blocks = re.findall(r"^```python\n(.*?)^```$", _page("training.md"), flags=re.DOTALL | re.MULTILINE)
     (block,) = (block for block in blocks if "reconstruct(" in block)
     assert len([line for line in block.splitlines() if line]) <= 10

@@ -68,7 +68,7 @@ def timed(clips: Iterator[object], seconds: float) -> list[float]:
 class ShardReader:
     """What a decode worker does: read a range, check its checksum, decode it into a shared buffer.
 
-    By FFmpeg's demuxer, and with memory that is returned to the system, it does what the first version did.
+    BY_DEMUXER reads as the first version did: FFmpeg's demuxer finds the packets, freed memory goes to the system.
     """
 
     def __init__(self, folder: str, reader: str, seed: int) -> None:

@@ -186,9 +186,9 @@ def reconstruct(
     ratio: float = PUBLISHED_RATIO,
     seed: int = 0,
 ) -> list[Reconstruction]:
-    """Mask clips in RGB, uint8 (B, T, H, W, 3), as `read_clips` gives them, and predict what is masked: B reconstructions.
+    """Mask clips and predict the masked cubes. Returns a reconstruction of each clip.
 
-    Each has `original_THWC` and, in `masks[0]`, `masked_THWC`, `predicted_THWC` and the `loss`. Pictures are uint8
+    Clips are RGB, uint8 (B, T, H, W, 3), as `read_clips` gives them. A reconstruction has `original_THWC` and, in `masks[0]`, `masked_THWC`, `predicted_THWC` and the `loss`. Pictures are uint8
     (T, S, S, 3) with the model's size S: the short side is resized to it, and the centre is cropped. `save` writes a file.
     Raises MisuseError for a model with a head and for a mask that hides nothing or everything, ValueError for other axes,
     another type or another number of frames.
@@ -217,10 +217,10 @@ def _reconstruct_frames(
     titles: Sequence[str],
 ) -> list[Reconstruction]:
     """Raises ValueError for frames that `preprocess` refuses."""
-    device = model.mean_C.device
-    clips = model.preprocess(frames_BTHWC.to(device))
+    clips = model.preprocess(frames_BTHWC)
     rgb01 = clips * per_colour(model.std_C) + per_colour(model.mean_C)
-    return reconstruct_clips(model, rgb01, ClipRng.on(device, seed=seed, epoch=0, sample=number_B), masks, titles)
+    rng = ClipRng.on(clips.device, seed=seed, epoch=0, sample=number_B)
+    return reconstruct_clips(model, rgb01, rng, masks, titles)
 
 
 @torch.inference_mode()
