@@ -187,6 +187,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
 
     1: failed; 2: misused; 129, 130 or 143: stopped by SIGHUP, SIGINT or SIGTERM.
     """
+    from vmae_data.processes import exit_process
     from vmae_data.streams import secure_streams
 
     secure_streams()
@@ -211,7 +212,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         # Without a command typer prints the help, and there is no text.
         if text and (not hasattr(error, "format_message") or _is_first_process()):
             _print_error(name, text)
-    sys.exit(status)
+    exit_process(status)
 
 
 def _handle_signals() -> None:

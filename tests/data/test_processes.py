@@ -268,6 +268,29 @@ def test_a_process_of_torchrun_gets_sigterm_when_torchrun_is_killed(tmp_path: Pa
     assert log.read_text() == f"signal {signal.SIGTERM}"
 
 
+_ENDING = """\
+import atexit, os, sys
+from vmae_data.processes import exit_process
+class Last:
+    def __del__(self):
+        os.write(2, b"interpreter ended")
+sys.modules["last"] = Last()
+atexit.register(print, "handler")
+print("printed")
+exit_process(3)
+"""
+
+
+@pytest.mark.parametrize(("world_size", "ended"), [("1", "interpreter ended"), ("2", "")])
+def test_one_of_several_processes_skips_the_interpreters_end_and_loses_nothing(world_size: str, ended: str) -> None:
+    """Threads of process groups that free a tensor at that end abort the process."""
+    environment = {**os.environ, "WORLD_SIZE": world_size}
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDING], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "printed\nhandler\n", ended)
+
+
 def page_faults_of_a_second_block(megabytes: int) -> int:
     """How many pages the second of two equal blocks asks the system for, after the first is freed."""
     b"x" * (megabytes << 20)
