@@ -17,7 +17,6 @@ from vmae_data.console import (
     option,
     print_json,
     progress_style,
-    resumable,
 )
 
 
@@ -44,7 +43,7 @@ def demo(
     from vmae_data.progress import ProgressBar
 
     total = videos + (broken_count() if broken else 0)
-    with resumable(), ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
+    with ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
         write_demo(
             dest,
             num_videos=videos,
