@@ -101,8 +101,7 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
         "FILE": str(tmp_path / "file"),
     }
     filled = [re.sub("^(NOWHERE|VIDEOS|OUT|FILE)", lambda match: names[match[0]], word) for word in words]
-    quiet = [] if words[0] == "inspect" else ["--quiet"]
-    done = call_command("vmae_data", *filled, *quiet, status=2)
+    done = call_command("vmae_data", *filled, "--quiet", status=2)
     assert error in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
@@ -186,9 +185,32 @@ def test_a_path_that_is_no_file_is_refused_at_once_and_named(
             "IMAGE": tmp_path / "out.png",
             "FILE": special_files / f"{kind}.toml",
         }
-        done = call_command(*(names.get(word, word) for word in words.split()), status=2)
+        done = call_command(*(names.get(word, word) for word in words.split()), "--quiet", status=2)
         assert f"{kind}.toml" in done.stderr and done.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("build NOWHERE OUT", "finding the videos …"),
+        ("build NOWHERE OUT --dry-run", "finding the videos …"),
+        ("demo FILE", "making the videos …"),
+        ("merge OUT", "merging the parts …"),
+        ("verify NOWHERE", "verifying the shards …"),
+        ("audit NOWHERE", "auditing the shards …"),
+        ("inspect NOWHERE", "reading the data set …"),
+    ],
+)
+def test_a_command_says_through_a_pipe_what_it_does_unless_silence_is_asked_for(
+    words: str, line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    names = {"NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out", "FILE": tmp_path / "file"}
+    for more, lines in (([], [line]), (["-q"], []), (["--json"], [])):
+        done = call_command("vmae_data", *(names.get(word, word) for word in words.split()), *more, status=2)
+        *told, error = done.stderr.splitlines()
+        assert (told, error.startswith("vmae-shard: "), done.stdout) == (lines, True, "")
 
 
 def test_a_traceback_is_printed_only_with_debug(tmp_path: Path) -> None:
@@ -253,8 +275,8 @@ def test_an_import_that_fails_is_one_line_that_names_the_module(
 
 def test_a_command_without_its_packages_is_one_line(tmp_path: Path) -> None:
     for package, module, words in (
-        ("vmae_train", "torch", ("pretrain", "--recipe", "pretrain/demo", "--data", "a", "--out", "b")),
-        ("vmae_data", "pyarrow", ("verify", "a")),
+        ("vmae_train", "torch", ("pretrain", "--recipe", "pretrain/demo", "--data", "a", "--out", "b", "-q")),
+        ("vmae_data", "pyarrow", ("verify", "a", "-q")),
     ):
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('lib{module}.so: failed to map', name='lib')")
         done = run_command(package, *words, status=1, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"})
@@ -270,7 +292,7 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(demo_videos: Pat
     done = call_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
     assert ".lock" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert call_command("vmae_data", "build", "new\nline", status=2).stderr.count("\n") == 1
+    assert call_command("vmae_data", "build", "new\nline", "-q", status=2).stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

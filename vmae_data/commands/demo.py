@@ -39,11 +39,14 @@ def demo(
     Examples:
         vmae-shard demo videos/demo --videos 100
     """
+    from vmae_data.progress import ProgressBar, announce
+
+    style = progress_style(quiet, as_json)
+    announce("making the videos", style)
     from vmae_data.demo.videos import broken_count, write_demo
-    from vmae_data.progress import ProgressBar
 
     total = videos + (broken_count() if broken else 0)
-    with ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
+    with ProgressBar("demo videos", total, style) as progress:
         write_demo(
             dest,
             num_videos=videos,

@@ -83,7 +83,7 @@ def embed(
         vmae-train embed runs/k400 long.mkv --window 10 --out windows.npz
         vmae-train embed runs/k400 videos --layout opentad --stride 4 --out features
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.console import print_json
     from vmae_train.embed import embed_all
     from vmae_train.inference.embed import Embedder, Features

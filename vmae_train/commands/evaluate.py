@@ -16,7 +16,6 @@ from vmae_train.commands.options import (
     Device,
     Ema,
     EvaluationData,
-    announce,
     need_torch,
 )
 from vmae_train.commands.output import print_frozen, print_scores, print_unreadable
@@ -88,7 +87,9 @@ def evaluate(
         vmae-train evaluate k400.pth --data shards/val --class-names classes.txt
         vmae-train evaluate runs/k400 --data shards/val --train shards/train --knn
     """
-    need_torch()
+    style = progress_style(quiet, as_json)
+    need_torch(style)
+    from vmae_data.progress import announce
     from vmae_data.storage import writable_paths
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.distributed import init_distributed
@@ -106,7 +107,6 @@ def evaluate(
     shots = parse_shots(few_shot) if few_shot is not None else ()
     of_head = {"--predictions": predictions, "--html": html, "--class-names": class_names, "--merge": merge}
     _check_together(knn or bool(shots), {"--train": train, "--layer": layer}, of_head)
-    style = progress_style(quiet, as_json)
     common: dict[str, Any] = {
         "recipe": recipe,
         "settings": chosen,
@@ -149,7 +149,7 @@ def evaluate(
             if distributed.is_main:
                 files = {name: paths.get(f"--{name}") for name in ("out", "predictions", "html")}
                 if html is not None:
-                    announce("drawing the page")
+                    announce("drawing the page", style)
                 write_outputs(found, **files)
 
 

@@ -32,7 +32,7 @@ def feed(
     Examples:
         vmae-train feed --recipe pretrain/k400 --data shards/k400 --seconds 60
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.recipes import load_recipe
     from vmae_train.feed import feed as run
 

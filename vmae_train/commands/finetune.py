@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
 from vmae_train.commands.options import (
     AcceptAppended,
     Data,
@@ -54,7 +54,7 @@ def finetune(
         vmae-train finetune --recipe finetune/demo --data train --val val --out run
         vmae-train finetune --recipe my.toml --data a --val b --init pre --out run
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.finetune import finetune as train
 

@@ -39,7 +39,7 @@ def gap(
         vmae-train gap shards/k400 shards/mine --init runs/k400
         vmae-train gap shards/k400 shards/ssv2 --init runs/k400 --html gap.html
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.storage import writable_paths
     from vmae_train.gap import measure_gap
     from vmae_train.inference.embed import Embedder

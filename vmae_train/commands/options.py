@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vmae_data.console import argument, flag, option, path_option, recipe_option
+from vmae_data.console import argument, flag, is_first_process, option, path_option, recipe_option
 from vmae_data.errors import RecipeError, VmaeError
+
+if TYPE_CHECKING:
+    from vmae_data.progress import ProgressStyle
 
 __all__ = [
     "AcceptAppended",
@@ -29,7 +31,6 @@ __all__ = [
     "VideoBatch",
     "VideoWorkers",
     "Videos",
-    "announce",
     "check_recipe",
     "need_torch",
     "spec_of",
@@ -83,20 +84,17 @@ DryRun = Annotated[
 ]
 
 
-def need_torch() -> None:
-    """One line instead of a traceback if only the data side is installed. Tells a terminal why nothing happens yet."""
+def need_torch(style: ProgressStyle) -> None:
+    """One line instead of a traceback if only the data side is installed. Says why nothing happens yet."""
     from importlib.util import find_spec
+
+    from vmae_data.progress import announce
 
     missing = [name for name in ("torch", "kornia", "einops", "safetensors", "jaxtyping") if find_spec(name) is None]
     if missing:
         raise VmaeError(f"{', '.join(missing)} not installed. Run `python -m pip install 'vmae[train]'`")
-    announce("loading torch")
-
-
-def announce(work: str) -> None:
-    """Tell a terminal what takes the next seconds, if that work shows no progress of its own."""
-    if sys.stderr.isatty() and not {"--quiet", "-q"} & {*sys.argv}:
-        print(f"{work} …", file=sys.stderr)
+    if is_first_process():
+        announce("loading torch", style)
 
 
 def with_views(settings: list[str] | None, views: str | None) -> list[str]:

@@ -62,7 +62,7 @@ def predict(
         vmae-train predict runs/finetune long.mkv --window 10 --out windows.csv
         vmae-train predict k400.pth videos --class-names names.txt --html a.html
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.console import print_json
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.inference.predict import Prediction, Predictor

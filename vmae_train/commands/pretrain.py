@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style
 from vmae_train.commands.options import (
     AcceptAppended,
     Data,
@@ -41,7 +41,7 @@ def pretrain(
         vmae-train pretrain --recipe pretrain/demo --data shards/demo --out runs/demo
         vmae-train pretrain --recipe my.toml --data a --data b:0.5 --out run --dry-run
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_train.pretrain import PretrainSpec
     from vmae_train.pretrain import pretrain as train
 
