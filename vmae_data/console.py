@@ -146,8 +146,9 @@ class _Command(TyperCommand):
         for param in self.params:
             value = ctx.params.get(param.name)
             if value == "" or (isinstance(value, list | tuple) and "" in value):
-                name = param.opts[0] if param.opts[0].startswith("-") else getattr(param, "metavar", param.name)
-                raise MisuseError(f"{name} is empty. Give a value, or omit it")
+                from vmae_data.parser_errors import parameter_name
+
+                raise MisuseError(f"{parameter_name(param)} is empty. Give a value, or omit it")
         return super().invoke(ctx)
 
 
@@ -240,7 +241,9 @@ def _describe_error(name: str, error: Exception) -> tuple[str, int]:
     # Errors of the parser: a missing argument, an unknown option, a value of another type.
     if not hasattr(error, "format_message"):
         raise error
-    message = error.format_message()
+    from vmae_data.parser_errors import parser_error_text
+
+    message = parser_error_text(error)
     return f"{message} (see --help)" if message else "", 2
 
 
