@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from vmae_data.processes import exit_process
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.fingerprint import ClipFingerprint, fingerprints
@@ -62,3 +63,4 @@ def own_clips(
 
 if __name__ == "__main__":
     main()
+    exit_process(0)
