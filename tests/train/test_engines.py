@@ -24,7 +24,7 @@ from vmae_train.runs.log import read_log
 
 pytestmark = pytest.mark.processes
 
-STEPS, SAVED = 20, 15
+STEPS, SAVED = 8, 5
 FILES = ("model", "optimizer", "ema")
 
 # The learning rates differ by layer: an engine that mixes up the optimizer's groups trains another model.
