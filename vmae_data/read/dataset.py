@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from vmae_data.amounts import plural
 from vmae_data.decode import DecodedVideo, decode_some
 from vmae_data.errors import DataError, SampleError
 from vmae_data.format import INDEX, Label, PhaseFacts, Regular, SampleFacts, Series, ShardMarker, decode_record
@@ -41,6 +44,12 @@ class Clip(NamedTuple):
 
 class Shards(Table):
     """A data set, opened with `Shards.open(url)`: `index`, `classes`, `len()`, `sample(i)`, `stream(…)`."""
+
+    def __repr__(self) -> str:
+        videos, frames = len(np.unique(self.source_N)), int(self.frames_NP[:, 0].sum())
+        counts = [plural(videos, "video"), plural(len(self), "sample"), plural(frames, "frame")]
+        counts += [plural(len(self.classes), "class")] if self.classes else []
+        return f"{type(self).__name__}({self.url}: {', '.join(counts)})"
 
     def sample(self, number: int) -> Sample:
         """A sample's facts and verified bytes. Raises SampleError if a checksum differs."""

@@ -37,6 +37,17 @@ class VideoModel(nn.Module):
         self.drop_path = self.fc_drop_rate = 0.0
         self.activation_checkpointing = False
 
+    def __repr__(self) -> str:
+        """One line. The parts have PyTorch's own: `print(model.encoder)`, `print(model.blocks)`."""
+        geometry, numbers = self.geometry, sum(parameter.numel() for parameter in self.parameters())
+        clip = f"{geometry.num_frames} frames of {geometry.image_size} px"
+        size = f"{geometry.depth} blocks of {geometry.embed_dim} channels, {numbers / 1e6:.4g} M parameters"
+        return f"{type(self).__name__}({', '.join([size, clip, *self._outputs()])})"
+
+    def _outputs(self) -> tuple[str, ...]:
+        """The outputs of a head, for the repr."""
+        return ()
+
     def set_options(self, spec: ModelSpec) -> None:
         """Set drop path, dropout of the head, activation checkpointing and compilation from a recipe.
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vmae_data.amounts import plural
 from vmae_data.rng import Purpose
 from vmae_train.clips.rng import ClipRng, uniform
 from vmae_train.models.base import VideoModel
@@ -59,6 +60,9 @@ class HeadModel(VideoModel):
                 self.head.weight.mul_(geometry.init_scale)
             if geometry.pooling == "attentive":
                 self.pooler.reset_query(generator)
+
+    def _outputs(self) -> tuple[str, ...]:
+        return (plural(self.head.out_features, "class" if self.classes else "value"),)
 
     def freeze_encoder(self) -> None:
         """Train only pooling, norm and head from now on (a probe). A frozen encoder has no drop path."""
