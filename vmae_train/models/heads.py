@@ -79,7 +79,8 @@ class HeadModel(VideoModel):
     def features(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B E"]:
         """One vector per clip, float (B, 3, T, H, W): the mean or the attentive pooling of its tokens, normalised.
 
-        Raises ValueError for clips of other axes, another type or on another device.
+        Raises ValueError for clips of other axes, another type or on another device. In eval mode also for values that
+        `preprocess` never gives.
         """
         self._check_clips(clips_BCTHW)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
