@@ -19,6 +19,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmae_data.arguments import MAX_SEED, check_integer, check_number
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.batches import PADDING
@@ -190,13 +191,15 @@ def reconstruct(
 
     Clips are RGB, uint8 (B, T, H, W, 3), as `read_clips` gives them. A reconstruction has `original_THWC` and, in `masks[0]`, `masked_THWC`, `predicted_THWC` and the `loss`. Pictures are uint8
     (T, S, S, 3) with the model's size S: the short side is resized to it, and the centre is cropped. `save` writes a file.
-    Raises MisuseError for a model with a head and for a mask that hides nothing or everything, ValueError for other axes,
-    another type or another number of frames.
+    Raises MisuseError for a model with a head, for a mask that hides nothing or everything, and for other values;
+    ValueError for frames of other axes, another type or another number.
     """
     if not isinstance(model, PretrainModel):
         raise MisuseError(f"{type(model).__name__} predicts no cubes. Load the pretraining that it started from")
     if mask not in get_args(MaskKind):
         raise MisuseError(f"mask = {mask!r}: expected {', '.join(get_args(MaskKind))}")
+    check_number("ratio", ratio)
+    check_integer("seed", seed, 0, MAX_SEED)
     try:
         spec = MaskSpec(kind=mask, ratio=ratio)
         num_masked_tokens(spec, grid_of(model.geometry))
