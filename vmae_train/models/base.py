@@ -91,8 +91,9 @@ class VideoModel(nn.Module):
         size, device, dtype = self.geometry.image_size, self.mean_C.device, next(self.parameters()).dtype
         shape = tuple(getattr(clips_BCTHW, "shape", ()))
         fits = shape == (*shape[:1], 3, self.geometry.num_frames, size, size) and clips_BCTHW.device == device
-        converts = fits and torch.is_autocast_enabled(device.type) and clips_BCTHW.dtype in _AUTOCAST_TYPES
-        if not (converts or (fits and clips_BCTHW.dtype == dtype)):
+        if fits and clips_BCTHW.dtype != dtype:
+            fits = torch.is_autocast_enabled(device.type) and clips_BCTHW.dtype in _AUTOCAST_TYPES
+        if not fits:
             raise ValueError(
                 f"clips are {described(clips_BCTHW)}; expected a tensor of {_name(dtype)} with the axes "
                 f"B 3 {self.geometry.num_frames} {size} {size} on {device}, as `preprocess` gives it"
