@@ -11,6 +11,7 @@ from vmae_data.recipes import difference
 from vmae_train.evaluation.metrics import Scores, standard_error
 from vmae_train.reports.charts import Curve, curves, log_curve
 from vmae_train.reports.group_runs import NamedRun, RunGroup, compare_groups, describe_group, group_runs
+from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun, pretraining_of
 from vmae_train.runs.metadata import data_text
 
@@ -43,7 +44,7 @@ def _pretraining_parts(runs: Sequence[NamedRun]) -> Iterator[Part]:
     yield Table(head, tuple(rows), (2, 3, 4, 5))
     (first, run, _), *others = runs
     for name, other, _ in others:
-        task, other_task = ({key: one.facts.recipe.get(key) for key in _TASK} for one in (run, other))
+        task, other_task = ({key: resolved_recipe(one).get(key) for key in _TASK} for one in (run, other))
         unlike = difference(task, other_task)
         unlike += difference({"data": run.facts.data_digest}, {"data": other.facts.data_digest})
         if unlike:
@@ -120,7 +121,7 @@ def _difference_parts(a: RunGroup, b: RunGroup) -> Iterator[Part]:
 
 def _changes(first: str, run: StoredRun, second: str, other: StoredRun) -> Part:
     """The differences of the recipes, the first weights and the data of two runs."""
-    changed = difference(run.facts.recipe, other.facts.recipe)
+    changed = difference(resolved_recipe(run), resolved_recipe(other))
     changed += difference({"init": run.facts.init}, {"init": other.facts.init})
     if (run.facts.data_digest, run.facts.data_weight) != (other.facts.data_digest, other.facts.data_weight):
         changed.append(f"data: {data_text(run.facts)} → {data_text(other.facts)}")

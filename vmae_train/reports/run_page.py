@@ -25,6 +25,7 @@ from vmae_train.models.geometry import ModelSpec
 from vmae_train.reports.charts import curves, log_curve
 from vmae_train.reports.compare_runs import comparison_parts, validation_curve, validation_title
 from vmae_train.reports.over_time import over_time_parts
+from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun, pretraining_of, read_run
 from vmae_train.reports.scores_page import headline_fact, score_parts, unreadable_parts
 from vmae_train.reports.wrong_videos import wrong_sections
@@ -237,7 +238,7 @@ def _starts(runs: Sequence[StoredRun]) -> Iterator[Part]:
 
 def _recipe(run: StoredRun) -> Iterator[Part]:
     rows = [("data", data_text(run.facts)), ("validation", run.facts.validation or "–"), ("init", run.origin)]
-    rows += [(key, "–" if value is None else str(value)) for key, value in _flatten(run.facts.recipe)]
+    rows += [(key, "–" if value is None else str(value)) for key, value in _flatten(resolved_recipe(run))]
     yield Table(("key", "value"), tuple(rows), folded="every value")
 
 
