@@ -94,7 +94,8 @@ def footprint_key(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) -> s
     layout = BatchLayout.of(spec.train.batch, spec.train.micro_batch, processes)
     own = (spec.mask,) if isinstance(spec, PretrainSpec) else (spec.mix, spec.probe, spec.value_loss)
     parts = [
-        *(type(spec).__name__, spec.geometry(), spec.model.activation_checkpointing, spec.model.drop_path > 0, *own),
+        *(type(spec).__name__, spec.geometry().stored()),
+        *(spec.model.activation_checkpointing, spec.model.drop_path > 0, *own),
         msgspec.structs.replace(spec.augment, flip=False),
         *(layout.micro_batch, layout.grad_accum_steps > 1 or processes > 1),
         *(spec.train.repeats, spec.train.precision, spec.ema.decay is not None),

@@ -74,7 +74,8 @@ class PretrainObjective(Objective):
         flips = spec.augment.flip and bool(self.setup.mixture.may_flip_N.any())
         return {
             "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
-            f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}, {geometry.num_tokens} tokens, "
+            f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}"
+            f"{' with cross-attention' if geometry.decoder_attention == 'cross' else ''}, {geometry.num_tokens} tokens, "
             f"{geometry.position}",
             "mask": f"{spec.mask.kind}, {masked} of {geometry.num_tokens} tokens masked, decoder {spec.mask.decoder}",
             "crop": f"{spec.augment.crop} to {geometry.image_size} px, flip {'on' if flips else 'off'}",

@@ -65,11 +65,14 @@ class PretrainModel(VideoModel):
         position_BVE, scale_LB2 = self.position_NE[visible_BV], self._drop_path_scale(rng)
         encoded_BVE = self.encoder(clips_BCTHW, visible_BV, position_BVE, scale_LB2, checkpointing=checkpointing)
         encoded_BVE = self.encoder_to_decoder(encoded_BVE) + self.decoder_position_NE[visible_BV]
-        hidden_BM = predicted_BM if mask.unscored_BU is None else torch.cat((mask.unscored_BU, predicted_BM), dim=1)
+        hidden_BM, cross = predicted_BM, self.geometry.decoder_attention == "cross"
+        if mask.unscored_BU is not None and not cross:  # without self-attention no prediction depends on them
+            hidden_BM = torch.cat((mask.unscored_BU, predicted_BM), dim=1)
         hidden_BME = self.mask_token + self.decoder_position_NE[hidden_BM]
         # Attention ignores order, so the predicted tokens may come last; the embedding carries their positions.
-        tokens_BNE = torch.cat((encoded_BVE, hidden_BME), dim=1)
-        cubes_BMD: Tensor = self.decoder(tokens_BNE, predicted_BM.shape[1], checkpointing=checkpointing)
+        tokens_BNE = hidden_BME if cross else torch.cat((encoded_BVE, hidden_BME), dim=1)
+        context_BVE = encoded_BVE if cross else None
+        cubes_BMD: Tensor = self.decoder(tokens_BNE, predicted_BM.shape[1], context_BVE, checkpointing=checkpointing)
         return cubes_BMD
 
     def features(self, clips_BCTHW: Tensor) -> Float[Tensor, "B E"]:
@@ -144,22 +147,33 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The tokens of a clip → the cubes of its last `num_predicted` tokens."""
+    """The tokens of a clip → the cubes of its last `num_predicted` tokens.
+
+    With cross-attention the tokens are those to predict. They attend to the visible ones, the context, and not to each
+    other (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", arXiv 2401.14391).
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         dim, num_heads = geometry.decoder_embed_dim, geometry.decoder_num_heads
         mlp_ratio = geometry.decoder_mlp_ratio or geometry.mlp_ratio
+        cross = geometry.decoder_attention == "cross"
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, mlp_ratio, geometry.decoder_eps) for _ in range(geometry.decoder_depth)
+            Block(dim, num_heads, mlp_ratio, geometry.decoder_eps, cross_attention=cross)
+            for _ in range(geometry.decoder_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=geometry.decoder_norm_eps)
         self.head = nn.Linear(dim, geometry.cube_dim)
 
     def forward(
-        self, x_BNE: Float[Tensor, "B N E"], num_predicted: int, *, checkpointing: bool = False
+        self,
+        x_BNE: Float[Tensor, "B N E"],
+        num_predicted: int,
+        context_BVE: Float[Tensor, "B V E"] | None = None,
+        *,
+        checkpointing: bool = False,
     ) -> Float[Tensor, "B M D"]:
-        x_BME = run_blocks(self.blocks, x_BNE, last=num_predicted, checkpointing=checkpointing)
+        x_BME = run_blocks(self.blocks, x_BNE, last=num_predicted, context_BVE=context_BVE, checkpointing=checkpointing)
         cubes_BMD: Tensor = self.head(self.norm(x_BME))
         return cubes_BMD
 
