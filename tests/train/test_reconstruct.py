@@ -34,7 +34,7 @@ from vmae_train.inference.reconstruct import (
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
 from vmae_train.models.losses import cube_targets
-from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.videomae import PretrainModel, grid_of
 
 pytestmark = pytest.mark.processes
 
