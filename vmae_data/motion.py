@@ -7,6 +7,7 @@ N vectors, F frames, H rows and W columns of cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -17,8 +18,29 @@ from numpy.typing import NDArray
 
 __all__ = ["CELL", "UNITS", "Vectors", "cells_of", "motion_of_frames", "vectors_of"]
 
-# The fields of AVMotionVector: a block's centre, its size, and where it comes from.
 Vectors = NDArray[np.void]
+
+# FFmpeg's AVMotionVector: a block's size, its centre, and where it comes from. PyAV makes this type for every frame
+# anew, which takes longer than the rest of the reading.
+_VECTOR = np.dtype(
+    {
+        "names": [
+            "source",
+            "w",
+            "h",
+            "src_x",
+            "src_y",
+            "dst_x",
+            "dst_y",
+            "flags",
+            "motion_x",
+            "motion_y",
+            "motion_scale",
+        ],
+        "formats": ["i4", "u1", "u1", "i2", "i2", "i2", "i2", "u8", "i4", "i4", "u2"],
+    },
+    align=True,
+)
 
 CELL = 8  # pixels along one side; H.264 and MPEG-4 have no smaller blocks with vectors of their own here
 UNITS = 4  # of one pixel
@@ -27,7 +49,7 @@ UNITS = 4  # of one pixel
 def vectors_of(frame: av.VideoFrame) -> Vectors | None:
     """A copy of the vectors that the decoder exported. None for a frame without any, as a key frame is."""
     exported = frame.side_data.get("MOTION_VECTORS")
-    return exported.to_ndarray().copy() if isinstance(exported, MotionVectors) else None
+    return np.frombuffer(bytes(exported), _VECTOR) if isinstance(exported, MotionVectors) else None
 
 
 def cells_of(height: int, width: int) -> tuple[int, int]:
@@ -53,16 +75,18 @@ def motion_of_frames(
     x_N, y_N, scale_N = (all_N[name].astype(np.float64) for name in ("motion_x", "motion_y", "motion_scale"))
     length_N = np.sqrt(x_N * x_N + y_N * y_N) * UNITS / np.maximum(scale_N, 1)
     wide_N, high_N = all_N["w"].astype(np.int64), all_N["h"].astype(np.int64)
-    row_N = (all_N["dst_y"] - high_N // 2 - top) // CELL
-    column_N = (all_N["dst_x"] - wide_N // 2 - left) // CELL
-    size = len(known) * rows * columns
+    # A margin around the grid takes what lies outside the frame.
+    margin = -(-max(int(wide_N.max()), int(high_N.max())) // CELL)
+    padded = (len(known), rows + 2 * margin, columns + 2 * margin)
+    row_N = ((all_N["dst_y"] - high_N // 2 - top) // CELL).clip(-margin, rows) + margin
+    column_N = ((all_N["dst_x"] - wide_N // 2 - left) // CELL).clip(-margin, columns) + margin
+    first_N = (frame_N * padded[1] + row_N) * padded[2] + column_N
+    size = math.prod(padded)
     total, count = np.zeros(size), np.zeros(size)
-    for down, right in product(range(0, int(high_N.max()), CELL), range(0, int(wide_N.max()), CELL)):
-        own_row_N, own_column_N = row_N + down // CELL, column_N + right // CELL
-        covered_N = (down < high_N) & (right < wide_N) & (own_row_N >= 0) & (own_row_N < rows)
-        covered_N &= (own_column_N >= 0) & (own_column_N < columns)
-        cell_N = ((frame_N * rows + own_row_N) * columns + own_column_N)[covered_N]
+    for down, right in product(range(margin), repeat=2):
+        covered_N = np.flatnonzero((down * CELL < high_N) & (right * CELL < wide_N))
+        cell_N = first_N[covered_N] + (down * padded[2] + right)
         total += np.bincount(cell_N, length_N[covered_N], size)
         count += np.bincount(cell_N, minlength=size)
-    mean = np.minimum(np.rint(total / np.maximum(count, 1)), np.iinfo(np.uint16).max)
-    return mean.astype(np.uint16).reshape(len(known), rows, columns)[source_F]
+    mean = np.minimum(np.rint(total / np.maximum(count, 1)), np.iinfo(np.uint16).max).astype(np.uint16)
+    return mean.reshape(padded)[source_F, margin : margin + rows, margin : margin + columns]
