@@ -66,12 +66,14 @@ def motion_of_frames(
     next frame that has some, or else of the last one. `top` and `left`: the first pixel that is kept of the frames.
     """
     rows, columns = cells_of(height, width)
-    known = [number for number, own in enumerate(vectors) if own is not None and len(own)]
+    known = {number: own for number, own in enumerate(vectors) if own is not None and len(own)}
     if not known:
         return np.zeros((len(vectors), rows, columns), np.uint16)
-    source_F = np.minimum(np.searchsorted(known, np.arange(len(vectors))), len(known) - 1)
-    all_N = np.concatenate([own for own in vectors if own is not None])
-    frame_N = np.repeat(np.arange(len(known)), [len(own) for own in vectors if own is not None and len(own)])
+    source_F = np.minimum(np.searchsorted([*known], np.arange(len(vectors))), len(known) - 1)
+    # As bytes, because NumPy copies records field by field.
+    joined = np.concatenate([own.view(np.uint8) for own in known.values()])
+    all_N = joined.view(next(iter(known.values())).dtype)
+    frame_N = np.repeat(np.arange(len(known)), [len(own) for own in known.values()])
     x_N, y_N, scale_N = (all_N[name].astype(np.float64) for name in ("motion_x", "motion_y", "motion_scale"))
     length_N = np.sqrt(x_N * x_N + y_N * y_N) * UNITS / np.maximum(scale_N, 1)
     wide_N, high_N = all_N["w"].astype(np.int64), all_N["h"].astype(np.int64)
