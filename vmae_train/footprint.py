@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from vmae_data.motion import cells_of
 from vmae_data.read.batches import BatchLayout, Request
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import Planes
@@ -202,6 +203,7 @@ def noise_batch(count: int, frames: int, image_size: int, device: torch.device |
         valid=count,
         rng=ClipRng.on(device, seed=0, epoch=0, sample=samples),
         request=Request(0, 0, tuple(samples.tolist())),
+        motion_BFHW=torch.zeros((count, frames, *cells_of(height, width)), dtype=torch.int32, device=device),
     )
 
 
