@@ -1,4 +1,4 @@
-"""Runs of one kind side by side: scores or losses, the differences of their recipes, their curves in one chart."""
+"""Runs of one kind side by side: scores or losses, warnings, and the differences of their recipes."""
 
 from __future__ import annotations
 
@@ -7,40 +7,49 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vmae_data.pages.html import Charts, Note, Part, Table
+from vmae_data.pages.html import Note, Part, Table
 from vmae_data.recipes import difference
 from vmae_train.evaluation.metrics import Scores, standard_error
-from vmae_train.reports.charts import Curve, curves, log_curve
+from vmae_train.reports.charts import Curve, log_curve
 from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun
 from vmae_train.runs.metadata import data_text
 
-__all__ = ["comparison_parts", "describe_difference", "validation_curve", "validation_title"]
+__all__ = [
+    "comparison_parts",
+    "describe_difference",
+    "unique_names",
+    "validation_curve",
+    "validation_labels",
+    "warning_notes",
+]
 
 _TASK = ("model", "mask", "clip")  # the tables that say what is predicted
-_TITLES = {
-    "top1": "Validation top-1 during training, %",
-    "mean_ap": "Validation mAP during training, %",
-    "mae": "Validation MAE during training",
-}
+_SPEED = ("clips per second", "waiting for data, %")  # columns
+_VALIDATION = {"top1": "top-1, %", "mean_ap": "mAP, %", "mae": "MAE"}  # label of each headline metric
 
 
-def comparison_parts(run: StoredRun, others: Sequence[StoredRun]) -> Iterator[Part]:
-    """The comparison of a run with others of its kind; nothing without others."""
-    if not others:
-        return
-    runs = _unique_names([run, *others])
-    yield from _finetuning_parts(runs) if run.is_finetuning else _pretraining_parts(runs)
+def comparison_parts(runs: Sequence[tuple[str, StoredRun]]) -> Iterator[Part]:
+    """The comparison of the first run with the others, which are of its kind, and the warnings of the others."""
+    yield from _finetuning_parts(runs) if runs[0][1].is_finetuning else _pretraining_parts(runs)
+    for name, other in runs[1:]:
+        yield from warning_notes(other, f"{name}, ")
+
+
+def warning_notes(run: StoredRun, prefix: str = "") -> Iterator[Note]:
+    """The warnings in a run's log."""
+    for line in run.log:
+        if line["kind"] == "warning":
+            text = f"{prefix}step {line['step']}, {line.get('name', 'warning')}: {line.get('text', '')}"
+            yield Note(text if prefix else f"S{text[1:]}", warning=True)
 
 
 def _pretraining_parts(runs: Sequence[tuple[str, StoredRun]]) -> Iterator[Part]:
     rows = []
     for name, one in runs:
-        losses, speeds, waits = (log_curve("", one.log, key).value for key in ("loss", "clips_per_second", "data_wait"))
-        speed = f"{np.median(speeds):.4g}" if speeds else "–"
-        wait = f"{100 * np.median(waits):.1f}" if waits else "–"
-        rows.append((name, one.origin, one.progress, f"{losses[-1]:.4g}" if losses else "–", speed, wait))
-    head = ("run", "started", "steps", "last loss", "clips per second", "waiting for data, %")
+        losses = log_curve("", one.log, "loss").value
+        rows.append((name, one.origin, one.progress, f"{losses[-1]:.4g}" if losses else "–", *_speed(one)))
+    head = ("run", "started", "steps", "last loss", *_SPEED)
     yield Table(head, tuple(rows), (2, 3, 4, 5))
     (first, run), *others = runs
     for name, other in others:
@@ -50,28 +59,24 @@ def _pretraining_parts(runs: Sequence[tuple[str, StoredRun]]) -> Iterator[Part]:
         if unlike:
             yield Note(f"The losses of {first} and {name} are those of different tasks or data.", warning=True)
         yield _changes(first, run, name, other)
-    figures = (
-        curves("Loss", [log_curve(name, one.log, "loss") for name, one in runs]),
-        curves("Clips per second", [log_curve(name, one.log, "clips_per_second") for name, one in runs]),
-    )
-    yield Charts(tuple(figure for figure in figures if figure))
+
+
+def _speed(run: StoredRun) -> tuple[str, str]:
+    """Medians of throughput and waiting, as the columns `_SPEED` show them."""
+    speeds, waits = (log_curve("", run.log, key).value for key in ("clips_per_second", "data_wait"))
+    return f"{np.median(speeds):.4g}" if speeds else "–", f"{100 * np.median(waits):.1f}" if waits else "–"
 
 
 def _finetuning_parts(runs: Sequence[tuple[str, StoredRun]]) -> Iterator[Part]:
     (first, run), *others = runs
-    rows = tuple(_score_row(name, one) for name, one in runs)
-    head = ("run", "started", "steps", "score", "± s.e.", "top-5 %", "mean of classes %", "videos", "views")
-    yield Table(head, rows, (2, 3, 4, 5, 6, 7))
+    rows = tuple((*_score_row(name, one), *_speed(one)) for name, one in runs)
+    head = ("run", "started", "steps", "score", "± s.e.", "top-5 %", "mean of classes %", "videos", "views", *_SPEED)
+    yield Table(head, rows, (2, 3, 4, 5, 6, 7, 9, 10))
     for name, other in others:
         yield from _difference_parts(first, run, name, other)
-    figures = (
-        curves("Training loss", [log_curve(name, one.log, "loss") for name, one in runs]),
-        curves(validation_title(run), [validation_curve(name, one) for name, one in runs]),
-    )
-    yield Charts(tuple(figure for figure in figures if figure))
 
 
-def _unique_names(runs: Sequence[StoredRun]) -> list[tuple[str, StoredRun]]:
+def unique_names(runs: Sequence[StoredRun]) -> list[tuple[str, StoredRun]]:
     """Runs by the names of their folders; by their paths if two have the same name."""
     names = [run.name for run in runs]
     return [(run.name if names.count(run.name) == 1 else str(run.folder), run) for run in runs]
@@ -156,8 +161,10 @@ def describe_difference(first: str, a: Scores, second: str, b: Scores) -> str:
     )
 
 
-def validation_title(run: StoredRun) -> str:
-    return _TITLES[_validation_key(run)]
+def validation_labels(run: StoredRun) -> tuple[str, str]:
+    """Title and label of the chart of the scores during training."""
+    label = _VALIDATION[_validation_key(run)]
+    return f"Validation {label.removesuffix(', %')} during training", label
 
 
 def validation_curve(name: str, run: StoredRun) -> Curve:
@@ -173,4 +180,4 @@ def _validation_key(run: StoredRun) -> str:
     """The log's key for the headline metric of this run."""
     if run.scores is not None:
         return run.scores.headline.key
-    return next((key for key in _TITLES if any(key in line for line in run.log)), "top1")
+    return next((key for key in _VALIDATION if any(key in line for line in run.log)), "top1")
