@@ -127,7 +127,8 @@ def measure_footprint(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) 
         average = spec.ema.build(model)
         if layout.grad_accum_steps == 1 and processes == 1:  # DistributedDataParallel keeps the memory of gradients
             optimizer.zero_grad(set_to_none=True)
-        batch = noise_batch(layout.micro_batch, model.geometry.num_frames, model.geometry.image_size)
+        motion = isinstance(spec, PretrainSpec) and spec.mask.kind == "motion"
+        batch = noise_batch(layout.micro_batch, model.geometry.num_frames, model.geometry.image_size, motion=motion)
         state, memory.peak = memory.live, memory.live
         made_clips: list[int] = []  # the peak and the operations until then
         augment.register_forward_hook(lambda *_: made_clips.extend((memory.peak, flops.get_total_flops())))
@@ -182,9 +183,15 @@ def _make_fake(module: nn.Module) -> None:
             setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def noise_batch(count: int, frames: int, image_size: int, device: torch.device | str = "cpu") -> Batch:
-    """A batch as the loader gives it: frames of noise, of the size that is assumed for a model's image size."""
+def noise_batch(
+    count: int, frames: int, image_size: int, device: torch.device | str = "cpu", *, motion: bool = False
+) -> Batch:
+    """A batch as the loader gives it: frames of noise, of the size that is assumed for a model's image size.
+
+    `motion`: with lengths of motion vectors, which are 0.
+    """
     height, width = frame_size(image_size)
+    cells = (count, frames, *cells_of(height, width))
 
     def plane(divisor: int) -> Tensor:
         shape = (count, frames, height // divisor, width // divisor)
@@ -203,7 +210,7 @@ def noise_batch(count: int, frames: int, image_size: int, device: torch.device |
         valid=count,
         rng=ClipRng.on(device, seed=0, epoch=0, sample=samples),
         request=Request(0, 0, tuple(samples.tolist())),
-        motion_BFHW=torch.zeros((count, frames, *cells_of(height, width)), dtype=torch.int32, device=device),
+        motion_BFHW=torch.zeros(cells, dtype=torch.int32, device=device) if motion else None,
     )
 
 
