@@ -18,7 +18,6 @@ from vmae_data.console import (
     option,
     print_json,
     progress_style,
-    resumable,
 )
 from vmae_data.errors import MisuseError
 
@@ -67,7 +66,7 @@ def demo(
     from vmae_data.progress import ProgressBar
 
     total = videos + (broken_count() if broken else 0)
-    with resumable(), ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
+    with ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
         write_demo(
             dest,
             num_videos=videos,

@@ -16,10 +16,11 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from vmae_data.amounts import plural
 from vmae_data.demo.pictures import load_pictures
 from vmae_data.demo.rich import rich_frames, rich_of
 from vmae_data.demo.scenes import CLASSES, STRIDE, Colour, Kind, Scene, frames_of, plan_scenes, scenes_of
-from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.errors import MisuseError, VmaeError, resumable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.storage import commit_bytes, commit_file, temporary_path
 
@@ -108,9 +109,10 @@ def write_demo(
         raise MisuseError(f"{dest}: can't be written ({error.strerror}). Use another one") from error
     # A file gets its name by a rename when it is complete, so the name is the proof.
     missing = [(job, path) for path, job in jobs.items() if not path.exists()]
-    for count, _ in enumerate(_in_processes(missing, workers), start=len(jobs) - len(missing) + 1):
-        if on_done is not None:
-            on_done(count)
+    with resumable(lambda: f"{sum(path.exists() for path in jobs)} of {plural(len(jobs), 'video')} are in {dest}"):
+        for count, _ in enumerate(_in_processes(missing, workers), start=len(jobs) - len(missing) + 1):
+            if on_done is not None:
+                on_done(count)
     if not (dest / MARKER).exists():
         commit_bytes(dest / MARKER, (json.dumps(facts) + "\n").encode())
 

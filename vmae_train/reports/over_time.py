@@ -16,7 +16,7 @@ from vmae_train.inference.drawing import Reconstruction, page_rows
 from vmae_train.inference.reconstruct import load_pretrained, mask_specs, reconstruct_shards
 from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun
-from vmae_train.runs.layout import MARKER, complete_checkpoints
+from vmae_train.runs.layout import MARKER, complete_checkpoints, step_of
 from vmae_train.runs.metadata import clip_of
 
 __all__ = ["over_time_parts"]
@@ -43,7 +43,7 @@ def over_time_parts(run: StoredRun, style: ProgressStyle) -> Iterator[Part]:
     notes: list[Part] = []
     with ProgressBar("checkpoints drawn", len(chosen), style) as progress:
         for checkpoint in (kept[n] for n in chosen):
-            step = f"step {int(checkpoint.name.removeprefix('step-'))}"
+            step = f"step {step_of(checkpoint.name)}"
             try:
                 rows.append((step, _reconstruct_one(checkpoint, run.shards, clip_of(run.facts))))
             except (VmaeError, OSError) as error:
