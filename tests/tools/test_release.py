@@ -29,18 +29,6 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"\n## {__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_lower_bound_is_in_the_table_of_tested_versions() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = [*project["dependencies"], *project["optional-dependencies"]["train"]]
-    table = (ROOT / "docs" / "releasing.md").read_text()
-    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \|", table, re.MULTILINE))
-    bounds = {name: bound for name, bound in (re.match(r"([\w-]+)>=([\d.]+)", one).groups() for one in required)}
-    assert set(rows) == set(bounds)
-    for name, bound in bounds.items():
-        tested = rows[name].split(".")
-        assert name == "torch" or tested[: len(bound.split("."))] == bound.split("."), name
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of the sources, built without a network."""
@@ -49,7 +37,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / package, source / package, ignore=HIDDEN)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", out, source)
+    _run(
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", out, source
+    )
     return next(out.glob("*.whl"))
 
 
