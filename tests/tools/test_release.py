@@ -34,7 +34,7 @@ def test_every_lower_bound_is_in_the_table_of_tested_versions() -> None:
     required = [*project["dependencies"], *project["optional-dependencies"]["train"]]
     table = (ROOT / "docs" / "releasing.md").read_text()
     rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \|", table, re.MULTILINE))
-    bounds = {name: bound for name, bound in (re.match(r"([\w-]+)>=([\d.]+)", one).groups() for one in required)}
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(required), re.MULTILINE))
     assert set(rows) == set(bounds)
     for name, bound in bounds.items():
         tested = rows[name].split(".")
@@ -49,7 +49,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / package, source / package, ignore=HIDDEN)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", out, source)
+    _run(
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", out, source
+    )
     return next(out.glob("*.whl"))
 
 
