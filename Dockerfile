@@ -1,4 +1,4 @@
-# Not tested: this image has not been built yet.
+# Not tested: this image has not been built yet. docs/releasing.md says what to check first.
 #
 #   docker build -t vmae .                                     # CPU
 #   docker build -t vmae-data --build-arg EXTRAS= .            # shards only, without torch

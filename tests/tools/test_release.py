@@ -29,6 +29,18 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"\n## {__version__} " in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_every_lower_bound_is_in_the_table_of_tested_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    table = (ROOT / "docs" / "releasing.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \|", table, re.MULTILINE))
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(required), re.MULTILINE))
+    assert set(rows) == set(bounds)
+    for name, bound in bounds.items():
+        tested = rows[name].split(".")
+        assert name == "torch" or tested[: len(bound.split("."))] == bound.split("."), name
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of the sources, built without a network."""
