@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEEPSPEED := $(VENV)/.deepspeed
 
-.PHONY: demo demo-long test test-slow test-fast check install soak example clean
+.PHONY: demo demo-long test test-slow test-fast check install soak example dist clean
 
 install: $(INSTALLED)
 
@@ -60,6 +60,11 @@ soak: $(INSTALLED)
 
 example: $(INSTALLED)
 	$(BIN)/python -m tools.demo.example
+
+# The wheel and the sdist, in dist/, built with the setuptools of constraints.txt.
+dist: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf runs videos shards/demo-*

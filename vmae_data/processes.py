@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -52,6 +52,8 @@ KEPT_BY_WORKERS = 64 << 20  # bytes of freed memory: the frames of a clip
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PARENTS_SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 _SPAWN = multiprocessing.get_context("spawn")
+# numpy's OpenBLAS starts a thread a core when it is imported, and they spin for work that workers don't have.
+_WORKERS_VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}
 _READY = None  # a worker's first message
 # Each worker imports the script that started it.
 _GUARD_ADVICE = 'If a script of yours called this, put the call below `if __name__ == "__main__":`'
@@ -316,7 +318,8 @@ class _Worker:
         # the parent gets a signal that arrives meanwhile when it restores its mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         try:
-            self.process.start()
+            with _environment(_WORKERS_VARIABLES):
+                self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child.close()
@@ -331,6 +334,18 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+@contextmanager
+def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """With these variables, unless they are set, in the environment of a process that starts meanwhile."""
+    missing = defaults.keys() - os.environ.keys()
+    os.environ.update({name: defaults[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
 
 
 def _serve(

@@ -120,7 +120,7 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
         ),
         (
             "vmae_train reconstruct a --data b --out c.png --mask tube --mask tub",
-            "--mask tub: expected one of: tube, random, frame. Did you mean tube? (see --help)",
+            "--mask tub: expected one of: tube, random, frame, motion. Did you mean tube? (see --help)",
         ),
         (
             "vmae_train convert a b --to natif",
@@ -134,7 +134,7 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
         ("vmae_train convert a b", "--to is missing: expected one of: native, official, hf (see --help)"),
         (
             "vmae_train pretrain -q --recipe demo --data a --out b --set mask.kind=tub",
-            "recipe pretrain/demo: mask.kind = tub: expected one of: frame, random, tube. Did you mean tube?",
+            "recipe pretrain/demo: mask.kind = tub: expected one of: frame, motion, random, tube. Did you mean tube?",
         ),
         (
             "vmae_train pretrain -q --recipe demo --data a --out b --set model.size=b",

@@ -60,6 +60,19 @@ def test_a_handler_is_made_once_in_each_worker() -> None:
         assert _drain(pool) == {n: 100 + n for n in range(6)}
 
 
+@pytest.mark.parametrize(("outside", "inside"), [(None, "1"), ("3", "3")])
+def test_a_worker_computes_in_one_thread_unless_told(
+    outside: str | None, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if outside is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", outside)
+    with Pool(1) as pool:
+        assert os.environ.get("OPENBLAS_NUM_THREADS") == outside
+        pool.submit(0, os.getenv, "OPENBLAS_NUM_THREADS")
+        assert _drain(pool) == {0: inside}
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_a_worker_whose_parent_is_killed_ends_silently(seconds: float) -> None:
     """The pipe to the parent closes while the worker is busy, or while its answer is unread."""

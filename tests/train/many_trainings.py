@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from vmae_data.errors import ReportedElsewhere, VmaeError
+from vmae_data.processes import exit_process
 from vmae_data.progress import ProgressStyle
 from vmae_data.recipes import load_recipe
 from vmae_train.distributed import Distributed, init_distributed
@@ -58,3 +59,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    exit_process(0)

@@ -19,7 +19,6 @@ from tests.tiny_runs import finetune_tiny, pretrain_tiny
 from vmae_data.errors import DataError, MisuseError
 from vmae_train.evaluation.metrics import Scores, class_scores, standard_error
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
-from vmae_train.reports.compare_runs import describe_difference
 from vmae_train.reports.run_page import NUM_RECONSTRUCTIONS, write_report
 
 pytestmark = pytest.mark.processes
@@ -49,13 +48,6 @@ def _text(page: str) -> str:
 
 def _change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def _scores(right: int, videos: int) -> Scores:
-    predicted = np.asarray([0] * right + [1] * (videos - right))
-    return class_scores(
-        np.eye(2)[predicted], np.zeros(videos, np.int64), classes=("a", "b"), views="1x1", unreadable={}, control=None
-    )
 
 
 def test_a_pretraining_shows_its_videos_curves_and_reconstructions(tiny_pretraining: Path, tmp_path: Path) -> None:
@@ -96,10 +88,63 @@ def test_pretrainings_are_compared_also_while_they_run(
     assert "frames from scratch 2, not finished" in text
     assert "The losses of tiny-pretraining and frames are those of different tasks or data." in text
     assert "mask.kind: &#39;tube&#39; → &#39;frame&#39;" in text
-    assert page.count('class="curves"') == 7
+    assert page.count('class="curves"') == 5
+    assert page.count('<ul class="legend">') == 5
+    assert "frames, step 2, slow data: use more cores" in text
+    assert HOSTILE not in page
     own = _page(other, tmp_path / "own.html")
     assert "Step 2, slow data: use more cores" in _text(own)
     assert HOSTILE not in own
+
+
+def _with_recipe(run: Path, out: Path, *removed: str, **tables: dict[str, Any]) -> Path:
+    """A copy of a run with these values in the tables of its recipe, and without the `removed` tables."""
+    shutil.copytree(run, out)
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    for name, values in tables.items():
+        recipe[name] |= values
+    _change(out / "run.json", recipe={name: table for name, table in recipe.items() if name not in removed})
+    return out
+
+
+def test_a_recipe_shows_what_the_training_resolved(tiny_pretraining: Path, tmp_path: Path) -> None:
+    text = _text(_page(tiny_pretraining, tmp_path / "page.html"))
+    values = ("model.depth 2", "model.embed_dim 192", "model.decoder_depth 1", "model.decoder_embed_dim 96")
+    for value in (*values, "model.image_size 32", "augment.size 32", "train.precision float32"):
+        assert f" {value} " in text
+
+
+def test_a_value_that_the_size_has_anyway_is_no_difference(tiny_pretraining: Path, tmp_path: Path) -> None:
+    plain = _with_recipe(tiny_pretraining, tmp_path / "plain", model={"depth": None})
+    same = _with_recipe(tiny_pretraining, tmp_path / "same", "ema", model={"depth": 4, "patch_size": 8})
+    text = _text(_page(plain, tmp_path / "page.html", same))
+    assert "Differences between plain and same: no difference in run.json" in text
+    assert "different tasks" not in text
+    assert "model.depth: 4 → 2" in _text(_page(plain, tmp_path / "page.html", tiny_pretraining))
+
+
+def test_precision_is_that_of_each_start_and_auto_where_no_log_has_it(tiny_pretraining: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_pretraining, tmp_path / "run"))
+    log = run / "log.jsonl"
+    start = json.loads(log.read_text().splitlines()[0])
+    older = {name: value for name, value in start.items() if name != "precision"}
+    starts = {
+        "float32": [start],
+        "float32, then bfloat16": [older, {**start, "gpu": "H1", "precision": "bfloat16"}],
+        "auto": [{**older, "gpu": "H1"}],
+    }
+    for shown, lines in starts.items():
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert f" train.precision {shown} train.threads " in _text(_page(run, tmp_path / "page.html"))
+    log.write_text("")
+    assert " train.precision auto train.threads " in _text(_page(run, tmp_path / "page.html"))
+
+
+def test_a_recipe_of_another_version_is_shown_as_it_is(tiny_pretraining: Path, tmp_path: Path) -> None:
+    run = _with_recipe(tiny_pretraining, tmp_path / "run", model={"size": "XXL"})
+    own = _text(_page(run, tmp_path / "own.html"))
+    assert "model.size XXL " in own and "Dotted line" not in own
+    assert "model.size: &#39;tiny&#39; → &#39;XXL&#39;" in _text(_page(tiny_pretraining, tmp_path / "page.html", run))
 
 
 def test_two_finetunings_are_compared_in_neutral_words(
@@ -108,7 +153,8 @@ def test_two_finetunings_are_compared_in_neutral_words(
     text = _text(_page(tiny_finetuning, tmp_path / "page.html", tiny_scratch))
     assert "from scratch" in text
     assert "a difference of" in text
-    assert "standard error" in text
+    assert "This is one seed each: it shows nothing about the settings." in text
+    assert "clips per second waiting for data, %" in text
     assert f"init: &#39;{tiny_finetuning.parent / 'tiny-pretraining'}&#39; → None" in text
 
 
@@ -140,25 +186,6 @@ def test_the_page_shows_each_start_and_nothing_for_an_older_run(tiny_pretraining
     older = [line for line in lines if line["kind"] != "start"]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
     assert "from step" not in _text(_page(run, tmp_path / "page.html"))
-
-
-def test_a_difference_is_described_by_its_size_and_equal_scores_as_no_difference() -> None:
-    same = describe_difference("a", _scores(30, 64), "b", _scores(30, 64))
-    assert "a difference of +0.00 points" in same
-    assert "don't show which run is better" in same
-    large = describe_difference("a", _scores(60, 64), "b", _scores(8, 64))
-    assert "a difference of +81.25 points" in large
-    assert "don't show" not in large
-    assert "one run each" in large
-
-
-def test_the_words_are_the_same_whichever_run_is_higher() -> None:
-    up = describe_difference("a", _scores(40, 64), "b", _scores(30, 64))
-    down = describe_difference("a", _scores(30, 64), "b", _scores(40, 64))
-    numbers = r"[+-]?\d+\.\d+"
-    assert re.sub(numbers, "n", up) == re.sub(numbers, "n", down)
-    assert "+15.6" in up
-    assert "-15.6" in down
 
 
 def test_the_standard_error_is_that_of_a_share_and_never_zero() -> None:
@@ -298,11 +325,13 @@ def test_a_curve_skips_lines_without_a_value() -> None:
 
 
 def test_a_chart_needs_two_points_and_is_the_same_every_time() -> None:
-    assert curves("loss", [Curve("a", [], []), Curve("b", [1], [1])]) is None
-    first, again = (curves("loss", [Curve("a", [1, 2], [1, 3]), Curve("b", [1, 2], [2, 2])], level=1) for _ in range(2))
+    assert curves("loss", [Curve("a", [], []), Curve("b", [1], [1])], "loss") is None
+    lines = [Curve("a", [1, 2], [1, 3]), Curve("b", [1, 2], [2, 2])]
+    first, again = (curves("loss", lines, "error, %", level=1) for _ in range(2))
     assert first is not None
     assert first == again
-    assert first.legend == ("a", "b")
+    assert ">error, %</text>" in str(first.image) and ">step</text>" in str(first.image)
+    assert (first.legend, first.points) == (("a", "b"), False)
 
 
 def test_the_page_is_the_same_every_time(tiny_pretraining: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,9 @@ from vmae_data.console import (
     progress_style,
 )
 
+# As vmae_data.demo.scenes.Kind, whose import would import numpy for the help.
+DemoKind = Enum("DemoKind", {"MOTION": "motion", "RICH": "rich"})
+
 
 def demo(
     dest: Annotated[
@@ -26,6 +30,13 @@ def demo(
     ],
     videos: Annotated[int, option("N", "Make N videos.", min=1, max=1_000_000)] = 800,
     seed: Annotated[int, option("N", "Set the random seed of the scenes.", min=0, max=2**64 - 1)] = 0,
+    kind: Annotated[
+        DemoKind,
+        option(
+            "motion|rich",
+            "Render this kind. rich: photographs, acceleration, deformation, camera shake (pip install 'vmae\\[demo]').",
+        ),
+    ] = DemoKind.MOTION,
     broken: Annotated[bool, flag("--broken", "Add a few damaged files.", "intact files only")] = False,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -38,11 +49,13 @@ def demo(
 
     Examples:
         vmae-shard demo videos/demo --videos 100
+        vmae-shard demo videos/rich --videos 800 --kind rich
     """
     from vmae_data.progress import ProgressBar, announce
 
     style = progress_style(quiet, as_json)
     announce("making the videos", style)
+    from vmae_data.demo.scenes import Kind
     from vmae_data.demo.videos import broken_count, write_demo
 
     total = videos + (broken_count() if broken else 0)
@@ -54,6 +67,7 @@ def demo(
             broken=broken,
             on_done=lambda done: progress.advance(done - progress.done),
             workers=workers or num_cores(),
+            kind=Kind(kind.value),
         )
     if as_json:
         print_json({"dest": str(dest), "videos": videos})

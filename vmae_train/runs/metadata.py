@@ -24,6 +24,7 @@ __all__ = [
     "clip_of",
     "data_text",
     "describe_other_data",
+    "fixed_facts",
     "read_facts",
     "run_clip",
     "run_of",
@@ -112,7 +113,7 @@ def check_run(
     elif stages and stages[-1].begins(mixture):
         _check_appended(stored, given, mixture, name, accept_appended=accept_appended)
         stored = msgspec.structs.replace(stored, data_digest=given.data_digest)
-    changed = difference(_fixed(stored), _fixed(given))
+    changed = difference(fixed_facts(stored), fixed_facts(given))
     if changed:
         advice = "Use the old settings, or name another --out"
         if any(line.startswith(("recipe.train.epochs:", "recipe.train.steps:")) for line in changed):
@@ -151,7 +152,7 @@ def write_facts(folder: Path, facts: RunFacts) -> None:
     commit_bytes(folder / RUN, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
-def _fixed(facts: RunFacts) -> dict[str, Any]:
+def fixed_facts(facts: RunFacts) -> dict[str, Any]:
     """What must not change. Data may move, but its digest (and so its listing) must stay."""
     values: dict[str, Any] = msgspec.to_builtins(facts)
     for name in ("data", "data_listing", "data_stages", "validation"):

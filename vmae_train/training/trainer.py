@@ -168,7 +168,8 @@ class Trainer:
             return None
         recipe = read_facts(self.run.path).recipe
         recorder = RunRecorder(self.run.path, self.spec.log, kind=self.objective.kind, step=self.step, recipe=recipe)
-        start = describe_start(self.step, device=self.engine.device, processes=self.distributed.world_size)
+        engine, processes = self.engine, self.distributed.world_size
+        start = describe_start(self.step, device=engine.device, dtype=engine.dtype, processes=processes)
         recorder.write(msgspec.to_builtins(start))
         return recorder
 
