@@ -1,11 +1,12 @@
-"""Options of several vmae-train commands, and the checks that come before all work."""
+"""Options of several vmae-train commands, the checks that come before all work, and results as text or JSON."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vmae_data.console import argument, flag, is_first_process, option, path_option, recipe_option
+from vmae_data.console import argument, flag, is_first_process, option, path_option, print_json, recipe_option
 from vmae_data.errors import RecipeError, VmaeError
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ __all__ = [
     "Videos",
     "check_recipe",
     "need_torch",
+    "print_result",
+    "print_scores",
+    "print_unreadable",
     "spec_of",
     "with_views",
 ]
@@ -135,3 +139,34 @@ def check_recipe(name: str, spec: Any) -> None:
             raise RecipeError(
                 f"recipe {name}: is for vmae-train {command} ({', '.join(tables)}). Use that command, or another recipe"
             )
+
+
+def print_result(quiet: bool, as_json: bool, values: dict[str, Any], text: str) -> None:
+    """Print one result: `values` as JSON, or `text`."""
+    from vmae_data.pages.html import printable
+
+    if as_json:
+        print_json(values)
+    elif not quiet:
+        print(printable(text))
+
+
+def print_scores(scores: Any, quiet: bool, as_json: bool) -> None:
+    import msgspec
+
+    texts = [str(scores.headline)]
+    if scores.headline.key == "top1":
+        texts += [f"top-5 {scores.top5:.2f} %"] if scores.top5 is not None else []
+        texts.append(f"mean of classes {scores.mean_class:.2f} %")
+    elif scores.headline.key == "mae":
+        texts.append(f"RMSE {scores.rmse:.4g}")
+    texts += [f"{scores.videos} videos", f"{scores.views} views" + (f" ({scores.control})" if scores.control else "")]
+    print_result(quiet, as_json, msgspec.to_builtins(scores), ", ".join(texts))
+
+
+def print_unreadable(unreadable: dict[str, str]) -> None:
+    """One warning for each video that was skipped."""
+    from vmae_data.pages.html import printable
+
+    for key, why in unreadable.items():
+        print(f"skipped, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.command import call_command
 from vmae_data.progress import ProgressStyle
-from vmae_train.commands.options import need_torch
+from vmae_train.console import need_torch
 
 
 @pytest.mark.parametrize(

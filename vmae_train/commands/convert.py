@@ -18,8 +18,7 @@ from vmae_data.console import (
     path_option,
     progress_style,
 )
-from vmae_train.commands.options import need_torch
-from vmae_train.commands.output import print_result
+from vmae_train.console import need_torch, print_result
 
 Layout = Enum("Layout", {"NATIVE": "native", "OFFICIAL": "official", "HF": "hf"})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vmae_data.console import Debug, Json, Quiet, StorageOptions, flag, local_argument, option, progress_style
-from vmae_train.commands.options import Best, Checkpoint, ClassNames, Ema, need_torch
+from vmae_train.console import Best, Checkpoint, ClassNames, Ema, need_torch
 
 Format = Enum("Format", {"ONNX": "onnx", "TORCH_EXPORT": "torch-export"})
 

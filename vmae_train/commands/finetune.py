@@ -6,7 +6,8 @@ from enum import Enum
 from typing import Annotated
 
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
-from vmae_train.commands.options import (
+from vmae_train.commands.run_training import run_training
+from vmae_train.console import (
     AcceptAppended,
     Data,
     Device,
@@ -17,9 +18,9 @@ from vmae_train.commands.options import (
     RunOut,
     Scratch,
     need_torch,
+    print_scores,
+    print_unreadable,
 )
-from vmae_train.commands.output import print_scores, print_unreadable
-from vmae_train.commands.run_training import run_training
 
 Probe = Enum("Probe", {"LINEAR": "linear", "ATTENTIVE": "attentive"})
 

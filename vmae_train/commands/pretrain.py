@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style
-from vmae_train.commands.options import (
+from vmae_train.commands.run_training import run_training
+from vmae_train.console import (
     AcceptAppended,
     Data,
     Device,
@@ -13,9 +14,9 @@ from vmae_train.commands.options import (
     RunOut,
     Scratch,
     need_torch,
+    print_result,
+    print_unreadable,
 )
-from vmae_train.commands.output import print_result, print_unreadable
-from vmae_train.commands.run_training import run_training
 
 
 def pretrain(

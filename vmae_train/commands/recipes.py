@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes, progress_style
-from vmae_train.commands.options import need_torch, spec_of
+from vmae_train.console import need_torch, spec_of
 
 
 def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:

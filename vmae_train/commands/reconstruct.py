@@ -6,8 +6,7 @@ from enum import Enum
 from typing import Annotated, Any
 
 from vmae_data.console import Debug, Json, Quiet, StorageOptions, option, progress_style
-from vmae_train.commands.options import Checkpoint, Device, need_torch
-from vmae_train.commands.output import print_result, print_unreadable
+from vmae_train.console import Checkpoint, Device, need_torch, print_result, print_unreadable
 
 Mask = Enum("Mask", {"TUBE": "tube", "RANDOM": "random", "FRAME": "frame", "MOTION": "motion"})
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, flag, option, progress_style
-from vmae_train.commands.options import need_torch
-from vmae_train.commands.output import print_result
+from vmae_train.console import need_torch, print_result
 
 
 def report(
