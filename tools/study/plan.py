@@ -15,9 +15,9 @@ from typing import NamedTuple
 from tools.study.pieces import Piece, in_order
 from tools.study.scores import (
     KNN,
-    LABELS,
     LINEAR,
     LOSS,
+    LOSS_LATER,
     LOSS_UNSEEN,
     SEGMENT_KNN,
     TOP1,
@@ -48,6 +48,7 @@ class Sizes(NamedTuple):
     train_videos: int = 2000
     val_videos: int = 800
     labels: tuple[int, ...] = (10, 25, 50, 100)
+    few_labels: int = 25  # in the finetunings of all subjects but `labels` and `joint`
 
 
 class Study(NamedTuple):
@@ -193,8 +194,10 @@ def _row(study: Study, setting: str, kind: Pretraining, *, loss: bool = True, da
     runs = [_pretrain(study, kind, seed) for seed in study.seeds]
     val, train = _validation(study), _labelled(study, study.sizes.labels[-1])
     count = study.sizes.val_videos + 8 * study.sizes.labels[-1]
-    tuned = tuple(_finetune(study, "", LABELS, seed, run) for seed, run in zip(study.seeds, runs, strict=True))
-    frozen = tuple(_features(study, run, train, val, count, "--few-shot", str(LABELS)) for run in runs)
+    tuned = tuple(
+        _finetune(study, "", study.sizes.few_labels, seed, run) for seed, run in zip(study.seeds, runs, strict=True)
+    )
+    frozen = tuple(_features(study, run, train, val, count, "--few-shot", str(study.sizes.few_labels)) for run in runs)
     scores = {TOP1: tuned, KNN: frozen, LINEAR: frozen}
     if loss:
         scores[LOSS] = tuple(_held_out(study, run, val) for run in runs)
@@ -298,7 +301,7 @@ def _real(study: Study) -> Subject:
     kind, steps, long = Pretraining("real", train), study.sizes.real_steps, _long(study)
     on = kind._replace(name="real-from-motion")
     runs = {
-        "untrained": [_pretrain(study, kind, seed, steps=1) for seed in study.seeds],
+        "1 step": [_pretrain(study, kind, seed, steps=1) for seed in study.seeds],
         f"real videos, {steps:,} steps": [_pretrain(study, kind, seed, steps=steps) for seed in study.seeds],
         f"demo videos, {study.sizes.long_steps:,} steps": [long],
         f"demo, then real, {steps:,} steps": [
@@ -308,7 +311,7 @@ def _real(study: Study) -> Subject:
     rows = []
     for setting, pretrained in runs.items():
         scores = {
-            LOSS: tuple(_held_out(study, run, later) for run in pretrained),
+            LOSS_LATER: tuple(_held_out(study, run, later) for run in pretrained),
             LOSS_UNSEEN: tuple(_held_out(study, run, unseen) for run in pretrained),
             SEGMENT_KNN: tuple(_segment_knn(study, run, train, later) for run in pretrained),
         }

@@ -16,9 +16,9 @@ from vmae_data.storage import commit_bytes
 
 __all__ = [
     "KNN",
-    "LABELS",
     "LINEAR",
     "LOSS",
+    "LOSS_LATER",
     "LOSS_UNSEEN",
     "NOT_RUN",
     "SEGMENT_KNN",
@@ -35,7 +35,6 @@ __all__ = [
     "table",
 ]
 
-LABELS = 25  # a class, in the finetunings of all subjects but `labels` and `joint`
 NOT_RUN = "Not run yet."
 # Okabe and Ito's colours, which people with colour blindness can tell apart; each with a marker of its own.
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "osD^"
@@ -63,6 +62,7 @@ LINEAR = Measure(
     "frozen, logistic regression top-1, %", "", lambda scores: float(scores["few_shot"][0]["logistic"]["mean"])
 )
 LOSS = Measure("held-out masked loss", "", lambda scores: float(scores["loss"]), 3)
+LOSS_LATER = Measure("masked loss, later parts", "", lambda scores: float(scores["loss"]), 3)
 LOSS_UNSEEN = Measure("masked loss, unseen videos", "", lambda scores: float(scores["loss"]), 3)
 SEGMENT_KNN = Measure("k-NN: which video, %", "", lambda scores: float(scores["knn"]["top1"]))
 VIDEOS = Measure("videos", "index.json", lambda index: float(index["samples"]), 0, drawn=False)
