@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEEPSPEED := $(VENV)/.deepspeed
 
-.PHONY: demo demo-long test test-slow test-fast check install soak example dist clean
+.PHONY: demo demo-long study test test-slow test-fast check install soak example dist clean
 
 install: $(INSTALLED)
 
@@ -27,6 +27,10 @@ demo: $(INSTALLED)
 
 demo-long: $(INSTALLED)
 	@$(BIN)/python -m tools.demo.long
+
+# Some 7 CPU hours; a stopped study continues.
+study: $(INSTALLED)
+	@$(BIN)/python -m tools.study labels ratio kind decoder shift quality joint --workers 2
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -46,12 +46,12 @@ def in_order(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def read_done(folder: Path, piece: Piece) -> Done | None:
-    """The record of a piece with these very words; None if there is none."""
+    """The record of a piece with these very words; None if there is none, or if what it wrote is gone."""
     try:
         done = msgspec.json.decode(_record(folder, piece).read_bytes(), type=Done)
     except FileNotFoundError:
         return None
-    return done if done.words == piece.words else None
+    return done if done.words == piece.words and piece.out.exists() else None
 
 
 def is_done(folder: Path, piece: Piece) -> bool:
