@@ -95,7 +95,10 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise ValueError(f"mix.mix_group = {self.mix.mix_group} does not divide train.{name} = {size}")
 
     def _check_aux(self) -> None:
-        num_masked_tokens(self.aux.mask, grid_of(self.geometry()))
+        try:
+            num_masked_tokens(self.aux.mask, grid_of(self.geometry()))
+        except ValueError as error:
+            raise ValueError(f"aux.{error}") from error
         if self.probe is not None:
             raise ValueError(
                 f"aux.reconstruction = {self.aux.reconstruction}, probe = {self.probe}: a probe does not train the encoder. "

@@ -150,18 +150,15 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
         raise _damaged(path, f"can't be read ({error})") from error
     state, numbers = optimizer.state_dict(), _parameter_numbers(model, optimizer)
     own = training_only_parameters(model)
-    weights = {f"{WEIGHT}/{name}": parameter for name, parameter in own.items()}
-    if tensors.keys() != {f"{moment}/{name}" for name in numbers for moment in MOMENTS} | weights.keys():
+    kinds = {name: (*MOMENTS, WEIGHT) if name in own else MOMENTS for name in numbers}
+    if tensors.keys() != {f"{kind}/{name}" for name, stored in kinds.items() for kind in stored}:
         raise DataError(f"{path}: its parameters are not the model's. The run had another recipe")
     for name, parameter in trained_parameters(model):
-        shapes = [tensors[f"{moment}/{name}"].shape for moment in MOMENTS]
-        if shapes != [parameter.shape, parameter.shape, torch.Size()]:
+        shapes = {kind: tensors[f"{kind}/{name}"].shape for kind in kinds[name]}
+        if shapes != {kind: torch.Size() if kind == "step" else parameter.shape for kind in shapes}:
             raise DataError(f"{path}: the moments of {name} do not have its shape. The run had another recipe")
-    for name, parameter in weights.items():
-        if tensors[name].shape != parameter.shape:
-            raise DataError(f"{path}: {name} does not have the shape of the model's. The run had another recipe")
-    for name, parameter in weights.items():
-        parameter.data.copy_(tensors[name])
+    for name, parameter in own.items():
+        parameter.data.copy_(tensors[f"{WEIGHT}/{name}"])
     for name, parameter in trained_parameters(model):
         moments = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}
         moments = {
