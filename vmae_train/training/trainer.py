@@ -179,6 +179,7 @@ class Trainer:
         self.log_line = line = self.throughput.line(
             self.step,
             loss=result.loss,
+            parts=self.objective.parts,
             grad_norm=result.grad_norm,
             lr=result.lr,
             epoch=self.setup.order.epoch_of(self.step - 1),
