@@ -28,9 +28,9 @@ $(DOCS): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
-# A dead link, a missing page and a page outside the navigation are errors.
+# A dead link, a missing page and a page outside the navigation are errors. --quiet would hide them from --strict.
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m tools.demo.short

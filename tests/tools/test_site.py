@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +68,7 @@ def test_an_entry_says_what_the_help_says() -> None:
     text = commands.shard_page()
     assert "```\nvmae-shard build [OPTIONS] SOURCE [DEST]\n```" in text
     assert "| `--recipe` `NAME|FILE` | Use a recipe: a name from `vmae-shard recipes`, or a TOML file." in text
+    assert "or on a Ray cluster (pip install 'vmae\\[ray]'). \\[default: local] |" in text
     assert "([docs/storage.md](storage.md))" in text
     assert "vmae-shard build videos shards/mine --append\n```" in text
 
@@ -88,7 +91,7 @@ def test_a_key_has_its_values_its_default_and_its_note() -> None:
 def test_the_public_python_names_have_an_entry() -> None:
     names = python_names.names()
     assert {f"vmae_train.{name}" for name in NAMES} | {"vmae_data.Shards"} <= set(names)
-    assert all(vars(sys.modules[name.partition(".")[0]]) and getattr(*_parts(name)).__doc__ for name in names)
+    assert all(getattr(*_parts(name)).__doc__ for name in names)
 
 
 def _parts(name: str) -> tuple[Any, str]:
@@ -102,17 +105,40 @@ def test_a_notebook_is_its_texts_code_and_output() -> None:
     assert "````python\n" in text and "````text\n" in text and "](data:image/png;base64,iVBOR" in text
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _build(site: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """What `make docs` does, into another folder."""
     if any(importlib.util.find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings_handlers")):
         pytest.skip("mkdocs is not installed: pip install -c constraints.txt -e '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site), *options]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
-    built = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
-    )
+    built = _build(folder)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder
+
+
+@pytest.mark.processes
+def test_a_dead_link_and_a_page_outside_the_navigation_are_errors(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    shutil.copytree(ROOT / "docs", docs)
+    (docs / "extra.md").write_text("# Extra\n\n[a](nowhere.md) [b](gap.md#no-such-heading)\n")
+    config = {"INHERIT": str(ROOT / "mkdocs.yml"), "docs_dir": str(docs), "hooks": [str(ROOT / "tools/docs/hooks.py")]}
+    (tmp_path / "mkdocs.yml").write_text(json.dumps(config))
+    built = _build(tmp_path / "site", "--config-file", str(tmp_path / "mkdocs.yml"))
+    assert built.returncode == 1
+    warnings = re.findall(r"^WARNING +- +(.*(?:\n +- .*)*)", built.stderr, re.MULTILINE)
+    assert len(warnings) == 3
+    for words in (r'not included in the "nav"[^-]*- extra\.md', "'nowhere.md'", "'gap.md#no-such-heading'"):
+        assert any(re.search(words, warning) for warning in warnings), words
+
+
+def test_make_docs_builds_as_these_tests_do() -> None:
+    assert "python -m mkdocs build --strict\n" in (ROOT / "Makefile").read_text("utf-8")
 
 
 @pytest.mark.processes

@@ -61,7 +61,7 @@ def _help(param: Any) -> str:
     if param.required:
         return f"{text} [required]"
     shows_default = param.show_default is True and param.default not in (None, False, ())
-    return f"{text} [default: {param.default}]" if shows_default else text
+    return f"{text} [default: {getattr(param.default, 'value', param.default)}]" if shows_default else text
 
 
 def _rows(kind: str, rows: Iterable[tuple[str, str]]) -> list[str]:
