@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEEPSPEED := $(VENV)/.deepspeed
 DOCS := $(VENV)/.docs
 
-.PHONY: demo demo-long docs test test-slow test-fast check install soak example clean
+.PHONY: demo demo-long docs test test-slow test-fast check install soak example dist clean
 
 install: $(INSTALLED)
 
@@ -70,6 +70,11 @@ soak: $(INSTALLED)
 
 example: $(INSTALLED)
 	$(BIN)/python -m tools.demo.example
+
+# The wheel and the sdist, in dist/, built with the setuptools of constraints.txt.
+dist: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf runs videos site shards/demo-*

@@ -43,7 +43,7 @@ _OWN = ("file:", "data:", "blob:", "about:")
 
 @contextlib.contextmanager
 def open_browser(profile: Path) -> Iterator[Browser]:
-    """The browser with one empty tab. Skips the test if none is installed."""
+    """The browser with one empty tab. All its files are in `profile`. Skips the test if none is installed."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip(f"no browser on PATH ({', '.join(NAMES)})")
@@ -60,6 +60,7 @@ def open_browser(profile: Path) -> Iterator[Browser]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env={**os.environ, "TMPDIR": str(profile)},  # killed, it leaves its temporary folders
     )
     for end in child_ends:
         os.close(end)

@@ -6,8 +6,9 @@ __all__ = ["format_bytes", "format_seconds", "plural"]
 
 
 def plural(count: float, noun: str) -> str:
-    """`1 video`, `2 videos`, `0.5 videos`."""
-    return f"{count if isinstance(count, int) else f'{count:g}'} {noun}{'' if count == 1 else 's'}"
+    """`1 video`, `2 videos`, `0.5 videos`, `2 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count if isinstance(count, int) else f'{count:g}'} {noun}{ending}"
 
 
 def format_bytes(count: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.ffmpeg import ffmpeg_python, find_ffmpeg
-from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundError
+from vmae_data.errors import DataError, MisuseError, NewerFormatError, NotFoundError, resumable
 from vmae_data.executors.encode_later import encode_later
 from vmae_data.executors.jobs import BuildJobs, Executor
 from vmae_data.executors.local_processes import run_local
@@ -114,21 +114,22 @@ def build_shards(
         plan = compared.plan
         jobs = BuildJobs(workspace, plan, binary.path, part or WHOLE)
         jobs.require_ffmpeg(binary.sha256, retry_failed=retry_failed)
-        on_start(listing)
-        if part is None:
-            workspace.remove_temporary_files()
-        if retry_failed:
-            jobs.reset_failures()
+        with resumable(jobs.describe_saved):
+            on_start(listing)
+            if part is None:
+                workspace.remove_temporary_files()
+            if retry_failed:
+                jobs.reset_failures()
 
-        write = partial(_write_plan, dest, compared, listing.unlisted)
-        encoded, encoded_bytes = _encode_and_pack(jobs, write, old_index, execute, style)
+            write = partial(_write_plan, dest, compared, listing.unlisted)
+            encoded, encoded_bytes = _encode_and_pack(jobs, write, old_index, execute, style)
 
-        index, changes = None, SizeChanges(listing if append else None)
-        if part is None:
-            index = finish_build(workspace, plan.facts, jobs.heads(), changes.note)
-        elif not (exists(dest / INDEX) and old_index and old_index.plan == plan.facts.digest()):
-            # After the merge, parts write no list.
-            write_part_failures(dest, part, jobs.heads())
+            index, changes = None, SizeChanges(listing if append else None)
+            if part is None:
+                index = finish_build(workspace, plan.facts, jobs.heads(), changes.note)
+            elif not (exists(dest / INDEX) and old_index and old_index.plan == plan.facts.digest()):
+                # After the merge, parts write no list.
+                write_part_failures(dest, part, jobs.heads())
     return BuildReport(
         heads=jobs.heads(),
         sources=jobs.num_sources(),

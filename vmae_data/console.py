@@ -7,8 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -39,7 +38,6 @@ __all__ = [
     "print_rows",
     "progress_style",
     "recipe_option",
-    "resumable",
     "run_app",
 ]
 
@@ -203,9 +201,9 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         sys.exit(1)
     except StopRequested as stopped:
         if _is_first_process():
-            advice = "Run the same command again to resume"
-            lost = "This command saved nothing"
-            print(f"{name}: stopped. {advice if stopped.resumes else lost}", file=sys.stderr)
+            resumes = f"{_one_line(stopped.saved)}. Run the same command again to resume"
+            text = resumes if stopped.saved else "This command saved nothing"
+            print(f"{name}: stopped. {text}", file=sys.stderr)
         status = stopped.exit_status
     except Exception as error:
         text, status = _describe_error(name, error)
@@ -268,16 +266,6 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Around work that the same command continues after a signal."""
-    try:
-        yield
-    except StopRequested as stopped:
-        stopped.resumes = True
-        raise
 
 
 def _is_first_process() -> bool:

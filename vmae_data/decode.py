@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.codec.context import Flags2
 from numpy.typing import NDArray
 
 from vmae_data.errors import SampleError
 from vmae_data.format import Packets, Rational
+from vmae_data.motion import Vectors, vectors_of
 from vmae_data.mp4 import PacketTable, check_claims, packet_table
 
 __all__ = [
@@ -72,23 +74,28 @@ class PacketChoice(NamedTuple):
 
 
 def decode_frames(
-    data: bytes, numbers: Sequence[int], key: str, size: tuple[int, int] | None = None
+    data: bytes,
+    numbers: Sequence[int],
+    key: str,
+    size: tuple[int, int] | None = None,
+    vectors: list[Vectors | None] | None = None,
 ) -> Iterator[FramePlanes]:
     """The frames `numbers` (strictly ascending) of a shard's mp4.
 
     Frames are numbered by their time stamps, which the build made regular from 0. Raises SampleError if a frame does not
     decode, or not to `size` (height, width). A claim of the file allocates no memory before it is checked.
+    The motion vectors of each frame are appended to the list `vectors`, if there is one.
     """
     av.logging.set_level(None)
     check_claims(data, key)
     decoded = 0
     if (table := packet_table(data)) is not None:
-        for frame in _decode_packets(data, table, numbers, key, size):
+        for frame in _decode_packets(data, table, numbers, key, size, vectors):
             yield frame
             decoded += 1
     # FFmpeg's demuxer also reads files of other forms, and its errors state the cause.
     if decoded < len(numbers):
-        yield from _decode_container(data, numbers, key, size, decoded)
+        yield from _decode_container(data, numbers, key, size, decoded, vectors)
 
 
 def choose_packets(packets: Packets, numbers: Sequence[int]) -> list[PacketChoice]:
@@ -107,27 +114,37 @@ def choose_packets(packets: Packets, numbers: Sequence[int]) -> list[PacketChoic
 
 
 def _decode_packets(
-    data: bytes, table: PacketTable, numbers: Sequence[int], key: str, size: tuple[int, int] | None
+    data: bytes,
+    table: PacketTable,
+    numbers: Sequence[int],
+    key: str,
+    size: tuple[int, int] | None,
+    vectors: list[Vectors | None] | None,
 ) -> Iterator[FramePlanes]:
     """The frames `numbers` up to the first that does not decode."""
     left = deque(numbers)
     with contextlib.suppress(av.FFmpegError):
-        for frame in _decoded(data, table, choose_packets(table.packets, numbers), size):
+        for frame in _decoded(data, table, choose_packets(table.packets, numbers), size, vectors is not None):
             number = -1 if frame.pts is None else frame.pts
             if not left or number < left[0]:
                 continue
             if number > left[0] or not _is_planar(frame):
                 return
-            yield _planes(frame, left.popleft(), key, size)
+            planes = _planes(frame, left.popleft(), key, size)
+            if vectors is not None:
+                vectors.append(vectors_of(frame))
+            yield planes
 
 
 def _decoded(
-    data: bytes, table: PacketTable, choices: Sequence[PacketChoice], size: tuple[int, int] | None
+    data: bytes, table: PacketTable, choices: Sequence[PacketChoice], size: tuple[int, int] | None, with_vectors: bool
 ) -> Iterator[av.VideoFrame]:
     # A new context for each clip: reuse saves no time for H.264, and packets could change the state of a context.
     context = av.CodecContext.create(table.codec, "r")
     assert isinstance(context, av.VideoCodecContext)
     context.extradata, context.options, context.thread_count = table.extradata, _limit(size), 1
+    if with_vectors:
+        context.flags2 |= Flags2.export_mvs
     for choice in choices:
         start, length = table.packets.positions[choice.packet], table.packets.sizes[choice.packet]
         packet = av.Packet(length)  # with zeros after its end, which decoders read; a packet of given bytes has none
@@ -146,7 +163,12 @@ def _limit(size: tuple[int, int] | None) -> dict[str, str]:
 
 
 def _decode_container(
-    data: bytes, numbers: Sequence[int], key: str, size: tuple[int, int] | None, decoded: int
+    data: bytes,
+    numbers: Sequence[int],
+    key: str,
+    size: tuple[int, int] | None,
+    decoded: int,
+    vectors: list[Vectors | None] | None,
 ) -> Iterator[FramePlanes]:
     """The frames `numbers` but for the first `decoded`, which the caller has."""
     limit = _limit(size)
@@ -158,6 +180,8 @@ def _decode_container(
             stream.codec_context.options = limit
             # One thread: workers are the parallelism, and frame threads differ in which frames they lose.
             stream.codec_context.thread_count = 1
+            if vectors is not None:
+                stream.codec_context.flags2 |= Flags2.export_mvs
             if not stream.time_base or not stream.average_rate:
                 raise SampleError(key, "the mp4 states no time base or frame rate")
             step = 1 / (stream.average_rate * stream.time_base)
@@ -169,7 +193,10 @@ def _decode_container(
                     continue
                 if number > numbers[decoded] or not _is_planar(frame):
                     break
-                yield _planes(frame, number, key, size)
+                planes = _planes(frame, number, key, size)
+                if vectors is not None:
+                    vectors.append(vectors_of(frame))
+                yield planes
                 decoded += 1
                 if decoded == len(numbers):
                     return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
 __all__ = [
     "NO_THREAD",
     "DataError",
@@ -17,6 +20,7 @@ __all__ = [
     "StoreError",
     "UnusablePathError",
     "VmaeError",
+    "resumable",
 ]
 
 # Python's error when the system starts no more threads: a fault of this machine, not of what it works on.
@@ -108,4 +112,19 @@ class StopRequested(BaseException):
     def __init__(self, exit_status: int) -> None:
         super().__init__(exit_status)
         self.exit_status = exit_status
-        self.resumes = False  # whether the same command continues the work
+        self.saved = ""  # what the same command continues from; empty if it starts afresh
+
+
+@contextmanager
+def resumable(saved: Callable[[], str]) -> Iterator[None]:
+    """Around work that the same command continues after a signal.
+
+    `saved` says after the signal what is kept, in a sentence without a full stop. Of nested ones the innermost counts.
+    """
+    try:
+        yield
+    except StopRequested as stopped:
+        if not stopped.saved:
+            with suppress(VmaeError, OSError):
+                stopped.saved = saved()
+        raise

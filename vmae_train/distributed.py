@@ -234,7 +234,7 @@ def check_device(name: str | torch.device) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("nothing is computed there")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise VmaeError(f"device {str(name)!r}: not available ({reason}). Use cpu or cuda") from error
     return device

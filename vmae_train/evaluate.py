@@ -23,7 +23,7 @@ from vmae_train.evaluation.predict_videos import check_same_classes, predict_vid
 from vmae_train.evaluation.predictions import Predictions, compute_scores
 from vmae_train.evaluation.predictions_file import write_predictions
 from vmae_train.evaluation.protocol import EvaluationProtocol
-from vmae_train.evaluation.settings import evaluation_settings, published_clip
+from vmae_train.evaluation.settings import EvaluationSpec, evaluation_settings, published_clip
 from vmae_train.models.base import VideoModel
 from vmae_train.models.features import FeatureSpec
 from vmae_train.models.heads import HeadModel, is_numbered
@@ -73,11 +73,8 @@ def evaluate_checkpoint(
         if not isinstance(model, HeadModel):
             raise MisuseError(f"{checkpoint}: is a pretraining model. To evaluate it, finetune it first")
         shards = Shards.open(data)
+        spec, rows = _settings(checkpoint, model, shards, recipe, settings)
         chosen_device = choose_device(device, distributed=distributed)
-        spec, origin, _ = evaluation_settings(checkpoint, published_clip(shards.index), recipe, settings)
-        protocol = spec.protocol()
-        check_cache(spec.cache, shards)
-        rows = _protocol_rows(model, shards, protocol, origin)
         if set(model.classes) == set(shards.classes) and model.classes != shards.classes:
             model.reorder_classes(shards.classes)
             rows["classes"] = "in the order of the data, by name"
@@ -85,7 +82,7 @@ def evaluate_checkpoint(
     predictions = predict_videos(
         model.to(chosen_device),
         shards,
-        protocol=protocol,
+        protocol=spec.protocol(),
         loader=LoaderSpec(workers=workers),
         cache=spec.cache,
         device=chosen_device,
@@ -130,13 +127,13 @@ def evaluate_features(
             features.check(model.geometry.depth)
         except ValueError as error:
             raise MisuseError(f"{checkpoint}: {error}. Set another --layer") from error
-        training, shards = Shards.open(train), Shards.open(data)
+        shards = Shards.open(data)
+        spec, rows = _settings(checkpoint, model, shards, recipe, settings)
+        training, protocol = Shards.open(train), spec.protocol()
+        check_cache(spec.cache, training)
         _check_labels(training, shards, max(few_shot, default=0))
         chosen_device = choose_device(device, distributed=distributed)
-        spec, origin, _ = evaluation_settings(checkpoint, published_clip(shards.index), recipe, settings)
-        protocol = spec.protocol()
-        rows = {
-            **_protocol_rows(model, shards, protocol, origin),
+        rows |= {
             "views": f"{protocol.views} (clips × crops), mean of features",
             "train": f"{training.url}, {len(training)} samples, shards of {training.index.spacing}",
             "features": f"mean of all tokens of block {layer or model.geometry.depth} of {model.geometry.depth}",
@@ -177,6 +174,15 @@ def evaluate_features(
                 few_shot_scores(train_set, validation, shots, shards.classes, progress.advance) for shots in few_shot
             ),
         )
+
+
+def _settings(
+    checkpoint: str, model: VideoModel, shards: Shards, recipe: str | None, settings: Sequence[str]
+) -> tuple[EvaluationSpec, dict[str, str]]:
+    """How to evaluate on the shards, and that as a table. Raises MisuseError if they don't fit together."""
+    spec, origin, _ = evaluation_settings(checkpoint, published_clip(shards.index), recipe, settings)
+    check_cache(spec.cache, shards)
+    return spec, _protocol_rows(model, shards, spec.protocol(), origin)
 
 
 def _check_labels(training: Shards, shards: Shards, shots: int) -> None:

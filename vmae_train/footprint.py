@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from vmae_data.motion import cells_of
 from vmae_data.read.batches import BatchLayout, Request
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import Planes
@@ -94,7 +95,8 @@ def footprint_key(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) -> s
     layout = BatchLayout.of(spec.train.batch, spec.train.micro_batch, processes)
     own = (spec.mask,) if isinstance(spec, PretrainSpec) else (spec.mix, spec.probe, spec.value_loss)
     parts = [
-        *(type(spec).__name__, spec.geometry(), spec.model.activation_checkpointing, spec.model.drop_path > 0, *own),
+        *(type(spec).__name__, spec.geometry().stored()),
+        *(spec.model.activation_checkpointing, spec.model.drop_path > 0, *own),
         msgspec.structs.replace(spec.augment, flip=False),
         *(layout.micro_batch, layout.grad_accum_steps > 1 or processes > 1),
         *(spec.train.repeats, spec.train.precision, spec.ema.decay is not None),
@@ -125,7 +127,8 @@ def measure_footprint(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) 
         average = spec.ema.build(model)
         if layout.grad_accum_steps == 1 and processes == 1:  # DistributedDataParallel keeps the memory of gradients
             optimizer.zero_grad(set_to_none=True)
-        batch = noise_batch(layout.micro_batch, model.geometry.num_frames, model.geometry.image_size)
+        motion = isinstance(spec, PretrainSpec) and spec.mask.kind == "motion"
+        batch = noise_batch(layout.micro_batch, model.geometry.num_frames, model.geometry.image_size, motion=motion)
         state, memory.peak = memory.live, memory.live
         made_clips: list[int] = []  # the peak and the operations until then
         augment.register_forward_hook(lambda *_: made_clips.extend((memory.peak, flops.get_total_flops())))
@@ -180,9 +183,15 @@ def _make_fake(module: nn.Module) -> None:
             setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def noise_batch(count: int, frames: int, image_size: int, device: torch.device | str = "cpu") -> Batch:
-    """A batch as the loader gives it: frames of noise, of the size that is assumed for a model's image size."""
+def noise_batch(
+    count: int, frames: int, image_size: int, device: torch.device | str = "cpu", *, motion: bool = False
+) -> Batch:
+    """A batch as the loader gives it: frames of noise, of the size that is assumed for a model's image size.
+
+    `motion`: with lengths of motion vectors, which are 0.
+    """
     height, width = frame_size(image_size)
+    cells = (count, frames, *cells_of(height, width))
 
     def plane(divisor: int) -> Tensor:
         shape = (count, frames, height // divisor, width // divisor)
@@ -201,6 +210,7 @@ def noise_batch(count: int, frames: int, image_size: int, device: torch.device |
         valid=count,
         rng=ClipRng.on(device, seed=0, epoch=0, sample=samples),
         request=Request(0, 0, tuple(samples.tolist())),
+        motion_BFHW=torch.zeros(cells, dtype=torch.int32, device=device) if motion else None,
     )
 
 

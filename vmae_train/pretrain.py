@@ -13,7 +13,7 @@ from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.loader import Batch
-from vmae_train.clips.mask import MaskSpec, num_masked_tokens, sample_mask
+from vmae_train.clips.mask import MaskSpec, batch_mask, num_masked_tokens
 from vmae_train.models.losses import cube_targets
 from vmae_train.models.videomae import PretrainModel, grid_of
 from vmae_train.training.objective import Objective
@@ -27,6 +27,10 @@ class PretrainSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A pretraining recipe."""
 
     mask: MaskSpec = MaskSpec()
+
+    @property
+    def reads_motion(self) -> bool:
+        return self.mask.kind == "motion"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +78,8 @@ class PretrainObjective(Objective):
         flips = spec.augment.flip and bool(self.setup.mixture.may_flip_N.any())
         return {
             "model": f"{spec.model.size}: {geometry.embed_dim} × {geometry.depth} blocks, decoder "
-            f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}, {geometry.num_tokens} tokens, "
+            f"{geometry.decoder_embed_dim} × {geometry.decoder_depth}"
+            f"{' with cross-attention' if geometry.decoder_attention == 'cross' else ''}, {geometry.num_tokens} tokens, "
             f"{geometry.position}",
             "mask": f"{spec.mask.kind}, {masked} of {geometry.num_tokens} tokens masked, decoder {spec.mask.decoder}",
             "crop": f"{spec.augment.crop} to {geometry.image_size} px, flip {'on' if flips else 'off'}",
@@ -92,7 +97,7 @@ def masked_loss(
     rng = batch.rng.repeated(repeats)
     boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
     rgb = augment(planes, boxes, augment.sample_policy(rng))
-    mask = sample_mask(mask_spec, rng, grid_of(model.geometry))
+    mask = batch_mask(mask_spec, rng, grid_of(model.geometry), batch, boxes)
     targets = cube_targets(rgb, mask.predicted_BK, model.geometry, white=255)
     weight_B = repeat(batch.weight_B, "b -> (b r)", r=repeats)
     return model.loss(augment.normalise(rgb), mask, targets_BMD=targets, weight_B=weight_B, rng=rng)

@@ -4,24 +4,31 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import av
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
+from tests.audited_videos import (
+    FRAMES,
+    HEIGHT,
+    RATE,
+    U8,
+    WIDTH,
+    blurred_frames,
+    frames_with_cuts,
+    half_frozen_frames,
+    moving_frames,
+    write_frames,
+)
 from tests.command import run_command
 from vmae_data.audit.audit import AuditReport, AuditSpec, audit_shards, write_table
 from vmae_data.audit.audit_page import write_audit_page
-from vmae_data.audit.duplicates import DuplicateSpec, find_duplicates
+from vmae_data.audit.duplicates import DuplicateSpec
 from vmae_data.audit.flags import Row, flag_samples
-from vmae_data.audit.hashes import MIRROR, Fingerprint, fingerprint
 from vmae_data.audit.measure_samples import SampleMeasurer
-from vmae_data.audit.measures import GRID, grey_levels, measure, sharpness_of, shrink
 from vmae_data.build import BuildReport, build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError
@@ -33,59 +40,8 @@ from vmae_data.sources.find import find_sources
 
 pytestmark = pytest.mark.processes
 
-U8 = NDArray[np.uint8]
-HEIGHT, WIDTH, RATE, FRAMES = 96, 128, 24, 72
 SPEC = BuildSpec(short_side=192, stride=2, samples_per_shard=6, crf=23)
 QUIET = ProgressStyle.QUIET
-
-
-def _texture(seed: int) -> NDArray[np.float32]:
-    """A picture larger than a frame, with detail at every scale, so that every window of it is unique."""
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((2 * HEIGHT, 2 * WIDTH), dtype=np.float32)
-    for cells in (3, 6, 12, 48, 128):
-        layer = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
-        picture += np.asarray(layer.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC)) * 40 / cells**0.3
-    return picture + 128
-
-
-def _moving(seed: int, start: int = 0, stop: int = FRAMES) -> Iterator[U8]:
-    """A window that moves over the texture."""
-    texture = _texture(seed)
-    for n in range(start, stop):
-        y, x = round(48 + 40 * np.sin(n / 17 + seed)), round(64 + 50 * np.cos(n / 23))
-        yield texture[y : y + HEIGHT, x : x + WIDTH].clip(0, 255).astype(np.uint8)
-
-
-def _blurred(seed: int) -> Iterator[U8]:
-    for frame in _moving(seed):
-        small = Image.fromarray(frame).resize((WIDTH // 12, HEIGHT // 12), Image.Resampling.BOX)
-        yield np.asarray(small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
-
-
-def _half_frozen(seed: int) -> Iterator[U8]:
-    frames = list(_moving(seed))
-    half = len(frames) // 2
-    return iter(frames[:half] + [frames[half]] * half)
-
-
-def _with_cuts(seed: int) -> Iterator[U8]:
-    third = FRAMES // 3
-    for n in range(3):
-        yield from _moving(seed + 100 * n, n * third, (n + 1) * third)
-
-
-def _write(path: Path, frames: Iterator[U8], *, crf: int = 18, scale: float = 1.0, mirrored: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=RATE, options={"crf": str(crf), "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = round(WIDTH * scale), round(HEIGHT * scale), "yuv420p"
-        for grey in frames:
-            image = Image.fromarray(grey[:, ::-1] if mirrored else grey)
-            if scale != 1:
-                image = image.resize((stream.width, stream.height), Image.Resampling.BICUBIC)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(image.convert("RGB")), format="rgb24")))
-        file.mux(stream.encode(None))
 
 
 class Planted(NamedTuple):
@@ -100,11 +56,11 @@ class Planted(NamedTuple):
 
 
 CASES: dict[str, Callable[[], Iterator[U8]]] = {
-    "static": lambda: iter([next(_moving(20))] * FRAMES),
+    "static": lambda: iter([next(moving_frames(20))] * FRAMES),
     "black": lambda: iter([np.zeros((HEIGHT, WIDTH), dtype=np.uint8)] * FRAMES),
-    "half-frozen": lambda: _half_frozen(21),
-    "cuts": lambda: _with_cuts(22),
-    "blurred": lambda: _blurred(23),
+    "half-frozen": lambda: half_frozen_frames(21),
+    "cuts": lambda: frames_with_cuts(22),
+    "blurred": lambda: blurred_frames(23),
 }
 
 
@@ -114,16 +70,16 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     folder = tmp_path_factory.mktemp("audit")
     train, val = folder / "videos-train", folder / "videos-val"
     for seed in range(6):
-        _write(train / f"moving-{seed}.mp4", _moving(seed))
+        write_frames(train / f"moving-{seed}.mp4", moving_frames(seed))
     for name, frames in CASES.items():
-        _write(train / f"{name}.mp4", frames(), scale=2.0 if name == "blurred" else 1.0)
-    _write(train / "zz-crf35.mp4", _moving(0), crf=35)
-    _write(train / "zz-half.mp4", _moving(1), scale=0.5)
+        write_frames(train / f"{name}.mp4", frames(), scale=2.0 if name == "blurred" else 1.0)
+    write_frames(train / "zz-crf35.mp4", moving_frames(0), crf=35)
+    write_frames(train / "zz-half.mp4", moving_frames(1), scale=0.5)
     (train / "zz-bytes.mp4").write_bytes((train / "moving-4.mp4").read_bytes())
-    _write(val / "own.mp4", _moving(30))
-    _write(val / "start.mp4", _moving(2, FRAMES // 10))
-    _write(val / "end.mp4", _moving(3, 0, FRAMES - FRAMES // 10))
-    _write(val / "mirrored.mp4", _moving(5), mirrored=True)
+    write_frames(val / "own.mp4", moving_frames(30))
+    write_frames(val / "start.mp4", moving_frames(2, FRAMES // 10))
+    write_frames(val / "end.mp4", moving_frames(3, 0, FRAMES - FRAMES // 10))
+    write_frames(val / "mirrored.mp4", moving_frames(5), mirrored=True)
     build_shards(str(train), folder / "train", SPEC, workers=2, style=QUIET)
     build_shards(str(val), folder / "val", BuildSpec(short_side=96, stride=4), workers=2, style=QUIET)
     report = _audit(folder / "train", folder / "val", mirrored=True)
@@ -213,107 +169,6 @@ def test_the_number_of_workers_changes_nothing(planted: Planted) -> None:
     one, two = _audit(planted.train, planted.val, workers=1, mirrored=True), planted.report
     assert one.rows == two.rows
     assert one.duplicates == two.duplicates
-
-
-def test_measures_hardly_depend_on_size_and_stride() -> None:
-    def measured(scale: int, stride: int) -> Any:
-        frames = list(_moving(1))[::stride]
-        big = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames]
-        levels = grey_levels(full_range=True)
-        return measure(np.arange(len(big)) * stride / RATE, np.stack([shrink(frame, levels) for frame in big]), [])
-
-    one, two, four = measured(1, 1), measured(3, 1), measured(1, 3)
-    assert two.motion == pytest.approx(one.motion, rel=0.02)
-    assert four.motion == pytest.approx(one.motion, rel=0.1)
-    assert (one.cuts, four.cuts, one.black, one.frozen) == (0, 0, 0, 0)
-
-
-def test_limited_range_is_scaled_to_grey_levels() -> None:
-    levels = grey_levels(full_range=False)
-    assert (levels[16], levels[235], levels[0], levels[255]) == (0, 255, 0, 255)
-
-
-def test_a_flash_is_no_cut() -> None:
-    grey = np.stack([frame[:GRID, :GRID] for frame in _moving(3)])
-    flash = grey.copy()
-    flash[30] = 255
-    assert measure(np.arange(FRAMES) / RATE, flash, []).cuts == 0
-    cut = np.concatenate([grey[:30], grey[30:, ::-1] ^ 255])
-    assert measure(np.arange(FRAMES) / RATE, cut, []).cuts == 1
-
-
-def test_blur_lowers_the_sharpness_more_than_low_contrast() -> None:
-    levels = grey_levels(full_range=True)
-    frame = next(_moving(4))
-    sharp, blurred = sharpness_of(frame, levels), sharpness_of(next(_blurred(4)), levels)
-    faint = sharpness_of((frame // 2 + 60).astype(np.uint8), levels)
-    assert sharp is not None and blurred is not None and faint is not None
-    assert sharp > 2 * blurred
-    assert faint > 2 * blurred
-    assert sharpness_of(np.full((HEIGHT, WIDTH), 90, dtype=np.uint8), levels) is None
-
-
-def test_a_mirrored_frame_has_the_hash_with_the_mirror_bits_flipped() -> None:
-    grey = np.stack([frame[:GRID, :GRID] for frame in _moving(6)])
-    times = np.arange(FRAMES) / RATE
-    one, other = fingerprint(times, grey), fingerprint(times, grey[:, :, ::-1])
-    assert (np.bitwise_count(one.look_T ^ MIRROR ^ other.look_T) <= 1).all()  # rounding may flip a bit near 0
-
-
-def test_flat_frames_have_no_hash() -> None:
-    flat = np.full((24, GRID, GRID), 128, dtype=np.uint8)
-    assert not len(fingerprint(np.arange(24) / RATE, flat).time_T)
-
-
-def _random_print(rng: np.random.Generator, frames: int = 24) -> Fingerprint:
-    bits = rng.integers(0, 2**63, (2, frames), dtype=np.uint64)
-    return Fingerprint(np.arange(frames, dtype=np.float32) / 8, bits[0], bits[1], np.ones(frames, dtype=np.bool_))
-
-
-def _noisy(one: Fingerprint, rng: np.random.Generator, flips: int) -> Fingerprint:
-    noise = [sum(1 << int(bit) for bit in rng.choice(64, flips, replace=False)) for _ in range(2 * len(one.time_T))]
-    noise_2T = np.asarray(noise, dtype=np.uint64).reshape(2, -1)
-    return one._replace(look_T=one.look_T ^ noise_2T[0], move_T=one.move_T ^ noise_2T[1])
-
-
-def test_only_noisy_copies_are_found_among_thousands() -> None:
-    rng = np.random.default_rng(0)
-    prints = [_random_print(rng) for _ in range(2000)]
-    copies = [_noisy(prints[number], rng, flips=6) for number in range(0, 2000, 20)]
-    digests = [bytes([0]) + n.to_bytes(4, "big") for n in range(2100)]
-    found = find_duplicates([*prints, *copies], digests, range(2100), DuplicateSpec())
-    assert found.original == {2000 + n: 20 * n for n in range(100)}
-    assert found.num_candidates < 300  # of two million pairs
-
-
-def test_a_frame_that_all_videos_share_makes_few_candidates_and_no_copies() -> None:
-    rng = np.random.default_rng(1)
-    title = rng.integers(0, 2**63, 4, dtype=np.uint64)
-    prints = []
-    for _ in range(300):
-        one = _random_print(rng)
-        one.look_T[:4], one.move_T[:4] = title, title
-        prints.append(one)
-    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(300)], range(300), DuplicateSpec())
-    assert not found.original
-    assert found.num_candidates < 300 * 40  # of 44,850 pairs
-
-
-def test_many_copies_of_one_video_are_all_copies_of_the_first() -> None:
-    rng = np.random.default_rng(2)
-    first = _random_print(rng)
-    prints = [first, *(_noisy(first, rng, flips=2) for _ in range(70))]
-    found = find_duplicates(prints, [n.to_bytes(4, "big") for n in range(71)], range(71), DuplicateSpec())
-    assert found.original == dict.fromkeys(range(1, 71), 0)
-
-
-def test_parts_of_one_video_are_no_copies_of_each_other() -> None:
-    rng = np.random.default_rng(3)
-    one = _random_print(rng)
-    same = find_duplicates([one, one], [b"a", b"a"], ["video", "video"], DuplicateSpec())
-    other = find_duplicates([one, one], [b"a", b"b"], ["video", "other"], DuplicateSpec())
-    assert not same.original
-    assert other.original == {1: 0}
 
 
 def _audit_here(folder: Path) -> AuditReport:

@@ -201,4 +201,5 @@ def test_a_signal_ends_a_command_that_waits_for_a_silent_store(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "vmae-shard: stopped. Run the same command again to resume\n"
+    kept = f"The shards in {s3.folder} are kept"
+    assert errors == f"vmae-shard: stopped. {kept}. Run the same command again to resume\n"

@@ -110,7 +110,8 @@ def test_a_signal_ends_a_build_at_once_and_it_resumes(
         time.sleep(0.001)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == status
-    assert errors == "vmae-shard: stopped. Run the same command again to resume\n"
+    done = f"{len(_finished(dest))} of {12} videos are done in {dest}"
+    assert errors == f"vmae-shard: stopped. {done}. Run the same command again to resume\n"
     assert not processes_with(str(dest))
     small_build.release()
     small_build.build(dest)

@@ -110,27 +110,31 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
 
 FEED = "vmae_train feed --recipe pretrain/demo --data D"
 PRETRAIN = "vmae_train pretrain --recipe pretrain/demo --data D --out OUT"
-SAVED, LOST = "Run the same command again to resume", "This command saved nothing"
+AGAIN = "Run the same command again to resume"
+LOST = "This command saved nothing"
 
 
 @pytest.mark.parametrize(
-    ("words", "work", "advice"),
+    ("words", "work", "saved"),
     [
         (FEED, "vmae_train.feed.feed", LOST),
         (f"{PRETRAIN} --dry-run", "vmae_train.training.dry_run.dry_run_report", LOST),
-        (PRETRAIN, "vmae_train.pretrain.pretrain", SAVED),
+        (PRETRAIN, "vmae_train.pretrain.pretrain", LOST),
         ("vmae_data build VIDEOS OUT --dry-run", "vmae_data.estimate.estimate_build", LOST),
-        ("vmae_data build VIDEOS OUT", "vmae_data.build.build_shards", SAVED),
-        ("vmae_data demo OUT", "vmae_data.demo.videos.write_demo", SAVED),
+        ("vmae_data build VIDEOS OUT", "vmae_data.build.find_sources", LOST),
+        ("vmae_data build VIDEOS OUT", "vmae_data.build._encode_and_pack", f"0 of 30 videos are done in OUT. {AGAIN}"),
+        ("vmae_data merge OUT", "vmae_data.shards.merge.merge_parts", f"The shards in OUT are kept. {AGAIN}"),
+        ("vmae_data demo OUT", "vmae_data.demo.videos.plan_scenes", LOST),
+        ("vmae_data demo OUT", "vmae_data.demo.videos._in_processes", f"0 of 800 videos are in OUT. {AGAIN}"),
     ],
 )
-def test_a_stopped_command_says_whether_it_can_resume(
-    words: str, work: str, advice: str, demo_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_command_says_what_it_saved(
+    words: str, work: str, saved: str, demo_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, lambda *_, **__: signal.raise_signal(signal.SIGINT))
     names = {"VIDEOS": demo_videos, "OUT": tmp_path / "out"}
     done = call_command(*(names.get(word, word) for word in words.split()), status=130)
-    assert done.stderr.splitlines()[-1].endswith(f": stopped. {advice}")
+    assert done.stderr.splitlines()[-1].endswith(f": stopped. {saved.replace('OUT', str(tmp_path / 'out'))}")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from vmae_data import decode
 from vmae_data.decode import decode_frames, decode_some, read_packets
 from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import SampleError
+from vmae_data.motion import Vectors, motion_of_frames
 from vmae_data.mp4 import packet_table
 
 FRAMES = 40
@@ -119,3 +120,37 @@ def test_planes_are_views_that_a_reader_may_copy(member: Path) -> None:
     for frame in decode_frames(member.read_bytes(), [3], "v"):
         assert (frame.y.shape, frame.u.shape, frame.v.shape) == ((50, 66), (25, 33), (25, 33))
         assert frame.y.dtype == np.uint8
+
+
+def test_reading_motion_vectors_changes_no_frame_and_both_ways_to_decode_read_the_same(
+    member: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, numbers = member.read_bytes(), list(range(3, FRAMES, 4))
+    found: list[list[Vectors | None]] = [[], []]
+    for number, vectors in enumerate(found):
+        if number:
+            monkeypatch.setattr(decode, "packet_table", lambda data: None)
+        decoded = decode_frames(data, numbers, "v", (50, 66), vectors)
+        assert [tuple(plane.tobytes() for plane in frame[1:]) for frame in decoded] == _frames(data, numbers)
+        assert len(vectors) == len(numbers)
+    for own, other in zip(*found, strict=True):
+        assert own is other is None or np.array_equal(own, other)
+    assert any(own is not None for own in found[0]) == ("mjpeg" not in member.parent.name)
+
+
+def _vectors(*blocks: tuple[int, int, int, int, int, int]) -> Vectors:
+    """Blocks of left, top, width, height and a vector in quarters of a pixel."""
+    fields = ("w", "h", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")
+    rows = [(w, h, x + w // 2, y + h // 2, across, down, 4) for x, y, w, h, across, down in blocks]
+    return np.array(rows, dtype=[(name, np.int32) for name in fields])
+
+
+def test_a_cell_has_the_mean_length_of_its_vectors_and_a_frame_without_any_those_of_its_neighbour() -> None:
+    first = _vectors((0, 0, 16, 16, 3, 4), (16, 0, 8, 8, 0, -8), (16, 0, 8, 8, 0, 4), (16, 16, 16, 16, 9, 0))
+    second = _vectors((0, 0, 8, 16, 7, 0))
+    motion = motion_of_frames([None, first, None, second, second[:0], None], 20, 26)
+    assert motion[1].tolist() == [[5, 5, 6, 0], [5, 5, 0, 0], [0, 0, 9, 9]]
+    assert motion[3].tolist() == [[7, 0, 0, 0], [7, 0, 0, 0], [0, 0, 0, 0]]
+    assert np.array_equal(motion, motion[[1, 1, 3, 3, 3, 3]])
+    assert np.array_equal(motion_of_frames([first], 12, 18, top=8, left=8)[0], motion[1][1:, 1:])
+    assert not motion_of_frames([None, None], 20, 26).any()

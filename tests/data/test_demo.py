@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,12 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.optical_flow import as_model_sees, class_of, flow
 from vmae_data.demo.scenes import (
-    ARM,
     CLASSES,
     FASTEST,
     FEWEST_KEPT,
-    MODEL_SHORT_SIDE,
     RATES,
     SLOWEST,
     Motion,
@@ -42,33 +40,6 @@ def _decode(path: Path) -> list[av.VideoFrame]:
 
 def _rendered(scene: Scene) -> list[av.VideoFrame]:
     return [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames_of(scene)]
-
-
-def _as_model_sees(frames: Sequence[av.VideoFrame], stride: int) -> NDArray[np.float64]:
-    """The kept frames with the short side at the model's: frame × height × width × channel."""
-    width, height = frames[0].width, frames[0].height
-    scale = MODEL_SHORT_SIDE / min(width, height)
-    size = {"width": round(width * scale), "height": round(height * scale)}
-    kept = [frame.reformat(**size, format="rgb24", interpolation="BICUBIC") for frame in frames[::stride]]
-    return np.stack([frame.to_ndarray() for frame in kept]).astype(np.float64)
-
-
-def _flow(frames: NDArray[np.float64]) -> Motion:
-    """Optical flow as Lucas and Kanade measure it: the Motion that explains most of what changes (least squares)."""
-    kernel = np.exp(-0.5 * (np.arange(-4, 5) / 1.5) ** 2)
-    for axis in (1, 2):
-        frames = np.apply_along_axis(np.convolve, axis, frames, kernel / kernel.sum(), "valid")
-    down, across = np.gradient((frames[1:] + frames[:-1]) / 2, axis=(1, 2))
-    height, width = down.shape[1:3]
-    y = ((np.arange(height) - (height - 1) / 2) / ARM)[:, None, None]
-    x = ((np.arange(width) - (width - 1) / 2) / ARM)[:, None]
-    explained = np.stack([across, down, down * x - across * y, across * x + down * y], -1).reshape(-1, 4)
-    found, *_ = np.linalg.lstsq(explained, -np.diff(frames, axis=0).ravel(), rcond=None)
-    return Motion(*found.tolist())
-
-
-def _class_of(motion: Motion) -> str:
-    return max(CLASSES, key=lambda name: float(np.dot(CLASSES[name], motion)))
 
 
 def test_the_same_seed_gives_the_same_bytes_in_any_process(demo_videos: Path, tmp_path: Path) -> None:
@@ -114,8 +85,8 @@ def test_sizes_frame_rates_and_sound_vary_and_every_video_has_the_frames_of_a_cl
 def test_the_motion_in_a_file_is_that_of_its_folder(demo_videos: Path) -> None:
     right = 0
     for scene in plan_scenes(VIDEOS, SEED):
-        flow = _flow(_as_model_sees(_decode(demo_videos / scene.path), scene.stride))
-        right += _class_of(flow) == scene.class_name
+        found = flow(as_model_sees(_decode(demo_videos / scene.path), scene.stride))
+        right += class_of(found) == scene.class_name
     assert right >= 0.9 * VIDEOS  # the drifting discs may mislead a plain flow of the whole frame
 
 
@@ -125,7 +96,7 @@ def test_speeds_are_in_bounds_and_other_motions_are_slower() -> None:
         speed = slower.pop()
         assert SLOWEST <= speed <= FASTEST
         assert max(slower) <= 0.3 * speed
-        assert _class_of(scene.motion) == scene.class_name
+        assert class_of(scene.motion) == scene.class_name
 
 
 @pytest.mark.parametrize(
@@ -136,8 +107,8 @@ def test_the_speed_at_the_model_does_not_depend_on_size_frame_rate_and_stride(
 ) -> None:
     for scene in plan_scenes(8, SEED, stride=stride):
         scene = scene._replace(width=width, height=height, rate=Fraction(rate), discs=())
-        flow = _flow(_as_model_sees(_rendered(scene), stride))
-        assert np.abs(np.subtract(flow, scene.motion)).max() < 0.15 * max(map(abs, scene.motion))
+        found = flow(as_model_sees(_rendered(scene), stride))
+        assert np.abs(np.subtract(found, scene.motion)).max() < 0.15 * max(map(abs, scene.motion))
 
 
 def test_a_growing_texture_is_as_fine_and_as_bright_at_the_end_as_at_the_start() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
@@ -17,10 +18,21 @@ from tests.data.test_resize import _write
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import DataError
-from vmae_data.format import FAILURES, INDEX, SAMPLES, Failure, Index, ShardMarker, decode_record, encode_record
-from vmae_data.inspect import markers
+from vmae_data.format import (
+    FAILURES,
+    INDEX,
+    SAMPLES,
+    Failure,
+    Index,
+    SampleFacts,
+    ShardMarker,
+    decode_record,
+    encode_record,
+)
+from vmae_data.inspect import inspect_page, markers
 from vmae_data.inspect.inspect import inspect_shards, print_table
 from vmae_data.inspect.inspect_page import write_inspect_page
+from vmae_data.pages.html import LONG_LIST
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards, sample_seconds
 
@@ -288,4 +300,23 @@ def test_a_damaged_sample_is_a_line_of_the_page_and_the_others_are_shown(demo_sh
     assert "Unreadable samples" in html
     assert f"{sample.key}.json: can't be read" in html
     assert marker.samples[0].key in html or marker.samples[2].key in html
+    assert "more." not in html
     assert "Unreadable samples" not in _page(demo_shards, tmp_path / "whole.html")
+
+
+def test_long_lists_of_damaged_samples_and_notes_end_with_the_number_of_others(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_shards: Shards, _numbers: object, damaged: list[str]) -> Iterator[tuple[SampleFacts, int]]:
+        damaged += [f"damaged {n}!" for n in range(LONG_LIST + 3)]
+        shards = Shards.open(str(demo_shards))
+        for facts, size in read_samples(shards, range(5), []):
+            yield msgspec.structs.replace(facts, remarks=("a remark",)), size
+
+    read_samples = inspect_page._read_samples
+    monkeypatch.setattr(inspect_page, "_read_samples", read)
+    monkeypatch.setattr(inspect_page, "NOTES_SHOWN", 1)
+    html = unescape(_page(demo_shards, tmp_path / "page.html"))
+    assert f"damaged {LONG_LIST - 1}!" in html
+    assert f"damaged {LONG_LIST}!" not in html
+    assert re.findall(r"… and (\d+) more\.", html) == ["3", "4"]

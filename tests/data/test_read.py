@@ -47,6 +47,15 @@ def test_a_sample_prints_as_its_key_and_size(demo_shards: Path) -> None:
     assert repr(sample) == f"Sample({sample.facts.key}, {len(sample.data)} bytes)"
 
 
+def test_shards_print_as_one_line(demo_shards: Path) -> None:
+    shards = Shards.open(str(demo_shards))
+    videos = len({source_key(shards.key(number)) for number in range(len(shards))})
+    frames = sum(shards.view(number).frames for number in range(len(shards)))
+    assert repr(shards) == (
+        f"Shards({demo_shards}: {videos} videos, {len(shards)} samples, {frames} frames, 8 classes)"
+    )
+
+
 def test_only_the_requested_frames_are_decoded_and_they_equal_those_of_a_full_decode(demo_shards: Path) -> None:
     sample = Shards.open(str(demo_shards)).sample(0)
     frames = sample.facts.phases[0].frames

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tools.bench.step import MODELS, OURS, Job, Measured, build, make_step, rows
+from tools.bench.step import CROSS, MODELS, OURS, Job, Measured, build, make_step, rows
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -15,6 +15,11 @@ def test_all_models_of_the_benchmark_have_the_same_loss(task: str, precision: st
     tolerance = 1e-5 if precision == "float32" else 0.02
     assert [one.loss for one in measured] == pytest.approx([measured[0].loss] * len(models), rel=tolerance)
     assert all(len(one.cpu) == len(one.wall) == 3 for one in measured)
+
+
+def test_the_decoder_with_cross_attention_makes_other_steps() -> None:
+    own, cross = (make_step(build(Job(model, "pretrain", "quick", batch=2)), "float32") for model in (OURS, CROSS))
+    assert 0 < cross.loss != own.loss
 
 
 def test_ratios_are_those_of_the_rounds() -> None:

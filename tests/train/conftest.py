@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,27 @@ def members(whole_shards: Path) -> list[Path]:
         paths.append(folder / f"{shards.key(number)}.mp4")
         paths[-1].write_bytes(data)
     return paths
+
+
+@pytest.fixture(params=["pretrain", "classifier"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """A kind of model that every format can hold."""
+    return str(request.param)
+
+
+@pytest.fixture
+def native(kind: str, tmp_path: Path) -> Path:
+    """A saved model of `kind`, in the native format."""
+    from tests.converted_models import noisy_model
+    from vmae_train.checkpoints.native import save_model
+
+    folder = tmp_path / "native"
+    folder.mkdir()
+    save_model(folder, noisy_model(kind))
+    return folder
+
+
+@pytest.fixture
+def run(tiny_finetuning: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(tiny_finetuning, tmp_path / "run"))

@@ -36,7 +36,11 @@ def _step(spec: RunSpec, objective: Objective, shards: Path, device: torch.devic
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("settings", [(), ("mask.decoder=running-cell",)], ids=["all tokens", "running cell"])
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("mask.decoder=running-cell",), ("model.decoder_attention=cross",)],
+    ids=["all tokens", "running cell", "cross-attention"],
+)
 def test_pretraining_never_uses_the_math_kernel(
     demo_shards: Path, device: torch.device, precision: str, settings: tuple[str, ...]
 ) -> None:

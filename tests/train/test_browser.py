@@ -14,7 +14,7 @@ from tests.command import call_command
 
 pytestmark = pytest.mark.processes
 
-NAMES = ("inspect", "audit", "pretraining", "finetuning", "comparison", "reconstruct", "predict", "evaluate")
+NAMES = ("inspect", "audit", "pretraining", "finetuning", "comparison", "reconstruct", "predict", "evaluate", "gap")
 HERE = ("--views", "1x1", "--workers", "0", "--quiet")
 
 # The largest part of a page that is wider than the window, if any.
@@ -61,6 +61,13 @@ FAINT = """(() => {
   return faint;
 })()"""
 
+# Texts of drawings that appear smaller than 10 px.
+SMALL = """[...document.querySelectorAll('svg text')].flatMap(e => {
+  const { a, b, c, d } = e.getScreenCTM();
+  const size = parseFloat(getComputedStyle(e).fontSize) * Math.sqrt(Math.abs(a * d - b * c));
+  return size < 10 ? [`${size.toFixed(1)}: ${e.textContent}`] : [];
+})"""
+
 PICTURES = """[...document.images].filter(e => !e.naturalWidth).map(e => e.outerHTML.slice(0, 80))"""
 
 # Of the first videos: played, or the reason why not.
@@ -104,6 +111,7 @@ def make_page(
         "reconstruct": ("vmae_train", "reconstruct", tiny_pretraining, "--data", demo_shards, "--videos", "2", "--out"),
         "predict": ("vmae_train", "predict", tiny_finetuning, video, "--window", "0.5", *HERE, "--html"),
         "evaluate": ("vmae_train", "evaluate", tiny_finetuning, "--data", demo_shards, *HERE, "--html"),
+        "gap": ("vmae_train", "gap", demo_shards, whole_shards, "--init", tiny_pretraining, *HERE, "--html"),
     }
     assert set(commands) == set(NAMES)
 
@@ -140,6 +148,7 @@ def test_a_page_is_quiet_and_readable_on_every_screen(
             browser.evaluate(SETTLED.format(f"innerWidth === {width}"))
             assert browser.evaluate(FAINT) == [], (scheme, width)
             assert browser.evaluate(OVERFLOW) is None, (scheme, width)
+            assert browser.evaluate(SMALL) == [], (scheme, width)
     assert grounds[0] != grounds[1]
     assert browser.evaluate(PICTURES) == []
     assert browser.problems == []
@@ -159,8 +168,9 @@ def test_what_is_wrong_with_a_page_is_detected(browser: Browser, tmp_path: Path)
     page = tmp_path / "bad.html"
     page.write_text(
         "<!doctype html><body style='background: white'><main><p style='color: #999; width: 500px'>faint</p></main>"
-        "<svg><g><rect width='99' height='99' fill='#fff'/><rect width='99' height='99' fill-opacity='.6'/>"
-        "<text x='20' y='50'>drawn</text></g><text x='120' y='50'>plain</text></svg>"
+        "<svg><g font-size='10'><rect width='99' height='99' fill='#fff'/><rect width='99' height='99' fill-opacity='.6'/>"
+        "<text x='20' y='50'>drawn</text></g><text x='120' y='50'>plain</text>"
+        "<g transform='rotate(90) scale(.9)' font-size='10'><text x='9' y='-9'>small</text></g></svg>"
         "<img src='http://127.0.0.1:9/x.png'><img src='data:image/png;base64,AAAA'>"
         "<script>console.error('no'); throw 'thrown'</script>"
     )
@@ -168,6 +178,7 @@ def test_what_is_wrong_with_a_page_is_detected(browser: Browser, tmp_path: Path)
         browser.open(tmp_path / "missing.html")
     browser.open(page, width=360)
     assert browser.evaluate(FAINT) == ["2.85: faint", "3.66: drawn"]
+    assert browser.evaluate(SMALL) == ["9.0: small"]
     assert browser.evaluate(OVERFLOW).startswith("148 px: <p ")
     assert len(browser.evaluate(PICTURES)) == 2
     found = "\n".join(browser.problems)

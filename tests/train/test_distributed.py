@@ -140,9 +140,10 @@ def test_a_signal_to_one_process_stops_all_and_another_number_of_processes_resum
     _, printed = process.communicate(timeout=HANGS_SECONDS)
     assert process.returncode == 1  # torchrun's own status; ours is in its table
     assert "exitcode  : 143" in printed
-    assert printed.count("vmae-train: stopped") == 1
     (saved,) = (out / "checkpoints").glob("step-*/state.json")
     step = json.loads(saved.read_text())["step"]
+    assert printed.count("vmae-train: stopped") == 1
+    assert f"stopped. Step {step} is saved in {saved.parent}. Run the same command again to resume\n" in printed
     assert len(read_log(out, "train")) == step >= 3
     whole = tmp_path / "whole"
     more = _pretrain(demo_shards, whole, *long, steps=100000)
@@ -190,7 +191,8 @@ def test_a_signal_to_one_process_ends_a_validation_of_two(demo_shards: Path, tmp
     command = [*launcher, str(tmp_path / "stop.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_SECONDS, check=False, env=paths)
     assert "exitcode  : 143" in done.stderr, done.stderr
-    assert done.stderr.count("vmae-train: stopped. Run the same command again to resume") == 1
+    saved = f"Step 2 is saved in {out / 'checkpoints' / 'step-000000002'}"
+    assert done.stderr.count(f"vmae-train: stopped. {saved}. Run the same command again to resume\n") == 1
     assert "a batch after the signal" not in done.stdout
     assert [path.parent.name for path in out.glob("checkpoints/*/state.json")] == ["step-000000002"]
     run_torchrun(2, "vmae_train.cli", *arguments)

@@ -380,18 +380,27 @@ def test_every_path_in_the_architecture_and_in_the_readme_exists() -> None:
     assert not {path for path in drawn if not any((ROOT / top / path).exists() for top in ("vmae_data", "vmae_train"))}
 
 
+def test_every_path_and_test_that_a_contributor_is_told_of_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = {code for code in INLINE.findall(text) if re.match(r"(vmae_\w+|tools|tests|docs)/[\w/.]+$", code)}
+    assert len(paths) > 30
+    assert not {path for path in paths if not (ROOT / path).exists()}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not {name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests}
+
+
 def test_every_room_is_in_the_architecture_and_in_the_readme() -> None:
     assert not _rooms() - set(INLINE.findall(_page("architecture.md")))
     assert not _rooms() - _tree()
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+PROSE = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
     assert not {target for target in targets if not (path.parent / target).exists()}
-
-
-PROSE = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(path for path in sorted(DOCS.glob("*.md")))]
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)

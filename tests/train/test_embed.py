@@ -104,8 +104,9 @@ def test_a_file_is_continued_and_has_the_same_bytes(
     def stop(result: VideoResult) -> None:
         raise StopRequested(130)
 
-    with pytest.raises(StopRequested):
+    with pytest.raises(StopRequested) as stopped:
         embed_all(embedder, names, spec=spec, out=str(out), finished=stop, style=QUIET)
+    assert stopped.value.saved == f"{journal} keeps 1 video"
     with journal.open("ab") as file:
         file.write(b'{"video":"half of a l')
     left = journal.read_bytes()
@@ -116,8 +117,9 @@ def test_a_file_is_continued_and_has_the_same_bytes(
         if len(seen) == 5:
             raise StopRequested(130)
 
-    with pytest.raises(StopRequested):
+    with pytest.raises(StopRequested) as stopped:
         embed_all(embedder, names, spec=spec, out=str(out), finished=stop_in_shards, style=QUIET)
+    assert stopped.value.saved == f"{journal} keeps 6 videos"
     assert seen[:2] == names[1:3] and journal.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
     done = embed_all(embedder, names, spec=spec, out=str(out), style=QUIET)
     assert (done.counts.kept, done.counts.done) == (6, len(Shards.open(str(whole_shards))) - 3)

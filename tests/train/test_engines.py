@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ from vmae_train.runs.log import read_log
 
 pytestmark = pytest.mark.processes
 
-STEPS, SAVED = 20, 15
+STEPS, SAVED = 8, 5
 FILES = ("model", "optimizer", "ema")
 
 # The learning rates differ by layer: an engine that mixes up the optimizer's groups trains another model.
@@ -98,6 +99,15 @@ def test_two_processes_of_fsdp2_train_as_one_does_and_one_resumes_their_run(runs
     for name in ("fsdp2", "fsdp2 → one"):
         runs.assert_same(name, rtol=1e-6)
     runs.assert_same_bytes("fsdp2", "fsdp2 again")
+
+
+def test_processes_share_a_decoder_with_cross_attention(runs: Runs) -> None:
+    cross = ("model.decoder_attention=cross",)
+    names = ["ddp", "fsdp2"] + ["zero3"] * (find_spec("deepspeed") is not None)
+    train(runs.training("cross", *cross), Distributed())
+    runs.by_processes(2, *(runs.training(f"cross {name}", *cross, *SETTINGS[name]) for name in names))
+    for name in names:
+        runs.assert_same(f"cross {name}", "cross", rtol=1e-6)
 
 
 @needs_deepspeed

@@ -77,6 +77,22 @@ def test_the_operations_of_a_clip_are_those_of_its_matrix_products(name: str) ->
     assert TABLE[name].footprint.gflop_a_clip == pytest.approx(expected, rel=0.001)
 
 
+def test_the_operations_of_cross_attention_are_those_of_its_matrix_products() -> None:
+    """Queries of the predicted tokens, keys and values of the visible ones."""
+    settings = ["model.decoder_attention=cross", "mask.decoder=running-cell", "train.micro_batch=2", "train.batch=2"]
+    spec = load_recipe("vmae_train", "pretrain/k400-s-1600", PretrainSpec, settings)
+    assert footprint_key(spec) != TABLE["pretrain/k400-s-1600"].key
+    geometry, visible, predicted = spec.geometry(), 160, 704
+    dim, depth, mlp = geometry.decoder_embed_dim, geometry.decoder_depth, geometry.mlp_ratio
+    encoder = _matmul_flops(geometry, visible, geometry.embed_dim, geometry.depth)
+    decoder = depth * 2 * dim**2 * (predicted * (2 + 2 * mlp) + 2 * visible)
+    attention = depth * 4 * predicted * visible * dim
+    patches = 2 * visible * geometry.cube_dim * geometry.embed_dim
+    outside = 2 * visible * geometry.embed_dim * dim + 2 * predicted * dim * geometry.cube_dim
+    expected = (3 * (encoder[0] + decoder + outside) + 2 * patches + 3.5 * (encoder[1] + attention)) / 1e9
+    assert measure_footprint(spec).gflop_a_clip == pytest.approx(expected, rel=0.001)
+
+
 def test_the_state_is_frames_weights_and_two_moments() -> None:
     spec = load_recipe("vmae_train", "pretrain/demo", PretrainSpec)
     model = PretrainModel(spec.geometry(), seed=None)

@@ -211,6 +211,7 @@ def test_the_command_prints_a_table_a_sentence_json_and_a_page(
     assert f"{report['frechet']['between']:.4g} (squared" in table
     text = page.read_text()
     assert report["summary"] in text and text.count("<svg") == 1 and "○ A: " in text and "△ B: " in text
+    assert '<ul class="legend points">' in text  # a chart of points has no line in its legend
     assert "var(--c1)" in text and "var(--c2)" in text and "axis 1 (" in text
     assert _gap(*command, "--quiet", "--workers", "0").stdout == ""
 

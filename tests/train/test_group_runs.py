@@ -26,7 +26,8 @@ def _scores(right: int, videos: int = 64) -> Scores:
 
 
 def _stored(kind: str, seed: int, scores: Scores | None, init: str | None, data: str, **optim: Any) -> StoredRun:
-    recipe = {"seed": seed, "model": {"size": "tiny"}, "optim": optim, "loader": {"workers": seed}}
+    recipe = {"seed": seed, "model": {"size": "tiny"}, "optim": optim, "loader": {"workers": seed}, "train": {}}
+    recipe |= {"augment": {}}
     facts = RunFacts(kind=kind, recipe=recipe, data=(data,), data_digest=(data,), init=init)
     return StoredRun("run", Path("run"), facts, [], None, RunState(step=8, samples=0), scores, None, "")
 

@@ -13,11 +13,21 @@ from tests.tiny_models import CLASSES, TINY, tiny_clips, tiny_mask, tiny_model
 from vmae_train.clips.mask import Grid, MaskSpec, TokenMask, sample_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.models.geometry import ModelSpec
-from vmae_train.models.heads import Classifier, load_encoder
+from vmae_train.models.heads import Classifier, RegressedValue, Regressor, load_encoder
 from vmae_train.models.losses import cube_targets
 from vmae_train.models.positions import position_embedding
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.models.vit import PatchEmbed
+
+
+def test_a_model_prints_as_one_line_and_its_parts_as_trees() -> None:
+    model, size = PretrainModel(TINY), "2 blocks of 192 channels"
+    assert repr(model) == f"PretrainModel({size}, 1.131 M parameters, 16 frames of 32 px)"
+    assert "(patch_embed)" in repr(model.encoder)
+    assert repr(Classifier(TINY, CLASSES)).endswith(", 16 frames of 32 px, 3 classes)")
+    assert repr(Classifier(TINY, ("one",))).endswith(", 1 class)")
+    assert repr(Regressor(TINY, (RegressedValue(name="speed"),) * 2)).endswith(", 2 values)")
+
 
 # Parts.
 

@@ -40,8 +40,23 @@ def test_a_clip_is_drawn_from_every_checkpoint_at_most_six_spread_evenly(steps_r
     rows, (note,) = _drawn(steps_run)
     assert rows == ["Original", "Masked", "Step 1", "Step 2", "Step 3", "Step 4"]
     assert "from 4 of the 4 checkpoints" in note
+    assert "every 1 steps and keeps the last 9. To see more of the training, lower checkpoint.every_steps." in note
     with patch.object(over_time, "MAX_CHECKPOINTS", 3):
-        assert _drawn(steps_run)[0][2:] == ["Step 1", "Step 3", "Step 4"]
+        rows, (note,) = _drawn(steps_run)
+    assert rows[2:] == ["Step 1", "Step 3", "Step 4"]
+    assert "To see more" not in note
+
+
+def test_a_run_that_kept_few_of_its_checkpoints_says_how_to_keep_more(tiny_pretraining: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_pretraining, tmp_path / "run"))
+    (last,) = complete_checkpoints(run)
+    facts = json.loads((run / "run.json").read_text())
+    facts["recipe"]["checkpoint"] = {"every_steps": 2, "keep": 2}
+    (run / "run.json").write_text(json.dumps(facts))
+    shutil.copytree(last, last.with_name("step-000000002"))
+    rows, (note,) = _drawn(run)
+    assert rows[2:] == ["Step 2", "Step 4"]
+    assert "every 2 steps and keeps the last 2. To see more of the training, raise checkpoint.keep." in note
 
 
 def test_the_losses_of_the_rows_are_those_of_different_weights(steps_run: Path) -> None:
@@ -63,7 +78,7 @@ def test_a_checkpoint_that_vanishes_is_omitted_and_a_damaged_one_is_one_line(ste
     assert [note.split(":")[0] for note in notes[1:]] == ["step 2 can't be shown"]
 
 
-def test_data_that_is_gone_is_one_line_and_a_single_checkpoint_shows_nothing(steps_run: Path, tmp_path: Path) -> None:
+def test_data_that_is_gone_is_one_line_and_a_single_checkpoint_is_not_enough(steps_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(steps_run, tmp_path / "run"))
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**facts, "data": [str(tmp_path / "gone")]}))
@@ -71,6 +86,10 @@ def test_data_that_is_gone_is_one_line_and_a_single_checkpoint_shows_nothing(ste
     assert (rows, "can't be shown" in note) == ([], True)
     for checkpoint in complete_checkpoints(run)[:-1]:
         shutil.rmtree(checkpoint)
+    rows, (note,) = _drawn(run)
+    assert rows == []
+    assert note.startswith("The run has one checkpoint, and this section needs two.") and "To see more" in note
+    shutil.rmtree(run / "checkpoints")
     assert _drawn(run) == ([], [])
 
 

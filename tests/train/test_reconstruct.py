@@ -19,7 +19,7 @@ from vmae_data.encode.ffmpeg import find_ffmpeg
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.read.dataset import Shards
 from vmae_train.clips.frame_sampling import ClipSpec
-from vmae_train.clips.mask import MaskSpec
+from vmae_train.clips.mask import MaskSpec, sample_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.inference.drawing import MaskedClip, Reconstruction, draw_moving, draw_still, error_map
 from vmae_train.inference.read_video import read_clip
@@ -34,7 +34,7 @@ from vmae_train.inference.reconstruct import (
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
 from vmae_train.models.losses import cube_targets
-from vmae_train.models.videomae import PretrainModel
+from vmae_train.models.videomae import PretrainModel, grid_of
 
 pytestmark = pytest.mark.processes
 
@@ -170,9 +170,9 @@ def test_perfect_predictions_give_the_original_back() -> None:
     size = geometry.image_size
     pixels = torch.randint(0, 256, (2, 3, geometry.num_frames, size, size), generator=torch.Generator().manual_seed(1))
     model.set_target(pixels / 255)
-    clips = reconstruct_clips(
-        model, pixels / 255, ClipRng.on("cpu", seed=0, epoch=0, sample=[3, 5]), [MaskSpec(ratio=0.75)], ["a", "b"]
-    )
+    spec, rng = MaskSpec(ratio=0.75), ClipRng.on("cpu", seed=0, epoch=0, sample=[3, 5])
+    tokens = sample_mask(spec, rng, grid_of(geometry))
+    clips = reconstruct_clips(model, pixels / 255, [tokens], [spec], ["a", "b"])
     for clip, original in zip(clips, rearrange(pixels, "b c t h w -> b t h w c").numpy(), strict=True):
         assert clip.masks[0].loss == 0
         assert np.abs(clip.masks[0].predicted_THWC.astype(int) - original).max() <= 1

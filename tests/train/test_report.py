@@ -88,10 +88,63 @@ def test_pretrainings_are_compared_also_while_they_run(
     assert "frames from scratch 2, not finished" in text
     assert "The losses of tiny-pretraining and frames are those of different tasks or data." in text
     assert "mask.kind: &#39;tube&#39; → &#39;frame&#39;" in text
-    assert page.count('class="curves"') == 7
+    assert page.count('class="curves"') == 5
+    assert page.count('<ul class="legend">') == 5
+    assert "frames, step 2, slow data: use more cores" in text
+    assert HOSTILE not in page
     own = _page(other, tmp_path / "own.html")
     assert "Step 2, slow data: use more cores" in _text(own)
     assert HOSTILE not in own
+
+
+def _with_recipe(run: Path, out: Path, *removed: str, **tables: dict[str, Any]) -> Path:
+    """A copy of a run with these values in the tables of its recipe, and without the `removed` tables."""
+    shutil.copytree(run, out)
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    for name, values in tables.items():
+        recipe[name] |= values
+    _change(out / "run.json", recipe={name: table for name, table in recipe.items() if name not in removed})
+    return out
+
+
+def test_a_recipe_shows_what_the_training_resolved(tiny_pretraining: Path, tmp_path: Path) -> None:
+    text = _text(_page(tiny_pretraining, tmp_path / "page.html"))
+    values = ("model.depth 2", "model.embed_dim 192", "model.decoder_depth 1", "model.decoder_embed_dim 96")
+    for value in (*values, "model.image_size 32", "augment.size 32", "train.precision float32"):
+        assert f" {value} " in text
+
+
+def test_a_value_that_the_size_has_anyway_is_no_difference(tiny_pretraining: Path, tmp_path: Path) -> None:
+    plain = _with_recipe(tiny_pretraining, tmp_path / "plain", model={"depth": None})
+    same = _with_recipe(tiny_pretraining, tmp_path / "same", "ema", model={"depth": 4, "patch_size": 8})
+    text = _text(_page(plain, tmp_path / "page.html", same))
+    assert "Differences between plain and same: no difference in run.json" in text
+    assert "different tasks" not in text
+    assert "model.depth: 4 → 2" in _text(_page(plain, tmp_path / "page.html", tiny_pretraining))
+
+
+def test_precision_is_that_of_each_start_and_auto_where_no_log_has_it(tiny_pretraining: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_pretraining, tmp_path / "run"))
+    log = run / "log.jsonl"
+    start = json.loads(log.read_text().splitlines()[0])
+    older = {name: value for name, value in start.items() if name != "precision"}
+    starts = {
+        "float32": [start],
+        "float32, then bfloat16": [older, {**start, "gpu": "H1", "precision": "bfloat16"}],
+        "auto": [{**older, "gpu": "H1"}],
+    }
+    for shown, lines in starts.items():
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert f" train.precision {shown} train.threads " in _text(_page(run, tmp_path / "page.html"))
+    log.write_text("")
+    assert " train.precision auto train.threads " in _text(_page(run, tmp_path / "page.html"))
+
+
+def test_a_recipe_of_another_version_is_shown_as_it_is(tiny_pretraining: Path, tmp_path: Path) -> None:
+    run = _with_recipe(tiny_pretraining, tmp_path / "run", model={"size": "XXL"})
+    own = _text(_page(run, tmp_path / "own.html"))
+    assert "model.size XXL " in own and "Dotted line" not in own
+    assert "model.size: &#39;tiny&#39; → &#39;XXL&#39;" in _text(_page(tiny_pretraining, tmp_path / "page.html", run))
 
 
 def test_two_finetunings_are_compared_in_neutral_words(
@@ -101,6 +154,7 @@ def test_two_finetunings_are_compared_in_neutral_words(
     assert "from scratch" in text
     assert "a difference of" in text
     assert "This is one seed each: it shows nothing about the settings." in text
+    assert "clips per second waiting for data, %" in text
     assert f"init: &#39;{tiny_finetuning.parent / 'tiny-pretraining'}&#39; → None" in text
 
 
@@ -271,11 +325,13 @@ def test_a_curve_skips_lines_without_a_value() -> None:
 
 
 def test_a_chart_needs_two_points_and_is_the_same_every_time() -> None:
-    assert curves("loss", [Curve("a", [], []), Curve("b", [1], [1])]) is None
-    first, again = (curves("loss", [Curve("a", [1, 2], [1, 3]), Curve("b", [1, 2], [2, 2])], level=1) for _ in range(2))
+    assert curves("loss", [Curve("a", [], []), Curve("b", [1], [1])], "loss") is None
+    lines = [Curve("a", [1, 2], [1, 3]), Curve("b", [1, 2], [2, 2])]
+    first, again = (curves("loss", lines, "error, %", level=1) for _ in range(2))
     assert first is not None
     assert first == again
-    assert first.legend == ("a", "b")
+    assert ">error, %</text>" in str(first.image) and ">step</text>" in str(first.image)
+    assert (first.legend, first.points) == (("a", "b"), False)
 
 
 def test_the_page_is_the_same_every_time(tiny_pretraining: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_run_logs_each_start_with_its_step_and_no_secret(demo_shards: Path, tm
     assert first.time.endswith("Z")
     text = (out / "log.jsonl").read_text()
     assert "hush" not in text
-    names = "kind step time command vmae python torch cpu gpu processes"  # not the host, not the user
+    names = "kind step time command vmae python torch cpu gpu processes precision"  # not the host, not the user
     assert " ".join(json.loads(text.splitlines()[0])) == names
 
 
@@ -83,4 +83,5 @@ def test_trackers_chart_nothing_of_a_start_and_other_lines_are_no_starts() -> No
     line = {"kind": "start", "step": 0, "processes": 4}
     assert numbers_of(line, "pretrain") == {}
     assert read_starts([line, {"kind": "train", "step": 1}]) == []
-    assert describe_start(3, device=torch.device("cpu"), processes=2).processes == 2
+    start = describe_start(3, device=torch.device("cpu"), dtype=torch.bfloat16, processes=2)
+    assert (start.processes, start.precision) == (2, "bfloat16")

@@ -133,11 +133,15 @@ def test_a_stopped_run_saves_first_and_resumes(
 ) -> None:
     out = tmp_path / "stopped"
     words = command_line(*_pretrain_arguments(demo_shards, out, "--set", "checkpoint.every_steps=1000"))
-    process = subprocess.Popen(["env", "--default-signal=HUP", *words])
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(["env", "--default-signal=HUP", *words], stderr=errors)
     _kill_when(process, out, 4, number)
     assert process.wait() == status
     (saved,) = (out / "checkpoints").glob("step-*/state.json")
-    assert json.loads(saved.read_text())["step"] >= 4
+    step = json.loads(saved.read_text())["step"]
+    assert step >= 4
+    line = f"vmae-train: stopped. Step {step} is saved in {saved.parent}. Run the same command again to resume\n"
+    assert (tmp_path / "errors").read_text().endswith(line)
     call_command(*_pretrain_arguments(demo_shards, out))
     assert _weights(out) == _weights(undisturbed)
 

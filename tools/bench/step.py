@@ -1,10 +1,11 @@
 """The time of a training step: forward pass, backward pass, optimizer; this model and transformers' VideoMAE.
 
     python -m tools.bench.step [--size S] [--task pretrain finetune] [--precision float32 bfloat16] [--batch 4]
+    python -m tools.bench.step --task pretrain --models vmae-train "vmae-train, cross-attention"
     python -m tools.bench.step --profile      # the operators of this model's steps instead
 
 transformers computes attention by SDPA or eagerly; without transformers only this model runs. All have the same
-weights, batch, mask and fused AdamW. Each has a process of its own, and they take turns. Ratios are those of a round.
+weights, batch, mask and fused AdamW. A decoder with cross-attention has other weights. Each has a process of its own, and they take turns. Ratios are those of a round.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from vmae_train.training.optimizer import OptimSpec, build_optimizer
 
 OURS, RETURNED = "vmae-train", "vmae-train, memory returned"
 KEPT = "transformers sdpa, memory kept"
+CROSS = "vmae-train, cross-attention"  # another model: its loss is another one
 MODELS = (OURS, RETURNED, "transformers sdpa", KEPT, "transformers eager")
 PARTS = ("forward", "backward", "optimizer")
 CLASSES = 400
@@ -90,6 +92,8 @@ class Measured(NamedTuple):
 def build(job: Job) -> Stepper:
     """The first weights, batch and mask of a task are the same for every model."""
     geometry, mask_spec = geometry_of(job.size)
+    if job.model == CROSS:
+        geometry = msgspec.structs.replace(geometry, decoder_attention="cross")
     model: VideoModel
     if job.task == "pretrain":
         model = PretrainModel(geometry).train()
@@ -172,7 +176,7 @@ def mean_of(steps: list[Measured]) -> Measured:
 def serve(job: Job, connection: Connection) -> None:
     """A process that makes steps when it is asked."""
     torch.set_num_threads(job.threads)
-    if job.model in (OURS, KEPT):
+    if job.model in (OURS, KEPT, CROSS):
         keep_freed_memory()
     stepper = build(job)
     while (asked := connection.recv()) is not None:
@@ -194,15 +198,18 @@ def processes(jobs: list[Job]) -> Iterator[list[Connection]]:
         child.join()
 
 
-def compete(connections: list[Connection], precision: str, rounds: int, steps: int) -> list[list[Measured]]:
-    """Rounds of each model, in turns. A first step, not counted, checks that all have the same loss."""
+def compete(
+    models: list[str], connections: list[Connection], precision: str, rounds: int, steps: int
+) -> list[list[Measured]]:
+    """Rounds of each model, in turns. A first step, not counted, checks that all have the same loss, but CROSS."""
 
     def ask(who: int, steps: int) -> Measured:
         connections[who].send((precision, steps))
         answer: Measured = connections[who].recv()
         return answer
 
-    losses = [ask(who, 1).loss for who in range(len(connections))]
+    first = [ask(who, 1).loss for who in range(len(connections))]
+    losses = [loss for model, loss in zip(models, first, strict=True) if model != CROSS] or first
     if max(losses) - min(losses) > (1e-4 if precision == "float32" else 0.02) * losses[0]:
         raise SystemExit(f"the models have different losses: {losses}")
     taken: list[list[Measured]] = [[] for _ in connections]
@@ -248,7 +255,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("quick", "demo", "S", "B", "L"), default="S")
     parser.add_argument("--task", choices=("pretrain", "finetune"), nargs="+", default=["pretrain", "finetune"])
     parser.add_argument("--precision", choices=("float32", "bfloat16"), nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
+    parser.add_argument("--models", choices=(*MODELS, CROSS), nargs="+", default=list(MODELS))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=1, help="steps of each model in a round")
@@ -272,7 +279,7 @@ def main() -> None:
             continue
         with processes(jobs) as connections:
             for precision in options.precision:
-                taken = compete(connections, precision, options.rounds, options.steps)
+                taken = compete(models, connections, precision, options.rounds, options.steps)
                 print(*rows(f"{options.size} {task} {precision}", models, taken), sep="\n", flush=True)
 
 

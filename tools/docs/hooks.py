@@ -13,7 +13,14 @@ from tools.docs import commands, notebook, python_names, recipe_keys
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| ([a-z ]+) \| (\[.*\)) \|$", re.MULTILINE)
 ROW_OF_TABLE = re.compile(r"^\|.*$", re.MULTILINE)
-LINK = re.compile(r"\[([^]]+)\]\(docs/([^)]+)\)")
+LINK = re.compile(r"\[([^]]+)\]\(([^)]+)\)")
+# Files of the repository's root that are pages of the site.
+ROOT_PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
 # Pages that have no file in docs/: their title in the navigation, and what makes their text.
 GENERATED = {
     "commands-shard.md": ("Commands of vmae-shard", commands.shard_page),
@@ -41,8 +48,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that have no file in docs/."""
     pages = {path: make() for path, (_, make) in GENERATED.items()}
-    pages["index.md"] = _inside(_read("README.md"))
-    pages["changelog.md"] = _inside(_read("CHANGELOG.md"))
+    pages |= {path: _inside(_read(name)) for name, path in ROOT_PAGES.items()}
     pages[NOTEBOOK_PAGE] = notebook.page(ROOT / "docs" / NOTEBOOK)
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
@@ -50,8 +56,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """README is the start page of the site, and a link to the notebook leads to its page."""
-    markdown = markdown.replace("](../README.md)", "](index.md)").replace("](../CHANGELOG.md)", "](changelog.md)")
+    """Links to files of the root and to the notebook lead to their pages."""
+    for name, path in ROOT_PAGES.items():
+        markdown = re.sub(rf"\]\(\.\./{name}(?=[)#])", f"]({path}", markdown)
     markdown = ROW_OF_TABLE.sub(_pipes_in_code, markdown)
     return markdown.replace(f"]({NOTEBOOK})", f"]({NOTEBOOK_PAGE})")
 
@@ -61,11 +68,9 @@ def _inside(text: str) -> str:
 
     A link to another file of the repository becomes its text, because the site has no such page.
     """
-    text = (
-        text.replace("](docs/", "](")
-        .replace("](CHANGELOG.md)", "](changelog.md)")
-        .replace("](README.md)", "](index.md)")
-    )
+    text = text.replace("](docs/", "](")
+    for name, path in ROOT_PAGES.items():
+        text = re.sub(rf"\]\({name}(?=[)#])", f"]({path}", text)
     return re.sub(r"\[([^]]+)\]\(([^)#:]+)\)", lambda link: _linked(link[0], link[1], link[2]), text)
 
 
@@ -80,6 +85,8 @@ def _pipes_in_code(row: re.Match[str]) -> str:
 
 
 def _page(path: str) -> str:
+    """The page that README's link leads to."""
+    path = ROOT_PAGES.get(path, path.removeprefix("docs/"))
     return NOTEBOOK_PAGE if path == NOTEBOOK else path
 
 

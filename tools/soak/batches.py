@@ -17,7 +17,7 @@ from vmae_data.processes import exit_process
 from vmae_data.recipes import load_recipe
 from vmae_train.clips.augment import Augment
 from vmae_train.clips.fingerprint import ClipFingerprint, fingerprints
-from vmae_train.clips.mask import sample_mask
+from vmae_train.clips.mask import batch_mask
 from vmae_train.distributed import Distributed, choose_device, init_distributed
 from vmae_train.pretrain import PretrainSpec, grid_of
 from vmae_train.training.setup import set_up_training
@@ -55,7 +55,8 @@ def own_clips(
     by_step: list[list[ClipFingerprint]] = [[] for _ in range(start, setup.steps)]
     with setup.loader(start, where) as loader:
         for batch in loader:
-            mask = sample_mask(spec.mask, batch.rng, grid_of(geometry))
+            boxes = augment.sample_boxes(batch.planes.size_B2, batch.rng, batch.may_flip_B)
+            mask = batch_mask(spec.mask, batch.rng, grid_of(geometry), batch, boxes)
             found = fingerprints(batch, setup.mixture, setup.samplers, augment, mask)
             by_step[batch.request.step - start] += found
     return by_step

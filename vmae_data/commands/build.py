@@ -25,9 +25,8 @@ from vmae_data.console import (
     print_json,
     progress_style,
     recipe_option,
-    resumable,
 )
-from vmae_data.errors import MisuseError
+from vmae_data.errors import MisuseError, resumable
 from vmae_data.names import first_names
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def build(
         "staging": staging,
     }
     reports: dict[StoragePath, BuildReport] = {}
-    with resumable():
+    with resumable(lambda: ", ".join(f"{built} is complete" for built in reports)):
         if share is None:
             builds = iter([(folder, build_shards(source, folder, spec, **options))])
         else:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from vmae_data.commands.options import MaxFailures, Staging, failure_limit
 from vmae_data.commands.output import build_json, check_failures, print_build
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, print_json, resumable
-from vmae_data.errors import MisuseError
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, print_json
+from vmae_data.errors import MisuseError, resumable
 
 
 def merge(
@@ -34,7 +34,7 @@ def merge(
     folder = storage_path(dest)
     if exists(folder):
         raise MisuseError(f"{dest}: is a file. Name the folder of the parts")
-    with resumable():
+    with resumable(lambda: f"The shards in {folder} are kept"):
         report = merge_parts(folder, staging)
     if as_json:
         print_json(build_json(report, folder))

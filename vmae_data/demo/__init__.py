@@ -1,1 +1,1 @@
-"""The motion data set: synthetic videos whose class shows only in their motion."""
+"""The demo data sets: synthetic videos whose class shows only in their motion."""

@@ -1,4 +1,4 @@
-"""Seed and number → a textured scene as RGB frames. Only its motion shows its class.
+"""Seed and number → the plan of a scene, and its frames as kind `motion`. Only its motion shows its class.
 
 A velocity field, constant in time and over the frame, moves a random texture. It pans, turns or grows: one of these at full
 speed, the others at up to 15 % of it. The texture is a sum of octaves. As it grows or shrinks, they fade in at one end of the
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from enum import IntEnum, auto
+from enum import IntEnum, StrEnum, auto
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -22,7 +22,20 @@ from numpy.typing import NDArray
 
 from vmae_data.rng import Purpose, bits, uniform
 
-__all__ = ["CLASSES", "STRIDE", "Colour", "Motion", "Scene", "frames_of", "plan_scenes", "scenes_of"]
+__all__ = [
+    "CLASSES",
+    "STRIDE",
+    "Colour",
+    "Disc",
+    "Kind",
+    "Motion",
+    "Scene",
+    "flow_back",
+    "frames_of",
+    "pixel_positions",
+    "plan_scenes",
+    "scenes_of",
+]
 
 STRIDE = 2  # of recipe demo
 MODEL_SHORT_SIDE = 36
@@ -46,6 +59,13 @@ TILE = 256  # texels, 64 per cycle: the nearest texel differs by at most 3 % of 
 CONTRAST = 48.0  # standard deviation of a channel around mid grey
 
 Pixels = NDArray[np.float32]
+
+
+class Kind(StrEnum):
+    """What a scene looks like. The kinds share classes, speeds, sizes and lengths."""
+
+    MOTION = "motion"
+    RICH = "rich"
 
 
 class Motion(NamedTuple):
@@ -106,11 +126,13 @@ class Scene(NamedTuple):
     rate: Fraction
     colour: Colour
     tone: float | None
+    kind: Kind = Kind.MOTION
 
     @property
     def path(self) -> str:
-        """The path in the data set. The seed is in the name so that two data sets share no key."""
-        return f"{self.class_name}/scene-{self.seed}-{self.number:05d}.mp4"
+        """The path in the data set. Kind and seed are in the name so that two data sets share no key."""
+        prefix = "rich" if self.kind is Kind.RICH else "scene"
+        return f"{self.class_name}/{prefix}-{self.seed}-{self.number:05d}.mp4"
 
 
 class _Column(IntEnum):
@@ -133,16 +155,18 @@ class _Column(IntEnum):
     DISCS = auto()  # eight for each disc, then one for each octave
 
 
-def plan_scenes(num_videos: int, seed: int, *, stride: int = STRIDE) -> list[Scene]:
+def plan_scenes(num_videos: int, seed: int, *, stride: int = STRIDE, kind: Kind = Kind.MOTION) -> list[Scene]:
     """The scenes of a data set. The classes take turns; all else is random and independent of the class."""
-    return scenes_of(range(num_videos), seed, stride)
+    return scenes_of(range(num_videos), seed, stride, kind)
 
 
-def scenes_of(numbers: Iterable[int], seed: int, stride: int) -> list[Scene]:
+def scenes_of(numbers: Iterable[int], seed: int, stride: int, kind: Kind = Kind.MOTION) -> list[Scene]:
     listed = list(numbers)
     columns = np.arange(_Column.DISCS + 16 + OCTAVES)
     rng = uniform(bits(seed, 0, np.array(listed)[:, None], 0, 0, Purpose.DEMO, columns))
-    return [_scene(number, seed, stride, row) for number, row in zip(listed, rng.tolist(), strict=True)]
+    return [
+        _scene(number, seed, stride, row)._replace(kind=kind) for number, row in zip(listed, rng.tolist(), strict=True)
+    ]
 
 
 def _scene(number: int, seed: int, stride: int, row: list[float]) -> Scene:
@@ -188,14 +212,21 @@ def frames_of(scene: Scene) -> Iterator[NDArray[np.uint8]]:
     """The frames as RGB: height × width × 3."""
     tiles = _tiles(scene)
     px = MODEL_SHORT_SIDE / min(scene.width, scene.height)
-    x = ((np.arange(scene.width) + 0.5) * px - scene.width * px / 2).astype(np.float32)
-    y = ((np.arange(scene.height) + 0.5) * px - scene.height * px / 2).astype(np.float32)
+    x, y = pixel_positions(scene)
     for frame in range(scene.num_frames):
         kept = frame / scene.stride
         rgb = _texture(scene, tiles, kept, x, y)
         for disc in scene.discs:
             _draw_disc(rgb, disc, kept, x, y, px)
         yield np.rint(rgb[..., :3]).clip(0, 255).astype(np.uint8)
+
+
+def pixel_positions(scene: Scene) -> tuple[Pixels, Pixels]:
+    """Where the columns and rows of a frame are: px of the model's input from the centre."""
+    px = MODEL_SHORT_SIDE / min(scene.width, scene.height)
+    x = ((np.arange(scene.width) + 0.5) * px - scene.width * px / 2).astype(np.float32)
+    y = ((np.arange(scene.height) + 0.5) * px - scene.height * px / 2).astype(np.float32)
+    return x, y
 
 
 def _tiles(scene: Scene) -> Pixels:
@@ -221,15 +252,8 @@ def _tiles(scene: Scene) -> Pixels:
 
 
 def _texture(scene: Scene, tiles: Pixels, kept: float, x: Pixels, y: Pixels) -> Pixels:
-    """The texture at time `kept` (in kept frames), at the positions x, y (px from the centre).
-
-    As complex numbers, positions q move by dq/dt = v + z q. So the point at q was at exp(-z t) q - v (1 - exp(-z t)) / z at
-    the start.
-    """
-    velocity = complex(scene.motion.x, scene.motion.y)
-    rate = complex(scene.motion.grow, scene.motion.turn) / ARM
-    turned = complex(np.exp(-rate * kept))
-    moved = -velocity * ((1 - turned) / rate if rate else kept)
+    """The texture at time `kept` (in kept frames), at the positions x, y (px from the centre)."""
+    turned, moved = flow_back(scene.motion, kept)
     start = scene.octave + np.arange(OCTAVES)
     now = start - scene.motion.grow / ARM * kept / math.log(2)
     # A layer that left the scale at one end returns at the other, still invisible: OCTAVES finer or coarser.
@@ -249,6 +273,17 @@ def _texture(scene: Scene, tiles: Pixels, kept: float, x: Pixels, y: Pixels) -> 
         texel = (down.astype(np.intp) & (TILE - 1)) * TILE + (across.astype(np.intp) & (TILE - 1))
         image += np.float32(gain) * tile.take(texel, axis=0)
     return image
+
+
+def flow_back(motion: Motion, kept: float) -> tuple[complex, complex]:
+    """Where the points of a frame were at the start: `turned` q + `moved`, for q = x + y j.
+
+    Positions move by dq/dt = v + z q. So the point at q was at exp(-z t) q - v (1 - exp(-z t)) / z.
+    """
+    velocity = complex(motion.x, motion.y)
+    rate = complex(motion.grow, motion.turn) / ARM
+    turned = complex(np.exp(-rate * kept))
+    return turned, -velocity * ((1 - turned) / rate if rate else kept)
 
 
 def _gains(frequencies: NDArray[np.float64]) -> NDArray[np.float64]:

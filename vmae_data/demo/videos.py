@@ -1,4 +1,4 @@
-"""Scenes → the motion data set: ordinary H.264 mp4 videos in class folders, and damaged ones on request.
+"""Scenes → a demo data set: ordinary H.264 mp4 videos in class folders, and damaged ones on request.
 
 Every file is a function of (seed, number), so it does not depend on the number of processes.
 """
@@ -16,8 +16,11 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from vmae_data.demo.scenes import CLASSES, STRIDE, Colour, Scene, frames_of, plan_scenes, scenes_of
-from vmae_data.errors import MisuseError, VmaeError
+from vmae_data.amounts import plural
+from vmae_data.demo.pictures import load_pictures
+from vmae_data.demo.rich import rich_frames, rich_of
+from vmae_data.demo.scenes import CLASSES, STRIDE, Colour, Kind, Scene, frames_of, plan_scenes, scenes_of
+from vmae_data.errors import MisuseError, VmaeError, resumable
 from vmae_data.processes import Pool, WorkerDied, next_finished
 from vmae_data.storage import commit_bytes, commit_file, temporary_path
 
@@ -50,7 +53,7 @@ def render_video(scene: Scene, path: Path, *, faststart: bool = False) -> None:
         context.color_range = ColorRange.MPEG
         sound = None if scene.tone is None else file.add_stream("aac", rate=AUDIO_RATE, layout="mono")
         reformatter = VideoReformatter()  # one for all frames: the setup costs more than the work
-        for frame in frames_of(scene):
+        for frame in rich_frames(scene, rich_of(scene)) if scene.kind is Kind.RICH else frames_of(scene):
             rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture = reformatter.reformat(rgb, format="yuv420p", dst_colorspace=space, dst_color_range=ColorRange.MPEG)
             file.mux(video.encode(picture))
@@ -77,21 +80,26 @@ def write_demo(
     on_done: Callable[[int], None] | None = None,
     workers: int = 1,
     stride: int = STRIDE,
+    kind: Kind = Kind.MOTION,
 ) -> None:
     """Write the data set into `dest`, with a folder for each class. Existing files stay.
 
-    `on_done` is called with the number of existing files after each new one. Raises MisuseError if a number is out of range
-    or `dest` has another demo.
+    `on_done` is called with the number of existing files after each new one. Raises MisuseError if a number is out of range,
+    `dest` has another demo, or the pictures of kind `rich` are not installed.
     """
     if num_videos < 1 or workers < 1 or stride < 1 or not 0 <= seed < 1 << 64:
         expected = "videos, workers and stride of 1 or more, a seed of 0 to 2^64 - 1"
         raise MisuseError(f"demo: {num_videos=}, {workers=}, {stride=}, {seed=}: expected {expected}")
-    facts = {"version": VERSION, "seed": seed, "videos": num_videos, "stride": stride, "broken": broken}
+    facts: dict[str, Any] = {"version": VERSION, "seed": seed, "videos": num_videos, "stride": stride, "broken": broken}
+    if kind is Kind.RICH:
+        load_pictures()  # an error comes before the first file
+        facts["kind"] = kind
     jobs: dict[Path, _Job] = {
-        dest / scene.path: partial(render_video, scene) for scene in plan_scenes(num_videos, seed, stride=stride)
+        dest / scene.path: partial(render_video, scene)
+        for scene in plan_scenes(num_videos, seed, stride=stride, kind=kind)
     }
     if broken:
-        jobs |= {dest / name: job for name, job in _broken_videos(num_videos, seed, stride)}
+        jobs |= {dest / name: job for name, job in _broken_videos(num_videos, seed, stride, kind)}
     try:
         dest.mkdir(parents=True, exist_ok=True)
         _refuse_another(dest, facts, jobs)
@@ -101,9 +109,10 @@ def write_demo(
         raise MisuseError(f"{dest}: can't be written ({error.strerror}). Use another one") from error
     # A file gets its name by a rename when it is complete, so the name is the proof.
     missing = [(job, path) for path, job in jobs.items() if not path.exists()]
-    for count, _ in enumerate(_in_processes(missing, workers), start=len(jobs) - len(missing) + 1):
-        if on_done is not None:
-            on_done(count)
+    with resumable(lambda: f"{sum(path.exists() for path in jobs)} of {plural(len(jobs), 'video')} are in {dest}"):
+        for count, _ in enumerate(_in_processes(missing, workers), start=len(jobs) - len(missing) + 1):
+            if on_done is not None:
+                on_done(count)
     if not (dest / MARKER).exists():
         commit_bytes(dest / MARKER, (json.dumps(facts) + "\n").encode())
 
@@ -117,8 +126,10 @@ def _refuse_another(dest: Path, facts: dict[str, Any], planned: Iterable[Path]) 
     try:
         stored = json.loads((dest / MARKER).read_bytes())
     except FileNotFoundError:
-        for path in sorted({*dest.glob("*/scene-*.mp4"), *dest.glob("*/broken-*.mp4")} - {*planned}):
-            requested = f"seed {facts['seed']}, videos {facts['videos']}, broken {facts['broken']}"
+        rendered = {path for name in ("scene", "rich", "broken") for path in dest.glob(f"*/{name}-*.mp4")}
+        for path in sorted(rendered - {*planned}):
+            kind = facts.get("kind", Kind.MOTION)
+            requested = f"kind {kind}, seed {facts['seed']}, videos {facts['videos']}, broken {facts['broken']}"
             raise MisuseError(
                 f"{dest}: has another unfinished demo: {path.relative_to(dest)} is not part of {requested}. {advice}"
             ) from None
@@ -126,8 +137,9 @@ def _refuse_another(dest: Path, facts: dict[str, Any], planned: Iterable[Path]) 
     except (ValueError, OSError) as error:
         raise MisuseError(f"{dest / MARKER}: can't be read ({error}). {advice}") from error
     if stored != facts:
-        old = stored if isinstance(stored, dict) else {}
-        changes = (f"{key} {old.get(key)}, requested {value}" for key, value in facts.items() if old.get(key) != value)
+        # The marker of kind `motion` names no kind: it is older than the kinds.
+        old, new = ({"kind": Kind.MOTION.value} | one for one in (stored if isinstance(stored, dict) else {}, facts))
+        changes = (f"{key} {old.get(key)}, requested {value}" for key, value in new.items() if old.get(key) != value)
         raise MisuseError(f"{dest}: has another demo ({'; '.join(changes)}). {advice}")
 
 
@@ -155,13 +167,14 @@ def _commit(job: _Job, path: Path) -> Path:
     return path
 
 
-def _broken_videos(num_videos: int, seed: int, stride: int) -> Iterator[tuple[str, _Job]]:
+def _broken_videos(num_videos: int, seed: int, stride: int, kind: Kind) -> Iterator[tuple[str, _Job]]:
     """Six kinds of damage, each to a scene beyond the data set, in the folder of its class."""
     first = -(-num_videos // len(CLASSES)) * len(CLASSES)
     classes = min(num_videos, len(CLASSES))  # no folder gets only broken videos
     numbers = [first + len(CLASSES) * i + i % classes for i in range(len(_DAMAGE))]
-    for (name, damage), scene in zip(_DAMAGE.items(), scenes_of(numbers, seed, stride), strict=True):
-        yield f"{scene.class_name}/broken-{name}-{seed}.mp4", partial(damage, scene._replace(tone=None))
+    prefix = "broken-rich" if kind is Kind.RICH else "broken"
+    for (name, damage), scene in zip(_DAMAGE.items(), scenes_of(numbers, seed, stride, kind), strict=True):
+        yield f"{scene.class_name}/{prefix}-{name}-{seed}.mp4", partial(damage, scene._replace(tone=None))
 
 
 def _without_moov(scene: Scene, path: Path) -> None:

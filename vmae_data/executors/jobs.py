@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vmae_data.amounts import plural
 from vmae_data.encode.staged import EncodeJob, StagedSource, staged_name
 from vmae_data.errors import MisuseError
 from vmae_data.format import INDEX, RULES, Index, ShardHead
@@ -61,6 +62,19 @@ class BuildJobs:
 
     def num_done(self) -> int:
         return sum(len(self.plan.shard_sources(shard)) for shard in self.done)
+
+    def describe_saved(self) -> str:
+        """What a stopped build keeps: sources that are packed, and those whose encodes wait in staging."""
+        if isinstance(self.dest, Path):  # a store may not answer now
+            self.done |= read_heads(self.dest, self.missing(), self.plan.facts)
+        names = {path.name for path in self.staging.glob(staged_name("*"))}
+        stages = self.plan.facts.stages()
+        count = self.num_done()
+        for shard in self.missing() if names else ():
+            digest = stages[self.plan.facts.stage_of(shard)].digest()
+            keys = (s.key for s in self.plan.shard_sources(shard) if staged_name(s.key) in names)
+            count += sum(read_staged(self.staging, key, digest) is not None for key in keys)
+        return f"{count} of {plural(self.num_sources(), 'video')} are done in {self.dest}"
 
     def heads(self) -> list[ShardHead]:
         return [self.done[shard] for shard in self.shards]

@@ -68,6 +68,8 @@ def _damaged(messages: Sequence[str]) -> Iterator[Part]:
         yield Note("Run `vmae-shard verify` to find all of them. What follows is of the others.", warning=True)
     for message in messages[:LONG_LIST]:
         yield Note(message)
+    if len(messages) > LONG_LIST:
+        yield Note(f"… and {len(messages) - LONG_LIST} more.")
 
 
 def _read_samples(shards: Shards, numbers: Sequence[int], damaged: list[str]) -> Iterator[tuple[SampleFacts, int]]:
@@ -202,6 +204,8 @@ def _notes(samples: Sequence[tuple[SampleFacts, int]]) -> Iterator[Part]:
     if noted:
         rows = [(facts.source.path, "\n".join(facts.remarks)) for facts in noted[:NOTES_SHOWN]]
         yield Table(("source", "note"), tuple(rows))
+    if len(noted) > NOTES_SHOWN:
+        yield Note(f"… and {len(noted) - NOTES_SHOWN} more.")
 
 
 def _recipe(index: Index) -> Table:

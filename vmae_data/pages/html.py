@@ -95,12 +95,16 @@ class Bars(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A chart (our own SVG) or a picture, with its texts. `legend`: names in the order of the six colours."""
+    """A chart (our own SVG) or a picture, with its texts. `legend`: names in the order of the six colours.
+
+    `points`: the chart has no lines, and each name of the legend begins with its mark.
+    """
 
     image: Picture | Markup
     title: str
     caption: str = ""
     legend: tuple[str, ...] = ()
+    points: bool = False
 
 
 class Charts(NamedTuple):
@@ -244,7 +248,7 @@ summary { cursor: pointer; color: var(--c1); }
 .bars i { display: block; height: .62rem; background: var(--wash); border-radius: .2rem; overflow: hidden; }
 .bars b { display: block; height: 100%; background: var(--c1); }
 .bars em { font-style: normal; color: var(--soft); font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1.3rem 2rem; margin: 1rem 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.3rem 2rem; margin: 1rem 0; }
 .charts.wide { grid-template-columns: minmax(0, 1fr); }
 figure { margin: 0; min-width: 0; }
 figure > p { margin: 0 0 .4rem; font-weight: 500; font-size: .95rem; }
@@ -255,7 +259,7 @@ svg.chart text { font-size: 11px; } svg text.soft { fill: var(--soft); }
 .bar { fill: var(--c1); } .axis { stroke: var(--line); fill: none; }
 ul.legend { list-style: none; margin: 0 0 .3rem; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1.1rem; font-size: .84rem; }
 ul.legend li::before { content: ""; display: inline-block; width: 1.1em; height: .22em; margin: 0 .45em .25em 0; background: currentColor; }
-ul.legend li { overflow-wrap: anywhere; }
+ul.legend.points li::before { content: none; } ul.legend li { overflow-wrap: anywhere; }
 .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
 .c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); }
 img { max-width: 100%; height: auto; } img.tiny { image-rendering: pixelated; }
@@ -342,7 +346,7 @@ _PAGE = """
 <div class="charts{{ ' wide' if part.wide }}">
 {% for figure in part.figures %}
 <figure>{% if figure.title %}<p>{{ figure.title }}</p>{% endif %}
-{% if figure.legend %}<ul class="legend">{% for name in figure.legend %}<li class="c{{ loop.index0 % 6 + 1 }}">{{ name }}</li>{% endfor %}</ul>{% endif %}
+{% if figure.legend %}<ul class="legend{{ ' points' if figure.points }}">{% for name in figure.legend %}<li class="c{{ loop.index0 % 6 + 1 }}">{{ name }}</li>{% endfor %}</ul>{% endif %}
 {% if is_picture(figure.image) %}{{ img(figure.image, "picture", figure.title) }}{% else %}{{ figure.image }}{% endif %}
 {% if figure.caption %}<figcaption>{{ figure.caption }}</figcaption>{% endif %}</figure>
 {% endfor %}

@@ -6,8 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from vmae_data.amounts import plural
+from vmae_data.arguments import MAX_SEED, check_integer, is_integer
 from vmae_data.decode import DecodedVideo, decode_some
-from vmae_data.errors import DataError, SampleError
+from vmae_data.errors import DataError, MisuseError, SampleError
 from vmae_data.format import INDEX, Label, PhaseFacts, Regular, SampleFacts, Series, ShardMarker, decode_record
 from vmae_data.names import marker_name
 from vmae_data.read.fetch import Fetcher
@@ -42,8 +46,16 @@ class Clip(NamedTuple):
 class Shards(Table):
     """A data set, opened with `Shards.open(url)`: `index`, `classes`, `len()`, `sample(i)`, `stream(…)`."""
 
+    def __repr__(self) -> str:
+        videos, frames = len(np.unique(self.source_N)), int(self.frames_NP[:, 0].sum())
+        counts = [plural(videos, "video"), plural(len(self), "sample"), plural(frames, "frame")]
+        counts += [plural(len(self.classes), "class")] if self.classes else []
+        return f"{type(self).__name__}({self.url}: {', '.join(counts)})"
+
     def sample(self, number: int) -> Sample:
-        """A sample's facts and verified bytes. Raises SampleError if a checksum differs."""
+        """A sample's facts and verified bytes. Raises SampleError if a checksum differs, MisuseError for no integer."""
+        if not is_integer(number):
+            raise MisuseError(f"number = {number!r}: expected the number of a sample, an integer")
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = self.member_range(number).shard
@@ -78,8 +90,17 @@ class Shards(Table):
     ) -> Iterator[tuple[Clip, ...]]:
         """The global batches of an epoch from step `start` on, decoded in this process.
 
-        A training with this seed and batch has the same batches. Raises SampleError if a sample cannot be read.
+        A training with this seed and batch has the same batches. Raises SampleError if a sample cannot be read,
+        MisuseError for other values.
         """
+        check_integer("batch", batch, 1, 1 << 20)
+        for name, value in (("seed", seed), ("epoch", epoch), ("start", start)):
+            check_integer(name, value, 0, MAX_SEED)
+        if not callable(sampler):
+            raise MisuseError(f"sampler = {sampler!r}: expected a function that chooses the frames of a sample")
+        return self._stream(sampler, batch, seed, epoch, start)
+
+    def _stream(self, sampler: Sampler, batch: int, seed: int, epoch: int, start: int) -> Iterator[tuple[Clip, ...]]:
         fetcher = Fetcher(self)
         try:
             for numbers in epoch_batches(self.shard_sizes, seed=seed, epoch=epoch, batch=batch)[start:]:

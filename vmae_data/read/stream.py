@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vmae_data.decode import decode_frames
 from vmae_data.errors import DataError, SampleError
+from vmae_data.motion import Vectors, motion_of_frames
 from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.read.fetch import Fetcher, ReadTimings
 from vmae_data.read.prefetch import READ_AHEAD, Prefetcher
@@ -48,7 +49,10 @@ class ClipRequest(NamedTuple):
 
 
 class DecodedClip(NamedTuple):
-    """A filled position of a batch: the size of its frames, and its views. With an `error`, the frames are black."""
+    """A filled position of a batch: the size of its frames, and its views. With an `error`, the frames are black.
+
+    `motion_FHW`: that of `motion_of_frames`, if it was asked for.
+    """
 
     position: int
     sample: int
@@ -56,6 +60,7 @@ class DecodedClip(NamedTuple):
     width: int
     index_VT: NDArray[np.int64] | None
     error: SampleError | None
+    motion_FHW: NDArray[np.uint16] | None = None
 
 
 class DecodedChunk(NamedTuple):
@@ -78,7 +83,8 @@ class DataPart(NamedTuple):
 class Decoder:
     """Decodes clips into positions of shared buffers; one in each process. Also the handler of a worker pool's tasks.
 
-    Remote data sets share one prefetcher of at most `read_ahead` bytes, and the node's cache.
+    Remote data sets share one prefetcher of at most `read_ahead` bytes, and the node's cache. `motion`: also read the
+    motion vectors.
     """
 
     def __init__(
@@ -87,11 +93,12 @@ class Decoder:
         buffers: SharedBuffers,
         read_ahead: int = READ_AHEAD,
         cache: CacheSpec | None = None,
+        motion: bool = False,
     ) -> None:
         remote = is_remote(part.url for part in parts)
         self._prefetcher = Prefetcher(read_ahead) if remote else None
         self._cache = ShardCache(cache) if remote and cache is not None and cache.dir is not None else None
-        self.parts, self.buffers = parts, buffers
+        self.parts, self.buffers, self.motion = parts, buffers, motion
         self._fetchers = [self._open(part) for part in parts]
         self._reported = ReadTimings()
 
@@ -147,13 +154,15 @@ class Decoder:
         try:
             data = fetcher.fetch(number, frames.phase)
             key, size = fetcher.shards.key(number), fetcher.shards.frame_size(number)
-            height, width = _decode(data, frames.decode, key, planes, position, size)
+            vectors: list[Vectors | None] | None = [] if self.motion else None
+            top, left, height, width = _decode(data, frames.decode, key, planes, position, size, vectors)
         except SampleError as error:
             for plane in planes:  # must not show the previous clip
                 plane[position] = 0
             height, width = planes.y_BFHW.shape[2:]
             return DecodedClip(position, request.sample, height, width, None, error)
-        return DecodedClip(position, request.sample, height, width, frames.index_VT, None)
+        motion_FHW = motion_of_frames(vectors, height, width, top=top, left=left) if vectors is not None else None
+        return DecodedClip(position, request.sample, height, width, frames.index_VT, None, motion_FHW)
 
     def _new_timings(self, seconds: float) -> ReadTimings:
         """What was added since the last call, of which fetching and decoding took `seconds`."""
@@ -165,22 +174,28 @@ class Decoder:
 
 
 def _decode(
-    data: bytes, numbers: tuple[int, ...], key: str, planes: BufferPlanes, position: int, size: tuple[int, int]
-) -> tuple[int, int]:
-    """Returns the height and width of the frames in the buffer.
+    data: bytes,
+    numbers: tuple[int, ...],
+    key: str,
+    planes: BufferPlanes,
+    position: int,
+    size: tuple[int, int],
+    vectors: list[Vectors | None] | None,
+) -> tuple[int, int, int, int]:
+    """Returns the part of the frames that is in the buffer: top, left, height and width.
 
     A frame larger than the buffer is cropped at its centre, at even positions so that chroma stays aligned.
     """
     room_h, room_w = planes.y_BFHW.shape[2:]
     top, left = max(0, size[0] - room_h) // 4 * 2, max(0, size[1] - room_w) // 4 * 2
     height, width = min(size[0], room_h), min(size[1], room_w)
-    for row, frame in enumerate(decode_frames(data, numbers, key, size)):
+    for row, frame in enumerate(decode_frames(data, numbers, key, size, vectors)):
         _copy(planes.y_BFHW[position, row], frame.y, top, left, height, width)
         _copy(planes.u_BFHW[position, row], frame.u, top // 2, left // 2, height // 2, width // 2)
         _copy(planes.v_BFHW[position, row], frame.v, top // 2, left // 2, height // 2, width // 2)
     for plane in planes:  # a clip that repeats frames decodes fewer than the buffer has
         plane[position, len(numbers) :] = 0
-    return height, width
+    return top, left, height, width
 
 
 def _copy(to: NDArray[np.uint8], plane: NDArray[np.uint8], top: int, left: int, height: int, width: int) -> None:

@@ -61,11 +61,11 @@ class Table:
     N samples, K classes, P phases.
     """
 
-    def __init__(self, url: str, digest: str | None = None) -> None:
+    def __init__(self, url: str | Path, digest: str | None = None) -> None:
         path = storage_path(url)
-        self.url = url
+        self.url = str(url)
         self.folder: StoragePath = path.parent if path.name == INDEX else path
-        data, self.note = read_index(self.folder, url, digest)
+        data, self.note = read_index(self.folder, self.url, digest)
         self.digest = hashlib.sha256(data).hexdigest()
         self.index = decode_record(data, Index, str(self.folder / INDEX))
         check_index(self.index, str(self.folder / INDEX))
@@ -74,7 +74,7 @@ class Table:
         self._columns: dict[str, NDArray[Any]] = {}
 
     @classmethod
-    def open(cls, url: str, digest: str | None = None) -> Self:
+    def open(cls, url: str | Path, digest: str | None = None) -> Self:
         """Open a folder of shards or its index.json.
 
         `digest` is the checksum of an index that was opened before. Then this machine's copy of a remote index is used, and

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from vmae_data.errors import MisuseError
 
@@ -89,9 +89,11 @@ def _local_path(text: str) -> Path:
 def storage_path(url: str | Path) -> StoragePath:
     """Parse a URL or a path.
 
-    Raises MisuseError for an unknown scheme, and for a URL with a password or a query, which would end up in logs and
-    indexes.
+    Raises MisuseError for another type and an unknown scheme, and for a URL with a password or a query, which would
+    end up in logs and indexes.
     """
+    if not isinstance(url, str | PurePath | RemotePath):
+        raise MisuseError(f"path = {url!r:.60}: expected a path or a URL")
     if "\0" in str(url):
         raise MisuseError(f"{url}: contains a NUL character. Check where this path comes from")
     match = _URL.fullmatch(str(url))

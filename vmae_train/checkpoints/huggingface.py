@@ -266,6 +266,8 @@ def _check_writable(folder: Path, description: ModelFile) -> None:
         unsupported = "interpolated position embedding"
     elif geometry.pooling != "mean":
         unsupported = f"{geometry.pooling} pooling"
+    elif description.kind == "pretrain" and geometry.decoder_attention == "cross":
+        unsupported = "decoder with cross-attention"
     elif description.kind == "pretrain" and geometry.encoder_eps != geometry.decoder_eps:
         unsupported = f"encoder eps {geometry.encoder_eps:g} with decoder eps {geometry.decoder_eps:g}"
     elif any(value.mean != 0 or value.spread != 1 for value in description.values):

@@ -119,6 +119,7 @@ def _fields_from_weights(checkpoint: ForeignCheckpoint) -> dict[str, Any]:
     decoder_dim = len(_weight(checkpoint, "encoder_to_decoder.weight", axes=2))
     hidden = len(_weight(checkpoint, "decoder.blocks.0.mlp.fc1.weight", axes=2))
     fields |= {"decoder_embed_dim": decoder_dim, "decoder_depth": _depth(state, "decoder.blocks.")}
+    fields["decoder_attention"] = "cross" if "decoder.blocks.0.attn.k.weight" in state else "self"
     if hidden != int(decoder_dim * fields["mlp_ratio"] + 1e-6):
         fields["decoder_mlp_ratio"] = hidden / decoder_dim
     return fields

@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from vmae_data.arguments import check_flag
 from vmae_data.errors import DataError, MisuseError, NotFoundError, UnusablePathError
 from vmae_data.names import first_names
 from vmae_train.checkpoints.huggingface import CONFIG, read_hf
@@ -93,9 +94,8 @@ def load_model(
     if the training kept none. Raises VmaeError for a device that does not exist.
     """
     device = check_device(device)
-    for name, value in (("best", best), ("ema", ema)):
-        if not isinstance(value, bool):
-            raise MisuseError(f"{name} = {value!r}: expected True or False")
+    check_flag("best", best)
+    check_flag("ema", ema)
     read = read_model(path, model, classes=classes, position_resize=position_resize, best=best)
     if ema:
         average = read.path.parent / EMA_FILE
@@ -165,8 +165,6 @@ def read_model(
     `classes`: names of the outputs, if the file has none or calls them 0, 1, 2 ….
     Raises DataError for what can't be read, MisuseError for a field that does not fit the file.
     """
-    if not isinstance(path, str | Path):
-        raise MisuseError(f"path = {path!r}: expected a path or a URL")
     if classes is not None:
         _check_names(classes)
     for name in user_fields:

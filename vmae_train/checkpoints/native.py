@@ -149,7 +149,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def encode_description(description: ModelFile) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(description), indent=2) + b"\n"
+    fields = {**msgspec.to_builtins(description), "geometry": description.geometry.stored()}
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
 
 
 def decode_description(data: bytes | str, where: str) -> ModelFile:

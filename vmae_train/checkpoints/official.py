@@ -92,6 +92,8 @@ def write_official(path: Path, description: ModelFile, state: dict[str, Tensor])
         unsupported = "interpolated position embedding"
     elif geometry.pooling != "mean":
         unsupported = f"{geometry.pooling} pooling"
+    elif description.kind == "pretrain" and geometry.decoder_attention == "cross":
+        unsupported = "decoder with cross-attention"
     if unsupported:
         raise MisuseError(f"{path}: VideoMAE's code has no {unsupported}. Use --to native, or vmae-train export")
     temporary = temporary_path(path)

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vmae_data.errors import DataError, SampleError
+from vmae_data.motion import cells_of
 from vmae_data.processes import Finished, Pool, WorkerDied, next_finished
 from vmae_data.read.batches import PADDING, Request
 from vmae_data.read.cache import CacheSpec
@@ -74,6 +75,9 @@ class Batch(NamedTuple):
     rng: ClipRng
     request: Request
     target_BK: Float32[Tensor, "B K"] | None = None  # only if `targets` was requested
+    motion_BFHW: Int32[Tensor, "B F H W"] | None = (
+        None  # of cells of the decoded frames, only if `motion` was requested
+    )
 
 
 class UnreadableSamples:
@@ -186,6 +190,7 @@ class ClipLoader:
 
     Worker processes decode into shared buffers, one for each pending batch; the assignment to workers changes nothing.
     `sampler` is one for all data sets, or one for each. `targets`: batches have rows of several classes or of values.
+    `motion`: batches have the lengths of the motion vectors, as `motion_of_frames` in vmae_data/motion.py makes them.
     `timings` adds up what loading costs. `notes` are messages for the user, in order.
     """
 
@@ -202,11 +207,12 @@ class ClipLoader:
         cache: CacheSpec | None = None,
         device: torch.device | str = "cpu",
         targets: bool = False,
+        motion: bool = False,
     ) -> None:
         self.mixture, self.spec, self.seed = Mixture.of(data), spec, seed
         self.device = torch.device(device)
         self.layout = BufferLayout(batch, frames, *padded_size(self.mixture))
-        self._targets = targets
+        self._targets, self._motion = targets, motion
         self._buffers = SharedBuffers(spec.ahead + 1, self.layout)
         self._copies = _Copies.on(self.device)
         self.unreadable = UnreadableSamples(len(self.mixture))
@@ -216,7 +222,7 @@ class ClipLoader:
             self._copies = None
             self.notes["the batch buffers can't be page-locked, so each copy to the GPU waits"] = None
         self._requests = iter(requests)
-        arguments = (_parts(self.mixture, sampler), self._buffers, spec.read_ahead_bytes, cache)
+        arguments = (_parts(self.mixture, sampler), self._buffers, spec.read_ahead_bytes, cache, motion)
         # A worker prefetches the remote data of a second task while it decodes the first.
         self._pool = Pool(spec.workers, Decoder, arguments, depth=2 if is_remote(self.mixture.urls) else 1)
         self._decoder = Decoder(*arguments) if spec.workers == 0 else None
@@ -330,6 +336,7 @@ class ClipLoader:
             rng=ClipRng.on(self.device, seed=self.seed, epoch=epochs_B, sample=numbers_B),
             request=request,
             target_BK=self._to_device(mixture.targets(known_B)) if self._targets else None,
+            motion_BFHW=self._motion_of(self._clips[buffer]) if self._motion else None,
         )
 
     def _to_device(self, values: NDArray[Any]) -> Tensor:
@@ -337,6 +344,16 @@ class ClipLoader:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # torch frees this memory after the copy; from other memory it would wait
         return tensor.to(self.device, non_blocking=True)
+
+    def _motion_of(self, clips: Sequence[DecodedClip]) -> Tensor:
+        """Zero where nothing was decoded."""
+        cells = cells_of(self.layout.height, self.layout.width)
+        motion_BFHW = np.zeros((self.layout.clips, self.layout.frames, *cells), np.int32)
+        for clip in clips:
+            if clip.motion_FHW is not None:
+                frames, rows, columns = clip.motion_FHW.shape
+                motion_BFHW[clip.position, :frames, :rows, :columns] = clip.motion_FHW
+        return self._to_device(motion_BFHW)
 
     def _view_index(self, clips: Sequence[DecodedClip]) -> Tensor | None:
         """None if every clip is its decoded frames in order, the common case in training."""

@@ -2,7 +2,8 @@
 
 Token number = slice * patches + patch. A tube mask hides the same patches in every slice (Tong et al., "VideoMAE",
 NeurIPS 2022, section 3.3); like the original code, it hides int(ratio * patches) of them. The decoder's running cell
-is from Wang et al., "VideoMAE V2", CVPR 2023, section 3.2.
+is from Wang et al., "VideoMAE V2", CVPR 2023, section 3.2. A motion mask prefers what moves, as in Fan et al.,
+"Motion-Guided Masking for Spatiotemporal Representation Learning", ICCV 2023; the rule is this project's own.
 
 B batch, S slices, P patches per slice, N tokens, V visible, M masked, K decoded, U unscored tokens.
 """
@@ -12,13 +13,19 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Int64
+from einops import rearrange, reduce
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from vmae_data.errors import MisuseError
+from vmae_data.motion import CELL as MOTION_CELL
+from vmae_data.read.dataset import Shards
 from vmae_data.recipes import check_bounds
-from vmae_data.rng import Purpose
+from vmae_data.rng import Purpose, fine_uniform
+from vmae_train.clips.boxes import Boxes
+from vmae_train.clips.loader import Batch
 from vmae_train.clips.rng import ClipRng, integer, permutation
 
 __all__ = [
@@ -26,6 +33,9 @@ __all__ = [
     "MaskSpec",
     "TokenMask",
     "TubeMask",
+    "batch_mask",
+    "check_vectors",
+    "motion_of_patches",
     "num_masked_patches",
     "num_masked_tokens",
     "sample_mask",
@@ -33,23 +43,27 @@ __all__ = [
 ]
 
 CELL = 2  # patches along one side of the running cell
+POINTS = 4  # along one side of a patch, at which its motion is read
 
 
 class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much of a clip is masked, and in which pattern.
 
-    `kind`: `tube` masks the same patches in every slice, `random` single tokens, `frame` complete slices.
+    `kind`: `tube` masks the same patches in every slice, `random` single tokens, `frame` complete slices. `motion` masks
+    equally many patches in every slice, and rather those that move: `_motion_mask` is the rule.
+    `motion_weight`: how much rather. 0 gives tubes.
     `decoder`: `all` predicts every masked token. `running-cell` predicts a part of them: it skips the share
     `decoder_ratio` of the patches of each cell of 2 × 2. The skipped patches move with every slice.
     """
 
-    kind: Literal["tube", "random", "frame"] = "tube"
+    kind: Literal["tube", "random", "frame", "motion"] = "tube"
     ratio: float = 0.9
     decoder: Literal["all", "running-cell"] = "all"
     decoder_ratio: float = 0.5
+    motion_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_bounds(self, decoder_ratio=(0, 1))
+        check_bounds(self, decoder_ratio=(0, 1), motion_weight=(0, 1000))
         if not 0 < self.ratio < 1:
             raise ValueError(f"mask.ratio = {self.ratio}: expected a number between 0 and 1, both excluded")
         if self.decoder == "all":
@@ -116,7 +130,7 @@ def num_masked_tokens(spec: MaskSpec, grid: Grid) -> int:
             f"mask.decoder = running-cell: a clip has {grid.slices} slices of {grid.rows} × {grid.columns} patches; expected "
             f"even sides and a multiple of {CELL**2} slices, for the same number of tokens to decode in every sample"
         )
-    if spec.kind == "tube":
+    if spec.kind in ("tube", "motion"):
         return grid.slices * num_masked_patches(patches=grid.patches, ratio=spec.ratio)
     if spec.kind == "frame":
         return grid.patches * _num_masked(grid.slices, spec.ratio, "slices")
@@ -138,9 +152,33 @@ def _num_masked(total: int, ratio: float, unit: str) -> int:
     return count
 
 
-def sample_mask(spec: MaskSpec, rng: ClipRng, grid: Grid) -> TokenMask:
-    """A mask for each sample of a batch, on its device. Raises ValueError as `num_masked_tokens` does."""
+def check_vectors(shards: Shards) -> None:
+    """Raises MisuseError for shards whose codec has no motion vectors, or whose frames are all key frames."""
+    index = shards.index
+    if index.profile not in ("h264", "mpeg4", "copy"):
+        found = f"profile = {index.profile}, which has no motion vectors"
+    elif index.profile != "copy" and index.recipe.get("gop") == 1:
+        found = "gop = 1, and key frames have no motion vectors"
+    else:
+        return
+    raise MisuseError(
+        f"mask.kind = motion: {shards.url} was built with {found}. Use another mask.kind, or shards of profile h264 "
+        "with a larger gop"
+    )
+
+
+def sample_mask(
+    spec: MaskSpec, rng: ClipRng, grid: Grid, motion_BSP: Int64[Tensor, "B S P"] | None = None
+) -> TokenMask:
+    """A mask for each sample of a batch, on its device. Only motion masks read `motion_BSP`.
+
+    Raises ValueError as `num_masked_tokens` does, and for a motion mask of clips whose motion is unknown.
+    """
     count = num_masked_tokens(spec, grid)
+    if spec.kind == "motion":
+        if motion_BSP is None:
+            raise ValueError("mask.kind = motion: the motion of these clips is not known. Use another kind of mask")
+        return _motion_mask(spec, rng, motion_BSP)
     if spec.kind == "tube":
         mask = tube_mask(rng, slices=grid.slices, patches=grid.patches, ratio=spec.ratio)
         if spec.decoder == "all":
@@ -160,6 +198,13 @@ def sample_mask(spec: MaskSpec, rng: ClipRng, grid: Grid) -> TokenMask:
     return TokenMask(visible_BV, masked_BM)
 
 
+def batch_mask(spec: MaskSpec, rng: ClipRng, grid: Grid, batch: Batch, boxes: Boxes) -> TokenMask:
+    """The mask of the clips that the boxes cut from a batch. Raises ValueError as `sample_mask` does."""
+    if spec.kind != "motion" or batch.motion_BFHW is None:
+        return sample_mask(spec, rng, grid)
+    return sample_mask(spec, rng, grid, motion_of_patches(batch.motion_BFHW, batch.index_BVT, boxes, grid))
+
+
 def tube_mask(rng: ClipRng, *, slices: int, patches: int, ratio: float) -> TokenMask:
     """Mask the first int(ratio * patches) patches of a random order, which is each sample's own.
 
@@ -173,6 +218,57 @@ def tube_mask(rng: ClipRng, *, slices: int, patches: int, ratio: float) -> Token
         for patch_BN in (order_BP[:, count:], order_BP[:, :count])
     )
     return TokenMask(visible_BV, masked_BM)
+
+
+def _motion_mask(spec: MaskSpec, rng: ClipRng, motion_BSP: Int64[Tensor, "B S P"]) -> TokenMask:
+    """In each slice, mask patches by weighted sampling without replacement.
+
+    The weight of a patch is 1 + motion_weight · its motion / the mean motion of its slice. A patch has one exponential
+    number E for all slices, and the smallest E / weight are masked. So the mask follows what moves, and is a tube where
+    nothing moves: the tube of `tube_mask`, whose order of the patches is that of E. The numbers E come in float64 from
+    the host, sums are of integers, and divisions are exact to the bit: every device gives the same mask.
+    """
+    device, patches = rng.sample_B.device, motion_BSP.shape[-1]
+    count = num_masked_patches(patches=patches, ratio=spec.ratio)
+    number_BP = -np.log1p(-fine_uniform(rng.host.bits(Purpose.MASK, np.arange(patches))))
+    number_B1P = torch.from_numpy(number_BP).to(device, non_blocking=True)[:, None]
+    total_BS1 = motion_BSP.sum(dim=-1, keepdim=True).clamp_min(1)
+    weight_BSP = 1 + spec.motion_weight * ((motion_BSP * patches).double() / total_BS1.double())
+    order_BSP = (number_B1P / weight_BSP).argsort(dim=-1, stable=True)
+    first_S1 = torch.arange(motion_BSP.shape[1], device=device)[:, None] * patches
+    visible_BV, masked_BM = (
+        rearrange(first_S1 + patch_BSN.sort(dim=-1).values, "b s n -> b (s n)")
+        for patch_BSN in (order_BSP[..., count:], order_BSP[..., :count])
+    )
+    return TokenMask(visible_BV, masked_BM)
+
+
+def motion_of_patches(
+    motion_BFHW: Int32[Tensor, "B F H W"], index_BVT: Int64[Tensor, "B V T"] | None, boxes: Boxes, grid: Grid
+) -> Int64[Tensor, "BR S P"]:
+    """The motion of cells of the decoded frames → that of each patch and slice of the cropped and flipped clips.
+
+    It is the sum over the frames of the slice and over 4 × 4 points of the patch. `motion_BFHW` is as in a `Batch`. R
+    boxes per sample, sample-major, give R clips per sample.
+    """
+    if index_BVT is not None:
+        motion_BFHW = motion_BFHW.take_along_dim(rearrange(index_BVT, "b v t -> b (v t)")[..., None, None], dim=1)
+    rows_BI = _cell_at(boxes.top_B, boxes.height_B, grid.rows, motion_BFHW.shape[2])
+    columns_BJ = _cell_at(boxes.left_B, boxes.width_B, grid.columns, motion_BFHW.shape[3])
+    columns_BJ = torch.where(boxes.flip_B[:, None], columns_BJ.flip(-1), columns_BJ)
+    slice_BHWS = reduce(motion_BFHW.long(), "b (s t) h w -> b h w s", "sum", s=grid.slices)
+    repeats = len(rows_BI) // len(slice_BHWS)
+    sample_B11 = torch.arange(len(rows_BI), device=rows_BI.device)[:, None, None] // repeats
+    points_BIJS = slice_BHWS[sample_B11, rows_BI[:, :, None], columns_BJ[:, None, :]]
+    return reduce(points_BIJS, "b (r i) (c j) s -> b s (r c)", "sum", i=POINTS, j=POINTS)
+
+
+def _cell_at(start_B: Tensor, extent_B: Tensor, patches: int, cells: int) -> Tensor:
+    """The cell of each point along one side: `POINTS` at equal distances for each patch. Boxes are of whole pixels."""
+    count = POINTS * patches
+    twice = 2 * torch.arange(count, device=start_B.device) + 1
+    pixel_BI = (2 * count * start_B.long()[:, None] + twice * extent_B.long()[:, None]) // (2 * count)
+    return (pixel_BI // MOTION_CELL).clamp(0, cells - 1)
 
 
 def _in_running_cell(spec: MaskSpec, token_BM: Tensor, rng: ClipRng, grid: Grid) -> Tensor:

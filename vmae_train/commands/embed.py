@@ -84,7 +84,7 @@ def embed(
         vmae-train embed runs/k400 videos --layout opentad --stride 4 --out features
     """
     need_torch()
-    from vmae_data.console import print_json, resumable
+    from vmae_data.console import print_json
     from vmae_train.embed import embed_all
     from vmae_train.inference.embed import Embedder, Features
     from vmae_train.inference.video_runner import VideoResult
@@ -113,16 +113,15 @@ def embed(
         else:
             print_json({"video": result.video, "rows": len(result.rows)})
 
-    with resumable():
-        embedded = embed_all(
-            embedder,
-            videos,
-            spec=WindowSpec(window, stride) if form is None else frame_spec(window, stride),
-            out=out,
-            layout=form,
-            workers=workers,
-            finished=print_result if as_json else lambda result: None,
-            style=progress_style(quiet, as_json),
-        )
+    embedded = embed_all(
+        embedder,
+        videos,
+        spec=WindowSpec(window, stride) if form is None else frame_spec(window, stride),
+        out=out,
+        layout=form,
+        workers=workers,
+        finished=print_result if as_json else lambda result: None,
+        style=progress_style(quiet, as_json),
+    )
     print_embedded(embedded, out, quiet, as_json)
     print_unreadable(embedded.counts.unreadable)

@@ -46,12 +46,11 @@ def gap(
     from vmae_train.reports.gap_page import write_gap_page
 
     paths = writable_paths({"--html": html})
-    is_set = any(setting.partition("=")[0].strip() == "evaluate.views" for setting in settings or ())
     embedder = Embedder(
         init,
         device,
         recipe=recipe,
-        settings=with_views(settings, views or (None if is_set else "1x1")),
+        settings=with_views(settings, views, default="1x1"),
         best=best,
         ema=ema,
         batch=batch,

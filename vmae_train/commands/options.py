@@ -99,10 +99,15 @@ def announce(work: str) -> None:
         print(f"{work} …", file=sys.stderr)
 
 
-def with_views(settings: list[str] | None, views: str | None) -> list[str]:
-    """The settings of --set, and that of --views. Raises MisuseError for other views."""
+def with_views(settings: list[str] | None, views: str | None, default: str | None = None) -> list[str]:
+    """The settings of --set, and that of --views. Raises MisuseError for other views.
+
+    `default`: the views if neither sets them [default: those of the protocol].
+    """
     from vmae_train.evaluation.protocol import parse_views
 
+    keys = {setting.partition("=")[0].strip() for setting in settings or ()}
+    views = views or (None if "evaluate.views" in keys else default)
     return [*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Annotated
 
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
@@ -64,7 +63,7 @@ def predict(
         vmae-train predict k400.pth videos --class-names names.txt --html a.html
     """
     need_torch()
-    from vmae_data.console import print_json, resumable
+    from vmae_data.console import print_json
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.inference.predict import Prediction, Predictor
     from vmae_train.inference.results_file import json_row
@@ -89,17 +88,16 @@ def predict(
         if result.error is not None:
             print_json({"video": result.video, "error": result.error})
 
-    with resumable() if out is not None else nullcontext():
-        predicted = predict_all(
-            predictor,
-            videos,
-            spec=WindowSpec(window, stride),
-            out=out,
-            html=html,
-            workers=workers,
-            finished=print_rows if as_json else lambda result: None,
-            style=progress_style(quiet, as_json),
-        )
+    predicted = predict_all(
+        predictor,
+        videos,
+        spec=WindowSpec(window, stride),
+        out=out,
+        html=html,
+        workers=workers,
+        finished=print_rows if as_json else lambda result: None,
+        style=progress_style(quiet, as_json),
+    )
     if not (quiet or as_json):
         print_predicted(predicted, out, top)
     print_unreadable(predicted.unreadable)

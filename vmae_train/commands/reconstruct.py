@@ -9,7 +9,7 @@ from vmae_data.console import Debug, Json, Quiet, StorageOptions, option
 from vmae_train.commands.options import Checkpoint, Device, announce, need_torch
 from vmae_train.commands.output import print_result, print_unreadable
 
-Mask = Enum("Mask", {"TUBE": "tube", "RANDOM": "random", "FRAME": "frame"})
+Mask = Enum("Mask", {"TUBE": "tube", "RANDOM": "random", "FRAME": "frame", "MOTION": "motion"})
 
 
 def reconstruct(
@@ -25,7 +25,7 @@ def reconstruct(
     ] = None,
     mask: Annotated[
         list[Mask] | None,
-        option("tube|random|frame", "Mask in this pattern. Repeat to compare.", "the run's kind, else tube"),
+        option("tube|random|frame|motion", "Mask in this pattern. Repeat to compare.", "the run's kind, else tube"),
     ] = None,
     seed: Annotated[int, option("N", "Set the random seed of the masks.", min=0, max=2**63 - 1)] = 0,
     device: Device = None,

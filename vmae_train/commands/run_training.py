@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vmae_data.console import progress_style, resumable
+from vmae_data.console import progress_style
 from vmae_train.commands.options import check_recipe
 from vmae_train.commands.output import print_dry_run
 
@@ -45,6 +45,5 @@ def run_training(
             if distributed.is_main:
                 print_dry_run(report, quiet, as_json)
             return None
-        with resumable():
-            trainer = train(spec, **run, **arguments)
+        trainer = train(spec, **run, **arguments)
     return trainer if distributed.is_main else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from vmae_data.arguments import check_texts
 from vmae_data.errors import MisuseError, RecipeError
 from vmae_data.format import Index
 from vmae_data.read.cache import CacheSpec
@@ -53,16 +55,19 @@ def published_clip(index: Index) -> ClipSpec:
 
 
 def evaluation_settings(
-    checkpoint: str, published: ClipSpec, recipe: str | None, settings: Sequence[str]
+    checkpoint: str, published: ClipSpec, recipe: str | Path | None, settings: Sequence[str]
 ) -> EvaluationSettings:
     """The recipe's tables, or the run's, or those of the published models, with the settings.
 
     `published` are the clips of a checkpoint that belongs to no run. Raises MisuseError, RecipeError, DataError.
     """
+    check_texts("settings", settings)
+    if recipe is not None and not isinstance(recipe, str | Path):
+        raise MisuseError(f"recipe = {recipe!r}: expected the name of a recipe, or the path of a TOML file")
     run, advice = run_of(checkpoint), ""
     keys = {setting.partition("=")[0].strip() for setting in settings}
     if recipe is not None:
-        values, origin = recipe_values("vmae_train", recipe), f"recipe {recipe}"
+        values, origin = recipe_values("vmae_train", str(recipe)), f"recipe {recipe}"
         if "mask" in values:
             raise MisuseError(f"--recipe {recipe}: is a pretraining recipe. Name a finetuning recipe")
     elif run is not None:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmae_data.arguments import check_flag, check_texts
 from vmae_data.errors import MisuseError
 from vmae_train.inference.video_runner import VideoRunner
 from vmae_train.inference.windows import WindowSpec
@@ -66,6 +67,8 @@ class Embedder(VideoRunner[Features]):
         ema: bool = False,
         batch: int = 8,
     ) -> None:
+        check_texts("settings", settings)
+        check_flag("float16", float16)
         self.features = FeatureSpec(pool, layer)
         self.dtype = np.dtype(np.float16 if float16 else np.float32)
         if pool != "mean" and not any(setting.startswith("evaluate.views") for setting in settings):

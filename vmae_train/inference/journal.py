@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.amounts import plural
+from vmae_data.errors import DataError, MisuseError, StopRequested
 from vmae_data.format import NOT_JSON
 from vmae_data.recipes import difference, shorten_digests
 from vmae_data.storage import write_error
@@ -116,6 +117,8 @@ class Journal(ABC, Generic[Row]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, StopRequested) and self._places:
+            error.saved = f"{self._journal} keeps {plural(len(self._places), 'video')}"
         with nullcontext() if error is None else suppress(OSError):  # the first error counts
             self._file.close()
 

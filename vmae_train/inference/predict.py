@@ -5,6 +5,7 @@ B clips of a batch, T frames, H rows, W columns, C colours, K classes or values.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmae_data.arguments import check_integer
 from vmae_data.errors import MisuseError
 from vmae_data.read.dataset import LabelKind
 from vmae_train.evaluation.predict_videos import check_merge, output_kind, output_names
@@ -37,7 +39,12 @@ class Prediction(NamedTuple):
     kind: LabelKind
 
     def top(self, count: int | None = None) -> list[tuple[str, float]]:
-        """Names and probabilities, the most probable first; values in the model's order."""
+        """Names and probabilities, the most probable first; values in the model's order.
+
+        `count`: so many of them [default: all]. Raises MisuseError for another value.
+        """
+        if count is not None:
+            check_integer("count", count, 0, sys.maxsize)
         pairs = list(zip(self.names, self.outputs, strict=True))
         if self.kind is not LabelKind.VALUES:
             pairs.sort(key=lambda pair: -pair[1])

@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
+from vmae_data.arguments import check_integer
 from vmae_data.decode import DecodedVideo
 from vmae_data.encode.open_source import OpenedSource, map_pictures, open_source, read_pictures, write_pictures
 from vmae_data.errors import DataError, MisuseError, SourceError
@@ -46,7 +47,7 @@ SHORT_SIDE = 256  # of a build, unless its recipe has another
 BYTES_ON_DISK = 4 << 30  # of decoded pictures in the temporary folder: a longer video is decoded in several passes
 
 
-def local_video(url: str) -> Path | None:
+def local_video(url: str | Path) -> Path | None:
     """The local path of a video; a remote video is copied to this machine first. None if the URL is not a video.
 
     Raises StoreError.
@@ -180,9 +181,8 @@ def read_clips(
     Raises MisuseError for other values, DataError for a file that is no video.
     """
     for name, value in (("num_frames", num_frames), ("stride", stride), ("views", views), ("short_side", short_side)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 14:
-            raise MisuseError(f"{name} = {value!r}: expected an integer from 1 to {1 << 14}")
-    video = local_video(str(path))
+        check_integer(name, value, 1, 1 << 14)
+    video = local_video(path)
     if video is None:
         raise DataError(f"{path}: is no video file. Check the path")
     try:

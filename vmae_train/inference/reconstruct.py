@@ -19,6 +19,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmae_data.arguments import MAX_SEED, check_integer, check_number
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.pages.pictures import choose_samples
 from vmae_data.read.batches import PADDING
@@ -29,7 +30,7 @@ from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import per_colour, planes_of_views
 from vmae_train.clips.frame_sampling import ClipSpec, view_sampler
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
-from vmae_train.clips.mask import MaskSpec, TokenMask, num_masked_tokens, sample_mask
+from vmae_train.clips.mask import MaskSpec, TokenMask, batch_mask, check_vectors, num_masked_tokens, sample_mask
 from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import choose_device
 from vmae_train.evaluation.predict_videos import padded_requests
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 PUBLISHED_RATIO = 0.9
-MaskKind = Literal["tube", "random", "frame"]
+MaskKind = Literal["tube", "random", "frame", "motion"]
 BATCH = 4
 
 
@@ -114,7 +115,7 @@ def mask_specs(
     for kind in dict.fromkeys(kinds or (own.get("kind", "tube"),)):
         for ratio in dict.fromkeys(ratios or (float(own.get("ratio", PUBLISHED_RATIO)),)):
             try:
-                spec = MaskSpec(kind=kind, ratio=ratio)
+                spec = MaskSpec(kind=kind, ratio=ratio, motion_weight=float(own.get("motion_weight", 1)))
                 num_masked_tokens(spec, grid_of(geometry))
             except ValueError as error:
                 raise MisuseError(f"--mask {kind} --ratio {ratio:g}: {error}") from error
@@ -127,11 +128,14 @@ def reconstruct_shards(
 ) -> tuple[list[Reconstruction], dict[str, str]]:
     """The middle clip of some samples of all classes [default `clip`: adjacent kept frames]; and the unreadable samples.
 
-    Raises MisuseError if the shards don't have such clips.
+    Raises MisuseError if the shards don't have such clips, or no motion vectors for a motion mask.
     """
     geometry, device = model.geometry, model.mean_C.device
     sampler = view_sampler(clip or ClipSpec(stride="kept"), shards.index, geometry.num_frames, 1)
     numbers = choose_samples(shards.label_N, videos, seed=seed)
+    reads_motion = any(mask.kind == "motion" for mask in masks)
+    if reads_motion:
+        check_vectors(shards)
     spec = AugmentSpec(size=geometry.image_size, crop="center", mean=geometry.mean, std=geometry.std)
     augment = Augment(spec).to(device)
     size = min(BATCH, len(numbers))
@@ -146,13 +150,16 @@ def reconstruct_shards(
         seed=seed,
         spec=LoaderSpec(workers=0, ahead=1),
         device=device,
+        motion=reads_motion,
     ) as batches:
         for batch in batches:
             planes = planes_of_views(batch.planes, batch.index_BVT)
             no_flip_B = torch.zeros_like(batch.weight_B, dtype=torch.bool)
-            rgb = augment(planes, augment.sample_boxes(planes.size_B2, batch.rng, no_flip_B))
+            boxes = augment.sample_boxes(planes.size_B2, batch.rng, no_flip_B)
+            rgb = augment(planes, boxes)
+            tokens = [batch_mask(mask, batch.rng, grid_of(geometry), batch, boxes) for mask in masks]
             titles = [_title(shards, number) for number in batch.request.samples]
-            drawn = reconstruct_clips(model, rgb / 255, batch.rng, masks, titles)
+            drawn = reconstruct_clips(model, rgb / 255, tokens, masks, titles)
             clips += [clip for clip, weight in zip(drawn, batch.weight_B.tolist(), strict=True) if weight]
         return clips, dict(batches.unreadable.by_key)
 
@@ -168,7 +175,8 @@ def _title(shards: Shards, number: int) -> str:
 def _reconstruct_video(
     model: PretrainModel, path: Path, clip: ClipSpec, masks: Sequence[MaskSpec], seed: int
 ) -> Reconstruction:
-    """The middle clip of a video file."""
+    """The middle clip of a video file. Raises MisuseError for a motion mask."""
+    _check_kinds(masks)
     geometry = model.geometry
     frames = read_clip(path, geometry.num_frames, clip, short_side=max(SHORT_SIDE, geometry.image_size))
     number_B = np.asarray([sample_number("video", path.name)], np.uint64)
@@ -190,15 +198,18 @@ def reconstruct(
 
     Clips are RGB, uint8 (B, T, H, W, 3), as `read_clips` gives them. A reconstruction has `original_THWC` and, in `masks[0]`, `masked_THWC`, `predicted_THWC` and the `loss`. Pictures are uint8
     (T, S, S, 3) with the model's size S: the short side is resized to it, and the centre is cropped. `save` writes a file.
-    Raises MisuseError for a model with a head and for a mask that hides nothing or everything, ValueError for other axes,
-    another type or another number of frames.
+    Raises MisuseError for a model with a head, for a mask that hides nothing or everything, and for other values;
+    ValueError for frames of other axes, another type or another number.
     """
     if not isinstance(model, PretrainModel):
         raise MisuseError(f"{type(model).__name__} predicts no cubes. Load the pretraining that it started from")
     if mask not in get_args(MaskKind):
         raise MisuseError(f"mask = {mask!r}: expected {', '.join(get_args(MaskKind))}")
+    check_number("ratio", ratio)
+    check_integer("seed", seed, 0, MAX_SEED)
     try:
         spec = MaskSpec(kind=mask, ratio=ratio)
+        _check_kinds([spec])
         num_masked_tokens(spec, grid_of(model.geometry))
     except ValueError as error:
         raise MisuseError(f"mask = {mask!r}, ratio = {ratio}: {error}") from error
@@ -206,6 +217,14 @@ def reconstruct(
     count = len(frames_BTHWC)
     titles = [f"clip {number}" if count > 1 else "" for number in range(1, count + 1)]
     return _reconstruct_frames(model, frames_BTHWC, np.arange(count, dtype=np.uint64), [spec], seed, titles)
+
+
+def _check_kinds(masks: Sequence[MaskSpec]) -> None:
+    """Raises MisuseError for a motion mask of frames that come without motion vectors."""
+    if any(mask.kind == "motion" for mask in masks):
+        raise MisuseError(
+            "mask = motion: needs the motion vectors of shards. Give shards, or mask tube, random or frame"
+        )
 
 
 def _reconstruct_frames(
@@ -220,27 +239,27 @@ def _reconstruct_frames(
     clips = model.preprocess(frames_BTHWC)
     rgb01 = clips * per_colour(model.std_C) + per_colour(model.mean_C)
     rng = ClipRng.on(clips.device, seed=seed, epoch=0, sample=number_B)
-    return reconstruct_clips(model, rgb01, rng, masks, titles)
+    tokens = [sample_mask(mask, rng, grid_of(model.geometry)) for mask in masks]
+    return reconstruct_clips(model, rgb01, tokens, masks, titles)
 
 
 @torch.inference_mode()
 def reconstruct_clips(
     model: PretrainModel,
     rgb01_BCTHW: Float32[Tensor, "B 3 T H W"],
-    rng: ClipRng,
+    tokens: Sequence[TokenMask],
     masks: Sequence[MaskSpec],
     titles: Sequence[str],
 ) -> list[Reconstruction]:
-    """Mask cubes of RGB clips (0..1) in several ways, predict them, and draw the predictions into the clips."""
+    """Mask cubes of RGB clips (0..1) in several ways, with the tokens of each of the masks, predict them, and draw the predictions into the clips."""
     originals = _uint8_frames(rgb01_BCTHW)
-    drawn = [_predict(model, rgb01_BCTHW, rng, spec) for spec in masks]
+    drawn = [_predict(model, rgb01_BCTHW, mask, spec) for mask, spec in zip(tokens, masks, strict=True)]
     return [Reconstruction(title, originals[n], tuple(clips[n] for clips in drawn)) for n, title in enumerate(titles)]
 
 
-def _predict(model: PretrainModel, rgb01_BCTHW: Tensor, rng: ClipRng, spec: MaskSpec) -> list[MaskedClip]:
+def _predict(model: PretrainModel, rgb01_BCTHW: Tensor, mask: TokenMask, spec: MaskSpec) -> list[MaskedClip]:
     """Each clip of a batch under one mask."""
     geometry = model.geometry
-    mask = sample_mask(spec, rng, grid_of(geometry))
     clips = (rgb01_BCTHW - per_colour(model.mean_C)) / per_colour(model.std_C)
     predicted_BMD = model(clips, mask).float()
     error = predicted_BMD - cube_targets(rgb01_BCTHW, mask.masked_BM, geometry)

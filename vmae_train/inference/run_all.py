@@ -83,7 +83,7 @@ def run_all(
 
 def describe_run(runner: VideoRunner[Row], found: FoundVideos, spec: WindowSpec) -> dict[str, str]:
     """Videos and protocol, for the table at the start. Raises MisuseError for windows that can't be made."""
-    spec.check(runner.model.geometry.num_frames)
+    spec.check(runner.model.geometry.num_frames, named="--{} {}")
     if found.shards and spec.is_several:
         raise MisuseError(f"{found.shards[0]}: shards have no windows. Name the source videos")
     geometry, protocol, clip = runner.model.geometry, runner.protocol, runner.clip

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmae_data.arguments import MAX_BATCH, check_integer
 from vmae_data.decode import FramePlanes
 from vmae_data.errors import DataError, SourceError, VmaeError
 from vmae_data.format import Index
@@ -107,6 +108,7 @@ class VideoRunner(ABC, Generic[Row]):
         batch: int = 8,
         features: FeatureSpec | None = None,
     ) -> None:
+        check_integer("batch", batch, 1, MAX_BATCH)
         self.checkpoint = str(checkpoint)
         model = load_model(checkpoint, best=best, ema=ema, classes=class_names)
         spec, self.origin, self.is_stated = evaluation_settings(self.checkpoint, ClipSpec(), recipe, settings)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vmae_data.arguments import check_number
 from vmae_data.encode.open_source import OpenedSource
 from vmae_data.errors import MisuseError
 from vmae_data.format import Rational, series_of
@@ -52,19 +53,30 @@ class WindowSpec(NamedTuple):
         """Length and stride, for the record of a journal."""
         return {"window": self.frames or self.seconds, "stride": self.stride}
 
-    def check(self, num_frames: int) -> WindowSpec:
-        """Raises MisuseError for lengths that can't be used. `num_frames`: of the model's clips."""
+    def check(self, num_frames: int, named: str = "{} = {}") -> WindowSpec:
+        """Raises MisuseError for lengths that can't be used. `num_frames`: of the model's clips.
+
+        `named`: how the caller writes the argument `window` with a value.
+        """
         if self.frames is not None:
             if self.frames % num_frames or not num_frames <= self.frames <= MAX_FRAMES:
                 raise MisuseError(
-                    f"--window {self.frames}: the model's clips have {num_frames} frames. Set a multiple of {num_frames}"
+                    f"{named.format('window', self.frames)}: the model's clips have {num_frames} frames. "
+                    f"Set a multiple of {num_frames}"
                 )
             return self
         if self.seconds is None and self.stride is not None:
-            raise MisuseError("--stride is the distance of windows. Set --window SECONDS too")
-        for option, value in (("--window", self.seconds), ("--stride", self.stride)):
-            if value is not None and not MIN_SECONDS <= value <= MAX_SECONDS:
-                raise MisuseError(f"{option} {value:g}: expected {MIN_SECONDS:g} to {MAX_SECONDS:g} seconds")
+            raise MisuseError(
+                f"{named.format('stride', self.stride)} is the distance of windows. "
+                f"Set {named.format('window', 'SECONDS')} too"
+            )
+        for name, value in (("window", self.seconds), ("stride", self.stride)):
+            if value is None:
+                continue
+            check_number(name, value)
+            if not MIN_SECONDS <= value <= MAX_SECONDS:
+                text = named.format(name, f"{value:g}")
+                raise MisuseError(f"{text}: expected {MIN_SECONDS:g} to {MAX_SECONDS:g} seconds")
         return self
 
 

@@ -20,7 +20,7 @@ from vmae_train.models.geometry import Geometry, Init, ModelSpec
 from vmae_train.models.positions import position_embedding
 from vmae_train.models.vit import Block, drop_path_scale, init_weights
 
-__all__ = ["VideoModel", "trained_parameters"]
+__all__ = ["VideoModel", "described", "trained_parameters"]
 
 
 class VideoModel(nn.Module):
@@ -36,6 +36,17 @@ class VideoModel(nn.Module):
         self.classes = classes
         self.drop_path = self.fc_drop_rate = 0.0
         self.activation_checkpointing = False
+
+    def __repr__(self) -> str:
+        """One line. The parts have PyTorch's own: `print(model.encoder)`, `print(model.blocks)`."""
+        geometry, numbers = self.geometry, sum(parameter.numel() for parameter in self.parameters())
+        clip = f"{geometry.num_frames} frames of {geometry.image_size} px"
+        size = f"{geometry.depth} blocks of {geometry.embed_dim} channels, {numbers / 1e6:.4g} M parameters"
+        return f"{type(self).__name__}({', '.join([size, clip, *self._outputs()])})"
+
+    def _outputs(self) -> tuple[str, ...]:
+        """The outputs of a head, for the repr."""
+        return ()
 
     def set_options(self, spec: ModelSpec) -> None:
         """Set drop path, dropout of the head, activation checkpointing and compilation from a recipe.
@@ -67,24 +78,47 @@ class VideoModel(nn.Module):
         shape = tuple(getattr(frames_BTHWC, "shape", ()))
         if len(shape) != 5 or shape[-1] != 3 or 0 in shape or frames_BTHWC.dtype != torch.uint8:
             raise ValueError(
-                f"frames are {_described(frames_BTHWC)}; expected a tensor of uint8 with the axes B T H W 3"
+                f"frames are {described(frames_BTHWC)}; expected a tensor of uint8 with the axes B T H W 3"
             )
         if shape[1] != self.geometry.num_frames:
             raise ValueError(f"{shape[1]} frames given; a clip has {self.geometry.num_frames}")
 
     def _check_clips(self, clips_BCTHW: Tensor) -> None:
-        """Raises ValueError for clips of other axes, another type or on another device than the model's."""
+        """Raises ValueError for clips of other axes, another type or on another device than the model's.
+
+        And for values that `checks_values` forbids.
+        """
         size, device, dtype = self.geometry.image_size, self.mean_C.device, next(self.parameters()).dtype
         shape = tuple(getattr(clips_BCTHW, "shape", ()))
         fits = shape == (*shape[:1], 3, self.geometry.num_frames, size, size) and clips_BCTHW.device == device
-        if fits and clips_BCTHW.dtype == dtype:
-            return
-        if fits and torch.is_autocast_enabled(device.type) and clips_BCTHW.dtype in _AUTOCAST_TYPES:
-            return
-        raise ValueError(
-            f"clips are {_described(clips_BCTHW)}; expected a tensor of {_name(dtype)} with the axes "
-            f"B 3 {self.geometry.num_frames} {size} {size} on {device}, as `preprocess` gives it"
-        )
+        if fits and clips_BCTHW.dtype != dtype:
+            fits = torch.is_autocast_enabled(device.type) and clips_BCTHW.dtype in _AUTOCAST_TYPES
+        if not fits:
+            raise ValueError(
+                f"clips are {described(clips_BCTHW)}; expected a tensor of {_name(dtype)} with the axes "
+                f"B 3 {self.geometry.num_frames} {size} {size} on {device}, as `preprocess` gives it"
+            )
+        if self.checks_values(clips_BCTHW):
+            self._check_range(clips_BCTHW)
+
+    def checks_values(self, tensor: Tensor) -> bool:
+        """Whether the values of an input are checked: in eval mode only, since a check waits for the device."""
+        if self.training or tensor.is_meta or type(tensor) is not Tensor or not tensor.numel():
+            return False
+        is_captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+        return not (torch.compiler.is_compiling() or is_captured)
+
+    def _check_range(self, clips_BCTHW: Tensor) -> None:
+        """Raises ValueError for NaN, and for values far from those of `preprocess`, such as pixels of 0 to 255."""
+        colours = list(zip(self.geometry.mean, self.geometry.std, strict=True))
+        black, white = (f(((level - mean) / std) for mean, std in colours) for f, level in ((min, 0), (max, 1)))
+        least, most = torch.stack(torch.aminmax(clips_BCTHW.detach())).tolist()
+        limit = max(_MAX_VALUE, -black, white)
+        if not (-limit <= least and most <= limit):
+            raise ValueError(
+                f"clips have values from {least:.4g} to {most:.4g}; expected {black:.4g} to {white:.4g}, "
+                "as `preprocess` gives them"
+            )
 
     def _materialise(self, seed: int | None, init: Init) -> torch.Generator | None:
         """Memory for the parts built on the meta device, first weights from the seed, then the constant buffers.
@@ -116,6 +150,7 @@ def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 # Autocast converts these by itself.
 _AUTOCAST_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_VALUE = 10  # more than a million normal random numbers have
 _MAX_SIDE = 16384  # as of a frame in a shard
 
 
@@ -123,7 +158,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
+    """Type, shape and device of a tensor, or the type of anything else, for an error."""
     if not isinstance(value, Tensor):
         return f"of type {type(value).__name__}"
     return f"{_name(value.dtype)} of shape {tuple(value.shape)} on {value.device}"

@@ -17,6 +17,7 @@ __all__ = ["Geometry", "Init", "ModelSpec", "PositionResize", "hidden_dim", "pub
 
 Position = Literal["sinusoid-1d", "sinusoid-3d"]
 PositionResize = Literal["recompute", "interpolate"]
+DecoderAttention = Literal["self", "cross"]
 Pooling = Literal["mean", "attentive", "first"]
 Init = Literal["xavier", "trunc"]
 SizeName = Literal["tiny", "S", "B", "L", "H", "g"]
@@ -27,6 +28,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `init` None: first weights as published: xavier in pretraining, except between encoder and decoder, and trunc in a
     classifier. `decoder_mlp_ratio` None: `mlp_ratio`.
+    `decoder_attention`: `self`, all tokens of a clip attend to all; `cross`, the masked tokens attend to the visible ones.
     `position_grid`: slices and side of the position embedding that is interpolated to this model's grid; None: the
     embedding is computed for this grid. `pooling`: how a classifier reduces its tokens to one vector.
     `first` takes the first token, as classifiers of other programs that were made without mean pooling.
@@ -55,6 +57,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fc_eps: float = 1e-6
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    decoder_attention: DecoderAttention = "self"
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -123,6 +126,13 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def cube_dim(self) -> int:
         """Values of one cube: tubelet × patch × patch × 3."""
         return self.tubelet_size * self.patch_size**2 * 3
+
+    def stored(self) -> dict[str, Any]:
+        """The fields for JSON. Self-attention is not written: so every version writes and reads the same."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        if self.decoder_attention == "self":
+            del fields["decoder_attention"]
+        return fields
 
     def resized(self, resize: PositionResize, *, image_size: int | None, num_frames: int | None) -> Geometry:
         """The same model for clips of another size or length; None keeps it.
@@ -212,6 +222,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     decoder_embed_dim: int | None = None
     decoder_depth: int | None = None
     decoder_num_heads: int | None = None
+    decoder_attention: DecoderAttention = "self"
     image_size: int | None = None
     patch_size: int | None = None
     num_frames: int = 16

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vmae_data.amounts import plural
 from vmae_data.rng import Purpose
 from vmae_train.clips.rng import ClipRng, uniform
 from vmae_train.models.base import VideoModel
@@ -60,6 +61,9 @@ class HeadModel(VideoModel):
             if geometry.pooling == "attentive":
                 self.pooler.reset_query(generator)
 
+    def _outputs(self) -> tuple[str, ...]:
+        return (plural(self.head.out_features, "class" if self.classes else "value"),)
+
     def freeze_encoder(self) -> None:
         """Train only pooling, norm and head from now on (a probe). A frozen encoder has no drop path."""
         self.frozen = True
@@ -75,7 +79,8 @@ class HeadModel(VideoModel):
     def features(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B E"]:
         """One vector per clip, float (B, 3, T, H, W): the mean or the attentive pooling of its tokens, normalised.
 
-        Raises ValueError for clips of other axes, another type or on another device.
+        Raises ValueError for clips of other axes, another type or on another device. In eval mode also for values that
+        `preprocess` never gives.
         """
         self._check_clips(clips_BCTHW)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

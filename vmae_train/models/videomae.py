@@ -9,6 +9,7 @@ D values of a cube ((p0 p1 p2) c).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from vmae_train.clips.mask import Grid, TokenMask
 from vmae_train.clips.rng import ClipRng
-from vmae_train.models.base import VideoModel
+from vmae_train.models.base import VideoModel, described
 from vmae_train.models.geometry import Geometry
 from vmae_train.models.losses import cube_targets, reconstruction_loss
 from vmae_train.models.positions import position_embedding
@@ -54,20 +55,24 @@ class PretrainModel(VideoModel):
     def forward(self, clips_BCTHW: Tensor, mask: TokenMask, rng: ClipRng | None = None) -> Float[Tensor, "B M D"]:
         """Cubes of `mask.predicted_BK`, in that order, in units of `cube_targets`. `clips_BCTHW`: float (B, 3, T, H, W).
 
-        Raises ValueError for clips and masks of other axes, another type or on another device.
+        Raises ValueError for clips and masks of other axes, another type or on another device. In eval mode also for
+        values that `preprocess` never gives, and for tokens that a clip lacks.
         """
         self._check_clips(clips_BCTHW)
-        _check_mask(mask, clips_BCTHW)
+        _check_mask(mask, clips_BCTHW, self.geometry.num_tokens if self.checks_values(clips_BCTHW) else None)
         visible_BV, predicted_BM = mask.visible_BV, mask.predicted_BK
         checkpointing = self.activation_checkpointing
         position_BVE, scale_LB2 = self.position_NE[visible_BV], self._drop_path_scale(rng)
         encoded_BVE = self.encoder(clips_BCTHW, visible_BV, position_BVE, scale_LB2, checkpointing=checkpointing)
         encoded_BVE = self.encoder_to_decoder(encoded_BVE) + self.decoder_position_NE[visible_BV]
-        hidden_BM = predicted_BM if mask.unscored_BU is None else torch.cat((mask.unscored_BU, predicted_BM), dim=1)
+        hidden_BM, cross = predicted_BM, self.geometry.decoder_attention == "cross"
+        if mask.unscored_BU is not None and not cross:  # without self-attention no prediction depends on them
+            hidden_BM = torch.cat((mask.unscored_BU, predicted_BM), dim=1)
         hidden_BME = self.mask_token + self.decoder_position_NE[hidden_BM]
         # Attention ignores order, so the predicted tokens may come last; the embedding carries their positions.
-        tokens_BNE = torch.cat((encoded_BVE, hidden_BME), dim=1)
-        cubes_BMD: Tensor = self.decoder(tokens_BNE, predicted_BM.shape[1], checkpointing=checkpointing)
+        tokens_BNE = hidden_BME if cross else torch.cat((encoded_BVE, hidden_BME), dim=1)
+        context_BVE = encoded_BVE if cross else None
+        cubes_BMD: Tensor = self.decoder(tokens_BNE, predicted_BM.shape[1], context_BVE, checkpointing=checkpointing)
         return cubes_BMD
 
     def features(self, clips_BCTHW: Tensor) -> Float[Tensor, "B E"]:
@@ -98,14 +103,24 @@ class PretrainModel(VideoModel):
         return reconstruction_loss(self(clips_BCTHW, mask, rng), targets_BMD, weight_B)
 
 
-def _check_mask(mask: TokenMask, clips_BCTHW: Tensor) -> None:
+def _check_mask(mask: Any, clips_BCTHW: Tensor, num_tokens: int | None) -> None:
+    """Raises ValueError for another mask. With `num_tokens` the token numbers are checked too."""
+    if not isinstance(mask, TokenMask):
+        raise ValueError(f"mask is {described(mask)}; expected a TokenMask, as `sample_mask` gives it")
     count, device = len(clips_BCTHW), clips_BCTHW.device
     for name, token_BK in mask._asdict().items():
-        if token_BK is None:
+        if token_BK is None and name in TokenMask._field_defaults:
             continue
-        if token_BK.dtype != torch.int64 or token_BK.shape[:-1] != (count,) or token_BK.device != device:
-            found = f"{token_BK.dtype} of shape {tuple(token_BK.shape)} on {token_BK.device}".removeprefix("torch.")
-            raise ValueError(f"mask.{name} is {found}; expected int64 with the axes B = {count} and tokens on {device}")
+        fits = isinstance(token_BK, Tensor) and token_BK.dtype == torch.int64 and token_BK.device == device
+        if not fits or token_BK.shape[:-1] != (count,):
+            raise ValueError(
+                f"mask.{name} is {described(token_BK)}; expected int64 with the axes B = {count} and tokens on {device}"
+            )
+        if num_tokens is None or not token_BK.numel():
+            continue
+        first, last = torch.stack(torch.aminmax(token_BK)).tolist()
+        if not 0 <= first <= last < num_tokens:
+            raise ValueError(f"mask.{name} has tokens {first} to {last}; a clip has 0 to {num_tokens - 1}")
 
 
 class Encoder(nn.Module):
@@ -132,22 +147,33 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The tokens of a clip → the cubes of its last `num_predicted` tokens."""
+    """The tokens of a clip → the cubes of its last `num_predicted` tokens.
+
+    With cross-attention the tokens are those to predict. They attend to the visible ones, the context, and not to each
+    other (Fu et al., "Rethinking Patch Dependence for Masked Autoencoders", arXiv 2401.14391).
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         dim, num_heads = geometry.decoder_embed_dim, geometry.decoder_num_heads
         mlp_ratio = geometry.decoder_mlp_ratio or geometry.mlp_ratio
+        cross = geometry.decoder_attention == "cross"
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, mlp_ratio, geometry.decoder_eps) for _ in range(geometry.decoder_depth)
+            Block(dim, num_heads, mlp_ratio, geometry.decoder_eps, cross_attention=cross)
+            for _ in range(geometry.decoder_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=geometry.decoder_norm_eps)
         self.head = nn.Linear(dim, geometry.cube_dim)
 
     def forward(
-        self, x_BNE: Float[Tensor, "B N E"], num_predicted: int, *, checkpointing: bool = False
+        self,
+        x_BNE: Float[Tensor, "B N E"],
+        num_predicted: int,
+        context_BVE: Float[Tensor, "B V E"] | None = None,
+        *,
+        checkpointing: bool = False,
     ) -> Float[Tensor, "B M D"]:
-        x_BME = run_blocks(self.blocks, x_BNE, last=num_predicted, checkpointing=checkpointing)
+        x_BME = run_blocks(self.blocks, x_BNE, last=num_predicted, context_BVE=context_BVE, checkpointing=checkpointing)
         cubes_BMD: Tensor = self.head(self.norm(x_BME))
         return cubes_BMD
 

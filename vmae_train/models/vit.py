@@ -24,6 +24,7 @@ from vmae_train.models.geometry import Geometry, Init, hidden_dim
 
 __all__ = [
     "Block",
+    "CrossAttention",
     "Mlp",
     "PatchEmbed",
     "drop_path_scale",
@@ -80,12 +81,17 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); `scale_B2` multiplies the two branches of each sample."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); `scale_B2` multiplies the two branches of each sample.
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
+    With `cross_attention` the tokens attend to those of a context, and not to each other.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, eps: float, *, cross_attention: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads)
+        self.attn = CrossAttention(dim, num_heads) if cross_attention else Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, hidden_dim(dim, mlp_ratio))
 
@@ -94,10 +100,15 @@ class Block(nn.Module):
         x_BNE: Float[Tensor, "B N E"],
         scale_B2: Float32[Tensor, "B 2"] | None = None,
         last: int | None = None,
+        context_BVE: Float[Tensor, "B V E"] | None = None,
     ) -> Float[Tensor, "B Q E"]:
-        """`last`: only the last so many tokens are computed. They attend to all."""
+        """`last`: only the last so many tokens are computed. They attend to all, or to the context."""
         residual_BQE = x_BNE if last is None else x_BNE[:, -last:]
-        x_BQE = residual_BQE + _scaled(self.attn(self.norm1(x_BNE), last), scale_B2, 0)
+        if context_BVE is None:
+            attended_BQE = self.attn(self.norm1(x_BNE), last)
+        else:
+            attended_BQE = self.attn(self.norm1(residual_BQE), context_BVE)
+        x_BQE = residual_BQE + _scaled(attended_BQE, scale_B2, 0)
         return x_BQE + _scaled(self.mlp(self.norm2(x_BQE)), scale_B2, 1)
 
 
@@ -123,10 +134,12 @@ def run_blocks(
     scale_LB2: Tensor | None = None,
     *,
     last: int | None = None,
+    context_BVE: Tensor | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
     """All blocks in turn; the last block computes only the last `last` tokens, or all.
 
+    All blocks with cross-attention attend to the same context.
     `checkpointing` keeps only the activations between blocks and recomputes the others.
     """
     for number, block in enumerate(blocks):
@@ -134,9 +147,11 @@ def run_blocks(
         wanted = last if number == len(blocks) - 1 else None
         if checkpointing and torch.is_grad_enabled():
             # No generator is used inside a block, so no state has to be restored.
-            x_BNE = checkpoint(block, x_BNE, scale_B2, wanted, use_reentrant=False, preserve_rng_state=False)
+            x_BNE = checkpoint(
+                block, x_BNE, scale_B2, wanted, context_BVE, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            x_BNE = block(x_BNE, scale_B2, wanted)
+            x_BNE = block(x_BNE, scale_B2, wanted, context_BVE)
     return x_BNE
 
 
@@ -169,6 +184,26 @@ class Attention(nn.Module):
         )
         if last is not None:
             q = q[:, :, -last:]
+        joined_BQE = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
+        return self.proj(joined_BQE)  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Every token attends to all tokens of a context. Its weights have names of their own: no file confuses the two."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim, bias=False)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BQE: Tensor, context_BVE: Tensor) -> Tensor:
+        q, k, v = (
+            rearrange(part, "b n (h e) -> b h n e", h=self.num_heads)
+            for part in (self.q(x_BQE), self.k(context_BVE), self.v(context_BVE))
+        )
         joined_BQE = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
         return self.proj(joined_BQE)  # type: ignore[no-any-return]
 

@@ -46,15 +46,20 @@ def log_curve(name: str, lines: Sequence[dict[str, Any]], field: str, kind: str 
     return Curve(name, [step for step, _ in points], [value for _, value in points])
 
 
-def curves(title: str, lines: Sequence[Curve], caption: str = "", *, level: float | None = None) -> Figure | None:
-    """Curves over steps in one chart, with a dotted line at `level`. None if no curve has two points."""
+def curves(
+    title: str, lines: Sequence[Curve], label: str, caption: str = "", *, level: float | None = None
+) -> Figure | None:
+    """Curves over steps in one chart, with a dotted line at `level`. None if no curve has two points.
+
+    `label`: what the y axis shows, with its unit.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as MplFigure
 
     if max((len(line.step) for line in lines), default=0) < 2:
         return None
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 10}):
-        figure = MplFigure(figsize=(4.5, 2.6), layout="constrained")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 11}):
+        figure = MplFigure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for n, line in enumerate(lines):
             marker = "o" if len(line.step) < 3 else None
@@ -62,6 +67,7 @@ def curves(title: str, lines: Sequence[Curve], caption: str = "", *, level: floa
         if level is not None:
             axes.axhline(level, color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
         axes.set_xlabel("step", color=SOFT)
+        axes.set_ylabel(label, color=SOFT)
         axes.locator_params(axis="x", nbins=6, integer=True)
         axes.grid(axis="y", color=LINE, linewidth=0.7)
         _plain(axes)
@@ -77,8 +83,8 @@ def scatter(
     from matplotlib import rc_context
     from matplotlib.figure import Figure as MplFigure
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 10}):
-        figure = MplFigure(figsize=(4.5, 3.4), layout="constrained")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmae", "font.size": 11}):
+        figure = MplFigure(figsize=(4.4, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for n, ((_, at_N2), shape) in enumerate(zip(sets, "o^s", strict=False)):
             axes.plot(*at_N2.T, shape, color=SERIES[n], fillstyle="none", markersize=3.5, markeredgewidth=0.9)
@@ -89,7 +95,7 @@ def scatter(
         axes.grid(color=LINE, linewidth=0.7)
         _plain(axes)
         svg = _page_svg(figure)
-    return Figure(svg, title, caption, tuple(name for name, _ in sets))
+    return Figure(svg, title, caption, tuple(name for name, _ in sets), points=True)
 
 
 def _plain(axes: Any) -> None:
@@ -126,6 +132,7 @@ def confusion_picture(confusion_KK: NDArray[np.int64], classes: Sequence[str]) -
     share_KK = confusion_KK / np.maximum(counts_K1, 1)
     caption = "Rows: true class. Columns: predicted class. A stronger colour means a larger share of the row."
     if len(classes) <= MAX_NUMBERED:
+        caption += " On a narrow screen the matrix scrolls sideways."
         return Figure(_confusion_svg(confusion_KK, share_KK, classes), "", caption)
     rgba = np.zeros((*share_KK.shape, 4), dtype=np.uint8)
     rgba[..., :3] = ACCENT
@@ -138,9 +145,11 @@ def _confusion_svg(confusion_KK: NDArray[np.int64], share_KK: NDArray[np.float64
     cell, left = 34, 168
     classes = [printable(name) for name in classes]
     side = cell * len(classes)
-    parts = [Markup('<svg viewBox="0 0 {} {}" class="confusion" role="img" style="max-width:{}px">').format(
-        left + side, side + 20, 1.25 * (left + side)
-    )]  # fmt: skip
+    # Never smaller than drawn, so that its texts stay legible: the box around it scrolls.
+    parts = [Markup(
+        '<div class="scroll" tabindex="0">'
+        '<svg viewBox="0 0 {} {}" class="confusion" role="img" style="min-width:{}px;max-width:{}px">'
+    ).format(left + side, side + 20, left + side, 1.25 * (left + side))]  # fmt: skip
     for k, name in enumerate(classes):
         y = k * cell
         parts.append(
@@ -156,7 +165,7 @@ def _confusion_svg(confusion_KK: NDArray[np.int64], share_KK: NDArray[np.float64
         for column, count in enumerate(confusion_KK[k].tolist()):
             tooltip = f"{name} predicted as {classes[column]}: {count}"
             parts.append(_cell(left + column * cell, y, cell, count, float(share_KK[k, column]), tooltip))
-    return Markup("").join(parts) + Markup("</svg>")
+    return Markup("").join(parts) + Markup("</svg></div>")
 
 
 def _short(name: str) -> str:

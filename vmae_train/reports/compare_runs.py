@@ -1,4 +1,4 @@
-"""Runs of one kind side by side: scores or losses, the differences of their recipes, their curves in one chart."""
+"""Runs of one kind side by side: scores or losses, warnings, and the differences of their recipes."""
 
 from __future__ import annotations
 
@@ -6,60 +6,70 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vmae_data.pages.html import Charts, Note, Part, Table
+from vmae_data.pages.html import Note, Part, Table
 from vmae_data.recipes import difference
 from vmae_train.evaluation.metrics import Scores, standard_error
-from vmae_train.reports.charts import Curve, curves, log_curve
+from vmae_train.reports.charts import Curve, log_curve
 from vmae_train.reports.group_runs import NamedRun, RunGroup, compare_groups, describe_group, group_runs
+from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun, pretraining_of
 from vmae_train.runs.metadata import data_text
 
-__all__ = ["comparison_parts", "validation_curve", "validation_title"]
+__all__ = [
+    "comparison_parts",
+    "unique_names",
+    "validation_curve",
+    "validation_labels",
+    "warning_notes",
+]
 
 _TASK = ("model", "mask", "clip")  # the tables that say what is predicted
-_TITLES = {
-    "top1": "Validation top-1 during training, %",
-    "mean_ap": "Validation mAP during training, %",
-    "mae": "Validation MAE during training",
-}
+_SPEED = ("clips per second", "waiting for data, %")  # columns
+_VALIDATION = {"top1": "top-1, %", "mean_ap": "mAP, %", "mae": "MAE"}  # label of each headline metric
 
 
-def comparison_parts(run: StoredRun, others: Sequence[StoredRun]) -> Iterator[Part]:
-    """The comparison of a run with others of its kind; nothing without others."""
-    if not others:
-        return
-    runs = _unique_names([run, *others])
-    yield from _finetuning_parts(runs) if run.is_finetuning else _pretraining_parts(runs)
+def comparison_parts(runs: Sequence[NamedRun]) -> Iterator[Part]:
+    """The comparison of the first run with the others, which are of its kind, and the warnings of the others."""
+    yield from _finetuning_parts(runs) if runs[0].run.is_finetuning else _pretraining_parts(runs)
+    for name, other, _ in runs[1:]:
+        yield from warning_notes(other, f"{name}, ")
+
+
+def warning_notes(run: StoredRun, prefix: str = "") -> Iterator[Note]:
+    """The warnings in a run's log."""
+    for line in run.log:
+        if line["kind"] == "warning":
+            text = f"{prefix}step {line['step']}, {line.get('name', 'warning')}: {line.get('text', '')}"
+            yield Note(text if prefix else f"S{text[1:]}", warning=True)
 
 
 def _pretraining_parts(runs: Sequence[NamedRun]) -> Iterator[Part]:
     rows = []
     for name, one, _ in runs:
-        losses, speeds, waits = (log_curve("", one.log, key).value for key in ("loss", "clips_per_second", "data_wait"))
-        speed = f"{np.median(speeds):.4g}" if speeds else "–"
-        wait = f"{100 * np.median(waits):.1f}" if waits else "–"
-        rows.append((name, one.origin, one.progress, f"{losses[-1]:.4g}" if losses else "–", speed, wait))
-    head = ("run", "started", "steps", "last loss", "clips per second", "waiting for data, %")
+        losses = log_curve("", one.log, "loss").value
+        rows.append((name, one.origin, one.progress, f"{losses[-1]:.4g}" if losses else "–", *_speed(one)))
+    head = ("run", "started", "steps", "last loss", *_SPEED)
     yield Table(head, tuple(rows), (2, 3, 4, 5))
     (first, run, _), *others = runs
     for name, other, _ in others:
-        task, other_task = ({key: one.facts.recipe.get(key) for key in _TASK} for one in (run, other))
+        task, other_task = ({key: resolved_recipe(one).get(key) for key in _TASK} for one in (run, other))
         unlike = difference(task, other_task)
         unlike += difference({"data": run.facts.data_digest}, {"data": other.facts.data_digest})
         if unlike:
             yield Note(f"The losses of {first} and {name} are those of different tasks or data.", warning=True)
         yield _changes(first, run, name, other)
-    figures = (
-        curves("Loss", [log_curve(name, one.log, "loss") for name, one, _ in runs]),
-        curves("Clips per second", [log_curve(name, one.log, "clips_per_second") for name, one, _ in runs]),
-    )
-    yield Charts(tuple(figure for figure in figures if figure))
+
+
+def _speed(run: StoredRun) -> tuple[str, str]:
+    """Medians of throughput and waiting, as the columns `_SPEED` show them."""
+    speeds, waits = (log_curve("", run.log, key).value for key in ("clips_per_second", "data_wait"))
+    return f"{np.median(speeds):.4g}" if speeds else "–", f"{100 * np.median(waits):.1f}" if waits else "–"
 
 
 def _finetuning_parts(runs: Sequence[NamedRun]) -> Iterator[Part]:
-    rows = tuple(_score_row(one) for one in runs)
+    rows = tuple((*_score_row(one), *_speed(one.run)) for one in runs)
     head = ("run", "started", "seed", "steps", "score", "± s.e.", "top-5 %", "mean of classes %", "videos", "views")
-    yield Table(head, rows, (3, 4, 5, 6, 7, 8))
+    yield Table((*head, *_SPEED), rows, (3, 4, 5, 6, 7, 8, 10, 11))
     group, *other_groups = group_runs(runs)
     if other_groups:
         yield Table(("settings", "seeds", "runs"), tuple(_group_row(one) for one in (group, *other_groups)))
@@ -67,14 +77,9 @@ def _finetuning_parts(runs: Sequence[NamedRun]) -> Iterator[Part]:
         yield Note(describe_group(group))
     for other_group in other_groups:
         yield from _difference_parts(group, other_group)
-    figures = (
-        curves("Training loss", [log_curve(name, one.log, "loss") for name, one, _ in runs]),
-        curves(validation_title(runs[0].run), [validation_curve(name, one) for name, one, _ in runs]),
-    )
-    yield Charts(tuple(figure for figure in figures if figure))
 
 
-def _unique_names(runs: Sequence[StoredRun]) -> list[NamedRun]:
+def unique_names(runs: Sequence[StoredRun]) -> list[NamedRun]:
     """Runs by the names of their folders; by their paths if two have the same name."""
     names = [run.name for run in runs]
     unique = [run.name if names.count(run.name) == 1 else str(run.folder) for run in runs]
@@ -120,7 +125,7 @@ def _difference_parts(a: RunGroup, b: RunGroup) -> Iterator[Part]:
 
 def _changes(first: str, run: StoredRun, second: str, other: StoredRun) -> Part:
     """The differences of the recipes, the first weights and the data of two runs."""
-    changed = difference(run.facts.recipe, other.facts.recipe)
+    changed = difference(resolved_recipe(run), resolved_recipe(other))
     changed += difference({"init": run.facts.init}, {"init": other.facts.init})
     if (run.facts.data_digest, run.facts.data_weight) != (other.facts.data_digest, other.facts.data_weight):
         changed.append(f"data: {data_text(run.facts)} → {data_text(other.facts)}")
@@ -143,8 +148,10 @@ def _protocol_differences(run: StoredRun, other: StoredRun) -> list[str]:
     return unlike
 
 
-def validation_title(run: StoredRun) -> str:
-    return _TITLES[_validation_key(run)]
+def validation_labels(run: StoredRun) -> tuple[str, str]:
+    """Title and label of the chart of the scores during training."""
+    label = _VALIDATION[_validation_key(run)]
+    return f"Validation {label.removesuffix(', %')} during training", label
 
 
 def validation_curve(name: str, run: StoredRun) -> Curve:
@@ -160,4 +167,4 @@ def _validation_key(run: StoredRun) -> str:
     """The log's key for the headline metric of this run."""
     if run.scores is not None:
         return run.scores.headline.key
-    return next((key for key in _TITLES if any(key in line for line in run.log)), "top1")
+    return next((key for key in _VALIDATION if any(key in line for line in run.log)), "top1")

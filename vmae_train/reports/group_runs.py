@@ -9,7 +9,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from vmae_train.evaluation.metrics import AnyScores, Scores, standard_error
+from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun
 from vmae_train.runs.metadata import fixed_facts
 
@@ -70,7 +73,7 @@ def group_runs(runs: Sequence[NamedRun]) -> list[RunGroup]:
 
 def _settings(run: StoredRun, pretraining: StoredRun | None) -> dict[str, Any]:
     """What is equal in the runs of a group: all but the seeds and the name of the pretraining."""
-    facts = fixed_facts(run.facts)
+    facts = fixed_facts(msgspec.structs.replace(run.facts, recipe=resolved_recipe(run)))
     facts["recipe"].pop("seed", None)
     if pretraining is not None:
         facts["init"] = {**_settings(pretraining, None), "step": pretraining.step}

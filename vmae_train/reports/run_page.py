@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vmae_data.errors import DataError, MisuseError, VmaeError
-from vmae_data.pages.html import Charts, Fact, Facts, Note, Part, Section, Table, write_page
+from vmae_data.errors import DataError, MisuseError, RecipeError, VmaeError
+from vmae_data.pages.html import Charts, Fact, Facts, Figure, Note, Part, Section, Table, write_page
 from vmae_data.pages.pictures import choose_samples
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.contact_sheet import contact_sheet
@@ -23,8 +23,16 @@ from vmae_train.inference.drawing import EXPLANATION, page_figures
 from vmae_train.inference.reconstruct import load_pretrained, mask_specs, reconstruct_shards
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.reports.charts import curves, log_curve
-from vmae_train.reports.compare_runs import comparison_parts, validation_curve, validation_title
+from vmae_train.reports.compare_runs import (
+    comparison_parts,
+    unique_names,
+    validation_curve,
+    validation_labels,
+    warning_notes,
+)
+from vmae_train.reports.group_runs import NamedRun
 from vmae_train.reports.over_time import over_time_parts
+from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun, pretraining_of, read_run
 from vmae_train.reports.scores_page import headline_fact, score_parts, unreadable_parts
 from vmae_train.reports.wrong_videos import wrong_sections
@@ -58,17 +66,19 @@ def write_report(
                 "Name runs of one kind"
             )
     pretraining = pretraining_of(shown)
+    runs = unique_names([shown, *others])
+    training = Section("Training", tuple(_training(runs)))
     sections = [
         Section("Summary", tuple(_summary(shown))),
-        Section("Comparison", tuple(comparison_parts(shown, others))),
+        *((Section("Comparison", tuple(comparison_parts(runs))), training) if others else ()),
         Section("Scores", tuple(_scores(shown))),
         *(wrong_sections(shown.scores, *_validation(shown)) if pictures else ()),
         Section("Videos", tuple(_videos(shown)) if pictures else ()),
-        Section("Training", tuple(_training(shown))),
+        *(() if others else (training,)),
         *(_reconstruction_sections(shown, style) if pictures and not shown.is_finetuning else ()),
         *(_pretraining_sections(shown, pretraining, pictures=pictures) if shown.is_finetuning else ()),
         Section("Unreadable samples", tuple(_unreadable(shown))),
-        Section("Starts", tuple(_starts([shown, *others]))),
+        Section("Starts", tuple(_starts(runs))),
         Section("Recipe", tuple(_recipe(shown))),
     ]
     title = f"{'Finetuning' if shown.is_finetuning else 'Pretraining'} {shown.name}"
@@ -98,9 +108,7 @@ def _summary(run: StoredRun) -> Iterator[Part]:
         yield Note(f"This run is not finished. {saved}", warning=True)
     if run.is_finetuning:
         yield Note(f"The training started {run.origin}.")
-    for line in run.log:
-        if line["kind"] == "warning":
-            yield Note(f"Step {line['step']}, {line.get('name', 'warning')}: {line.get('text', '')}", warning=True)
+    yield from warning_notes(run)
 
 
 def _scores(run: StoredRun) -> Iterator[Part]:
@@ -144,26 +152,48 @@ def _not_shown(unreadable: dict[str, str]) -> Iterator[Part]:
         yield Note(f"{key} can't be shown: {reason}", warning=True)
 
 
-def _training(run: StoredRun) -> Iterator[Part]:
-    baseline, caption = None, ""
-    if not run.is_finetuning:
-        # Targets have an unbiased variance of 1: the mean of n squares is (n - 1) / n.
-        geometry = build_spec(run.facts.recipe["model"], ModelSpec, "the run's recipe").geometry()
-        baseline = 1 - 1 / (geometry.tubelet_size * geometry.patch_size**2)
-        caption = f"Dotted line, {baseline:.4g}: the loss of predicting the mean of every masked cube."
+def _training(runs: Sequence[NamedRun]) -> Iterator[Part]:
+    """The curves of all runs, which are of one kind, in the same charts."""
+    run = runs[0].run
+    baseline, caption = _baseline(runs)
+
+    def chart(title: str, field: str, label: str, scale: float = 1) -> Figure | None:
+        return curves(title, [log_curve(name, one.log, field, scale=scale) for name, one, _ in runs], label)
+
+    losses = [log_curve(name, one.log, "loss") for name, one, _ in runs]
     charts = [
-        curves("Loss", [log_curve("loss", run.log, "loss")], caption, level=baseline),
-        curves("Learning rate", [log_curve("lr", run.log, "lr")]),
-        curves("Gradient norm", [log_curve("norm", run.log, "grad_norm")]),
-        curves("Waiting for data, % of the time", [log_curve("wait", run.log, "data_wait", scale=100)]),
-        curves("Clips per second", [log_curve("clips", run.log, "clips_per_second")]),
-        curves(validation_title(run), [validation_curve("", run)]) if run.is_finetuning else None,
+        curves("Loss", losses, "loss" if run.is_finetuning else "masked loss", caption, level=baseline),
+        chart("Learning rate", "lr", "learning rate"),
+        chart("Gradient norm", "grad_norm", "norm before clipping"),
+        chart("Waiting for data", "data_wait", "% of the time", scale=100),
+        chart("Throughput", "clips_per_second", "clips/s"),
     ]
+    if run.is_finetuning:
+        title, label = validation_labels(run)
+        charts.append(curves(title, [validation_curve(name, one) for name, one, _ in runs], label))
     figures = tuple(figure for figure in charts if figure is not None)
     if figures:
         yield Charts(figures)
     else:
         yield Note("The log has too few lines for a curve.")
+
+
+def _baseline(runs: Sequence[NamedRun]) -> tuple[float | None, str]:
+    """The loss of predicting the mean of each cube, and a caption for it, if it is the same for all these runs."""
+    baselines = set()
+    for _, run, _ in runs:
+        if run.is_finetuning:
+            return None, ""
+        try:
+            geometry = build_spec(run.facts.recipe["model"], ModelSpec, "the run's recipe").geometry()
+        except RecipeError:  # of another version
+            return None, ""
+        # Targets have an unbiased variance of 1: the mean of n squares is (n - 1) / n.
+        baselines.add(1 - 1 / (geometry.tubelet_size * geometry.patch_size**2))
+    if len(baselines) > 1:
+        return None, ""
+    (level,) = baselines
+    return level, f"Dotted line, {level:.4g}: the loss of predicting the mean of every masked cube."
 
 
 def _reconstruction_sections(run: StoredRun, style: ProgressStyle) -> Iterator[Section]:
@@ -205,7 +235,7 @@ def _pretraining_sections(run: StoredRun, pretraining: StoredRun | None, *, pict
     if pretraining is None:
         yield Section("Pretraining", (Note(f"{run.facts.init} no longer exists, or is not a pretraining run."),))
         return
-    yield Section(f"Pretraining: {pretraining.name}", (*_summary(pretraining), *_training(pretraining)))
+    yield Section(f"Pretraining: {pretraining.name}", (*_summary(pretraining), *_training(unique_names([pretraining]))))
     if pictures:
         yield Section("Reconstructions of the pretraining", tuple(_reconstructions(pretraining)))
     yield Section("Recipe of the pretraining", tuple(_recipe(pretraining)))
@@ -215,17 +245,17 @@ def _unreadable(run: StoredRun) -> Iterator[Part]:
     yield from unreadable_parts({**run.state.unreadable, **(run.scores.unreadable if run.scores else {})})
 
 
-def _starts(runs: Sequence[StoredRun]) -> Iterator[Part]:
+def _starts(runs: Sequence[NamedRun]) -> Iterator[Part]:
     """When, where and how each run was started or resumed. Logs of older versions don't have it."""
     rows = []
     commands: dict[str, list[str]] = {}  # command → where it was used
-    for run in runs:
+    for name, run, _ in runs:
         for start in run.starts:
             versions = f"vmae {start.vmae}, Python {start.python}, torch {start.torch}"
-            machine = ", ".join(name for name in (start.gpu, start.cpu) if name)
+            machine = ", ".join(part for part in (start.gpu, start.cpu) if part)
             at = start.time.replace("T", " ").removesuffix("Z")
-            rows.append((run.name, str(start.step), at, versions, machine, str(start.processes)))
-            where = f"{run.name}, from step {start.step}" if len(runs) > 1 else f"From step {start.step}"
+            rows.append((name, str(start.step), at, versions, machine, str(start.processes)))
+            where = f"{name}, from step {start.step}" if len(runs) > 1 else f"From step {start.step}"
             commands.setdefault(start.command or "started by a Python program", []).append(where)
     first = 0 if len(runs) > 1 else 1
     head = ("run", "from step", "UTC", "versions", "machine", "processes")[first:]
@@ -237,7 +267,7 @@ def _starts(runs: Sequence[StoredRun]) -> Iterator[Part]:
 
 def _recipe(run: StoredRun) -> Iterator[Part]:
     rows = [("data", data_text(run.facts)), ("validation", run.facts.validation or "–"), ("init", run.origin)]
-    rows += [(key, "–" if value is None else str(value)) for key, value in _flatten(run.facts.recipe)]
+    rows += [(key, "–" if value is None else str(value)) for key, value in _flatten(resolved_recipe(run))]
     yield Table(("key", "value"), tuple(rows), folded="every value")
 
 

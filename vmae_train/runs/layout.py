@@ -22,6 +22,7 @@ __all__ = [
     "checkpoint_name",
     "complete_checkpoints",
     "newest_checkpoint",
+    "step_of",
 ]
 
 RUN, LOG, EVALUATION, BEST, CHECKPOINTS = "run.json", "log.jsonl", "evaluation.json", "best.json", "checkpoints"
@@ -34,6 +35,11 @@ MAX_STEPS = 999_999_999  # a checkpoint's name has nine digits: names sort as st
 def checkpoint_name(step: int) -> str:
     """The name of the directory of a step's checkpoint."""
     return f"step-{step:09d}"
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint's directory."""
+    return int(name.removeprefix("step-"))
 
 
 def complete_checkpoints(run: Path) -> list[Path]:

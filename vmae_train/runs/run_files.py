@@ -41,6 +41,7 @@ from vmae_train.runs.layout import (
     RUN,
     WEIGHTS,
     checkpoint_name,
+    step_of,
 )
 
 __all__ = ["COMPLETE", "list_complete_checkpoints", "local_copy"]
@@ -76,7 +77,7 @@ def local_copy(path: str | Path) -> Path:
 def list_complete_checkpoints(run: RemotePath) -> list[str]:
     """The names of a run's complete checkpoints, oldest first."""
     matches = (COMPLETE.fullmatch(path) for path in list_tree(run / CHECKPOINTS))
-    return sorted((match[1] for match in matches if match), key=_step_of)
+    return sorted((match[1] for match in matches if match), key=step_of)
 
 
 def _probe_checkpoints(run: RemotePath, best: str | None) -> list[str]:
@@ -85,7 +86,7 @@ def _probe_checkpoints(run: RemotePath, best: str | None) -> list[str]:
     Raises MisuseError if the last step has no checkpoint: an older one would be taken for the last.
     """
     last = _last_logged(run)
-    names = sorted({name for name in (last, best) if name is not None}, key=_step_of)
+    names = sorted({name for name in (last, best) if name is not None}, key=step_of)
     complete = [name for name in names if exists(run / CHECKPOINTS / name / MARKER)]
     if last not in complete:
         example = run / CHECKPOINTS / (best or checkpoint_name(1000))
@@ -117,10 +118,6 @@ def _best_name(run: RemotePath) -> str | None:
         return checkpoint_name(msgspec.json.decode(read_bytes(run / BEST), type=_Step).step)
     except NOT_JSON as error:
         raise DataError(f"{run / BEST}: can't be read ({error}). Name a checkpoint instead") from error
-
-
-def _step_of(name: str) -> int:
-    return int(name.removeprefix("step-"))
 
 
 class _Step(msgspec.Struct):

@@ -27,7 +27,10 @@ _STORAGE_OPTION = "--storage-option"
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """A start of a training at `step`. `command` is None for a training that a Python program started."""
+    """A start of a training at `step`. `command` is None for a training that a Python program started.
+
+    `precision` is None in logs of older versions.
+    """
 
     kind: Literal["start"] = "start"
     step: int
@@ -39,10 +42,11 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     cpu: str
     gpu: str | None
     processes: int
+    precision: str | None = None
 
 
-def describe_start(step: int, *, device: torch.device, processes: int) -> Start:
-    """This process as a start of a training. `device` is its device, `processes` the number of all."""
+def describe_start(step: int, *, device: torch.device, dtype: torch.dtype, processes: int) -> Start:
+    """This process as a start of a training. It computes in `dtype`; `processes` is the number of all."""
     return Start(
         step=step,
         time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -53,6 +57,7 @@ def describe_start(step: int, *, device: torch.device, processes: int) -> Start:
         cpu=_cpu_name(),
         gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         processes=processes,
+        precision=str(dtype).removeprefix("torch."),
     )
 
 

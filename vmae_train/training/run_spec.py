@@ -83,5 +83,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 "model.compile = true, train.zero_stage = 3: stage 3 can't be compiled. Change one of them"
             )
 
+    @property
+    def reads_motion(self) -> bool:
+        """Whether clips come with the motion vectors of their frames."""
+        return False
+
     def geometry(self) -> Geometry:
         return self.model.geometry(mean=self.augment.mean, std=self.augment.std)

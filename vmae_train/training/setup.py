@@ -18,6 +18,7 @@ from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.frame_sampling import train_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import ClipLoader
+from vmae_train.clips.mask import check_vectors
 from vmae_train.distributed import Distributed
 from vmae_train.engines.choose import check_engine
 from vmae_train.models.geometry import Geometry
@@ -76,6 +77,7 @@ class TrainingSetup(NamedTuple):
             cache=spec.cache,
             device=device,
             targets=targets,
+            motion=spec.reads_motion,
         )
 
     def run_facts(self, kind: Kind, init: str | None, **objective: Any) -> RunFacts:
@@ -123,6 +125,8 @@ def set_up_training(
     for shards in mixture.sets:
         check_cache(spec.cache, shards)
         check_spacing(spec.clip, shards, geometry.num_frames)
+        if spec.reads_motion:
+            check_vectors(shards)
     order = TrainingOrder(mixture, seed=spec.seed, batch=spec.train.batch)
     for shards in mixture.sets:
         _check_frame_sizes(shards, augment)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from vmae_data.errors import VmaeError
+from vmae_data.errors import VmaeError, resumable
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.storage import lock
 from vmae_train.clips.loader import ClipLoader
 from vmae_train.distributed import Distributed, choose_device
 from vmae_train.evaluation.metrics import AnyScores, read_scores, write_scores
 from vmae_train.runs.best import Best, read_best, write_best
-from vmae_train.runs.layout import BEST, EVALUATION
+from vmae_train.runs.layout import BEST, EVALUATION, newest_checkpoint, step_of
 from vmae_train.runs.log import is_validated
 from vmae_train.runs.metadata import read_facts
 from vmae_train.runs.recorder import RunRecorder
@@ -65,7 +66,7 @@ def train(
         run = RunDirectory(out, scratch)
         setup = set_up_training(spec, data, distributed, accept_appended=accept_appended)
         objective.prepare(setup)
-    with distributed.on_main_process(lock(run.path, "training")):
+    with resumable(partial(_describe_saved, run)), distributed.on_main_process(lock(run.path, "training")):
         trainer = Trainer(setup, objective, run, distributed, init=init, device=device, max_steps=max_steps)
         trainer.print_summary(style)
         if trainer.step < trainer.last_step or trainer.owes_validation():
@@ -74,6 +75,12 @@ def train(
         if max_steps is None:
             trainer.finish(style)
     return trainer
+
+
+def _describe_saved(run: RunDirectory) -> str:
+    """The checkpoint from which a stopped run resumes; empty if there is none."""
+    saved = newest_checkpoint(run.path)
+    return f"Step {step_of(saved.name)} is saved in {run.display_path(saved)}" if saved is not None else ""
 
 
 class Trainer:
@@ -161,7 +168,8 @@ class Trainer:
             return None
         recipe = read_facts(self.run.path).recipe
         recorder = RunRecorder(self.run.path, self.spec.log, kind=self.objective.kind, step=self.step, recipe=recipe)
-        start = describe_start(self.step, device=self.engine.device, processes=self.distributed.world_size)
+        engine, processes = self.engine, self.distributed.world_size
+        start = describe_start(self.step, device=engine.device, dtype=engine.dtype, processes=processes)
         recorder.write(msgspec.to_builtins(start))
         return recorder
 
