@@ -1,5 +1,5 @@
 # make demo   from nothing to a finetuned classifier and a report; needs Python and make only
-# make docs   the documentation as web pages in site/; search needs `python -m http.server -d site`
+# make docs   the documentation as web pages in site/; open site/index.html
 # make test   all checks and tests, but for the slow ones (make test-slow); make test-fast: in a minute
 PYTHON ?= python3
 VENV := .venv
@@ -51,7 +51,7 @@ test: check $(DEEPSPEED) $(DOCS)
 	$(PYTEST) -m "not slow"
 
 # Tests of half a minute and more. CI runs them too.
-test-slow: $(DEEPSPEED)
+test-slow: $(DEEPSPEED) $(DOCS)
 	$(PYTEST) -m slow
 
 # For work in between: tests that start no processes and train nothing, in a minute.

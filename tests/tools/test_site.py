@@ -19,7 +19,7 @@ import typer
 
 import vmae_data
 import vmae_train
-from tools.docs import commands, notebook, python_names, recipe_keys
+from tools.docs import commands, drawing, notebook, python_names, recipe_keys
 from vmae_data.commands.app import app as shard_app
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_train.commands.app import app as train_app
@@ -83,9 +83,15 @@ def test_every_key_of_a_recipe_has_an_entry(kind: str) -> None:
 def test_a_key_has_its_values_its_default_and_its_note() -> None:
     text = recipe_keys.page()
     assert '| <code id="build.crf">crf</code> | integer | `23` | of h264 |' in text
-    assert '| <code id="mask.ratio">ratio</code> | number | `0.9` |  |' in text
+    assert '| <code id="mask.ratio">ratio</code> | number | `0.9` | share of the tokens that is masked |' in text
     assert '| <code id="train.batch">batch</code> | integer | `required` |' in text
     assert "`kind`: `tube` masks the same patches in every slice" in text
+
+
+def test_every_key_has_a_note() -> None:
+    keys = [key for spec in SPECS.values() for table in recipe_keys.tables(spec) for key in table.keys]
+    assert len(keys) > 150
+    assert not {key.path for key in keys if not key.comment}
 
 
 def test_the_public_python_names_have_an_entry() -> None:
@@ -114,14 +120,7 @@ def _build(site: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    built = _build(folder)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return folder
-
-
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_dead_link_and_a_page_outside_the_navigation_are_errors(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
@@ -142,27 +141,52 @@ def test_make_docs_builds_as_these_tests_do() -> None:
 
 
 @pytest.mark.processes
-def test_the_site_has_every_command_key_and_name(site: Path) -> None:
+def test_the_site_is_complete_and_needs_no_network(tmp_path: Path) -> None:
+    """One test, because the build takes some seconds."""
+    built = _build(tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+    _check_anchors(tmp_path)
+    sources = [path for folder in (ROOT / "docs", ROOT) for path in folder.glob("*.md") if path.name != "README.md"]
+    pages = {path.stem.lower() for path in sources} | {"index", "tutorial-notebook"}
+    assert not pages - {path.stem for path in tmp_path.glob("*.html")}
+    for page in tmp_path.glob("*.html"):
+        tags = re.findall(r"<(?:link|script|img|iframe|source)\b[^>]*>", page.read_text("utf-8"))
+        assert len(tags) > 3
+        assert not [tag for tag in tags if re.search(r'(?:src|href)="?(?:https?:)?//', tag)], page.name
+        assert "mermaid" not in page.read_text("utf-8"), page.name
+    assert (tmp_path / "search" / "search_index.js").read_text("utf-8").startswith("var __index = {")
+    assert (tmp_path / "assets" / "iframe-worker.js").is_file()
+
+
+def _check_anchors(site: Path) -> None:
     expected = {f"commands-{one}": {f"vmae-{one}-{name}" for name in _commands(one)} for one in APPS}
     expected["recipe-keys"] = {anchor for kind in SPECS for anchor in _anchors(kind)}
     expected["python"] = set(python_names.names())
     for page, anchors in expected.items():
-        assert not anchors - _ids(site / f"{page}.html"), page
+        assert not anchors - set(re.findall(r'\bid="([^"]+)"', (site / f"{page}.html").read_text("utf-8"))), page
 
 
-def _ids(page: Path) -> set[str]:
-    return set(re.findall(r'\bid="([^"]+)"', page.read_text("utf-8")))
+CHART = """# A
+```mermaid
+flowchart LR
+    A[(videos)] --> B["find <i><br/>find.py"]
+    B --> C[plan]
+    B -. a bad source .-> D[failures]
+```
+"""
 
 
-@pytest.mark.processes
-def test_the_site_has_every_page_of_the_docs(site: Path) -> None:
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"index", "changelog", "tutorial-notebook"}
-    assert not pages - {path.stem for path in site.glob("*.html")}
+def test_a_chart_is_a_picture_with_all_its_boxes_and_arrows() -> None:
+    picture = drawing.draw_charts(CHART)
+    assert picture.startswith("# A\n<svg ") and "mermaid" not in picture
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    assert words == ["a bad source", "videos", "find &lt;i&gt;", "find.py", "plan", "failures"]
+    assert picture.count("marker-end") == 3 and picture.count("stroke-dasharray") == 1
+    boxes = [tuple(map(float, box)) for box in re.findall(r'<rect x="(\S+)" y="(\S+)"', picture)]
+    assert [row for _, row in boxes] == [1, 87, 173, 173] and boxes[2][0] < boxes[3][0]
 
 
-@pytest.mark.processes
-def test_the_site_loads_nothing_from_other_hosts(site: Path) -> None:
-    for page in site.glob("*.html"):
-        tags = re.findall(r"<(?:link|script|img|iframe|source)\b[^>]*>", page.read_text("utf-8"))
-        assert len(tags) > 3
-        assert not [tag for tag in tags if re.search(r'(?:src|href)="?(?:https?:)?//', tag)], page.name
+@pytest.mark.parametrize("line", ["A ==> B", "A{choice} --> B"])
+def test_a_line_of_a_chart_that_is_not_read_is_an_error(line: str) -> None:
+    with pytest.raises(ValueError, match="of a flowchart is not read"):
+        drawing.draw_charts(f"```mermaid\nflowchart LR\n{line}\n```\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from tools.docs import commands, notebook, python_names, recipe_keys
+from tools.docs import commands, drawing, notebook, python_names, recipe_keys
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| ([a-z ]+) \| (\[.*\)) \|$", re.MULTILINE)
@@ -28,6 +28,7 @@ GENERATED = {
     "recipe-keys.md": ("Keys of recipes", recipe_keys.page),
     "python.md": ("Python names", python_names.page),
 }
+ASSETS = ("iframe-worker.js", "site.css")
 NOTEBOOK, NOTEBOOK_PAGE = "tutorial.ipynb", "tutorial-notebook.md"
 
 
@@ -52,11 +53,14 @@ def on_files(files: Files, config: Any) -> Files:
     pages[NOTEBOOK_PAGE] = notebook.page(ROOT / "docs" / NOTEBOOK)
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
+    for name in ASSETS:
+        files.append(File.generated(config, f"assets/{name}", abs_src_path=str(ROOT / "tools/docs/assets" / name)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to files of the root and to the notebook lead to their pages."""
+    """Links to files of the root and to the notebook lead to their pages, and charts become pictures."""
+    markdown = drawing.draw_charts(markdown)
     for name, path in ROOT_PAGES.items():
         markdown = re.sub(rf"\]\(\.\./{name}(?=[)#])", f"]({path}", markdown)
     markdown = ROW_OF_TABLE.sub(_pipes_in_code, markdown)
