@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from tools.docs import commands, drawing, notebook, python_names, recipe_keys
+from tools.docs import commands, drawing, notebook, python_names, recipe_keys, shown
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| ([a-z ]+) \| (\[.*\)) \|$", re.MULTILINE)
@@ -58,9 +58,9 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to files of the root and to the notebook lead to their pages, and charts become pictures."""
-    markdown = drawing.draw_charts(markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to files of the root and to the notebook lead to their pages. Charts become pictures. Commands get marks."""
+    markdown = shown.mark_blocks(drawing.draw_charts(markdown), page.file.src_uri)
     for name, path in ROOT_PAGES.items():
         markdown = re.sub(rf"\]\(\.\./{name}(?=[)#])", f"]({path}", markdown)
     markdown = ROW_OF_TABLE.sub(_pipes_in_code, markdown)
