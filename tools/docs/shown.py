@@ -9,7 +9,9 @@ from collections.abc import Iterator
 BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Run as a whole, with fewer videos and steps.
 RUN_PAGES = ("tutorial.md",)
-MARK = '<p class="not-run">No test runs all of these: they need data or machines that are not in the repository.</p>'
+MARK = (
+    '<p class="not-run">Not all of this is run by a test: it needs data or machines that are not in the repository.</p>'
+)
 
 
 def shown_commands(block: str) -> Iterator[str]:
