@@ -27,6 +27,7 @@ __all__ = [
     "StorageOptions",
     "argument",
     "flag",
+    "is_first_process",
     "local_argument",
     "new_app",
     "num_cores",
@@ -145,8 +146,9 @@ class _Command(TyperCommand):
         for param in self.params:
             value = ctx.params.get(param.name)
             if value == "" or (isinstance(value, list | tuple) and "" in value):
-                name = param.opts[0] if param.opts[0].startswith("-") else getattr(param, "metavar", param.name)
-                raise MisuseError(f"{name} is empty. Give a value, or omit it")
+                from vmae_data.parser_errors import parameter_name
+
+                raise MisuseError(f"{parameter_name(param)} is empty. Give a value, or omit it")
         return super().invoke(ctx)
 
 
@@ -200,7 +202,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except StopRequested as stopped:
-        if _is_first_process():
+        if is_first_process():
             resumes = f"{_one_line(stopped.saved)}. Run the same command again to resume"
             text = resumes if stopped.saved else "This command saved nothing"
             print(f"{name}: stopped. {text}", file=sys.stderr)
@@ -208,7 +210,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
     except Exception as error:
         text, status = _describe_error(name, error)
         # Without a command typer prints the help, and there is no text.
-        if text and (not hasattr(error, "format_message") or _is_first_process()):
+        if text and (not hasattr(error, "format_message") or is_first_process()):
             _print_error(name, text)
     exit_process(status)
 
@@ -239,7 +241,9 @@ def _describe_error(name: str, error: Exception) -> tuple[str, int]:
     # Errors of the parser: a missing argument, an unknown option, a value of another type.
     if not hasattr(error, "format_message"):
         raise error
-    message = error.format_message()
+    from vmae_data.parser_errors import parser_error_text
+
+    message = parser_error_text(error)
     return f"{message} (see --help)" if message else "", 2
 
 
@@ -268,7 +272,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """All processes of one torchrun find the same error or signal; only the first prints it."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -8,12 +8,10 @@ from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import msgspec
-
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["ProgressBar", "ProgressStyle"]
+__all__ = ["ProgressBar", "ProgressStyle", "announce"]
 
 PLAIN_SECONDS = 5.0  # between two lines
 
@@ -22,6 +20,12 @@ class ProgressStyle(Enum):
     AUTO = "auto"
     QUIET = "quiet"
     JSON = "json"
+
+
+def announce(work: str, style: ProgressStyle) -> None:
+    """Print what takes the next seconds, before work that shows no progress of its own, or none at once."""
+    if style is ProgressStyle.AUTO:
+        print(f"{work} …", file=sys.stderr, flush=True)
 
 
 class ProgressBar:
@@ -123,4 +127,6 @@ def _new_bar() -> Progress:
 
 
 def _print_json(line: dict[str, object]) -> None:
+    import msgspec  # here: the doctor reports that it is missing
+
     print(msgspec.json.encode(line).decode(), file=sys.stderr, flush=True)

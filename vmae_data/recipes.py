@@ -25,6 +25,7 @@ __all__ = [
     "check_bounds",
     "did_you_mean",
     "difference",
+    "expected_one_of",
     "find_recipe",
     "list_recipes",
     "load_recipe",
@@ -117,6 +118,14 @@ def did_you_mean(near: Sequence[str]) -> str:
     *others, last = near or [""]
     listed = f"{', '.join(others)} or {last}" if others else last
     return f" Did you mean {listed}?" if near else ""
+
+
+def expected_one_of(value: str, choices: Sequence[str]) -> str:
+    """The end of an error about a value that is none of the choices. It asks for a similar one."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = [by_lower[name] for name in difflib.get_close_matches(value.lower(), by_lower, n=2)]
+    question = f".{did_you_mean(near)}" if near else ""
+    return f"expected one of: {', '.join(choices)}{question}"
 
 
 def read_recipe(package: str, name: str) -> str:
@@ -250,8 +259,9 @@ def _explain(message: str, spec: type[Any]) -> str:
         known = [field.name for field in expected.fields] if isinstance(expected, msgspec.inspect.StructType) else []
         near = did_you_mean(difflib.get_close_matches(unknown[1], known, n=2))
         return f"{key}: no such key.{near} Known keys: {', '.join(known)}"
-    if text.startswith("Invalid enum value") and isinstance(expected, msgspec.inspect.LiteralType):
-        text = f"{text}, expected one of: {', '.join(map(str, expected.values))}"
+    wrong = re.fullmatch(r"Invalid enum value '?(.*?)'?", text, re.DOTALL)
+    if wrong and isinstance(expected, msgspec.inspect.LiteralType):
+        return f"{path} = {wrong[1]}: {expected_one_of(wrong[1], [*map(str, expected.values)])}"
     text = text[0].lower() + text[1:].replace("`", "")
     return f"{path}: {text}" if path else text
 

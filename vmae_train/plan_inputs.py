@@ -12,7 +12,7 @@ import msgspec
 
 from vmae_data.errors import MisuseError
 from vmae_data.format import NOT_JSON
-from vmae_data.recipes import difference, with_defaults
+from vmae_data.recipes import difference, expected_one_of, with_defaults
 from vmae_train.runs.layout import RUN
 from vmae_train.runs.metadata import read_facts
 
@@ -67,7 +67,7 @@ def find_gpu(name: str) -> Gpu | None:
     names = {known.lower(): gpu for known, gpu in GPUS.items()}
     key = name.lower().replace(" ", "").replace("-", "")
     if key != "cpu" and key not in names:
-        raise MisuseError(f"--gpu {name}: expected one of {', '.join(GPUS)} or cpu")
+        raise MisuseError(f"--gpu {name}: {expected_one_of(name, [*GPUS, 'cpu'])}")
     return names.get(key)
 
 

@@ -91,7 +91,7 @@ def test_a_missing_bucket_is_an_error_of_one_line(
     reach(s3.bucket.server.reader.bucket("x"), monkeypatch)  # full rights would create the bucket by writing to it
     url = f"s3://nowhere-{s3.bucket.name}/x"
     source, dest = (url, str(tmp_path / "x")) if command == "build from" else (str(demo_videos), url)
-    words = [command, url] if "build" not in command else ["build", source, dest, *SETTINGS, "--quiet"]
+    words = [command, url, "--quiet"] if "build" not in command else ["build", source, dest, *SETTINGS, "--quiet"]
     done = run_command("vmae_data", *words, status=2)
     assert done.stderr.count("\n") == 1
     assert url in done.stderr

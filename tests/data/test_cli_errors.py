@@ -36,7 +36,7 @@ RUN = ("--recipe", "pretrain/demo", "--data", "shards", "--out", "s3://bucket/ru
         (["build", "VIDEOS", "OUT", "--split", "foo"], "expected train, val or test"),
         (["build", "VIDEOS", "OUT", "--max-failures=-1"], "expected a number"),
         (["build", "VIDEOS", "OUT", "--max-failures=101%"], "expected a number"),
-        (["build"], "Missing argument"),
+        (["build"], "SOURCE is missing (see --help)"),
         (["build", ""], "SOURCE is empty"),
         (["build", "VIDEOS", ""], "DEST is empty"),
         (["build", "VIDEOS", "OUT", "--classes", ""], "--classes is empty"),
@@ -48,7 +48,7 @@ RUN = ("--recipe", "pretrain/demo", "--data", "shards", "--out", "s3://bucket/ru
         (["inspect", ""], "DEST is empty"),
         (["audit", ""], "DEST is empty"),
         (["audit", "VIDEOS", ""], "DEST is empty"),
-        (["build", "VIDEOS", "OUT", "--nonsense"], "No such option"),
+        (["build", "VIDEOS", "OUT", "--nonsense"], "--nonsense: no such option (see --help)"),
         (["build", "VIDEOS", "OUT", "--workers", "0"], "--workers"),
         (["build", "VIDEOS", "OUT", "--workers", "100000"], "--workers"),
         (["build", "VIDEOS", "OUT", "--workers", "9" * 5000], "--workers"),
@@ -101,11 +101,64 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
         "FILE": str(tmp_path / "file"),
     }
     filled = [re.sub("^(NOWHERE|VIDEOS|OUT|FILE)", lambda match: names[match[0]], word) for word in words]
-    quiet = [] if words[0] == "inspect" else ["--quiet"]
-    done = call_command("vmae_data", *filled, *quiet, status=2)
+    done = call_command("vmae_data", *filled, "--quiet", status=2)
     assert error in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "vmae_data build a b --executor rey",
+            "--executor rey: expected one of: local, ray. Did you mean ray? (see --help)",
+        ),
+        (
+            "vmae_train embed a b --out c.npz --pool SLIZE",
+            "--pool SLIZE: expected one of: mean, slice, none. Did you mean slice? (see --help)",
+        ),
+        (
+            "vmae_train reconstruct a --data b --out c.png --mask tube --mask tub",
+            "--mask tub: expected one of: tube, random, frame, motion. Did you mean tube? (see --help)",
+        ),
+        (
+            "vmae_train convert a b --to natif",
+            "--to natif: expected one of: native, official, hf. Did you mean native? (see --help)",
+        ),
+        (
+            "vmae_train finetune --recipe demo --data a --val b --out c --probe liner",
+            "--probe liner: expected one of: linear, attentive. Did you mean linear? (see --help)",
+        ),
+        ("vmae_train convert a b --to zip", "--to zip: expected one of: native, official, hf (see --help)"),
+        ("vmae_train convert a b", "--to is missing: expected one of: native, official, hf (see --help)"),
+        (
+            "vmae_train pretrain -q --recipe demo --data a --out b --set mask.kind=tub",
+            "recipe pretrain/demo: mask.kind = tub: expected one of: frame, motion, random, tube. Did you mean tube?",
+        ),
+        (
+            "vmae_train pretrain -q --recipe demo --data a --out b --set model.size=b",
+            "recipe pretrain/demo: model.size = b: expected one of: B, H, L, S, g, tiny. Did you mean B?",
+        ),
+        (
+            "vmae_train plan -q --recipe pretrain/demo --gpus 1 --gpu RTX490 --cores 1 --store-gbps 1",
+            "--gpu RTX490: expected one of: T4, V100, A10, A5000, A6000, A100, L4, L40S, RTX4090, H100, H200, B200, cpu. "
+            "Did you mean RTX4090?",
+        ),
+        ("vmae_data build a b --workrs 3", "--workrs: no such option. Did you mean --workers? (see --help)"),
+        ("vmae_data build a b --workers x", "--workers: expected a whole number, 1 to 1024 (see --help)"),
+        ("vmae_data build a b --val-share x", "--val-share: expected a number (see --help)"),
+        (
+            "vmae_train reconstruct a --data b --out c.png --ratio 2",
+            "--ratio: expected a number, 0 to 1 (see --help)",
+        ),
+        ("vmae_train embed a b --out c.npz --layer 0", "--layer: expected a whole number, 1 or more (see --help)"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_the_choices_and_a_similar_one(words: str, line: str, tmp_path: Path) -> None:
+    done = call_command(*words.split(), status=2, cwd=tmp_path)
+    name = "vmae-shard" if words.startswith("vmae_data") else "vmae-train"
+    assert done.stderr == f"{name}: {line}\n"
 
 
 FEED = "vmae_train feed --recipe pretrain/demo --data D"
@@ -186,9 +239,32 @@ def test_a_path_that_is_no_file_is_refused_at_once_and_named(
             "IMAGE": tmp_path / "out.png",
             "FILE": special_files / f"{kind}.toml",
         }
-        done = call_command(*(names.get(word, word) for word in words.split()), status=2)
+        done = call_command(*(names.get(word, word) for word in words.split()), "--quiet", status=2)
         assert f"{kind}.toml" in done.stderr and done.stderr.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("build NOWHERE OUT", "finding the videos …"),
+        ("build NOWHERE OUT --dry-run", "finding the videos …"),
+        ("demo FILE", "making the videos …"),
+        ("merge OUT", "merging the parts …"),
+        ("verify NOWHERE", "verifying the shards …"),
+        ("audit NOWHERE", "auditing the shards …"),
+        ("inspect NOWHERE", "reading the data set …"),
+    ],
+)
+def test_a_command_says_through_a_pipe_what_it_does_unless_silence_is_asked_for(
+    words: str, line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    names = {"NOWHERE": tmp_path / "nowhere", "OUT": tmp_path / "out", "FILE": tmp_path / "file"}
+    for more, lines in (([], [line]), (["-q"], []), (["--json"], [])):
+        done = call_command("vmae_data", *(names.get(word, word) for word in words.split()), *more, status=2)
+        *told, error = done.stderr.splitlines()
+        assert (told, error.startswith("vmae-shard: "), done.stdout) == (lines, True, "")
 
 
 def test_a_traceback_is_printed_only_with_debug(tmp_path: Path) -> None:
@@ -253,8 +329,8 @@ def test_an_import_that_fails_is_one_line_that_names_the_module(
 
 def test_a_command_without_its_packages_is_one_line(tmp_path: Path) -> None:
     for package, module, words in (
-        ("vmae_train", "torch", ("pretrain", "--recipe", "pretrain/demo", "--data", "a", "--out", "b")),
-        ("vmae_data", "pyarrow", ("verify", "a")),
+        ("vmae_train", "torch", ("pretrain", "--recipe", "pretrain/demo", "--data", "a", "--out", "b", "-q")),
+        ("vmae_data", "pyarrow", ("verify", "a", "-q")),
     ):
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('lib{module}.so: failed to map', name='lib')")
         done = run_command(package, *words, status=1, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"})
@@ -270,7 +346,7 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(demo_videos: Pat
     done = call_command("vmae_data", "build", demo_videos, tmp_path / "out", "--quiet", status=1)
     assert ".lock" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert call_command("vmae_data", "build", "new\nline", status=2).stderr.count("\n") == 1
+    assert call_command("vmae_data", "build", "new\nline", "-q", status=2).stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

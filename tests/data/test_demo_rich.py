@@ -103,7 +103,7 @@ def test_a_folder_with_a_demo_of_another_kind_is_refused(rich_videos: Path, tmp_
 
 def test_a_wrong_kind_is_one_line_that_names_the_near_one(tmp_path: Path) -> None:
     done = call_command("vmae_data", "demo", tmp_path / "out", "--kind", "Rihc", status=2)
-    assert done.stderr == "vmae-shard: --kind Rihc: expected motion or rich. Did you mean rich?\n"
+    assert done.stderr == "vmae-shard: --kind Rihc: expected one of: motion, rich. Did you mean rich? (see --help)\n"
     assert not (tmp_path / "out").exists()
 
 

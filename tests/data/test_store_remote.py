@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -34,7 +35,7 @@ from vmae_data.storage import (
     set_options,
     storage_path,
 )
-from vmae_data.storage.attempt import attempt, pause
+from vmae_data.storage.attempt import Progress, attempt, pause
 from vmae_data.storage.store_options import VARIABLE
 
 pytestmark = pytest.mark.processes
@@ -234,24 +235,51 @@ def test_an_object_that_was_replaced_is_noticed(folder: RemotePath) -> None:
         remote.read_part(folder / "x", 1, 2, part.etag)
 
 
-def test_an_object_that_is_replaced_during_a_copy_gives_no_mixture(
-    folder: RemotePath, network: Proxy, tmp_path: Path
+def test_a_whole_file_that_is_replaced_while_it_is_read_is_read_again(
+    folder: RemotePath, network: Proxy, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = (random.Random(n).randbytes(30 * 10**6) for n in (1, 2))
-    commit_bytes(folder / "x", first)
-    offsets: list[int] = []
-    read_part = remote.read_part
+    """As the log of a run that another process trains."""
+    first, second = b"a" * 10**6, b"b" * 10**6
+    commit_bytes(folder / "log", first)
+    network.change(_faults(Fault(kind=Kind.TRUNCATE, most=1, after_bytes=500_000)))
+    body, answers = remote._body, []
 
-    def replacing(path: RemotePath, offset: int, size: int, etag: str | None = None) -> remote.Part:
-        if not offsets:
-            offsets.append(offset)
-            commit_bytes(folder / "x", second)
-        return read_part(path, offset, size, etag)
+    def replacing(response: Any, most: int, progress: Progress) -> bytes:
+        """The file is replaced when the first answer has begun, so its rest can't be requested."""
+        answers.append(response)
+        if len(answers) == 1:
+            s3_bucket.store().put("set/log", second)
+        return body(response, most, progress)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote, "read_part", replacing)
-        with pytest.raises(ReplacedError):
-            copy_here(folder / "x", tmp_path / "x")
+    monkeypatch.setattr(remote, "_body", replacing)
+    assert read_bytes(folder / "log") == second
+    assert len(answers) == 2
+
+
+@pytest.mark.parametrize("times", [1, remote.DOWNLOADS])
+def test_a_copy_of_a_file_that_is_replaced_meanwhile_is_of_one_version(
+    folder: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """As the log of a run that another process trains. A file that never stays the same is an error."""
+    versions = [random.Random(n).randbytes(9 * 10**6) for n in range(times + 1)]
+    commit_bytes(folder / "x", versions[0])
+    stats: list[remote.ObjectInfo] = []
+    stat = remote._stat
+
+    def replacing(path: RemotePath) -> remote.ObjectInfo:
+        stats.append(stat(path))
+        if len(stats) <= times:
+            commit_bytes(folder / "x", versions[len(stats)])
+        return stats[-1]
+
+    monkeypatch.setattr(remote, "_stat", replacing)
+    if times < remote.DOWNLOADS:
+        copy_here(folder / "x", tmp_path / "x")
+        assert (tmp_path / "x").read_bytes() == versions[times]
+        return
+    with pytest.raises(ReplacedError):
+        copy_here(folder / "x", tmp_path / "x")
+    assert len(stats) == times
     assert list(tmp_path.iterdir()) == []
 
 

@@ -385,6 +385,6 @@ def test_the_command_converts_and_refuses_in_one_line(tmp_path: Path) -> None:
     assert "eps 1e-05 in fc_norm, this model 1e-06" in done.stderr
     same_weights(model, load_model(tmp_path / "hf"))
     assert load_model(tmp_path / "hf").classes == CLASSES
-    refused = run_command("vmae_train", "convert", path, tmp_path / "b", "--to", "hf", status=2)
+    refused = run_command("vmae_train", "convert", path, tmp_path / "b", "--to", "hf", "-q", status=2)
     assert refused.stderr.count("\n") == 1
     assert "don't determine" in refused.stderr

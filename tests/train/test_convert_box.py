@@ -16,7 +16,7 @@ from vmae_data.recipes import list_recipes, load_recipe
 from vmae_train.clips.augment import CLIPS_AT_ONCE, Augment, AugmentSpec
 from vmae_train.clips.colour import Planes
 from vmae_train.clips.rng import ClipRng
-from vmae_train.commands.options import spec_of
+from vmae_train.console import spec_of
 from vmae_train.footprint import _Memory
 
 SIZE = 32

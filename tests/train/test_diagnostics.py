@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vmae_data.recipes import list_recipes, load_recipe
-from vmae_train.commands.options import spec_of
+from vmae_train.console import spec_of
 from vmae_train.training.diagnostics import TrainingFacts, check_log, check_setup
 from vmae_train.training.optimizer import Schedule
 

@@ -24,7 +24,7 @@ from vmae_train.checkpoints.convert import ConvertSpec, Layout, convert
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.commands.app import app as train_app
-from vmae_train.commands.options import spec_of
+from vmae_train.console import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.inference.read_video import read_clip
 from vmae_train.models.geometry import Geometry, ModelSpec

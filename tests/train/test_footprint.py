@@ -12,7 +12,7 @@ from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_hea
 from vmae_train import footprint as module
 from vmae_train.clips import erasing
 from vmae_train.clips.rng import ClipRng
-from vmae_train.commands.options import spec_of
+from vmae_train.console import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.footprint import (
     Footprint,

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-import io
-import sys
+from pathlib import Path
 
 import pytest
 
-from vmae_train.commands.options import need_torch
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.command import call_command
+from vmae_data.progress import ProgressStyle
+from vmae_train.console import need_torch
 
 
 @pytest.mark.parametrize(
-    ("stream", "words", "told"),
+    ("rank", "style", "told"),
     [
-        (_Terminal(), [], "loading torch …\n"),
-        (_Terminal(), ["--quiet"], ""),
-        (_Terminal(), ["-q"], ""),
-        (io.StringIO(), [], ""),
+        ("0", ProgressStyle.AUTO, "loading torch …\n"),
+        ("1", ProgressStyle.AUTO, ""),
+        ("0", ProgressStyle.QUIET, ""),
+        ("0", ProgressStyle.JSON, ""),
     ],
 )
-def test_a_terminal_is_told_why_a_command_is_silent(
-    stream: io.StringIO, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+def test_the_first_process_says_why_a_command_is_silent(
+    rank: str, style: ProgressStyle, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(sys, "argv", ["vmae-train", "evaluate", *words])
-    need_torch()
-    assert stream.getvalue() == told
+    monkeypatch.setenv("RANK", rank)
+    need_torch(style)
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "convert NOWHERE OUT --to native",
+        "embed NOWHERE NOWHERE --out OUT",
+        "evaluate NOWHERE --data NOWHERE",
+        "export NOWHERE --out OUT",
+        "feed --recipe pretrain/demo --data NOWHERE",
+        "finetune --recipe finetune/demo --data NOWHERE --val NOWHERE --out OUT",
+        "gap NOWHERE NOWHERE --init NOWHERE",
+        "plan --recipe pretrain/demo --gpus 1 --gpu cpu --cores 1 --store-gbps 1",
+        "predict NOWHERE NOWHERE",
+        "pretrain --recipe pretrain/demo --data NOWHERE --out OUT",
+        "reconstruct NOWHERE --data NOWHERE --out OUT.png",
+        "report NOWHERE --out OUT",
+    ],
+)
+def test_a_command_says_through_a_pipe_what_it_does_unless_silence_is_asked_for(words: str, tmp_path: Path) -> None:
+    for more, lines in (("", ["loading torch …"]), (" -q", []), (" --json", [])):
+        filled = (words + more).replace("NOWHERE", str(tmp_path / "nowhere")).replace("OUT", str(tmp_path / "out"))
+        done = call_command("vmae_train", *filled.split(), status=2)
+        assert (done.stderr.splitlines()[: len(lines)], done.stdout) == (lines, "")
+        assert len(done.stderr.splitlines()) <= len(lines) + 2 and ("loading" in done.stderr) == bool(lines)

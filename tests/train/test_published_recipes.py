@@ -10,7 +10,7 @@ import pytest
 
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
 from vmae_train.clips.mask import num_masked_tokens
-from vmae_train.commands.options import spec_of
+from vmae_train.console import spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec, grid_of
 from vmae_train.training.optimizer import Schedule

@@ -13,8 +13,8 @@ from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import RecipeError
 from vmae_data.recipes import list_recipes, load_recipe, read_recipe, recipe_head
 from vmae_train.commands.finetune import finetune
-from vmae_train.commands.options import check_recipe, spec_of
 from vmae_train.commands.pretrain import pretrain
+from vmae_train.console import check_recipe, spec_of
 from vmae_train.finetune import FinetuneSpec
 from vmae_train.pretrain import PretrainSpec
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -150,25 +151,24 @@ def test_of_two_trainings_of_one_run_only_the_last_started_continues(
     demo_shards: Path, s3_bucket: S3Bucket, tmp_path: Path
 ) -> None:
     arguments = _arguments(demo_shards, f"{s3_bucket.url}/run", "--set", "train.steps=100000")
-    first = subprocess.Popen(
-        command_line(*arguments), env=_environment(s3_bucket, tmp_path / "one"), stderr=subprocess.PIPE, text=True
-    )
-    until = time.monotonic() + 120
-    while f"{_checkpoint(3)}/{STATE}" not in _names(s3_bucket) and time.monotonic() < until:
-        time.sleep(0.05)
-    # A refused training claims nothing.
-    call_command(*arguments, "--set", "mask.ratio=0.5", env=_environment(s3_bucket, tmp_path / "two"), status=2)
-    assert first.poll() is None
-    second = subprocess.Popen(command_line(*arguments), env=_environment(s3_bucket, tmp_path / "two"))
-    try:
+    with ExitStack() as stack:
+        words = command_line(*arguments)
+        env = _environment(s3_bucket, tmp_path / "one")
+        first = stack.enter_context(subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True))
+        stack.callback(first.kill)
+        until = time.monotonic() + 120
+        while f"{_checkpoint(3)}/{STATE}" not in _names(s3_bucket) and time.monotonic() < until:
+            time.sleep(0.05)
+        # A refused training claims nothing.
+        call_command(*arguments, "--set", "mask.ratio=0.5", env=_environment(s3_bucket, tmp_path / "two"), status=2)
+        assert first.poll() is None
+        second = stack.enter_context(subprocess.Popen(words, env=_environment(s3_bucket, tmp_path / "two")))
+        stack.callback(second.terminate)
         _, printed = first.communicate(timeout=280)
         assert first.returncode == 1
         assert "another process has taken over this run" in printed
         assert printed.count("\n") == 1
         assert second.poll() is None
-    finally:
-        first.kill()
-        second.terminate()
     assert second.wait() == 143
 
 

@@ -254,6 +254,6 @@ def test_the_command_names_the_limit_and_what_is_assumed() -> None:
     ],
 )
 def test_the_command_refuses_what_it_cannot_plan(arguments: list[str], message: str) -> None:
-    done = call_command("vmae_train", *ARGUMENTS, *arguments, status=2)
+    done = call_command("vmae_train", *ARGUMENTS, *arguments, "--quiet", status=2)
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -16,7 +16,7 @@ import msgspec
 
 import vmae_train
 from vmae_data.recipes import list_recipes, load_recipe
-from vmae_train.commands.options import spec_of
+from vmae_train.console import spec_of
 from vmae_train.footprint import Footprint, KnownFootprint, footprint_key, measure_footprint, memory_text
 
 TABLE = Path(vmae_train.__file__).with_name("footprints.json")

@@ -50,6 +50,7 @@ def audit(
     """
     from vmae_data.audit.audit import AuditSpec, audit_shards, check_table_name, print_counts, write_table
     from vmae_data.audit.audit_page import write_audit_page
+    from vmae_data.progress import announce
     from vmae_data.recipes import load_recipe
     from vmae_data.storage import storage_path, writable_paths
 
@@ -60,7 +61,9 @@ def audit(
     if table is not None:
         check_table_name(table)
     folders = [str(storage_path(one)) for one in dest]
-    report = audit_shards(folders, spec, workers=workers or num_cores(), style=progress_style(quiet, as_json))
+    style = progress_style(quiet, as_json)
+    announce("auditing the shards", style)
+    report = audit_shards(folders, spec, workers=workers or num_cores(), style=style)
     if table is not None:
         write_table(report.rows, table)
     if page is not None:

@@ -121,10 +121,12 @@ def build(
     """
     from vmae_data.build import build_shards, build_train_and_val
     from vmae_data.encode.build_spec import BuildSpec
+    from vmae_data.progress import announce
     from vmae_data.recipes import load_recipe
     from vmae_data.sources.classes import read_classes
     from vmae_data.storage import storage_path, writable
 
+    style = progress_style(quiet, as_json)
     spec = load_recipe("vmae_data", recipe, BuildSpec, settings or ())
     limit = failure_limit(max_failures)
     if split is not None and not re.fullmatch(r"(train|val|test)[1-9]?", split):
@@ -141,11 +143,12 @@ def build(
         "classes": class_names,
         "exclude": exclude,
         "ffmpeg": ffmpeg,
-        "style": progress_style(quiet, as_json),
+        "style": style,
         "on_start": partial(_print_notes, spec, quiet),
     }
     if dry_run and append:
         raise MisuseError("--dry-run --append: the estimate is of a whole build. Remove one of them")
+    announce("finding the videos", style)
     if dry_run:
         rules = _stored_rules(folder, share)
         estimated = {**common, "share": share, "rules": rules, "workers": workers or num_cores()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,18 +19,9 @@ from vmae_data.console import (
     print_json,
     progress_style,
 )
-from vmae_data.errors import MisuseError
 
-KINDS = ("motion", "rich")  # of vmae_data.demo.scenes, which would import numpy for the help
-
-
-def _known_kind(name: str) -> str:
-    if name not in KINDS:
-        from vmae_data.recipes import did_you_mean
-
-        near = did_you_mean(difflib.get_close_matches(name.lower(), KINDS, n=1))
-        raise MisuseError(f"--kind {name[:80]}: expected {' or '.join(KINDS)}.{near}".removesuffix("."))
-    return name
+# As vmae_data.demo.scenes.Kind, whose import would import numpy for the help.
+DemoKind = Enum("DemoKind", {"MOTION": "motion", "RICH": "rich"})
 
 
 def demo(
@@ -40,13 +31,12 @@ def demo(
     videos: Annotated[int, option("N", "Make N videos.", min=1, max=1_000_000)] = 800,
     seed: Annotated[int, option("N", "Set the random seed of the scenes.", min=0, max=2**64 - 1)] = 0,
     kind: Annotated[
-        str,
+        DemoKind,
         option(
             "motion|rich",
             "Render this kind. rich: photographs, acceleration, deformation, camera shake (pip install 'vmae\\[demo]').",
-            callback=_known_kind,
         ),
-    ] = "motion",
+    ] = DemoKind.MOTION,
     broken: Annotated[bool, flag("--broken", "Add a few damaged files.", "intact files only")] = False,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -61,12 +51,15 @@ def demo(
         vmae-shard demo videos/demo --videos 100
         vmae-shard demo videos/rich --videos 800 --kind rich
     """
+    from vmae_data.progress import ProgressBar, announce
+
+    style = progress_style(quiet, as_json)
+    announce("making the videos", style)
     from vmae_data.demo.scenes import Kind
     from vmae_data.demo.videos import broken_count, write_demo
-    from vmae_data.progress import ProgressBar
 
     total = videos + (broken_count() if broken else 0)
-    with ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
+    with ProgressBar("demo videos", total, style) as progress:
         write_demo(
             dest,
             num_videos=videos,
@@ -74,7 +67,7 @@ def demo(
             broken=broken,
             on_done=lambda done: progress.advance(done - progress.done),
             workers=workers or num_cores(),
-            kind=Kind(kind),
+            kind=Kind(kind.value),
         )
     if as_json:
         print_json({"dest": str(dest), "videos": videos})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, StorageOptions, argument, option, print_checks
+from vmae_data.console import Debug, Json, StorageOptions, argument, option, print_checks, progress_style
 
 
 def doctor(
@@ -26,6 +26,8 @@ def doctor(
         vmae-shard doctor s3://bucket/shards/k400
     """
     from vmae_data.doctor.doctor import examine
+    from vmae_data.progress import announce
     from vmae_data.storage import storage_path
 
+    announce("checking this machine", progress_style(False, as_json))
     print_checks(list(examine(storage_path(dest) if dest else None, ffmpeg)), as_json)

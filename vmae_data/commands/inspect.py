@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vmae_data.commands.options import Dest
-from vmae_data.console import Debug, Json, StorageOptions, path_option, print_json
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, path_option, print_json, progress_style
 
 
 def inspect(
@@ -15,6 +15,7 @@ def inspect(
         Path | None, path_option("FILE", "Write an HTML page with videos and histograms.", "print a table")
     ] = None,
     storage: StorageOptions = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -26,14 +27,17 @@ def inspect(
     """
     from vmae_data.inspect.inspect import inspect_shards, print_table
     from vmae_data.inspect.inspect_page import write_inspect_page
+    from vmae_data.progress import announce
     from vmae_data.storage import writable_path
 
     page = None if html is None else writable_path(html, "--html")
+    announce("reading the data set", progress_style(quiet, as_json))
     facts = inspect_shards(dest)
     if page is not None:
         write_inspect_page(facts, page)
-        print(html)
+        if not quiet:
+            print(html)
     elif as_json:
         print_json(facts.as_dict())
-    else:
+    elif not quiet:
         print_table(facts)

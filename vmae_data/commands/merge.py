@@ -6,7 +6,7 @@ from typing import Annotated
 
 from vmae_data.commands.options import MaxFailures, Staging, failure_limit
 from vmae_data.commands.output import build_json, check_failures, print_build
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, print_json
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, print_json, progress_style
 from vmae_data.errors import MisuseError, resumable
 
 
@@ -27,6 +27,7 @@ def merge(
         vmae-shard merge shards/k400
     """
     from vmae_data.format import FAILURES
+    from vmae_data.progress import announce
     from vmae_data.shards.merge import merge_parts
     from vmae_data.storage import exists, storage_path
 
@@ -34,6 +35,7 @@ def merge(
     folder = storage_path(dest)
     if exists(folder):
         raise MisuseError(f"{dest}: is a file. Name the folder of the parts")
+    announce("merging the parts", progress_style(quiet, as_json))
     with resumable(lambda: f"The shards in {folder} are kept"):
         report = merge_parts(folder, staging)
     if as_json:

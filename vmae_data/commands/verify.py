@@ -24,10 +24,13 @@ def verify(
         vmae-shard verify shards/k400
         vmae-shard verify s3://bucket/shards/k400 --workers 8
     """
+    from vmae_data.progress import announce
     from vmae_data.storage import storage_path
     from vmae_data.verify.verify import verify_shards
 
-    report = verify_shards(storage_path(dest), workers=workers or num_cores(), style=progress_style(quiet, as_json))
+    style = progress_style(quiet, as_json)
+    announce("verifying the shards", style)
+    report = verify_shards(storage_path(dest), workers=workers or num_cores(), style=style)
     for problem in report.problems:
         if as_json:
             print_json({"file": problem.file, "problem": problem.message})

@@ -6,11 +6,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae_data.errors import DataError, MisuseError, NotFoundError, StoreError
+from vmae_data.errors import DataError, MisuseError, NotFoundError, ReplacedError, StoreError
 from vmae_data.storage.attempt import CHUNK_BYTES, Progress, Transient, thread_pool
 from vmae_data.storage.paths import RemotePath
 from vmae_data.storage.retry import retried, status_of
@@ -35,6 +35,7 @@ __all__ = [
 PART_BYTES = 8 << 20  # of a download or an upload
 STREAM_BYTES = 64 << 20  # of a request of `stream`: a store that fails gets its time limit for each
 CONCURRENT_PARTS = 4
+DOWNLOADS = 5  # of an object that is replaced during each
 LARGEST_BYTES = 1 << 50  # that an object may claim to have; no store takes a larger one
 _HADOOP_FOLDER = "_$folder$"  # the end of the name of an empty object
 
@@ -111,8 +112,16 @@ def stat(path: RemotePath) -> ObjectInfo | None:
 def download(path: RemotePath, to: Path) -> None:
     """Copy an object into a local file, several parts at a time. The caller verifies the checksum.
 
-    Raises NotFoundError, ReplacedError, StoreError, and OSError for the local file.
+    Begins anew if the object is replaced meanwhile, as the log of a run that another process trains.
+    Raises NotFoundError, ReplacedError if that happens again and again, StoreError, and OSError for the local file.
     """
+    for _ in range(DOWNLOADS - 1):
+        with suppress(ReplacedError):
+            return _download_version(path, to)
+    return _download_version(path, to)
+
+
+def _download_version(path: RemotePath, to: Path) -> None:
     info = _stat(path)
     descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:

@@ -7,9 +7,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, local_argument, option, path_option
-from vmae_train.commands.options import need_torch
-from vmae_train.commands.output import print_result
+from vmae_data.console import (
+    Debug,
+    Json,
+    Quiet,
+    StorageOptions,
+    argument,
+    local_argument,
+    option,
+    path_option,
+    progress_style,
+)
+from vmae_train.console import need_torch, print_result
 
 Layout = Enum("Layout", {"NATIVE": "native", "OFFICIAL": "official", "HF": "hf"})
 
@@ -49,7 +58,7 @@ def convert(
         vmae-train convert checkpoint.pth models/k400 --to native
         vmae-train convert runs/finetune models/hf --to hf
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.recipes import load_recipe
     from vmae_train.checkpoints.convert import ConvertSpec, read_class_names
     from vmae_train.checkpoints.convert import convert as run

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from vmae_data.amounts import plural
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
-from vmae_train.commands.options import (
+from vmae_train.console import (
     Best,
     Checkpoint,
     ClipRecipe,
@@ -16,9 +18,13 @@ from vmae_train.commands.options import (
     Videos,
     VideoWorkers,
     need_torch,
+    print_result,
+    print_unreadable,
     with_views,
 )
-from vmae_train.commands.output import print_embedded, print_unreadable
+
+if TYPE_CHECKING:
+    from vmae_train.embed import Embedded
 
 Layout = Enum("Layout", {"ACTIONFORMER": "actionformer", "OPENTAD": "opentad"})
 Pool = Enum("Pool", {"MEAN": "mean", "SLICE": "slice", "NONE": "none"})
@@ -83,7 +89,7 @@ def embed(
         vmae-train embed runs/k400 long.mkv --window 10 --out windows.npz
         vmae-train embed runs/k400 videos --layout opentad --stride 4 --out features
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.console import print_json
     from vmae_train.embed import embed_all
     from vmae_train.inference.embed import Embedder, Features
@@ -123,5 +129,32 @@ def embed(
         finished=print_result if as_json else lambda result: None,
         style=progress_style(quiet, as_json),
     )
-    print_embedded(embedded, out, quiet, as_json)
+    _print_embedded(embedded, out, quiet, as_json)
     print_unreadable(embedded.counts.unreadable)
+
+
+def _print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> None:
+    """Print how much was written, and how fast."""
+    from vmae_data.pages.html import printable
+
+    counts = embedded.counts
+    values = {
+        "out": out,
+        "rows": embedded.rows,
+        "videos": counts.done,
+        "kept": counts.kept,
+        "unreadable": len(counts.unreadable),
+        "clips": embedded.clips,
+        "clips_per_second": embedded.clips_per_second,
+        "uneven": embedded.uneven,
+    }
+    text = f"{out}: {plural(embedded.rows, 'row')}. {plural(counts.done, 'video')} embedded, {counts.kept} kept from before"
+    if embedded.clips:
+        text += f". {embedded.clips_per_second:.3g} clips/s ({embedded.clips} clips in {embedded.seconds:.1f} s)"
+    print_result(quiet, as_json, values, text)
+    for video, seconds in embedded.uneven.items():
+        print(
+            f"warning: {printable(video)}: its frames are not evenly spaced, "
+            f"so times of features are wrong by up to {seconds:.2f} s",
+            file=sys.stderr,
+        )

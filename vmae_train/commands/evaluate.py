@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
+from vmae_data.amounts import plural
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, print_json, progress_style
 from vmae_data.errors import MisuseError
-from vmae_train.commands.options import (
+from vmae_train.console import (
     Best,
     Checkpoint,
     ClassNames,
@@ -16,10 +17,13 @@ from vmae_train.commands.options import (
     Device,
     Ema,
     EvaluationData,
-    announce,
     need_torch,
+    print_scores,
+    print_unreadable,
 )
-from vmae_train.commands.output import print_frozen, print_scores, print_unreadable
+
+if TYPE_CHECKING:
+    from vmae_train.evaluation.frozen_scores import FrozenScores
 
 Merge = Enum("Merge", {"SOFTMAX": "softmax", "LOGIT": "logit"})
 
@@ -88,7 +92,9 @@ def evaluate(
         vmae-train evaluate k400.pth --data shards/val --class-names classes.txt
         vmae-train evaluate runs/k400 --data shards/val --train shards/train --knn
     """
-    need_torch()
+    style = progress_style(quiet, as_json)
+    need_torch(style)
+    from vmae_data.progress import announce
     from vmae_data.storage import writable_paths
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.distributed import init_distributed
@@ -106,7 +112,6 @@ def evaluate(
     shots = parse_shots(few_shot) if few_shot is not None else ()
     of_head = {"--predictions": predictions, "--html": html, "--class-names": class_names, "--merge": merge}
     _check_together(knn or bool(shots), {"--train": train, "--layer": layer}, of_head)
-    style = progress_style(quiet, as_json)
     common: dict[str, Any] = {
         "recipe": recipe,
         "settings": chosen,
@@ -133,7 +138,7 @@ def evaluate(
                 **common,
             )
             if distributed.is_main:
-                print_frozen(scores, quiet, as_json)
+                _print_frozen(scores, quiet, as_json)
                 print_unreadable(scores.unreadable)
             with distributed.all_or_none():
                 if distributed.is_main and "--out" in paths:
@@ -149,7 +154,7 @@ def evaluate(
             if distributed.is_main:
                 files = {name: paths.get(f"--{name}") for name in ("out", "predictions", "html")}
                 if html is not None:
-                    announce("drawing the page")
+                    announce("drawing the page", style)
                 write_outputs(found, **files)
 
 
@@ -163,3 +168,24 @@ def _check_together(of_features: bool, needed: dict[str, Any], of_head: dict[str
         raise MisuseError(f"{given[0]}: is for the scores of a head. Remove it, or --knn and --few-shot")
     if given:
         raise MisuseError(f"{given[0]}: is for the scores of features. Set --knn or --few-shot, or remove it")
+
+
+def _print_frozen(scores: FrozenScores, quiet: bool, as_json: bool) -> None:
+    """Print the scores of features: a line for each classifier."""
+    import msgspec
+
+    lines = []
+    if scores.knn is not None:
+        top5 = f", top-5 {scores.knn.top5:.2f} %" if scores.knn.top5 is not None else ""
+        lines.append(f"k-NN, k = {scores.knn.k}: top-1 {scores.knn.top1:.2f} %{top5}")
+    for one in scores.few_shot:
+        shots = plural(one.shots, "video") + " a class"
+        lines.append(f"{shots}: nearest class mean {one.nearest_mean}, logistic regression {one.logistic}")
+    if scores.few_shot:
+        lines.append(f"± is the standard deviation over {scores.few_shot[0].seeds} seeds")
+    control = f" ({scores.control})" if scores.control else ""
+    lines.append(f"{scores.videos} videos, {scores.train_videos} training videos, {scores.views} views{control}")
+    if as_json:
+        print_json(msgspec.to_builtins(scores))
+    elif not quiet:
+        print("\n".join(lines))

@@ -7,8 +7,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, flag, local_argument, option
-from vmae_train.commands.options import Best, Checkpoint, ClassNames, Ema, need_torch
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, flag, local_argument, option, progress_style
+from vmae_train.console import Best, Checkpoint, ClassNames, Ema, need_torch
 
 Format = Enum("Format", {"ONNX": "onnx", "TORCH_EXPORT": "torch-export"})
 
@@ -44,7 +44,7 @@ def export(
         vmae-train export runs/finetune --out models/exported
         vmae-train export k400.pth --out models/k400 --to onnx --no-resize
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.console import print_json
     from vmae_train.checkpoints.convert import read_class_names
     from vmae_train.export.export_model import export_model, facts_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option
-from vmae_train.commands.options import (
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
+from vmae_train.commands.run_training import run_training
+from vmae_train.console import (
     AcceptAppended,
     Data,
     Device,
@@ -17,9 +18,9 @@ from vmae_train.commands.options import (
     RunOut,
     Scratch,
     need_torch,
+    print_scores,
+    print_unreadable,
 )
-from vmae_train.commands.output import print_scores, print_unreadable
-from vmae_train.commands.run_training import run_training
 
 Probe = Enum("Probe", {"LINEAR": "linear", "ATTENTIVE": "attentive"})
 
@@ -54,7 +55,7 @@ def finetune(
         vmae-train finetune --recipe finetune/demo --data train --val val --out run
         vmae-train finetune --recipe my.toml --data a --val b --init pre --out run
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_train.finetune import FinetuneSpec
     from vmae_train.finetune import finetune as train
 

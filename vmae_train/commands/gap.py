@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, argument, option, progress_style
-from vmae_train.commands.options import Best, ClipRecipe, Device, Ema, VideoWorkers, need_torch, with_views
-from vmae_train.commands.output import print_gap, print_unreadable
+from vmae_data.console import (
+    Debug,
+    Json,
+    Quiet,
+    Settings,
+    StorageOptions,
+    argument,
+    option,
+    print_json,
+    print_rows,
+    progress_style,
+)
+from vmae_train.console import Best, ClipRecipe, Device, Ema, VideoWorkers, need_torch, print_unreadable, with_views
+
+if TYPE_CHECKING:
+    from vmae_train.evaluation.feature_gap import GapReport
 
 
 def gap(
@@ -39,7 +53,7 @@ def gap(
         vmae-train gap shards/k400 shards/mine --init runs/k400
         vmae-train gap shards/k400 shards/ssv2 --init runs/k400 --html gap.html
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.storage import writable_paths
     from vmae_train.gap import measure_gap
     from vmae_train.inference.embed import Embedder
@@ -57,7 +71,33 @@ def gap(
     )
     style = progress_style(quiet, as_json)
     report, projection = measure_gap(embedder, a, b, samples=samples, seed=seed, workers=workers, style=style)
-    print_gap(report, quiet, as_json)
+    _print_gap(report, quiet, as_json)
     print_unreadable(report.unreadable)
     if "--html" in paths:
         write_gap_page(report, projection, paths["--html"])
+
+
+def _print_gap(report: GapReport, quiet: bool, as_json: bool) -> None:
+    """Print the distances between two sets as a table, what they say, and what else they come from."""
+    import msgspec
+
+    from vmae_data.pages.html import printable
+
+    frechet, linear = report.frechet, report.separability
+    if as_json:
+        print_json({**msgspec.to_builtins(report), "summary": report.summary})
+    elif not quiet:
+        rows = {
+            "Fréchet distance": f"{frechet.between:.4g} (squared; {frechet.samples} samples of each side)",
+            "halves of A": f"{frechet.halves_a:.4g}",
+            "halves of B": f"{frechet.halves_b:.4g}",
+            "excess": f"{frechet.excess:.4g} above the mean of the halves",
+            "chance": f"p = {frechet.p_value:.2g} (labels A and B dealt anew)",
+            "linear classifier": f"{linear.accuracy:.1f} ± {linear.standard_error:.1f} % "
+            f"(chance 50 %, {linear.folds} folds, standard error)",
+            "samples": f"{report.samples} of each set",
+        }
+        print_rows(f"A: {report.a}, B: {report.b}", rows.items())
+        print(report.summary)
+    for warning in report.warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)

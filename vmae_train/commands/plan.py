@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.amounts import plural
-from vmae_data.console import Debug, Json, Quiet, Settings, local_argument, option, print_json, print_rows
+from vmae_data.console import (
+    Debug,
+    Json,
+    Quiet,
+    Settings,
+    local_argument,
+    option,
+    print_json,
+    print_rows,
+    progress_style,
+)
 from vmae_data.errors import MisuseError
-from vmae_train.commands.options import Recipe, need_torch, spec_of
+from vmae_train.console import Recipe, need_torch, spec_of
 
 if TYPE_CHECKING:
     from vmae_train.training_plan import Plan
@@ -51,7 +61,7 @@ def plan(
     Examples:
         vmae-train plan --recipe my.toml --gpus 1 --gpu H100 --cores 16 --store-gbps 5
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.recipes import load_recipe
     from vmae_train.plan_inputs import Value, find_gpu, read_rates
     from vmae_train.training_plan import Machine, make_plan

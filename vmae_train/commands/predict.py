@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+from vmae_data.amounts import plural
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
-from vmae_train.commands.options import (
+from vmae_train.console import (
     Best,
     Checkpoint,
     ClassNames,
@@ -16,9 +17,15 @@ from vmae_train.commands.options import (
     Videos,
     VideoWorkers,
     need_torch,
+    print_unreadable,
     with_views,
 )
-from vmae_train.commands.output import print_predicted, print_unreadable
+
+if TYPE_CHECKING:
+    from vmae_train.inference.predict import Prediction
+    from vmae_train.predict import Predicted
+
+BAR = 24  # characters of a probability of 1
 
 
 def predict(
@@ -62,10 +69,10 @@ def predict(
         vmae-train predict runs/finetune long.mkv --window 10 --out windows.csv
         vmae-train predict k400.pth videos --class-names names.txt --html a.html
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_data.console import print_json
     from vmae_train.checkpoints.convert import read_class_names
-    from vmae_train.inference.predict import Prediction, Predictor
+    from vmae_train.inference.predict import Predictor
     from vmae_train.inference.results_file import json_row
     from vmae_train.inference.video_runner import VideoResult
     from vmae_train.inference.windows import WindowSpec
@@ -99,5 +106,40 @@ def predict(
         style=progress_style(quiet, as_json),
     )
     if not (quiet or as_json):
-        print_predicted(predicted, out, top)
+        _print_predicted(predicted, out, top)
     print_unreadable(predicted.unreadable)
+
+
+def _print_predicted(predicted: Predicted, out: str | None, top: int) -> None:
+    """Print the classes of each video or window with bars; or, if a file was written, how much it holds."""
+    from vmae_data.pages.html import printable
+
+    if out is not None:
+        done = len(predicted.results) - len(predicted.unreadable)
+        print(
+            f"{out}: {plural(predicted.rows or 0, 'row')}. {done} videos predicted, {predicted.kept} kept from before"
+        )
+        return
+    for result in predicted.results:
+        if result.error is None:
+            print(printable(result.video))
+        for prediction in result.rows:
+            print("\n".join(_prediction_lines(prediction, top)))
+
+
+def _prediction_lines(prediction: Prediction, top: int) -> list[str]:
+    from vmae_data.pages.html import printable
+    from vmae_data.read.dataset import LabelKind
+
+    span = ""
+    if prediction.start is not None and prediction.end is not None:
+        span = f"{prediction.start:.2f} to {prediction.end:.2f} s"
+    pairs = [(printable(name), value) for name, value in prediction.top(top)]
+    width = max(len(name) for name, _ in pairs)
+    lines = []
+    for number, (name, value) in enumerate(pairs):
+        text = f"{value:.4g}"
+        if prediction.kind is not LabelKind.VALUES:
+            text = f"{value:6.1%}  {'█' * round(BAR * value)}"
+        lines.append(f"  {span if number == 0 else '':{len(span)}}  {name:{width}}  {text}".rstrip())
+    return lines

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions
-from vmae_train.commands.options import (
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style
+from vmae_train.commands.run_training import run_training
+from vmae_train.console import (
     AcceptAppended,
     Data,
     Device,
@@ -13,9 +14,9 @@ from vmae_train.commands.options import (
     RunOut,
     Scratch,
     need_torch,
+    print_result,
+    print_unreadable,
 )
-from vmae_train.commands.output import print_result, print_unreadable
-from vmae_train.commands.run_training import run_training
 
 
 def pretrain(
@@ -41,7 +42,7 @@ def pretrain(
         vmae-train pretrain --recipe pretrain/demo --data shards/demo --out runs/demo
         vmae-train pretrain --recipe my.toml --data a --data b:0.5 --out run --dry-run
     """
-    need_torch()
+    need_torch(progress_style(quiet, as_json))
     from vmae_train.pretrain import PretrainSpec
     from vmae_train.pretrain import pretrain as train
 

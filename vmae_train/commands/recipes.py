@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes
-from vmae_train.commands.options import need_torch, spec_of
+from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes, progress_style
+from vmae_train.console import need_torch, spec_of
 
 
 def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
@@ -14,5 +14,5 @@ def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = 
         vmae-train recipes pretrain/k400 --set train.epochs=100
     """
     if name is not None:
-        need_torch()
+        need_torch(progress_style(False, as_json))
     print_recipes("vmae_train", name, spec_of, settings, as_json)

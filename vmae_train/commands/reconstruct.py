@@ -5,9 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any
 
-from vmae_data.console import Debug, Json, Quiet, StorageOptions, option
-from vmae_train.commands.options import Checkpoint, Device, announce, need_torch
-from vmae_train.commands.output import print_result, print_unreadable
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, option, progress_style
+from vmae_train.console import Checkpoint, Device, need_torch, print_result, print_unreadable
 
 Mask = Enum("Mask", {"TUBE": "tube", "RANDOM": "random", "FRAME": "frame", "MOTION": "motion"})
 
@@ -40,10 +39,12 @@ def reconstruct(
         vmae-train reconstruct runs/k400 --data shards/k400-val --out masked.png
         vmae-train reconstruct runs/k400 --data video.mp4 --out a.mp4 --mask frame
     """
-    need_torch()
+    style = progress_style(quiet, as_json)
+    need_torch(style)
+    from vmae_data.progress import announce
     from vmae_train.inference.reconstruct import reconstruct_file
 
-    announce("drawing the reconstructions")
+    announce("drawing the reconstructions", style)
     kinds: list[Any] = [one.value for one in mask or ()]
     unreadable = reconstruct_file(
         checkpoint, data, out, videos=videos, ratios=ratio or (), kinds=kinds, seed=seed, device=device

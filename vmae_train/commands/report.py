@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from vmae_data.console import Debug, Json, Quiet, StorageOptions, argument, flag, option, progress_style
-from vmae_train.commands.options import announce, need_torch
-from vmae_train.commands.output import print_result
+from vmae_train.console import need_torch, print_result
 
 
 def report(
@@ -30,13 +29,14 @@ def report(
         vmae-train report runs/finetune --against runs/scratch --out compare.html
         vmae-train report runs/tube --against runs/frame --out masks.html
     """
-    need_torch()
+    style = progress_style(quiet, as_json)
+    need_torch(style)
     import msgspec
 
+    from vmae_data.progress import announce
     from vmae_train.reports.run_page import write_report
 
-    announce("drawing the page")
-    style = progress_style(quiet, as_json)
+    announce("drawing the page", style)
     runs = write_report(run, out, against=tuple(against or ()), pictures=not no_pictures, style=style)
     starts = [{"run": one.name, **msgspec.to_builtins(start)} for one in runs for start in one.starts]
     print_result(quiet, as_json, {"out": out, "starts": starts}, out)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmae_data.console import progress_style
-from vmae_train.commands.options import check_recipe
-from vmae_train.commands.output import print_dry_run
+from vmae_data.amounts import plural
+from vmae_data.console import print_json, print_rows, progress_style
+from vmae_train.console import check_recipe
 
 if TYPE_CHECKING:
+    from vmae_train.training.dry_run import DryRunReport
     from vmae_train.training.run_spec import RunSpec
     from vmae_train.training.trainer import Trainer
 
@@ -43,7 +46,30 @@ def run_training(
         if dry_run:
             report = dry_run_report(train, spec, **arguments)
             if distributed.is_main:
-                print_dry_run(report, quiet, as_json)
+                _print_dry_run(report, quiet, as_json)
             return None
         trainer = train(spec, **run, **arguments)
     return trainer if distributed.is_main else None
+
+
+def _print_dry_run(report: DryRunReport, quiet: bool, as_json: bool) -> None:
+    """Print what a dry run measured; its warnings go to stderr."""
+    if as_json:
+        totals = {"total_seconds": report.total_seconds, "disk_mb": report.disk_mb}
+        warnings = [diagnostic._asdict() for diagnostic in report.cautions]
+        print_json({**report._asdict(), **totals, "cautions": warnings})
+    elif not quiet:
+        waiting = report.wait_seconds / report.step_seconds if report.step_seconds else 0.0
+        memory_of = "this process" if report.device == "cpu" else report.device
+        rows = {
+            "steps": f"{report.steps} of {plural(report.batch, 'video')}, {plural(report.epochs, 'epoch')}",
+            "time": f"{timedelta(seconds=round(report.total_seconds))} (h:mm:ss) without evaluation and checkpoints, "
+            f"from the second step ({report.step_seconds:.4g} s); {waiting:.0%} waits for data; limit: {report.limits}",
+            "memory": f"{report.memory_mb:.0f} MB, the peak of {memory_of}",
+            "disk": f"{report.disk_mb:.1f} MB: {plural(report.checkpoints, 'checkpoint')} of "
+            f"{report.checkpoint_mb:.1f} MB, and one more while it is written",
+            "loss": f"{report.loss:.4f}",
+        }
+        print_rows("dry run: nothing was written", rows.items())
+    for diagnostic in report.cautions:
+        print(f"warning: {diagnostic.text}", file=sys.stderr)

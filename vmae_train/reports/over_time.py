@@ -9,7 +9,7 @@ import numpy as np
 
 from vmae_data.errors import VmaeError
 from vmae_data.pages.html import Note, Part
-from vmae_data.progress import ProgressBar, ProgressStyle
+from vmae_data.progress import ProgressBar, ProgressStyle, announce
 from vmae_data.read.dataset import Shards
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.inference.drawing import Reconstruction, page_rows
@@ -50,6 +50,7 @@ def over_time_parts(run: StoredRun, style: ProgressStyle) -> Iterator[Part]:
                 if (checkpoint / MARKER).is_file():
                     notes.append(Note(f"{step} can't be shown: {error}", warning=True))
             progress.advance()
+    announce("writing the page", style)
     if rows:
         yield Note(
             f"{rows[0][1].title}, reconstructed from {len(rows)} of the {len(kept)} checkpoints that the run has. "

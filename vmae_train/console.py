@@ -1,13 +1,16 @@
-"""Options of several vmae-train commands, and the checks that come before all work."""
+"""Options of several vmae-train commands, the checks that come before all work, and results as text or JSON."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vmae_data.console import argument, flag, option, path_option, recipe_option
+from vmae_data.console import argument, flag, is_first_process, option, path_option, print_json, recipe_option
 from vmae_data.errors import RecipeError, VmaeError
+
+if TYPE_CHECKING:
+    from vmae_data.progress import ProgressStyle
 
 __all__ = [
     "AcceptAppended",
@@ -29,9 +32,11 @@ __all__ = [
     "VideoBatch",
     "VideoWorkers",
     "Videos",
-    "announce",
     "check_recipe",
     "need_torch",
+    "print_result",
+    "print_scores",
+    "print_unreadable",
     "spec_of",
     "with_views",
 ]
@@ -83,20 +88,17 @@ DryRun = Annotated[
 ]
 
 
-def need_torch() -> None:
-    """One line instead of a traceback if only the data side is installed. Tells a terminal why nothing happens yet."""
+def need_torch(style: ProgressStyle) -> None:
+    """One line instead of a traceback if only the data side is installed. Says why nothing happens yet."""
     from importlib.util import find_spec
+
+    from vmae_data.progress import announce
 
     missing = [name for name in ("torch", "kornia", "einops", "safetensors", "jaxtyping") if find_spec(name) is None]
     if missing:
         raise VmaeError(f"{', '.join(missing)} not installed. Run `python -m pip install 'vmae[train]'`")
-    announce("loading torch")
-
-
-def announce(work: str) -> None:
-    """Tell a terminal what takes the next seconds, if that work shows no progress of its own."""
-    if sys.stderr.isatty() and not {"--quiet", "-q"} & {*sys.argv}:
-        print(f"{work} …", file=sys.stderr)
+    if is_first_process():
+        announce("loading torch", style)
 
 
 def with_views(settings: list[str] | None, views: str | None, default: str | None = None) -> list[str]:
@@ -137,3 +139,34 @@ def check_recipe(name: str, spec: Any) -> None:
             raise RecipeError(
                 f"recipe {name}: is for vmae-train {command} ({', '.join(tables)}). Use that command, or another recipe"
             )
+
+
+def print_result(quiet: bool, as_json: bool, values: dict[str, Any], text: str) -> None:
+    """Print one result: `values` as JSON, or `text`."""
+    from vmae_data.pages.html import printable
+
+    if as_json:
+        print_json(values)
+    elif not quiet:
+        print(printable(text))
+
+
+def print_scores(scores: Any, quiet: bool, as_json: bool) -> None:
+    import msgspec
+
+    texts = [str(scores.headline)]
+    if scores.headline.key == "top1":
+        texts += [f"top-5 {scores.top5:.2f} %"] if scores.top5 is not None else []
+        texts.append(f"mean of classes {scores.mean_class:.2f} %")
+    elif scores.headline.key == "mae":
+        texts.append(f"RMSE {scores.rmse:.4g}")
+    texts += [f"{scores.videos} videos", f"{scores.views} views" + (f" ({scores.control})" if scores.control else "")]
+    print_result(quiet, as_json, msgspec.to_builtins(scores), ", ".join(texts))
+
+
+def print_unreadable(unreadable: dict[str, str]) -> None:
+    """One warning for each video that was skipped."""
+    from vmae_data.pages.html import printable
+
+    for key, why in unreadable.items():
+        print(f"skipped, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)
