@@ -76,9 +76,9 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     evaluate: EvaluateSpec = EvaluateSpec()
-    probe: Probe | None = None
+    probe: Probe | None = None  # train only a head: linear, or attentive pooling; none: train all
     mix: MixupSpec = MixupSpec()
-    value_loss: ValueDistance = "mse"
+    value_loss: ValueDistance = "mse"  # for values: absolute or squared error
     aux: AuxSpec = NO_AUX
 
     @property

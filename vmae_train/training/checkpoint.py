@@ -50,8 +50,8 @@ _ADVICE = "Remove that checkpoint to resume from the one before"
 class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often a run is saved, and how many of the last checkpoints are kept."""
 
-    every_steps: int = 1000
-    keep: int = 3
+    every_steps: int = 1000  # steps between checkpoints
+    keep: int = 3  # number of last checkpoints kept
 
     def __post_init__(self) -> None:
         check_bounds(self, every_steps=(1, MAX_STEPS), keep=(1, MAX_STEPS))
