@@ -53,7 +53,7 @@ class AuxSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Das et al., "Limited Data, Unlimited Potential", WACV 2024. Their code masks a share of 0.75.
     """
 
-    reconstruction: float = 0.0
+    reconstruction: float = 0.0  # weight of the pretraining loss beside the labels; 0: off
     mask: MaskSpec = MaskSpec(ratio=0.75)
 
     def __post_init__(self) -> None:
