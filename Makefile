@@ -1,12 +1,14 @@
 # make demo   from nothing to a finetuned classifier and a report; needs Python and make only
+# make docs   the documentation as web pages in site/; open site/index.html
 # make test   all checks and tests, but for the slow ones (make test-slow); make test-fast: in a minute
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEEPSPEED := $(VENV)/.deepspeed
+DOCS := $(VENV)/.docs
 
-.PHONY: demo demo-long study test test-slow test-fast check install soak example dist clean
+.PHONY: demo demo-long study docs test test-slow test-fast check install soak example dist clean
 
 install: $(INSTALLED)
 
@@ -21,6 +23,14 @@ $(DEEPSPEED): $(INSTALLED)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed \
 		|| echo "DeepSpeed did not install: the tests that need it are skipped"
 	@touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# A dead link, a missing page and a page outside the navigation are errors. --quiet would hide them from --strict.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m tools.demo.short
@@ -41,11 +51,11 @@ check: $(INSTALLED)
 # One process a core with one thread each: more threads would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
-test: check $(DEEPSPEED)
+test: check $(DEEPSPEED) $(DOCS)
 	$(PYTEST) -m "not slow"
 
 # Tests of half a minute and more. CI runs them too.
-test-slow: $(DEEPSPEED)
+test-slow: $(DEEPSPEED) $(DOCS)
 	$(PYTEST) -m slow
 
 # For work in between: tests that start no processes and train nothing, in a minute.
@@ -71,4 +81,4 @@ dist: $(INSTALLED)
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf runs videos shards/demo-*
+	rm -rf runs videos site shards/demo-*

@@ -48,12 +48,13 @@ def finetune_tiny(
     init: Path | None = None,
     validation: Path | None = None,
     accept_appended: bool = False,
+    style: ProgressStyle = ProgressStyle.QUIET,
 ) -> AnyScores:
     """Finetune with `TINY_RUN` and one view, and evaluate on `validation` [default: `shards`]."""
     spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, [*TINY_RUN, "evaluate.views=1x1", *settings])
     data, val = [str(shards)], str(validation or shards)
     options = _options(init, accept_appended)
-    return finetune(spec, data=data, validation=val, out=out, style=ProgressStyle.QUIET, **options).scores
+    return finetune(spec, data=data, validation=val, out=out, style=style, **options).scores
 
 
 def _options(init: Path | None, accept_appended: bool) -> dict[str, Any]:

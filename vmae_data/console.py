@@ -22,7 +22,6 @@ __all__ = [
     "Debug",
     "Json",
     "Quiet",
-    "RecipeName",
     "Settings",
     "StorageOptions",
     "argument",
@@ -38,6 +37,7 @@ __all__ = [
     "print_recipes",
     "print_rows",
     "progress_style",
+    "recipe_argument",
     "recipe_option",
     "run_app",
 ]
@@ -74,13 +74,25 @@ def recipe_option(package: str, text: str, default: str | bool = True, *, folder
 
         return None if name is None else find_recipe(package, name, folder)
 
+    return option("NAME|FILE", text, default, callback=full_name, autocompletion=_complete_recipes(package, folder))
+
+
+def recipe_argument(package: str) -> Any:
+    """The argument of the command `recipes`."""
+    about, completed = "Show every value of this recipe.", _complete_recipes(package)
+    return argument("NAME", about, "list all recipes", autocompletion=completed)
+
+
+def _complete_recipes(package: str, folder: str = "") -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
         from vmae_data.recipes import list_recipes
 
         names = [name for name in list_recipes(package) if name.startswith(folder)]
-        return [name for name in names if name.startswith(incomplete)]
+        full = [name for name in names if name.startswith(incomplete)]
+        short = [name.removeprefix(f"{folder}/") for name in names]
+        return full or [name for name in short if name.startswith(incomplete)]
 
-    return option("NAME|FILE", text, default, callback=full_name, autocompletion=complete)
+    return complete
 
 
 def _help(text: str, default: str | bool) -> tuple[str, bool]:
@@ -116,7 +128,6 @@ StorageOptions = Annotated[
         callback=_apply_storage_options,
     ),
 ]
-RecipeName = Annotated[str | None, argument("NAME", "Show every value of this recipe.", "list all recipes")]
 
 
 def local_argument(text: str) -> Path:

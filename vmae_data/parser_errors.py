@@ -19,6 +19,9 @@ def parser_error_text(error: Any) -> str:
         known = {name.lstrip("-"): name for name in names if name.startswith("--")}
         near = [known[name] for name in difflib.get_close_matches(error.option_name.lstrip("-"), known, n=2)]
         return f"{error.option_name}: no such option" + (f".{did_you_mean(near)}" if near else "")
+    if command := re.fullmatch(r"No such command '(.*?)'\.(?: Did you mean (.*)\?)?", text, re.DOTALL):
+        near = re.findall("'(.*?)'", command[2] or "")
+        return f"{command[1]}: no such command" + (f".{did_you_mean(near)}" if near else "")
     if param is None:
         return text
     name, choices = parameter_name(param), _choices(param)

@@ -41,6 +41,8 @@ class ProgressBar:
             self._rich = _new_bar()
             self._rich.start()
             self._rich.add_task(what, total=total, completed=start, status="", rate="–")
+        elif style is ProgressStyle.AUTO and start < total:  # the first unit may take minutes
+            print(f"{what}: {start} of {total} …", file=sys.stderr, flush=True)
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 from einops import repeat
 from torch import Tensor
@@ -17,14 +18,23 @@ from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.frame_sampling import view_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import Batch
+from vmae_train.clips.mask import MaskSpec, batch_mask, num_masked_tokens
 from vmae_train.clips.mixup import MixupSpec, mix_targets, mixup_clips, sample_mixup, soft_targets
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.evaluation.predict_videos import check_classes, own_batches, predict_videos
 from vmae_train.evaluation.predictions import compute_scores
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
+from vmae_train.models.geometry import Geometry
 from vmae_train.models.heads import Classifier, HeadModel, Regressor
-from vmae_train.models.losses import ValueDistance, multi_label_losses, regression_losses, soft_cross_entropy
+from vmae_train.models.losses import (
+    ValueDistance,
+    cube_targets,
+    multi_label_losses,
+    regression_losses,
+    soft_cross_entropy,
+)
+from vmae_train.models.videomae import grid_of
 from vmae_train.training.engine import Engine
 from vmae_train.training.head import Probe, build_head_model, check_labels, label_text, target_of
 from vmae_train.training.objective import Objective
@@ -33,7 +43,29 @@ from vmae_train.training.setup import TrainingSetup, check_cache
 from vmae_train.training.step_sync import StepSync
 from vmae_train.training.trainer import Trainer, train
 
-__all__ = ["FinetuneObjective", "FinetuneSpec", "check_mix_groups", "finetune", "label_loss"]
+__all__ = ["AuxSpec", "FinetuneObjective", "FinetuneSpec", "check_mix_groups", "finetune", "label_loss"]
+
+
+class AuxSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the encoder learns besides the labels, from the same clips.
+
+    `reconstruction`: the weight of the pretraining loss, whose gradient also trains the encoder; 0: off.
+    Das et al., "Limited Data, Unlimited Potential", WACV 2024. Their code masks a share of 0.75.
+    """
+
+    reconstruction: float = 0.0  # weight of the pretraining loss beside the labels; 0: off
+    mask: MaskSpec = MaskSpec(ratio=0.75)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reconstruction <= 1000:
+            raise ValueError(f"aux.reconstruction = {self.reconstruction}: expected 0 to 1000")
+
+    @property
+    def is_on(self) -> bool:
+        return self.reconstruction > 0
+
+
+NO_AUX = AuxSpec()
 
 
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,16 +76,39 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     evaluate: EvaluateSpec = EvaluateSpec()
-    probe: Probe | None = None
+    probe: Probe | None = None  # train only a head: linear, or attentive pooling; none: train all
     mix: MixupSpec = MixupSpec()
-    value_loss: ValueDistance = "mse"
+    value_loss: ValueDistance = "mse"  # for values: absolute or squared error
+    aux: AuxSpec = NO_AUX
+
+    @property
+    def reads_motion(self) -> bool:
+        return self.aux.is_on and self.aux.mask.kind == "motion"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.aux.is_on:
+            self._check_aux()
         for name in ("batch", "micro_batch"):
             size = getattr(self.train, name)
             if self.mix.is_on and size is not None and size % self.mix.mix_group:
                 raise ValueError(f"mix.mix_group = {self.mix.mix_group} does not divide train.{name} = {size}")
+
+    def _check_aux(self) -> None:
+        try:
+            num_masked_tokens(self.aux.mask, grid_of(self.geometry()))
+        except ValueError as error:
+            raise ValueError(f"aux.{error}") from error
+        if self.probe is not None:
+            raise ValueError(
+                f"aux.reconstruction = {self.aux.reconstruction}, probe = {self.probe}: a probe does not train the encoder. "
+                "Remove one of them"
+            )
+        if self.train.engine != "ddp":
+            raise ValueError(
+                f"aux.reconstruction = {self.aux.reconstruction}, train.engine = {self.train.engine}: only ddp trains the "
+                "decoder. Set train.engine to ddp"
+            )
 
 
 def finetune(spec: FinetuneSpec, *, validation: str, **arguments: Any) -> Trainer:
@@ -70,6 +125,7 @@ class FinetuneObjective(Objective):
         self.spec, self.validation_url = spec, validation
         self.frozen = spec.probe is not None
         self.validate_every = spec.evaluate.every_steps
+        self.parts = ("label_loss", "reconstruction_loss") if spec.aux.is_on else ()
 
     def prepare(self, setup: TrainingSetup) -> None:
         super().prepare(setup)
@@ -90,10 +146,9 @@ class FinetuneObjective(Objective):
         return {"validation": self.validation_url, "validation_digest": digest, "classes": classes}
 
     def build_model(self, init: str | None, device: torch.device) -> HeadModel:
-        target = target_of(self.setup.mixture, self.setup.order.samples_at_start())
-        model, self.origin = build_head_model(
-            self.spec.model, self.spec.geometry(), target, init=init, probe=self.spec.probe, seed=self.spec.seed
-        )
+        spec, target = self.spec, target_of(self.setup.mixture, self.setup.order.samples_at_start())
+        options: dict[str, Any] = {"init": init, "probe": spec.probe, "with_decoder": spec.aux.is_on}
+        model, self.origin = build_head_model(spec.model, spec.geometry(), target, seed=spec.seed, **options)
         check_classes(model, self.validation)
         self.augment = Augment(self.setup.augment).to(device)
         if self.spec.model.compile and device.type == "cuda":
@@ -107,15 +162,15 @@ class FinetuneObjective(Objective):
             "labels": label_text(mixture),
             "augmentation": augmentation_text(self.spec, may_flip=bool(mixture.may_flip_N.any())),
             "start": self.origin,
+            **({"reconstruction": reconstruction_text(self.spec.aux, self.setup.geometry)} if self.parts else {}),
             **({"validation, thinned": self.nearest} if self.nearest else {}),
             **({"probe": f"{probe}; the encoder is frozen"} if probe else {}),
         }
 
     def loss(self, batch: Batch) -> Tensor:
         spec = self.spec
-        return label_loss(
-            self.model, batch, self.augment, spec.mix, repeats=spec.train.repeats, value_loss=spec.value_loss
-        )
+        repeats, value_loss = spec.train.repeats, spec.value_loss
+        return label_loss(self.model, batch, self.augment, spec.mix, spec.aux, repeats=repeats, value_loss=value_loss)
 
     def evaluate(
         self, engine: Engine, distributed: Distributed, *, style: ProgressStyle, sync: StepSync | None = None
@@ -147,16 +202,31 @@ def label_loss(
     batch: Batch,
     augment: Augment,
     mixup_spec: MixupSpec,
+    aux: AuxSpec = NO_AUX,
     *,
     repeats: int = 1,
     value_loss: ValueDistance = "mse",
 ) -> Tensor:
-    """Decoded planes → crops → mixup → outputs → loss. `repeats` clips are made of each sample."""
+    """Decoded planes → crops → mixup → outputs → loss. `repeats` clips are made of each sample.
+
+    With `aux.reconstruction` three losses: label loss + weight × reconstruction loss, which alone has a gradient, and
+    its two terms. The reconstruction takes the clips before erasing and mixup: as in pretraining the targets are
+    pixels of one video, and no noise. The authors' code reconstructs erased and mixed images.
+    """
     rng = batch.rng.repeated(repeats)
     planes = planes_of_views(batch.planes, batch.index_BVT)
     boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
-    clips = augment.erase(augment.normalise(augment(planes, boxes, augment.sample_policy(rng))), rng)
+    rgb = augment(planes, boxes, augment.sample_policy(rng))
+    clips = augment.normalise(rgb)
     weight_B = repeat(batch.weight_B, "b -> (b r)", r=repeats)
+    masked_loss = None
+    if aux.is_on:
+        assert model.auxiliary is not None
+        mask = batch_mask(aux.mask, rng, grid_of(model.geometry), batch, boxes)
+        targets = cube_targets(rgb, mask.predicted_BK, model.geometry, white=255)
+        masked_loss = model.auxiliary.loss(clips, mask, targets_BMD=targets, weight_B=weight_B, rng=rng)
+    del rgb  # its memory is needed
+    clips = augment.erase(clips, rng)  # in place: the model copied the visible cubes
     mixup = None
     if mixup_spec.is_on:
         mixup = sample_mixup(mixup_spec, rng, weight_B, repeats=repeats, size=augment.size)
@@ -173,7 +243,16 @@ def label_loss(
             loss_B = regression_losses(outputs_BK, target_BK, model.spread_K, value_loss)
         else:
             loss_B = multi_label_losses(outputs_BK, target_BK)
-    return (loss_B * weight_B).sum() / weight_B.sum().clamp_min(1)
+    loss = (loss_B * weight_B).sum() / weight_B.sum().clamp_min(1)
+    if masked_loss is None:
+        return loss
+    return torch.stack((loss + aux.reconstruction * masked_loss, loss.detach(), masked_loss.detach()))
+
+
+def reconstruction_text(aux: AuxSpec, geometry: Geometry) -> str:
+    """The auxiliary task, for the summary."""
+    masked = num_masked_tokens(aux.mask, grid_of(geometry))
+    return f"{aux.reconstruction:g} × the masked loss; {aux.mask.kind}, {masked} of {geometry.num_tokens} tokens masked"
 
 
 def augmentation_text(spec: FinetuneSpec, *, may_flip: bool) -> str:

@@ -93,7 +93,10 @@ def memory_text(peak_mib: float) -> str:
 def footprint_key(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) -> str:
     """A digest of what decides the footprint."""
     layout = BatchLayout.of(spec.train.batch, spec.train.micro_batch, processes)
-    own = (spec.mask,) if isinstance(spec, PretrainSpec) else (spec.mix, spec.probe, spec.value_loss)
+    if isinstance(spec, PretrainSpec):
+        own: tuple[Any, ...] = (spec.mask,)
+    else:
+        own = (spec.mix, spec.probe, spec.value_loss, *([spec.aux.mask] if spec.aux.is_on else []))
     parts = [
         *(type(spec).__name__, spec.geometry().stored()),
         *(spec.model.activation_checkpointing, spec.model.drop_path > 0, *own),
@@ -127,8 +130,9 @@ def measure_footprint(spec: PretrainSpec | FinetuneSpec, *, processes: int = 1) 
         average = spec.ema.build(model)
         if layout.grad_accum_steps == 1 and processes == 1:  # DistributedDataParallel keeps the memory of gradients
             optimizer.zero_grad(set_to_none=True)
-        motion = isinstance(spec, PretrainSpec) and spec.mask.kind == "motion"
-        batch = noise_batch(layout.micro_batch, model.geometry.num_frames, model.geometry.image_size, motion=motion)
+        batch = noise_batch(
+            layout.micro_batch, model.geometry.num_frames, model.geometry.image_size, motion=spec.reads_motion
+        )
         state, memory.peak = memory.live, memory.live
         made_clips: list[int] = []  # the peak and the operations until then
         augment.register_forward_hook(lambda *_: made_clips.extend((memory.peak, flops.get_total_flops())))
@@ -159,6 +163,8 @@ def _build_model(spec: PretrainSpec | FinetuneSpec) -> PretrainModel | Classifie
         pooling: Any = "attentive" if spec.probe == "attentive" else "mean"
         classes = tuple(map(str, range(CLASSES)))
         model = Classifier(msgspec.structs.replace(geometry, pooling=pooling), classes, seed=None)
+        if spec.aux.is_on:
+            model.share_encoder(PretrainModel(geometry, seed=None))
         if spec.probe is not None:
             model.freeze_encoder()
     model.set_options(msgspec.structs.replace(spec.model, compile=False))
@@ -223,7 +229,8 @@ def _loss(
         assert isinstance(model, PretrainModel)
         return masked_loss(model, batch, augment, spec.mask, repeats=repeats)
     assert isinstance(model, Classifier)
-    return label_loss(model, batch, augment, spec.mix, repeats=repeats, value_loss=spec.value_loss)
+    losses = label_loss(model, batch, augment, spec.mix, spec.aux, repeats=repeats, value_loss=spec.value_loss)
+    return losses[0] if spec.aux.is_on else losses
 
 
 def _autocast(precision: torch.dtype) -> AbstractContextManager[Any]:

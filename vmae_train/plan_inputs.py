@@ -129,7 +129,7 @@ _NOT_RATES = (
 
 
 # What decides the time of a step for a video. Recipes of the same values may differ in data, length and rate.
-_STEP = ("model", "mask", "augment", "train.precision", "train.repeats")
+_STEP = ("model", "mask", "aux", "augment", "train.precision", "train.repeats")
 
 
 def _check_steps(log: Path, spec: msgspec.Struct) -> None:

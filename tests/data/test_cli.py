@@ -195,6 +195,7 @@ def test_a_build_ends_with_a_table_and_its_failures_in_the_last_line(few_videos:
     assert re.search(r"[\d.]+ MB/s", first.stdout)
     assert summary["encoded"] == 0  # the second run had nothing to do
     assert summary["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
+    assert f"videos: 0 of {total} …\n" in first.stderr  # before the first video, which may take minutes
     assert re.search(rf"videos: {total} of {total}, [\d.]+/s, 0 s left, [\d.]+ MB/s, \d+ failed", first.stderr)
 
 

@@ -145,6 +145,9 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
             "--gpu RTX490: expected one of: T4, V100, A10, A5000, A6000, A100, L4, L40S, RTX4090, H100, H200, B200, cpu. "
             "Did you mean RTX4090?",
         ),
+        ("vmae_data buid a b", "buid: no such command. Did you mean build? (see --help)"),
+        ("vmae_train pretran", "pretran: no such command. Did you mean pretrain? (see --help)"),
+        ("vmae_train xyz", "xyz: no such command (see --help)"),
         ("vmae_data build a b --workrs 3", "--workrs: no such option. Did you mean --workers? (see --help)"),
         ("vmae_data build a b --workers x", "--workers: expected a whole number, 1 to 1024 (see --help)"),
         ("vmae_data build a b --val-share x", "--val-share: expected a number (see --help)"),
@@ -249,7 +252,7 @@ def test_a_path_that_is_no_file_is_refused_at_once_and_named(
     [
         ("build NOWHERE OUT", "finding the videos …"),
         ("build NOWHERE OUT --dry-run", "finding the videos …"),
-        ("demo FILE", "making the videos …"),
+        ("demo FILE", "demo videos: 0 of 800 …"),
         ("merge OUT", "merging the parts …"),
         ("verify NOWHERE", "verifying the shards …"),
         ("audit NOWHERE", "auditing the shards …"),

@@ -162,11 +162,24 @@ def test_an_unknown_key_is_answered_with_a_similar_one() -> None:
         load_recipe("vmae_data", None, BuildSpec, ["strid=2"])
 
 
-def test_the_shell_completes_recipes_of_a_command() -> None:
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("vmae-shard build x --recipe de", ["demo"]),
+        ("vmae-shard recipes de", ["demo"]),
+        ("vmae-train recipes pretrain/de", ["pretrain/demo", "pretrain/demo-long"]),
+        ("vmae-train pretrain --recipe de", ["demo", "demo-long"]),
+        ("vmae-train pretrain --recipe pretrain/de", ["pretrain/demo", "pretrain/demo-long"]),
+        ("vmae-train pretrain --recipe finetune/", []),
+    ],
+)
+def test_the_shell_completes_the_recipes_that_a_command_can_use(words: str, completed: list[str]) -> None:
+    program = words.split()[0].replace("-", "_")
     environment = {
-        "_VMAE_SHARD_COMPLETE": "complete_bash",
-        "COMP_WORDS": "vmae-shard build x --recipe de",
-        "COMP_CWORD": "4",
+        f"_{program.upper()}_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
     }
-    done = run_command("vmae_data", env=os.environ | environment, status=0)
-    assert done.stdout.split() == ["demo"]
+    module = {"vmae_shard": "vmae_data", "vmae_train": "vmae_train"}[program]
+    done = run_command(module, env=os.environ | environment, status=0)
+    assert done.stdout.split() == completed

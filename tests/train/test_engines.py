@@ -194,6 +194,20 @@ def test_a_finetuning_validates_as_one_process_does(runs: Runs, engine: str) -> 
     assert [line["top1"] for line in scores[0]] == [line["top1"] for line in scores[1]]
 
 
+def test_two_processes_reconstruct_besides_the_labels_as_one_does(runs: Runs) -> None:
+    settings = ("aux.reconstruction=0.5", "evaluate.views=1x1")
+    train(runs.training("aux", *settings, finetune=True), Distributed())
+    runs.by_processes(
+        2,
+        runs.training("aux by two", *settings, "train.micro_batch=2", finetune=True),
+        runs.training("aux → two", *settings, resumes="aux", finetune=True),
+    )
+    for name in ("aux by two", "aux → two"):
+        runs.assert_same(name, "aux")
+        for key in ("label_loss", "reconstruction_loss"):
+            np.testing.assert_allclose(runs.numbers(name, key), runs.numbers("aux", key), rtol=1e-5)
+
+
 def test_stage_3_refuses_compiled_blocks() -> None:
     settings = ["model.compile=true", *SETTINGS["zero3"]]
     with pytest.raises(MisuseError, match="stage 3 can't be compiled"):

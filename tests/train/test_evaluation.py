@@ -104,8 +104,8 @@ def _labelled(videos: Path, dest: Path, spec: BuildSpec, labels: list[Any]) -> S
     return Shards.open(str(dest))
 
 
-def _finetune(shards: Path, out: Path, *more: str) -> Any:
-    return finetune_tiny(shards, out, *SETTINGS, *more)
+def _finetune(shards: Path, out: Path, *more: str, style: ProgressStyle = ProgressStyle.QUIET) -> Any:
+    return finetune_tiny(shards, out, *SETTINGS, *more, style=style)
 
 
 def test_several_classes_are_trained_evaluated_and_written(
@@ -211,12 +211,21 @@ def test_the_ema_is_the_same_after_a_stop(demo_shards: Path, tmp_path: Path) -> 
         load_model(files[0], ema=True)
 
 
-def test_the_best_checkpoint_is_recorded_and_kept(demo_shards: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_printed_recorded_and_kept(
+    demo_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     more = ("train.steps=4", "checkpoint.every_steps=1", "checkpoint.keep=1", "evaluate.every_steps=1")
-    _finetune(demo_shards, out, *more)
+    _finetune(demo_shards, out, *more, style=ProgressStyle.AUTO)
+    notes = [one for one in capsys.readouterr().err.splitlines() if one.startswith("note: step ")]
     line = {line["step"]: line["top1"] for line in read_log(out) if line["kind"] == "validation"}
     assert list(line) == [1, 2, 3, 4]
+    assert notes[::2] == [f"note: step {step}: evaluating on the validation set" for step in line]
+    best_so_far = [value > max([line[one] for one in line if one < step], default=-1) for step, value in line.items()]
+    assert notes[1::2] == [
+        f"note: step {step}: top-1 {value:.2f} %{', the best so far' if is_best else ''}"
+        for (step, value), is_best in zip(line.items(), best_so_far, strict=True)
+    ]
     expected = max(line, key=lambda step: line[step])  # the first of equal ones
     best = json.loads((out / "best.json").read_text())
     assert best == {"step": expected, "metric": "top1", "value": line[expected], "higher_is_better": True}

@@ -43,7 +43,7 @@ EVERYTHING: dict[str, Any] = {
 PUBLISHED_MIX = MixupSpec(mixup=0.8, cutmix=1.0, label_smoothing=0.1, mix_group=4)
 
 
-def _batch(samples: list[int], *, unreadable: tuple[int, ...] = ()) -> Batch:
+def noise_batch(samples: list[int], *, unreadable: tuple[int, ...] = ()) -> Batch:
     """Noise frames that depend on the sample."""
     height, width = SIZE + 8, SIZE + 16
 
@@ -88,8 +88,8 @@ class _Loss:
 def test_micro_batches_of_whole_groups_add_up_to_the_batch(repeats: int) -> None:
     loss = _Loss(PUBLISHED_MIX, repeats=repeats)
     with torch.no_grad():
-        whole = float(loss(_batch(list(range(8)), unreadable=(2,))))
-        first, second = float(loss(_batch([0, 1, 2, 3], unreadable=(2,)))), float(loss(_batch([4, 5, 6, 7])))
+        whole = float(loss(noise_batch(list(range(8)), unreadable=(2,))))
+        first, second = float(loss(noise_batch([0, 1, 2, 3], unreadable=(2,)))), float(loss(noise_batch([4, 5, 6, 7])))
     assert whole == pytest.approx((3 * first + 4 * second) / 7, abs=1e-5)
 
 
@@ -98,8 +98,8 @@ def test_a_clip_is_mixed_with_no_other_group() -> None:
     seen: list[torch.Tensor] = []
     loss.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
     with torch.no_grad():
-        loss(_batch([0, 1, 2, 3, 4, 5, 6, 7]))
-        loss(_batch([0, 1, 2, 3, 8, 9, 10, 11]))
+        loss(noise_batch([0, 1, 2, 3, 4, 5, 6, 7]))
+        loss(noise_batch([0, 1, 2, 3, 8, 9, 10, 11]))
     one, other = seen
     assert (one[:4] - other[:4]).abs().max() < 1e-5
     assert (one[4:] - other[4:]).abs().max() > 0.1
@@ -111,7 +111,7 @@ def test_repeats_use_the_same_frames_with_their_own_random_numbers() -> None:
         loss = _Loss(MixupSpec(), repeats=repeats)
         loss.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
         with torch.no_grad():
-            loss(_batch([3, 4, 5]))
+            loss(noise_batch([3, 4, 5]))
     once, twice = seen
     assert len(twice) == 6
     assert (twice[::2] - once).abs().max() < 1e-5
@@ -120,7 +120,7 @@ def test_repeats_use_the_same_frames_with_their_own_random_numbers() -> None:
 
 def test_everything_off_is_the_plain_crop_and_plain_cross_entropy() -> None:
     off = {"crop": "center", "antialias": True, "flip": False, "randaugment": None, "erasing": None}
-    loss, batch = _Loss(MixupSpec(), **off), _batch([0, 1, 2], unreadable=(1,))
+    loss, batch = _Loss(MixupSpec(), **off), noise_batch([0, 1, 2], unreadable=(1,))
     with torch.no_grad():
         augment = loss.augment
         clips = augment.normalise(
@@ -135,7 +135,7 @@ def test_everything_off_is_the_plain_crop_and_plain_cross_entropy() -> None:
 def test_pretraining_repeats_crops_and_masks_of_one_decoded_clip() -> None:
     augment = Augment(AugmentSpec(size=SIZE))
     model = PretrainModel(TINY, seed=1)
-    batch = _batch([0, 1], unreadable=(1,))
+    batch = noise_batch([0, 1], unreadable=(1,))
     with torch.no_grad():
         together = float(masked_loss(model, batch, augment, MaskSpec(ratio=0.75), repeats=3))
         alone = []
@@ -152,7 +152,7 @@ def test_pretraining_repeats_crops_and_masks_of_one_decoded_clip() -> None:
 )
 def test_pretraining_learns_from_masks_of_every_kind(mask: MaskSpec) -> None:
     model = PretrainModel(TINY, seed=1)
-    loss = masked_loss(model, _batch([0, 1]), Augment(AugmentSpec(size=SIZE)), mask)
+    loss = masked_loss(model, noise_batch([0, 1]), Augment(AugmentSpec(size=SIZE)), mask)
     loss.backward()
     assert 0.5 < float(loss.detach()) < 2  # targets have a variance of 1
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

@@ -55,6 +55,7 @@ FINETUNINGS = {
     "plain": (),
     "every augmentation": EVERY_AUGMENTATION,
     "two clips of each sample": (*EVERY_AUGMENTATION, "train.repeats=2"),
+    "reconstruction": (*EVERY_AUGMENTATION, "aux.reconstruction=0.5", "train.repeats=2"),
     "resized crop": ("augment.crop=resized",),
     "resized boxes": ("augment.convert=box", "augment.crop=resized", "augment.antialias=false"),
     "boxes with every augmentation": ("augment.convert=box", *EVERY_AUGMENTATION),

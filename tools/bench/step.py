@@ -2,10 +2,12 @@
 
     python -m tools.bench.step [--size S] [--task pretrain finetune] [--precision float32 bfloat16] [--batch 4]
     python -m tools.bench.step --task pretrain --models vmae-train "vmae-train, cross-attention"
+    python -m tools.bench.step --task finetune --models vmae-train "vmae-train, reconstruction"
     python -m tools.bench.step --profile      # the operators of this model's steps instead
 
 transformers computes attention by SDPA or eagerly; without transformers only this model runs. All have the same
-weights, batch, mask and fused AdamW. A decoder with cross-attention has other weights. Each has a process of its own, and they take turns. Ratios are those of a round.
+weights, batch, mask and fused AdamW. A decoder with cross-attention has other weights, and a
+finetuning that also reconstructs another loss. Each has a process of its own, and they take turns. Ratios are those of a round.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from vmae_train.checkpoints.convert import convert
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.mask import MaskSpec, TokenMask, sample_mask
 from vmae_train.clips.rng import ClipRng
+from vmae_train.finetune import AuxSpec
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import Classifier
@@ -46,7 +49,8 @@ from vmae_train.training.optimizer import OptimSpec, build_optimizer
 
 OURS, RETURNED = "vmae-train", "vmae-train, memory returned"
 KEPT = "transformers sdpa, memory kept"
-CROSS = "vmae-train, cross-attention"  # another model: its loss is another one
+CROSS, AUXILIARY = "vmae-train, cross-attention", "vmae-train, reconstruction"
+OTHER_LOSS = (CROSS, AUXILIARY)  # of another model, or of two tasks
 MODELS = (OURS, RETURNED, "transformers sdpa", KEPT, "transformers eager")
 PARTS = ("forward", "backward", "optimizer")
 CLASSES = 400
@@ -108,7 +112,16 @@ def build(job: Job) -> Stepper:
         optimizer = build_optimizer(model, ADAMW, depth=geometry.depth)
         if isinstance(model, PretrainModel):
             return Stepper(lambda: model.loss(clips, mask), optimizer)
+        assert isinstance(model, Classifier)
         one_hot_BK = nn.functional.one_hot(label_B, CLASSES).float()
+        if job.model == AUXILIARY:
+            decoder = PretrainModel(geometry).train()
+            model.share_encoder(decoder)
+            optimizer = build_optimizer(model, ADAMW, depth=geometry.depth)
+            mask = sample_mask(AuxSpec().mask, rng, grid_of(geometry))
+            return Stepper(
+                lambda: soft_cross_entropy(model(clips), one_hot_BK).mean() + 0.1 * decoder.loss(clips, mask), optimizer
+            )
         return Stepper(lambda: soft_cross_entropy(model(clips), one_hot_BK).mean(), optimizer)
     theirs = transformers_model(model, job.model.split()[1].removesuffix(","))
     inputs = {"bool_masked_pos": is_masked(mask, geometry)} if job.task == "pretrain" else {"labels": label_B}
@@ -176,7 +189,7 @@ def mean_of(steps: list[Measured]) -> Measured:
 def serve(job: Job, connection: Connection) -> None:
     """A process that makes steps when it is asked."""
     torch.set_num_threads(job.threads)
-    if job.model in (OURS, KEPT, CROSS):
+    if job.model in (OURS, KEPT, *OTHER_LOSS):
         keep_freed_memory()
     stepper = build(job)
     while (asked := connection.recv()) is not None:
@@ -201,7 +214,7 @@ def processes(jobs: list[Job]) -> Iterator[list[Connection]]:
 def compete(
     models: list[str], connections: list[Connection], precision: str, rounds: int, steps: int
 ) -> list[list[Measured]]:
-    """Rounds of each model, in turns. A first step, not counted, checks that all have the same loss, but CROSS."""
+    """Rounds of each model, in turns. A first step, not counted, checks that all have the same loss, but OTHER_LOSS."""
 
     def ask(who: int, steps: int) -> Measured:
         connections[who].send((precision, steps))
@@ -209,7 +222,7 @@ def compete(
         return answer
 
     first = [ask(who, 1).loss for who in range(len(connections))]
-    losses = [loss for model, loss in zip(models, first, strict=True) if model != CROSS] or first
+    losses = [loss for model, loss in zip(models, first, strict=True) if model not in OTHER_LOSS] or first
     if max(losses) - min(losses) > (1e-4 if precision == "float32" else 0.02) * losses[0]:
         raise SystemExit(f"the models have different losses: {losses}")
     taken: list[list[Measured]] = [[] for _ in connections]
@@ -255,7 +268,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("quick", "demo", "S", "B", "L"), default="S")
     parser.add_argument("--task", choices=("pretrain", "finetune"), nargs="+", default=["pretrain", "finetune"])
     parser.add_argument("--precision", choices=("float32", "bfloat16"), nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--models", choices=(*MODELS, CROSS), nargs="+", default=list(MODELS))
+    parser.add_argument("--models", choices=(*MODELS, *OTHER_LOSS), nargs="+", default=list(MODELS))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=1, help="steps of each model in a round")

@@ -51,15 +51,12 @@ def demo(
         vmae-shard demo videos/demo --videos 100
         vmae-shard demo videos/rich --videos 800 --kind rich
     """
-    from vmae_data.progress import ProgressBar, announce
-
-    style = progress_style(quiet, as_json)
-    announce("making the videos", style)
     from vmae_data.demo.scenes import Kind
     from vmae_data.demo.videos import broken_count, write_demo
+    from vmae_data.progress import ProgressBar
 
     total = videos + (broken_count() if broken else 0)
-    with ProgressBar("demo videos", total, style) as progress:
+    with ProgressBar("demo videos", total, progress_style(quiet, as_json)) as progress:
         write_demo(
             dest,
             num_videos=videos,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes
+from typing import Annotated
+
+from vmae_data.console import Debug, Json, Settings, print_recipes, recipe_argument
 
 
-def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
+def recipes(
+    name: Annotated[str | None, recipe_argument("vmae_data")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """List the build recipes, or show one with every value.
 
     Examples:

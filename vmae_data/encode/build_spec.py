@@ -34,20 +34,20 @@ class Thinning(NamedTuple):
 class BuildSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The keys of a build recipe. Together with the sources they decide the content of the shards."""
 
-    short_side: int = 256
+    short_side: int = 256  # pixels of the shorter side; videos are never scaled up
     stride: int | None = None  # in source frames; 4 if neither `stride` nor `rate` is set
     rate: float | None = None  # kept frames per second, for sources of mixed or variable frame rate
-    phases: int = 1
-    longest_seconds: float | None = None
-    profile: Profile = "h264"
+    phases: int = 1  # temporal phases kept of each video, at most `stride`
+    longest_seconds: float | None = None  # longer videos are cut into segments of at most this length
+    profile: Profile = "h264"  # codec profile
     crf: int = 23  # of h264
     qscale: int = 3  # of mpeg4 and mjpeg
-    gop: int = 16
-    samples_per_shard: int = 500
-    seed: int = 0
-    keep_truncated: bool = False
+    gop: int = 16  # frames between key frames
+    samples_per_shard: int = 500  # 500 make 100 to 300 MB
+    seed: int = 0  # of the order of the sources
+    keep_truncated: bool = False  # also keep sources that are truncated or damaged
     size_changes: Literal["scale", "refuse"] = "scale"  # of the pictures of a source: to the first one's size
-    may_flip: bool = True
+    may_flip: bool = True  # false if mirroring changes the class
     columns: Columns | None = None  # of a listing; None: the known names
 
     def __post_init__(self) -> None:

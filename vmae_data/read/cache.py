@@ -33,8 +33,8 @@ POLL_SECONDS = 0.002
 class CacheSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The node's folder for downloaded shards, and its limit in bytes. Without `dir` there is no cache."""
 
-    dir: str | None = None
-    bytes: int | float | str | None = None
+    dir: str | None = None  # a local folder
+    bytes: int | float | str | None = None  # limit, such as "200GB"
 
     def __post_init__(self) -> None:
         if self.dir is None:

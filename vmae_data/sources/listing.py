@@ -50,8 +50,8 @@ MAX_NAMES, NAME_CHARACTERS = 12, 40  # of columns in an error
 class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The columns of a listing to read; None: the known names. Several label columns make one label."""
 
-    path: str | None = None
-    label: str | tuple[str, ...] | None = None
+    path: str | None = None  # name of the column with the paths
+    label: str | tuple[str, ...] | None = None  # name of the column with the labels, or several names
 
 
 RawLabel = str | tuple[str, ...] | None

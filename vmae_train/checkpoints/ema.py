@@ -20,7 +20,7 @@ __all__ = ["EmaSpec", "ModelEma"]
 class EmaSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The share of the old average that each step keeps; None: no average is kept."""
 
-    decay: float | None = None
+    decay: float | None = None  # such as 0.9999; none: off
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 <= self.decay < 1:

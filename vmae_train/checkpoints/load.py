@@ -145,7 +145,8 @@ def load_weights(folder: Path, model: VideoModel) -> None:
     state = read_weights(folder / WEIGHTS)
     _check_state(folder / WEIGHTS, model, state)
     own = model.state_dict()
-    model.load_state_dict({name: shard_like(value, own[name]) for name, value in state.items()})
+    # Not strict: the names are right, and the state dict lacks what only a training needs.
+    model.load_state_dict({name: shard_like(value, own[name]) for name, value in state.items()}, strict=False)
 
 
 def read_model(

@@ -54,17 +54,17 @@ class AugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     `convert`: `frame` makes RGB of the full frames of a batch, `box` of what the boxes need, a few clips at a time.
     """
 
-    size: int | None = None
-    crop: Literal["multiscale", "random", "resized", "center"] = "multiscale"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (0.75, 1.3333)
-    flip: bool = False
-    antialias: bool = True
-    convert: Literal["frame", "box"] = "frame"
+    size: int | None = None  # pixels of the crop; none: the model's
+    crop: Literal["multiscale", "random", "resized", "center"] = "multiscale"  # how the box is chosen
+    scale: tuple[float, float] = (0.08, 1.0)  # shares of the frame's area, for `resized`
+    ratio: tuple[float, float] = (0.75, 1.3333)  # width to height, for `resized`
+    flip: bool = False  # mirror half of the clips, if the data set may flip
+    antialias: bool = True  # PIL's antialiased filter; false: plain bilinear
+    convert: Literal["frame", "box"] = "frame"  # what becomes RGB: full frames or boxes
     randaugment: RandAugmentSpec | None = None
     erasing: ErasingSpec | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of the channels, subtracted
+    std: tuple[float, float, float] = IMAGENET_STD  # of the channels, divided by
 
     def __post_init__(self) -> None:
         check_bounds(self, size=(1, 1 << 16))

@@ -32,9 +32,9 @@ _NOISE_BITS = 16
 class ErasingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A clip is erased with probability `prob`. The box has a share of the frame's area, and a ratio of height to width."""
 
-    prob: float = 0.25
-    area: tuple[float, float] = (0.02, 1 / 3)
-    ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    prob: float = 0.25  # of a clip
+    area: tuple[float, float] = (0.02, 1 / 3)  # shares of the frame's area
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)  # height to width
 
     def __post_init__(self) -> None:
         if not 0 <= self.prob <= 1:

@@ -55,12 +55,13 @@ class ClipSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `frozen` repeats one frame: a control without motion.
     """
 
+    # exact stride, spread over num_frames × stride, or spread over the video
     sampler: Literal["stride", "dense", "uniform"] = "stride"
-    short_videos: Literal["v1", "v2"] = "v2"
+    short_videos: Literal["v1", "v2"] = "v2"  # how `uniform` fills clips of too few frames
 
     stride: int | Literal["kept"] | None = None  # 4 if no rate is given
-    rate: float | None = None
-    frozen: bool = False
+    rate: float | None = None  # frames per second, in place of `stride`
+    frozen: bool = False  # repeat one frame: a control without motion
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.rate is not None:

@@ -46,9 +46,9 @@ class LoaderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     `ahead`: batches that are loaded in advance. `read_ahead`: bytes that each worker prefetches from remote shards.
     """
 
-    workers: int = 1
-    ahead: int = 3
-    read_ahead: int | float | str = READ_AHEAD
+    workers: int = 1  # decode processes of each training process
+    ahead: int = 3  # batches loaded in advance
+    read_ahead: int | float | str = READ_AHEAD  # bytes, or text such as "64MiB"
 
     def __post_init__(self) -> None:
         if self.read_ahead_bytes < 1:

@@ -56,11 +56,11 @@ class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `decoder_ratio` of the patches of each cell of 2 × 2. The skipped patches move with every slice.
     """
 
-    kind: Literal["tube", "random", "frame", "motion"] = "tube"
-    ratio: float = 0.9
-    decoder: Literal["all", "running-cell"] = "all"
-    decoder_ratio: float = 0.5
-    motion_weight: float = 1.0
+    kind: Literal["tube", "random", "frame", "motion"] = "tube"  # pattern of the mask
+    ratio: float = 0.9  # share of the tokens that is masked
+    decoder: Literal["all", "running-cell"] = "all"  # which masked tokens are predicted
+    decoder_ratio: float = 0.5  # share of each cell that is skipped
+    motion_weight: float = 1.0  # preference for moving patches, with `motion`
 
     def __post_init__(self) -> None:
         check_bounds(self, decoder_ratio=(0, 1), motion_weight=(0, 1000))

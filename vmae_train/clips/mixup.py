@@ -35,12 +35,12 @@ class MixupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     `switch`. `label_smoothing` also applies without mixing.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    prob: float = 1.0
-    switch: float = 0.5
-    label_smoothing: float = 0.0
-    mix_group: int = 8
+    mixup: float = 0.0  # parameter of the Beta distribution; 0: off
+    cutmix: float = 0.0  # parameter of the Beta distribution; 0: off
+    prob: float = 1.0  # that a group is mixed
+    switch: float = 0.5  # share of CutMix if both are on
+    label_smoothing: float = 0.0  # share of the label spread over all classes
+    mix_group: int = 8  # samples mixed with each other; divides `batch` and `micro_batch`
 
     def __post_init__(self) -> None:
         check_bounds(self, mixup=(0, 1000), cutmix=(0, 1000), prob=(0, 1), switch=(0, 1), mix_group=(1, 1 << 16))

@@ -61,11 +61,11 @@ class RandAugmentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `magnitude` and `magnitude_std` are on a scale of 0 to 10.
     """
 
-    layers: int = 4
-    magnitude: float = 7.0
-    magnitude_std: float = 0.5
-    prob: float = 0.5
-    interpolation: Interpolation = "bicubic"
+    layers: int = 4  # operations sampled for a clip
+    magnitude: float = 7.0  # mean strength, 0 to 10
+    magnitude_std: float = 0.5  # its standard deviation
+    prob: float = 0.5  # of each operation
+    interpolation: Interpolation = "bicubic"  # of the geometric operations
 
     def __post_init__(self) -> None:
         check_bounds(self, layers=(1, 100), magnitude=(0, MAX_MAGNITUDE), magnitude_std=(0, 1000), prob=(0, 1))

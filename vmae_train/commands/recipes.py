@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, RecipeName, Settings, print_recipes, progress_style
+from typing import Annotated
+
+from vmae_data.console import Debug, Json, Settings, print_recipes, progress_style, recipe_argument
 from vmae_train.console import need_torch, spec_of
 
 
-def recipes(name: RecipeName = None, settings: Settings = None, as_json: Json = False, debug: Debug = False) -> None:
+def recipes(
+    name: Annotated[str | None, recipe_argument("vmae_train")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """List the training recipes, or show one with every value.
 
     Examples:

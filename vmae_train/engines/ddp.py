@@ -19,11 +19,12 @@ from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.native import describe, empty_model
 from vmae_train.clips.loader import Batch
 from vmae_train.distributed import Distributed, whole
-from vmae_train.models.base import VideoModel, trained_parameters
+from vmae_train.models.base import VideoModel, trained_parameters, training_only_parameters
 
-__all__ = ["MOMENTS", "CheckpointTensors", "DataParallel", "LossModule"]
+__all__ = ["MOMENTS", "WEIGHT", "CheckpointTensors", "DataParallel", "LossModule"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+WEIGHT = "weight"  # among the moments: of a parameter that only the training needs
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -32,7 +33,7 @@ class CheckpointTensors(NamedTuple):
     """The tensors of a checkpoint's files, by name, on the CPU. They are whole, however processes share the model."""
 
     weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
+    moments: dict[str, Tensor]  # and the weights that `weights` lacks
     ema: dict[str, Tensor] | None
 
 
@@ -108,7 +109,9 @@ class DataParallel:
             return {name: tensor.cpu().contiguous() for name, tensor in tensors if keep}
 
         weights = gathered(self._whole_weights(self.local_weights()))
+        own = training_only_parameters(self.model).items()
         moments = gathered(self._whole_moments(optimizer))
+        moments |= gathered((f"{WEIGHT}/{name}", parameter.detach()) for name, parameter in own)
         return CheckpointTensors(weights, moments, None if ema is None else gathered(self._whole_weights(ema.averages)))
 
     def _whole_weights(self, weights: Mapping[str, Tensor]) -> Named:

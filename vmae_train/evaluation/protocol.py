@@ -40,11 +40,11 @@ class EvaluateSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `merge`: the mean over a video's views is over probabilities (softmax) or over logits (logit).
     """
 
-    views: str = "5x3"
-    merge: Merge = "softmax"
-    every_steps: int | None = None
-    every_views: str = "1x1"
-    batch: int = 8
+    views: str = "5x3"  # clips × crops of each video at the end
+    merge: Merge = "softmax"  # average probabilities or logits of the views
+    every_steps: int | None = None  # also evaluate after each so many steps; none: at the end only
+    every_views: str = "1x1"  # views of these evaluations
+    batch: int = 8  # videos at a time
 
     def __post_init__(self) -> None:
         for text in (self.views, self.every_views):

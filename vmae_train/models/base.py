@@ -20,7 +20,7 @@ from vmae_train.models.geometry import Geometry, Init, ModelSpec
 from vmae_train.models.positions import position_embedding
 from vmae_train.models.vit import Block, drop_path_scale, init_weights
 
-__all__ = ["VideoModel", "described", "trained_parameters"]
+__all__ = ["VideoModel", "described", "trained_parameters", "training_only_parameters"]
 
 
 class VideoModel(nn.Module):
@@ -146,6 +146,12 @@ class VideoModel(nn.Module):
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Names and parameters that an optimizer updates: all but frozen ones."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def training_only_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters that the state dict lacks: a prediction does not need them."""
+    kept = model.state_dict()
+    return {name: parameter for name, parameter in trained_parameters(model) if name not in kept}
 
 
 # Autocast converts these by itself.

@@ -214,27 +214,27 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     another size or length.
     """
 
-    size: SizeName
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_ratio: float | None = None
-    decoder_embed_dim: int | None = None
-    decoder_depth: int | None = None
-    decoder_num_heads: int | None = None
-    decoder_attention: DecoderAttention = "self"
-    image_size: int | None = None
-    patch_size: int | None = None
-    num_frames: int = 16
-    tubelet_size: int = 2
-    position: Position | None = None
-    position_resize: PositionResize = "recompute"
-    init: Init | None = None
-    init_scale: float = 0.001
-    drop_path: float = 0.0
-    fc_drop_rate: float = 0.0
-    activation_checkpointing: bool = False
-    compile: bool = False
+    size: SizeName  # the published size that the other keys change
+    embed_dim: int | None = None  # width of the encoder
+    depth: int | None = None  # blocks of the encoder
+    num_heads: int | None = None  # attention heads of the encoder
+    mlp_ratio: float | None = None  # width of an MLP, as a multiple of `embed_dim`
+    decoder_embed_dim: int | None = None  # width of the decoder
+    decoder_depth: int | None = None  # blocks of the decoder
+    decoder_num_heads: int | None = None  # attention heads of the decoder
+    decoder_attention: DecoderAttention = "self"  # self: all tokens to all; cross: masked tokens to visible ones
+    image_size: int | None = None  # pixels of a clip's side
+    patch_size: int | None = None  # pixels of a patch's side
+    num_frames: int = 16  # frames of a clip
+    tubelet_size: int = 2  # frames of a token
+    position: Position | None = None  # embedding of the token's number, or of time, row and column
+    position_resize: PositionResize = "recompute"  # for initial weights of another clip size
+    init: Init | None = None  # distribution of the first weights; none: as published
+    init_scale: float = 0.001  # factor of the first weights of a classifier's head
+    drop_path: float = 0.0  # stochastic depth: rate of the last block
+    fc_drop_rate: float = 0.0  # dropout before the head
+    activation_checkpointing: bool = False  # recompute activations: less memory, more time
+    compile: bool = False  # use torch.compile
 
     def __post_init__(self) -> None:
         for name in ("drop_path", "fc_drop_rate"):

@@ -5,6 +5,8 @@ B batch, T frames, H rows, W columns, N tokens, E channels, K outputs of a head.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import torch
 from jaxtyping import Float
@@ -14,7 +16,7 @@ from vmae_data.amounts import plural
 from vmae_data.rng import Purpose
 from vmae_train.clips.rng import ClipRng, uniform
 from vmae_train.models.base import VideoModel
-from vmae_train.models.geometry import Geometry
+from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.pooling import AttentivePooler
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.models.vit import PatchEmbed, encoder_blocks, run_blocks
@@ -46,6 +48,7 @@ class HeadModel(VideoModel):
             raise ValueError("a classifier needs at least one class; got none")
         super().__init__(geometry, tuple(classes))
         self.frozen = False
+        self.auxiliary: PretrainModel | None = None
         dim = geometry.embed_dim
         with torch.device("meta"):
             self.patch_embed = PatchEmbed(geometry)
@@ -63,6 +66,26 @@ class HeadModel(VideoModel):
 
     def _outputs(self) -> tuple[str, ...]:
         return (plural(self.head.out_features, "class" if self.classes else "value"),)
+
+    def share_encoder(self, auxiliary: PretrainModel) -> None:
+        """Train a pretraining model together with this one: both have this model's patch embedding and blocks.
+
+        Call it before `set_options`. A prediction does not need `auxiliary`, so the state dict lacks it.
+        """
+        auxiliary.encoder.patch_embed, auxiliary.encoder.blocks = self.patch_embed, self.blocks
+        self.auxiliary = auxiliary
+
+    def set_options(self, spec: ModelSpec) -> None:
+        super().set_options(spec)
+        if self.auxiliary is not None:
+            self.auxiliary.set_options(msgspec.structs.replace(spec, compile=False))  # its blocks are compiled
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """All weights but those that only `auxiliary` has: `training_only_parameters` gives these."""
+        state: dict[str, Any] = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in [name for name in state if name.startswith(f"{prefix}auxiliary.")]:
+            del state[name]
+        return state
 
     def freeze_encoder(self) -> None:
         """Train only pooling, norm and head from now on (a probe). A frozen encoder has no drop path."""

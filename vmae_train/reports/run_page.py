@@ -163,6 +163,8 @@ def _training(runs: Sequence[NamedRun]) -> Iterator[Part]:
     losses = [log_curve(name, one.log, "loss") for name, one, _ in runs]
     charts = [
         curves("Loss", losses, "loss" if run.is_finetuning else "masked loss", caption, level=baseline),
+        chart("Label loss", "label_loss", "label loss"),
+        chart("Reconstruction loss", "reconstruction_loss", "masked loss"),
         chart("Learning rate", "lr", "learning rate"),
         chart("Gradient norm", "grad_norm", "norm before clipping"),
         chart("Waiting for data", "data_wait", "% of the time", scale=100),

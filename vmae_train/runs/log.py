@@ -21,11 +21,11 @@ class LogSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `tensorboard` writes to RUN/tensorboard. `wandb` writes to RUN/wandb and, with `online`, to its server.
     """
 
-    every_steps: int = 50
-    tensorboard: bool = False
-    wandb: Literal["online", "offline"] | None = None
-    wandb_project: str = "vmae"
-    wandb_name: str | None = None
+    every_steps: int = 50  # steps between log lines
+    tensorboard: bool = False  # also write TensorBoard files
+    wandb: Literal["online", "offline"] | None = None  # also log to Weights & Biases
+    wandb_project: str = "vmae"  # project in Weights & Biases
+    wandb_name: str | None = None  # name of the run there; none: the run's folder
 
     def __post_init__(self) -> None:
         check_bounds(self, every_steps=(1, MAX_STEPS))

@@ -20,8 +20,8 @@ from vmae_train.checkpoints.ema import ModelEma
 from vmae_train.checkpoints.load import load_weights
 from vmae_train.checkpoints.native import save_model, write_weights
 from vmae_train.distributed import shard_like
-from vmae_train.engines.ddp import MOMENTS, CheckpointTensors
-from vmae_train.models.base import VideoModel, trained_parameters
+from vmae_train.engines.ddp import MOMENTS, WEIGHT, CheckpointTensors
+from vmae_train.models.base import VideoModel, trained_parameters, training_only_parameters
 from vmae_train.runs.best import read_best
 from vmae_train.runs.checksums import MARKER_FORMAT, NEEDED_FILES, hash_files, verify_files
 from vmae_train.runs.layout import (
@@ -50,8 +50,8 @@ _ADVICE = "Remove that checkpoint to resume from the one before"
 class CheckpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often a run is saved, and how many of the last checkpoints are kept."""
 
-    every_steps: int = 1000
-    keep: int = 3
+    every_steps: int = 1000  # steps between checkpoints
+    keep: int = 3  # number of last checkpoints kept
 
     def __post_init__(self) -> None:
         check_bounds(self, every_steps=(1, MAX_STEPS), keep=(1, MAX_STEPS))
@@ -149,12 +149,16 @@ def load_checkpoint(checkpoint: Path, model: VideoModel, optimizer: torch.optim.
     except (OSError, SafetensorError) as error:
         raise _damaged(path, f"can't be read ({error})") from error
     state, numbers = optimizer.state_dict(), _parameter_numbers(model, optimizer)
-    if tensors.keys() != {f"{moment}/{name}" for name in numbers for moment in MOMENTS}:
+    own = training_only_parameters(model)
+    kinds = {name: (*MOMENTS, WEIGHT) if name in own else MOMENTS for name in numbers}
+    if tensors.keys() != {f"{kind}/{name}" for name, stored in kinds.items() for kind in stored}:
         raise DataError(f"{path}: its parameters are not the model's. The run had another recipe")
     for name, parameter in trained_parameters(model):
-        shapes = [tensors[f"{moment}/{name}"].shape for moment in MOMENTS]
-        if shapes != [parameter.shape, parameter.shape, torch.Size()]:
+        shapes = {kind: tensors[f"{kind}/{name}"].shape for kind in kinds[name]}
+        if shapes != {kind: torch.Size() if kind == "step" else parameter.shape for kind in shapes}:
             raise DataError(f"{path}: the moments of {name} do not have its shape. The run had another recipe")
+    for name, parameter in own.items():
+        parameter.data.copy_(tensors[f"{WEIGHT}/{name}"])
     for name, parameter in trained_parameters(model):
         moments = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}
         moments = {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vmae_train.checkpoints.native import describe, empty_model
-from vmae_train.models.base import trained_parameters
+from vmae_train.models.base import trained_parameters, training_only_parameters
 from vmae_train.training.diagnostics import Diagnostic
 from vmae_train.training.engine import Engine
 from vmae_train.training.trainer import Trainer
@@ -76,10 +76,11 @@ def dry_run_report(train: Callable[..., Trainer], spec: object, **arguments: Any
 def _checkpoint_mb(engine: Engine) -> float:
     """The weights, the optimizer's two moments of each, and their moving average in float32 if there is one."""
     trained = {name for name, _ in trained_parameters(engine.model)}
+    state = empty_model(describe(engine.model)).state_dict()  # this process may hold parts only
     size = 0
-    for name, weight in empty_model(describe(engine.model)).state_dict().items():  # this process may hold parts only
+    for name, weight in (state | training_only_parameters(engine.model)).items():
         moments = 4 * (2 * weight.numel() + 1) if name in trained else 0
-        average = 4 * weight.numel() if engine.ema is not None else 0
+        average = 4 * weight.numel() if engine.ema is not None and name in state else 0
         size += weight.numel() * weight.element_size() + moments + average
     return size / 1e6
 

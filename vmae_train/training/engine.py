@@ -29,7 +29,7 @@ __all__ = ["Engine", "StepResult"]
 class StepResult(NamedTuple):
     """One step's numbers. Tensors stay on the device."""
 
-    loss: Tensor  # this process's part of the mean
+    loss: Tensor  # this process's part of the mean; then of the mean of each of the objective's parts, if it has any
     grad_norm: Tensor
     lr: float
     status: StepStatus
@@ -119,7 +119,7 @@ class Engine:
                     )
             assert batch is not None
             with self.parallel.passes(last=left == 0), self._distributed.waiting_for_peers():
-                loss += self._backward(batch)
+                loss = loss + self._backward(batch)
         assert status is not None
         self._check_finite(loss, step)
         scale = self.batch / status.valid  # above 1 if samples are unreadable
@@ -131,7 +131,7 @@ class Engine:
     def _backward(self, batch: Batch) -> Tensor:
         """Add a micro-batch's gradients, divided by the global batch. `world_size` cancels the mean over the processes."""
         loss = self.parallel.loss(batch) * (batch.valid * self.layout.world_size / self.batch)
-        self.parallel.backward(self.scaler.scale(loss))
+        self.parallel.backward(self.scaler.scale(loss[0] if loss.ndim else loss))
         return loss.detach()
 
     def _autocast_loss(self, batch: Batch) -> Tensor:
@@ -148,7 +148,7 @@ class Engine:
 
     def _check_finite(self, value: Tensor, step: int) -> None:
         at = self.not_finite_at
-        self.not_finite_at = torch.where(torch.isfinite(value), at, at.clamp_max(step))
+        self.not_finite_at = torch.where(torch.isfinite(value).all(), at, at.clamp_max(step))
 
 
 def _choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ from vmae_data.read.mixture import Mixture
 from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.mixup import MixupSpec
 from vmae_train.evaluation.predict_videos import check_same_classes
+from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, ModelSpec
 from vmae_train.models.heads import (
     Classifier,
@@ -114,21 +115,36 @@ def target_of(mixture: Mixture, samples: Sequence[int]) -> HeadTarget:
 
 
 def build_head_model(
-    spec: ModelSpec, geometry: Geometry, target: HeadTarget, *, init: str | None, probe: Probe | None, seed: int
+    spec: ModelSpec,
+    geometry: Geometry,
+    target: HeadTarget,
+    *,
+    init: str | None,
+    probe: Probe | None,
+    seed: int,
+    with_decoder: bool = False,
 ) -> tuple[HeadModel, str]:
     """The first model of a finetuning, and a text that says where it comes from.
 
     Without `init` everything is new. Else a model that predicts the same is continued, or its encoder gets a new head.
     A classifier of other classes keeps the rows of its head if it has all classes of the data. A probe's encoder is frozen.
+    `with_decoder`: it also has `auxiliary`, with the decoder of a pretrained `init`, else with a new one.
     """
+    start: VideoModel | None = None
     geometry = msgspec.structs.replace(geometry, pooling="attentive" if probe == "attentive" else "mean")
     if init is None:
         model = target.new_model(geometry, seed)
         origin = f"from scratch ({geometry.init or 'trunc'} initialisation), without --init"
     else:
-        start = load_init(init, geometry, position_resize=spec.position_resize, with_decoder=False)
+        start = load_init(init, geometry, position_resize=spec.position_resize, with_decoder=with_decoder, seed=seed)
         assert isinstance(start, PretrainModel | HeadModel)
         model, origin = _put_head_on(start, geometry, target, init=init, seed=seed, new_head=probe is not None)
+    if isinstance(start, PretrainModel) and with_decoder:
+        model.share_encoder(start)
+    elif with_decoder:
+        own = {name: getattr(geometry, name) for name in Geometry.__struct_fields__ if name.startswith("decoder_")}
+        model.share_encoder(PretrainModel(msgspec.structs.replace(model.geometry, **own), seed=seed))
+        origin += "; new decoder" if start is not None else ""
     if probe is not None:
         model.freeze_encoder()
     model.set_options(spec)

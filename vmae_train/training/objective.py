@@ -27,6 +27,7 @@ class Objective(ABC):
     frozen: bool = False  # the encoder is not trained
     targets: bool = False  # batches have labels of several classes, or values
     validate_every: int | None = None  # steps between validations
+    parts: tuple[str, ...] = ()  # names in the log of what `loss` gives besides the loss
 
     def prepare(self, setup: TrainingSetup) -> None:
         """Check the data. Raises MisuseError, DataError. The trainer sets `setup` again when it knows the run."""
@@ -46,7 +47,10 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """The weighted mean of the losses of a micro-batch's samples. Everything runs on the device."""
+        """The weighted mean of the losses of a micro-batch's samples. Everything runs on the device.
+
+        With `parts` a tensor of this loss, which alone has a gradient, and of each part.
+        """
 
     def evaluate(
         self, engine: Engine, distributed: Distributed, *, style: ProgressStyle, sync: StepSync | None = None

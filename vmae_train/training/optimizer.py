@@ -23,15 +23,15 @@ __all__ = ["OptimSpec", "Schedule", "build_optimizer", "layer_scale"]
 class OptimSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """AdamW and its learning rates, given for a batch of 256. The warm-up is in epochs or in steps."""
 
-    base_lr: float
-    min_lr: float = 0.0
-    warmup_epochs: float | None = None
-    warmup_steps: int | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    clip_grad: float | None = None
+    base_lr: float  # peak for a batch of 256; it is scaled with `train.batch`
+    min_lr: float = 0.0  # at the end, for a batch of 256
+    warmup_epochs: float | None = None  # epochs in which the learning rate rises from 0
+    warmup_steps: int | None = None  # the same in steps
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
+    weight_decay: float = 0.05  # of AdamW; norms and biases have none
+    layer_decay: float = 1.0  # factor of the learning rate from each block to the one below it
+    clip_grad: float | None = None  # largest norm of the gradient; none: no limit
 
     def __post_init__(self) -> None:
         if (self.warmup_epochs is None) == (self.warmup_steps is None):
@@ -73,11 +73,16 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         return self.lowest + 0.5 * (self.peak - self.lowest) * (1 + math.cos(math.pi * progress))
 
 
+_AUXILIARY = "auxiliary."
+
+
 def layer_scale(name: str, depth: int, decay: float) -> float:
     """decay^(depth + 1 − i): i = 0 for the patch embedding, k + 1 for block k, depth + 1 for the rest.
 
-    VideoMAE optim_factory.py:24-46.
+    VideoMAE optim_factory.py:24-46. To the rest belongs what an auxiliary task adds to the encoder.
     """
+    if name.startswith(_AUXILIARY):
+        return 1.0
     block = re.search(r"\bblocks\.(\d+)\.", name)
     layer = 0 if "patch_embed." in name else int(block[1]) + 1 if block else depth + 1
     return float(decay ** (depth + 1 - layer))
@@ -88,6 +93,7 @@ def _is_decayed(name: str, parameter: Tensor) -> bool:
 
     VideoMAE optim_factory.py:49-88.
     """
+    name = name.removeprefix(_AUXILIARY)
     return parameter.ndim > 1 and not name.endswith(".bias") and name not in ("mask_token", "pooler.query")
 
 

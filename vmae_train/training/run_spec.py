@@ -32,15 +32,16 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     what they share of it with `deepspeed`.
     """
 
-    batch: int
-    micro_batch: int | None = None
-    repeats: int = 1
-    epochs: int | None = None
-    steps: int | None = None
+    batch: int  # videos of one optimizer step, over all processes
+    micro_batch: int | None = None  # videos of one process at a time; none: its whole share
+    repeats: int = 1  # clips made of each decoded video
+    epochs: int | None = None  # give either this or `steps`
+    steps: int | None = None  # optimizer steps
+    # auto: bfloat16, else float16, on a GPU; float32 on a CPU
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    threads: int | None = None
-    engine: EngineName = "ddp"
-    zero_stage: ZeroStage = 1
+    threads: int | None = None  # of torch on a CPU; none: torch's own number
+    engine: EngineName = "ddp"  # ddp: each process has the whole model; fsdp2 and deepspeed share it
+    zero_stage: ZeroStage = 1  # of deepspeed
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -64,7 +65,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: ModelSpec
     optim: OptimSpec
     train: TrainSpec
-    seed: int = 0
+    seed: int = 0  # of all random numbers
     clip: ClipSpec = ClipSpec()
     augment: AugmentSpec = AugmentSpec()
     loader: LoaderSpec = LoaderSpec()

@@ -45,14 +45,26 @@ class Throughput:
         self._started_at, self._step = time.perf_counter(), step
         self._before = self._loader.timings
 
-    def line(self, step: int, *, loss: Tensor, grad_norm: Tensor, lr: float, epoch: int, batch: int) -> dict[str, Any]:
-        """The log line of a step. `loss` is this process's part of the mean. All processes call it together."""
+    def line(
+        self,
+        step: int,
+        *,
+        loss: Tensor,
+        parts: tuple[str, ...],
+        grad_norm: Tensor,
+        lr: float,
+        epoch: int,
+        batch: int,
+    ) -> dict[str, Any]:
+        """The log line of a step. `loss` and `parts` are those of StepResult. All processes call it together."""
         now = time.perf_counter()
         self.seconds = seconds = now - self._started_at
         self.timings = timings = self._loader.timings.minus(self._before)
         steps = step - self._step if self._step is not None else None
-        own = [float(loss), _memory_mb(loss.device), *timings]
-        losses, memory, *rest = zip(*self._distributed.all_gather_floats(own), strict=True)
+        own = [_memory_mb(loss.device), *timings, *loss.flatten().tolist()]
+        memory, *rest = zip(*self._distributed.all_gather_floats(own), strict=True)
+        rest, losses = rest[: len(timings)], rest[len(timings) :]
+        means = dict(zip(("loss", *parts), map(sum, losses), strict=True))  # in the order of ranks: always the same
         processes = [ReadTimings(*values) for values in zip(*rest, strict=True)]
         slowest = max(processes, key=lambda one: one.batch_wait_seconds)
         lookups = sum(one.cache_hits + one.cache_misses for one in processes)
@@ -61,7 +73,7 @@ class Throughput:
             "kind": "train",
             "step": step,
             "epoch": epoch,
-            "loss": sum(losses),  # in the order of ranks: the same number each time
+            **means,
             "lr": lr,
             "grad_norm": float(grad_norm),
             "clips_per_second": round(steps * batch / seconds, 2) if steps else None,

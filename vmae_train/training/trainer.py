@@ -145,7 +145,7 @@ class Trainer:
         ):
             self._warn(self.warnings, progress)
             if self.owes_validation():  # the run stopped before this validation
-                self.validate(sync)
+                self.validate(sync, progress)
             while self.step < self.last_step:
                 result = engine.step(self.step, batches, sync)
                 if result.status.interrupted:
@@ -159,7 +159,7 @@ class Trainer:
                     self.save()
                 sync.stop_if_requested(result.status.stop)
                 if self.owes_validation():
-                    self.validate(sync)
+                    self.validate(sync, progress)
                     self.throughput.restart()
             sync.stop_if_requested(sync.exchange(0, None).stop)  # a signal that came after the last step
 
@@ -179,6 +179,7 @@ class Trainer:
         self.log_line = line = self.throughput.line(
             self.step,
             loss=result.loss,
+            parts=self.objective.parts,
             grad_norm=result.grad_norm,
             lr=result.lr,
             epoch=self.setup.order.epoch_of(self.step - 1),
@@ -249,11 +250,12 @@ class Trainer:
             is_done = self.distributed.is_main and is_validated(self.run.path, self.step)
         return not self.distributed.all_gather(is_done, bool)[0]
 
-    def validate(self, sync: StepSync) -> None:
-        """Score the model and keep the best checkpoint. The log line is last: a killed run validates again.
+    def validate(self, sync: StepSync, progress: ProgressBar) -> None:
+        """Score the model, print the score and keep the best checkpoint. The log line is last: a killed run validates again.
 
         A signal to one process ends it in all of them before the next batch.
         """
+        progress.print_note(f"step {self.step}: evaluating on the validation set")
         try:
             scores = self.objective.evaluate(self.engine, self.distributed, style=ProgressStyle.QUIET, sync=sync)
         except WaitInterrupted as stopped:
@@ -266,7 +268,7 @@ class Trainer:
         )
         with self.distributed.all_or_none():
             is_better = self.distributed.is_main and best.beats(read_best(self.run.path))
-        if self.distributed.all_gather(is_better, bool)[0]:
+        if is_best := self.distributed.all_gather(is_better, bool)[0]:
             self.save()
             with self.distributed.all_or_none():
                 if self.distributed.is_main:
@@ -275,6 +277,7 @@ class Trainer:
         if self.recorder is not None:
             line: dict[str, Any] = {headline.key: headline.value, "views": scores.views}
             self.recorder.write({"kind": "validation", "step": self.step, **line})
+        progress.print_note(f"step {self.step}: {headline}{', the best so far' if is_best else ''}")
 
     def finish(self, style: ProgressStyle) -> None:
         """Score the finished run, unless it was scored before. Process 0 decides: others may not see the file yet."""
