@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -315,7 +316,9 @@ class _Worker:
         self.connection, child = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(child, os.getpid(), two_steps, make, arguments), daemon=True)
         # A signal to the process group is for the parent to handle. The child inherits the mask, also while it starts;
-        # the parent gets a signal that arrives meanwhile when it restores its mask.
+        # the parent gets a signal that arrives meanwhile when it restores its mask. The first child also starts
+        # Python's resource tracker, which unblocks signals in this thread.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         try:
             with _environment(_WORKERS_VARIABLES):

@@ -257,7 +257,9 @@ def _explain(message: str, spec: type[Any]) -> str:
     if unknown := re.fullmatch(r"Object contains unknown field `(.*?)`", text):
         key = ".".join(part for part in (path, unknown[1]) if part)
         known = [field.name for field in expected.fields] if isinstance(expected, msgspec.inspect.StructType) else []
-        near = did_you_mean(difflib.get_close_matches(unknown[1], known, n=2))
+        names = [".".join(part for part in (path, name) if part) for name in known]
+        close = difflib.get_close_matches(unknown[1], known, n=2)
+        near = did_you_mean([names[known.index(name)] for name in close])
         return f"{key}: no such key.{near} Known keys: {', '.join(known)}"
     wrong = re.fullmatch(r"Invalid enum value '?(.*?)'?", text, re.DOTALL)
     if wrong and isinstance(expected, msgspec.inspect.LiteralType):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -51,6 +52,26 @@ def test_every_task_comes_back_once_under_its_tag() -> None:
             pool.submit(n, double, n)
         assert _drain(pool) == {n: 2 * n for n in range(20)}
         assert pool.unfinished == 0
+
+
+def test_no_worker_gets_a_signal_that_is_for_its_parent() -> None:
+    """The first worker of a process also starts Python's resource tracker, which unblocks SIGINT and SIGTERM."""
+    script = (
+        "from pathlib import Path\nfrom vmae_data.processes import Pool, next_finished\n"
+        "if __name__ == '__main__':\n"
+        "    with Pool(2) as pool:\n"
+        "        for n in range(2):\n"
+        "            pool.submit(n, Path.read_text, Path('/proc/self/status'))\n"
+        "        for n in range(2):\n"
+        "            print(next_finished((pool,)).result)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    masks = [int(mask, 16) for mask in re.findall(r"^SigBlk:\s*(\w+)", done.stdout, re.MULTILINE)]
+    assert len(masks) == 2
+    for mask in masks:
+        assert all(
+            mask >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        )
 
 
 def test_a_handler_is_made_once_in_each_worker() -> None:

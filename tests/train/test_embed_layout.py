@@ -184,6 +184,8 @@ def test_options_that_do_not_fit_a_layout_are_refused(
         ([tmp_path / "a.npz"], "writes a folder"),
         ([tmp_path / "a", "--window", "20"], "Set a multiple of 16"),
         ([tmp_path / "a", "--stride", "1.5"], "counts source frames"),
+        ([tmp_path / "a", "--stride", "nan"], "counts source frames"),
+        ([tmp_path / "a", "--window", "inf"], "counts source frames"),
         ([tmp_path / "a", "--pool", "slice"], "Remove --pool"),
         ([Path("/")], "has no name"),
     ):

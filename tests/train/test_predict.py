@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -165,8 +166,31 @@ def test_the_command_prints_bars_and_names_broken_videos_at_the_end(
     assert match is not None and len(match[3]) == round(24 * float(match[2]) / 100)
     (skipped,) = [line for line in done.stderr.splitlines() if line.startswith("skipped")]
     assert skipped.startswith(f"skipped, unreadable: {tmp_path / 'broken.mp4'}: unreadable: ")
+    quiet = call_command(
+        "vmae_train", "predict", tiny_finetuning, tmp_path, "--top", "2", "--views", "1x1", "--workers", "0", "--quiet"
+    )
+    assert (quiet.stdout, quiet.stderr.splitlines()) == (done.stdout, [skipped])
     alone = call_command("vmae_train", "predict", tiny_finetuning, tmp_path / "broken.mp4", "--quiet", status=1)
     assert alone.stderr.startswith("vmae-train: none of 1 videos can be read")
+
+
+@pytest.mark.parametrize("mode", [(), ("--quiet",), ("--quiet", "--json")])
+def test_a_folder_without_permission_is_always_named(
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: tuple[str, ...]
+) -> None:
+    (tmp_path / "closed").mkdir()
+    shutil.copy(members[0], tmp_path / "a.mp4")
+    scandir = os.scandir
+
+    def forbidding(path: bytes | int) -> object:
+        if isinstance(path, bytes) and path.endswith(b"/closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    words = ("predict", tiny_finetuning, tmp_path, "--views", "1x1", "--workers", "0", *mode)
+    done = call_command("vmae_train", *words)
+    assert f"warning: {tmp_path}: 1 folder without permission left out (closed)" in done.stderr
 
 
 def test_json_has_one_object_for_each_window_and_for_each_broken_video(

@@ -43,7 +43,7 @@ def test_the_published_pretraining_recipes_have_the_papers_numbers(name: str, st
 @pytest.mark.parametrize(
     ("setting", "error"),
     [
-        ("model.siz=1", "model.siz: no such key"),
+        ("model.siz=1", "model.siz: no such key. Did you mean model.size?"),
         ("model.size=XL", "model.size"),
         ("mask.ratio=2.0", "mask"),
         ("train.batch=ten", "train.batch"),

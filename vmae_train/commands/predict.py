@@ -105,7 +105,7 @@ def predict(
         finished=print_rows if as_json else lambda result: None,
         style=progress_style(quiet, as_json),
     )
-    if not (quiet or as_json):
+    if not as_json and not (quiet and out is not None):
         _print_predicted(predicted, out, top)
     print_unreadable(predicted.unreadable)
 

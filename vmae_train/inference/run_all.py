@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -59,7 +60,11 @@ def run_all(
 
     with ProgressBar("videos", len(found.videos), style, start=kept) as progress:
         unstated = () if runner.is_stated else (runner.origin,)
-        for warning in (*unstated, *found.warnings):
+        for warning in unstated:
+            progress.print_note(warning, label="warning")
+        for warning in found.warnings:  # no other line names what these lost
+            if style is ProgressStyle.QUIET:
+                print(f"warning: {warning}", file=sys.stderr)
             progress.print_note(warning, label="warning")
         for note in found.notes:
             progress.print_note(note)

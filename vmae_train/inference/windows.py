@@ -99,7 +99,7 @@ class Window(NamedTuple):
 def frame_spec(window: float | None, stride: float | None) -> WindowSpec:
     """Windows counted in source frames [default: 16, one each 4]. Raises MisuseError unless they are integers."""
     for option, value in (("--window", window), ("--stride", stride)):
-        if value is not None and not (value == round(value) and 1 <= value <= MAX_FRAMES):
+        if value is not None and not (1 <= value <= MAX_FRAMES and value == round(value)):
             raise MisuseError(
                 f"{option} {value:g}: a layout counts source frames. Set an integer from 1 to {MAX_FRAMES}"
             )
