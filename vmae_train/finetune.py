@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import torch
 from einops import repeat
 from torch import Tensor
@@ -26,18 +27,30 @@ from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, par
 from vmae_train.models.heads import Classifier, HeadModel, Regressor
 from vmae_train.models.losses import ValueDistance, multi_label_losses, regression_losses, soft_cross_entropy
 from vmae_train.training.engine import Engine
-from vmae_train.training.head import Probe, build_head_model, check_labels, label_text, target_of
+from vmae_train.training.head import (
+    Probe,
+    build_head_model,
+    check_labels,
+    fit_standardization,
+    label_text,
+    target_of,
+)
 from vmae_train.training.objective import Objective
 from vmae_train.training.run_spec import RunSpec
 from vmae_train.training.setup import TrainingSetup, check_cache
 from vmae_train.training.step_sync import StepSync
 from vmae_train.training.trainer import Trainer, train
 
-__all__ = ["FinetuneObjective", "FinetuneSpec", "check_mix_groups", "finetune", "label_loss"]
+__all__ = ["FinetuneObjective", "FinetuneSpec", "check_mix_groups", "finetune", "label_loss", "probe_settings"]
+
+_PROBE_LR = {"linear": 3e-3, "attentive": 1e-3}
+_STATISTICS_CLIPS = 1024
 
 
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A finetuning recipe. With `probe` only the layers after the encoder are trained, else all.
+
+    `standardize`: a probe's head standardizes features, and a linear one takes the mean of each tubelet slice.
 
     The labels decide the loss. One class: cross entropy. Several classes: a binary cross entropy for each. Values:
     `value_loss`, a squared or absolute error in standard deviations of the training set.
@@ -45,15 +58,31 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     evaluate: EvaluateSpec = EvaluateSpec()
     probe: Probe | None = None
+    standardize: bool = False
     mix: MixupSpec = MixupSpec()
     value_loss: ValueDistance = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.standardize and self.probe is None:
+            raise ValueError("standardize = true: is for probes. Set probe, or remove standardize")
         for name in ("batch", "micro_batch"):
             size = getattr(self.train, name)
             if self.mix.is_on and size is not None and size % self.mix.mix_group:
                 raise ValueError(f"mix.mix_group = {self.mix.mix_group} does not divide train.{name} = {size}")
+
+
+def probe_settings(spec: FinetuneSpec, probe: Probe) -> list[str]:
+    """What `--probe` sets in a recipe: standardization, its own learning rate, no weight decay, unmixed labels.
+
+    The recipe's are for all weights, in small steps. docs/benchmarks.md has the measurement.
+    """
+    return [
+        *(f"probe={probe}", "standardize=true"),
+        f"optim.base_lr={_PROBE_LR[probe] * 256 / spec.train.batch!r}",
+        *("optim.min_lr=0.0", "optim.weight_decay=0.0"),
+        *("mix.mixup=0.0", "mix.cutmix=0.0", "mix.label_smoothing=0.0"),
+    ]
 
 
 def finetune(spec: FinetuneSpec, *, validation: str, **arguments: Any) -> Trainer:
@@ -92,14 +121,43 @@ class FinetuneObjective(Objective):
     def build_model(self, init: str | None, device: torch.device) -> HeadModel:
         target = target_of(self.setup.mixture, self.setup.order.samples_at_start())
         model, self.origin = build_head_model(
-            self.spec.model, self.spec.geometry(), target, init=init, probe=self.spec.probe, seed=self.spec.seed
+            self.spec.model,
+            self.spec.geometry(),
+            target,
+            init=init,
+            probe=self.spec.probe,
+            standardize=self.spec.standardize,
+            seed=self.spec.seed,
         )
         check_classes(model, self.validation)
         self.augment = Augment(self.setup.augment).to(device)
         if self.spec.model.compile and device.type == "cuda":
             self.augment.compile_boxes()
         self.model = model.to(device).train()
+        if self.spec.standardize:
+            self._fit_standardization(device)
         return self.model
+
+    def _fit_standardization(self, device: torch.device) -> None:
+        """With the clips of the first steps, as one process would load them. A resumed run then loads its own."""
+        spec, setup = self.spec, self.setup
+        steps = min(setup.steps, -(-_STATISTICS_CLIPS // spec.train.batch))
+        first = setup._replace(
+            schedule=msgspec.structs.replace(setup.schedule, steps=steps),
+            layout=BatchLayout.of(spec.train.batch, setup.layout.micro_batch, 1),
+            rank=0,
+        )
+        with first.loader(0, device) as loader:
+            readable = (batch for batch in loader if batch.valid)
+            fit_standardization(
+                self.model,
+                (
+                    _training_clips(batch, self.augment, spec.train.repeats)[
+                        repeat(batch.weight_B, "b -> (b r)", r=spec.train.repeats) > 0
+                    ]
+                    for batch in readable
+                ),
+            )
 
     def summary(self) -> dict[str, str]:
         probe, mixture = self.spec.probe, self.setup.mixture
@@ -153,9 +211,7 @@ def label_loss(
 ) -> Tensor:
     """Decoded planes → crops → mixup → outputs → loss. `repeats` clips are made of each sample."""
     rng = batch.rng.repeated(repeats)
-    planes = planes_of_views(batch.planes, batch.index_BVT)
-    boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
-    clips = augment.erase(augment.normalise(augment(planes, boxes, augment.sample_policy(rng))), rng)
+    clips = _training_clips(batch, augment, repeats)
     weight_B = repeat(batch.weight_B, "b -> (b r)", r=repeats)
     mixup = None
     if mixup_spec.is_on:
@@ -174,6 +230,13 @@ def label_loss(
         else:
             loss_B = multi_label_losses(outputs_BK, target_BK)
     return (loss_B * weight_B).sum() / weight_B.sum().clamp_min(1)
+
+
+def _training_clips(batch: Batch, augment: Augment, repeats: int) -> Tensor:
+    rng = batch.rng.repeated(repeats)
+    planes = planes_of_views(batch.planes, batch.index_BVT)
+    boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
+    return augment.erase(augment.normalise(augment(planes, boxes, augment.sample_policy(rng))), rng)
 
 
 def augmentation_text(spec: FinetuneSpec, *, may_flip: bool) -> str:
