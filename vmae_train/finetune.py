@@ -36,14 +36,32 @@ from vmae_train.models.losses import (
 )
 from vmae_train.models.videomae import grid_of
 from vmae_train.training.engine import Engine
-from vmae_train.training.head import Probe, build_head_model, check_labels, label_text, target_of
+from vmae_train.training.head import (
+    Probe,
+    build_head_model,
+    check_labels,
+    fit_standardization,
+    label_text,
+    target_of,
+)
 from vmae_train.training.objective import Objective
 from vmae_train.training.run_spec import RunSpec
 from vmae_train.training.setup import TrainingSetup, check_cache
 from vmae_train.training.step_sync import StepSync
 from vmae_train.training.trainer import Trainer, train
 
-__all__ = ["AuxSpec", "FinetuneObjective", "FinetuneSpec", "check_mix_groups", "finetune", "label_loss"]
+__all__ = [
+    "AuxSpec",
+    "FinetuneObjective",
+    "FinetuneSpec",
+    "check_mix_groups",
+    "finetune",
+    "label_loss",
+    "probe_settings",
+]
+
+_PROBE_LR = {"linear": 3e-3, "attentive": 1e-3}
+_STATISTICS_CLIPS = 1024
 
 
 class AuxSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,12 +89,15 @@ NO_AUX = AuxSpec()
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A finetuning recipe. With `probe` only the layers after the encoder are trained, else all.
 
+    `standardize`: a probe's head standardizes features, and a linear one takes the mean of each tubelet slice.
+
     The labels decide the loss. One class: cross entropy. Several classes: a binary cross entropy for each. Values:
     `value_loss`, a squared or absolute error in standard deviations of the training set.
     """
 
     evaluate: EvaluateSpec = EvaluateSpec()
     probe: Probe | None = None  # train only a head: linear, or attentive pooling; none: train all
+    standardize: bool = False  # of a probe: features minus their mean, divided by their spread, over training clips
     mix: MixupSpec = MixupSpec()
     value_loss: ValueDistance = "mse"  # for values: absolute or squared error
     aux: AuxSpec = NO_AUX
@@ -89,6 +110,8 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         super().__post_init__()
         if self.aux.is_on:
             self._check_aux()
+        if self.standardize and self.probe is None:
+            raise ValueError("standardize = true: is for probes. Set probe, or remove standardize")
         for name in ("batch", "micro_batch"):
             size = getattr(self.train, name)
             if self.mix.is_on and size is not None and size % self.mix.mix_group:
@@ -109,6 +132,19 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 f"aux.reconstruction = {self.aux.reconstruction}, train.engine = {self.train.engine}: only ddp trains the "
                 "decoder. Set train.engine to ddp"
             )
+
+
+def probe_settings(spec: FinetuneSpec, probe: Probe) -> list[str]:
+    """What `--probe` sets in a recipe: standardization, its own learning rate, no weight decay, unmixed labels.
+
+    The recipe's are for all weights, in small steps. docs/benchmarks.md has the measurement.
+    """
+    return [
+        *(f"probe={probe}", "standardize=true"),
+        f"optim.base_lr={_PROBE_LR[probe] * 256 / spec.train.batch!r}",
+        *("optim.min_lr=0.0", "optim.weight_decay=0.0"),
+        *("mix.mixup=0.0", "mix.cutmix=0.0", "mix.label_smoothing=0.0"),
+    ]
 
 
 def finetune(spec: FinetuneSpec, *, validation: str, **arguments: Any) -> Trainer:
@@ -147,14 +183,45 @@ class FinetuneObjective(Objective):
 
     def build_model(self, init: str | None, device: torch.device) -> HeadModel:
         spec, target = self.spec, target_of(self.setup.mixture, self.setup.order.samples_at_start())
-        options: dict[str, Any] = {"init": init, "probe": spec.probe, "with_decoder": spec.aux.is_on}
-        model, self.origin = build_head_model(spec.model, spec.geometry(), target, seed=spec.seed, **options)
+        model, self.origin = build_head_model(
+            spec.model,
+            spec.geometry(),
+            target,
+            init=init,
+            probe=spec.probe,
+            standardize=spec.standardize,
+            seed=spec.seed,
+            with_decoder=spec.aux.is_on,
+        )
         check_classes(model, self.validation)
         self.augment = Augment(self.setup.augment).to(device)
         if self.spec.model.compile and device.type == "cuda":
             self.augment.compile_boxes()
         self.model = model.to(device).train()
+        if self.spec.standardize:
+            self._fit_standardization(device)
         return self.model
+
+    def _fit_standardization(self, device: torch.device) -> None:
+        """With the clips of the first steps, as one process would load them. A resumed run then loads its own."""
+        spec, setup = self.spec, self.setup
+        steps = min(setup.steps, -(-_STATISTICS_CLIPS // spec.train.batch))
+        first = setup._replace(
+            schedule=msgspec.structs.replace(setup.schedule, steps=steps),
+            layout=BatchLayout.of(spec.train.batch, setup.layout.micro_batch, 1),
+            rank=0,
+        )
+        with first.loader(0, device) as loader:
+            readable = (batch for batch in loader if batch.valid)
+            fit_standardization(
+                self.model,
+                (
+                    _training_clips(batch, self.augment, spec.train.repeats)[
+                        repeat(batch.weight_B, "b -> (b r)", r=spec.train.repeats) > 0
+                    ]
+                    for batch in readable
+                ),
+            )
 
     def summary(self) -> dict[str, str]:
         probe, mixture = self.spec.probe, self.setup.mixture
@@ -253,6 +320,13 @@ def reconstruction_text(aux: AuxSpec, geometry: Geometry) -> str:
     """The auxiliary task, for the summary."""
     masked = num_masked_tokens(aux.mask, grid_of(geometry))
     return f"{aux.reconstruction:g} × the masked loss; {aux.mask.kind}, {masked} of {geometry.num_tokens} tokens masked"
+
+
+def _training_clips(batch: Batch, augment: Augment, repeats: int) -> Tensor:
+    rng = batch.rng.repeated(repeats)
+    planes = planes_of_views(batch.planes, batch.index_BVT)
+    boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
+    return augment.erase(augment.normalise(augment(planes, boxes, augment.sample_policy(rng))), rng)
 
 
 def augmentation_text(spec: FinetuneSpec, *, may_flip: bool) -> str:

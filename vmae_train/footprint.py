@@ -33,6 +33,7 @@ from vmae_train.finetune import FinetuneSpec, label_loss
 from vmae_train.models.heads import Classifier
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec, masked_loss
+from vmae_train.training.head import probed
 from vmae_train.training.optimizer import build_optimizer
 
 __all__ = [
@@ -160,9 +161,8 @@ def _build_model(spec: PretrainSpec | FinetuneSpec) -> PretrainModel | Classifie
     if isinstance(spec, PretrainSpec):
         model: PretrainModel | Classifier = PretrainModel(geometry, seed=None)
     else:
-        pooling: Any = "attentive" if spec.probe == "attentive" else "mean"
         classes = tuple(map(str, range(CLASSES)))
-        model = Classifier(msgspec.structs.replace(geometry, pooling=pooling), classes, seed=None)
+        model = Classifier(probed(geometry, spec.probe, standardize=spec.standardize), classes, seed=None)
         if spec.aux.is_on:
             model.share_encoder(PretrainModel(geometry, seed=None))
         if spec.probe is not None:

@@ -47,6 +47,8 @@ def _model(kind: str) -> VideoModel:
             model = Regressor(GEOMETRY, (RegressedValue(name="speed", mean=300.0, spread=20.0),), seed=1)
         case "attentive":
             model = Classifier(msgspec.structs.replace(GEOMETRY, pooling="attentive"), CLASSES, seed=1)
+        case "slices":
+            model = Classifier(msgspec.structs.replace(GEOMETRY, pooling="slices", standardize=True), CLASSES, seed=1)
         case "labels":
             model = MultiLabelClassifier(GEOMETRY, CLASSES, seed=1)
         case _:
@@ -204,7 +206,7 @@ def test_every_kind_of_model_is_exported_and_checked(
 
 
 @needs_onnx
-@pytest.mark.parametrize("kind", ["attentive", "values", "features"])
+@pytest.mark.parametrize("kind", ["attentive", "slices", "values", "features"])
 def test_onnx_of_frames_of_the_models_size_is_checked(kind: str, tmp_path: Path) -> None:
     result = export_model(str(_saved(kind, tmp_path / "m")), tmp_path / "a", to=["onnx"], resize=False)
     (check,) = result.checks

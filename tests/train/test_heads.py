@@ -10,13 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vmae_data.recipes import load_recipe
 from vmae_train.clips.mask import tube_mask
 from vmae_train.clips.rng import ClipRng
+from vmae_train.finetune import FinetuneSpec, probe_settings
 from vmae_train.models.geometry import ModelSpec
 from vmae_train.models.heads import Classifier, HeadModel, MultiLabelClassifier, RegressedValue, Regressor, load_encoder
 from vmae_train.models.losses import multi_label_losses, regression_losses, weighted_mean
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.models.vit import drop_path_scale
+from vmae_train.training.head import Probe, fit_standardization, probed
+from vmae_train.training.optimizer import Schedule, build_optimizer
 
 pytestmark = pytest.mark.processes
 
@@ -236,6 +240,77 @@ def test_a_probe_trains_its_head_and_not_the_encoder(geometry: object, device: t
         assert torch.equal(model.state_dict()[name], value), name
         assert torch.equal(value.cpu(), pretrained.encoder.state_dict()[name]), name
     assert all(p.grad is None for name, p in model.named_parameters() if _is_encoder(name))
+
+
+def _halves(batch: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy clips that are bright in the first or in the second half of the time: equal when time is averaged."""
+    generator = torch.Generator().manual_seed(seed)
+    label_B = torch.arange(batch) % 2
+    clips = torch.randn(batch, 3, 16, 32, 32, generator=generator)
+    clips[label_B == 0, :, :8] += 2
+    clips[label_B == 1, :, 8:] += 2
+    return clips, label_B
+
+
+@pytest.mark.parametrize("probe", ["linear", "attentive"])
+def test_a_probe_learns_what_is_in_the_time_with_its_default_rate(probe: Probe) -> None:
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec)
+    settings = probe_settings(spec, probe)
+    spec = load_recipe("vmae_train", "finetune/demo", FinetuneSpec, settings)
+    model = Classifier(
+        probed(msgspec.structs.replace(TINY, init="xavier"), probe, standardize=True), ("first", "second"), seed=1
+    )
+    model.freeze_encoder()
+    clips, label_B = _halves(32, seed=1)
+    fit_standardization(model, clips.split(10))
+    peak = Schedule.of(spec.optim, batch=spec.train.batch, steps=600, steps_per_epoch=1).peak
+    optimizer = build_optimizer(model.train(), spec.optim, depth=3)
+    optimizer.param_groups[0]["lr"] = peak
+    for _ in range(60):
+        nn.functional.cross_entropy(model(clips), label_B).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    unseen, expected_B = _halves(32, seed=2)
+    assert torch.equal(model.eval()(unseen).argmax(dim=1), expected_B)
+
+
+def test_a_linear_probe_takes_standardized_means_of_slices_and_trains_one_linear_map() -> None:
+    model = Classifier(probed(TINY, "linear", standardize=True), CLASSES, seed=1)
+    model.freeze_encoder()
+    clips = _clips(batch=12)
+    raw_BF = model.features(clips)
+    fit_standardization(model, clips.split(5))
+    features_BF = model.features(clips)
+    assert features_BF.shape == (12, 8 * 48)
+    spread_F = (raw_BF.var(dim=0, correction=0) + 1e-6).sqrt()
+    assert torch.allclose(features_BF, (raw_BF - raw_BF.mean(dim=0)) / spread_F, atol=1e-4)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained == ["head.weight", "head.bias"]
+
+
+def test_an_attentive_probe_standardizes_the_channels_of_its_tokens() -> None:
+    model = Classifier(probed(TINY, "attentive", standardize=True), CLASSES, seed=1)
+    clips = _clips(batch=4)
+    fit_standardization(model, clips.split(3))
+    x_BNE = model.patch_embed(clips) + model.position_NE
+    for block in model.blocks:
+        x_BNE = block(x_BNE)
+    mean_E, variance_E = x_BNE.mean(dim=(0, 1)), x_BNE.var(dim=(0, 1), correction=0)
+    assert torch.allclose(model.standardize.mean, mean_E, atol=1e-5)
+    assert torch.allclose(model.standardize.spread, (variance_E + 1e-6).sqrt(), rtol=1e-3)
+    assert set(model.state_dict()) - set(Classifier(ATTENTIVE, CLASSES).state_dict()) == {
+        "standardize.mean",
+        "standardize.spread",
+    }
+    assert "standardize" not in ATTENTIVE.stored()
+
+
+def test_a_setting_overrides_what_a_probe_sets() -> None:
+    spec = load_recipe("vmae_train", "finetune/k400", FinetuneSpec)
+    preset = probe_settings(spec, "linear")
+    probe = load_recipe("vmae_train", "finetune/k400", FinetuneSpec, [*preset, "optim.weight_decay=0.1"])
+    assert (probe.probe, probe.optim.weight_decay, probe.mix.is_on) == ("linear", 0.1, False)
+    assert probe.optim.base_lr * probe.train.batch / 256 == pytest.approx(3e-3)
 
 
 def _is_encoder(name: str) -> bool:

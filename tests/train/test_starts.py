@@ -13,6 +13,7 @@ import torch
 
 from tests.command import call_command
 from tests.tiny_runs import TINY_RUN, finetune_tiny, pretrain_tiny
+from tests.torchrun import run_torchrun
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError
@@ -22,7 +23,7 @@ from vmae_data.read.mixture import Mixture, parse_data
 from vmae_data.recipes import load_recipe
 from vmae_train.checkpoints.convert import ConvertSpec, Layout, convert
 from vmae_train.checkpoints.load import load_init, load_model
-from vmae_train.checkpoints.native import save_model
+from vmae_train.checkpoints.native import read_weights, save_model
 from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.evaluate import evaluate_checkpoint, order_hint
 from vmae_train.evaluation.metrics import AnyScores, class_scores
@@ -59,7 +60,7 @@ def test_a_probe_from_any_format_keeps_the_encoder_and_trains_the_head(
     probe: str, to: Layout, demo_shards: Path, tiny_pretraining: Path, tmp_path: Path
 ) -> None:
     convert(str(tiny_pretraining), tmp_path / "init", to=to)
-    settings = (f"probe={probe}", "model.drop_path=0.5", "train.steps=2")
+    settings = (f"probe={probe}", "standardize=true", "model.drop_path=0.5", "train.steps=2")
     model = _finetune(demo_shards, tmp_path / "out", *settings, init=tmp_path / "init")
     pretrained = load_model(tiny_pretraining)
     assert isinstance(pretrained, PretrainModel)
@@ -68,8 +69,45 @@ def test_a_probe_from_any_format_keeps_the_encoder_and_trains_the_head(
             assert torch.equal(model.state_dict()[name], value), name
     untrained = Classifier(model.geometry, model.classes, seed=0)
     assert not torch.equal(model.head.weight, untrained.head.weight)
-    assert model.geometry.pooling == ("attentive" if probe == "attentive" else "mean")
+    assert model.geometry.pooling == ("attentive" if probe == "attentive" else "slices")
     assert hasattr(model, "pooler") == (probe == "attentive")
+
+
+@pytest.mark.parametrize("probe", ["linear", "attentive"])
+def test_a_stopped_probe_resumes_to_the_bit(
+    probe: str, demo_shards: Path, tiny_pretraining: Path, tmp_path: Path
+) -> None:
+    settings = (f"probe={probe}", "standardize=true", "checkpoint.every_steps=2", "checkpoint.keep=2", "ema.decay=0.5")
+    _finetune(demo_shards, tmp_path / "whole", *settings, init=tiny_pretraining)
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    (last,) = (tmp_path / "stopped").glob("checkpoints/step-*4")
+    shutil.rmtree(last)
+    _finetune(demo_shards, tmp_path / "stopped", *settings, init=tiny_pretraining)
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert (last / file).read_bytes() == (tmp_path / "whole" / "checkpoints" / last.name / file).read_bytes()
+    averages = read_weights(last / "ema.safetensors")
+    model = load_model(tmp_path / "whole")
+    assert isinstance(model, Classifier)
+    assert torch.equal(averages["standardize.mean"], model.standardize.mean)
+    assert model.standardize.spread.min() > 0
+    assert not torch.equal(model.standardize.spread, torch.ones_like(model.standardize.spread))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_the_statistics_and_losses_of_a_probe_are_equal_on_one_and_two_processes(
+    engine: str, demo_shards: Path, tiny_pretraining: Path, tmp_path: Path
+) -> None:
+    arguments: list[str | Path] = ["finetune", "--recipe", "finetune/demo", "--data", demo_shards, "--val", demo_shards]
+    arguments += ["--init", tiny_pretraining, "--probe", "linear", "--quiet"]
+    for setting in (*TINY_RUN, "evaluate.views=1x1", "ema.decay=0.5", f"train.engine={engine}"):
+        arguments += ["--set", setting]
+    call_command("vmae_train", *arguments, "--out", tmp_path / "one")
+    run_torchrun(2, "vmae_train.cli", *arguments, "--out", tmp_path / "two")
+    assert _losses(tmp_path / "one") == pytest.approx(_losses(tmp_path / "two"), abs=1e-4)
+    one, two = load_model(tmp_path / "one"), load_model(tmp_path / "two")
+    for name in ("standardize.mean", "standardize.spread"):
+        assert torch.allclose(one.state_dict()[name], two.state_dict()[name], atol=1e-5)
 
 
 def test_a_finetuning_trains_the_encoder_and_its_classifier_can_be_probed(

@@ -42,12 +42,13 @@ class ModelEma:
             raise ValueError(f"decay = {decay}: expected 0 or more, below 1")
         self.decay = decay
         self.averages = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
+        self._parameters = [name for name, _ in model.named_parameters()]  # a probe's statistics are constant
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """Add the weights after an optimizer step: a state dict, or this process's part of each of its tensors."""
-        averages = list(self.averages.values())
-        torch._foreach_lerp_(averages, [weights[name].detach().float() for name in self.averages], 1 - self.decay)
+        averages = [self.averages[name] for name in self._parameters]
+        torch._foreach_lerp_(averages, [weights[name].detach().float() for name in self._parameters], 1 - self.decay)
 
     def load(self, folder: Path) -> None:
         """Resume from a checkpoint's averages, bit for bit. Raises DataError if they are another model's."""

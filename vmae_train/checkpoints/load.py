@@ -41,7 +41,7 @@ __all__ = ["ReadModel", "load_init", "load_model", "load_weights", "read_model"]
 
 # A training sets these itself; a checkpoint for --init may have other values.
 _FREE_FIELDS = (
-    *("init", "init_scale", "pooling", "position_grid"),
+    *("init", "init_scale", "pooling", "standardize", "position_grid"),
     *("encoder_eps", "decoder_eps", "decoder_norm_eps", "fc_eps"),
 )
 # Fields of Geometry that a recipe keeps outside its [model].

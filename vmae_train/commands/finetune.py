@@ -35,7 +35,9 @@ def finetune(
     probe: Annotated[
         Probe | None,
         option(
-            "linear|attentive", "Freeze the encoder and train a linear or attentive-pooling head.", "the recipe's probe"
+            "linear|attentive",
+            "Freeze the encoder and train a linear or attentive-pooling head, at a rate for it.",
+            "the recipe's probe",
         ),
     ] = None,
     settings: Settings = None,
@@ -56,19 +58,20 @@ def finetune(
         vmae-train finetune --recipe my.toml --data a --val b --init pre --out run
     """
     need_torch(progress_style(quiet, as_json))
-    from vmae_train.finetune import FinetuneSpec
+    from vmae_train.finetune import FinetuneSpec, probe_settings
     from vmae_train.finetune import finetune as train
 
     trainer = run_training(
         train,
         FinetuneSpec,
         recipe,
-        [*(settings or ()), *([f"probe={probe.value}"] if probe else [])],
+        settings or (),
         run={"out": out, "scratch": scratch, "accept_appended": accept_appended},
         dry_run=dry_run,
         device=device,
         quiet=quiet,
         as_json=as_json,
+        preset=(lambda spec: probe_settings(spec, probe.value)) if probe else None,
         data=data,
         validation=val,
         init=init,

@@ -28,11 +28,12 @@ def run_training(
     device: str | None,
     quiet: bool,
     as_json: bool,
+    preset: Callable[[Any], Sequence[str]] | None = None,
     **arguments: Any,
 ) -> Trainer | None:
     """Train with `arguments` and those of the `run` directory, or print a dry run, which has no such directory.
 
-    Returns the finished trainer, but None after a dry run and in all but the main process.
+    `preset` gives settings that follow from the recipe; `settings` override them. Returns the finished trainer, but None after a dry run and in all but the main process.
     """
     from vmae_data.recipes import load_recipe
     from vmae_train.distributed import init_distributed
@@ -42,6 +43,8 @@ def run_training(
         with distributed.all_or_none():
             check_recipe(recipe, spec_type)
             spec = load_recipe("vmae_train", recipe, spec_type, settings)
+            if preset is not None:
+                spec = load_recipe("vmae_train", recipe, spec_type, [*preset(spec), *settings])
         arguments |= {"device": device, "style": progress_style(quiet, as_json), "distributed": distributed}
         if dry_run:
             report = dry_run_report(train, spec, **arguments)

@@ -13,12 +13,12 @@ import msgspec
 from vmae_data.recipes import check_bounds
 from vmae_train.clips import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Geometry", "Init", "ModelSpec", "PositionResize", "hidden_dim", "published_size"]
+__all__ = ["Geometry", "Init", "ModelSpec", "Pooling", "PositionResize", "hidden_dim", "published_size"]
 
 Position = Literal["sinusoid-1d", "sinusoid-3d"]
 PositionResize = Literal["recompute", "interpolate"]
 DecoderAttention = Literal["self", "cross"]
-Pooling = Literal["mean", "attentive", "first"]
+Pooling = Literal["mean", "slices", "attentive", "first"]
 Init = Literal["xavier", "trunc"]
 SizeName = Literal["tiny", "S", "B", "L", "H", "g"]
 
@@ -30,8 +30,10 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     classifier. `decoder_mlp_ratio` None: `mlp_ratio`.
     `decoder_attention`: `self`, all tokens of a clip attend to all; `cross`, the masked tokens attend to the visible ones.
     `position_grid`: slices and side of the position embedding that is interpolated to this model's grid; None: the
-    embedding is computed for this grid. `pooling`: how a classifier reduces its tokens to one vector.
+    embedding is computed for this grid. `pooling`: how a classifier reduces its tokens to one vector. `slices` joins the
+    means of the tubelet slices, so that time is kept.
     `first` takes the first token, as classifiers of other programs that were made without mean pooling.
+    `standardize`: a probe's head standardizes what it takes from the encoder.
     """
 
     image_size: int
@@ -58,6 +60,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     decoder_attention: DecoderAttention = "self"
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -128,10 +131,12 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.tubelet_size * self.patch_size**2 * 3
 
     def stored(self) -> dict[str, Any]:
-        """The fields for JSON. Self-attention is not written: so every version writes and reads the same."""
+        """The fields for JSON. Later fields are not written if they are off: so every version writes and reads the same."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
         if self.decoder_attention == "self":
             del fields["decoder_attention"]
+        if not self.standardize:
+            del fields["standardize"]
         return fields
 
     def resized(self, resize: PositionResize, *, image_size: int | None, num_frames: int | None) -> Geometry:

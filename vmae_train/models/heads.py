@@ -1,6 +1,7 @@
 """Models with a head (one class, several classes, values), and how they start from a trained encoder.
 
-B batch, T frames, H rows, W columns, N tokens, E channels, K outputs of a head.
+B batch, T frames, H rows, W columns, N tokens, E channels, F features of a head,
+S slices, P tokens of a slice, K outputs of a head.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from vmae_data.rng import Purpose
 from vmae_train.clips.rng import ClipRng, uniform
 from vmae_train.models.base import VideoModel
 from vmae_train.models.geometry import Geometry, ModelSpec
-from vmae_train.models.pooling import AttentivePooler
+from vmae_train.models.pooling import AttentivePooler, Standardize
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.models.vit import PatchEmbed, encoder_blocks, run_blocks
 
@@ -35,7 +37,7 @@ __all__ = [
 
 
 class HeadModel(VideoModel):
-    """An encoder of all tokens, their mean (or an attentive pooling), a norm and a linear head.
+    """An encoder of all tokens, their mean (or another pooling), a norm and a linear head.
 
     First weights are a pure function of `seed`; None leaves them for a loader to fill. The head has one output per
     class, or `num_outputs`.
@@ -56,8 +58,13 @@ class HeadModel(VideoModel):
             if geometry.pooling == "attentive":
                 self.pooler = AttentivePooler(dim, geometry.num_heads, geometry.mlp_ratio, geometry.encoder_eps)
             self.fc_norm = nn.LayerNorm(dim, eps=geometry.fc_eps)
-            self.head = nn.Linear(dim, num_outputs or len(classes))
+            pooled_dim = dim * (geometry.slices if geometry.pooling == "slices" else 1)
+            if geometry.standardize:
+                self.standardize = Standardize(dim if geometry.pooling == "attentive" else pooled_dim)
+            self.head = nn.Linear(pooled_dim, num_outputs or len(classes))
         generator = self._materialise(seed, geometry.init or "trunc")
+        if geometry.standardize:
+            self.standardize.reset()
         if generator is not None:
             with torch.no_grad():
                 self.head.weight.mul_(geometry.init_scale)
@@ -88,10 +95,14 @@ class HeadModel(VideoModel):
         return state
 
     def freeze_encoder(self) -> None:
-        """Train only pooling, norm and head from now on (a probe). A frozen encoder has no drop path."""
+        """Train only what follows the encoder from now on (a probe). A frozen encoder has no drop path.
+
+        A norm before fixed statistics is frozen too.
+        """
         self.frozen = True
         self.patch_embed.requires_grad_(False)
         self.blocks.requires_grad_(False)
+        self.fc_norm.requires_grad_(not self.geometry.standardize or self.geometry.pooling == "attentive")
 
     def reorder_classes(self, classes: tuple[str, ...]) -> None:
         """Put the outputs of the same classes in another order. Raises ValueError for another class."""
@@ -99,8 +110,8 @@ class HeadModel(VideoModel):
         self.head.load_state_dict({name: value[rows] for name, value in self.head.state_dict().items()})
         self.classes = classes
 
-    def features(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B E"]:
-        """One vector per clip, float (B, 3, T, H, W): the mean or the attentive pooling of its tokens, normalised.
+    def features(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B F"]:
+        """One vector per clip, float (B, 3, T, H, W): its pooled tokens, normalised, as the head takes them.
 
         Raises ValueError for clips of other axes, another type or on another device. In eval mode also for values that
         `preprocess` never gives.
@@ -110,15 +121,24 @@ class HeadModel(VideoModel):
             x_BNE = self.patch_embed(clips_BCTHW) + self.position_NE
             scale = None if self.frozen else self._drop_path_scale(rng)
             x_BNE = run_blocks(self.blocks, x_BNE, scale, checkpointing=self.activation_checkpointing)
+        return self._head_features(x_BNE)
+
+    def _head_features(self, x_BNE: Tensor) -> Tensor:
+        standardize = self.standardize if self.geometry.standardize else nn.Identity()
+        features_BF: Tensor
         match self.geometry.pooling:
             case "attentive":
-                pooled_BE = self.pooler(x_BNE)
+                features_BF = self.fc_norm(self.pooler(standardize(x_BNE)))
+                return features_BF
+            case "slices":
+                slice_BSE = rearrange(x_BNE, "b (s p) e -> b s p e", s=self.geometry.slices).mean(dim=2)
+                features_BF = self.fc_norm(slice_BSE).flatten(1)
             case "first":
-                pooled_BE = x_BNE[:, 0]
+                features_BF = self.fc_norm(x_BNE[:, 0])
             case "mean":
-                pooled_BE = x_BNE.mean(dim=1)
-        features_BE: Tensor = self.fc_norm(pooled_BE)
-        return features_BE
+                features_BF = self.fc_norm(x_BNE.mean(dim=1))
+        features_BF = standardize(features_BF)
+        return features_BF
 
     def forward(self, clips_BCTHW: Tensor, rng: ClipRng | None = None) -> Float[Tensor, "B K"]:
         """The head's outputs: logits, in the order of `classes`. Takes clips, and raises ValueError, as `features`."""
@@ -188,7 +208,7 @@ def load_encoder(model: HeadModel, trained: PretrainModel | HeadModel) -> None:
         {name: value for name, value in weights.items() if name.startswith(("patch_embed.", "blocks."))}, strict=False
     )
     assert not result.unexpected_keys
-    assert all(name.startswith(("pooler.", "fc_norm.", "head.")) for name in result.missing_keys)
+    assert all(name.startswith(("pooler.", "standardize.", "fc_norm.", "head.")) for name in result.missing_keys)
 
 
 def load_head(model: Classifier, trained: Classifier) -> bool:
@@ -219,7 +239,7 @@ def classifier_from(
         trained = None
     if trained is not None and trained.classes == classes:
         return trained, ""
-    own = {name: getattr(recipe, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
+    own = {name: getattr(recipe, name) for name in ("pooling", "standardize", "init", "init_scale", "fc_eps")}
     model = Classifier(msgspec.structs.replace(start.geometry, **own), classes, seed=seed)
     load_encoder(model, start)
     if trained is None:

@@ -1,6 +1,7 @@
-"""Attentive pooling: all tokens of a clip → one vector, by cross-attention of one learned query.
+"""What the probes of a frozen encoder put on its tokens: standardisation, and attentive pooling.
 
-As in the probes of V-JEPA (Bardes et al., 2024, section 4): cross-attention, then an MLP, each with a residual.
+Attentive pooling: all tokens of a clip → one vector, by cross-attention of one learned query. As in the probes of
+V-JEPA (Bardes et al., 2024, section 4): cross-attention, then an MLP, each with a residual.
 
 B batch, N tokens, E channels.
 """
@@ -16,7 +17,37 @@ from torch import Tensor, nn
 from vmae_train.models.geometry import hidden_dim
 from vmae_train.models.vit import Mlp
 
-__all__ = ["AttentivePooler"]
+__all__ = ["AttentivePooler", "Standardize"]
+
+
+class Standardize(nn.Module):
+    """(x - mean) / spread of each channel, with fixed statistics. New: mean 0, spread 1.
+
+    Masked autoencoders have channels of very different spreads, so a linear head on them hardly learns. MAE's linear
+    probe has a batch norm without weights here (He et al., 2022, section A.1). Statistics that are fixed before the
+    first step depend neither on the batch nor on the number of processes.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(dim))
+
+    def reset(self) -> None:
+        self.mean.zero_()
+        self.spread.fill_(1)
+
+    def fit(self, mean_E: Tensor, square_E: Tensor) -> None:
+        """Set the statistics from the means of the values and of their squares."""
+        self.mean.copy_(mean_E)
+        self.spread.copy_(((square_E - mean_E.square()).clamp_min(0) + 1e-6).sqrt())
+
+    def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
+        standardized: Tensor = (x - self.mean) / self.spread
+        return standardized
 
 
 class AttentivePooler(nn.Module):

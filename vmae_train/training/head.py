@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from vmae_data.errors import MisuseError
 from vmae_data.read.dataset import LabelKind, Shards
@@ -15,7 +17,7 @@ from vmae_train.checkpoints.load import load_init
 from vmae_train.clips.mixup import MixupSpec
 from vmae_train.evaluation.predict_videos import check_same_classes
 from vmae_train.models.base import VideoModel
-from vmae_train.models.geometry import Geometry, ModelSpec
+from vmae_train.models.geometry import Geometry, ModelSpec, Pooling
 from vmae_train.models.heads import (
     Classifier,
     HeadModel,
@@ -27,7 +29,16 @@ from vmae_train.models.heads import (
 )
 from vmae_train.models.videomae import PretrainModel
 
-__all__ = ["HeadTarget", "Probe", "build_head_model", "check_labels", "label_text", "target_of"]
+__all__ = [
+    "HeadTarget",
+    "Probe",
+    "build_head_model",
+    "check_labels",
+    "fit_standardization",
+    "label_text",
+    "probed",
+    "target_of",
+]
 
 Probe = Literal["linear", "attentive"]
 
@@ -114,6 +125,39 @@ def target_of(mixture: Mixture, samples: Sequence[int]) -> HeadTarget:
     return HeadTarget(first.label_kind, (), tuple(values))
 
 
+def probed(geometry: Geometry, probe: Probe | None, *, standardize: bool) -> Geometry:
+    """The model of a finetuning, or of a probe.
+
+    With `standardize`, a linear probe also keeps the time: a mean over it hides most of a motion.
+    """
+    mean: Pooling = "slices" if standardize else "mean"
+    return msgspec.structs.replace(
+        geometry, pooling="attentive" if probe == "attentive" else mean, standardize=standardize
+    )
+
+
+def fit_standardization(model: HeadModel, batches: Iterable[Tensor]) -> None:
+    """Set the statistics of a probe to those of these clips. Every process computes the same."""
+    count, sums = 0, torch.zeros(())
+
+    def add(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        nonlocal count, sums
+        x_NE = arguments[0].flatten(0, -2).double()
+        sums = torch.stack((x_NE.sum(dim=0), x_NE.square().sum(dim=0))) + sums.to(x_NE.device)
+        count += len(x_NE)
+
+    hook = model.standardize.register_forward_pre_hook(add)
+    try:
+        with torch.no_grad():
+            for clips_BCTHW in batches:
+                model.features(clips_BCTHW)
+            if count:
+                mean_E, square_E = sums / count
+                model.standardize.fit(mean_E, square_E)
+    finally:
+        hook.remove()
+
+
 def build_head_model(
     spec: ModelSpec,
     geometry: Geometry,
@@ -121,6 +165,7 @@ def build_head_model(
     *,
     init: str | None,
     probe: Probe | None,
+    standardize: bool = False,
     seed: int,
     with_decoder: bool = False,
 ) -> tuple[HeadModel, str]:
@@ -131,7 +176,7 @@ def build_head_model(
     `with_decoder`: it also has `auxiliary`, with the decoder of a pretrained `init`, else with a new one.
     """
     start: VideoModel | None = None
-    geometry = msgspec.structs.replace(geometry, pooling="attentive" if probe == "attentive" else "mean")
+    geometry = probed(geometry, probe, standardize=standardize)
     if init is None:
         model = target.new_model(geometry, seed)
         origin = f"from scratch ({geometry.init or 'trunc'} initialisation), without --init"
@@ -160,7 +205,7 @@ def _put_head_on(
     trained = start if isinstance(start, HeadModel) and not new_head else None
     if trained is not None and target.is_predicted_by(trained) and trained.geometry.pooling == geometry.pooling:
         return trained, init
-    own = {name: getattr(geometry, name) for name in ("pooling", "init", "init_scale", "fc_eps")}
+    own = {name: getattr(geometry, name) for name in ("pooling", "standardize", "init", "init_scale", "fc_eps")}
     fresh = target.new_model(msgspec.structs.replace(start.geometry, **own), seed)
     load_encoder(fresh, start)
     return fresh, init if trained is None else f"{init}; new head: its own head predicts something else"
