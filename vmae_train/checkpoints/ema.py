@@ -42,7 +42,8 @@ class ModelEma:
             raise ValueError(f"decay = {decay}: expected 0 or more, below 1")
         self.decay = decay
         self.averages = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
-        self._parameters = [name for name, _ in model.named_parameters()]  # a probe's statistics are constant
+        # A probe's statistics are constant. What only a training has is in no state dict.
+        self._parameters = [name for name, _ in model.named_parameters() if name in self.averages]
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
