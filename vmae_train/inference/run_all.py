@@ -60,7 +60,8 @@ def run_all(
 
     with ProgressBar("videos", len(found.videos), style, start=kept) as progress:
         unstated = () if runner.is_stated else (runner.origin,)
-        for warning in unstated:
+        guesses = () if runner.guess is None else (runner.guess,)
+        for warning in (*unstated, *guesses):
             progress.print_note(warning, label="warning")
         for warning in found.warnings:  # no other line names what these lost
             if style is ProgressStyle.QUIET:
@@ -107,7 +108,7 @@ def describe_run(runner: VideoRunner[Row], found: FoundVideos, spec: WindowSpec)
         "time": windows,
         "clip": f"{geometry.num_frames} frames, {spacing}",
         "views": f"{views} (clips × crops)",
-        "resize": f"short side to {runner.short_side} px as a build does, then to {geometry.image_size} px, "
+        "resize": f"short side to {runner.short_side} px, then to {geometry.image_size} px, "
         f"antialias {'on' if protocol.antialias else 'off'}",
         "settings": runner.origin,
         "device": str(runner.device),

@@ -112,7 +112,7 @@ class VideoRunner(ABC, Generic[Row]):
         self.checkpoint = str(checkpoint)
         model = load_model(checkpoint, best=best, ema=ema, classes=class_names)
         spec, self.origin, self.is_stated = evaluation_settings(self.checkpoint, ClipSpec(), recipe, settings)
-        self.protocol, index = spec.protocol(), _data_index(self.checkpoint)
+        self.protocol, (index, self.guess) = spec.protocol(), _data_index(self.checkpoint)
         self._check(model)
         self.clip = self.protocol.clip if index is None else self.protocol.clip.resolve(index)
         self.short_side = max(index.short_side if index is not None else SHORT_SIDE, model.geometry.image_size)
@@ -320,14 +320,22 @@ def _weights_sha256(model: VideoModel) -> str:
     return digest.hexdigest()
 
 
-def _data_index(checkpoint: str) -> Index | None:
-    """The index of the shards that a checkpoint's run was validated or trained on, if it is on this machine."""
+def _data_index(checkpoint: str) -> tuple[Index | None, str | None]:
+    """The index of the shards that a checkpoint's run was validated or trained on, if they are on this machine.
+
+    For a run whose shards are not found also a warning: how its videos were resized is not known then.
+    """
     run = run_of(checkpoint)
     facts = read_facts(run) if run is not None else None
-    for url in (facts.validation, *facts.data) if facts is not None else ():
+    urls = [url for url in (facts.validation, *facts.data) if url is not None] if facts is not None else []
+    for url in urls:
         try:
-            if url is not None and not isinstance(storage_path(url), RemotePath):
-                return Shards.open(url).index
+            if not isinstance(storage_path(url), RemotePath):
+                return Shards.open(url).index, None
         except VmaeError:
             continue
-    return None
+    warning = (
+        f"the run's shards ({', '.join(urls)}) are not found from this folder, so videos are resized to a short side of "
+        f"{SHORT_SIDE} px. Start the command where the training was started, if its shards are smaller or larger"
+    )
+    return None, warning if urls else None
