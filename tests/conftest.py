@@ -125,3 +125,18 @@ def network(s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def remote_shards(s3_bucket: S3Bucket, network: Proxy, demo_shards: Path) -> str:
     """`demo_shards` in the bucket of the test, behind `network`."""
     return s3_bucket.upload(demo_shards)
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+    """Errors of reading folders named `closed`: root can read every folder, and runs the tests in a container."""
+    errors: list[OSError] = []
+    scandir = os.scandir
+
+    def forbidding(path: str | bytes | int) -> object:
+        if errors and not isinstance(path, int) and os.fsencode(path).endswith(b"/closed"):
+            raise type(errors[0])(errors[0].errno, errors[0].strerror, path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    return errors

@@ -255,12 +255,10 @@ def _explain(message: str, spec: type[Any]) -> str:
     text, path = (located[1], located[2]) if located else (message, "")
     expected = _type_at(msgspec.inspect.type_info(spec), path)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*?)`", text):
-        key = ".".join(part for part in (path, unknown[1]) if part)
+        prefix = f"{path}." if path else ""
         known = [field.name for field in expected.fields] if isinstance(expected, msgspec.inspect.StructType) else []
-        names = [".".join(part for part in (path, name) if part) for name in known]
-        close = difflib.get_close_matches(unknown[1], known, n=2)
-        near = did_you_mean([names[known.index(name)] for name in close])
-        return f"{key}: no such key.{near} Known keys: {', '.join(known)}"
+        near = did_you_mean([prefix + name for name in difflib.get_close_matches(unknown[1], known, n=2)])
+        return f"{prefix}{unknown[1]}: no such key.{near} Known keys: {', '.join(known)}"
     wrong = re.fullmatch(r"Invalid enum value '?(.*?)'?", text, re.DOTALL)
     if wrong and isinstance(expected, msgspec.inspect.LiteralType):
         return f"{path} = {wrong[1]}: {expected_one_of(wrong[1], [*map(str, expected.values)])}"

@@ -14,12 +14,14 @@ from vmae_data.progress import ProgressStyle
 from vmae_data.read.batches import BatchLayout
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_train.clips.augment import Augment
+from vmae_train.clips.boxes import Boxes
 from vmae_train.clips.colour import planes_of_views
 from vmae_train.clips.frame_sampling import view_sampler
 from vmae_train.clips.frame_spacing import check_spacing
 from vmae_train.clips.loader import Batch
 from vmae_train.clips.mask import MaskSpec, batch_mask, num_masked_tokens
 from vmae_train.clips.mixup import MixupSpec, mix_targets, mixup_clips, sample_mixup, soft_targets
+from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import Distributed
 from vmae_train.evaluation.metrics import AnyScores
 from vmae_train.evaluation.predict_videos import check_classes, own_batches, predict_videos
@@ -281,9 +283,7 @@ def label_loss(
     pixels of one video, and no noise. The authors' code reconstructs erased and mixed images.
     """
     rng = batch.rng.repeated(repeats)
-    planes = planes_of_views(batch.planes, batch.index_BVT)
-    boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
-    rgb = augment(planes, boxes, augment.sample_policy(rng))
+    boxes, rgb = _augmented_crops(batch, augment, rng)
     clips = augment.normalise(rgb)
     weight_B = repeat(batch.weight_B, "b -> (b r)", r=repeats)
     masked_loss = None
@@ -322,11 +322,17 @@ def reconstruction_text(aux: AuxSpec, geometry: Geometry) -> str:
     return f"{aux.reconstruction:g} × the masked loss; {aux.mask.kind}, {masked} of {geometry.num_tokens} tokens masked"
 
 
-def _training_clips(batch: Batch, augment: Augment, repeats: int) -> Tensor:
-    rng = batch.rng.repeated(repeats)
+def _augmented_crops(batch: Batch, augment: Augment, rng: ClipRng) -> tuple[Boxes, Tensor]:
+    """The boxes of a batch's crops, and the crops after RandAugment, before erasing: RGB, not normalised."""
     planes = planes_of_views(batch.planes, batch.index_BVT)
     boxes = augment.sample_boxes(planes.size_B2, rng, batch.may_flip_B)
-    return augment.erase(augment.normalise(augment(planes, boxes, augment.sample_policy(rng))), rng)
+    return boxes, augment(planes, boxes, augment.sample_policy(rng))
+
+
+def _training_clips(batch: Batch, augment: Augment, repeats: int) -> Tensor:
+    rng = batch.rng.repeated(repeats)
+    _, rgb = _augmented_crops(batch, augment, rng)
+    return augment.erase(augment.normalise(rgb), rng)
 
 
 def augmentation_text(spec: FinetuneSpec, *, may_flip: bool) -> str:

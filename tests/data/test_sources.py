@@ -66,21 +66,6 @@ def test_a_wrong_path_and_a_single_video_are_errors(tmp_path: Path) -> None:
         find_sources("ftp://host/videos")
 
 
-@pytest.fixture
-def closed(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
-    """Errors of reading folders named `closed`: root can read every folder, and runs the tests in a container."""
-    errors: list[OSError] = []
-    scandir = os.scandir
-
-    def forbidding(path: bytes) -> object:
-        if errors and os.fsencode(path).endswith(b"/closed"):
-            raise type(errors[0])(errors[0].errno, errors[0].strerror, path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", forbidding)
-    return errors
-
-
 def test_a_folder_without_permission_is_named_and_passed_over(tmp_path: Path, closed: list[OSError]) -> None:
     touch(tmp_path, "a/x.mp4", "closed/y.mp4")
     closed.append(PermissionError(13, "Permission denied"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -191,18 +190,11 @@ def test_a_run_whose_shards_are_not_found_warns_how_videos_are_resized(
 
 @pytest.mark.parametrize("mode", [(), ("--quiet",), ("--quiet", "--json")])
 def test_a_folder_without_permission_is_always_named(
-    tiny_finetuning: Path, members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: tuple[str, ...]
+    tiny_finetuning: Path, members: list[Path], tmp_path: Path, closed: list[OSError], mode: tuple[str, ...]
 ) -> None:
     (tmp_path / "closed").mkdir()
     shutil.copy(members[0], tmp_path / "a.mp4")
-    scandir = os.scandir
-
-    def forbidding(path: bytes | int) -> object:
-        if isinstance(path, bytes) and path.endswith(b"/closed"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", forbidding)
+    closed.append(PermissionError(13, "Permission denied"))
     words = ("predict", tiny_finetuning, tmp_path, "--views", "1x1", "--workers", "0", *mode)
     done = call_command("vmae_train", *words)
     assert f"warning: {tmp_path}: 1 folder without permission left out (closed)" in done.stderr

@@ -30,6 +30,7 @@ from vmae_train.clips.rng import ClipRng, integer, permutation
 
 __all__ = [
     "Grid",
+    "MaskKind",
     "MaskSpec",
     "TokenMask",
     "TubeMask",
@@ -42,6 +43,7 @@ __all__ = [
     "tube_mask",
 ]
 
+MaskKind = Literal["tube", "random", "frame", "motion"]
 CELL = 2  # patches along one side of the running cell
 POINTS = 4  # along one side of a patch, at which its motion is read
 
@@ -56,7 +58,7 @@ class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `decoder_ratio` of the patches of each cell of 2 × 2. The skipped patches move with every slice.
     """
 
-    kind: Literal["tube", "random", "frame", "motion"] = "tube"  # pattern of the mask
+    kind: MaskKind = "tube"  # pattern of the mask
     ratio: float = 0.9  # share of the tokens that is masked
     decoder: Literal["all", "running-cell"] = "all"  # which masked tokens are predicted
     decoder_ratio: float = 0.5  # share of each cell that is skipped

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,15 @@ from vmae_train.clips.augment import Augment, AugmentSpec
 from vmae_train.clips.colour import per_colour, planes_of_views
 from vmae_train.clips.frame_sampling import ClipSpec, view_sampler
 from vmae_train.clips.loader import ClipLoader, LoaderSpec
-from vmae_train.clips.mask import MaskSpec, TokenMask, batch_mask, check_vectors, num_masked_tokens, sample_mask
+from vmae_train.clips.mask import (
+    MaskKind,
+    MaskSpec,
+    TokenMask,
+    batch_mask,
+    check_vectors,
+    num_masked_tokens,
+    sample_mask,
+)
 from vmae_train.clips.rng import ClipRng
 from vmae_train.distributed import choose_device
 from vmae_train.evaluation.predict_videos import padded_requests
@@ -52,7 +60,6 @@ __all__ = [
 ]
 
 PUBLISHED_RATIO = 0.9
-MaskKind = Literal["tube", "random", "frame", "motion"]
 BATCH = 4
 
 

@@ -24,6 +24,7 @@ from vmae_train.models.videomae import PretrainModel
 from vmae_train.models.vit import PatchEmbed, encoder_blocks, run_blocks
 
 __all__ = [
+    "AUXILIARY",
     "Classifier",
     "HeadModel",
     "MultiLabelClassifier",
@@ -34,6 +35,8 @@ __all__ = [
     "load_encoder",
     "load_head",
 ]
+
+AUXILIARY = "auxiliary."  # begins the names of the weights that only an auxiliary task has
 
 
 class HeadModel(VideoModel):
@@ -90,7 +93,7 @@ class HeadModel(VideoModel):
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """All weights but those that only `auxiliary` has: `training_only_parameters` gives these."""
         state: dict[str, Any] = super().state_dict(*args, prefix=prefix, **kwargs)
-        for name in [name for name in state if name.startswith(f"{prefix}auxiliary.")]:
+        for name in [name for name in state if name.startswith(f"{prefix}{AUXILIARY}")]:
             del state[name]
         return state
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vmae_data.recipes import check_bounds
 from vmae_train.models.base import trained_parameters
+from vmae_train.models.heads import AUXILIARY
 from vmae_train.runs.layout import MAX_STEPS
 
 __all__ = ["OptimSpec", "Schedule", "build_optimizer", "layer_scale"]
@@ -73,15 +74,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         return self.lowest + 0.5 * (self.peak - self.lowest) * (1 + math.cos(math.pi * progress))
 
 
-_AUXILIARY = "auxiliary."
-
-
 def layer_scale(name: str, depth: int, decay: float) -> float:
     """decay^(depth + 1 − i): i = 0 for the patch embedding, k + 1 for block k, depth + 1 for the rest.
 
     VideoMAE optim_factory.py:24-46. To the rest belongs what an auxiliary task adds to the encoder.
     """
-    if name.startswith(_AUXILIARY):
+    if name.startswith(AUXILIARY):
         return 1.0
     block = re.search(r"\bblocks\.(\d+)\.", name)
     layer = 0 if "patch_embed." in name else int(block[1]) + 1 if block else depth + 1
@@ -93,7 +91,7 @@ def _is_decayed(name: str, parameter: Tensor) -> bool:
 
     VideoMAE optim_factory.py:49-88.
     """
-    name = name.removeprefix(_AUXILIARY)
+    name = name.removeprefix(AUXILIARY)
     return parameter.ndim > 1 and not name.endswith(".bias") and name not in ("mask_token", "pooler.query")
 
 
