@@ -142,7 +142,7 @@ def evaluate_features(
     print_summary(f"evaluate {checkpoint}", rows, quiet=distributed.style(style) is ProgressStyle.QUIET)
     sets: list[FeatureSet] = []
     unreadable: dict[str, str] = {}
-    for part in (training, shards):
+    for part, what in ((training, "training videos encoded"), (shards, "videos encoded")):
         found = predict_videos(
             model.to(chosen_device),
             part,
@@ -154,6 +154,7 @@ def evaluate_features(
             style=style,
             distributed=distributed,
             features=features,
+            progress_label=what,
         )
         sets.append(_feature_set(found, part))
         unreadable |= {f"{part.url}/{key}": reason for key, reason in found.unreadable.items()}

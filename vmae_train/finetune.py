@@ -37,6 +37,7 @@ from vmae_train.models.losses import (
     soft_cross_entropy,
 )
 from vmae_train.models.videomae import grid_of
+from vmae_train.runs.metadata import VideoFormat
 from vmae_train.training.engine import Engine
 from vmae_train.training.head import (
     Probe,
@@ -180,8 +181,12 @@ class FinetuneObjective(Objective):
 
     def facts(self) -> dict[str, Any]:
         classes = self.setup.mixture.sets[0].classes
-        digest = self.validation.digest
-        return {"validation": self.validation_url, "validation_digest": digest, "classes": classes}
+        return {
+            "validation": self.validation_url,
+            "validation_digest": self.validation.digest,
+            "classes": classes,
+            "video_format": VideoFormat.of(self.validation.index),
+        }
 
     def build_model(self, init: str | None, device: torch.device) -> HeadModel:
         spec, target = self.spec, target_of(self.setup.mixture, self.setup.order.samples_at_start())

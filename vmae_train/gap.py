@@ -98,7 +98,7 @@ def _check_sets(a: Shards, b: Shards) -> None:
     for shards in (a, b):
         if len(shards) < FEWEST:
             raise MisuseError(
-                f"{shards.url}: has {len(shards)} samples, a gap needs {FEWEST} of each set. Use more videos"
+                f"{shards.url}: has {plural(len(shards), 'sample')}, a gap needs {FEWEST} of each set. Use more videos"
             )
 
 

@@ -201,7 +201,9 @@ def test_the_command_prints_a_table_a_sentence_json_and_a_page(
     page = tmp_path / "gap.html"
     done = _gap(*command, "--workers", "0", "--html", page)
     assert "16 of 24 samples" in done.stderr and "16 of 16 samples" in done.stderr
-    table, _, summary = done.stdout.strip().rpartition("\n")
+    *table_lines, summary, written = done.stdout.strip().split("\n")
+    table = "\n".join(table_lines)
+    assert written == str(page)
     assert re.search(r"Fréchet distance +│ \S+ \(squared; 8 samples of each side\)", table)
     assert re.match(r"The sets are \d\.\d\d times as far apart as random halves of one set, .*\. A linear", summary)
     report = json.loads(_gap(*command, "--workers", "2", "--batch", "8", "--json", "--quiet").stdout)

@@ -173,17 +173,22 @@ def test_the_command_prints_bars_and_names_broken_videos_at_the_end(
     assert alone.stderr.startswith("vmae-train: none of 1 videos can be read")
 
 
-def test_a_run_whose_shards_are_not_found_warns_how_videos_are_resized(
+def test_a_prediction_does_not_need_the_shards_of_the_run(
     tiny_finetuning: Path, members: list[Path], tmp_path: Path
 ) -> None:
     words = ("--views", "1x1", "--workers", "0")
-    assert (
-        "not found from this folder"
-        not in call_command("vmae_train", "predict", tiny_finetuning, members[0], *words).stderr
-    )
+    here = call_command("vmae_train", "predict", tiny_finetuning, members[0], *words)
     moved = shutil.copytree(tiny_finetuning, tmp_path / "moved")
     facts = json.loads((moved / "run.json").read_bytes())
-    (moved / "run.json").write_text(json.dumps(facts | {"data": ["gone/train"], "validation": "gone/val"}))
+    assert facts["video_format"] == {"short_side": 36, "stride": 2, "rate": None}
+    facts |= {"data": ["gone/train"], "validation": "gone/val"}
+    (moved / "run.json").write_text(json.dumps(facts))
+    elsewhere = call_command("vmae_train", "predict", moved, members[0], *words)
+    assert elsewhere.stdout == here.stdout
+    assert "not found" not in elsewhere.stderr
+
+    del facts["video_format"]  # as runs were before
+    (moved / "run.json").write_text(json.dumps(facts))
     done = call_command("vmae_train", "predict", moved, members[0], *words)
     assert "warning: the run's shards (gone/val, gone/train) are not found from this folder" in done.stderr
 

@@ -75,6 +75,8 @@ def gap(
     print_unreadable(report.unreadable)
     if "--html" in paths:
         write_gap_page(report, projection, paths["--html"])
+        if not quiet and not as_json:
+            print(paths["--html"])
 
 
 def _print_gap(report: GapReport, quiet: bool, as_json: bool) -> None:

@@ -107,6 +107,8 @@ def predict(
     )
     if not as_json and not (quiet and out is not None):
         _print_predicted(predicted, out, top)
+        if html is not None and not quiet:
+            print(html)
     print_unreadable(predicted.unreadable)
 
 

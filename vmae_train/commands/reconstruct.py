@@ -20,7 +20,13 @@ def reconstruct(
     videos: Annotated[int, option("N", "Show N samples.", min=1, max=1000)] = 4,
     ratio: Annotated[
         list[float] | None,
-        option("SHARE", "Mask this share of the tokens. Repeat to compare.", "the run's ratio, else 0.9", min=0, max=1),
+        option(
+            "SHARE",
+            "Mask this share of the tokens, above 0 and below 1. Repeat to compare.",
+            "the run's ratio, else 0.9",
+            min=0,
+            max=1,
+        ),
     ] = None,
     mask: Annotated[
         list[Mask] | None,

@@ -108,6 +108,7 @@ def predict_videos(
     distributed: Distributed | None = None,
     turns: Callable[[Iterable[Batch], int], Iterable[Batch]] = own_batches,
     features: FeatureSpec | None = None,
+    progress_label: str = "videos evaluated",
 ) -> Predictions:
     """The model's prediction for every video: the mean over its views, and over the segments of one source.
 
@@ -138,7 +139,7 @@ def predict_videos(
         with distributed.all_or_none():
             opened = load_views(predictor, shards, own, batch=batch, loader=loader, cache=cache)
             batches = stack.enter_context(opened)
-        progress = stack.enter_context(ProgressBar("videos evaluated", len(shards), distributed.style(style)))
+        progress = stack.enter_context(ProgressBar(progress_label, len(shards), distributed.style(style)))
         with distributed.all_or_none(), torch.inference_mode():
             for turn, loaded in enumerate(turns(batches, -(-len(requests) // distributed.world_size))):
                 for sample, output_K in predictor.predict_batch(loaded):

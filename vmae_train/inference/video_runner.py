@@ -21,7 +21,6 @@ from torch import Tensor
 from vmae_data.arguments import MAX_BATCH, check_integer
 from vmae_data.decode import FramePlanes
 from vmae_data.errors import DataError, SourceError, VmaeError
-from vmae_data.format import Index
 from vmae_data.names import source_key
 from vmae_data.pages.pictures import Picture, picture, planes_to_rgb
 from vmae_data.progress import ProgressBar, ProgressStyle
@@ -40,7 +39,7 @@ from vmae_train.inference.read_video import BT709, SHORT_SIDE, WindowClips
 from vmae_train.inference.windows import VideoLength, WindowSpec
 from vmae_train.models.base import VideoModel
 from vmae_train.models.features import FeatureSpec
-from vmae_train.runs.metadata import read_facts, run_of
+from vmae_train.runs.metadata import VideoFormat, read_facts, run_of
 
 __all__ = ["VideoResult", "VideoRunner"]
 
@@ -112,10 +111,10 @@ class VideoRunner(ABC, Generic[Row]):
         self.checkpoint = str(checkpoint)
         model = load_model(checkpoint, best=best, ema=ema, classes=class_names)
         spec, self.origin, self.is_stated = evaluation_settings(self.checkpoint, ClipSpec(), recipe, settings)
-        self.protocol, (index, self.guess) = spec.protocol(), _data_index(self.checkpoint)
+        self.protocol, (built, self.guess) = spec.protocol(), _video_format(self.checkpoint)
         self._check(model)
-        self.clip = self.protocol.clip if index is None else self.protocol.clip.resolve(index)
-        self.short_side = max(index.short_side if index is not None else SHORT_SIDE, model.geometry.image_size)
+        self.clip = self.protocol.clip if built is None else self.protocol.clip.resolve(built.spacing)
+        self.short_side = max(built.short_side if built is not None else SHORT_SIDE, model.geometry.image_size)
         self.device = choose_device(device)
         self.model = model.to(self.device)
         self.clips = 0
@@ -320,18 +319,21 @@ def _weights_sha256(model: VideoModel) -> str:
     return digest.hexdigest()
 
 
-def _data_index(checkpoint: str) -> tuple[Index | None, str | None]:
-    """The index of the shards that a checkpoint's run was validated or trained on, if they are on this machine.
+def _video_format(checkpoint: str) -> tuple[VideoFormat | None, str | None]:
+    """How the videos were built that a checkpoint's run was validated or trained on.
 
-    For a run whose shards are not found also a warning: how its videos were resized is not known then.
+    Older runs don't hold it: then it is read from their shards, if they are on this machine. If they are not found
+    either, there is also a warning.
     """
     run = run_of(checkpoint)
     facts = read_facts(run) if run is not None else None
+    if facts is not None and facts.video_format is not None:
+        return facts.video_format, None
     urls = [url for url in (facts.validation, *facts.data) if url is not None] if facts is not None else []
     for url in urls:
         try:
             if not isinstance(storage_path(url), RemotePath):
-                return Shards.open(url).index, None
+                return VideoFormat.of(Shards.open(url).index), None
         except VmaeError:
             continue
     warning = (

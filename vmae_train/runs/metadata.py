@@ -8,18 +8,19 @@ from typing import Any
 import msgspec
 
 from vmae_data.errors import DataError, MisuseError, NotFoundError
-from vmae_data.format import NOT_JSON
+from vmae_data.format import NOT_JSON, Index, Rational
 from vmae_data.read.batches import DataStage
 from vmae_data.read.mixture import Mixture
 from vmae_data.recipes import build_spec, difference, shorten_digests, with_defaults
 from vmae_data.storage import commit_bytes, read_bytes
-from vmae_train.clips.frame_sampling import ClipSpec
+from vmae_train.clips.frame_sampling import ClipSpec, Spacing
 from vmae_train.runs.layout import EVALUATION, RUN, newest_checkpoint
 from vmae_train.runs.log import read_log
 from vmae_train.runs.run_files import local_copy
 
 __all__ = [
     "RunFacts",
+    "VideoFormat",
     "check_run",
     "clip_of",
     "data_text",
@@ -69,6 +70,22 @@ _Recipe = msgspec.defstruct(
 )
 
 
+class VideoFormat(msgspec.Struct, frozen=True):
+    """How the videos of a data set were built: their short side in pixels, and how they were thinned."""
+
+    short_side: int
+    stride: int | None  # in source frames; None if `rate` is set
+    rate: Rational | None = None
+
+    @classmethod
+    def of(cls, index: Index) -> VideoFormat:
+        return cls(index.short_side, index.stride, index.rate)
+
+    @property
+    def spacing(self) -> Spacing:
+        return Spacing(self.stride, self.rate)
+
+
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """run.json: the resolved recipe, the digest of each data set, and the source of the first weights."""
 
@@ -83,6 +100,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     validation_digest: str | None = None
     init: str | None = None
     classes: tuple[str, ...] = ()
+    video_format: VideoFormat | None = None  # of the validation data, else of the first data set; older runs lack it
 
     def __post_init__(self) -> None:
         if not 0 < len(self.data) == len(self.data_digest) or len(self.data_weight) not in (0, len(self.data)):
@@ -155,7 +173,7 @@ def write_facts(folder: Path, facts: RunFacts) -> None:
 def fixed_facts(facts: RunFacts) -> dict[str, Any]:
     """What must not change. Data may move, but its digest (and so its listing) must stay."""
     values: dict[str, Any] = msgspec.to_builtins(facts)
-    for name in ("data", "data_listing", "data_stages", "validation"):
+    for name in ("data", "data_listing", "data_stages", "validation", "video_format"):
         values.pop(name)
     for keys in _MAY_CHANGE:
         inner = values["recipe"]

@@ -22,7 +22,7 @@ from vmae_train.clips.mask import check_vectors
 from vmae_train.distributed import Distributed
 from vmae_train.engines.choose import check_engine
 from vmae_train.models.geometry import Geometry
-from vmae_train.runs.metadata import RunFacts, check_run, describe_other_data
+from vmae_train.runs.metadata import RunFacts, VideoFormat, check_run, describe_other_data
 from vmae_train.runs.run_directory import RunDirectory
 from vmae_train.runs.trackers import check_trackers
 from vmae_train.training.diagnostics import TrainingFacts
@@ -91,7 +91,7 @@ class TrainingSetup(NamedTuple):
             data_weight=self.mixture.weights,
             data_stages=self.order.stages,
             init=init,
-            **objective,
+            **{"video_format": VideoFormat.of(self.mixture.sets[0].index), **objective},
         )
 
     def training_facts(self, kind: Kind, init: str | None, *, frozen: bool) -> TrainingFacts:
