@@ -41,6 +41,12 @@ def test_every_lower_bound_is_in_the_table_of_tested_versions() -> None:
         assert name == "torch" or tested[: len(bound.split("."))] == bound.split("."), name
 
 
+def test_the_table_of_extras_is_complete() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`vmae\[.*?) \|", (ROOT / "docs" / "releasing.md").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"vmae\[(\w+)\]", " ".join(rows))) == sorted(extras)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of the sources, built without a network."""
