@@ -35,7 +35,7 @@ from vmae_train.runs.metadata import RunFacts, run_clip
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("moving.md", "recipes.md")
+PAGES = ("bucket-training.md", "moving.md", "recipes.md")
 APPS = {"vmae-shard": typer.main.get_command(shard_app), "vmae-train": typer.main.get_command(train_app)}
 TRAINING = {"pretrain/k400": PretrainSpec, "finetune/k400": FinetuneSpec}
 TABLES = set(PretrainSpec.__struct_fields__) | set(FinetuneSpec.__struct_fields__)

@@ -189,10 +189,9 @@ def test_the_command_scores_the_features_of_shards(
         few_shot_scores(*sets, 1, "abcdefgh").logistic.mean
     )
     assert (scores["videos"], scores["train_videos"], scores["layer"], scores["kind"]) == (16, 24, 2, "features")
-    text = call_command(
-        "vmae_train", "evaluate", tiny_finetuning, "--data", other_shards, *options, "--layer", "1"
-    ).stdout
-    lines = text.splitlines()
+    done = call_command("vmae_train", "evaluate", tiny_finetuning, "--data", other_shards, *options, "--layer", "1")
+    assert "training videos encoded: 24 of 24" in done.stderr and "\nvideos encoded: 16 of 16" in done.stderr
+    lines = done.stdout.splitlines()
     assert re.fullmatch(r"k-NN, k = 20: top-1 \S+ %, top-5 \S+ %", lines[0])
     assert re.fullmatch(r"1 video a class: nearest class mean \S+ ± \S+ %, logistic regression \S+ ± \S+ %", lines[1])
     assert lines[3:] == ["± is the standard deviation over 5 seeds", "16 videos, 24 training videos, 1x1 views"]

@@ -156,7 +156,9 @@ def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, member
     assert "Unreadable videos" in text and "broken.mp4" in text
     # With --out the page shows the videos that were predicted before, too.
     call_command(*command, "--out", tmp_path / "o.csv")
-    call_command(*command, "--out", tmp_path / "o.csv", "--html", page)
+    spoken = [word for word in command if word != "--quiet"]
+    done = call_command(*spoken, "--out", tmp_path / "o.csv", "--html", page)
+    assert done.stdout.splitlines()[-1] == str(page)
     assert 'class="bars"' in page.read_text() and "<video" in page.read_text()
 
 

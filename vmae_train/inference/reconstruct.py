@@ -273,7 +273,7 @@ def _predict(model: PretrainModel, rgb01_BCTHW: Tensor, mask: TokenMask, spec: M
     loss_B = error.square().mean(dim=(1, 2))
     grey = _with_cubes(rgb01_BCTHW, mask, torch.full_like(predicted_BMD, 0.5), geometry)
     filled = _with_cubes(rgb01_BCTHW, mask, _denormalise(rgb01_BCTHW, mask, predicted_BMD, geometry), geometry)
-    # What is masked, not what was asked for: of 16 places 14 make 88 %, with a ratio of 0.9.
+    # The actual share: a ratio of 0.9 masks 14 of 16 positions, which is 88 %.
     name = f"{spec.kind} mask, {100 * mask.masked_BM.shape[1] / geometry.num_tokens:.0f} %"
     frames = zip(_uint8_frames(grey), _uint8_frames(filled), loss_B.tolist(), strict=True)
     return [MaskedClip(name, masked, predicted, loss) for masked, predicted, loss in frames]
