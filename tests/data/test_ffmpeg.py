@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,44 +31,58 @@ def test_ffmpeg_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     _wait_until(lambda: not _ffmpegs(mark))
 
 
-def test_the_checksum_of_a_binary_is_kept_until_the_file_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_facts_of_a_binary_are_kept_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
-    real = find_ffmpeg().path
-    hashed = []
-
-    def hash_file(path: Path) -> str:
-        hashed.append(path)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    monkeypatch.setattr(ffmpeg, "hash_file", hash_file)
     binary = tmp_path / "ffmpeg"
-    _script(binary, real, "one")
+    shutil.copy(find_ffmpeg().path, binary)
+    queries = _count_queries(monkeypatch)
     monkeypatch.setattr(ffmpeg, "SETTLED_SECONDS", 1e9)
-    first = [_sha256(binary) for _ in range(2)]
-    assert len(hashed) == 2  # it may still be written
+    first = [_find(binary) for _ in range(2)]
+    assert len(queries) == 4  # it may still be written
     monkeypatch.setattr(ffmpeg, "SETTLED_SECONDS", -1e9)
-    first += [_sha256(binary) for _ in range(3)]
-    assert (len(set(first)), len(hashed)) == (1, 3)
+    first += [_find(binary) for _ in range(3)]
+    assert (len(set(first)), len(queries)) == (1, 6)
+    assert first[0].sha256 == hashlib.sha256(binary.read_bytes()).hexdigest()
     times = binary.stat()
-    _script(tmp_path / "other", real, "two")
+    changed = bytearray(binary.read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / "other").write_bytes(changed)
+    (tmp_path / "other").chmod(0o755)
     os.utime(tmp_path / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
     (tmp_path / "other").replace(binary)  # same name, size and time, another content
-    changed = _sha256(binary)
-    assert changed == hashlib.sha256(binary.read_bytes()).hexdigest() != first[0]
-    (kept,) = (path for path in (tmp_path / "node" / "binaries").iterdir() if path.read_text() == changed)
-    kept.write_text("damaged")
-    assert (_sha256(binary), len(hashed)) == (changed, 5)
+    assert _find(binary).sha256 == hashlib.sha256(changed).hexdigest() != first[0].sha256
+    assert len(queries) == 8
+    for kept in (tmp_path / "node" / "binaries").iterdir():
+        kept.write_text('["damaged", 1, 2]')
+    assert (_find(binary).sha256, len(queries)) == (hashlib.sha256(changed).hexdigest(), 10)
 
 
-def _script(path: Path, real: str, word: str) -> None:
-    path.write_text(f"#!/bin/sh\n# {word}\nexec '{real}' \"$@\"\n")
-    path.chmod(0o755)
+def test_the_facts_of_a_script_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that it starts can change."""
+    monkeypatch.setenv("VMAE_CACHE", str(tmp_path / "node"))
+    script = tmp_path / "ffmpeg"
+    script.write_text(f"#!/bin/sh\nexec '{find_ffmpeg().path}' \"$@\"\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(ffmpeg, "SETTLED_SECONDS", -1e9)
+    queries = _count_queries(monkeypatch)
+    assert _find(script) == _find(script)
+    assert len(queries) == 4
 
 
-def _sha256(binary: Path) -> str:
-    return find_ffmpeg.__wrapped__(str(binary)).sha256
+def _count_queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    queries: list[str] = []
+    run_query = ffmpeg._run_query
+
+    def counted(path: str, query: str) -> str:
+        queries.append(query)
+        return run_query(path, query)
+
+    monkeypatch.setattr(ffmpeg, "_run_query", counted)
+    return queries
+
+
+def _find(binary: Path) -> ffmpeg.Ffmpeg:
+    return find_ffmpeg.__wrapped__(str(binary))
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

@@ -6,6 +6,7 @@ This module alone runs ffmpeg: without a shell or stdin, and ffmpeg ends when th
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import select
@@ -160,6 +161,9 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
                 "no ffmpeg found. Run `python -m pip install imageio-ffmpeg`, or set VMAE_FFMPEG to a binary"
             ) from error
     path = shutil.which(path) or path
+    program = Path(path).resolve()
+    if (kept := _kept_facts(program)) is not None:
+        return Ffmpeg(path, kept.version, kept.sha256)
     try:
         banner = _run_query(path, "-version")
         encoders = encoders_of(path)
@@ -171,24 +175,36 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
         raise error_type(f"{path}: is not ffmpeg: its answer to -version {answer}. {advice}")
     if "libx264" not in encoders:
         raise error_type(f"{path}: is an ffmpeg without the libx264 encoder. {advice}")
-    return Ffmpeg(path, version[1], _hash_binary(Path(path).resolve()))
+    found = Ffmpeg(path, version[1], hash_file(program))
+    _keep_facts(program, found)
+    return found
 
 
-def _hash_binary(path: Path) -> str:
-    """sha256 of a binary. The cache of this machine keeps it until the file changes: hashing takes 0.15 s."""
-    facts = path.stat()
-    identity = (str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-    name = hashlib.sha256(repr(identity).encode()).hexdigest()
-    with suppress(OSError, VmaeError, ValueError):
-        kept = (node_folder("binaries") / name).read_text("ascii")
-        if re.fullmatch("[0-9a-f]{64}", kept):
-            return kept
-    digest = hash_file(path)
-    # A file that is still being written can change again without a change of its times.
-    if time.time() - facts.st_ctime > SETTLED_SECONDS:
-        with suppress(OSError, VmaeError):
-            commit_bytes(node_folder("binaries") / name, digest.encode(), writer_name())
-    return digest
+def _kept_facts(program: Path) -> Ffmpeg | None:
+    """What this machine's cache has of a usable binary, until the file changes: asking and hashing take 0.2 s."""
+    with suppress(OSError, VmaeError, ValueError, TypeError):
+        path, version, sha256 = json.loads(_facts_file(program).read_bytes())
+        if re.fullmatch("[0-9a-f]{64}", sha256) and path == str(program):
+            return Ffmpeg(path, str(version), sha256)
+    return None
+
+
+def _keep_facts(program: Path, found: Ffmpeg) -> None:
+    """Not of a script, because the program that it starts can change, and not of a file that is still being written:
+    it can change again without a change of its times.
+    """
+    with suppress(OSError, VmaeError):
+        with program.open("rb") as file:
+            is_binary = file.read(4) == b"\x7fELF"
+        if is_binary and time.time() - program.stat().st_ctime > SETTLED_SECONDS:
+            facts = json.dumps((str(program), found.version, found.sha256))
+            commit_bytes(_facts_file(program), facts.encode(), writer_name())
+
+
+def _facts_file(program: Path) -> Path:
+    facts = program.stat()
+    identity = (str(program), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return node_folder("binaries") / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.json"
 
 
 def silence_seconds() -> float:

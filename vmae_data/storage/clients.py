@@ -6,8 +6,6 @@ import hashlib
 import os
 import re
 import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -15,15 +13,13 @@ from typing import Any, NamedTuple
 
 from vmae_data.errors import MisuseError
 from vmae_data.storage.paths import RemotePath, StoragePath
-from vmae_data.storage.store_options import VARIABLE, Access, access_of, missing_key_file
-from vmae_data.storage.web import WebStore
+from vmae_data.storage.store_options import NO_OTHER_HOST, VARIABLE, Access, access_of, missing_key_file
 
-__all__ = ["LONGEST_WAIT", "NO_OTHER_HOST", "Client", "client_of", "forget_client", "open_client", "path_digest"]
+__all__ = ["LONGEST_WAIT", "Client", "client_of", "forget_client", "open_client", "path_digest"]
 
 LONGEST_WAIT = 15.0  # seconds between two tries
 UPLOAD_TRIES = 8  # of each part
 UPLOAD_PATIENCE = 15  # times the silence that ends a read: for a request of an upload, sent and answered
-NO_OTHER_HOST = "127.0.0.1:0"  # a proxy that refuses, for every host but the store's
 # What may change where a store is, and who we are. Other clients of this process keep what they were opened with.
 _ENVIRONMENT = re.compile(
     r"(AWS|AZURE|AZURITE|GOOGLE|IDENTITY|MSI)_\w+|(HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|HOME", re.IGNORECASE
@@ -86,6 +82,8 @@ def open_client(path: RemotePath) -> Client:
     from obstore import exceptions
     from obstore import store as stores
 
+    from vmae_data.storage.web import WebStore
+
     access = access_of(path.scheme, str(path))
     config: Any = access.config or None
     client = _only_host(access) if access.has_token else access.client
@@ -129,6 +127,8 @@ def _only_host(access: Access) -> dict[str, Any]:
     All ports of the host are reached: obstore 0.12 takes exclusions without a port, and can't refuse redirects.
     Not with a proxy of the user's, and not without an endpoint: Amazon and Microsoft redirect to themselves only.
     """
+    import urllib.request
+
     host = urllib.parse.urlsplit(access.endpoint).hostname
     if host is None or "proxy_url" in access.client or urllib.request.getproxies():
         return access.client

@@ -5,7 +5,6 @@ The text of an obstore error never passes through: it may contain a signed URL.
 
 from __future__ import annotations
 
-import email.utils
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -13,11 +12,10 @@ from typing import NamedTuple
 
 from vmae_data.errors import DataError, NotFoundError, ReplacedError
 from vmae_data.storage.attempt import Transient
-from vmae_data.storage.clients import NO_OTHER_HOST
 from vmae_data.storage.paths import RemotePath
-from vmae_data.storage.web import Refusal
+from vmae_data.storage.store_options import NO_OTHER_HOST
 
-__all__ = ["Problem", "problem_of", "requested_wait", "status_of"]
+__all__ = ["Problem", "Refusal", "problem_of", "requested_wait", "status_of"]
 
 _STATUS = re.compile(
     r"\b(?:status(?: code)?:?|HTTP status \w+ error \(|Server returned non-2xx status code:)\s*\(?([1-5]\d\d)\b",
@@ -40,6 +38,13 @@ class Problem(NamedTuple):
     busy: bool = False  # the store asks for fewer calls
     silent: bool = False  # the store can't be reached: told at the first try
     advice: str = "Check the URL and the storage options"
+
+
+class Refusal(NamedTuple):
+    """A failed answer: its headers, names in lower case, and the begin of its text."""
+
+    headers: Mapping[str, str] = {}
+    text: str = ""
 
 
 def problem_of(error: Exception, path: RemotePath, again: Callable[[], Refusal]) -> Problem:
@@ -91,6 +96,8 @@ def status_of(text: str) -> int:
 
 def requested_wait(headers: Mapping[str, str]) -> float | None:
     """The seconds that a busy store asks to wait (Retry-After, a number or a date); None if it names none."""
+    import email.utils
+
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return float(text) if len(text) < 10 and int(text) <= LONGEST_REQUESTED_WAIT else None

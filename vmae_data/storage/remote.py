@@ -14,7 +14,6 @@ from vmae_data.errors import DataError, MisuseError, NotFoundError, ReplacedErro
 from vmae_data.storage.attempt import CHUNK_BYTES, Progress, Transient, thread_pool
 from vmae_data.storage.paths import RemotePath
 from vmae_data.storage.retry import retried, status_of
-from vmae_data.storage.web import WebStore
 
 __all__ = [
     "ObjectInfo",
@@ -98,6 +97,8 @@ def read_part(path: RemotePath, offset: int, size: int, etag: str | None = None)
 def stat(path: RemotePath) -> ObjectInfo | None:
     """Size and version of an object; None if there is none."""
     import obstore
+
+    from vmae_data.storage.web import WebStore
 
     def call(store: Any, _progress: Progress) -> ObjectInfo:
         meta = store.head(path.path) if isinstance(store, WebStore) else obstore.head(store, path.path)
@@ -299,6 +300,8 @@ def _prefix(path: RemotePath) -> str | None:
 @contextmanager
 def _get(store: Any, path: RemotePath, **options: Any) -> Iterator[Any]:
     import obstore
+
+    from vmae_data.storage.web import WebStore
 
     used: Any = {key: value for key, value in options.items() if value is not None}
     if isinstance(store, WebStore):

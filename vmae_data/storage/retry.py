@@ -13,8 +13,7 @@ from vmae_data.errors import NO_THREAD, DataError, MisuseError, StoreError, Vmae
 from vmae_data.storage.attempt import Progress, attempt, pause, stopping
 from vmae_data.storage.clients import LONGEST_WAIT, Client, client_of, forget_client
 from vmae_data.storage.paths import RemotePath
-from vmae_data.storage.problems import Problem, problem_of, requested_wait, status_of
-from vmae_data.storage.web import Refusal, refusal
+from vmae_data.storage.problems import Problem, Refusal, problem_of, requested_wait, status_of
 
 __all__ = ["retried", "status_of"]
 
@@ -97,6 +96,8 @@ def _problem(error: BaseException, path: RemotePath, client: Client) -> Problem:
 def _refusal(client: Client, path: RemotePath) -> Refusal:
     """A failed answer once more: a bucket is asked by a signed URL."""
     import obstore
+
+    from vmae_data.storage.web import refusal
 
     try:
         url = f"{path.root}/{path.path}"

@@ -20,6 +20,7 @@ from vmae_data.storage.local_files import refuse_special
 from vmae_data.storage.option_files import azure_account, root_certificates
 
 __all__ = [
+    "NO_OTHER_HOST",
     "VARIABLE",
     "Access",
     "access_of",
@@ -37,6 +38,7 @@ GIVE_UP_SECONDS = 300.0  # after which a silent store ends the command
 REQUEST_SECONDS = 3600.0  # of a whole request: a slow but steady one may last
 SILENCE_SECONDS = 20.0  # within a request
 CONNECT_SECONDS = 10.0
+NO_OTHER_HOST = "127.0.0.1:0"  # a proxy that refuses, for every host but the store's
 _TIMES = ("timeout", "read_timeout", "connect_timeout")
 _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "root_certificate", "user_agent")
 _HEADER = "header."

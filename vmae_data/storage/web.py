@@ -1,6 +1,7 @@
 """Requests that send nothing of ours to another server: web servers with headers of the user's, headers of a failed answer.
 
 obstore's HTTP client follows redirects with all headers but a few, and with the complete URL as the referrer.
+Import this module where it is used: Python's web modules take longer to load than a local path needs them for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Refusal", "WebStore", "refusal"]
+from vmae_data.storage.problems import Refusal
+
+__all__ = ["WebStore", "refusal"]
 
 
 class WebStore(NamedTuple):
@@ -113,13 +116,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 if name != "Host":
                     new.add_unredirected_header(name, value)
         return new
-
-
-class Refusal(NamedTuple):
-    """A failed answer: its headers, names in lower case, and the begin of its text."""
-
-    headers: Mapping[str, str] = {}
-    text: str = ""
 
 
 def refusal(url: str, client: Mapping[str, Any]) -> Refusal:
