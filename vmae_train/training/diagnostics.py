@@ -77,7 +77,7 @@ def check_setup(facts: TrainingFacts) -> list[Diagnostic]:
                 "Train longer, or lower optim.warmup_epochs (or warmup_steps)",
             )
         )
-    if facts.other_data is not None:
+    if facts.other_data is not None and facts.published_size:
         warnings.append(Diagnostic("other data", facts.other_data))
     return warnings
 
