@@ -48,6 +48,15 @@ def test_no_command_line_and_no_part_of_the_data_side_imports_torch() -> None:
     assert _run_python(code) == ["False"]
 
 
+def test_a_build_of_local_videos_loads_no_web_modules() -> None:
+    """Each process of a build would need some milliseconds more."""
+    code = (
+        "import sys, vmae_data.build, vmae_data.executors.encode_later, vmae_data.shards.pack\n"
+        "print(*sorted({'ssl', 'http.client', 'urllib.request', 'vmae_data.storage.web'} & set(sys.modules)))"
+    )
+    assert _run_python(code) == [""]
+
+
 def test_help_imports_the_command_line_and_nothing_else_of_ours() -> None:
     code = (
         "import sys, vmae_data.commands.app, typer.testing as t\n"

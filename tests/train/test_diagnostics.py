@@ -48,7 +48,9 @@ def test_learning_rates_of_probes_and_own_small_models_have_no_published_range()
     odd = SOUND._replace(base_lr=1.0, batch=8, positions=8)
     assert set(_names(odd)) == {"learning rate", "small batch"}
     assert _names(odd._replace(frozen=True)) == _names(odd._replace(published_size=False)) == []
-    # The demos finetune on other videos of the same kind.
+
+
+def test_the_demos_finetune_on_other_videos_of_the_same_kind_without_a_warning() -> None:
     assert _names(SOUND._replace(other_data="trained elsewhere", published_size=False)) == []
 
 

@@ -6,7 +6,6 @@ This module alone runs ffmpeg: without a shell or stdin, and ffmpeg ends when th
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import select
@@ -162,8 +161,11 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
             ) from error
     path = shutil.which(path) or path
     program = Path(path).resolve()
-    if (kept := _kept_facts(program)) is not None:
-        return Ffmpeg(path, kept.version, kept.sha256)
+    file = _facts_file(program)  # named before the binary is queried and hashed: it may be replaced meanwhile
+    if file is not None:
+        with suppress(OSError, ValueError):
+            if kept := re.fullmatch(r"([0-9a-f]{64}) (\S+)", file.read_text("utf-8")):
+                return Ffmpeg(path, kept[2], kept[1])
     try:
         banner = _run_query(path, "-version")
         encoders = encoders_of(path)
@@ -176,35 +178,27 @@ def find_ffmpeg(named: str | None = None) -> Ffmpeg:
     if "libx264" not in encoders:
         raise error_type(f"{path}: is an ffmpeg without the libx264 encoder. {advice}")
     found = Ffmpeg(path, version[1], hash_file(program))
-    _keep_facts(program, found)
+    if file is not None:
+        with suppress(OSError, VmaeError):
+            commit_bytes(file, f"{found.sha256} {found.version}".encode(), writer_name())
     return found
 
 
-def _kept_facts(program: Path) -> Ffmpeg | None:
-    """What this machine's cache has of a usable binary, until the file changes: asking and hashing take 0.2 s."""
-    with suppress(OSError, VmaeError, ValueError, TypeError):
-        path, version, sha256 = json.loads(_facts_file(program).read_bytes())
-        if re.fullmatch("[0-9a-f]{64}", sha256) and path == str(program):
-            return Ffmpeg(path, str(version), sha256)
-    return None
+def _facts_file(program: Path) -> Path | None:
+    """Where this machine's cache keeps sha256 and version of a usable binary until the file changes: querying and hashing
+    take 0.2 s.
 
-
-def _keep_facts(program: Path, found: Ffmpeg) -> None:
-    """Not of a script, because the program that it starts can change, and not of a file that is still being written:
-    it can change again without a change of its times.
+    None for a script, because the program that it starts can change. None for a file that is still being written: it
+    can change again without a change of its times. None if there is no such file, or no cache.
     """
     with suppress(OSError, VmaeError):
+        facts = program.stat()
         with program.open("rb") as file:
-            is_binary = file.read(4) == b"\x7fELF"
-        if is_binary and time.time() - program.stat().st_ctime > SETTLED_SECONDS:
-            facts = json.dumps((str(program), found.version, found.sha256))
-            commit_bytes(_facts_file(program), facts.encode(), writer_name())
-
-
-def _facts_file(program: Path) -> Path:
-    facts = program.stat()
-    identity = (str(program), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-    return node_folder("binaries") / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.json"
+            is_script = file.read(2) == b"#!"
+        if not is_script and time.time() - facts.st_ctime > SETTLED_SECONDS:
+            identity = (str(program), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            return node_folder("binaries") / hashlib.sha256(repr(identity).encode()).hexdigest()
+    return None
 
 
 def silence_seconds() -> float:

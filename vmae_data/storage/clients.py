@@ -127,6 +127,7 @@ def _only_host(access: Access) -> dict[str, Any]:
     All ports of the host are reached: obstore 0.12 takes exclusions without a port, and can't refuse redirects.
     Not with a proxy of the user's, and not without an endpoint: Amazon and Microsoft redirect to themselves only.
     """
+    import urllib.parse
     import urllib.request
 
     host = urllib.parse.urlsplit(access.endpoint).hostname

@@ -1,7 +1,7 @@
 """Requests that send nothing of ours to another server: web servers with headers of the user's, headers of a failed answer.
 
 obstore's HTTP client follows redirects with all headers but a few, and with the complete URL as the referrer.
-Import this module where it is used: Python's web modules take longer to load than a local path needs them for.
+Functions import this module when they need it, because Python's web modules load slowly and local paths do without.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class TrainingFacts(NamedTuple):
     """What is known about a training before its first step."""
 
     kind: Literal["pretrain", "finetune"]
-    published_size: bool  # the rules for learning rates and batches come from the published sizes only
+    published_size: bool  # the rules for learning rates, batches and other data come from the published sizes only
     frozen: bool  # a probe: no published rule for its learning rate
     base_lr: float
     batch: int
