@@ -20,6 +20,10 @@ def _lines(losses: list[float], **more: Any) -> list[dict[str, Any]]:
     return [{**line, "step": step, "loss": loss, **more} for step, loss in enumerate(losses, 1)]
 
 
+def _schedule(warmup: int, steps: int = 60) -> Schedule:
+    return Schedule(peak=1e-3, lowest=0, warmup=warmup, steps=steps)
+
+
 def _names(facts: TrainingFacts) -> list[str]:
     return [warning.name for warning in check_setup(facts)]
 
@@ -66,17 +70,29 @@ def test_no_recipe_gets_a_warning_about_its_learning_rate_or_batch(name: str) ->
 
 
 def test_a_constant_loss_gives_a_warning_and_one_near_1_its_reason() -> None:
-    (near,) = check_log(_lines([1.2] * 10 + [0.998, 1.001] * 10), "pretrain", warmup=10)
+    (near,) = check_log(_lines([1.2] * 10 + [0.998, 1.001] * 10), "pretrain", _schedule(10))
     assert near.name == "constant loss" and "each cube's mean" in near.text
-    (stuck,) = check_log(_lines([0.693] * 20), "finetune", warmup=0)
+    (stuck,) = check_log(_lines([0.693] * 20), "finetune", _schedule(0))
     assert "each cube's mean" not in stuck.text and "0.693" in stuck.text
 
 
 def test_a_loss_that_falls_or_has_fallen_or_warms_up_gives_no_warning() -> None:
     falling = [0.99**step for step in range(30)]
-    assert check_log(_lines(falling), "pretrain", warmup=0) == []
-    assert check_log(_lines([*falling, *[0.7] * 40]), "pretrain", warmup=0) == []  # flat at its end
-    assert check_log(_lines([1.0] * 29), "pretrain", warmup=10) == []
+    assert check_log(_lines(falling), "pretrain", _schedule(0)) == []
+    assert check_log(_lines([*falling, *[0.7] * 40]), "pretrain", _schedule(0)) == []  # flat at its end
+    assert check_log(_lines([1.0] * 29), "pretrain", _schedule(10)) == []
+
+
+def test_a_plateau_is_judged_over_a_third_of_the_steps() -> None:
+    # `pretrain/demo` in small: a plateau near 1 at the start, then the loss falls.
+    plateau = [1.2] * 10 + [0.995] * 40 + [0.995 - 0.01 * step for step in range(20)]
+    for end in range(1, len(plateau) + 1):
+        assert check_log(_lines(plateau[:end]), "pretrain", _schedule(10, steps=210)) == []
+    stuck = _lines([1.2] * 10 + [0.995] * 67)
+    assert [warning.name for warning in check_log(stuck, "pretrain", _schedule(10, steps=210))] == ["constant loss"]
+    # A long training is told after 100 logging steps, however often it logs.
+    (long,) = check_log(_lines([1.0] * 110), "pretrain", _schedule(10, steps=100_000))
+    assert "the last 100 logging steps" in long.text
 
 
 @pytest.mark.parametrize(
@@ -84,6 +100,6 @@ def test_a_loss_that_falls_or_has_fallen_or_warms_up_gives_no_warning() -> None:
 )
 def test_waiting_that_lasts_gives_a_warning_with_its_stage(stage: str, word: str) -> None:
     waiting = _lines([1.0] * 5, data_wait=0.95, limits=stage)
-    (warning,) = check_log(waiting, "pretrain", warmup=0)
+    (warning,) = check_log(waiting, "pretrain", _schedule(0))
     assert warning.name == "waiting for data" and word in warning.text and "95%" in warning.text
-    assert check_log([*waiting[:4], *_lines([1.0])], "pretrain", warmup=0) == []
+    assert check_log([*waiting[:4], *_lines([1.0])], "pretrain", _schedule(0)) == []

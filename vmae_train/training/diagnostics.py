@@ -19,8 +19,9 @@ PUBLISHED_LR = {"pretrain": (1.5e-4, 1e-3), "finetune": (1e-5, 2e-3)}
 PUBLISHED_BATCH = {"pretrain": 192, "finetune": 24}
 # A learning rate may leave the published range by this factor, and a batch may be smaller by this factor.
 LR_SLACK, BATCH_SLACK = 2.0, 4
-# No progress: of this many logging steps after the warm-up, the later half is not a hundredth better than the earlier.
-PLATEAU_LINES, PLATEAU_SHARE = 20, 0.01
+# No progress: over a third of the steps after the warm-up, but 20 to 100 logging steps, the later half is not a
+# hundredth better than the earlier. Small models begin with a plateau of up to a tenth of the steps, then learn.
+PLATEAU_OF_STEPS, PLATEAU_LINES, PLATEAU_SHARE = 1 / 3, (20, 100), 0.01
 # Pixel targets are normalised cube by cube, so the mean of each cube predicts them with a loss of 1.
 MEAN_LOSS, MEAN_TOLERANCE = 1.0, 0.05
 WAITING_LINES, WAITING_SHARE = 5, 0.8
@@ -107,24 +108,34 @@ def _check_published_ranges(facts: TrainingFacts) -> list[Diagnostic]:
     return warnings
 
 
-def check_log(lines: Sequence[dict[str, Any]], kind: Literal["pretrain", "finetune"], warmup: int) -> list[Diagnostic]:
-    """Warnings from the lines of a log. `warmup` is in steps."""
+def check_log(
+    lines: Sequence[dict[str, Any]], kind: Literal["pretrain", "finetune"], schedule: Schedule
+) -> list[Diagnostic]:
+    """Warnings from the lines of a log."""
     train = [line for line in lines if line["kind"] == "train"]
-    warnings = [_check_plateau([line for line in train if line["step"] > warmup], kind), _check_waiting(train)]
+    warnings = [_check_plateau(train, kind, schedule), _check_waiting(train)]
     return [warning for warning in warnings if warning is not None]
 
 
-def _check_plateau(train: Sequence[dict[str, Any]], kind: Literal["pretrain", "finetune"]) -> Diagnostic | None:
-    if len(train) < PLATEAU_LINES:
+def _check_plateau(
+    train: Sequence[dict[str, Any]], kind: Literal["pretrain", "finetune"], schedule: Schedule
+) -> Diagnostic | None:
+    warm = [line for line in train if line["step"] > schedule.warmup]
+    if len(warm) < PLATEAU_LINES[0]:
         return None
-    losses = [float(line["loss"]) for line in train[-PLATEAU_LINES:]]
-    middle = PLATEAU_LINES // 2
+    every = warm[-1]["step"] - warm[-2]["step"]
+    fewest, most = PLATEAU_LINES
+    window = min(max(fewest, round((schedule.steps - schedule.warmup) * PLATEAU_OF_STEPS / every)), most)
+    if len(warm) < window:
+        return None
+    losses = [float(line["loss"]) for line in warm[-window:]]
+    middle = window // 2
     before, after = statistics.median(losses[:middle]), statistics.median(losses[middle:])
     # A loss that has fallen since the start is learnt, not stuck: the end of a long training is flat too.
-    first = statistics.median(float(line["loss"]) for line in train[:middle])
+    first = statistics.median(float(line["loss"]) for line in warm[:middle])
     if after < before - PLATEAU_SHARE * abs(before) or after < first - 5 * PLATEAU_SHARE * abs(first):
         return None
-    text = f"no progress over the last {PLATEAU_LINES} logging steps: the loss stays near {after:.4g}"
+    text = f"no progress over the last {window} logging steps: the loss stays near {after:.4g}"
     if kind == "pretrain" and abs(after - MEAN_LOSS) <= MEAN_TOLERANCE:
         text += ". A loss near 1.0 means that each cube's mean is predicted"
     text += ". Try another optim.base_lr, a longer warm-up or a larger batch. Check the clips (vmae-train reconstruct)"

@@ -189,7 +189,7 @@ class Trainer:
         progress.status = progress_note(line, "masked loss" if kind == "pretrain" else "loss")
         if self.recorder is not None:
             self.recorder.write(line)
-            self._warn(check_log(self.recorder.lines, kind, self.setup.schedule.warmup), progress)
+            self._warn(check_log(self.recorder.lines, kind, self.setup.schedule), progress)
         for notes in self.distributed.all_gather(list(loader.notes), list[str]):
             for note in notes:
                 if note not in self.printed_notes:
