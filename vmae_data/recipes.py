@@ -326,7 +326,11 @@ def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             lines += difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
         return lines
-    return [] if old == new else [f"{prefix}: {old!r} → {new!r}"]
+    return [] if old == new else [f"{prefix}: {_value_text(old)} → {_value_text(new)}"]
+
+
+def _value_text(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def shorten_digests(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from vmae_data.amounts import plural
 from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressBar, ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
@@ -139,6 +140,8 @@ def evaluate_features(
             "features": f"mean of all tokens of block {layer or model.geometry.depth} of {model.geometry.depth}",
         }
         check_spacing(protocol.clip, training, model.geometry.num_frames, protocol.views.clips)
+        if few_shot:
+            rows["few-shot"] = ", ".join(_describe_shots(training, shots) for shots in few_shot)
     print_summary(f"evaluate {checkpoint}", rows, quiet=distributed.style(style) is ProgressStyle.QUIET)
     sets: list[FeatureSet] = []
     unreadable: dict[str, str] = {}
@@ -204,6 +207,12 @@ def _check_labels(training: Shards, shards: Shards, shots: int) -> None:
                 f"--few-shot {shots}: {training.url} has {videos} videos of class {name!r}. Lower --few-shot, "
                 "or add training videos"
             )
+
+
+def _describe_shots(training: Shards, shots: int) -> str:
+    counts = [len(np.unique(training.source_N[training.label_N == n])) for n in range(len(training.classes))]
+    text = plural(shots, "video") + " a class"
+    return f"{text} (all there are: every seed chooses the same)" if max(counts) == shots else text
 
 
 def _feature_set(found: Predictions, shards: Shards) -> FeatureSet:

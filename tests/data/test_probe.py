@@ -46,6 +46,23 @@ def test_a_file_that_is_no_video_has_a_reason(tmp_path: Path, data: bytes | None
     assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (b"<!DOCTYPE html>\n<title>404</title>\n", "It is a text file, which begins '<!DOCTYPE html>'"),
+        ("wörter ".encode() * 99, "which begins 'wörter wörter"),
+        (bytes(range(256)) * 9, ""),
+        ("größe".encode("utf-16"), ""),
+    ],
+)
+def test_a_text_file_with_the_name_of_a_video_is_said_to_be_one(tmp_path: Path, data: bytes, shown: str) -> None:
+    path = tmp_path / "x.mp4"
+    path.write_bytes(data)
+    with pytest.raises(SourceError) as caught:
+        probe_video(bytes(path))
+    assert ("text file" in caught.value.detail) == bool(shown) and shown in caught.value.detail
+
+
 def test_a_playlist_is_not_followed(tmp_path: Path, demo_videos: Path) -> None:
     inside = next(demo_videos.glob("*/scene-*.mp4"))
     playlist = tmp_path / "list.mp4"

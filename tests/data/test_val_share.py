@@ -208,7 +208,7 @@ def test_the_same_command_repeats_nothing_and_another_share_is_refused(both: Pat
     assert {name: one["dest"] for name, one in json.loads(printed).items()} == {n: str(both / n) for n in (TRAIN, VAL)}
     assert "has a different plan (val_share: 0.4 → 0.3)" in _build(small_build, both, "--val-share", "0.3", status=2)
     error = _build(small_build, both, "--group-by", r"[^/]*$", "--append", status=2)
-    assert "has a different plan (group_by: None → '[^/]*$')" in error
+    assert "has a different plan (group_by: not set → '[^/]*$')" in error
     plain = ["vmae_data", "build", small_build.videos, both, *small_build.settings]
     error = call_command(*plain, "--append", status=2).stderr
     assert "holds the data sets train and val. Give --val-share 0.4 as for their build" in error

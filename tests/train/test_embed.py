@@ -155,7 +155,7 @@ def test_settings_can_change_before_the_first_result(tiny_pretraining: Path, tmp
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     for pool in ("mean", "slice"):
         said = _embed(tiny_pretraining, tmp_path / "broken.mp4", "--out", tmp_path / "a.npz", "--pool", pool, status=1)
-        assert "none of 1 videos can be read" in said.stderr
+        assert "no video can be read, of 1 (" in said.stderr
 
 
 def test_broken_videos_are_named_at_the_end_and_json_has_an_object_for_each(

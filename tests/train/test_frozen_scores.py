@@ -191,6 +191,10 @@ def test_the_command_scores_the_features_of_shards(
     assert (scores["videos"], scores["train_videos"], scores["layer"], scores["kind"]) == (16, 24, 2, "features")
     done = call_command("vmae_train", "evaluate", tiny_finetuning, "--data", other_shards, *options, "--layer", "1")
     assert "training videos encoded: 24 of 24" in done.stderr and "\nvideos encoded: 16 of 16" in done.stderr
+    # 24 training videos of 8 classes.
+    assert "1 video a class, 3 videos a class (all there are: every seed chooses the same)" in " ".join(
+        done.stderr.replace("│", " ").split()
+    )
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"k-NN, k = 20: top-1 \S+ %, top-5 \S+ %", lines[0])
     assert re.fullmatch(r"1 video a class: nearest class mean \S+ ± \S+ %, logistic regression \S+ ± \S+ %", lines[1])

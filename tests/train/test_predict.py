@@ -170,7 +170,7 @@ def test_the_command_prints_bars_and_names_broken_videos_at_the_end(
     )
     assert (quiet.stdout, quiet.stderr.splitlines()) == (done.stdout, [skipped])
     alone = call_command("vmae_train", "predict", tiny_finetuning, tmp_path / "broken.mp4", "--quiet", status=1)
-    assert alone.stderr.startswith("vmae-train: none of 1 videos can be read")
+    assert alone.stderr.startswith("vmae-train: no video can be read, of 1 (")
 
 
 def test_a_prediction_does_not_need_the_shards_of_the_run(
@@ -237,6 +237,14 @@ def test_videos_are_found_as_a_build_finds_them(members: list[Path], whole_shard
         find_videos([str(tmp_path / "no.mp4")])
 
 
+def test_a_folder_without_permission_is_refused_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path))
+    with pytest.raises(MisuseError, match=f"^{tmp_path}: this user may not read the folder"):
+        find_videos([str(tmp_path)])
+
+
 def test_a_checkpoint_that_does_not_say_how_is_told_so(members: list[Path], tmp_path: Path) -> None:
     save_model(tmp_path, Classifier(ModelSpec(size="tiny").geometry(), ("a", "b"), seed=0))
     said = call_command("vmae_train", "predict", tmp_path, members[0], "--views", "1x1").stderr
@@ -285,6 +293,7 @@ def test_python_refuses_what_is_no_clip_and_no_video(
 ) -> None:
     predictor = Predictor(tiny_finetuning, "cpu")
     clips = read_clips(members[0], 16)
+    assert torch.equal(predictor.predict_clips(clips.numpy()), predictor.predict_clips(clips))
     with pytest.raises(ValueError, match="expected uint8, 0 to 255"):
         predictor.predict_clips(clips / 255)
     with pytest.raises(ValueError, match="axes B T H W 3"):

@@ -155,7 +155,7 @@ def test_two_finetunings_are_compared_in_neutral_words(
     assert "a difference of" in text
     assert "This is one seed each: it shows nothing about the settings." in text
     assert "clips per second waiting for data, %" in text
-    assert f"init: &#39;{tiny_finetuning.parent / 'tiny-pretraining'}&#39; → None" in text
+    assert f"init: &#39;{tiny_finetuning.parent / 'tiny-pretraining'}&#39; → not set" in text
 
 
 def test_the_command_writes_the_page(tiny_finetuning: Path, tiny_scratch: Path, tmp_path: Path) -> None:

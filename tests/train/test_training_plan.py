@@ -201,7 +201,7 @@ def test_a_log_of_other_steps_is_refused(tmp_path: Path) -> None:
     same = load_recipe("vmae_train", "pretrain/demo", PretrainSpec, ["train.batch=16", "train.steps=7"])
     assert read_rates([log], same).device_seconds_a_video is not None
     for setting, found in (
-        ("model.depth=3", "model.depth: None → 3"),
+        ("model.depth=3", "model.depth: not set → 3"),
         ("train.repeats=2", "train.repeats: 1 → 2"),
         ("mask.ratio=0.5", "mask.ratio: 0.75 → 0.5"),
     ):

@@ -132,7 +132,7 @@ class Embedder(VideoRunner[Features]):
         return self.run_video(path, WindowSpec(window, stride))
 
     @torch.inference_mode()
-    def embed_clips(self, frames_BTHWC: Tensor) -> Tensor:
+    def embed_clips(self, frames_BTHWC: Tensor | NDArray[np.uint8]) -> Tensor:
         """Features (B, …) of clips in RGB, uint8 (B, T, H, W, 3), as `read_clips` gives them.
 
         Each clip is one view: its short side is resized to the model's size, and its centre is cropped.

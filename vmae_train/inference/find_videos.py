@@ -89,7 +89,8 @@ class FoundVideos(NamedTuple):
 def find_videos(arguments: Iterable[str]) -> FoundVideos:
     """A name with the suffix of a video is a video, any other file is a listing. Labels of listings don't matter.
 
-    Raises MisuseError for a path that names nothing, and for a folder or a listing without videos; StoreError.
+    Raises MisuseError for a path that names nothing, for a folder without permission, and for a folder or a listing
+    without videos; StoreError.
     """
     videos: dict[str, VideoFile] = {}
     shards: dict[str, None] = {}
@@ -99,6 +100,8 @@ def find_videos(arguments: Iterable[str]) -> FoundVideos:
         path = storage_path(argument)
         if isinstance(path, Path):
             refuse_special(path, folder=True)
+            if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+                raise MisuseError(f"{argument}: this user may not read the folder. Check its permissions")
         if path.name == INDEX or exists(path / INDEX):
             shards[argument.removesuffix(INDEX).rstrip("/") or "."] = None
         elif is_video(os.fsencode(path.name)) and not (isinstance(path, Path) and path.is_dir()):

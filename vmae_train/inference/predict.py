@@ -118,7 +118,7 @@ class Predictor(VideoRunner[Prediction]):
         return self.run_video(path, WindowSpec(window, stride))
 
     @torch.inference_mode()
-    def predict_clips(self, frames_BTHWC: Tensor) -> Tensor:
+    def predict_clips(self, frames_BTHWC: Tensor | NDArray[np.uint8]) -> Tensor:
         """Probabilities (B, K) of clips in RGB, uint8 (B, T, H, W, 3), as `read_clips` gives them; or values.
 
         Each clip is one view: its short side is resized to the model's size, and its centre is cropped.

@@ -81,9 +81,7 @@ def run_all(
             take(result, shards.digest)
     if unreadable and not done and not kept:
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:3])
-        raise DataError(
-            f"none of {len(unreadable)} videos can be read ({listed}). Name video files, folders or listings"
-        )
+        raise DataError(f"no video can be read, of {len(unreadable)} ({listed}). Name video files, folders or listings")
     return RunCounts(done, kept, unreadable)
 
 

@@ -150,8 +150,10 @@ class VideoRunner(ABC, Generic[Row]):
         frames = f"{geometry.num_frames} frames of {geometry.image_size} px"
         return f"{frames}, {spacing}, views {self.protocol.views}, {self.device}"
 
-    def preprocess(self, frames_BTHWC: Tensor) -> Tensor:
+    def preprocess(self, frames_BTHWC: Tensor | NDArray[np.uint8]) -> Tensor:
         """RGB frames, uint8 (B, T, H, W, 3), to the clips of the model. Raises ValueError for anything else."""
+        if isinstance(frames_BTHWC, np.ndarray):
+            frames_BTHWC = torch.from_numpy(np.ascontiguousarray(frames_BTHWC))
         if isinstance(frames_BTHWC, Tensor) and frames_BTHWC.is_floating_point():
             raise ValueError(
                 f"frames are {str(frames_BTHWC.dtype).removeprefix('torch.')}; expected uint8, 0 to 255. "
