@@ -71,6 +71,7 @@ class Purpose(IntEnum):
     CUTMIX_POSITION = 36
     FEW_SHOT = 37
     GAP = 38
+    DECODED = 39
 
 
 def splitmix64(x: ArrayLike) -> U64:

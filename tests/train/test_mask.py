@@ -14,6 +14,7 @@ import vmae_data.rng as reference
 from vmae_data.rng import Purpose
 from vmae_train.clips.mask import (
     Grid,
+    MaskKind,
     MaskSpec,
     TokenMask,
     num_masked_patches,
@@ -154,6 +155,26 @@ def test_the_running_cell_decodes_the_same_share_of_the_masked_tokens_in_every_s
         assert set(decoded) <= set(masked)
 
 
+@pytest.mark.parametrize("kind", ["tube", "random", "frame"])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_a_random_part_of_the_masked_tokens_is_predicted(kind: MaskKind, ratio: float, device) -> None:
+    spec = MaskSpec(kind=kind, ratio=0.75, decoder="random", decoder_ratio=ratio)
+    mask, whole = _sampled(spec, device, samples=20), _sampled(MaskSpec(kind=kind, ratio=0.75), device, samples=20)
+    assert torch.equal(mask.masked_BM, whole.masked_BM) and torch.equal(mask.visible_BV, whole.visible_BV)
+    assert mask.unscored_BU is None
+    masked = whole.masked_BM.shape[1]
+    assert mask.predicted_BK.shape == (20, masked - int(ratio * masked))
+    assert (mask.predicted_BK.diff(dim=1) > 0).all()
+    for tokens, predicted in zip(mask.masked_BM.tolist(), mask.predicted_BK.tolist(), strict=True):
+        assert set(predicted) <= set(tokens)
+    assert len({tuple(row) for row in mask.predicted_BK.tolist()}) == 20
+    # Any masked token may be predicted: the mean place in the list of masked tokens is its middle.
+    place = torch.stack([torch.searchsorted(*pair) for pair in zip(mask.masked_BM, mask.predicted_BK, strict=True)])
+    assert place.float().mean() / masked == pytest.approx(0.5, abs=0.03)
+    again = sample_mask(spec, ClipRng.on(device, seed=7, epoch=0, sample=[19, 20]), GRID)
+    assert torch.equal(again.predicted_BK[:1], mask.predicted_BK[19:])
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_the_running_cell_skips_what_a_queue_that_rotates_with_every_slice_skips(ratio: float) -> None:
     """VideoMAEv2's pattern: its queue begins with the skipped patches, and its head moves to the back in every slice."""
@@ -185,6 +206,7 @@ def test_the_running_cell_skips_what_a_queue_that_rotates_with_every_slice_skips
     [
         ({"decoder": "running-cell", "decoder_ratio": 0.1}, "skips 0 of the 4"),
         ({"decoder": "running-cell", "kind": "random"}, "only tube masks"),
+        ({"decoder": "random", "decoder_ratio": 1.0}, "decoder_ratio = 1: expected"),
         ({"ratio": 1.0}, "between 0 and 1"),
     ],
 )

@@ -45,6 +45,7 @@ PRETRAININGS = {
     "frame mask": ("mask.kind=frame",),
     "random mask": ("mask.kind=random",),
     "running cell": ("mask.decoder=running-cell",),
+    "random part": ("mask.decoder=random", "mask.kind=random"),
     "cross-attention": ("model.decoder_attention=cross",),
     "random crop": ("augment.crop=random",),
     "without antialias": ("augment.antialias=false",),

@@ -54,21 +54,25 @@ class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `kind`: `tube` masks the same patches in every slice, `random` single tokens, `frame` complete slices. `motion` masks
     equally many patches in every slice, and rather those that move: `_motion_mask` is the rule.
     `motion_weight`: how much rather. 0 gives tubes.
-    `decoder`: `all` predicts every masked token. `running-cell` predicts a part of them: it skips the share
-    `decoder_ratio` of the patches of each cell of 2 × 2. The skipped patches move with every slice.
+    `decoder`: `all` predicts every masked token. The others skip the share `decoder_ratio` of them: `random` skips any,
+    `running-cell` so many patches of each cell of 2 × 2, and these move with every slice.
     """
 
     kind: MaskKind = "tube"  # pattern of the mask
     ratio: float = 0.9  # share of the tokens that is masked
-    decoder: Literal["all", "running-cell"] = "all"  # which masked tokens are predicted
-    decoder_ratio: float = 0.5  # share of each cell that is skipped
+    decoder: Literal["all", "random", "running-cell"] = "all"  # which masked tokens are predicted
+    decoder_ratio: float = 0.5  # share of the masked tokens that is skipped
     motion_weight: float = 1.0  # preference for moving patches, with `motion`
 
     def __post_init__(self) -> None:
         check_bounds(self, decoder_ratio=(0, 1), motion_weight=(0, 1000))
         if not 0 < self.ratio < 1:
             raise ValueError(f"mask.ratio = {self.ratio}: expected a number between 0 and 1, both excluded")
-        if self.decoder == "all":
+        if self.decoder == "random" and not 0 < self.decoder_ratio < 1:
+            raise ValueError(
+                f"mask.decoder_ratio = {self.decoder_ratio:g}: expected a number between 0 and 1, both excluded"
+            )
+        if self.decoder != "running-cell":
             return
         if not 1 <= self.skipped_per_cell < CELL**2:
             raise ValueError(
@@ -176,19 +180,26 @@ def sample_mask(
 
     Raises ValueError as `num_masked_tokens` does, and for a motion mask of clips whose motion is unknown.
     """
+    mask = _sample_kind(spec, rng, grid, motion_BSP)
+    if spec.decoder == "all":
+        return mask
+    if spec.decoder == "random":
+        return mask._replace(decoded_BK=_in_random_part(spec, mask.masked_BM, rng))
+    return mask._replace(
+        decoded_BK=_in_running_cell(spec, mask.masked_BM, rng, grid),
+        unscored_BU=_in_running_cell(spec, mask.visible_BV, rng, grid),
+    )
+
+
+def _sample_kind(spec: MaskSpec, rng: ClipRng, grid: Grid, motion_BSP: Int64[Tensor, "B S P"] | None) -> TokenMask:
+    """As `sample_mask`, with all masked tokens decoded."""
     count = num_masked_tokens(spec, grid)
     if spec.kind == "motion":
         if motion_BSP is None:
             raise ValueError("mask.kind = motion: the motion of these clips is not known. Use another kind of mask")
         return _motion_mask(spec, rng, motion_BSP)
     if spec.kind == "tube":
-        mask = tube_mask(rng, slices=grid.slices, patches=grid.patches, ratio=spec.ratio)
-        if spec.decoder == "all":
-            return mask
-        return mask._replace(
-            decoded_BK=_in_running_cell(spec, mask.masked_BM, rng, grid),
-            unscored_BU=_in_running_cell(spec, mask.visible_BV, rng, grid),
-        )
+        return tube_mask(rng, slices=grid.slices, patches=grid.patches, ratio=spec.ratio)
     size = {"frame": grid.patches, "random": 1}[spec.kind]  # tokens that are masked together
     device, hidden = rng.sample_B.device, count // size
     order_BN = permutation(rng.bits(Purpose.MASK, torch.arange(grid.tokens // size, device=device)))
@@ -271,6 +282,13 @@ def _cell_at(start_B: Tensor, extent_B: Tensor, patches: int, cells: int) -> Ten
     twice = 2 * torch.arange(count, device=start_B.device) + 1
     pixel_BI = (2 * count * start_B.long()[:, None] + twice * extent_B.long()[:, None]) // (2 * count)
     return (pixel_BI // MOTION_CELL).clamp(0, cells - 1)
+
+
+def _in_random_part(spec: MaskSpec, token_BM: Tensor, rng: ClipRng) -> Tensor:
+    """Some of the masked tokens, ascending: int(decoder_ratio * M) are skipped."""
+    count = token_BM.shape[1] - int(spec.decoder_ratio * token_BM.shape[1])
+    order_BM = permutation(rng.bits(Purpose.DECODED, torch.arange(token_BM.shape[1], device=token_BM.device)))
+    return token_BM.gather(1, order_BM[:, :count].sort(dim=-1).values)
 
 
 def _in_running_cell(spec: MaskSpec, token_BM: Tensor, rng: ClipRng, grid: Grid) -> Tensor:
