@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from tests.command import call_command
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.open_source import open_source
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, StoreError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.recipes import load_recipe
@@ -194,6 +194,27 @@ def test_a_prediction_does_not_need_the_shards_of_the_run(
 
 
 @pytest.mark.parametrize("mode", [(), ("--quiet",), ("--quiet", "--json")])
+class _Silent(NamedTuple):
+    """A video on a server that does not answer."""
+
+    name: str
+
+    def local(self, _folder: Path) -> NoReturn:
+        raise StoreError(f"{self.name}: can't be read")
+
+
+def test_a_server_that_does_not_answer_loses_its_video_only_and_two_in_a_row_end_the_job(
+    tiny_finetuning: Path, members: list[Path]
+) -> None:
+    predictor = Predictor(tiny_finetuning, "cpu", settings=["evaluate.views='1x1'"])
+    good = [VideoFile(str(path), path) for path in members[:2]]
+    dead: list[Any] = [_Silent("a"), _Silent("b")]
+    results = list(predictor.run_videos([dead[0], good[0], dead[1], good[1]]))
+    assert [result.error for result in results] == ["a: can't be read", None, "b: can't be read", None]
+    with pytest.raises(StoreError, match="^b: can't be read"):
+        list(predictor.run_videos([*dead, good[0]]))
+
+
 def test_a_folder_without_permission_is_always_named(
     tiny_finetuning: Path, members: list[Path], tmp_path: Path, closed: list[OSError], mode: tuple[str, ...]
 ) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vmae_data.errors import DataError, MisuseError
+from vmae_data.errors import DataError, MisuseError, StoreError
 from vmae_data.format import INDEX
 from vmae_data.names import path_to_text
 from vmae_data.sources.find import find_sources
@@ -69,7 +69,9 @@ class VideoFile(NamedTuple):
         if self.member is not None:
             return self.member.sha256
         if isinstance(self.path, RemotePath):
-            return str(file_size(self.path))
+            with suppress(StoreError):  # reading it says so
+                return str(file_size(self.path))
+            return "missing"
         try:
             status = self.path.stat()
         except OSError:

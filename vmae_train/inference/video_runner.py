@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vmae_data.arguments import MAX_BATCH, check_integer
 from vmae_data.decode import FramePlanes
-from vmae_data.errors import DataError, SourceError, VmaeError
+from vmae_data.errors import DataError, SourceError, StoreError, VmaeError
 from vmae_data.names import source_key
 from vmae_data.pages.pictures import Picture, picture, planes_to_rgb
 from vmae_data.progress import ProgressBar, ProgressStyle
@@ -174,9 +174,10 @@ class VideoRunner(ABC, Generic[Row]):
         """A result for each video, in order. Windows of several videos share a batch.
 
         `pictures`: with a frame of each window, or some frames of a whole video. `workers`: decode in so many processes.
-        A file that can't be read is a result with an error. Raises StoreError, and MisuseError for windows or clips
-        that can't be made.
+        A file that can't be read is a result with an error, also if its store does not answer. Raises StoreError if the
+        stores of two videos in a row don't, and MisuseError for windows or clips that can't be made.
         """
+        is_silent = False
         reading = self._reading(spec)
         unfinished: deque[_Loading[Row]] = deque()
         waiting: list[tuple[_Loading[Row], WindowClips]] = []
@@ -193,8 +194,12 @@ class VideoRunner(ABC, Generic[Row]):
                         loading.pictures += _pictures(clips, 1 if spec.is_several else WHOLE_PICTURES)
                     if len(waiting) == self._batch:
                         self._run(waiting)
-            except (SourceError, DataError) as error:
-                loading.error = str(error)
+            except (SourceError, DataError, StoreError) as error:
+                if is_silent and isinstance(error, StoreError):
+                    raise
+                is_silent, loading.error = isinstance(error, StoreError), str(error)
+            else:
+                is_silent = False
             loading.windows = count
             while unfinished and (result := unfinished[0].result()):
                 unfinished.popleft()
