@@ -242,6 +242,7 @@ def test_backslashes_separate_folders_unless_a_file_is_named_so(tmp_path: Path) 
         ("a.mp4 3 5\nb.mp4 1 2\n", "followed by several numbers. Write several labels as a list"),
         ("a.mp4 0 1 1 0\nb.mp4 1 0 0 1\n", "followed by several numbers. Write several labels as a list"),
         ('a.mp4,"run\nb.mp4,sit\n', "entry 1 can't be read .*Close every quote"),
+        ("<!DOCTYPE html>\n<title>videos</title>\n", "is a web page or XML, not a listing"),
         ("a\0,b", r"is not text \(in UTF-8, or UTF-16 with a byte order mark\)"),
         ('[{"path": "v/a\\u0000.mp4", "label": 1}]', r"path b'v/a\\x00.mp4' has a NUL character"),
         (

@@ -253,6 +253,8 @@ def test_videos_are_found_as_a_build_finds_them(members: list[Path], whole_shard
     arguments = [str(members[0]), str(members[0].parent), str(whole_shards), str(listing)]
     found = find_videos([*arguments, str(members[0])])
     assert sorted(Path(video.path) for video in found.videos) == sorted(members)
+    (far,) = find_videos([str(listing)]).videos
+    assert (far.name, far.path) == (str(members[1]), members[1])
     assert found.shards == (str(whole_shards),)
     with pytest.raises(MisuseError, match="nothing at this path"):
         find_videos([str(tmp_path / "no.mp4")])

@@ -39,6 +39,8 @@ __all__ = [
     "write_pictures",
 ]
 
+_TEXT_BYTES, _TEXT_SHOWN = 512, 40
+
 
 class OpenedSource(NamedTuple):
     """A video whose frames were counted by decoding all of them."""
@@ -88,9 +90,22 @@ def describe_source(ffmpeg: str, source: bytes, names: dict[str, str], staging: 
         if "Format not on whitelist" in message:  # ffmpeg names the whitelist, not the format
             message = "the file has a format that builds don't open"
         with suppress(OSError):
+            if text := _text_note(source):
+                raise SourceError("unreadable", f"{text} ({message})") from error
             if cut := truncated_box(source):
                 raise SourceError("truncated", f"{cut} ({message})") from error
         raise SourceError(error.reason, message) from error
+
+
+def _text_note(path: bytes) -> str:
+    """That the file is text, such as the error page of a web server, and how it begins. Empty for other files."""
+    with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
+        text = file.read(_TEXT_BYTES).decode("utf-8", "replace").strip()
+    lines = text.replace("\t", " ").splitlines()
+    # One character may be cut at the end.
+    if not lines or text.count("\ufffd") > 1 or not all(map(str.isprintable, lines)):
+        return ""
+    return f"the file is text, which begins {lines[0][:_TEXT_SHOWN]!r}"
 
 
 def open_source(path: Path, *, in_worker: bool = False) -> OpenedSource:
@@ -146,4 +161,4 @@ def _run(arguments: list[str], info: VideoInfo, source: bytes) -> FfmpegRun:
 
 
 def _names(source: bytes) -> dict[str, str]:
-    return {os.fsdecode(source): "the video"}
+    return {os.path.abspath(os.fsdecode(source)): "the video", os.fsdecode(source): "the video"}

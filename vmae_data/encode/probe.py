@@ -71,7 +71,6 @@ _COUNTED_DURATION = frozenset(("yuv4mpegpipe", "dv", "gif", "nut"))
 _WITHOUT_SHAPE = frozenset(("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v", "obu", "dirac", "vvc"))
 # libavformat gives every stream the one duration that these declare.
 _ONE_DURATION = frozenset(("asf", "wtv"))
-_TEXT_BYTES, _TEXT_SHOWN = 512, 40
 _MAX_ANGLE = 360  # degrees
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 
@@ -136,19 +135,8 @@ def probe_video(path: bytes, rules: int = RULES) -> VideoInfo:
         ends = (truncated_box(path), joined_file(path) if rules >= 3 else "")
     except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
         _refuse_machine_fault(path, error)
-        raise SourceError("unreadable", _error_text(error) + _text_note(path)) from error
+        raise SourceError("unreadable", _error_text(error)) from error
     return info._replace(remarks=(*info.remarks, *filter(None, ends)))
-
-
-def _text_note(path: bytes) -> str:
-    """That the file is text, such as the error page of a web server, and how it begins. Empty for other files."""
-    with open(path, "rb") as file:  # noqa: PTH123 - bytes paths may not be UTF-8
-        text = file.read(_TEXT_BYTES).decode("utf-8", "replace").strip()
-    lines = text.replace("\t", " ").splitlines()
-    # One character may be cut at the end.
-    if not lines or text.count("\ufffd") > 1 or not all(map(str.isprintable, lines)):
-        return ""
-    return f". It is a text file, which begins {lines[0][:_TEXT_SHOWN]!r}"
 
 
 def _refuse_machine_fault(path: bytes, error: Exception) -> None:

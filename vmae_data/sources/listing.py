@@ -102,6 +102,8 @@ def read_listing(file: StoragePath, columns: Columns) -> ListingTable | ListingT
     data = read_bytes(file)
     if data.startswith(b"PAR1"):
         return _read_parquet(data, file, columns)
+    if data.lstrip()[:1] == b"<":
+        raise MisuseError(f"{file}: is a web page or XML, not a listing. Name videos, or a listing of them")
     data = decode_text(data, str(file), "Expected a listing with one `path label` per line")
     if data.lstrip()[:1] in (b"[", b"{"):
         return _json_table(json_entries(data, file, (columns.path,) if columns.path else PATH_COLUMNS))

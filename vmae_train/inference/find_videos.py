@@ -38,7 +38,7 @@ class Member(NamedTuple):
 
 
 class VideoFile(NamedTuple):
-    """A video by path or URL. The name is that of the argument, or of its folder and the path below it.
+    """A video by path or URL. The name is that of the argument, or of its folder and the path below it; else it is absolute.
 
     With `member` it is a part of the file: the sample of a shard.
     """
@@ -115,13 +115,15 @@ def find_videos(arguments: Iterable[str]) -> FoundVideos:
             listing = find_sources(argument)
             folder = argument if not exists(path) else str(path.parent)
             for source in listing.sources:
-                name = os.path.normpath(os.path.join(folder, path_to_text(source.path)))
                 if isinstance(listing.folder, RemotePath):
                     video = remote_path(listing.folder, source.path)
                     videos.setdefault(str(video), VideoFile(str(video), video))
                 else:
-                    local = Path(os.fsdecode(os.path.join(listing.folder, source.path)))
-                    videos.setdefault(name, VideoFile(name, local))
+                    local = os.path.normpath(os.path.join(listing.folder, source.path))
+                    outside = source.path.startswith(b"../")  # as a listing of absolute paths may name them
+                    text = path_to_text(local if outside else source.path)
+                    name = text if outside else os.path.normpath(os.path.join(folder, text))
+                    videos.setdefault(name, VideoFile(name, Path(os.fsdecode(local))))
             notes += listing.notes
             warnings += listing.warnings
     return FoundVideos(tuple(videos.values()), tuple(shards), tuple(notes), tuple(warnings))
