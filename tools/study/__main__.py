@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from tools.study.pieces import in_order, overview, read_done, run_pieces
+from tools.study.pieces import in_order, overview, parse_seeds, read_done, run_pieces
 from tools.study.plan import SUBJECTS, Sizes, Study, pieces_of, real_videos
 from tools.study.scores import NOT_RUN, Subject, insert, picture, table
 from vmae_data.storage import commit_bytes
@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=", ".join(SUBJECTS))
-    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="[default: 0,1,2]")
+    parser.add_argument("--seeds", type=parse_seeds, default=(0, 1, 2), help="[default: 0,1,2]")
     parser.add_argument("--workers", type=_positive, default=1, help="commands at a time [default: 1]")
     parser.add_argument("--folder", type=Path, default=Path("study"), help="[default: study]")
     parser.add_argument(
@@ -60,10 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the pieces, and which are done; run nothing")
     parser.add_argument("--docs", action="store_true", help="copy tables and pictures into docs; run nothing")
     return parser
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _positive(text: str) -> int:

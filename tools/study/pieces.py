@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from tools.demo.short import SCRIPTS
 from vmae_data.storage import commit_bytes
 
-__all__ = ["Done", "Piece", "in_order", "is_done", "overview", "read_done", "run_pieces"]
+__all__ = ["Done", "Piece", "in_order", "is_done", "overview", "parse_seeds", "read_done", "run_pieces"]
+
+
+SCRIPTS = Path(sys.executable).parent
 
 
 class Piece(NamedTuple):
@@ -35,6 +37,11 @@ class Done(msgspec.Struct, frozen=True):
 
     words: tuple[str, ...]
     cpu_seconds: float
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Numbers between commas, without repeats. Raises ValueError for other text."""
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def in_order(pieces: Iterable[Piece]) -> list[Piece]:
