@@ -164,10 +164,14 @@ class _Command(TyperCommand):
 
 
 def new_app(name: str, about: str, version: str, commands: Iterable[Callable[..., None]]) -> typer.Typer:
-    """A command line. The help of a command is its docstring; the section `Examples:` comes after the options."""
+    """A command line. The help of a command is its docstring; the section `Examples:` comes after the options.
+
+    A wheel holds no pages: the help of the program says where they are.
+    """
     app = typer.Typer(
         name=name,
         help=about,
+        epilog="Help and errors name pages as docs/NAME.md. The folder docs is in the repository and in the sdist.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

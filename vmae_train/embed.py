@@ -41,7 +41,7 @@ def embed_all(
     arguments: Sequence[str],
     *,
     spec: WindowSpec,
-    out: str,
+    out: str | Path,
     layout: Layout | None = None,
     workers: int = 0,
     finished: Callable[[VideoResult[Features]], None] = lambda result: None,

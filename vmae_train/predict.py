@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 from vmae_data.progress import ProgressStyle
@@ -35,7 +36,7 @@ def predict_all(
     arguments: Sequence[str],
     *,
     spec: WindowSpec,
-    out: str | None = None,
+    out: str | Path | None = None,
     html: str | None = None,
     workers: int = 0,
     finished: Callable[[VideoResult[Prediction]], None] = lambda result: None,

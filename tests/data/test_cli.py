@@ -119,6 +119,20 @@ def test_the_help_of_an_option_names_its_default_once(program: str, command: str
         assert row.count("[required]") == (1 if option.required else 0), row
 
 
+@pytest.mark.parametrize("program", APPS)
+def test_pages_that_help_errors_and_recipes_name_exist_and_the_help_says_where(program: str) -> None:
+    root = Path(__file__).parents[2]
+    files = [path for suffix in ("py", "toml") for path in (root / APPS[program]).rglob(f"*.{suffix}")]
+    named = {page for path in files for page in re.findall(r"\bdocs/[a-z-]+\.md", path.read_text("utf-8"))}
+    assert len(named) > 2
+    assert not {page for page in named if not (root / page).is_file()}
+    app = importlib.import_module(f"{APPS[program]}.commands.app").app
+    assert (
+        "docs is in the repository and in the sdist"
+        in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    )
+
+
 def test_no_process_of_a_build_imports_torch(demo_videos: Path, tmp_path: Path) -> None:
     """A module `torch` comes first on the path, and leaves a file when any process imports it."""
     fake, imported = tmp_path / "path" / "torch.py", tmp_path / "imported"

@@ -361,10 +361,13 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(demo_videos: Pat
         ("vmae_data", "audit", "shards", "--html", "s3://bucket/page.html"),
         ("vmae_train", "pretrain", *RUN, "--scratch", "s3://bucket/scratch"),
         ("vmae_train", "convert", "run", "s3://bucket/model", "--to", "native"),
+        ("vmae_train", "export", "run", "--out", "s3://bucket/model"),
+        ("vmae_train", "predict", "run", "video.mp4", "--out", "s3://bucket/rows.csv"),
+        ("vmae_train", "embed", "run", "videos", "--out", "s3://bucket/rows.npz"),
         ("vmae_train", "convert", "run", "model", "--to", "native", "--classes", "s3://bucket/names"),
     ],
 )
 def test_a_url_instead_of_a_path_makes_no_folder_of_its_name(words: tuple[str, ...], tmp_path: Path) -> None:
     done = call_command(*words, status=2, cwd=tmp_path)
-    assert "is not a path of this machine" in done.stderr and done.stderr.count("\n") == 1
+    assert "is not a path of this machine. Name a local path" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

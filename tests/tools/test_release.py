@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -21,6 +22,7 @@ from vmae_data.recipes import list_recipes
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("vmae_data", "vmae_train")
 HIDDEN = shutil.ignore_patterns("__pycache__")
+FOLDERS = (*PACKAGES, ".ci", "docs", "shards/example", "tests", "tools")
 
 
 def test_the_version_is_the_same_everywhere() -> None:
@@ -45,6 +47,23 @@ def test_the_table_of_extras_is_complete() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     rows = re.findall(r"^\| (`vmae\[.*?) \|", (ROOT / "docs" / "releasing.md").read_text(), re.MULTILINE)
     assert sorted(re.findall(r"vmae\[(\w+)\]", " ".join(rows))) == sorted(extras)
+
+
+@pytest.mark.processes
+def test_the_sdist_holds_what_its_tests_and_docs_need(tmp_path: Path) -> None:
+    """Of a copy, because a build writes into the folder of the sources."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=HIDDEN)
+    for path in (one for one in ROOT.iterdir() if one.is_file()):
+        shutil.copy(path, source)
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.parent != source and path.is_file()}
+    _run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "-o", out, source)
+    with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert len(files) > 600
+    assert not files - packed
+    assert {"CHANGELOG.md", "CITATION.cff", "Dockerfile", "Makefile", "constraints.txt", "mkdocs.yml"} <= packed
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import re
 import shlex
 import shutil
@@ -16,6 +18,8 @@ import typer
 from PIL import Image
 from typer.core import TyperGroup
 
+from tools.docs import shown
+from vmae_data.audit.audit import AuditSpec
 from vmae_data.commands.app import app as shard_app
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.errors import MisuseError, RecipeError
@@ -35,8 +39,10 @@ from vmae_train.runs.metadata import RunFacts, run_clip
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("bucket-training.md", "moving.md", "recipes.md")
-APPS = {"vmae-shard": typer.main.get_command(shard_app), "vmae-train": typer.main.get_command(train_app)}
+PAGES = ("bucket-training.md", "moving.md", "recipes.md")  # whose keys, options and recipes in running text are checked
+PRINTING = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+APPS = {"vmae-shard": shard_app, "vmae-train": train_app}
+MODULES = {"vmae_data.cli": "vmae-shard", "vmae_train.cli": "vmae-train"}
 TRAINING = {"pretrain/k400": PretrainSpec, "finetune/k400": FinetuneSpec}
 TABLES = set(PretrainSpec.__struct_fields__) | set(FinetuneSpec.__struct_fields__)
 NO_KEYS = {"log.jsonl", "model.classes"}  # a file, and an attribute in Python
@@ -62,75 +68,80 @@ def _prose(text: str) -> str:
     return "\n".join(lines)
 
 
-def _lines(text: str) -> Iterator[str]:
-    """The lines of all code blocks. Continued lines are joined, and what Slurm starts is taken as if it were not there."""
-    for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
-        for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            yield line.removeprefix("srun ").removesuffix(" &")
+COMMANDS = sorted(
+    {(path.name, command) for path in PRINTING for command in shown.page_commands(path.read_text("utf-8"))}
+)
+COMMANDS = [(page, command) for page, command in COMMANDS if not command.startswith("python -m tools.")]
 
 
-def _commands(text: str) -> Iterator[str]:
-    yield from (line.partition("   #")[0] for line in _lines(text) if line.startswith(("vmae-", "torchrun")))
-    yield from (
-        code for code in INLINE.findall(text) if re.match(r"(vmae-(shard|train)|torchrun\b.* vmae_train\.cli) \w", code)
-    )
+def _check(command: str) -> None:
+    """Parse a command, which is not run, and its recipe and keys. Raises UsageError or RecipeError.
 
-
-COMMANDS = sorted({(page, command) for page in PAGES for command in _commands(_page(page))})
-
-
-def _parsed(command: str) -> typer.Context:
-    """What click makes of a command, which is not run. Raises UsageError."""
+    A form may lack what is required, and so may the name of a command alone. Each of `A|B` is tried.
+    """
     words = shlex.split(command)
-    if words[0] == "torchrun":
-        words = ["vmae-train", *words[words.index("vmae_train.cli") + 1 :]]
-    found = _subcommands(words[0]).get(words[1])
-    if found is None:
-        raise UsageError(f"no such command: {words[1]}")
-    context: typer.Context = found.make_context(words[1], words[2:])
-    return context
+    abbreviated = shown.is_form(command) or len(words) == 2
+    if abbreviated:
+        choices = [word.strip("[]").split("|") for word in words if word != "…"]
+        for one in itertools.product(*choices):
+            _check_words(list(one), abbreviated=True)
+    else:
+        _check_words(words, abbreviated=False)
 
 
-def _subcommands(program: str) -> dict[str, Any]:
-    app = APPS[program]
+def _check_words(words: list[str], *, abbreviated: bool) -> None:
+    if "-m" in words:
+        module = words.index("-m") + 1
+        words = [MODULES[words[module]], *words[module + 1 :]]
+    program, name, *arguments = words
+    if name == "--help":
+        return
+    command = _subcommands(program, abbreviated=abbreviated).get(name)
+    if command is None:
+        raise UsageError(f"no such command: {name}")
+    _check_settings(program, command.make_context(name, arguments))
+
+
+@functools.cache
+def _subcommands(program: str, *, abbreviated: bool = False) -> dict[str, Any]:
+    """The commands of a program. Abbreviated, they require nothing."""
+    app = typer.main.get_command(APPS[program])
     assert isinstance(app, TyperGroup)
+    for parameter in (one for command in app.commands.values() for one in command.params if abbreviated):
+        parameter.required = False
     return dict(app.commands)
 
 
-def _check_settings(context: typer.Context, command: str) -> None:
+def _check_settings(program: str, context: typer.Context) -> None:
     """The recipe and the keys that a command names. Raises RecipeError."""
-    given = context.params
-    settings = given.get("settings") or ()
-    recipe = given.get("recipe") or (given.get("name") if context.info_name == "recipes" else None)
-    if context.info_name == "convert":
+    given, name = context.params, context.info_name or ""
+    settings = [setting for setting in given.get("settings") or () if "…" not in setting]
+    recipe = given.get("recipe") or (given.get("name") if name == "recipes" else None)
+    if recipe is not None and recipe.endswith(".toml"):
+        recipe = None
+    if name == "convert":
         spec = load_recipe("vmae_train", None, ConvertSpec, settings)
-        assert set(spec.model) <= {*Geometry.__struct_fields__, "position_resize"}, command
-    elif command.startswith("vmae-shard"):
-        load_recipe("vmae_data", recipe, BuildSpec, settings)
-    elif recipe is not None and not recipe.endswith(".toml"):
-        kind = {"pretrain": PretrainSpec, "finetune": FinetuneSpec}.get(context.info_name or "") or spec_of(recipe)
+        assert set(spec.model) <= {*Geometry.__struct_fields__, "position_resize"}
+    elif program == "vmae-shard":
+        load_recipe("vmae_data", recipe, AuditSpec if name == "audit" else BuildSpec, settings)
+    elif recipe is not None or settings:
+        recipe = recipe or ("pretrain/k400" if name == "pretrain" else "finetune/k400")
+        kind = {"pretrain": PretrainSpec, "finetune": FinetuneSpec}.get(name) or spec_of(recipe)
         load_recipe("vmae_train", recipe, kind, settings)
 
 
-def test_the_pages_name_commands() -> None:
-    assert len(COMMANDS) > 50
-    assert {page for page, _ in COMMANDS} == set(PAGES)
+@pytest.mark.parametrize("path", PRINTING, ids=lambda path: path.name)
+def test_every_command_in_a_block_is_found(path: Path) -> None:
+    text = path.read_text("utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    shell = "".join(re.sub(r"#.*", "", block) for language, block in blocks if language in ("", "bash"))
+    started = re.findall(r"(?<![\w/])vmae-(?:shard|train) [a-z-]|-m vmae_(?:data|train)\.cli", shell)
+    assert len(started) == sum("vmae" in one for _, block in blocks for one in shown.block_commands(block))
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_a_command_in_the_docs_is_understood(page: str, command: str) -> None:
-    _check_settings(_parsed(command), command)
-
-
-OTHERS = [ROOT / "README.md", *(path for path in sorted(DOCS.glob("*.md")) if path.name not in PAGES)]
-
-
-@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
-def test_complete_commands_on_other_pages_are_understood(path: Path) -> None:
-    for line in _lines(path.read_text("utf-8")):
-        command = re.split(r"   #| > |\s#", line)[0]
-        if command.startswith(("vmae-", "torchrun")) and not re.search(r"[…|\[]", command):
-            _check_settings(_parsed(command), command)
+    _check(command)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +154,17 @@ def test_complete_commands_on_other_pages_are_understood(path: Path) -> None:
         ("vmae-train pretrain --recipe pretrain/k401 --data a --out b", RecipeError),
         ("vmae-train finetune --recipe finetune/k400 --data a --val b --out c --set mask.ratio=0.9", RecipeError),
         ("vmae-shard build videos --set shortside=256", RecipeError),
+        ("vmae-shard audit shards --set short_side=256", RecipeError),
+        ("vmae-train predict runs/k400 video.mp4 --set clip.strid=2", RecipeError),
+        ("vmae-train plan --recipe mine.toml --set train.step=2 …", RecipeError),
+        ("vmae-train pretrain … --data-set shards/k400", UsageError),
+        ("vmae-train convert SRC DST --to native|onnx [--classes FILE]", UsageError),
+        ("vmae-train foretell", UsageError),
     ],
 )
 def test_a_command_that_would_be_refused_is_found(command: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        _check_settings(_parsed(command), command)
+        _check(command)
 
 
 def _keys(page: str) -> set[str]:

@@ -7,6 +7,9 @@ import shlex
 from collections.abc import Iterator
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+# What starts a command of ours, on a cluster or in a container.
+LAUNCHER = re.compile(r'^sbatch .*--wrap "(.*)"$|^(?:srun|docker run .* vmae) (.*)$')
 # Run as a whole, with fewer videos and steps.
 RUN_PAGES = ("tutorial.md",)
 MARK = (
@@ -14,12 +17,32 @@ MARK = (
 )
 
 
-def shown_commands(block: str) -> Iterator[str]:
-    """The commands of a block of code without their comments. A form with `[…]` or `A|B` is no command."""
-    for line in re.sub(r"\\\n\s*", "", block).splitlines():
-        command = re.split(r"   #| > |\s#| &$", line.removeprefix("srun "))[0].strip()
-        if command.startswith(("vmae-", "torchrun", "python -m tools.")) and not re.search(r"[…|\[]", command):
+def page_commands(markdown: str) -> Iterator[str]:
+    """The commands of a page: of its blocks of code, forms included, and those that its text quotes."""
+    for block in BLOCK.findall(markdown):
+        yield from block_commands(block)
+    for code in QUOTED.findall(BLOCK.sub("", markdown)):
+        command = " ".join(code.replace("\\|", "|").split())
+        if re.match(r"vmae-(shard|train) \w|(torchrun|python) .*-m vmae_(train|data)\.cli", command):
             yield command
+
+
+def shown_commands(block: str) -> Iterator[str]:
+    """The commands of a block of code without their comments, and without forms."""
+    return (command for command in block_commands(block) if not is_form(command))
+
+
+def is_form(command: str) -> bool:
+    """Whether a command has `…`, `[--option]` or `A|B`, so that nobody can run it as it is printed."""
+    return re.search(r"…| \[|\w\|\w", command) is not None
+
+
+def block_commands(block: str) -> Iterator[str]:
+    for line in re.sub(r"\\\n\s*", "", block).splitlines():
+        for part in re.split(r" && | &$", LAUNCHER.sub(lambda started: started[1] or started[2], line)):
+            command = re.split(r"   #| > |\s#", part)[0].strip()
+            if command.startswith(("vmae-", "torchrun", "python -m tools.", "python -m vmae_")):
+                yield command
 
 
 def needs_no_data(command: str) -> bool:

@@ -174,5 +174,5 @@ def local_path(url: str | Path) -> Path:
     """Parse a path of this machine. Raises MisuseError for a remote URL."""
     path = storage_path(url)
     if isinstance(path, RemotePath):
-        raise MisuseError(f"{path}: is not a path of this machine. Copy it to a local folder")
+        raise MisuseError(f"{path}: is not a path of this machine. Name a local path, and copy from or to the store")
     return path

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.amounts import plural
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, progress_style
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, local_argument, option, progress_style
 from vmae_train.console import (
     Best,
     Checkpoint,
@@ -34,7 +35,12 @@ def embed(
     checkpoint: Checkpoint,
     videos: Videos,
     out: Annotated[
-        str, option("FILE|DIR", "Write a .parquet or .npz file, or the folder of a layout. Keep what it has.")
+        Path,
+        option(
+            "FILE|DIR",
+            "Write a .parquet or .npz file, or the folder of a layout. Keep what it has.",
+            parser=local_argument,
+        ),
     ],
     pool: Annotated[
         Pool, option("mean|slice|none", "Average over all tokens, or over each tubelet slice, or keep every token.")
@@ -133,13 +139,13 @@ def embed(
     print_unreadable(embedded.counts.unreadable)
 
 
-def _print_embedded(embedded: Embedded, out: str, quiet: bool, as_json: bool) -> None:
+def _print_embedded(embedded: Embedded, out: Path, quiet: bool, as_json: bool) -> None:
     """Print how much was written, and how fast."""
     from vmae_data.pages.html import printable
 
     counts = embedded.counts
     values = {
-        "out": out,
+        "out": str(out),
         "rows": embedded.rows,
         "videos": counts.done,
         "kept": counts.kept,

@@ -51,7 +51,7 @@ def finetune(
 ) -> None:
     """Train a model on labelled shards, end to end or as a probe, and evaluate it.
 
-    Start it with torchrun to use several GPUs (docs/training.md).
+    On 8 GPUs, start it with `torchrun --nproc-per-node 8 -m vmae_train.cli finetune` (docs/training.md).
 
     Examples:
         vmae-train finetune --recipe finetune/demo --data train --val val --out run

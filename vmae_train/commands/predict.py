@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from vmae_data.amounts import plural
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
+from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, path_option, progress_style
 from vmae_train.console import (
     Best,
     Checkpoint,
@@ -45,8 +46,8 @@ def predict(
     class_names: ClassNames = None,
     settings: Settings = None,
     out: Annotated[
-        str | None,
-        option("FILE", "Write a .csv, .parquet or .jsonl file. Keep the predictions that it has.", "print them"),
+        Path | None,
+        path_option("FILE", "Write a .csv, .parquet or .jsonl file. Keep the predictions that it has.", "print them"),
     ] = None,
     html: Annotated[
         str | None, option("FILE|URL", "Write an HTML page with players and the classes over time.", "no file")
@@ -112,7 +113,7 @@ def predict(
     print_unreadable(predicted.unreadable)
 
 
-def _print_predicted(predicted: Predicted, out: str | None, top: int) -> None:
+def _print_predicted(predicted: Predicted, out: Path | None, top: int) -> None:
     """Print the classes of each video or window with bars; or, if a file was written, how much it holds."""
     from vmae_data.pages.html import printable
 

@@ -36,7 +36,7 @@ def pretrain(
 ) -> None:
     """Pretrain a model on unlabelled shards: it predicts the masked cubes of a clip.
 
-    Start it with torchrun to use several GPUs (docs/training.md).
+    On 8 GPUs, start it with `torchrun --nproc-per-node 8 -m vmae_train.cli pretrain` (docs/training.md).
 
     Examples:
         vmae-train pretrain --recipe pretrain/demo --data shards/demo --out runs/demo
