@@ -15,7 +15,7 @@ from tests.command import call_command
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
 from vmae_data.encode.open_source import open_source
-from vmae_data.errors import MisuseError
+from vmae_data.errors import DataError, MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
@@ -121,6 +121,20 @@ def test_a_folder_is_continued_and_a_lost_file_is_made_again(
     assert set(made) == {"features.json", *(f"{path.stem}.npy" for path in members)}
     (out / f"{members[1].stem}.npy").unlink()
     assert run(names) == (1, 2)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == made
+    # What people enter stays; what the program knows does not.
+    about = json.loads(made["features.json"])
+    labels = {"subset": "training", "annotations": [{"segment": [0.1, 0.4], "label": "turn"}], "split": 3}
+    about["database"][members[1].stem] |= {**labels, "fps": 1}
+    (out / "features.json").write_text(json.dumps(about))
+    assert run(names) == (0, 3)
+    about["database"][members[1].stem]["fps"] = json.loads(made["features.json"])["database"][members[1].stem]["fps"]
+    assert json.loads((out / "features.json").read_text()) == about
+    (out / "features.json").write_text("{")
+    with pytest.raises(DataError, match="Correct it, or remove it"):
+        run(names)
+    (out / "features.json").unlink()
+    assert run(names) == (0, 3)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == made
     with pytest.raises(MisuseError, match="layout: 'opentad' → 'actionformer'"):
         embed_all(embedder, names, spec=spec, out=str(out), layout="actionformer", style=QUIET)

@@ -144,7 +144,7 @@ def training_parts(origin: Origin) -> list[str]:
     recipe = {name: table for name, table in facts.recipe.items() if name not in _NOT_TRAINING}
     training = "\n".join(("| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows)))
     return [
-        f"## Training\n\n{training}\n\nThe recipe, with every value:\n\n{code_block(recipe_text(recipe))}",
+        f"## Training\n\n{training}\n\nThe recipe. What it leaves out of `model` follows from `size`, or is a default:\n\n{code_block(recipe_text(recipe))}",
         f"## Scores\n\n{_scores(origin.run, facts, origin.checkpoint)}",
         LICENCE,
     ]

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from vmae_data.errors import MisuseError
+from vmae_data.errors import DataError, MisuseError
+from vmae_data.format import NOT_JSON
 from vmae_data.names import source_key
 from vmae_data.read.dataset import Shards
 from vmae_data.storage import commit_bytes, write_error
@@ -31,6 +32,13 @@ __all__ = ["SIDECAR", "Layout", "TemporalFolder", "shard_members"]
 
 Layout = Literal["actionformer", "opentad"]
 SIDECAR = "features.json"
+_EDITED = ("subset", "annotations")  # people fill these in
+
+
+class _Sidecar(msgspec.Struct):
+    """What a later run keeps of the file."""
+
+    database: dict[str, dict[str, Any]] = {}
 
 
 class TemporalFolder(Journal[Features]):
@@ -72,7 +80,11 @@ class TemporalFolder(Journal[Features]):
         self.add(result.video, version, result.length, [JournalRow.of(self._ids[result.video], None, None, about)])
 
     def write(self) -> int:
-        """Write the file about all recorded videos, and return the number of their features."""
+        """Write the file about all recorded videos, and return the number of their features.
+
+        `subset`, `annotations` and keys that are not of this program stay as the file has them.
+        """
+        stored = self._stored_database()
         database, count = {}, 0
         for entry in self.entries():
             assert entry.length is not None
@@ -80,7 +92,7 @@ class TemporalFolder(Journal[Features]):
             features, error = row.values(float).tolist()
             fps = entry.length.frames / entry.length.seconds
             count += int(features)
-            database[row.video] = {
+            own = {
                 "subset": "unlabelled",
                 "duration": entry.length.seconds,
                 "fps": fps,
@@ -92,11 +104,23 @@ class TemporalFolder(Journal[Features]):
                 "time_error": round(error, 6),
                 "path": entry.video,
             }
+            kept = stored.get(row.video, {})
+            database[row.video] = own | {key: kept[key] for key in kept if key in _EDITED or key not in own}
             if error * fps > self.spec.frame_stride / 2:
                 self.uneven[entry.video] = error
         about = {"layout": self.layout, "config": self._config(), "database": database}
         commit_bytes(self.path / SIDECAR, msgspec.json.format(msgspec.json.encode(about)) + b"\n")
         return count
+
+    def _stored_database(self) -> dict[str, dict[str, Any]]:
+        """The videos in the file that is there, by id. Raises DataError if people's annotations in it can't be read."""
+        path = self.path / SIDECAR
+        if not path.exists():
+            return {}
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Sidecar).database
+        except NOT_JSON as error:
+            raise DataError(f"{path}: can't be read ({error}). Correct it, or remove it to get a new one") from error
 
     @property
     def _offset(self) -> int:
