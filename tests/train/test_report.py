@@ -217,6 +217,8 @@ def test_different_training_budgets_are_noted(tiny_finetuning: Path, tiny_scratc
 def test_a_pretraining_has_no_score_to_compare(tiny_pretraining: Path, tiny_finetuning: Path, tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="is a pretrain run, .* a finetune run. Name runs of one kind"):
         write_report(tiny_finetuning, tmp_path / "page.html", against=(tiny_pretraining,))
+    with pytest.raises(MisuseError, match="is named twice"):
+        write_report(tiny_finetuning, tmp_path / "page.html", against=(tiny_finetuning / ".." / tiny_finetuning.name,))
     assert not (tmp_path / "page.html").exists()
 
 

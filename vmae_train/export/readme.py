@@ -67,7 +67,7 @@ def _first_parts(model: VideoModel, origin: Origin, files: Sequence[str], *, res
     facts = [
         f"* Input `{INPUT}`: uint8, batch × {geometry.num_frames} × {sides} × 3, RGB, 0 to 255. Any batch"
         + (", height and width." if resize else "."),
-        "* Pictures: upright, with square pixels.",
+        "* Pictures: upright, with square pixels. The Python below does not turn or scale pictures that are not.",
         f"* Inside the model: {inside}." if resize else f"* Inside the model: normalisation. {caller} yourself.",
         f"* Normalisation: (value / 255 - mean) / std, mean {list(geometry.mean)}, std {list(geometry.std)}.",
         f"* Frames of a clip: {sampling_text(origin, geometry.num_frames)}.",

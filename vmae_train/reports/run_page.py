@@ -54,7 +54,8 @@ def write_report(
     """Write the page of a run, finished or not. Returns the run and those it is compared with.
 
     Frames and reconstructions need the data and the checkpoints; without `pictures` the page has none.
-    Raises DataError for a folder that is not a run, MisuseError for a comparison of runs of different kinds.
+    Raises DataError for a folder that is not a run, MisuseError for a comparison of runs of different kinds,
+    and for a run that is named twice.
     """
     page = writable_path(out, "--out")
     shown = read_run(run)
@@ -65,6 +66,8 @@ def write_report(
                 f"{other.folder}: is a {other.facts.kind} run, {shown.folder} a {shown.facts.kind} run. "
                 "Name runs of one kind"
             )
+        if sum(one.folder.resolve() == other.folder.resolve() for one in (shown, *others)) > 1:
+            raise MisuseError(f"{other.folder}: is named twice. Compare different runs")
     pretraining = pretraining_of(shown)
     runs = unique_names([shown, *others])
     training = Section("Training", tuple(_training(runs)))
