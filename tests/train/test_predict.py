@@ -193,7 +193,6 @@ def test_a_prediction_does_not_need_the_shards_of_the_run(
     assert "warning: the run's shards (gone/val, gone/train) are not found from this folder" in done.stderr
 
 
-@pytest.mark.parametrize("mode", [(), ("--quiet",), ("--quiet", "--json")])
 class _Silent(NamedTuple):
     """A video on a server that does not answer."""
 
@@ -215,6 +214,7 @@ def test_a_server_that_does_not_answer_loses_its_video_only_and_two_in_a_row_end
         list(predictor.run_videos([*dead, good[0]]))
 
 
+@pytest.mark.parametrize("mode", [(), ("--quiet",), ("--quiet", "--json")])
 def test_a_folder_without_permission_is_always_named(
     tiny_finetuning: Path, members: list[Path], tmp_path: Path, closed: list[OSError], mode: tuple[str, ...]
 ) -> None:

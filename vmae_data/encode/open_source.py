@@ -88,7 +88,7 @@ def describe_source(ffmpeg: str, source: bytes, names: dict[str, str], staging: 
         own = error.reason == "no-video" or error.detail == ENCRYPTED
         message = run.error_text() if run.messages and not own else error.detail
         if "Format not on whitelist" in message:  # ffmpeg names the whitelist, not the format
-            message = "the file has a format that builds don't open"
+            raise SourceError(error.reason, "the file has a format that builds don't open") from error
         with suppress(OSError):
             if text := _text_note(source):
                 raise SourceError("unreadable", f"{text} ({message})") from error
