@@ -166,7 +166,7 @@ class _Command(TyperCommand):
 def new_app(name: str, about: str, version: str, commands: Iterable[Callable[..., None]]) -> typer.Typer:
     """A command line. The help of a command is its docstring; the section `Examples:` comes after the options.
 
-    A wheel holds no pages: the help of the program says where they are.
+    A wheel contains no documentation pages. So the program's help says where they are.
     """
     app = typer.Typer(
         name=name,

@@ -210,9 +210,9 @@ def _check_labels(training: Shards, shards: Shards, shots: int) -> None:
 
 
 def _describe_shots(training: Shards, shots: int) -> str:
-    counts = [len(np.unique(training.source_N[training.label_N == n])) for n in range(len(training.classes))]
+    largest = np.bincount(training.label_N[training.label_N >= 0]).max()
     text = plural(shots, "video") + " a class"
-    return f"{text} (all there are: every seed chooses the same)" if max(counts) == shots else text
+    return f"{text} (all there are: every seed chooses the same)" if largest == shots else text
 
 
 def _feature_set(found: Predictions, shards: Shards) -> FeatureSet:

@@ -90,7 +90,7 @@ def test_a_plateau_is_judged_over_a_third_of_the_steps() -> None:
         assert check_log(_lines(plateau[:end]), "pretrain", _schedule(10, steps=210)) == []
     stuck = _lines([1.2] * 10 + [0.995] * 67)
     assert [warning.name for warning in check_log(stuck, "pretrain", _schedule(10, steps=210))] == ["constant loss"]
-    # A long training is told after 100 logging steps, however often it logs.
+    # In a long training the warning comes after 100 logging steps.
     (long,) = check_log(_lines([1.0] * 110), "pretrain", _schedule(10, steps=100_000))
     assert "the last 100 logging steps" in long.text
 

@@ -77,7 +77,7 @@ COMMANDS = [(page, command) for page, command in COMMANDS if not command.startsw
 def _check(command: str) -> None:
     """Parse a command, which is not run, and its recipe and keys. Raises UsageError or RecipeError.
 
-    A form may lack what is required, and so may the name of a command alone. Each of `A|B` is tried.
+    A form, or a command's name alone, may omit required arguments. Each alternative of `A|B` is parsed.
     """
     words = shlex.split(command)
     abbreviated = shown.is_form(command) or len(words) == 2

@@ -122,7 +122,7 @@ def test_a_folder_is_continued_and_a_lost_file_is_made_again(
     (out / f"{members[1].stem}.npy").unlink()
     assert run(names) == (1, 2)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == made
-    # What people enter stays; what the program knows does not.
+    # The command keeps the annotations of people, and writes its own values again.
     about = json.loads(made["features.json"])
     labels = {"subset": "training", "annotations": [{"segment": [0.1, 0.4], "label": "turn"}], "split": 3}
     about["database"][members[1].stem] |= {**labels, "fps": 1}

@@ -21,6 +21,7 @@ from vmae_data.errors import DataError, MisuseError, StoreError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import LabelKind, Shards
 from vmae_data.recipes import load_recipe
+from vmae_data.storage import storage_path
 from vmae_train import Predictor, load_model, read_clips
 from vmae_train.checkpoints.native import save_model
 from vmae_train.clips.frame_sampling import ClipSpec
@@ -214,6 +215,14 @@ def test_a_server_that_does_not_answer_loses_its_video_only_and_two_in_a_row_end
         list(predictor.run_videos([*dead, good[0]]))
 
 
+def test_a_video_whose_server_does_not_answer_has_no_known_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: object) -> NoReturn:
+        raise StoreError("silent")
+
+    monkeypatch.setattr("vmae_train.inference.find_videos.file_size", refuse)
+    assert VideoFile("x", storage_path("https://example.org/x.mp4")).version() == "missing"
+
+
 @pytest.mark.parametrize("mode", [(), ("--quiet",), ("--quiet", "--json")])
 def test_a_folder_without_permission_is_always_named(
     tiny_finetuning: Path, members: list[Path], tmp_path: Path, closed: list[OSError], mode: tuple[str, ...]
@@ -316,7 +325,9 @@ def test_python_refuses_what_is_no_clip_and_no_video(
 ) -> None:
     predictor = Predictor(tiny_finetuning, "cpu")
     clips = read_clips(members[0], 16)
-    assert torch.equal(predictor.predict_clips(clips.numpy()), predictor.predict_clips(clips))
+    array = clips.numpy().copy()
+    array.flags.writeable = False
+    assert torch.equal(predictor.predict_clips(array), predictor.predict_clips(clips))
     with pytest.raises(ValueError, match="expected uint8, 0 to 255"):
         predictor.predict_clips(clips / 255)
     with pytest.raises(ValueError, match="axes B T H W 3"):

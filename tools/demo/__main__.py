@@ -52,7 +52,7 @@ def _data(shards: Path, *words: str | Path, videos: int, seed: int) -> tuple[Pie
 
 
 def _piece(*words: str | Path) -> Piece:
-    """A command that ends with what it writes."""
+    """The piece of a command whose last word is the path that it writes."""
     out = Path(words[-1])
     return Piece("-".join(out.parts), tuple(map(str, words)), out, 1)
 

@@ -54,8 +54,8 @@ class MaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `kind`: `tube` masks the same patches in every slice, `random` single tokens, `frame` complete slices. `motion` masks
     equally many patches in every slice, and rather those that move: `_motion_mask` is the rule.
     `motion_weight`: how much rather. 0 gives tubes.
-    `decoder`: `all` predicts every masked token. The others skip the share `decoder_ratio` of them: `random` skips any,
-    `running-cell` so many patches of each cell of 2 × 2, and these move with every slice.
+    `decoder`: `all` predicts every masked token. The others skip the share `decoder_ratio` of them. `random` draws the
+    skipped tokens. `running-cell` skips patches of each cell of 2 × 2. The skipped patches move with every slice.
     """
 
     kind: MaskKind = "tube"  # pattern of the mask

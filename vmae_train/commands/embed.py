@@ -38,7 +38,7 @@ def embed(
         Path,
         option(
             "FILE|DIR",
-            "Write a .parquet or .npz file, or the folder of a layout. Keep what it has.",
+            "Write a .parquet or .npz file, or the folder of --layout. Keep the features that it has.",
             parser=local_argument,
         ),
     ],

@@ -153,7 +153,7 @@ class VideoRunner(ABC, Generic[Row]):
     def preprocess(self, frames_BTHWC: Tensor | NDArray[np.uint8]) -> Tensor:
         """RGB frames, uint8 (B, T, H, W, 3), to the clips of the model. Raises ValueError for anything else."""
         if isinstance(frames_BTHWC, np.ndarray):
-            frames_BTHWC = torch.from_numpy(np.ascontiguousarray(frames_BTHWC))
+            frames_BTHWC = torch.from_numpy(np.array(frames_BTHWC))  # a copy: torch warns of read-only arrays
         if isinstance(frames_BTHWC, Tensor) and frames_BTHWC.is_floating_point():
             raise ValueError(
                 f"frames are {str(frames_BTHWC.dtype).removeprefix('torch.')}; expected uint8, 0 to 255. "

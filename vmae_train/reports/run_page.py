@@ -60,13 +60,14 @@ def write_report(
     page = writable_path(out, "--out")
     shown = read_run(run)
     others = [read_run(other) for other in against]
+    folders = [one.folder.resolve() for one in (shown, *others)]
     for other in others:
         if other.facts.kind != shown.facts.kind:
             raise MisuseError(
                 f"{other.folder}: is a {other.facts.kind} run, {shown.folder} a {shown.facts.kind} run. "
                 "Name runs of one kind"
             )
-        if sum(one.folder.resolve() == other.folder.resolve() for one in (shown, *others)) > 1:
+        if folders.count(other.folder.resolve()) > 1:
             raise MisuseError(f"{other.folder}: is named twice. Compare different runs")
     pretraining = pretraining_of(shown)
     runs = unique_names([shown, *others])
