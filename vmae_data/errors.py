@@ -10,6 +10,7 @@ __all__ = [
     "DataError",
     "MisuseError",
     "NewerFormatError",
+    "NoRangesError",
     "NotFoundError",
     "RecipeError",
     "ReplacedError",
@@ -65,6 +66,10 @@ class UnusablePathError(DataError, MisuseError):
 
 class ReplacedError(DataError):
     """An object was replaced by another since it was opened."""
+
+
+class NoRangesError(DataError):
+    """A web server gives complete files only, no ranges of bytes."""
 
 
 class StoreError(VmaeError):

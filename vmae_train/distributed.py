@@ -236,5 +236,6 @@ def check_device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise VmaeError(f"device {str(name)!r}: not available ({reason}). Use cpu or cuda") from error
+        why = "no such device" if reason.startswith("Expected one of") else reason  # which lists all of torch's
+        raise VmaeError(f"device {str(name)!r}: not available ({why}). Use cpu or cuda") from error
     return device

@@ -200,6 +200,17 @@ def test_json_output_is_one_object_per_line(few_videos: Path, tmp_path: Path) ->
             assert json.loads(progress)["total"] == total
 
 
+def test_verify_counts_what_it_checked_in_json(demo_shards: Path) -> None:
+    (line,) = call_command("vmae_data", "verify", demo_shards, "--json").stdout.splitlines()
+    index = json.loads((demo_shards / "index.json").read_bytes())
+    shards = index["shardlist"]
+    assert json.loads(line) == {
+        "samples": sum(shard["nsamples"] for shard in shards),
+        "shards": len(shards),
+        "problems": 0,
+    }
+
+
 def test_a_build_ends_with_a_table_and_its_failures_in_the_last_line(few_videos: Path, tmp_path: Path) -> None:
     """Its JSON has the same numbers: sizes compared with the sources, and what this run did."""
     words = ("vmae_data", "build", few_videos, tmp_path / "out", "--recipe", "demo")

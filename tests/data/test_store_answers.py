@@ -15,9 +15,9 @@ import pytest
 
 from tests.listed_bucket import OPTIONS as KEYS
 from tests.listed_bucket import listed_bucket
-from tests.scripted_server import FACTS, Answer, scripted_server
+from tests.scripted_server import FACTS, Answer, Request, scripted_server
 from tests.scripted_stores import CALLS, remote_path, scripted_store
-from vmae_data.errors import DataError, MisuseError, StoreError, VmaeError
+from vmae_data.errors import DataError, MisuseError, NoRangesError, StoreError, VmaeError
 from vmae_data.read.cache import CacheSpec, ShardCache
 from vmae_data.shards.workspace import workspace_of
 from vmae_data.storage import (
@@ -131,6 +131,24 @@ def test_numbers_of_a_server_have_bounds(header: tuple[str, ...], headers: dict[
             with pytest.raises(VmaeError) as caught:
                 read(path)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["http", "plain"])
+def test_a_file_of_a_server_without_ranges_is_copied_by_one_request(kind: str, tmp_path: Path) -> None:
+    body = os.urandom((9 << 20) + 5)
+    cut = iter([True])
+
+    def answer(request: Request) -> Answer:  # the first complete answer ends early
+        if request.method == "GET" and "range" not in request.headers and next(cut, False):
+            return Answer(body=body[:1000], headers={**FACTS, "Content-Length": "1000"})
+        return Answer(body=body)
+
+    with scripted_server(answer) as server:
+        path = remote_path(f"{server.url}/x") if kind == "plain" else scripted_store(kind, server.url)
+        copy_here(path, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == body
+        with pytest.raises(NoRangesError, match="x: its server does not support range requests"):
+            read_range(path, 0, 10)
 
 
 @contextlib.contextmanager

@@ -201,6 +201,7 @@ def test_options_that_do_not_fit_a_layout_are_refused(
         ([tmp_path / "a", "--stride", "nan"], "counts source frames"),
         ([tmp_path / "a", "--window", "inf"], "counts source frames"),
         ([tmp_path / "a", "--pool", "slice"], "Remove --pool"),
+        ([tmp_path / "a", "--views", "2x1"], "--views 2x1: a window of --layout is one clip. Use 1x1"),
         ([Path("/")], "has no name"),
     ):
         assert reason in _embed(*command, *options, status=2).stderr

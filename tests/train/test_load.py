@@ -140,7 +140,7 @@ def test_class_names_for_a_pretraining_model_are_refused(folder: Path) -> None:
         ({"ema": "no"}, "ema = 'no': expected True or False"),
         ({"path": None}, "path = None: expected a path or a URL"),
         ({"device": "meta"}, "device 'meta': not available (nothing is computed there). Use cpu or cuda"),
-        ({"device": "gpu"}, "device 'gpu': not available"),
+        ({"device": "gpu"}, "device 'gpu': not available (no such device). Use cpu or cuda"),
         ({"device": [0]}, "device '[0]': not available"),
         ({"device": None}, "device 'None': not available"),
         ({"device": "cuda:99"}, "device 'cuda:99': not available"),

@@ -18,11 +18,13 @@ from tests.command import call_command
 from tests.scripted_server import FACTS, Answer, Request, scripted_server
 from vmae_data.build import build_shards
 from vmae_data.encode.build_spec import BuildSpec
+from vmae_data.errors import MisuseError
 from vmae_data.progress import ProgressStyle
 from vmae_data.read.dataset import Shards
 from vmae_data.recipes import load_recipe
 from vmae_train import Predictor
 from vmae_train.evaluate import evaluate_checkpoint
+from vmae_train.inference.find_videos import find_videos
 
 pytestmark = pytest.mark.processes
 
@@ -141,6 +143,11 @@ def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, member
         "--workers",
         "0",
     ]
+    shutil.copy(members[0], tmp_path / "old.avi")
+    call_command(*command, "--window", "0.5", "--html", page)
+    text = page.read_text()
+    assert text.count("<video") == 1 and "Without a player: browsers don&#39;t open .avi files." in text
+    (tmp_path / "old.avi").unlink()
     call_command(*command, "--window", "0.5", "--html", page)
     text = page.read_text()
     assert 'src="a%20%231%20%26%20%C3%BC.mp4"' in text and "a #1 &amp; ü.mp4" in text
@@ -179,12 +186,12 @@ def test_videos_of_a_web_server_are_read_and_removed(
         return Answer(206, data[start:stop], facts)
 
     with scripted_server(answer) as server:
+        (tmp_path / "urls.txt").write_text(f"{server.url}/v.mp4\n\n{server.url}/no.mp4 3\n")
         done = call_command(
             "vmae_train",
             "predict",
             tiny_finetuning,
-            f"{server.url}/v.mp4",
-            f"{server.url}/no.mp4",
+            tmp_path / "urls.txt",
             "--json",
             "--workers",
             "0",
@@ -194,3 +201,17 @@ def test_videos_of_a_web_server_are_read_and_removed(
     (expected,) = Predictor(tiny_finetuning, "cpu").predict(members[0])
     assert row["probabilities"] == pytest.approx(dict(expected.top()))
     assert not list(tmp_path.glob("**/*.mp4"))
+
+
+def test_a_listing_of_urls_names_videos_anywhere(tmp_path: Path) -> None:
+    listing = tmp_path / "videos.csv"
+    listing.write_text("label,url\n1,s3://b/x/a.mp4\n2,https://host/b.mp4\n1,s3://b/x/a.mp4\n")
+    found = find_videos([str(listing)])
+    assert [video.name for video in found.videos] == ["s3://b/x/a.mp4", "https://host/b.mp4"]
+    for text, reason in (
+        ("s3://b/a.mp4\nb.mp4\n", "videos.csv: mixes URLs and paths, such as 'b.mp4'. Make a listing of each"),
+        ("ftp://host/a.mp4\n", "ftp://: unknown scheme"),
+    ):
+        listing.write_text(text)
+        with pytest.raises(MisuseError, match=re.escape(reason)):
+            find_videos([str(listing)])

@@ -36,6 +36,8 @@ def verify(
             print_json({"file": problem.file, "problem": problem.message})
         else:
             print(f"{problem.file}: {problem.message}")
+    if as_json:
+        print_json({"samples": report.samples, "shards": report.shards, "problems": len(report.problems)})
     if report.problems:
         raise VmaeError(
             f"{dest}: {plural(len(report.problems), 'problem')} in {plural(report.shards, 'shard')}."

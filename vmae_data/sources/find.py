@@ -18,12 +18,12 @@ from vmae_data.names import first_names, key_of, path_to_text
 from vmae_data.recipes import did_you_mean
 from vmae_data.sources.annotations import Annotations, read_annotations
 from vmae_data.sources.find_files import VideoFiles
-from vmae_data.sources.listing import Columns, Row
+from vmae_data.sources.listing import PATH_COLUMNS, Columns, ListingText, Row, read_listing, table_rows
 from vmae_data.sources.near_names import missing_notes, near_names, near_pairs
 from vmae_data.sources.video_files import USUAL_SUFFIXES, Folder, is_video
 from vmae_data.storage import StoragePath, exists, is_folder, storage_path
 
-__all__ = ["Listing", "SourceVideo", "class_number", "find_sources", "listing_digest"]
+__all__ = ["Listing", "SourceVideo", "class_number", "find_sources", "listed_urls", "listing_digest"]
 
 MAX_CLASSES = 1_000_000
 CLASS_NUMBER = re.compile(r"\+?0*([0-9]+)(\.0*)?")  # tables write 3 as 3.0 in a column with gaps
@@ -106,6 +106,27 @@ def find_sources(
     notes = () if classes or parsed.classes else _class_notes(listing, file or source)
     missing = missing_notes([row.path for row in rows], videos, file, walked=not is_file) if file is not None else ()
     return listing._replace(notes=(*listing.notes, *notes, *missing))
+
+
+def listed_urls(listing: Path) -> list[str]:
+    """The URLs of a local listing whose paths are all URLs; else none. Raises MisuseError for a mix, and for a wrong one."""
+    content = read_listing(listing, Columns())
+    if isinstance(content, ListingText):
+        listed = [line.split(None, 1)[0] for line in content.lines]
+    elif any(content.find_column(name) for name in PATH_COLUMNS):
+        listed = [row.path for row in table_rows(content, Columns(), listing)]
+    else:  # annotations of a data set
+        return []
+    are_urls = [b"://" in path for path in listed]
+    if not all(are_urls):
+        if any(are_urls):
+            local = path_to_text(listed[are_urls.index(False)])
+            raise MisuseError(f"{listing}: mixes URLs and paths, such as {local!r}. Make a listing of each")
+        return []
+    urls = [path_to_text(path) for path in listed]
+    for url in urls:
+        storage_path(url)
+    return urls
 
 
 def _no_videos(source: str, file: str | None, split: str | None, videos: VideoFiles) -> MisuseError:

@@ -30,6 +30,7 @@ from vmae_data.sources.text import (
 from vmae_data.storage import StoragePath, read_bytes
 
 __all__ = [
+    "PATH_COLUMNS",
     "Columns",
     "ListingTable",
     "ListingText",
@@ -40,7 +41,7 @@ __all__ = [
     "table_rows",
 ]
 
-PATH_COLUMNS = ("path", "file", "video", "filename")
+PATH_COLUMNS = ("path", "file", "video", "filename", "url")
 LABEL_COLUMNS = ("label", "class", "labels")
 SPLIT_COLUMN = "split"
 KINETICS_COLUMN = "youtube_id"

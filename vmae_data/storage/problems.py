@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vmae_data.errors import DataError, NotFoundError, ReplacedError
+from vmae_data.errors import NoRangesError, NotFoundError, ReplacedError
 from vmae_data.storage.attempt import Transient
 from vmae_data.storage.paths import RemotePath
 from vmae_data.storage.store_options import NO_OTHER_HOST
@@ -63,7 +63,7 @@ def problem_of(error: Exception, path: RemotePath, again: Callable[[], Refusal])
     if isinstance(error, FileNotFoundError) or status == 404:
         raise NotFoundError(f"{path}: does not exist{f' ({code})' if code else ''}. Check the path") from None
     if isinstance(error, exceptions.NotSupportedError):
-        raise DataError(f"{path}: its server does not support range requests. Use one that does") from None
+        raise NoRangesError(f"{path}: its server does not support range requests. Use one that does") from None
     if isinstance(error, exceptions.PreconditionError) or "precondition failure" in text.lower():
         raise ReplacedError(f"{path}: was replaced while it was read. Open the data set again") from None
     if path.scheme == "s3" and (problem := _other_region(text, status, code, again)):

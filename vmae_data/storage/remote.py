@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmae_data.errors import DataError, MisuseError, NotFoundError, ReplacedError, StoreError
+from vmae_data.errors import DataError, MisuseError, NoRangesError, NotFoundError, ReplacedError, StoreError
 from vmae_data.storage.attempt import CHUNK_BYTES, Progress, Transient, thread_pool
 from vmae_data.storage.paths import RemotePath
 from vmae_data.storage.retry import retried, status_of
@@ -113,7 +113,7 @@ def stat(path: RemotePath) -> ObjectInfo | None:
 def download(path: RemotePath, to: Path) -> None:
     """Copy an object into a local file, several parts at a time. The caller verifies the checksum.
 
-    Begins anew if the object is replaced meanwhile, as the log of a run that another process trains.
+    From a web server without ranges it comes in one request. Begins anew if the object is replaced meanwhile, as the log of a run that another process trains.
     Raises NotFoundError, ReplacedError if that happens again and again, StoreError, and OSError for the local file.
     """
     for _ in range(DOWNLOADS - 1):
@@ -137,12 +137,34 @@ def _download_version(path: RemotePath, to: Path) -> None:
                 )
             os.pwrite(descriptor, part.data, offset)
 
-        with thread_pool(CONCURRENT_PARTS) as pool:
-            for _ in pool.map(fetch, range(0, info.size, PART_BYTES)):
-                pass
+        try:
+            with thread_pool(CONCURRENT_PARTS) as pool:
+                for _ in pool.map(fetch, range(0, info.size, PART_BYTES)):
+                    pass
+        except NoRangesError:
+            _download_whole(path, to, info)
         os.ftruncate(descriptor, info.size)
     finally:
         os.close(descriptor)
+
+
+def _download_whole(path: RemotePath, to: Path, info: ObjectInfo) -> None:
+    """Fill the file by one request; after an error by another."""
+
+    def call(store: Any, progress: Progress) -> None:
+        # A call that nobody waits for any more may still run, so each has its own descriptor.
+        with _get(store, path) as response, to.open("r+b") as file:
+            if response.meta["e_tag"] != info.etag:
+                raise ReplacedError(f"{path}: was replaced while it was read. Open the data set again")
+            for chunk in response.stream(min_chunk_size=CHUNK_BYTES):
+                progress.add_chunk()
+                if file.tell() + len(chunk) > info.size:
+                    raise Transient("more bytes than announced")
+                file.write(chunk)
+            if file.tell() < info.size:
+                raise Transient("fewer bytes than announced")
+
+    retried(path, "read", call)
 
 
 def stream(path: RemotePath, take: Callable[[bytes], object]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.amounts import plural
 from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, local_argument, option, progress_style
+from vmae_data.errors import MisuseError
 from vmae_train.console import (
     Best,
     Checkpoint,
@@ -104,8 +105,10 @@ def embed(
 
     kind: Any = pool.value
     form: Any = layout.value if layout is not None else None
-    if form is not None and views is None:
-        views = "1x1"
+    if form is not None:
+        views = views or "1x1"
+        if not views.startswith("1x"):
+            raise MisuseError(f"--views {views}: a window of --layout is one clip. Use 1x1, or 1x3 for three crops")
     embedder = Embedder(
         checkpoint,
         device,

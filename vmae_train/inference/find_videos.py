@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vmae_data.errors import DataError, MisuseError, StoreError
 from vmae_data.format import INDEX
 from vmae_data.names import path_to_text
-from vmae_data.sources.find import find_sources
+from vmae_data.sources.find import find_sources, listed_urls
 from vmae_data.sources.video_files import is_video, remote_path
 from vmae_data.storage import (
     RemotePath,
@@ -111,6 +111,8 @@ def find_videos(arguments: Iterable[str]) -> FoundVideos:
                 raise MisuseError(f"{argument}: nothing at this path. Check it")
             name = path_to_text(os.fsencode(argument))
             videos.setdefault(name, VideoFile(name, path))
+        elif isinstance(path, Path) and path.is_file() and (urls := listed_urls(path)):
+            videos |= {url: VideoFile(url, storage_path(url)) for url in urls if url not in videos}
         else:
             listing = find_sources(argument)
             folder = argument if not exists(path) else str(path.parent)

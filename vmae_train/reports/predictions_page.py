@@ -67,6 +67,10 @@ def _parts(result: VideoResult[Prediction], path: StoragePath | None, page: Stor
     if isinstance(path, Path) and isinstance(page, Path) and path.suffix.lower() in PLAYED:
         relative = os.path.relpath(path.resolve(), page.resolve().parent)
         yield Player(quote(os.fsencode(relative)))
+    elif isinstance(path, Path):
+        yield Note(f"Without a player: browsers don't open {path.suffix} files.")
+    elif path is not None:
+        yield Note("Without a player: the video is not on this machine.")
     if len(result.rows) == 1:
         yield from _whole(result.rows[0])
     else:
