@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
@@ -22,7 +23,6 @@ __all__ = [
     "Debug",
     "Json",
     "Quiet",
-    "Settings",
     "StorageOptions",
     "argument",
     "flag",
@@ -40,6 +40,7 @@ __all__ = [
     "recipe_argument",
     "recipe_option",
     "run_app",
+    "settings_option",
 ]
 
 
@@ -95,6 +96,21 @@ def _complete_recipes(package: str, folder: str = "") -> Callable[[str], list[st
     return complete
 
 
+def settings_option(spec_of: Callable[[str | None], type[Any]]) -> Any:
+    """`--set`. The shell completes keys of the spec that belongs to the recipe typed so far, if any."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        from vmae_data.recipes import keys_of
+
+        with suppress(VmaeError):  # no such recipe
+            spec = spec_of(ctx.params.get("recipe") or ctx.params.get("name"))
+            return [f"{key}=" for key in keys_of(spec) if key.startswith(incomplete)]
+        return []
+
+    about = "Change one key of the recipe. Repeatable."
+    return option("KEY=VALUE", about, "the recipe's values", "--set", autocompletion=complete)
+
+
 def _help(text: str, default: str | bool) -> tuple[str, bool]:
     """The help of a parameter, and whether typer adds the default.
 
@@ -115,9 +131,6 @@ def _apply_storage_options(options: list[str] | None) -> list[str] | None:
 Quiet = Annotated[bool, flag("--quiet", "Print no progress and no summary.", "print both", "-q")]
 Json = Annotated[bool, flag("--json", "Print one JSON object per line.", "print text")]
 Debug = Annotated[bool, flag("--debug", "Print the traceback of an error.", "print one line")]
-Settings = Annotated[
-    list[str] | None, option("KEY=VALUE", "Change one key of the recipe. Repeatable.", "the recipe's values", "--set")
-]
 StorageOptions = Annotated[
     list[str] | None,
     option(

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "difference",
     "expected_one_of",
     "find_recipe",
+    "keys_of",
     "list_recipes",
     "load_recipe",
     "read_recipe",
@@ -264,6 +265,21 @@ def _explain(message: str, spec: type[Any]) -> str:
         return f"{path} = {wrong[1]}: {expected_one_of(wrong[1], [*map(str, expected.values)])}"
     text = text[0].lower() + text[1:].replace("`", "")
     return f"{path}: {text}" if path else text
+
+
+def keys_of(spec: type[Any]) -> list[str]:
+    """Every key of a recipe, with its tables: `optim.base_lr`. In the order of the spec."""
+
+    def walk(kind: msgspec.inspect.Type, path: str) -> Iterator[str]:
+        kinds = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+        table = next((one for one in kinds if isinstance(one, msgspec.inspect.StructType)), None)
+        if table is None:
+            yield path
+            return
+        for field in table.fields:
+            yield from walk(field.type, f"{path}.{field.encode_name}".lstrip("."))
+
+    return list(walk(msgspec.inspect.type_info(spec), ""))
 
 
 def _type_at(kind: msgspec.inspect.Type, path: str) -> msgspec.inspect.Type | None:

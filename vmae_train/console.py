@@ -6,7 +6,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vmae_data.console import argument, flag, is_first_process, option, path_option, print_json, recipe_option
+from vmae_data.console import (
+    argument,
+    flag,
+    is_first_process,
+    option,
+    path_option,
+    print_json,
+    recipe_option,
+    settings_option,
+)
 from vmae_data.errors import RecipeError, VmaeError
 
 if TYPE_CHECKING:
@@ -29,6 +38,7 @@ __all__ = [
     "Recipe",
     "RunOut",
     "Scratch",
+    "Settings",
     "VideoBatch",
     "VideoWorkers",
     "Videos",
@@ -45,6 +55,7 @@ _RECIPE = "Use a recipe: a name from `vmae-train recipes`, or a TOML file."
 Recipe = Annotated[str, recipe_option("vmae_train", _RECIPE)]
 PretrainRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="pretrain")]
 FinetuneRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="finetune")]
+Settings = Annotated[list[str] | None, settings_option(lambda recipe: spec_of(recipe) if recipe else _finetune_spec())]
 Data = Annotated[
     list[str],
     option("URL[:WEIGHT]", "Read a folder of shards. Repeat to mix data sets in the ratio of their weights."),
@@ -111,6 +122,12 @@ def with_views(settings: list[str] | None, views: str | None, default: str | Non
     keys = {setting.partition("=")[0].strip() for setting in settings or ()}
     views = views or (None if "evaluate.views" in keys else default)
     return [*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])]
+
+
+def _finetune_spec() -> Any:
+    from vmae_train.finetune import FinetuneSpec
+
+    return FinetuneSpec
 
 
 def spec_of(name: str) -> Any:

@@ -171,9 +171,13 @@ def test_an_unknown_key_is_answered_with_a_similar_one() -> None:
         ("vmae-train pretrain --recipe de", ["demo", "demo-long"]),
         ("vmae-train pretrain --recipe pretrain/de", ["pretrain/demo", "pretrain/demo-long"]),
         ("vmae-train pretrain --recipe finetune/", []),
+        ("vmae-shard build x --set short", ["short_side="]),
+        ("vmae-train pretrain --recipe demo --set mask.ra", ["mask.ratio="]),
+        ("vmae-train finetune --recipe demo --set aux.mask.ra", ["aux.mask.ratio="]),
+        ("vmae-train predict run --set evaluate.v", ["evaluate.views="]),
     ],
 )
-def test_the_shell_completes_the_recipes_that_a_command_can_use(words: str, completed: list[str]) -> None:
+def test_the_shell_completes_recipes_and_keys_that_a_command_can_use(words: str, completed: list[str]) -> None:
     program = words.split()[0].replace("-", "_")
     environment = {
         f"_{program.upper()}_COMPLETE": "complete_bash",

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.amounts import plural
-from vmae_data.commands.options import MaxFailures, Staging, failure_limit
+from vmae_data.commands.options import MaxFailures, Settings, Staging, failure_limit
 from vmae_data.commands.output import build_json, check_failures, print_build
 from vmae_data.console import (
     Debug,
     Json,
     Quiet,
-    Settings,
     StorageOptions,
     argument,
     flag,

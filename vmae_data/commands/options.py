@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from vmae_data.console import argument, option, path_option
+from vmae_data.console import argument, option, path_option, settings_option
 from vmae_data.errors import MisuseError
 
-__all__ = ["Dest", "MaxFailures", "Staging", "Workers", "failure_limit"]
+__all__ = ["Dest", "MaxFailures", "Settings", "Staging", "Workers", "failure_limit"]
 
 Dest = Annotated[str, argument("DEST", "Read the shards of this folder, a path or a URL.")]
 Workers = Annotated[int | None, option("N", "Start N worker processes.", "one per CPU core", min=1, max=1024)]
@@ -24,6 +24,15 @@ Staging = Annotated[
         "inside DEST; the local cache if DEST is remote",
     ),
 ]
+
+
+def _build_spec(_recipe: str | None) -> type[Any]:
+    from vmae_data.encode.build_spec import BuildSpec
+
+    return BuildSpec
+
+
+Settings = Annotated[list[str] | None, settings_option(_build_spec)]
 
 
 def failure_limit(text: str | None) -> Callable[[int], float] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Settings, print_recipes, recipe_argument
+from vmae_data.commands.options import Settings
+from vmae_data.console import Debug, Json, print_recipes, recipe_argument
 
 
 def recipes(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.amounts import plural
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, local_argument, option, progress_style
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, flag, local_argument, option, progress_style
 from vmae_data.errors import MisuseError
 from vmae_train.console import (
     Best,
@@ -16,6 +16,7 @@ from vmae_train.console import (
     ClipRecipe,
     Device,
     Ema,
+    Settings,
     VideoBatch,
     Videos,
     VideoWorkers,

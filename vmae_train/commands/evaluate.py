@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vmae_data.amounts import plural
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, flag, option, print_json, progress_style
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, flag, option, print_json, progress_style
 from vmae_data.errors import MisuseError
 from vmae_train.console import (
     Best,
@@ -17,6 +17,7 @@ from vmae_train.console import (
     Device,
     Ema,
     EvaluationData,
+    Settings,
     need_torch,
     print_scores,
     print_unreadable,

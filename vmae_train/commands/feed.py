@@ -8,7 +8,6 @@ from vmae_data.console import (
     Debug,
     Json,
     Quiet,
-    Settings,
     StorageOptions,
     option,
     print_json,
@@ -16,7 +15,7 @@ from vmae_data.console import (
     progress_style,
 )
 from vmae_data.errors import MisuseError
-from vmae_train.console import Data, Device, Recipe, need_torch, print_unreadable, spec_of
+from vmae_train.console import Data, Device, Recipe, Settings, need_torch, print_unreadable, spec_of
 
 if TYPE_CHECKING:
     from vmae_train.feed import FeedReport

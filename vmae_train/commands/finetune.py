@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, progress_style
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, option, progress_style
 from vmae_train.commands.run_training import run_training
 from vmae_train.console import (
     AcceptAppended,
@@ -17,6 +17,7 @@ from vmae_train.console import (
     Init,
     RunOut,
     Scratch,
+    Settings,
     need_torch,
     print_scores,
     print_unreadable,

@@ -9,7 +9,6 @@ from vmae_data.console import (
     Debug,
     Json,
     Quiet,
-    Settings,
     StorageOptions,
     argument,
     option,
@@ -17,7 +16,17 @@ from vmae_data.console import (
     print_rows,
     progress_style,
 )
-from vmae_train.console import Best, ClipRecipe, Device, Ema, VideoWorkers, need_torch, print_unreadable, with_views
+from vmae_train.console import (
+    Best,
+    ClipRecipe,
+    Device,
+    Ema,
+    Settings,
+    VideoWorkers,
+    need_torch,
+    print_unreadable,
+    with_views,
+)
 
 if TYPE_CHECKING:
     from vmae_train.evaluation.feature_gap import GapReport

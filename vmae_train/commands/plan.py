@@ -10,7 +10,6 @@ from vmae_data.console import (
     Debug,
     Json,
     Quiet,
-    Settings,
     local_argument,
     option,
     print_json,
@@ -18,7 +17,7 @@ from vmae_data.console import (
     progress_style,
 )
 from vmae_data.errors import MisuseError
-from vmae_train.console import Recipe, need_torch, spec_of
+from vmae_train.console import Recipe, Settings, need_torch, spec_of
 
 if TYPE_CHECKING:
     from vmae_train.training_plan import Plan

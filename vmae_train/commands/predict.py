@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from vmae_data.amounts import plural
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, option, path_option, progress_style
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, option, path_option, progress_style
 from vmae_train.console import (
     Best,
     Checkpoint,
@@ -14,6 +14,7 @@ from vmae_train.console import (
     ClipRecipe,
     Device,
     Ema,
+    Settings,
     VideoBatch,
     Videos,
     VideoWorkers,

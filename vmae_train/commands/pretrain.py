@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmae_data.console import Debug, Json, Quiet, Settings, StorageOptions, progress_style
+from vmae_data.console import Debug, Json, Quiet, StorageOptions, progress_style
 from vmae_train.commands.run_training import run_training
 from vmae_train.console import (
     AcceptAppended,
@@ -13,6 +13,7 @@ from vmae_train.console import (
     PretrainRecipe,
     RunOut,
     Scratch,
+    Settings,
     need_torch,
     print_result,
     print_unreadable,

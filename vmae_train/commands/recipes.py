@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vmae_data.console import Debug, Json, Settings, print_recipes, progress_style, recipe_argument
-from vmae_train.console import need_torch, spec_of
+from vmae_data.console import Debug, Json, print_recipes, progress_style, recipe_argument
+from vmae_train.console import Settings, need_torch, spec_of
 
 
 def recipes(
