@@ -92,7 +92,7 @@ NO_AUX = AuxSpec()
 class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A finetuning recipe. With `probe` only the layers after the encoder are trained, else all.
 
-    `standardize`: a probe's head standardizes features, and a linear one takes the mean of each tubelet slice.
+    `standardize`: the head standardizes features, and takes the mean of each tubelet slice unless it is attentive.
 
     The labels decide the loss. One class: cross entropy. Several classes: a binary cross entropy for each. Values:
     `value_loss`, a squared or absolute error in standard deviations of the training set.
@@ -100,7 +100,7 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     evaluate: EvaluateSpec = EvaluateSpec()
     probe: Probe | None = None  # train only a head: linear, or attentive pooling; none: train all
-    standardize: bool = False  # of a probe: features minus their mean, divided by their spread, over training clips
+    standardize: bool = False  # of the head: features minus their mean, divided by their spread, over training clips
     mix: MixupSpec = MixupSpec()
     value_loss: ValueDistance = "mse"  # for values: absolute or squared error
     aux: AuxSpec = NO_AUX
@@ -113,8 +113,6 @@ class FinetuneSpec(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         super().__post_init__()
         if self.aux.is_on:
             self._check_aux()
-        if self.standardize and self.probe is None:
-            raise ValueError("standardize = true: is for probes. Set probe, or remove standardize")
         for name in ("batch", "micro_batch"):
             size = getattr(self.train, name)
             if self.mix.is_on and size is not None and size % self.mix.mix_group:
@@ -205,7 +203,7 @@ class FinetuneObjective(Objective):
         if self.spec.model.compile and device.type == "cuda":
             self.augment.compile_boxes()
         self.model = model.to(device).train()
-        if self.spec.standardize:
+        if self.spec.standardize and not model.standardize.is_fitted():
             self._fit_standardization(device)
         return self.model
 
@@ -238,6 +236,7 @@ class FinetuneObjective(Objective):
             "start": self.origin,
             **({"reconstruction": reconstruction_text(self.spec.aux, self.setup.geometry)} if self.parts else {}),
             **({"validation, thinned": self.nearest} if self.nearest else {}),
+            **({"head": "the mean of each tubelet slice, standardized"} if self.spec.standardize and not probe else {}),
             **({"probe": f"{probe}; the encoder is frozen"} if probe else {}),
         }
 

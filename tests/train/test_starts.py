@@ -28,7 +28,7 @@ from vmae_train.clips.frame_sampling import ClipSpec
 from vmae_train.evaluate import evaluate_checkpoint, order_hint
 from vmae_train.evaluation.metrics import AnyScores, class_scores
 from vmae_train.finetune import FinetuneSpec
-from vmae_train.models.heads import Classifier, HeadModel
+from vmae_train.models.heads import Classifier, HeadModel, classifier_from
 from vmae_train.models.videomae import PretrainModel
 from vmae_train.pretrain import PretrainSpec
 from vmae_train.runs.log import read_log
@@ -121,6 +121,25 @@ def test_a_finetuning_trains_the_encoder_and_its_classifier_can_be_probed(
     probed = _finetune(demo_shards, tmp_path / "probed", "probe=linear", init=tmp_path / "finetuned")
     assert torch.equal(finetuned.blocks[0].attn.q_bias, probed.blocks[0].attn.q_bias)
     assert not torch.equal(finetuned.head.weight, probed.head.weight)
+
+
+def test_a_finetuning_trains_the_encoder_under_the_head_of_a_probe_and_a_later_one_keeps_its_statistics(
+    demo_shards: Path, tiny_pretraining: Path, tmp_path: Path
+) -> None:
+    first = _finetune(demo_shards, tmp_path / "first", "standardize=true", init=tiny_pretraining)
+    pretrained = load_model(tiny_pretraining)
+    assert isinstance(pretrained, PretrainModel)
+    assert not torch.equal(first.blocks[0].attn.q_bias, pretrained.encoder.blocks[0].attn.q_bias)
+    assert (first.geometry.pooling, first.geometry.standardize) == ("slices", True)
+    second = _finetune(demo_shards, tmp_path / "second", "standardize=true", "seed=9", init=tmp_path / "first")
+    assert torch.equal(first.standardize.mean, second.standardize.mean) and first.standardize.mean.any()
+    assert not torch.equal(first.head.weight, second.head.weight)
+    assert torch.allclose(first.head.weight, second.head.weight, atol=0.02)
+    plain = _finetune(demo_shards, tmp_path / "plain", init=tmp_path / "first")
+    assert (plain.geometry.pooling, plain.geometry.standardize) == ("mean", False)
+    part, text = classifier_from(first, first.geometry, first.classes[:2], seed=0, new_head=False)
+    assert torch.equal(part.head.weight, first.head.weight[:2]) and "cut down" in text
+    assert torch.equal(part.standardize.spread, first.standardize.spread)
 
 
 def test_weights_of_other_clips_start_with_either_position_code(

@@ -33,7 +33,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     embedding is computed for this grid. `pooling`: how a classifier reduces its tokens to one vector. `slices` joins the
     means of the tubelet slices, so that time is kept.
     `first` takes the first token, as classifiers of other programs that were made without mean pooling.
-    `standardize`: a probe's head standardizes what it takes from the encoder.
+    `standardize`: the head standardizes what it takes from the encoder.
     """
 
     image_size: int
@@ -129,6 +129,10 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def cube_dim(self) -> int:
         """Values of one cube: tubelet × patch × patch × 3."""
         return self.tubelet_size * self.patch_size**2 * 3
+
+    def pools_as(self, other: Geometry) -> bool:
+        """Whether a head on the one model fits the tokens of the other."""
+        return (self.pooling, self.standardize) == (other.pooling, other.standardize)
 
     def stored(self) -> dict[str, Any]:
         """The fields for JSON. Later fields are not written if they are off: so every version writes and reads the same."""

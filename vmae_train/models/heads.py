@@ -226,6 +226,8 @@ def load_head(model: Classifier, trained: Classifier) -> bool:
         return False
     rows = [row_of[name] for name in model.classes]
     model.head.load_state_dict({name: value[rows] for name, value in trained.head.state_dict().items()})
+    if model.geometry.standardize:
+        model.standardize.load_state_dict(trained.standardize.state_dict())
     return True
 
 
@@ -238,7 +240,7 @@ def classifier_from(
     says what happened to the trained head; it is empty if nothing did.
     """
     trained = start if isinstance(start, Classifier) and not new_head else None
-    if trained is not None and trained.geometry.pooling != recipe.pooling:
+    if trained is not None and not trained.geometry.pools_as(recipe):
         trained = None
     if trained is not None and trained.classes == classes:
         return trained, ""

@@ -1,4 +1,4 @@
-"""What the probes of a frozen encoder put on its tokens: standardisation, and attentive pooling.
+"""What a probe, or a finetuning with `standardize`, puts on the encoder's tokens: standardisation, and attentive pooling.
 
 Attentive pooling: all tokens of a clip → one vector, by cross-attention of one learned query. As in the probes of
 V-JEPA (Bardes et al., 2024, section 4): cross-attention, then an MLP, each with a residual.
@@ -21,7 +21,7 @@ __all__ = ["AttentivePooler", "Standardize"]
 
 
 class Standardize(nn.Module):
-    """(x - mean) / spread of each channel, with fixed statistics. New: mean 0, spread 1.
+    """(x - mean) / spread of each channel, with fixed statistics, also while the encoder learns. New: mean 0, spread 1.
 
     Masked autoencoders have channels of very different spreads, so a linear head on them hardly learns. MAE's linear
     probe has a batch norm without weights here (He et al., 2022, section A.1). Statistics that are fixed before the
@@ -44,6 +44,10 @@ class Standardize(nn.Module):
         """Set the statistics from the means of the values and of their squares."""
         self.mean.copy_(mean_E)
         self.spread.copy_(((square_E - mean_E.square()).clamp_min(0) + 1e-6).sqrt())
+
+    def is_fitted(self) -> bool:
+        """Whether it has statistics: those of a trained head stay."""
+        return bool(self.mean.any())
 
     def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
         standardized: Tensor = (x - self.mean) / self.spread

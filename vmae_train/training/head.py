@@ -128,7 +128,7 @@ def target_of(mixture: Mixture, samples: Sequence[int]) -> HeadTarget:
 def probed(geometry: Geometry, probe: Probe | None, *, standardize: bool) -> Geometry:
     """The model of a finetuning, or of a probe.
 
-    With `standardize`, a linear probe also keeps the time: a mean over it hides most of a motion.
+    With `standardize`, a head that is not attentive also keeps the time: a mean over it hides most of a motion.
     """
     mean: Pooling = "slices" if standardize else "mean"
     return msgspec.structs.replace(
@@ -203,7 +203,7 @@ def _put_head_on(
         model, kept = classifier_from(start, geometry, target.classes, seed=seed, new_head=new_head)
         return model, f"{init}{kept}"
     trained = start if isinstance(start, HeadModel) and not new_head else None
-    if trained is not None and target.is_predicted_by(trained) and trained.geometry.pooling == geometry.pooling:
+    if trained is not None and target.is_predicted_by(trained) and trained.geometry.pools_as(geometry):
         return trained, init
     own = {name: getattr(geometry, name) for name in ("pooling", "standardize", "init", "init_scale", "fc_eps")}
     fresh = target.new_model(msgspec.structs.replace(start.geometry, **own), seed)
