@@ -41,8 +41,13 @@ def test_every_path_that_a_command_reads_is_made_by_a_piece_that_it_needs() -> N
 def test_the_study_compares_what_it_promises() -> None:
     subjects = {name: subject(STUDY) for name, subject in SUBJECTS.items()}
     settings = {name: list(dict.fromkeys(row.setting for row in one.rows)) for name, one in subjects.items()}
-    assert settings["gain"] == ["300", "900"]
-    assert [len(row.scores[TOP1]) for row in subjects["gain"].rows] == [3, 3, 3, 1]
+    assert settings["gain"] == [
+        "150 steps",
+        "450 steps",
+        "150 steps, the other head",
+        "150 steps, one frame repeated",
+    ]
+    assert [len(row.scores[TOP1]) for row in subjects["gain"].rows] == [3, 3, 3, 3, 3, 1]
     assert settings["labels"] == ["10", "25", "50", "100"]
     assert settings["ratio"] == ["50 %", "75 %", "90 %", "95 %"]
     assert settings["kind"] == ["tube", "random", "frame", "motion"]
@@ -56,8 +61,13 @@ def test_the_study_compares_what_it_promises() -> None:
     assert "model.decoder_attention=cross" in words["pretrain-decoder-cross-2500-0"]
     assert "aux.reconstruction=0.1" in words["finetune-joint-labels-10-1"]
     assert "--init" not in words["finetune-scratch-labels-10-1"]
-    assert "study/runs/pretrain-motion-14800-2" in words["finetune-pretrain-motion-14800-2-labels-10-2"]
-    assert {"train.steps=900", "optim.warmup_steps=180"} <= set(words["finetune-scratch-labels-10-steps-900-2"])
+    assert (
+        "study/runs/pretrain-motion-14800-2" in words["finetune-pretrain-motion-14800-2-slices-labels-25-steps-150-2"]
+    )
+    assert "standardize=true" in words["finetune-pretrain-motion-14800-2-slices-labels-25-steps-150-2"]
+    assert "standardize=true" in words["finetune-pretrain-ratio-95-2500-0-slices-labels-25-steps-150-0"]
+    assert {"train.steps=450", "optim.warmup_steps=90"} <= set(words["finetune-scratch-labels-25-steps-450-2"])
+    assert "standardize=true" not in words["finetune-scratch-labels-25-steps-450-2"]
     assert words["page-gain"].count("--against") == 8
     assert words["finetune-pretrain-motion-14800-0-labels-10-1"].count("study/runs/pretrain-motion-14800-0") == 1
 
@@ -233,7 +243,7 @@ def test_segments_of_a_video_are_for_training_or_held_out(tmp_path: Path) -> Non
 @pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_a_tiny_study_from_videos_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = Sizes(2, 2, 2, 1, 4, train_videos=40, val_videos=16, labels=(1, 2), few_labels=1)
+    sizes = Sizes(2, 2, 2, 1, 1, 4, train_videos=40, val_videos=16, labels=(1, 2), few_labels=1)
     subject = SUBJECTS["quality"](Study(tmp_path, (0,), sizes))
     subject = subject._replace(rows=subject.rows[:2])
     pieces = pieces_of(subject)
