@@ -104,6 +104,16 @@ def test_the_commands_of_the_wheel_work_without_the_repository(wheel: Path, tmp_
     settings = ("--set", "train.steps=2", "--set", "optim.warmup_steps=1")
     _run(train, "pretrain", "--recipe", "pretrain/demo", "--data", "shards", "--out", "run", *settings, cwd=tmp_path)
     assert (tmp_path / "run" / "checkpoints" / "step-000000002" / "model.safetensors").is_file()
+    _run(train, "reconstruct", "run", "--data", "shards", "--out", "reconstruction.html", cwd=tmp_path)
+    tune = ("finetune", "--recipe", "finetune/demo", "--data", "shards", "--val", "shards", "--init", "run")
+    _run(train, *tune, "--out", "tuned", *settings, "--set", "evaluate.views=1x1", cwd=tmp_path)
+    rows = _run(train, "predict", "tuned", "videos", "--html", "predictions.html", "--json", cwd=tmp_path).splitlines()
+    assert len([row for row in rows if '"probabilities"' in row]) == 8
+    _run(train, "embed", "tuned", "videos", "--out", "features.npz", cwd=tmp_path)
+    _run(train, "report", "tuned", "--out", "report.html", cwd=tmp_path)
+    _run(train, "convert", "tuned", "native", "--to", "native", cwd=tmp_path)
+    pages = ("page", "reconstruction", "predictions", "report")
+    assert all("</html>" in (tmp_path / f"{name}.html").read_text() for name in pages)
 
 
 def _installed(wheel: Path, folder: Path) -> Path:
