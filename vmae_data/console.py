@@ -96,14 +96,14 @@ def _complete_recipes(package: str, folder: str = "") -> Callable[[str], list[st
     return complete
 
 
-def settings_option(spec_of: Callable[[str | None], type[Any]]) -> Any:
-    """`--set`. The shell completes keys of the spec that belongs to the recipe typed so far, if any."""
+def settings_option(spec_of: Callable[[str, str | None], type[Any]]) -> Any:
+    """`--set`. The shell completes keys of the spec of the command and of the recipe typed so far, if any."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         from vmae_data.recipes import keys_of
 
         with suppress(VmaeError):  # no such recipe
-            spec = spec_of(ctx.params.get("recipe") or ctx.params.get("name"))
+            spec = spec_of(ctx.info_name or "", ctx.params.get("recipe") or ctx.params.get("name"))
             return [f"{key}=" for key in keys_of(spec) if key.startswith(incomplete)]
         return []
 

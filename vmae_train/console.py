@@ -55,7 +55,7 @@ _RECIPE = "Use a recipe: a name from `vmae-train recipes`, or a TOML file."
 Recipe = Annotated[str, recipe_option("vmae_train", _RECIPE)]
 PretrainRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="pretrain")]
 FinetuneRecipe = Annotated[str, recipe_option("vmae_train", _RECIPE, folder="finetune")]
-Settings = Annotated[list[str] | None, settings_option(lambda recipe: spec_of(recipe) if recipe else _finetune_spec())]
+Settings = Annotated[list[str] | None, settings_option(lambda command, recipe: _completed_spec(command, recipe))]
 Data = Annotated[
     list[str],
     option("URL[:WEIGHT]", "Read a folder of shards. Repeat to mix data sets in the ratio of their weights."),
@@ -124,10 +124,14 @@ def with_views(settings: list[str] | None, views: str | None, default: str | Non
     return [*(settings or ()), *([f"evaluate.views='{parse_views(views)}'"] if views else [])]
 
 
-def _finetune_spec() -> Any:
+def _completed_spec(command: str, recipe: str | None) -> Any:
+    """Whose keys the shell completes after `--set`."""
     from vmae_train.finetune import FinetuneSpec
+    from vmae_train.pretrain import PretrainSpec
 
-    return FinetuneSpec
+    if recipe and command not in ("pretrain", "finetune"):
+        return spec_of(recipe)
+    return PretrainSpec if command == "pretrain" else FinetuneSpec
 
 
 def spec_of(name: str) -> Any:
@@ -186,4 +190,4 @@ def print_unreadable(unreadable: dict[str, str]) -> None:
     from vmae_data.pages.html import printable
 
     for key, why in unreadable.items():
-        print(f"skipped, unreadable: {printable(key)}: {printable(why)}", file=sys.stderr)
+        print(f"skipped, unreadable: {printable(key)}: {printable(why.removeprefix(f'{key}: '))}", file=sys.stderr)

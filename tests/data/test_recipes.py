@@ -173,6 +173,8 @@ def test_an_unknown_key_is_answered_with_a_similar_one() -> None:
         ("vmae-train pretrain --recipe finetune/", []),
         ("vmae-shard build x --set short", ["short_side="]),
         ("vmae-train pretrain --recipe demo --set mask.ra", ["mask.ratio="]),
+        ("vmae-train pretrain --set mask.ra", ["mask.ratio="]),
+        ("vmae-train plan --recipe pretrain/demo --set mask.ra", ["mask.ratio="]),
         ("vmae-train finetune --recipe demo --set aux.mask.ra", ["aux.mask.ratio="]),
         ("vmae-train predict run --set evaluate.v", ["evaluate.views="]),
     ],

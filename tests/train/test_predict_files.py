@@ -36,7 +36,7 @@ def test_a_file_is_continued_and_a_killed_command_loses_no_finished_video(
 ) -> None:
     out, journal = tmp_path / "out.csv", tmp_path / "out.csv.journal"
     command: list[Any] = ["vmae_train", "predict", tiny_finetuning, "--out", out, "--views", "1x1", "--workers", "0"]
-    assert "1 videos predicted, 0 kept" in call_command(*command, members[0]).stdout
+    assert "1 video predicted, 0 kept" in call_command(*command, members[0]).stdout
     first = out.read_text()
     with journal.open("ab") as file:
         file.write(b'{"video":"half of a l')  # what a killed command leaves
@@ -117,7 +117,7 @@ def test_samples_of_shards_are_continued_and_merged_by_source(
     assert f"skipped, unreadable: {cut}/{shards.key(1)}: " in first.stderr
     tar.write_bytes(whole)
     second = call_command(*command)
-    assert "1 videos predicted, 23 kept" in second.stdout and "skipped" not in second.stderr
+    assert "1 video predicted, 23 kept" in second.stdout and "skipped" not in second.stderr
     found = evaluate_checkpoint(str(tiny_finetuning), str(cut), workers=0, device="cpu", style=QUIET).predictions
     expected = dict(zip(found.key, found.output_NK, strict=True))
     rows = list(map(json.loads, out.read_text().splitlines()))
@@ -167,6 +167,7 @@ def test_the_page_has_players_timelines_and_frames(tiny_finetuning: Path, member
     done = call_command(*spoken, "--out", tmp_path / "o.csv", "--html", page)
     assert done.stdout.splitlines()[-1] == str(page)
     assert 'class="bars"' in page.read_text() and "<video" in page.read_text()
+    assert "Without frames: an earlier command predicted this video." in page.read_text()
 
 
 def test_videos_of_a_web_server_are_read_and_removed(
@@ -208,6 +209,8 @@ def test_a_listing_of_urls_names_videos_anywhere(tmp_path: Path) -> None:
     listing.write_text("label,url\n1,s3://b/x/a.mp4\n2,https://host/b.mp4\n1,s3://b/x/a.mp4\n")
     found = find_videos([str(listing)])
     assert [video.name for video in found.videos] == ["s3://b/x/a.mp4", "https://host/b.mp4"]
+    nobody = "http://127.0.0.1:9/v.mp4"  # a URL of a video asks no server before it is read
+    assert [video.name for video in find_videos([nobody]).videos] == [nobody]
     for text, reason in (
         ("s3://b/a.mp4\nb.mp4\n", "videos.csv: mixes URLs and paths, such as 'b.mp4'. Make a listing of each"),
         ("ftp://host/a.mp4\n", "ftp://: unknown scheme"),

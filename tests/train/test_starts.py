@@ -190,12 +190,14 @@ def test_a_converted_model_has_no_run_and_a_recipe_sets_how_it_is_evaluated(
     # The probabilities of wrong videos may differ in their last digits.
     assert msgspec.structs.replace(scores, wrong=()) == msgspec.structs.replace(own, wrong=())
     assert {one.key for one in scores.wrong} == {one.key for one in own.wrong}
-    capsys.readouterr()
-    published = _evaluate(tmp_path / "hf", demo_shards, "evaluate.views=1x1")
-    assert (published.clip, published.antialias) == (ClipSpec(stride=4), False)  # as VideoMAE's OpenCV resizes
-    text = " ".join(capsys.readouterr().err.split())
-    assert "antialias off" in text
-    assert "as published models of Kinetics" in text
+    convert(str(tiny_finetuning), tmp_path / "official", to="official")
+    for name, antialias in (("hf", True), ("official", False)):  # as its processors resize; as VideoMAE's OpenCV
+        capsys.readouterr()
+        published = _evaluate(tmp_path / name, demo_shards, "evaluate.views=1x1")
+        assert (published.clip, published.antialias) == (ClipSpec(stride=4), antialias)
+        text = " ".join(capsys.readouterr().err.split())
+        assert f"antialias {'on' if antialias else 'off'}" in text
+        assert "as published models of Kinetics" in text
     with pytest.raises(MisuseError, match="is a pretraining recipe"):
         _evaluate(tmp_path / "hf", demo_shards, recipe="pretrain/demo")
 

@@ -26,7 +26,7 @@ Staging = Annotated[
 ]
 
 
-def _build_spec(_recipe: str | None) -> type[Any]:
+def _build_spec(_command: str, _recipe: str | None) -> type[Any]:
     from vmae_data.encode.build_spec import BuildSpec
 
     return BuildSpec

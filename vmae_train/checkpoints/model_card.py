@@ -40,7 +40,7 @@ def model_card(description: ModelFile, origin: Origin) -> str:
     size = geometry.image_size
     facts = [
         f"* Frames of a clip: {sampling_text(origin, geometry.num_frames)}.",
-        "* Pictures: upright, with square pixels. The Python below does not turn or scale pictures that are not.",
+        "* Pictures: upright, with square pixels. The Python above does not turn or scale pictures that are not.",
         f"* Size: the short side is resized to {size} pixels, then the centre of {size} × {size} is cropped"
         + ("." if origin.protocol.antialias else ". The training's evaluation resizes without antialias."),
         f"* Colours: RGB, (value / 255 - mean) / std, mean {list(geometry.mean)}, std {list(geometry.std)}.",

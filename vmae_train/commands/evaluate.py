@@ -157,6 +157,8 @@ def evaluate(
                 if html is not None:
                     announce("drawing the page", style)
                 write_outputs(found, **files)
+                if html is not None and not quiet and not as_json:
+                    print(html)
 
 
 def _check_together(of_features: bool, needed: dict[str, Any], of_head: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def _print_predicted(predicted: Predicted, out: Path | None, top: int) -> None:
     if out is not None:
         done = len(predicted.results) - len(predicted.unreadable)
         print(
-            f"{out}: {plural(predicted.rows or 0, 'row')}. {done} videos predicted, {predicted.kept} kept from before"
+            f"{out}: {plural(predicted.rows or 0, 'row')}. {plural(done, 'video')} predicted, {predicted.kept} kept from before"
         )
         return
     for result in predicted.results:

@@ -10,7 +10,7 @@ from vmae_train.console import need_torch, print_result
 
 def report(
     run: Annotated[str, argument("RUN", "Read a pretraining or finetuning run, a path or a URL.")],
-    out: Annotated[str, option("FILE|URL", "Write the HTML page to this file.")],
+    out: Annotated[str, option("FILE|URL", "Write the page to this .html file.")],
     against: Annotated[
         list[str] | None, option("RUN", "Compare with another run of the same kind. Repeatable.", "no comparison")
     ] = None,
@@ -22,7 +22,9 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write one HTML page about a run: data, curves, reconstructions, scores.
+    """Write one HTML page about a run, or about several: data, curves, reconstructions, scores.
+
+    The other runs are those of `--against`.
 
     Examples:
         vmae-train report runs/k400 --out k400.html

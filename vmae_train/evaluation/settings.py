@@ -13,6 +13,7 @@ from vmae_data.errors import MisuseError, RecipeError
 from vmae_data.format import Index
 from vmae_data.read.cache import CacheSpec
 from vmae_data.recipes import recipe_values, with_settings
+from vmae_data.storage import exists, storage_path
 from vmae_train.clips.augment import AugmentSpec
 from vmae_train.clips.frame_sampling import ClipSpec, kept_step
 from vmae_train.evaluation.protocol import EvaluateSpec, EvaluationProtocol, parse_views
@@ -20,6 +21,7 @@ from vmae_train.runs.metadata import read_facts, run_of
 
 __all__ = ["EvaluationSettings", "EvaluationSpec", "evaluation_settings", "published_clip"]
 
+_HF_CONFIG = "config.json"  # of a folder of transformers
 # The other keys of these tables don't change an evaluation. --set refuses them.
 _KEYS = {"evaluate": ("views", "merge"), "augment": ("antialias",)}
 
@@ -73,15 +75,16 @@ def evaluation_settings(
     elif run is not None:
         values, origin = read_facts(run).recipe, "the run's recipe"
     else:
-        # VideoMAE's own evaluation resizes with OpenCV, without antialias.
-        values, origin = {"augment": {"antialias": False}}, "as published models of Kinetics"
+        # VideoMAE's own evaluation resizes with OpenCV, without antialias; transformers' processors with it.
+        antialias = exists(storage_path(checkpoint) / _HF_CONFIG)
+        values, origin = {"augment": {"antialias": antialias}}, "as published models of Kinetics"
         if not keys & {"clip.stride", "clip.rate"}:
             values["clip"] = msgspec.to_builtins(published)
         if any(key.startswith("clip.") for key in keys):
-            origin = "settings"
+            origin = "those of --set"
         else:
-            advice = f". {checkpoint} does not state how its clips were sampled: set --recipe or --set clip.…"
-    if keys and origin != "settings":
+            advice = f"; {checkpoint} does not state how its clips were sampled. Set --recipe or --set clip.…"
+    if keys and origin != "those of --set":
         origin += " and settings"
     for key in keys:
         table, _, name = key.partition(".")

@@ -104,9 +104,10 @@ def find_videos(arguments: Iterable[str]) -> FoundVideos:
             refuse_special(path, folder=True)
             if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
                 raise MisuseError(f"{argument}: this user may not read the folder. Check its permissions")
-        if path.name == INDEX or exists(path / INDEX):
+        named_as_video = is_video(os.fsencode(path.name))
+        if path.name == INDEX or ((isinstance(path, Path) or not named_as_video) and exists(path / INDEX)):
             shards[argument.removesuffix(INDEX).rstrip("/") or "."] = None
-        elif is_video(os.fsencode(path.name)) and not (isinstance(path, Path) and path.is_dir()):
+        elif named_as_video and not (isinstance(path, Path) and path.is_dir()):
             if isinstance(path, Path) and not path.exists():
                 raise MisuseError(f"{argument}: nothing at this path. Check it")
             name = path_to_text(os.fsencode(argument))

@@ -59,7 +59,7 @@ def run_all(
         finished(result)
 
     with ProgressBar("videos", len(found.videos), style, start=kept) as progress:
-        unstated = () if runner.is_stated else (runner.origin,)
+        unstated = () if runner.is_stated else (f"clips are chosen {runner.origin}",)
         guesses = () if runner.guess is None else (runner.guess,)
         for warning in (*unstated, *guesses):
             progress.print_note(warning, label="warning")

@@ -35,7 +35,7 @@ TICKS = 5
 # Containers that some browser opens; whether it decodes the codec, only the browser knows.
 ABOUT = (
     "A player loads its video file by the path from this page, so it shows nothing if one of the two moves. "
-    "A browser plays only codecs it knows; the frames below are part of the page."
+    "A browser plays only codecs it knows; the frames are part of the page."
 )
 PLAYED = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".ogv", ".3gp")
 
@@ -76,6 +76,8 @@ def _parts(result: VideoResult[Prediction], path: StoragePath | None, page: Stor
     else:
         yield from _windows(result.rows)
     chosen = np.linspace(0, len(result.pictures) - 1, min(MAX_PICTURES, len(result.pictures))).round().astype(int)
+    if not len(chosen):
+        yield Note("Without frames: an earlier command predicted this video.")
     if len(chosen):
         parts = [chosen[first : first + 3] for first in range(0, len(chosen), 3)]
         yield Gallery(tuple(Tile(tuple(result.pictures[n] for n in part), "") for part in parts))

@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from vmae_data.amounts import plural
 from vmae_data.read.batches import TrainingOrder
 from vmae_data.read.dataset import Shards
 from vmae_data.read.order import WINDOW_SHARDS, stream_count
@@ -42,7 +43,7 @@ def training_rows(setup: TrainingSetup, device: torch.device, dtype: torch.dtype
         f"warm-up {schedule.warmup} steps",
         "steps": f"{schedule.steps} ({schedule.steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch})"
         + (f", {done} done" if done else ""),
-        "device": f"{device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} CPU threads",
+        "device": f"{device}, {str(dtype).removeprefix('torch.')}, {plural(torch.get_num_threads(), 'CPU thread')}",
         **_cache_row(setup),
     }
 
