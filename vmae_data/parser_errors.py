@@ -22,6 +22,9 @@ def parser_error_text(error: Any) -> str:
     if command := re.fullmatch(r"No such command '(.*?)'\.(?: Did you mean (.*)\?)?", text, re.DOTALL):
         near = re.findall("'(.*?)'", command[2] or "")
         return f"{command[1]}: no such command" + (f".{did_you_mean(near)}" if near else "")
+    if extra := re.fullmatch(r"Got unexpected extra arguments?\(?s?\)? \((.*)\)", text, re.DOTALL):
+        taken = [parameter_name(one) for one in error.ctx.command.params if one.param_type_name == "argument"]
+        return f"{extra[1]}: too many arguments. The command takes {' '.join(taken) or 'options only'}"
     if param is None:
         return text
     name, choices = parameter_name(param), _choices(param)

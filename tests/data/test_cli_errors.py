@@ -149,6 +149,8 @@ def test_misuse_is_one_line_with_status_2(words: list[str], error: str, demo_vid
         ("vmae_train pretran", "pretran: no such command. Did you mean pretrain? (see --help)"),
         ("vmae_train xyz", "xyz: no such command (see --help)"),
         ("vmae_data build a b --workrs 3", "--workrs: no such option. Did you mean --workers? (see --help)"),
+        ("vmae_train report a b c --out x.html", "b c: too many arguments. The command takes RUN (see --help)"),
+        ("vmae_data doctor a b", "b: too many arguments. The command takes DEST (see --help)"),
         ("vmae_data build a b --workers x", "--workers: expected a whole number, 1 to 1024 (see --help)"),
         ("vmae_data build a b --val-share x", "--val-share: expected a number (see --help)"),
         (
