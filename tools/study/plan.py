@@ -247,14 +247,14 @@ def _gain(study: Study) -> Subject:
     same_head = tuple(_finetune_short(study, seed, None) for seed in study.seeds)
     usual_head = tuple(_finetune(study, labels, seed, _long(study, seed), steps=steps) for seed in study.seeds)
     frozen = _finetune_short(study, first, _long(study, first), "clip.frozen=true", start="one-frame")
-    page = _page(study, "gain", (*pretrained, *scratch, *longer))
+    page, start = _page(study, "gain", (*pretrained, *scratch, *longer)), f"pretrained, {sizes.long_steps:,} steps"
     rows = (
-        Row(f"{steps} steps", "pretrained", {TOP1: pretrained}, (page,)),
+        Row(f"{steps} steps", start, {TOP1: pretrained}, (page,)),
         Row(f"{steps} steps", "from scratch", {TOP1: scratch}),
         Row(f"{more} steps", "from scratch", {TOP1: longer}),
-        Row(f"{steps} steps, the other head", "pretrained", {TOP1: usual_head}),
+        Row(f"{steps} steps, the other head", start, {TOP1: usual_head}),
         Row(f"{steps} steps, the other head", "from scratch", {TOP1: same_head}),
-        Row(f"{steps} steps, one frame repeated", "pretrained", {TOP1: (frozen,)}),
+        Row(f"{steps} steps, one frame repeated", start, {TOP1: (frozen,)}),
     )
     return Subject("gain", "finetuning", rows)
 
