@@ -42,10 +42,10 @@ def test_the_study_compares_what_it_promises() -> None:
     subjects = {name: subject(STUDY) for name, subject in SUBJECTS.items()}
     settings = {name: list(dict.fromkeys(row.setting for row in one.rows)) for name, one in subjects.items()}
     assert settings["gain"] == [
-        "150 steps",
-        "450 steps",
-        "150 steps, the other head",
-        "150 steps, one frame repeated",
+        "150 steps, probe's head",
+        "150 steps, usual head",
+        "450 steps, usual head",
+        "150 steps, probe's head, one frame repeated",
     ]
     assert [len(row.scores[TOP1]) for row in subjects["gain"].rows] == [3, 3, 3, 3, 3, 1]
     assert settings["labels"] == ["10", "25", "50", "100"]

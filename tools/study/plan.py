@@ -237,7 +237,7 @@ def _labels(study: Study) -> Subject:
 
 
 def _gain(study: Study) -> Subject:
-    """A pretraining for each seed, and the better of the two heads for each start: the other one is a row too."""
+    """A pretraining for each seed, and two heads. The page compares each start with its better one."""
     sizes, first = study.sizes, study.seeds[0]
     labels, steps, more = sizes.few_labels, sizes.short_steps, MORE * sizes.short_steps
     pretrained = tuple(_finetune_short(study, seed, _long(study, seed)) for seed in study.seeds)
@@ -248,13 +248,14 @@ def _gain(study: Study) -> Subject:
     usual_head = tuple(_finetune(study, labels, seed, _long(study, seed), steps=steps) for seed in study.seeds)
     frozen = _finetune_short(study, first, _long(study, first), "clip.frozen=true", start="one-frame")
     page, start = _page(study, "gain", (*pretrained, *scratch, *longer)), f"pretrained, {sizes.long_steps:,} steps"
+    probes, usual = f"{steps} steps, probe's head", f"{steps} steps, usual head"
     rows = (
-        Row(f"{steps} steps", start, {TOP1: pretrained}, (page,)),
-        Row(f"{steps} steps", "from scratch", {TOP1: scratch}),
-        Row(f"{more} steps", "from scratch", {TOP1: longer}),
-        Row(f"{steps} steps, the other head", start, {TOP1: usual_head}),
-        Row(f"{steps} steps, the other head", "from scratch", {TOP1: same_head}),
-        Row(f"{steps} steps, one frame repeated", start, {TOP1: (frozen,)}),
+        Row(probes, start, {TOP1: pretrained}, (page,)),
+        Row(probes, "from scratch", {TOP1: same_head}),
+        Row(usual, start, {TOP1: usual_head}),
+        Row(usual, "from scratch", {TOP1: scratch}),
+        Row(f"{more} steps, usual head", "from scratch", {TOP1: longer}),
+        Row(f"{steps} steps, probe's head, one frame repeated", start, {TOP1: (frozen,)}),
     )
     return Subject("gain", "finetuning", rows)
 
