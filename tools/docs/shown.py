@@ -12,9 +12,9 @@ QUOTED = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LAUNCHER = re.compile(r'^sbatch .*--wrap "(.*)"$|^(?:srun|docker run .* vmae) (.*)$')
 # Run as a whole, with fewer videos and steps.
 RUN_PAGES = ("tutorial.md",)
-MARK = (
-    '<p class="not-run">Not all of this is run by a test: it needs data or machines that are not in the repository.</p>'
-)
+# What starts a command of another program, which no test runs as it is printed.
+OTHER_PROGRAM = re.compile(r"^(?:aws|docker|git|hf|make|pip|pre-commit|sbatch|tar) ", re.MULTILINE)
+MARK = '<p class="not-run">Not all of this is run by a test: it needs time, data or machines that the tests do not have.</p>'
 
 
 def page_commands(markdown: str) -> Iterator[str]:
@@ -61,4 +61,4 @@ def mark_blocks(markdown: str, page: str) -> str:
 
 def _marked(block: re.Match[str]) -> str:
     is_run = all(needs_no_data(command) for command in shown_commands(block[1]))
-    return block[0] if is_run else f"{block[0]}\n\n{MARK}\n"
+    return block[0] if is_run and not OTHER_PROGRAM.search(block[1]) else f"{block[0]}\n\n{MARK}\n"
