@@ -35,7 +35,7 @@ def test_another_seed_has_other_videos_names_and_seeds() -> None:
         for piece in demo.pieces
         if piece.words[1] == "demo"
     ]
-    assert seeds == list("012345")
+    assert seeds == ["20", "21", "22", "23", "24", "25"]
     trainings = [piece for piece in second.pieces if piece.words[1] in ("pretrain", "finetune")]
     assert len(trainings) == 4
     assert all("seed=1" in piece.words for piece in trainings)

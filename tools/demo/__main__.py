@@ -1,4 +1,4 @@
-"""`make demo`: render videos, build shards, pretrain, reconstruct, finetune with few labels, compare with scratch.
+"""`make demo`: render videos, build shards, continue a pretraining, finetune with few labels, compare with scratch.
 
     python -m tools.demo --seed 0
 
@@ -9,6 +9,7 @@ when its work is done.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,10 @@ from tools.study.pieces import Piece, run_pieces
 
 VIDEOS, SHARDS, RUNS = Path("videos"), Path("shards"), Path("runs")
 STEPS, MORE = 150, 3  # of a finetuning; times as many for the longer one from scratch
-TRAIN_VIDEOS, LABELLED_VIDEOS, VAL_VIDEOS = 800, 200, 400
+TRAIN_VIDEOS, LABELLED_VIDEOS, VAL_VIDEOS = 400, 200, 400
+PRETRAINED = Path(__file__).parent / "pretrained"
+FIRST_SEED = 20  # of the videos; the pretraining of PRETRAINED had seed 10
+PRETRAIN_STEPS = 500  # after the 14,800 of PRETRAINED
 
 
 class Demo(NamedTuple):
@@ -60,7 +64,7 @@ def demo_of(seed: int) -> Demo:
     for number, (shards, videos) in enumerate(((train, TRAIN_VIDEOS), (labels, LABELLED_VIDEOS), (val, VAL_VIDEOS))):
         classes = ("--classes", train) if shards != train else ()
         folder = VIDEOS / shards.name
-        step("vmae-shard", "demo", "--videos", str(videos), "--seed", str(3 * seed + number), folder)
+        step("vmae-shard", "demo", "--videos", str(videos), "--seed", str(FIRST_SEED + 3 * seed + number), folder)
         data = step("vmae-shard", "build", folder, "--recipe", "demo", *classes, shards)
 
     def finetune(name: str, steps: int, *words: str | Path, after: Piece | None = None) -> Piece:
@@ -72,8 +76,10 @@ def demo_of(seed: int) -> Demo:
     scratch = finetune("demo-scratch", STEPS, "--quiet", after=data)
     longer = finetune("demo-scratch-longer", MORE * STEPS, "--quiet", after=scratch)
     pretrained, picture = RUNS / f"demo-pretrain{end}", RUNS / f"demo-reconstruction{end}.png"
-    pretraining = ("vmae-train", "pretrain", "--recipe", "pretrain/demo", "--data", train, "--set", f"seed={seed}")
-    step(*pretraining, "--out", pretrained, after=data)
+    init = os.path.relpath(PRETRAINED)
+    pretraining = ("vmae-train", "pretrain", "--recipe", "pretrain/demo", "--data", train, "--init", init)
+    shown = (f"train.steps={PRETRAIN_STEPS}", f"optim.warmup_steps={PRETRAIN_STEPS // 10}", f"seed={seed}")
+    step(*pretraining, *(word for setting in shown for word in ("--set", setting)), "--out", pretrained, after=data)
     step("vmae-train", "reconstruct", pretrained, "--data", val, "--quiet", "--out", picture)
     tuned = finetune("demo-finetune", STEPS, "--set", "standardize=true", "--init", pretrained)
     page = RUNS / f"demo-report{end}.html"
