@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def demo_of(seed: int) -> Demo:
-    """Trainings from scratch run beside the pretraining, so only they are quiet. All else runs one after the other."""
+    """The longer training from scratch, the longest step, runs beside the others, which run one after the other."""
     end = f"-{seed}" if seed else ""
     train, labels, val = (SHARDS / f"demo-{name}{end}" for name in ("train", "labels", "val"))
     pieces: list[Piece] = []
@@ -73,8 +73,7 @@ def demo_of(seed: int) -> Demo:
         command = ("vmae-train", "finetune", "--recipe", "finetune/demo-long", "--data", labels, "--val", val)
         return step(*command, *shown, *words, "--out", RUNS / f"{name}{end}", after=after)
 
-    scratch = finetune("demo-scratch", STEPS, "--quiet", after=data)
-    longer = finetune("demo-scratch-longer", MORE * STEPS, "--quiet", after=scratch)
+    longer = finetune("demo-scratch-longer", MORE * STEPS, "--quiet", after=data)
     pretrained, picture = RUNS / f"demo-pretrain{end}", RUNS / f"demo-reconstruction{end}.png"
     init = os.path.relpath(PRETRAINED)
     pretraining = ("vmae-train", "pretrain", "--recipe", "pretrain/demo", "--data", train, "--init", init)
@@ -82,6 +81,7 @@ def demo_of(seed: int) -> Demo:
     step(*pretraining, *(word for setting in shown for word in ("--set", setting)), "--out", pretrained, after=data)
     step("vmae-train", "reconstruct", pretrained, "--data", val, "--quiet", "--out", picture)
     tuned = finetune("demo-finetune", STEPS, "--set", "standardize=true", "--init", pretrained)
+    scratch = finetune("demo-scratch", STEPS, "--quiet", after=tuned)
     page = RUNS / f"demo-report{end}.html"
     against = ("--against", scratch.out, "--against", longer.out)
     report = Piece(
@@ -89,7 +89,7 @@ def demo_of(seed: int) -> Demo:
         tuple(map(str, ("vmae-train", "report", tuned.out, *against, "--quiet", "--out", page))),
         page,
         1,
-        (tuned, longer),
+        (scratch, longer),
     )
     runs = {
         f"pretrained, {STEPS} steps": tuned.out,
