@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from vmae_train.evaluation.metrics import Scores, class_scores
-from vmae_train.reports.group_runs import NamedRun, RunGroup, compare_groups, describe_group, group_runs
+from vmae_train.reports.group_runs import (
+    NamedRun,
+    RunGroup,
+    compare_groups,
+    describe_group,
+    group_runs,
+    rank_groups,
+)
 from vmae_train.reports.run_reader import StoredRun
 from vmae_train.runs.metadata import RunFacts
 from vmae_train.training.checkpoint import RunState
@@ -90,6 +97,13 @@ def test_several_seeds_are_told_with_every_range() -> None:
     assert describe_group(a) == (
         "a0 (of 3 runs): top-1 on 64 validation videos over 3 seeds: "
         "mean 68.75, standard deviation 6.25, 62.50 to 75.00."
+    )
+
+
+def test_groups_are_ranked_by_the_mean_with_their_steps() -> None:
+    runs = [_run("a", 0, 32), _run("b0", 0, 48, lr=0.1), _run("b1", 1, 60, lr=0.1), _run("c", 0, 16, lr=0.2)]
+    assert rank_groups(group_runs(runs)) == (
+        "Best first, top-1, %: b0 (of 2 runs) 84.38 after 8 steps; a 50 after 8 steps; c 25 after 8 steps."
     )
 
 

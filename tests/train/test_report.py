@@ -17,9 +17,11 @@ import pytest
 from tests.command import call_command
 from tests.tiny_runs import finetune_tiny, pretrain_tiny
 from vmae_data.errors import DataError, MisuseError
+from vmae_data.read.dataset import Shards
 from vmae_train.evaluation.metrics import Scores, class_scores, standard_error
 from vmae_train.reports.charts import Curve, confusion_picture, curves, log_curve
 from vmae_train.reports.run_page import NUM_RECONSTRUCTIONS, write_report
+from vmae_train.runs.metadata import read_facts
 
 pytestmark = pytest.mark.processes
 
@@ -155,6 +157,12 @@ def test_two_finetunings_are_compared_in_neutral_words(
     assert "a difference of" in text
     assert "This is one seed each: it shows nothing about the settings." in text
     assert "clips per second waiting for data, %" in text
+    labelled = len(Shards.open(read_facts(tiny_scratch).data[0]))
+    assert f"tiny-scratch from scratch {labelled} 0 " in text
+    ranking = re.search(r"Best first, top-1, %: (\S+) (\S+) after \d+ steps; (\S+) (\S+) after \d+ steps\.", text)
+    assert ranking is not None
+    assert {ranking[1], ranking[3]} == {"tiny-finetuning", "tiny-scratch"}
+    assert float(ranking[2]) >= float(ranking[4])
     assert f"init: &#39;{tiny_finetuning.parent / 'tiny-pretraining'}&#39; → not set" in text
 
 
@@ -202,6 +210,7 @@ def test_runs_that_were_evaluated_differently_are_not_compared(
     _change(other / "run.json", validation_digest="0" * 64)
     text = _text(_page(tiny_finetuning, tmp_path / "page.html", other))
     assert "were evaluated differently" in text
+    assert "Best first" not in text
     assert "a difference of" not in text
 
 

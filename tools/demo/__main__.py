@@ -41,11 +41,16 @@ def main() -> None:
     demo = demo_of(parser.parse_args().seed)
     run_pieces(RUNS / "demo", demo.pieces, 2)
     print(f"\n{LABELLED_VIDEOS // 8} labels a class, top-1 of {VAL_VIDEOS} videos of 8 classes:")
-    for text, run in demo.scored.items():
-        score = msgspec.json.decode((run / "evaluation.json").read_bytes())["top1"]
+    scores = {text: _top1(run) for text, run in demo.scored.items()}
+    for text, score in scores.items():
         print(f"  {text:24} {score:5.1f} %")
+    print(f"Best: {max(scores, key=scores.__getitem__)}.")
     print("One seed shows little; five are in docs/small-scale.md.")
     print(f"{demo.picture.resolve()}\n{demo.page.resolve()}")
+
+
+def _top1(run: Path) -> float:
+    return float(msgspec.json.decode((run / "evaluation.json").read_bytes())["top1"])
 
 
 def demo_of(seed: int) -> Demo:

@@ -10,7 +10,7 @@ from vmae_data.pages.html import Note, Part, Table
 from vmae_data.recipes import difference
 from vmae_train.evaluation.metrics import Scores, standard_error
 from vmae_train.reports.charts import Curve, log_curve
-from vmae_train.reports.group_runs import NamedRun, RunGroup, compare_groups, describe_group, group_runs
+from vmae_train.reports.group_runs import NamedRun, RunGroup, compare_groups, describe_group, group_runs, rank_groups
 from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun, pretraining_of
 from vmae_train.runs.metadata import data_text
@@ -67,10 +67,12 @@ def _speed(run: StoredRun) -> tuple[str, str]:
 
 
 def _finetuning_parts(runs: Sequence[NamedRun]) -> Iterator[Part]:
-    rows = tuple((*_score_row(one), *_speed(one.run)) for one in runs)
-    head = ("run", "started", "seed", "steps", "score", "± s.e.", "top-5 %", "mean of classes %", "videos", "views")
-    yield Table((*head, *_SPEED), rows, (3, 4, 5, 6, 7, 8, 10, 11))
     group, *other_groups = group_runs(runs)
+    if other_groups and _comparable(runs):
+        yield Note(rank_groups([group, *other_groups]))
+    rows = tuple((*_score_row(one), *_speed(one.run)) for one in runs)
+    head = ("run", "started", "labelled videos", "seed", "steps", "score", "± s.e.", "top-5 %", "mean of classes %")
+    yield Table((*head, "videos", "views", *_SPEED), rows, (2, 4, 5, 6, 7, 8, 9, 11, 12))
     if other_groups:
         yield Table(("settings", "seeds", "runs"), tuple(_group_row(one) for one in (group, *other_groups)))
     elif len(group.scores) > 1:
@@ -88,10 +90,10 @@ def unique_names(runs: Sequence[StoredRun]) -> list[NamedRun]:
 
 def _score_row(one: NamedRun) -> tuple[str, ...]:
     name, run, _ = one
-    scores = run.scores
+    scores, labelled = run.scores, "–" if run.mixture is None else str(sum(len(shards) for shards in run.mixture.sets))
     if scores is None:
-        return (name, run.origin, one.seed_text, run.progress, *["–"] * 6)
-    shown = (name, run.origin, one.seed_text, str(run.step), str(scores.headline))
+        return (name, run.origin, labelled, one.seed_text, run.progress, *["–"] * 6)
+    shown = (name, run.origin, labelled, one.seed_text, str(run.step), str(scores.headline))
     details = ("–", "–", "–")
     if isinstance(scores, Scores):
         top5 = f"{scores.top5:.2f}" if scores.top5 is not None else "–"
@@ -131,6 +133,13 @@ def _changes(first: str, run: StoredRun, second: str, other: StoredRun) -> Part:
         changed.append(f"data: {data_text(run.facts)} → {data_text(other.facts)}")
     lines = "\n".join(changed) if changed else "no difference in run.json"
     return Note(f"Differences between {first} and {second}:\n{lines}")
+
+
+def _comparable(runs: Sequence[NamedRun]) -> bool:
+    """Whether all runs have a score of the same protocol."""
+    if any(one.run.scores is None for one in runs):
+        return False
+    return not any(_protocol_differences(runs[0].run, one.run) for one in runs[1:])
 
 
 def _protocol_differences(run: StoredRun, other: StoredRun) -> list[str]:

@@ -16,7 +16,7 @@ from vmae_train.reports.resolved_recipe import resolved_recipe
 from vmae_train.reports.run_reader import StoredRun
 from vmae_train.runs.metadata import fixed_facts
 
-__all__ = ["NamedRun", "RunGroup", "compare_groups", "describe_group", "group_runs"]
+__all__ = ["NamedRun", "RunGroup", "compare_groups", "describe_group", "group_runs", "rank_groups"]
 
 _Seeds = tuple[int, ...]  # of a run and of the pretraining it started from
 
@@ -86,6 +86,16 @@ def describe_group(group: RunGroup) -> str:
     unit = scores[0].headline.name
     values = [one.headline.value for one in scores]
     return f"{group.name}: {unit} on {scores[0].videos} validation videos over {len(scores)} seeds: {_spread(values)}."
+
+
+def rank_groups(groups: Sequence[RunGroup]) -> str:
+    """The mean score and the steps of each group, best first. All have scores of the same protocol."""
+    scores = [list(group.scores.values()) for group in groups]
+    metric = scores[0][0].headline
+    means = [statistics.mean(one.headline.value for one in some) for some in scores]
+    order = sorted(range(len(groups)), key=means.__getitem__, reverse=metric.higher_is_better)
+    words = (f"{groups[i].name} {means[i]:.4g} after {groups[i].members[0].run.step} steps" for i in order)
+    return f"Best first, {metric.name}{', %' if metric.unit == '%' else ''}: {'; '.join(words)}."
 
 
 def compare_groups(a: RunGroup, b: RunGroup) -> str:
