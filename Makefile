@@ -35,11 +35,11 @@ docs: $(DOCS)
 demo: $(INSTALLED)
 	@$(BIN)/python -m tools.demo
 
-# The study's first subject, with five seeds: some 80 minutes on two cores; a stopped one continues.
+# The study's first subject, with five seeds: some two hours on two cores; a stopped one continues.
 demo-long: $(INSTALLED)
 	@$(BIN)/python -m tools.study gain --seeds 0,1,2,3,4 --workers 2
 
-# Some 7 CPU hours; a stopped study continues.
+# Some 11 CPU hours; a stopped study continues.
 study: $(INSTALLED)
 	@$(BIN)/python -m tools.study gain labels ratio kind decoder shift quality joint --workers 2
 

@@ -72,8 +72,8 @@ def test_the_study_compares_what_it_promises() -> None:
     assert words["finetune-pretrain-motion-14800-0-labels-10-1"].count("study/runs/pretrain-motion-14800-0") == 1
 
 
-def test_the_default_study_costs_less_than_nine_cpu_hours() -> None:
-    assert sum(piece.minutes for piece in _plan()) < 9 * 60
+def test_the_default_study_costs_less_than_twelve_cpu_hours() -> None:
+    assert sum(piece.minutes for piece in _plan()) < 12 * 60
 
 
 def test_another_budget_changes_only_what_depends_on_it() -> None:
