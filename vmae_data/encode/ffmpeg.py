@@ -11,7 +11,6 @@ import re
 import select
 import shutil
 import signal
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -190,13 +189,13 @@ def _facts_file(program: Path) -> Path | None:
     take 0.2 s.
 
     None for a script, because the program that it starts can change. None for a file that is still being written: it
-    can change again without a change of its times. None if there is no such file, or no cache, or if it is a pipe or
-    device: to open a pipe would wait for its writer.
+    can change again without a change of its times. None if there is no cache, or no such file; a pipe is none, because
+    to open it would wait for its writer.
     """
     with suppress(OSError, VmaeError):
-        facts = program.stat()
-        if not stat.S_ISREG(facts.st_mode):
+        if not program.is_file():
             return None
+        facts = program.stat()
         with program.open("rb") as file:
             is_script = file.read(2) == b"#!"
         if not is_script and time.time() - facts.st_ctime > SETTLED_SECONDS:
